@@ -1,0 +1,124 @@
+"""From a configuration section to keyword arguments, with errors that name the key and the way out.
+
+A function's or dataclass's signature is the schema of its section: there is no second list of keys to keep in step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one line that names the key, the value and the way out."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A closing phrase for an error: the likeliest intended name, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+
+
+def choose(name: str, known: Iterable[str], *, path: str) -> str:
+    """``name`` if it is one of ``known``; otherwise an error."""
+    known = list(known)
+    if name not in known:
+        raise ConfigError(f"{path}={name!r}: no such name; {nearest(str(name), known)}")
+    return name
+
+
+def build(target: Callable[..., T], section: Any, *, path: str, given: Mapping[str, Any] | None = None) -> T:
+    """Calls ``target`` with the keys of ``section``, checked against its signature.
+
+    ``given`` are arguments that the program supplies and a section therefore must not name.
+    """
+    return target(**bind(target, section, path=path, given=given))
+
+
+def bind(
+    target: Callable[..., Any], section: Any, *, path: str, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The keyword arguments that ``section`` means for ``target``; raises ConfigError where it cannot be right."""
+    given = dict(given or {})
+    if not isinstance(section, Mapping) and not hasattr(section, "items"):
+        raise ConfigError(f"{path}={section!r}: expected a section (a mapping of keys); see the shipped configs")
+    constructor = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    hints = typing.get_type_hints(target if dataclasses.is_dataclass(target) else constructor)
+    parameters = {
+        name: p
+        for name, p in inspect.signature(target).parameters.items()
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in given
+    }
+    items = dict(section.items())
+    if not items and parameters:
+        raise ConfigError(
+            f"{path}={{}}: the section is empty; set at least one of {', '.join(parameters)} or leave it as it was"
+        )
+    bound = dict(given)
+    for name, value in items.items():
+        if name not in parameters:
+            raise ConfigError(f"{path}.{name}={_short(value)}: unknown key; {nearest(str(name), parameters)}")
+        bound[name] = coerce(value, hints.get(name, Any), path=f"{path}.{name}")
+    for name, p in parameters.items():
+        if p.default is p.empty and name not in bound:
+            raise ConfigError(f"{path}.{name} is missing; set it to a {_name(hints.get(name, Any))}")
+    return bound
+
+
+def coerce(value: Any, kind: Any, *, path: str) -> Any:
+    """``value`` as type ``kind``: ints become floats and lists tuples, nothing else is converted."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        options = [a for a in arguments if a is not type(None)]
+        for option in options:
+            try:
+                return coerce(value, option, path=path)
+            except ConfigError:
+                if len(options) == 1:
+                    raise
+    elif origin is Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"{path}={_short(value)}: must be one of {', '.join(map(repr, arguments))}")
+    elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return value if isinstance(value, kind) else build(kind, value, path=path)
+    elif origin is tuple and isinstance(value, (tuple, list)):
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(coerce(v, arguments[0], path=f"{path}[{i}]") for i, v in enumerate(value))
+        if len(arguments) == len(value):
+            return tuple(
+                coerce(v, a, path=f"{path}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True))
+            )
+    elif origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        if hasattr(value, "items"):
+            return {k: coerce(v, arguments[1], path=f"{path}.{k}") for k, v in value.items()}
+    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif kind is int and isinstance(value, bool):
+        pass
+    elif isinstance(kind, type) and isinstance(value, kind):
+        return value
+    raise ConfigError(f"{path}={_short(value)}: expected {_name(kind)}, got {type(value).__name__}")
+
+
+def _name(kind: Any) -> str:
+    if dataclasses.is_dataclass(kind):
+        return "section"
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."

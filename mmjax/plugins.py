@@ -1,0 +1,20 @@
+"""Plug-in folders: a module's file name is its name in a configuration."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from mmjax.config import choose
+
+
+def names(folder: str) -> list[str]:
+    """The plug-ins of a package such as ``mmjax.evals``; a module whose name starts with ``_`` is not one."""
+    package = importlib.import_module(folder)
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def load(folder: str, name: str, *, path: str) -> ModuleType:
+    """The plug-in ``name``; ``path`` is the config key to blame when there is none."""
+    return importlib.import_module(f"{folder}.{choose(name, names(folder), path=path)}")
