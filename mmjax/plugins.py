@@ -10,9 +10,10 @@ from mmjax.config import choose
 
 
 def names(folder: str) -> list[str]:
-    """The plug-ins of a package such as ``mmjax.evals``; a module whose name starts with ``_`` is not one."""
+    """The plug-ins of a package such as ``mmjax.evals``: its modules but for those in the package's ``SHARED``."""
     package = importlib.import_module(folder)
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    shared = getattr(package, "SHARED", ())
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in shared)
 
 
 def load(folder: str, name: str, *, path: str) -> ModuleType:

@@ -1,0 +1,1 @@
+"""Augmentations inside the compiled step, one a file."""

@@ -1,0 +1,1 @@
+"""From sources to batches; numpy only, never imports jax."""

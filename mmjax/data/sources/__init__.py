@@ -1,0 +1,1 @@
+"""Random-access readers, one a file: each has a class ``Source``."""

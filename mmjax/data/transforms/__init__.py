@@ -1,0 +1,1 @@
+"""Input-level augmentations, one a file; numpy only."""

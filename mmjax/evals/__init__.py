@@ -1,0 +1,3 @@
+"""Evaluators, one benchmark family a file: each has a class ``Evaluator``."""
+
+SHARED = ("embedder",)

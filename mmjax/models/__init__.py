@@ -1,0 +1,1 @@
+"""Towers as NNX modules; they know nothing of meshes, data or training."""

@@ -1,0 +1,3 @@
+"""Training objectives, one a file, over ``Provenance`` targets."""
+
+SHARED = ("targets",)
