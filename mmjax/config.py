@@ -50,7 +50,7 @@ def bind(
     given = dict(given or {})
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
         raise ConfigError(f"{path}={section!r}: expected a section (a mapping of keys); see the shipped configs")
-    constructor = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    constructor = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(target if dataclasses.is_dataclass(target) else constructor)
     parameters = {
         name: p
