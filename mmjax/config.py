@@ -48,6 +48,7 @@ def bind(
 ) -> dict[str, Any]:
     """The keyword arguments that ``section`` means for ``target``; raises ConfigError where it cannot be right."""
     given = dict(given or {})
+    prefix = f"{path}." if path else ""
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
         raise ConfigError(f"{path}={section!r}: expected a section (a mapping of keys); see the shipped configs")
     constructor = target.__init__ if inspect.isclass(target) else target
@@ -65,11 +66,11 @@ def bind(
     bound = dict(given)
     for name, value in items.items():
         if name not in parameters:
-            raise ConfigError(f"{path}.{name}={_short(value)}: unknown key; {nearest(str(name), parameters)}")
-        bound[name] = coerce(value, hints.get(name, Any), path=f"{path}.{name}")
+            raise ConfigError(f"{prefix}{name}={_short(value)}: unknown key; {nearest(str(name), parameters)}")
+        bound[name] = coerce(value, hints.get(name, Any), path=f"{prefix}{name}")
     for name, p in parameters.items():
         if p.default is p.empty and name not in bound:
-            raise ConfigError(f"{path}.{name} is missing; set it to a {_name(hints.get(name, Any))}")
+            raise ConfigError(f"{prefix}{name} is missing; set it to a {_name(hints.get(name, Any))}")
     return bound
 
 
@@ -122,3 +123,23 @@ def _name(kind: Any) -> str:
 def _short(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def arguments(text: str, **defaults: Any) -> types.SimpleNamespace:
+    """A config file's own arguments, ``"augment=mixup,size=small"``, over their defaults, whose types they take."""
+    values = dict(defaults)
+    for part in filter(None, (part.strip() for part in (text or "").split(","))):
+        name, equals, value = part.partition("=")
+        if not equals or name not in defaults:
+            raise ConfigError(f"argument {part!r} of the config file: {nearest(name, defaults)}, as name=value")
+        kind = type(defaults[name])
+        try:
+            values[name] = kind(value)
+        except ValueError:
+            raise ConfigError(f"argument {part!r} of the config file: expected {kind.__name__}") from None
+    return types.SimpleNamespace(**values)
+
+
+def augmentations(text: str) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """``"lemda+m2mix"`` as the entries of the key ``augment``, each with its defaults; ``"none"`` is no entry."""
+    return () if text == "none" else tuple((name, {}) for name in text.split("+"))

@@ -1,0 +1,59 @@
+"""Minimal changes of a scene: all else, down to the background's tint, stays as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from mmjax.data.scenes.world import Scene, Thing, World
+
+
+def exchange(scene: Scene, *attributes: str) -> Scene:
+    """The two things trade the named attributes, e.g. ``colour``."""
+    a, b = scene.things
+    return dataclasses.replace(scene, things=(_with(a, b, attributes), _with(b, a, attributes)))
+
+
+def exchange_places(scene: Scene) -> Scene:
+    """The two things trade positions and depths, which inverts their relation."""
+    assert scene.relation is not None
+    return dataclasses.replace(exchange(scene, "x", "y", "z"), relation=scene.relation ^ 1)
+
+
+def change(scene: Scene, which: int, attribute: str, value: int) -> Scene:
+    """Thing number ``which`` gets another value of one attribute."""
+    things = list(scene.things)
+    things[which] = dataclasses.replace(things[which], **{attribute: value})
+    return dataclasses.replace(scene, things=tuple(things))
+
+
+def others(world: World, scene: Scene, which: int, attribute: str) -> list[int]:
+    """Values that thing number ``which`` could have instead: absent from the scene, not making a held-out pair."""
+    thing = scene.things[which]
+    if attribute in ("size", "texture"):
+        count = 2 if attribute == "size" else world.textures
+        return [v for v in range(count) if v != getattr(thing, attribute)]
+    present = {getattr(t, attribute) for t in scene.things}
+    if attribute == "shape":
+        return [v for v in range(world.shapes) if v not in present and not world.held_out(thing.colour, v)]
+    return [v for v in range(world.colours) if v not in present and not world.held_out(v, thing.shape)]
+
+
+def twin(world: World, scene: Scene, u: Sequence[float]) -> Scene:
+    """The partner that differs in as little as can be, from two numbers in [0, 1).
+
+    Two things trade places or, as often, colours (places after all where that would make a held-out combination);
+    one thing gets another colour, shape or texture.
+    """
+    if len(scene.things) == 1:
+        attribute = ("colour", "shape", "texture")[int(u[0] * 3)]
+        values = others(world, scene, 0, attribute)
+        return change(scene, 0, attribute, values[int(u[1] * len(values))])
+    a, b = scene.things
+    if u[0] < 0.5 and not world.held_out(b.colour, a.shape) and not world.held_out(a.colour, b.shape):
+        return exchange(scene, "colour")
+    return exchange_places(scene)
+
+
+def _with(thing: Thing, other: Thing, attributes: Sequence[str]) -> Thing:
+    return dataclasses.replace(thing, **{name: getattr(other, name) for name in attributes})

@@ -1,0 +1,224 @@
+"""Procedural scenes of flat objects with exact semantics: a data set without files, for tests and small experiments.
+
+Every item is a pure function of (seed, split, index); splits are disjoint random streams.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from typing import Any
+
+import numpy as np
+
+from mmjax.config import ConfigError, choose
+from mmjax.data.scenes import edits, language, negatives, render
+from mmjax.data.scenes import world as worlds
+from mmjax.data.scenes.world import Scene
+
+SPLITS = ("train", "val", "test", "zeroshot", "winoground")
+TRAIN_SIZE, TRAIN_LIMIT = 8192, 32768
+EVAL_SIZE = 1000
+PER_CLASS = 8
+WINOGROUND_PAIRS = 400
+WINOGROUND_KINDS = ("swap_colour", "swap_shape", "relation")
+SINGLE_SHARE = 0.2  # of the training scenes: without them one-object images would be out of distribution
+ELSEWHERE = 1 << 32  # from this index on scenes are no items: their captions serve as caption noise
+
+# Parts of a scene's random stream: where its Philox counter starts. Each has room for both members of a pair.
+_GRAPH, _TWIN, _CAPTIONS, _NEGATIVES, _PIXELS = 0, 2, 4, 6, 8
+
+
+class Source:
+    """Random access to one split; items have ``image`` (and ``depth``, ``thermal``), ``captions`` and ``id``.
+
+    ``train``: up to 32,768 scenes (8,192), a fifth of them of one object. ``val`` and ``test``: 1,000 scenes of two
+    objects, with ``negatives``: (kind, true caption, false caption). ``zeroshot``: one object, 8 for each colour and
+    shape, with ``label``. ``winoground``: items 2k and 2k+1 are a minimal pair of the ``kind`` that is named, in the
+    same pixel noise, with one caption each in the same words. Held-out combinations of colour and shape occur in
+    ``test`` and ``zeroshot`` alone (there, ``held_out`` is bool for each class).
+
+    Args:
+      split: one of ``SPLITS``.
+      world: ``easy`` (4 shapes, 4 colours, 2 textures, 4 relations), ``standard`` (6, 6, 3, 6), ``full`` (8, 8, 3, 6).
+      size: how many items of train, val or test; those of a smaller set are the first ones of a larger.
+      image_size: height and width in pixels.
+      modalities: any of ``image``, ``depth``, ``thermal``: pixel-aligned, each u8[image_size, image_size, 3].
+      seed: another seed is another data set.
+      twins: train items 2k and 2k+1 are a scene and the same with places or colours exchanged (one object: with
+        another colour, shape or texture); ``group`` is then 2.
+      caption_noise: probability that a caption of train is another scene's.
+      terse: probability that a caption of train is two words, the colour and shape of one object.
+      negatives: the kinds to supply (``mmjax.data.scenes.negatives.KINDS``); all in val and test, none elsewhere.
+      cache: keep each item once made, so that later epochs are look-ups; costs ``3 * image_size**2`` bytes an RGB
+        image and a third of that for the other modalities.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        world: str = "standard",
+        size: int | None = None,
+        image_size: int = 32,
+        modalities: tuple[str, ...] = ("image",),
+        seed: int = 0,
+        twins: bool = False,
+        caption_noise: float = 0.0,
+        terse: float = 0.0,
+        negatives: tuple[str, ...] | None = None,
+        cache: bool = True,
+    ):
+        self.split = choose("" if split is None else split, SPLITS, path="split")
+        self.world = worlds.WORLDS[choose(world, worlds.WORLDS, path="world")]
+        self.group = 2 if twins or split == "winoground" else 1
+        self.image_size = image_size
+        self.modalities = tuple(modalities)
+        self.seed = seed
+        self.twins = twins
+        self.caption_noise = caption_noise
+        self.terse = terse
+        self.negatives = _kinds(split, negatives)
+        self._check()
+        self._size = _size(split, size, world=self.world, group=self.group)
+        self._cache: dict[int, dict[str, Any]] | None = {} if cache else None
+        if split == "zeroshot":
+            classes = self.world.combinations("any")
+            self.class_names = [f"{worlds.COLOURS[c]} {worlds.SHAPES[s]}" for c, s in classes]
+            self.templates = list(language.TEMPLATES)
+            self.held_out = np.array([self.world.held_out(c, s) for c, s in classes])
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = self._inside(index)
+        item = None if self._cache is None else self._cache.get(index)
+        if item is None:
+            item = self._make(index)
+            if self._cache is not None:
+                self._cache[index] = item
+        # The arrays are read-only; the lists are the caller's own.
+        return {key: list(value) if isinstance(value, list) else value for key, value in item.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the cache: a worker process renders for itself faster than it unpickles."""
+        return {**self.__dict__, "_cache": None if self._cache is None else {}}
+
+    def scene(self, index: int) -> Scene:
+        """The scene graph that item ``index`` shows: the ground truth of its captions."""
+        index = self._inside(index)
+        base, member = divmod(index, self.group)
+        first = self._graph(base)
+        if member == 0:
+            return first
+        if self.twins:
+            return edits.twin(self.world, first, self._stream(base, _TWIN).random(2).tolist())
+        kind = self._kind(index)
+        if kind == "relation":
+            # Said from the other side, so that the two captions have the same words.
+            a, b = edits.exchange_places(first).things
+            return dataclasses.replace(first, things=(b, a))
+        return edits.exchange(first, kind.removeprefix("swap_"))
+
+    def _graph(self, base: int) -> Scene:
+        u = self._stream(base, _GRAPH).random(worlds.UNIFORMS + 1).tolist()
+        if self.split == "zeroshot":
+            return worlds.draw_single(self.world, u, self.world.combinations("any")[base // PER_CLASS])
+        if self.split == "train" and u[-1] < SINGLE_SHARE:
+            return worlds.draw_single(self.world, u)
+        allowed: dict[str, worlds.Combinations] = {"test": "any", "winoground": "swappable"}
+        return worlds.draw_pair(self.world, u, allowed.get(self.split, "seen"))
+
+    def _make(self, index: int) -> dict[str, Any]:
+        base, member = divmod(index, self.group)
+        scene = self.scene(index)
+        # A Winoground pair shares its pixel noise, so that nothing but the meaning tells its images apart.
+        grain = member if self.twins else 0
+        noise = {m: self._stream(base, _PIXELS + 2 * render.MODALITIES.index(m) + grain) for m in self.modalities}
+        item: dict[str, Any] = {"id": index, **render.render(scene, image_size=self.image_size, noise=noise)}
+        if self.split == "winoground":
+            where = "light" if scene.light else "dark"
+            item["captions"] = [f"{language.short_caption(scene)} on a {where} background"]
+            item["kind"] = self._kind(index)
+        else:
+            item["captions"] = self._captions(scene, index)
+        if self.split == "zeroshot":
+            item["label"] = index // PER_CLASS
+        if self.negatives:
+            u = self._stream(base, _NEGATIVES + member).random(negatives.UNIFORMS).tolist()
+            item["negatives"] = negatives.negatives(self.world, scene, u, self.negatives)
+        return item
+
+    def _captions(self, scene: Scene, index: int) -> list[str]:
+        captions = language.captions(scene)
+        if self.caption_noise == 0 and self.terse == 0:
+            return captions
+        base, member = divmod(index, self.group)
+        u = self._stream(base, _CAPTIONS + member).random((len(captions), 3)).tolist()
+        stranger = self._graph(ELSEWHERE + index)
+        strange = language.captions(stranger)
+        for i, (noisy, short, which) in enumerate(u):
+            said_of = stranger if noisy < self.caption_noise else scene
+            if short < self.terse:
+                captions[i] = language.name(said_of.things[int(which * len(said_of.things))])
+            elif said_of is stranger:
+                captions[i] = strange[i]
+        return captions
+
+    def _kind(self, index: int) -> str:
+        return WINOGROUND_KINDS[index // 2 % len(WINOGROUND_KINDS)]
+
+    def _stream(self, base: int, part: int) -> np.random.Generator:
+        key = [self.seed << 8 | SPLITS.index(self.split), base]
+        return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, part]))
+
+    def _inside(self, index: int) -> int:
+        index = operator.index(index)
+        if not 0 <= index < self._size:
+            raise IndexError(f"index {index} is outside scenes/{self.split}, which has {self._size} items")
+        return index
+
+    def _check(self) -> None:
+        for name in self.modalities:
+            choose(name, render.MODALITIES, path="modalities")
+        if not self.modalities or len(set(self.modalities)) != len(self.modalities):
+            raise ConfigError(f"modalities={self.modalities}: name one or more of {render.MODALITIES}, each once")
+        if self.image_size < 8:
+            raise ConfigError(f"image_size={self.image_size}: must be at least 8 pixels; 32 shows every attribute")
+        if not 0 <= self.seed < 1 << 55:
+            raise ConfigError(f"seed={self.seed}: must be from 0 to 2**55 - 1")
+        for name in ("caption_noise", "terse"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: a probability; set it between 0 and 1")
+        for name in ("twins", "caption_noise", "terse"):
+            if getattr(self, name) and self.split != "train":
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}: only for split='train', not {self.split!r}; leave it out here"
+                )
+
+
+def _kinds(split: str, kinds: tuple[str, ...] | None) -> tuple[str, ...]:
+    if kinds is None:
+        return negatives.KINDS if split in ("val", "test") else ()
+    for kind in kinds:
+        choose(kind, negatives.KINDS, path="negatives")
+    if kinds and split in ("zeroshot", "winoground"):
+        raise ConfigError(f"negatives={tuple(kinds)}: not for split={split!r}; leave it out or use val or test")
+    return tuple(kinds)
+
+
+def _size(split: str, size: int | None, *, world: worlds.World, group: int) -> int:
+    fixed = {"zeroshot": PER_CLASS * world.colours * world.shapes, "winoground": 2 * WINOGROUND_PAIRS}
+    if split in fixed:
+        if size is not None:
+            raise ConfigError(f"size={size}: split={split!r} always has {fixed[split]} items; leave size out")
+        return fixed[split]
+    default, limit = (TRAIN_SIZE, TRAIN_LIMIT) if split == "train" else (EVAL_SIZE, EVAL_SIZE)
+    if size is None:
+        return default
+    if not 1 <= size <= limit:
+        raise ConfigError(f"size={size}: split={split!r} has 1 to {limit} items; choose within that")
+    if size % group:
+        raise ConfigError(f"size={size}: twins come in pairs; use an even size such as {size - 1 or 2}")
+    return size

@@ -1,0 +1,235 @@
+"""Captions to token ids: a vocabulary trained at start, a saved folder, or a name on the Hugging Face hub.
+
+Whatever its origin, a tokenizer here is one ``tokenizers.Tokenizer`` that frames every text the same way:
+``BOS? body EOS pad*``, cut so that EOS survives. So saving, loading and pickling have one form, and a saved run needs
+neither ``transformers`` (a second of import) nor the network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from mmjax.config import ConfigError
+
+_PAD, _BOS, _EOS, _UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
+_SETTINGS = "tokenizer_config.json"
+_OURS = "mmjax"  # the key in tokenizer_config.json that marks a folder as written by `save`
+
+
+class Tokenizer:
+    """``tokenizer(texts) -> i32[n, context_length]``; each row is ``BOS? body EOS pad*``.
+
+    ``bos_id`` is None for tokenizers that have no start token (SigLIP). ``pad_id`` may equal ``eos_id`` (CLIP as
+    Hugging Face ships it), so the end of a text is its *first* EOS. Text that looks like a special token
+    (``"<eos>"`` in a caption) is tokenised as the characters it is: a row holds no special token but its frame.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, *, context_length: int, bos: str | None, eos: str, pad: str):
+        specials = 1 + (bos is not None)
+        if context_length <= specials:
+            raise ConfigError(
+                f"context_length={context_length}: no room for text beside {specials} special token(s); "
+                f"use at least {specials + 1}"
+            )
+        self.context_length = context_length
+        self.eos_id = _id(backend, eos)
+        self.bos_id = None if bos is None else _id(backend, bos)
+        self.pad_id = _id(backend, pad)
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self._bos, self._eos, self._pad = bos, eos, pad
+        named = {bos: self.bos_id, eos: self.eos_id}
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A {eos}" if bos is not None else f"$A {eos}",
+            special_tokens=[(token, i) for token, i in named.items() if token is not None],
+        )
+        backend.enable_truncation(context_length)
+        backend.enable_padding(length=context_length, pad_id=self.pad_id, pad_token=pad)
+        self._backend = backend
+        self._take_text_literally()
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Ids of ``texts``: i32[n, context_length]."""
+        if isinstance(texts, str):
+            raise TypeError(f"expected a sequence of texts, got one string {texts!r}; wrap it in a list")
+        rows = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]
+        return np.array(rows, np.int32).reshape(len(rows), self.context_length)
+
+    def decode(self, ids: np.ndarray) -> list[str]:
+        """The texts of ``ids`` i32[n, context_length], without the frame (and without what was cut off)."""
+        bodies = []
+        for row in np.asarray(ids).tolist():
+            body = row[: row.index(self.eos_id)] if self.eos_id in row else row
+            bodies.append(body[1:] if body[:1] == [self.bos_id] else body)
+        return [text.strip() for text in self._backend.decode_batch(bodies, skip_special_tokens=False)]
+
+    def truncated_share(self, texts: Sequence[str]) -> float:
+        """The share of ``texts`` that ``context_length`` cuts short: worth a warning at start when it is not small."""
+        encodings = self._backend.encode_batch_fast(list(texts))
+        return sum(bool(encoding.overflowing) for encoding in encodings) / max(len(encodings), 1)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes ``tokenizer.json`` and its settings; ``load`` and ``transformers.AutoTokenizer`` both read them."""
+        os.makedirs(folder, exist_ok=True)
+        self._backend.save(os.path.join(folder, "tokenizer.json"))
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self.context_length,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": self._eos,
+            "pad_token": self._pad,
+            **({} if self._bos is None else {"bos_token": self._bos}),
+            _OURS: {"bos": self._bos, "eos": self._eos, "pad": self._pad},
+        }
+        with open(os.path.join(folder, _SETTINGS), "w", encoding="utf-8") as file:
+            json.dump(settings, file, indent=2, ensure_ascii=False)
+
+    def _take_text_literally(self) -> None:
+        self._backend.encode_special_tokens = True
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._take_text_literally()  # the backend forgets it when pickled
+
+
+def load(name: str, *, context_length: int, captions: Iterable[str] | None = None, vocab_size: int = 8192) -> Tokenizer:
+    """The tokenizer called ``name``.
+
+    ``"word"``: whole lower-case words and runs of punctuation, the most frequent of ``captions`` first.
+    ``"bpe"``: lower-case byte-level BPE trained on ``captions``; nothing is unknown to it.
+    Both hold at most ``vocab_size`` ids, and depend on which captions there are, not on their order.
+    Anything else is a folder (a saved run's, or any Hugging Face tokenizer's) or a name on the hub.
+    """
+    if name in ("word", "bpe"):
+        if captions is None:
+            raise ConfigError(f"tokenizer={name!r} is trained at start and needs captions; name a folder instead")
+        backend = _train(name, captions, vocab_size)
+        return Tokenizer(backend, context_length=context_length, bos=_BOS, eos=_EOS, pad=_PAD)
+    saved = _saved_specials(name)
+    if saved is not None:
+        backend = tokenizers.Tokenizer.from_file(os.path.join(name, "tokenizer.json"))
+        return Tokenizer(backend, context_length=context_length, **saved)
+    return _pretrained(name, context_length)
+
+
+def _train(name: str, captions: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if name == "bpe" else []
+    specials = [_PAD, _BOS, _EOS] + ([] if name == "bpe" else [_UNKNOWN])
+    least = len(specials) + len(alphabet) + 1
+    if vocab_size < least:
+        raise ConfigError(f"vocab_size={vocab_size}: tokenizer={name!r} needs at least {least}")
+    trainer: trainers.Trainer
+    if name == "word":
+        backend = tokenizers.Tokenizer(models.WordLevel(unk_token=_UNKNOWN))
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=specials, show_progress=False)
+    else:
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        )
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    backend.train_from_iterator(captions, trainer)
+    if backend.get_vocab_size() <= len(specials) + len(alphabet):
+        raise ConfigError(f"tokenizer={name!r}: the captions hold no words to train it on; check the source")
+    return backend
+
+
+def _saved_specials(folder: str) -> dict[str, Any] | None:
+    """The special tokens of a folder written by `Tokenizer.save`; None if it is something else."""
+    try:
+        with open(os.path.join(folder, _SETTINGS), encoding="utf-8") as file:
+            return json.load(file).get(_OURS)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise ConfigError(f"tokenizer={folder!r}: {_SETTINGS} is not JSON ({error}); save it again") from None
+
+
+def _pretrained(name: str, context_length: int) -> Tokenizer:
+    """Any Hugging Face tokenizer that has a fast form; its own frame decides whether texts begin with BOS."""
+    fast = _from_transformers(name)
+    framed = fast("")["input_ids"]
+    bos_id, eos_id = None, fast.eos_token_id
+    if len(framed) == 2:
+        bos_id, eos_id = framed
+    elif len(framed) == 1 and framed[0] == fast.bos_token_id != eos_id:
+        bos_id = framed[0]
+    elif len(framed) == 1:
+        eos_id = framed[0]
+    elif framed:
+        raise ConfigError(
+            f"tokenizer={name!r}: it frames texts with {len(framed)} special tokens; only BOS and EOS work"
+        )
+    if eos_id is None:
+        raise ConfigError(
+            f"tokenizer={name!r}: it has no end-of-text token; give its tokenizer_config.json an eos_token"
+        )
+    pad_id = eos_id if fast.pad_token_id is None else fast.pad_token_id
+    # A copy: transformers patches its object (CLIP's decoding), and patches neither pickle nor save.
+    backend = tokenizers.Tokenizer.from_str(fast.backend_tokenizer.to_str())
+    suffix = getattr(backend.model, "end_of_word_suffix", None)
+    if suffix and isinstance(backend.decoder, decoders.ByteLevel):
+        backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(suffix, " ")])
+    bos, eos, pad = (None if i is None else backend.id_to_token(i) for i in (bos_id, eos_id, pad_id))
+    return Tokenizer(backend, context_length=context_length, bos=bos, eos=eos, pad=pad)
+
+
+def _from_transformers(name: str) -> Any:
+    local = os.path.isdir(name)
+    if not local and (os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ConfigError(f"tokenizer={name!r}: no such folder; use 'word', 'bpe', a folder or a hub name 'owner/name'")
+    offline = local or _is_cached_or_on_hub(name) == "cached"
+    # Imported here alone: transformers takes a second, and only these names need it. Its advice is to install PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    error: Exception | None = None
+    # The second is for tokenizers whose own class is a slow one (SigLIP's needs sentencepiece) but that have a fast file.
+    for loader in (transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast):
+        try:
+            loaded = loader.from_pretrained(name, local_files_only=offline)
+        except Exception as e:  # transformers raises anything from KeyError to RuntimeError on a damaged folder
+            error = error or e
+            continue
+        if getattr(loaded, "backend_tokenizer", None) is not None:
+            return loaded
+    reason = " ".join(str(error).split())[:200] if error else "it has no fast form (tokenizer.json)"
+    raise ConfigError(f"tokenizer={name!r}: cannot be loaded: {reason}")
+
+
+def _is_cached_or_on_hub(name: str) -> Literal["cached", "on hub"]:
+    """Asks with one short request, because transformers retries for most of a minute without a network."""
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    way_out = "use 'word', 'bpe' or a folder, or save it to a folder on a machine with network"
+    if isinstance(huggingface_hub.try_to_load_from_cache(name, _SETTINGS), str):
+        return "cached"
+    try:
+        huggingface_hub.HfApi().model_info(name, timeout=10)
+    except (RepositoryNotFoundError, ValueError):
+        raise ConfigError(
+            f"tokenizer={name!r}: neither a folder nor a model on the Hugging Face hub; {way_out}"
+        ) from None
+    except Exception as error:  # whichever HTTP library the hub client uses this year
+        raise ConfigError(
+            f"tokenizer={name!r}: no such folder, and the Hugging Face hub cannot be reached "
+            f"({type(error).__name__}); {way_out}"
+        ) from None
+    return "on hub"
+
+
+def _id(backend: tokenizers.Tokenizer, token: str) -> int:
+    index = backend.token_to_id(token)
+    if index is None:
+        raise ConfigError(f"tokenizer: its special token {token!r} is not in its vocabulary; save it again")
+    return index

@@ -1,0 +1,242 @@
+"""Images and texts to unit vectors, in batches of one static shape, each distinct thing once."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mmjax.config import ConfigError
+
+# Batches that may wait on the device for their turn: enough that it never idles, few enough that the pixels of
+# a large split do not all lie in its memory.
+IN_FLIGHT = 16
+
+
+class Split(NamedTuple):
+    """One opened split, and the name under which evaluators of the same split share its embeddings."""
+
+    source: Any  # see mmjax.data.sources
+    key: Hashable
+
+
+def open_split(open_source: Callable[..., Any], split: str, options: dict[str, Any] | None) -> Split:
+    """``open_source(split, **options)``; raises when there is nothing in it to evaluate."""
+    options = options or {}
+    source = open_source(split, **options)
+    if not len(source):
+        raise ConfigError(f"split={split!r}: the source has no examples there; choose another split")
+    return Split(source, (open_source, split, repr(sorted(options.items()))))
+
+
+class Embedded(NamedTuple):
+    """One split, read once: the vectors of its images and everything else that its examples say."""
+
+    images: np.ndarray  # f32[n, E], unit rows
+    items: list[dict[str, Any]]  # the examples without their pixels
+
+
+class Embedder:
+    """A model's two towers, compiled once for a whole run; ``bind`` gives it the parameters of one checkpoint.
+
+    ``encode_images(params, {modality: u8[B, H, W, C]}) -> [B, E]`` and ``encode_texts(params, i32[B, L]) -> [B, E]``
+    are pure functions before normalisation, which happens here, in float32. With ``sharding`` (of a batch's rows)
+    the batches are split over its mesh and the embeddings come back whole on every device. In a run of several
+    processes every process must make the same calls; each then holds all embeddings.
+    """
+
+    def __init__(
+        self,
+        encode_images: Callable[[Any, dict[str, jax.Array]], jax.Array],
+        encode_texts: Callable[[Any, jax.Array], jax.Array],
+        *,
+        tokenizer: Callable[[Sequence[str]], np.ndarray],
+        batch_size: int,
+        sharding: NamedSharding | None = None,
+        modalities: Sequence[str] = ("image",),
+        num_threads: int = 0,
+    ):
+        """``modalities`` are the example keys that go to the image tower; ``num_threads`` decode examples (0: none)."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        if not modalities:
+            raise ValueError("modalities=(): name at least one key of the examples, such as 'image'")
+        if sharding is not None:
+            shards = num_shards(sharding)
+            if batch_size % shards:
+                raise ValueError(
+                    f"batch_size={batch_size}: does not divide over {shards} shards; "
+                    f"use {-(-batch_size // shards) * shards}"
+                )
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.sharding = sharding
+        self.modalities = tuple(modalities)
+        self.num_threads = num_threads
+        shardings: dict[str, Any] = {}
+        if sharding is not None:
+            shardings = {
+                "in_shardings": (None, sharding),
+                "out_shardings": NamedSharding(sharding.mesh, PartitionSpec()),
+            }
+        self.embed_images = jax.jit(_normalised(encode_images, batch_size, "encode_images"), **shardings)
+        self.embed_texts = jax.jit(_normalised(encode_texts, batch_size, "encode_texts"), **shardings)
+
+    def bind(self, params: Any) -> BoundEmbedder:
+        """The embedder of one checkpoint, with caches that live as long as it does: one for each evaluation."""
+        return BoundEmbedder(self, params)
+
+
+class BoundEmbedder:
+    """What evaluators call: embeddings under one set of parameters."""
+
+    def __init__(self, embedder: Embedder, params: Any):
+        self._embedder = embedder
+        self._params = params
+        self._splits: dict[Hashable, tuple[Sequence[dict[str, Any]], Embedded]] = {}
+        self._row_of_text: dict[str, int] = {}
+        self._row_of_tokens: dict[bytes, int] = {}
+        self._texts: np.ndarray | None = None  # f32[rows, E]
+
+    @property
+    def sharding(self) -> NamedSharding | None:
+        """How a batch's rows lie over the devices, for evaluators that compute there; None on one device."""
+        return self._embedder.sharding
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The keys of an example that the image tower sees."""
+        return self._embedder.modalities
+
+    def images(self, examples: Sequence[dict[str, Any]], *, key: Hashable = None) -> np.ndarray:
+        """f32[n, E]: one unit row for each example."""
+        return self.read(examples, key=key).images
+
+    def read(self, examples: Sequence[dict[str, Any]], *, key: Hashable = None) -> Embedded:
+        """Embeddings and items in one pass over ``examples``.
+
+        A second call with the same ``key`` (by default: the same object) gives the first one's result, so that
+        several evaluators of one split share the work.
+        """
+        name = id(examples) if key is None else key
+        if name not in self._splits:
+            if not len(examples):
+                raise ValueError("there are no examples to embed")
+            items: list[dict[str, Any]] = []
+            batches = self._image_batches(examples, items)
+            images = self._run(self._embedder.embed_images, batches)
+            # The examples are kept too: an id is only unique while its object lives.
+            self._splits[name] = (examples, Embedded(images, items))
+        return self._splits[name][1]
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """f32[n, E]: one unit row for each text. Texts of equal tokens share one row, so they tie exactly."""
+        if not len(texts):
+            raise ValueError("there are no texts to embed")
+        new = [text for text in dict.fromkeys(texts) if text not in self._row_of_text]
+        if new:
+            tokens = np.ascontiguousarray(self._embedder.tokenizer(new))
+            fresh = []
+            for text, row in zip(new, tokens, strict=True):
+                content = row.tobytes()
+                if content not in self._row_of_tokens:
+                    self._row_of_tokens[content] = len(self._row_of_tokens)
+                    fresh.append(row)
+                self._row_of_text[text] = self._row_of_tokens[content]
+            if fresh:
+                rows = self._run(self._embedder.embed_texts, self._text_batches(np.stack(fresh)))
+                self._texts = rows if self._texts is None else np.concatenate([self._texts, rows])
+        assert self._texts is not None
+        return self._texts[[self._row_of_text[text] for text in texts]]
+
+    def _image_batches(
+        self, examples: Sequence[dict[str, Any]], items: list[dict[str, Any]]
+    ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        threads = self._embedder.num_threads
+        pool = ThreadPoolExecutor(threads) if threads else None
+        try:
+            for start in range(0, len(examples), self._embedder.batch_size):
+                rows = range(start, min(start + self._embedder.batch_size, len(examples)))
+                read = list(map(examples.__getitem__, rows) if pool is None else pool.map(examples.__getitem__, rows))
+                items.extend(
+                    {k: v for k, v in e.items() if not (isinstance(v, np.ndarray) and v.ndim == 3)} for e in read
+                )
+                images = {m: self._pad(_stack(read, m, start)) for m in self._embedder.modalities}
+                yield images, len(read)
+        finally:
+            if pool is not None:
+                pool.shutdown()
+
+    def _text_batches(self, tokens: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        for start in range(0, len(tokens), self._embedder.batch_size):
+            batch = tokens[start : start + self._embedder.batch_size]
+            yield self._pad(batch), len(batch)
+
+    def _pad(self, rows: np.ndarray) -> np.ndarray:
+        # Padding repeats a real row: no tower has seen an all-zero text, and none should have to survive one.
+        missing = self._embedder.batch_size - len(rows)
+        return rows if not missing else np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+
+    def _run(self, function: Callable[..., jax.Array], batches: Iterable[tuple[Any, int]]) -> np.ndarray:
+        pending: collections.deque[tuple[jax.Array, int]] = collections.deque()
+        done: list[np.ndarray] = []
+
+        def fetch() -> None:
+            rows, count = pending.popleft()
+            done.append(np.asarray(jax.device_get(rows))[:count])
+
+        for batch, count in batches:
+            pending.append((function(self._params, self._place(batch)), count))
+            if len(pending) > IN_FLIGHT:
+                fetch()
+        while pending:
+            fetch()
+        return np.concatenate(done)
+
+    def _place(self, batch: Any) -> Any:
+        sharding = self._embedder.sharding
+        if sharding is None:
+            return jax.device_put(batch)
+        # Also right with several processes, where a process can only fill the shards of its own devices.
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch)
+
+
+def num_shards(sharding: NamedSharding) -> int:
+    """Over how many shards ``sharding`` splits the first axis of an array."""
+    axes = sharding.spec[0] if len(sharding.spec) else None
+    names = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+    return int(np.prod([sharding.mesh.shape[name] for name in names], dtype=np.int64))
+
+
+def _normalised(encode: Callable[[Any, Any], jax.Array], rows: int, name: str) -> Callable[[Any, Any], jax.Array]:
+    def embed(params: Any, batch: Any) -> jax.Array:
+        z = encode(params, batch)
+        if z.ndim != 2 or z.shape[0] != rows:
+            raise ValueError(f"{name} returned the shape {z.shape} for {rows} rows; evaluation needs one row for each")
+        z = z.astype(jnp.float32)
+        # A zero vector stays zero (it ties with everything, so it scores nothing) instead of becoming NaN.
+        return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
+
+    return embed
+
+
+def _stack(examples: Sequence[dict[str, Any]], modality: str, start: int) -> np.ndarray:
+    for offset, example in enumerate(examples):
+        if modality not in example:
+            raise ValueError(
+                f"example {start + offset} has no {modality!r}; it has {', '.join(map(repr, example))}: "
+                "change the evaluation's modalities or the source"
+            )
+        shape, first = example[modality].shape, examples[0][modality].shape
+        if shape != first:
+            raise ValueError(
+                f"example {start + offset}: {modality!r} has the shape {shape}, others of its batch {first}; "
+                "let the source resize images to one size"
+            )
+    return np.stack([example[modality] for example in examples])

@@ -1,0 +1,153 @@
+"""Image-text retrieval: recall at k, mean and median rank in both directions, for any number of captions an image."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from mmjax.config import ConfigError
+from mmjax.evals.embedder import BoundEmbedder, open_split
+from mmjax.evals.ranks import Ranks, Ties, count
+
+RECALL_AT = (1, 5, 10)
+
+
+class Evaluator:
+    """Retrieval over a whole split.
+
+    ``image_to_text_*``: each image is a query, a hit is any of its captions; its rank is the number of captions of
+    other images above its best own one. ``text_to_image_*``: each caption is a query and has one image. ``R@k`` are
+    fractions of the queries, ``mean_rank`` and ``median_rank`` count from 1, ``mrr`` is the mean of 1 / rank, and
+    ``rsum`` is the sum of the six recalls in percent (at most 600).
+
+    A negative that scores exactly as high as the positive counts as above it (``ties="pessimistic"``), so a model that
+    maps everything to one point scores 0; ``*_R@1_optimistic`` and ``*_mean_rank_optimistic`` count it as below and
+    ``*_tie_gap`` is how much of R@1 hangs on that choice.
+
+    Conventions: Radford et al. 2021 (any caption is a hit); Karpathy and Fei-Fei 2015 (five folds of 1,000 images).
+    """
+
+    own_split: ClassVar[bool] = False
+    """Any split of images and captions will do."""
+
+    def __init__(
+        self,
+        open_source: Callable[..., Any],
+        *,
+        split: str = "val",
+        source: dict[str, Any] | None = None,
+        ties: Ties = "pessimistic",
+        max_captions: int | None = None,
+        folds: int = 1,
+    ):
+        """``source``: options for ``open_source``; ``max_captions``: of an image; ``folds``: parts to average over."""
+        self.split = open_split(open_source, split, source)
+        if max_captions is not None and max_captions < 1:
+            raise ConfigError(f"max_captions={max_captions}: must be at least 1; leave it out to keep all captions")
+        self.max_captions = max_captions
+        size = len(self.split.source)
+        if not 1 <= folds <= size:
+            raise ConfigError(f"folds={folds}: must lie between 1 and the {size} images of {split!r}")
+        self.folds = folds
+        self.ties = ties
+
+    def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
+        """The metrics of one set of parameters."""
+        data = self._embed(embedder)
+        parts = []
+        for rows in np.array_split(np.arange(len(data.images)), self.folds):
+            mine = (data.owner >= rows[0]) & (data.owner <= rows[-1])
+            ranks = count(data.images[rows], rows, data.texts[mine], data.owner[mine], sharding=embedder.sharding)
+            parts.append(metrics(*ranks, ties=self.ties))
+        mean = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+        return mean | {"num_images": float(len(data.images)), "num_captions": float(len(data.captions))}
+
+    def panel(self, embedder: BoundEmbedder, *, rows: Sequence[int], k: int = 5) -> list[dict[str, Any]]:
+        """For the images of ``rows``, the ``k`` best captions of the whole split.
+
+        Each entry: ``image`` u8[H, W, C], ``captions`` (its own), ``retrieved`` [(caption, cosine, is it its own)].
+        Captions that several images share are listed once.
+        """
+        data = self._embed(embedder)
+        panel = []
+        for row in rows:
+            own = [data.captions[j] for j in np.flatnonzero(data.owner == row)]
+            retrieved: dict[str, float] = {}
+            for j, score in _best(data.texts, data.images[row]):
+                retrieved.setdefault(data.captions[j], score)
+                if len(retrieved) == k:
+                    break
+            panel.append(
+                {
+                    "image": self.split.source[row][embedder.modalities[0]],
+                    "captions": own,
+                    "retrieved": [(caption, score, caption in own) for caption, score in retrieved.items()],
+                }
+            )
+        return panel
+
+    def caption_panel(self, embedder: BoundEmbedder, *, rows: Sequence[int], k: int = 5) -> list[dict[str, Any]]:
+        """For the first captions of the images of ``rows``, the ``k`` best images of the whole split.
+
+        Each entry: ``caption``, ``image`` u8[H, W, C] (its own), ``retrieved`` [(image, cosine, is it its own)].
+        """
+        data = self._embed(embedder)
+        pixels = embedder.modalities[0]
+        panel = []
+        for row in rows:
+            j = int(np.flatnonzero(data.owner == row)[0])
+            best = itertools.islice(_best(data.images, data.texts[j]), k)
+            panel.append(
+                {
+                    "caption": data.captions[j],
+                    "image": self.split.source[row][pixels],
+                    "retrieved": [(self.split.source[i][pixels], score, i == row) for i, score in best],
+                }
+            )
+        return panel
+
+    def _embed(self, embedder: BoundEmbedder) -> _Data:
+        images, items = embedder.read(self.split.source, key=self.split.key)
+        captions, owner = [], []
+        for row, item in enumerate(items):
+            own = item["captions"][: self.max_captions]
+            if not own:
+                raise ValueError(f"example {row} has no captions; retrieval needs at least one for every image")
+            captions += own
+            owner += [row] * len(own)
+        return _Data(images, captions, embedder.texts(captions), np.asarray(owner, np.int32))
+
+
+class _Data(NamedTuple):
+    images: np.ndarray  # f32[n, E]
+    captions: list[str]  # m
+    texts: np.ndarray  # f32[m, E]
+    owner: np.ndarray  # i32[m]: the image of each caption
+
+
+def metrics(image_to_text: Ranks, text_to_image: Ranks, *, ties: Ties = "pessimistic") -> dict[str, float]:
+    """Recalls, ranks and their sums from counted ranks; see ``Evaluator`` for what they mean."""
+    result: dict[str, float] = {}
+    for direction, ranks in (("image_to_text", image_to_text), ("text_to_image", text_to_image)):
+        rank, best = ranks.rank(ties), ranks.rank("optimistic")
+        for k in RECALL_AT:
+            result[f"{direction}_R@{k}"] = float(np.mean(rank < k))
+        result[f"{direction}_mean_rank"] = float(np.mean(rank + 1))
+        result[f"{direction}_median_rank"] = float(np.floor(np.median(rank)) + 1)
+        result[f"{direction}_mrr"] = float(np.mean(1 / (rank + 1)))
+        result[f"{direction}_R@1_optimistic"] = float(np.mean(best < 1))
+        result[f"{direction}_mean_rank_optimistic"] = float(np.mean(best + 1))
+        result[f"{direction}_tie_gap"] = float(np.mean(best < 1) - np.mean(ranks.rank("pessimistic") < 1))
+    recalls = [result[f"{direction}_R@{k}"] for direction in ("image_to_text", "text_to_image") for k in RECALL_AT]
+    result["rsum"] = 100 * sum(recalls)
+    result["mean_recall@1"] = (recalls[0] + recalls[len(RECALL_AT)]) / 2
+    return result
+
+
+def _best(gallery: np.ndarray, query: np.ndarray) -> Iterator[tuple[int, float]]:
+    scores = gallery @ query
+    for row in np.argsort(-scores, kind="stable"):
+        yield int(row), float(scores[row])

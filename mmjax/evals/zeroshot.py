@@ -1,0 +1,90 @@
+"""Zero-shot classification: each class is the mean of its prompts' embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mmjax.config import ConfigError
+from mmjax.evals.embedder import BoundEmbedder, open_split
+from mmjax.evals.ranks import Ties, count
+
+
+class Evaluator:
+    """Accuracy of the class whose prompts are nearest to the image.
+
+    A class is normalise(mean over templates of normalise(prompt embedding)) (Radford et al. 2021). ``acc@k`` are
+    fractions of the images (``acc@5`` only where there are more than five classes), ``mean_per_class`` is the mean of
+    the classes' own accuracies, over classes that occur. Where the source says which classes were ``held_out`` of
+    training (a bool for each), also ``acc@1_seen``, ``acc@1_held_out`` and ``acc@1_harmonic``, their harmonic mean.
+    Ties are lost unless ``ties="optimistic"``.
+    """
+
+    own_split: ClassVar[bool] = True
+    """Needs a split that is made for it."""
+
+    def __init__(
+        self,
+        open_source: Callable[..., Any],
+        *,
+        split: str = "zeroshot",
+        source: dict[str, Any] | None = None,
+        templates: tuple[str, ...] | None = None,
+        ties: Ties = "pessimistic",
+    ):
+        """``source``: options for ``open_source``; ``templates`` (``{}`` is the class) replace the source's."""
+        self.split = open_split(open_source, split, source)
+        names = getattr(self.split.source, "class_names", None)
+        if not names:
+            raise ConfigError(f"split={split!r}: the source has no class_names; choose a split for classification")
+        self.templates = tuple(templates or getattr(self.split.source, "templates", None) or ())
+        if not self.templates or any("{}" not in template for template in self.templates):
+            raise ConfigError(
+                f"templates={self.templates!r}: set at least one, each with {{}} where the class name goes"
+            )
+        self.class_names = list(names)
+        held_out = getattr(self.split.source, "held_out", None)
+        self.held_out = np.zeros(len(names), bool) if held_out is None else np.asarray(held_out, bool)
+        if len(self.held_out) != len(names):
+            raise ValueError(f"the source's held_out has {len(self.held_out)} values for {len(names)} classes")
+        self.ties = ties
+
+    def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
+        """The metrics of one set of parameters."""
+        images, items = embedder.read(self.split.source, key=self.split.key)
+        labels = np.asarray([self._label(item, row) for row, item in enumerate(items)], np.int32)
+        classes = class_embeddings(embedder, self.class_names, self.templates)
+        every_class = np.arange(len(classes), dtype=np.int32)
+        ranks, _ = count(images, labels, classes, every_class, sharding=embedder.sharding)
+        rank = ranks.rank(self.ties)
+        hit = rank < 1
+        result = {"acc@1": float(hit.mean())}
+        if len(classes) > 5:
+            result["acc@5"] = float(np.mean(rank < 5))
+        result["mean_per_class"] = float(np.mean([hit[labels == label].mean() for label in np.unique(labels)]))
+        gap = ranks.rank("optimistic") < 1
+        result["tie_gap"] = float(gap.mean() - np.mean(ranks.rank("pessimistic") < 1))
+        unseen = self.held_out[labels]
+        if unseen.any() and not unseen.all():
+            seen_acc, unseen_acc = float(hit[~unseen].mean()), float(hit[unseen].mean())
+            total = seen_acc + unseen_acc
+            result["acc@1_seen"], result["acc@1_held_out"] = seen_acc, unseen_acc
+            result["acc@1_harmonic"] = 2 * seen_acc * unseen_acc / total if total else 0.0
+        return result | {"num_images": float(len(images)), "num_classes": float(len(classes))}
+
+    def _label(self, item: dict[str, Any], row: int) -> int:
+        label = item.get("label")
+        if label is None or not 0 <= label < len(self.class_names):
+            raise ValueError(
+                f"example {row}: label={label!r}; must be an index into the {len(self.class_names)} classes"
+            )
+        return int(label)
+
+
+def class_embeddings(embedder: BoundEmbedder, class_names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+    """f32[C, E]: normalise(mean_t normalise(prompt_ct)), a unit row for each class."""
+    prompts = embedder.texts([template.replace("{}", name) for name in class_names for template in templates])
+    mean = prompts.reshape(len(class_names), len(templates), -1).mean(1)
+    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)

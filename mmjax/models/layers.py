@@ -1,0 +1,235 @@
+"""The parts of a pre-norm transformer; parameters are float32, products run in ``dtype``, norms and softmax in f32.
+
+Blocks of a tower are one ``Block`` whose every parameter has a leading layer axis: see ``stacked`` and ``run``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.models.presets import Activation, Remat
+
+Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+Row = int | jax.Array
+"""One position of each sequence: the same for all, or i32[B]."""
+
+
+def normal(sd: float) -> Init:
+    """Draws from N(0, sd²)."""
+    return jax.nn.initializers.normal(sd)
+
+
+def uniform(bound: float) -> Init:
+    """Draws from U(-bound, bound)."""
+    return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def activate(x: jax.Array, kind: Activation) -> jax.Array:
+    """GELU, ``x·Φ(x)``, exact or in one of its two approximations (Hendrycks & Gimpel, arXiv:1606.08415)."""
+    if kind == "gelu":
+        return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+    if kind == "gelu_tanh":
+        return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+class Dense(nnx.Module):
+    """``y = x·kernel + bias`` from the last ``len(inputs)`` axes of x to the axes ``outputs``."""
+
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        *,
+        init: Init,
+        rngs: nnx.Rngs,
+        dtype: Any,
+        bias: bool = True,
+    ):
+        self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
+        self.kernel = nnx.Param(init(rngs.params(), (*inputs, *outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., *inputs] -> [..., *outputs]."""
+        lead = x.shape[: x.ndim - len(self.inputs)]
+        rows = x.reshape(-1, math.prod(self.inputs)).astype(self.dtype)
+        y = rows @ self.kernel[...].reshape(rows.shape[1], -1).astype(self.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].reshape(-1).astype(self.dtype)
+        return y.reshape(*lead, *self.outputs)
+
+
+class LayerNorm(nnx.Module):
+    """``(x - mean) / sqrt(var + eps) · scale + bias`` over the last axis, in f32 (Ba et al., arXiv:1607.06450)."""
+
+    def __init__(self, width: int, *, eps: float, dtype: Any):
+        self.eps, self.dtype = eps, dtype
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., width] -> the same shape."""
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockSpec:
+    """Sizes and starting values of a block's parts."""
+
+    width: int
+    heads: int
+    hidden: int
+    activation: Activation
+    ln_eps: float
+    qk_norm: bool
+    causal: bool
+    init_qkv: Init
+    init_out: Init
+    init_fc1: Init
+    init_fc2: Init
+
+
+class Attention(nnx.Module):
+    """``softmax(q·kᵀ/√d)·v`` in ``heads`` heads (Vaswani et al., arXiv:1706.03762)."""
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
+        split = (spec.heads, spec.width // spec.heads)
+        make = functools.partial(Dense, (spec.width,), split, init=spec.init_qkv, rngs=rngs, dtype=dtype)
+        self.query, self.key, self.value = make(), make(), make()
+        self.out = Dense(split, (spec.width,), init=spec.init_out, rngs=rngs, dtype=dtype)
+        norm = functools.partial(LayerNorm, split[1], eps=spec.ln_eps, dtype=dtype)
+        self.ln_q, self.ln_k = (norm(), norm()) if spec.qk_norm else (None, None)
+
+    def __call__(self, x: jax.Array, keys: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """x [B,Q,D], keys [B,K,D], mask bool [B or 1, 1, Q, K] of what may be seen -> [B,Q,D]."""
+        q, k, v = self.query(x), self.key(keys), self.value(keys)
+        if self.ln_q is not None and self.ln_k is not None:
+            q, k = self.ln_q(q), self.ln_k(k)
+        q = q * q.shape[-1] ** -0.5
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+        if mask is not None:
+            logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+        return self.out(jnp.einsum("bhqk,bkhd->bqhd", weights, v))
+
+
+class Mlp(nnx.Module):
+    """Two layers with an activation between."""
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
+        self.activation = spec.activation
+        self.fc1 = Dense((spec.width,), (spec.hidden,), init=spec.init_fc1, rngs=rngs, dtype=dtype)
+        self.fc2 = Dense((spec.hidden,), (spec.width,), init=spec.init_fc2, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., width] -> the same shape."""
+        return self.fc2(activate(self.fc1(x), self.activation))
+
+
+class Block(nnx.Module):
+    """``x += attn(ln_1(x)); x += mlp(ln_2(x))``."""
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
+        self.causal = spec.causal
+        self.ln_1 = LayerNorm(spec.width, eps=spec.ln_eps, dtype=dtype)
+        self.attn = Attention(spec, rngs=rngs, dtype=dtype)
+        self.ln_2 = LayerNorm(spec.width, eps=spec.ln_eps, dtype=dtype)
+        self.mlp = Mlp(spec, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array, *, valid: jax.Array | None, row: Row | None = None) -> jax.Array:
+        """x [B,N,D], valid bool[B,N] of the keys that count -> [B,N,D], or [B,1,D]: position ``row`` alone."""
+        keys = self.ln_1(x)
+        queries = keys if row is None else take(keys, row)
+        x = x if row is None else take(x, row)
+        x = x + self.attn(queries, keys, mask=self._mask(keys.shape[1], valid=valid, row=row))
+        return x + self.mlp(self.ln_2(x))
+
+    def _mask(self, length: int, *, valid: jax.Array | None, row: Row | None) -> jax.Array | None:
+        mask = None if valid is None else valid[:, None, None, :]
+        if self.causal:
+            positions = jnp.arange(length)
+            at = positions[None] if row is None else take(positions[None, :, None], row)[..., 0]
+            before = at[:, None, :, None] >= positions
+            mask = before if mask is None else mask & before
+        return mask
+
+
+def take(x: jax.Array, row: Row) -> jax.Array:
+    """Position ``row`` of each sequence: [B or 1, N, D] -> [B, 1, D]."""
+    if isinstance(row, int):
+        return x[:, row][:, None]
+    x = jnp.broadcast_to(x, (row.shape[0], *x.shape[1:]))
+    return jnp.take_along_axis(x, row[:, None, None], axis=1)
+
+
+def stacked(spec: BlockSpec, *, layers: int, rngs: nnx.Rngs, dtype: Any) -> Block:
+    """``layers`` blocks as one, each parameter [layers, ...]; every layer draws its own values."""
+
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def create(key: jax.Array) -> Block:
+        return Block(spec, rngs=nnx.Rngs(params=key), dtype=dtype)
+
+    return create(jax.random.split(rngs.params(), layers))
+
+
+_POLICIES = {"dots": jax.checkpoint_policies.dots_saveable, "full": jax.checkpoint_policies.nothing_saveable}
+
+
+def run(
+    blocks: Block,
+    x: jax.Array,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    scan: bool,
+    remat: Remat,
+    valid: jax.Array | None = None,
+    row: Row | None = None,
+) -> jax.Array:
+    """Blocks ``start`` to ``stop`` (not included) of a stack: x [B,N,D] -> [B,N,D].
+
+    With ``row`` the result is [B,1,D], that position of each sequence, and the last block computes queries, the
+    attention's output and the MLP for it alone: the same numbers, with a twelfth less work per layer of twelve.
+    """
+    graph, state = nnx.split(blocks)
+    params = nnx.to_pure_dict(state)
+    depth = blocks.ln_1.scale.shape[0]
+    stop = depth if stop is None else stop
+    if not 0 <= start <= stop <= depth:
+        raise ValueError(f"blocks {start} to {stop}: the tower has {depth}")
+
+    def apply(x: jax.Array, layer: dict[str, Any], *, row: Row | None = None) -> jax.Array:
+        def block(x: jax.Array, layer: dict[str, Any]) -> jax.Array:
+            return nnx.merge(graph, layer)(x, valid=valid, row=row)
+
+        if remat != "none":
+            block = jax.checkpoint(block, policy=_POLICIES[remat], prevent_cse=not scan)
+        return block(x, layer)
+
+    whole = stop - (row is not None and stop > start)  # blocks before this one are computed for every position
+    if scan and whole - start > 1:
+        x, _ = jax.lax.scan(lambda x, layer: (apply(x, layer), None), x, _layers(params, start, whole))
+    else:
+        for i in range(start, whole):
+            x = apply(x, jax.tree.map(lambda p: p[0], _layers(params, i, i + 1)))
+    if row is None:
+        return x
+    if whole == stop:
+        return take(x, row)
+    return apply(x, jax.tree.map(lambda p: p[0], _layers(params, whole, stop)), row=row)
+
+
+def _layers(params: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    return jax.tree.map(lambda p: jax.lax.slice_in_dim(p, start, stop), params)

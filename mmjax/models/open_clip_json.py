@@ -1,0 +1,138 @@
+"""Reads open_clip's model files (``src/open_clip/model_configs/*.json`` there) as this project's model schema.
+
+Most keys mean the same here and pass unchanged. Keys that say one thing in two ways are turned into ours:
+``quick_gelu`` and ``act_kwargs`` into ``activation``, ``norm_kwargs`` into ``ln_eps``, ``timm_*`` into the vision
+transformer that the name stands for. A key whose meaning we do not build is an error unless it has the value that
+switches it off: a model that silently lacks a part of the file's would be another model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax.config import ConfigError, build
+from mmjax.models.presets import ClipConfig, TextConfig, VisionConfig
+
+# What each key of open_clip's that we do not build must be for the file to mean a model that we do build.
+_OFF: dict[str, dict[str, tuple[Any, ...]]] = {
+    "": {"custom_text": (True, False), "output_dict": (True, False), "nonscalar_logit_scale": (True, False)},
+    "vision_cfg": {
+        "ls_init_value": (None,), "attentional_pool": (False,), "attn_pooler_queries": (256,),
+        "attn_pooler_heads": (8,), "output_tokens": (False,), "block_type": (None, "default", "custom"),
+        "scaled_cosine_attn": (False,), "scale_heads": (False,), "scale_attn_inner": (False,), "scale_attn": (False,),
+        "scale_fc": (False,), "image_seq_len": (None,), "in_chans": (3,),
+    },
+    "text_cfg": {
+        "text_arch": ("clip",), "variable_text": (False,), "tokenizer_mode": (None,), "ls_init_value": (None,),
+        "embed_cls": (False,), "bos_id": (None,), "tokenizer_type": ("",), "output_tokens": (False,),
+        "block_type": (None, "default", "custom"), "scaled_cosine_attn": (False,), "scale_heads": (False,),
+        "scale_attn_inner": (False,), "scale_attn": (False,), "scale_fc": (False,), "hf_model_name": (None,),
+    },
+}  # fmt: skip
+
+_TIMM_SIZES: dict[str, dict[str, Any]] = {
+    "base": {"width": 768, "layers": 12, "head_width": 64},
+    "large": {"width": 1024, "layers": 24, "head_width": 64},
+    "so400m": {"width": 1152, "layers": 27, "head_width": 72, "mlp_ratio": 3.7362},
+    "giantopt": {"width": 1536, "layers": 40, "head_width": 96},
+}
+_TIMM_OFF = {"timm_model_pretrained": (False,), "timm_drop": (0.0,), "timm_drop_path": (None, 0.0),
+             "timm_model_kwargs": (None,), "timm_proj_bias": (False,)}  # fmt: skip
+
+
+def read(path: str) -> ClipConfig:
+    """The model that the JSON file at ``path`` describes."""
+    with open(path, encoding="utf-8") as file:
+        return convert(json.load(file), path=path)
+
+
+def convert(section: Mapping[str, Any], *, path: str = "model") -> ClipConfig:
+    """The model that open_clip's ``section`` describes; ``path`` is named in errors.
+
+    SigLIP's files (timm towers) give ``gelu_tanh`` in both towers, which their weights were trained with, though
+    open_clip itself runs the first generation of them with exact GELU; and, as open_clip's trainer does for the
+    sigmoid loss, a file with ``init_logit_bias`` starts from the scale ln 10 unless it names another.
+    """
+    section = dict(section)
+    vision, text = dict(section.pop("vision_cfg", {})), dict(section.pop("text_cfg", {}))
+    _drop(section, _OFF[""], path=path)
+    quick = section.pop("quick_gelu", False)
+    timm = "timm_model_name" in vision
+    if timm:
+        vision = _timm_vision(vision, path=f"{path}.vision_cfg")
+    else:
+        for key in [k for k in vision if k.startswith("timm_")]:
+            _drop(vision, {key: _TIMM_OFF.get(key, ())}, path=f"{path}.vision_cfg")
+        if isinstance(vision.get("layers"), (list, tuple)):
+            raise ConfigError(f"{path}.vision_cfg.layers={vision['layers']}: a ResNet; use a vision transformer")
+        _convert_kwargs(vision, quick=quick, path=f"{path}.vision_cfg")
+    for key in [k for k in text if k.startswith("hf_") and k not in ("hf_tokenizer_name", "hf_model_name")]:
+        if text.get("hf_model_name") is None:
+            del text[key]  # they shape a tower that the file does not use
+    _convert_kwargs(text, quick=quick, path=f"{path}.text_cfg")
+    if timm:
+        text["activation"] = "gelu_tanh"
+    cleaning = dict(text.pop("tokenizer_kwargs", None) or {})
+    text["tokenizer_clean"] = cleaning.pop("clean", None)
+    _drop(vision, _OFF["vision_cfg"], path=f"{path}.vision_cfg")
+    _drop(text, _OFF["text_cfg"], path=f"{path}.text_cfg")
+    if section.get("init_logit_bias") is not None:
+        section.setdefault("init_logit_scale", math.log(10.0))
+    defaults = dataclasses.asdict(ClipConfig())
+    return build(
+        ClipConfig,
+        {
+            **{k: v for k, v in defaults.items() if k not in ("vision_cfg", "text_cfg")},
+            **section,
+            "vision_cfg": build(VisionConfig, {"layers": 12, **vision}, path=f"{path}.vision_cfg"),
+            "text_cfg": build(TextConfig, text, path=f"{path}.text_cfg"),
+        },
+        path=path,
+    )
+
+
+def _drop(section: dict[str, Any], off: Mapping[str, tuple[Any, ...]], *, path: str) -> None:
+    for key, allowed in off.items():
+        if key in section and (value := section.pop(key)) not in allowed:
+            raise ConfigError(
+                f"{path}.{key}={value!r}: this part of open_clip's models is not built here; "
+                f"only files with {' or '.join(map(repr, allowed)) or 'no such key'} can be used"
+            )
+
+
+def _convert_kwargs(tower: dict[str, Any], *, quick: bool, path: str) -> None:
+    """Turns the keyword arguments of torch's activation and norm layers into ours."""
+    activation = dict(tower.pop("act_kwargs", None) or {})
+    norm = dict(tower.pop("norm_kwargs", None) or {})
+    approximate = activation.pop("approximate", "none")
+    if activation or approximate not in ("none", "tanh") or (quick and approximate == "tanh"):
+        raise ConfigError(f"{path}.act_kwargs={activation or approximate!r}: only approximate='tanh' can be used")
+    if norm.keys() - {"eps"}:
+        raise ConfigError(f"{path}.norm_kwargs={norm}: only eps can be used")
+    tower["activation"] = "quick_gelu" if quick else "gelu_tanh" if approximate == "tanh" else "gelu"
+    if norm:
+        tower["ln_eps"] = norm["eps"]
+
+
+def _timm_vision(vision: dict[str, Any], *, path: str) -> dict[str, Any]:
+    """timm's SigLIP towers: no class token, no norm before the blocks, a patch bias, attention pooling."""
+    name = vision.pop("timm_model_name")
+    match = re.fullmatch(rf"vit_({'|'.join(_TIMM_SIZES)})_patch(\d+)_siglip_(\d+)", str(name))
+    if match is None:
+        raise ConfigError(f"{path}.timm_model_name={name!r}: of timm's models only vit_SIZE_patchN_siglip_N are built")
+    for key, wanted in (("timm_pool", "map"), ("timm_proj", "none")):
+        if (value := vision.pop(key, None)) not in (wanted, None if key == "timm_proj" else wanted):
+            raise ConfigError(f"{path}.{key}={value!r}: only {wanted!r} can be used with {name}")
+    _drop(vision, _TIMM_OFF, path=path)
+    size, patch, image = match.groups()
+    half = (0.5, 0.5, 0.5)
+    return {
+        "image_size": int(image), **vision, **_TIMM_SIZES[size], "patch_size": int(patch), "class_token": False,
+        "no_ln_pre": True, "patch_bias": True, "pool_type": "map", "proj_type": "none", "activation": "gelu_tanh",
+        "ln_eps": 1e-6, "image_mean": half, "image_std": half,
+    }  # fmt: skip

@@ -1,0 +1,81 @@
+"""From pixels to a grid of tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.models.layers import Dense, LayerNorm, activate, uniform
+from mmjax.models.presets import VisionConfig
+
+
+class Conv(nnx.Module):
+    """A 4×4 convolution of stride 2 that halves each side (one pixel of zero padding)."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs, dtype: Any):
+        self.dtype = dtype
+        self.kernel = nnx.Param(uniform((16 * inputs) ** -0.5)(rngs.params(), (4, 4, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [N,H,W,inputs] -> [N,H/2,W/2,outputs]."""
+        x = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            window_strides=(2, 2),
+            padding=((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+
+
+class Merge(Dense):
+    """One linear map of each size×size patch: a convolution whose stride is its kernel's size."""
+
+    def __init__(self, size: int, inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs, dtype: Any):
+        init = uniform((size * size * inputs) ** -0.5)
+        super().__init__((size, size, inputs), (outputs,), init=init, bias=bias, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [N,H,W,inputs] -> [N,H/size,W/size,outputs]; rows and columns beyond the last whole patch are dropped."""
+        size, channels = self.inputs[1:]
+        n, high, wide = x.shape[0], x.shape[1] // size, x.shape[2] // size
+        x = x[:, : high * size, : wide * size].reshape(n, high, size, wide, size, channels)
+        return super().__call__(x.transpose(0, 1, 3, 2, 4, 5))
+
+
+class DeepStem(nnx.Module):
+    """Several convolutions or merges, each with a layer norm over channels, and the activation between them.
+
+    Overlapping convolutions at the input help small vision transformers to learn (Xiao et al., arXiv:2106.14881).
+    """
+
+    def __init__(self, config: VisionConfig, *, channels: int, rngs: nnx.Rngs, dtype: Any):
+        self.steps, self.activation = len(config.stem_widths), config.activation
+        first = config.patch_size // 2 ** (self.steps - 1)
+        sizes = (channels, *config.stem_widths)
+        for i in range(self.steps):
+            pair = sizes[i : i + 2]
+            settings: dict[str, Any] = {"bias": config.patch_bias, "rngs": rngs, "dtype": dtype}
+            convolution = (
+                Conv(*pair, **settings) if config.stem == "conv" else Merge(2 if i else first, *pair, **settings)
+            )
+            setattr(self, f"conv_{i}", convolution)
+            setattr(self, f"norm_{i}", LayerNorm(pair[1], eps=config.ln_eps, dtype=dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Pixels f32 [N,H,W,C] -> [N, grid, grid, width]."""
+        for i in range(self.steps):
+            x = activate(x, self.activation) if i else x
+            x = getattr(self, f"norm_{i}")(getattr(self, f"conv_{i}")(x))
+        return x
+
+
+def make_stem(config: VisionConfig, *, channels: int, rngs: nnx.Rngs, dtype: Any) -> Merge | DeepStem:
+    """The stem that ``config`` names: [N,H,W,channels] -> [N, grid, grid, width]."""
+    if config.stem == "patch":
+        return Merge(config.patch_size, channels, config.width, bias=config.patch_bias, rngs=rngs, dtype=dtype)
+    return DeepStem(config, channels=channels, rngs=rngs, dtype=dtype)

@@ -1,0 +1,122 @@
+"""The text tower: a transformer over tokens, in the same stages as the image tower."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.config import ConfigError
+from mmjax.models.layers import BlockSpec, Dense, LayerNorm, Row, normal, run, stacked
+from mmjax.models.presets import Remat, TextConfig
+
+
+class TextTower(nnx.Module):
+    """``project(pooled(trunk(embed(ids), ids, stop=k), ids, start=k))``, the same for every k.
+
+    Starting values are CLIP's: N(0, 1/width) for queries, keys, values and the projection, N(0, 1/(2·width)) for an
+    MLP's first matrix, N(0, 1/(2·layers·width)) for what is added to the residual stream; biases start at zero.
+    """
+
+    def __init__(self, config: TextConfig, *, embed_dim: int, scan: bool, remat: Remat, rngs: nnx.Rngs, dtype: Any):
+        self.config, self.dtype = config, dtype
+        width = config.width
+        self.token_embed = TokenEmbed(_known(config, "vocab_size"), width, sd=config.token_init_sd, rngs=rngs)
+        self.pad_id = _known(config, "pad_id") if config.pool_type == "mean" else None
+        self.eos_id = _known(config, "eos_id") if config.pool_type == "eos" else None
+        self.pos_embed = nnx.Param(normal(config.position_init_sd)(rngs.params(), (config.context_length, width)))
+        self.blocks = stacked(block_spec(config), layers=config.layers, rngs=rngs, dtype=dtype)
+        self.scan, self.remat = scan, remat
+        self.ln_final = LayerNorm(width, eps=config.ln_eps, dtype=dtype)
+        make_proj = functools.partial(Dense, (width,), (embed_dim,), init=normal(width**-0.5), bias=config.proj_bias)
+        self.proj = make_proj(rngs=rngs, dtype=dtype) if config.proj_type == "linear" else None
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """ids i32[M,L] -> f32[M,E], not normalised."""
+        return self.project(self.pooled(self.embed(ids), ids))
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """Token and position embeddings: i32[M,L] -> [M,L,width]; L may be shorter than the context."""
+        length = ids.shape[1]
+        if length > self.config.context_length:
+            raise ValueError(f"{length} tokens a text: model.text_cfg.context_length is {self.config.context_length}")
+        return (self.token_embed(ids) + self.pos_embed[...][:length]).astype(self.dtype)
+
+    def trunk(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
+        """Blocks ``start`` to ``stop`` (not included; None: to the end): [M,L,width] -> [M,L,width]."""
+        return run(
+            self.blocks, tokens, start=start, stop=stop, scan=self.scan, remat=self.remat, valid=self._valid(ids)
+        )
+
+    def pooled(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0) -> jax.Array:
+        """The blocks from ``start`` on, then the final norm and pooling: [M,L,width] -> [M,width].
+
+        Where one token is pooled, the last block is computed for that token alone.
+        """
+        after = self.config.final_ln_after_pool
+        valid = self._valid(ids)
+        row = self._row(ids)
+        tokens = run(self.blocks, tokens, start=start, scan=self.scan, remat=self.remat, valid=valid, row=row)
+        if not after:
+            tokens = self.ln_final(tokens)
+        if valid is None:
+            pooled = tokens[:, 0]
+        else:
+            counted = valid.astype(jnp.float32)[..., None]
+            total = jnp.sum(tokens.astype(jnp.float32) * counted, axis=1)
+            pooled = (total / jnp.maximum(jnp.sum(counted, axis=1), 1)).astype(self.dtype)
+        return self.ln_final(pooled) if after else pooled
+
+    def project(self, pooled: jax.Array) -> jax.Array:
+        """The joint space: [M,width] -> f32[M,E]."""
+        return (pooled if self.proj is None else self.proj(pooled)).astype(jnp.float32)
+
+    def _valid(self, ids: jax.Array) -> jax.Array | None:
+        return None if self.pad_id is None else ids != self.pad_id
+
+    def _row(self, ids: jax.Array) -> Row | None:
+        pool = self.config.pool_type
+        if pool == "argmax":
+            return jnp.argmax(ids, axis=1)
+        if pool == "eos":
+            return jnp.argmax(ids == self.eos_id, axis=1)
+        return {"first": 0, "last": ids.shape[1] - 1}.get(pool)
+
+
+class TokenEmbed(nnx.Module):
+    """A vector for each token of the vocabulary."""
+
+    def __init__(self, size: int, width: int, *, sd: float, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(normal(sd)(rngs.params(), (size, width)))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """i32[...] -> f32[..., width]."""
+        return jnp.take(self.embedding[...], ids, axis=0)
+
+
+def block_spec(config: TextConfig) -> BlockSpec:
+    """A text tower's block, with CLIP's starting values."""
+    residual = normal((2 * config.layers * config.width) ** -0.5)
+    return BlockSpec(
+        width=config.width,
+        heads=config.heads,
+        hidden=int(config.width * config.mlp_ratio),
+        activation=config.activation,
+        ln_eps=config.ln_eps,
+        qk_norm=config.qk_norm,
+        causal=not config.no_causal_mask,
+        init_qkv=normal(config.width**-0.5),
+        init_out=residual,
+        init_fc1=normal((2 * config.width) ** -0.5),
+        init_fc2=residual,
+    )
+
+
+def _known(config: TextConfig, name: str) -> int:
+    value = getattr(config, name)
+    if value is None:
+        raise ConfigError(f"text_cfg.{name}=None: comes from the tokenizer; use presets.with_tokenizer, or set it")
+    return value

@@ -1,0 +1,203 @@
+"""The image tower: a vision transformer (Dosovitskiy et al., arXiv:2010.11929), in stages that features can enter at."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, Row, normal, run, stacked, uniform
+from mmjax.models.presets import Remat, VisionConfig
+from mmjax.models.stems import make_stem
+
+
+class VisionTower(nnx.Module):
+    """``project(pooled(trunk(embed(images), stop=k), start=k))``, the same for every k.
+
+    Starting values follow open_clip's image tower, which keeps torch's defaults: Xavier-uniform for the fused
+    query-key-value matrix, U(±1/√inputs) for the other kernels, N(0, 1/width) for the class token, positions and
+    projection; biases start at zero.
+    """
+
+    def __init__(self, config: VisionConfig, *, embed_dim: int, scan: bool, remat: Remat, rngs: nnx.Rngs, dtype: Any):
+        self.config, self.dtype = config, dtype
+        width = config.width
+        point = normal(width**-0.5)
+        channels = sum(config.modality_channels) if config.fusion == "channels" else 3
+        self.patch_embed = make_stem(config, channels=channels, rngs=rngs, dtype=dtype)
+        self.cls = nnx.Param(point(rngs.params(), (width,))) if config.class_token else None
+        self.registers = nnx.Param(point(rngs.params(), (config.registers, width))) if config.registers else None
+        learned = config.pos_embed_type == "learnable"
+        places = config.grid**2 + config.class_token
+        self.pos_embed = nnx.Param(point(rngs.params(), (places, width))) if learned else None
+        several = len(config.modalities) if config.fusion != "channels" else 1
+        self.modality_embed = nnx.Param(point(rngs.params(), (several, width))) if several > 1 else None
+        self.ln_pre = None if config.no_ln_pre else LayerNorm(width, eps=config.ln_eps, dtype=dtype)
+        spec = block_spec(config)
+        self.blocks = stacked(spec, layers=config.layers, rngs=rngs, dtype=dtype)
+        self.scan, self.remat = scan, remat
+        self.ln_post = LayerNorm(width, eps=config.ln_eps, dtype=dtype)
+        self.map_head = MapHead(spec, rngs=rngs, dtype=dtype) if config.pool_type == "map" else None
+        make_proj = functools.partial(Dense, (width,), (embed_dim,), init=point, bias=config.proj_bias)
+        self.proj = make_proj(rngs=rngs, dtype=dtype) if config.proj_type == "linear" else None
+
+    def __call__(self, images: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> jax.Array:
+        """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalised."""
+        return self.project(self.pooled(self.embed(images, key=key)))
+
+    def embed(self, images: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> jax.Array:
+        """The tokens that enter the first block: [N', T, width]; ``key`` turns patch dropout on.
+
+        Pixels are u8, or floats on the same 0..255 scale. With fusion ``views`` N' is N times the number of
+        modalities present, all rows of one modality before those of the next, in the order of the configuration.
+        """
+        config = self.config
+        present = self._present(images)
+        pixels = [self._normalised(name, images[name]) for name in present]
+        if config.fusion == "channels":
+            patches = [self._patches(jnp.concatenate(pixels, axis=-1))]
+        else:
+            patches = [self._patches(p) for p in pixels]
+            if self.modality_embed is not None:
+                table = self.modality_embed[...].astype(self.dtype)
+                patches = [p + table[config.modalities.index(m)] for p, m in zip(patches, present, strict=True)]
+        tokens = jnp.concatenate(patches, axis=1 if config.fusion == "tokens" else 0)
+        if key is not None and config.patch_dropout > 0:
+            tokens = drop_patches(tokens, key, share=config.patch_dropout)
+        tokens = jnp.concatenate([*self._extra_tokens(tokens.shape[0]), tokens], axis=1)
+        return tokens if self.ln_pre is None else self.ln_pre(tokens)
+
+    def trunk(self, tokens: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
+        """Blocks ``start`` to ``stop`` (not included; None: to the end): [N', T, width] -> [N', T, width]."""
+        return run(self.blocks, tokens, start=start, stop=stop, scan=self.scan, remat=self.remat)
+
+    def pooled(self, tokens: jax.Array, *, start: int = 0) -> jax.Array:
+        """The blocks from ``start`` on, then the final norm and pooling: [N', T, width] -> [N', width].
+
+        Where one token is pooled, the last block is computed for that token alone.
+        """
+        config = self.config
+        row: Row | None = 0 if config.pool_type == "tok" else None
+        tokens = run(self.blocks, tokens, start=start, row=row, scan=self.scan, remat=self.remat)
+        if not config.final_ln_after_pool:
+            tokens = self.ln_post(tokens)
+        if self.map_head is not None:
+            return self.map_head(tokens)
+        if config.pool_type == "avg":
+            patches = tokens[:, config.class_token + config.registers :]
+            pooled = jnp.mean(patches.astype(jnp.float32), axis=1).astype(self.dtype)
+        else:
+            pooled = tokens[:, 0]
+        return self.ln_post(pooled) if config.final_ln_after_pool else pooled
+
+    def project(self, pooled: jax.Array) -> jax.Array:
+        """The joint space: [N', width] -> f32[N', E]."""
+        return (pooled if self.proj is None else self.proj(pooled)).astype(jnp.float32)
+
+    def _present(self, images: Mapping[str, jax.Array]) -> list[str]:
+        known = self.config.modalities
+        present = [m for m in known if m in images]
+        missing = [m for m in known if m not in images] if self.config.fusion == "channels" else []
+        if len(present) != len(images) or missing or not present:
+            raise ValueError(
+                f"images={sorted(images)}: the tower takes {'all' if self.config.fusion == 'channels' else 'some'} of "
+                f"{known}; set model.vision_cfg.modalities to what the data has"
+            )
+        return present
+
+    def _normalised(self, name: str, pixels: jax.Array) -> jax.Array:
+        config = self.config
+        channels = config.modality_channels[config.modalities.index(name)]
+        wanted = (config.image_size, config.image_size, channels)
+        if pixels.shape[1:] != wanted:
+            raise ValueError(f"images[{name!r}] has shape {pixels.shape}: expected [N, {', '.join(map(str, wanted))}]")
+        mean, sd = np.array(config.image_mean, np.float32), np.array(config.image_std, np.float32)
+        if channels == 1 and config.fusion != "channels":
+            pixels = jnp.tile(pixels, (1, 1, 1, 3))
+        elif channels != 3:
+            mean, sd = mean.mean(keepdims=True), sd.mean(keepdims=True)
+        return (pixels.astype(jnp.float32) / 255 - mean) / sd
+
+    def _patches(self, pixels: jax.Array) -> jax.Array:
+        tokens = self.patch_embed(pixels)
+        tokens = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
+        return tokens + self._positions()[int(self.config.class_token) :].astype(self.dtype)
+
+    def _positions(self) -> jax.Array:
+        config = self.config
+        if self.pos_embed is not None:
+            return self.pos_embed[...]
+        return jnp.asarray(sin_cos_positions(config.grid, config.width, class_token=config.class_token))
+
+    def _extra_tokens(self, n: int) -> list[jax.Array]:
+        extra = []
+        if self.cls is not None:
+            extra.append((self.cls[...] + self._positions()[0])[None])
+        if self.registers is not None:
+            extra.append(self.registers[...])
+        return [jnp.broadcast_to(e.astype(self.dtype), (n, *e.shape)) for e in extra]
+
+
+class MapHead(nnx.Module):
+    """Attention pooling: a learned query attends to all tokens, then an MLP (Zhai et al., arXiv:2106.04560)."""
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
+        self.dtype = dtype
+        self.probe = nnx.Param(normal(spec.width**-0.5)(rngs.params(), (spec.width,)))
+        self.attn = Attention(spec, rngs=rngs, dtype=dtype)
+        self.ln = LayerNorm(spec.width, eps=spec.ln_eps, dtype=dtype)
+        self.mlp = Mlp(spec, rngs=rngs, dtype=dtype)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """[N, T, width] -> [N, width]."""
+        probe = self.probe[...].astype(self.dtype)
+        x = self.attn(jnp.broadcast_to(probe, (tokens.shape[0], 1, probe.shape[0])), tokens)
+        return (x + self.mlp(self.ln(x)))[:, 0]
+
+
+def block_spec(config: VisionConfig) -> BlockSpec:
+    """An image tower's block, with open_clip's (torch's) starting values."""
+    hidden = int(config.width * config.mlp_ratio)
+    return BlockSpec(
+        width=config.width,
+        heads=config.heads,
+        hidden=hidden,
+        activation=config.activation,
+        ln_eps=config.ln_eps,
+        qk_norm=config.qk_norm,
+        causal=False,
+        init_qkv=uniform((1.5 / config.width) ** 0.5),
+        init_out=uniform(config.width**-0.5),
+        init_fc1=uniform(config.width**-0.5),
+        init_fc2=uniform(hidden**-0.5),
+    )
+
+
+def drop_patches(tokens: jax.Array, key: jax.Array, *, share: float) -> jax.Array:
+    """Keeps ``max(1, int(n·(1 - share)))`` of each row's n tokens, drawn anew for each row (arXiv:2212.00794)."""
+    rows, n, _ = tokens.shape
+    keep = max(1, int(n * (1 - share)))
+    _, chosen = jax.lax.top_k(jax.random.uniform(key, (rows, n)), keep)
+    return jnp.take_along_axis(tokens, chosen[..., None], axis=1)
+
+
+def sin_cos_positions(grid: int, width: int, *, class_token: bool) -> np.ndarray:
+    """Fixed positions f32[grid² (+1), width]: sines and cosines of the column, then of the row; zero for the class.
+
+    Frequencies are ``10000^(-k/(width/4))``, as in masked autoencoders (He et al., arXiv:2111.06377).
+    """
+    frequencies = 10000.0 ** (-np.arange(width // 4) / (width / 4))
+    row, column = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
+    parts = []
+    for place in (column, row):
+        angles = place.reshape(-1, 1) * frequencies
+        parts += [np.sin(angles), np.cos(angles)]
+    table = np.concatenate(parts, axis=1)
+    if class_token:
+        table = np.concatenate([np.zeros((1, width)), table])
+    return table.astype(np.float32)

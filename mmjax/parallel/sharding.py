@@ -1,0 +1,56 @@
+"""Where parameters and optimizer state live: a policy over shapes, the model untouched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mmjax.parallel.mesh import batch_sharding, replicated
+from mmjax.train.state import TrainState
+
+FSDP_MIN_SIZE = 2**14
+"""Arrays of fewer elements stay whole: gathering them costs more in latency than they take in memory."""
+
+
+def parameter_shardings(params: Any, mesh: Mesh, *, min_size: int = FSDP_MIN_SIZE) -> Any:
+    """For each array its sharding: the largest dimension that ``fsdp`` divides, or the whole array.
+
+    Ties go to the last dimension, which leaves the layer axis of stacked blocks alone.
+    """
+    size = mesh.shape["fsdp"]
+
+    def place(leaf: Any) -> NamedSharding:
+        if size == 1 or leaf.size < min_size:
+            return replicated(mesh)
+        candidates = [(dim, axis) for axis, dim in enumerate(leaf.shape) if dim % size == 0]
+        if not candidates:
+            return replicated(mesh)
+        _, axis = max(candidates)
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+
+    return jax.tree.map(place, params)
+
+
+def state_shardings(state: TrainState, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shardings of a whole training state of shapes; moments and averages follow their parameters.
+
+    Explicit, because ``jax.jit(tx.init)`` alone would put the moments on one device.
+    """
+    whole = replicated(mesh)
+    params = parameter_shardings(state.params, mesh)
+    return TrainState(
+        step=whole,
+        params=params,
+        opt_state=optax.tree.map_params(
+            tx, lambda _, sharding: sharding, state.opt_state, params, transform_non_params=lambda _: whole
+        ),
+        average=None if state.average is None else params,
+    )
+
+
+def batch_shardings(batch: Any, mesh: Mesh) -> Any:
+    """Every array of a batch is split by rows."""
+    return jax.tree.map(lambda _: batch_sharding(mesh), batch)

@@ -1,0 +1,143 @@
+"""Speed and memory of the compiled training step, for one or several augmentations in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mmjax.config import ConfigError, augmentations
+from mmjax.train import assemble
+from mmjax.train.experiment import Experiment
+from mmjax.train.program import Program
+from mmjax.train.state import TrainState
+from mmjax.types import Batch
+
+PEAK_BF16 = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+"""Published dense bfloat16 FLOP/s of a chip by the start of its ``device_kind``, longest match first."""
+
+
+def steps(sections: Mapping[str, Any], *, augmentations: Sequence[str] | None, repeats: int) -> list[dict[str, Any]]:
+    """One row for each name: median step time, examples a second, FLOPs, memory, and the ratio to the first row.
+
+    The rows' steps are timed in turn, A B A B …, so that a machine whose speed drifts does not favour one.
+    """
+    if repeats < 1:
+        raise ConfigError(f"--repeats={repeats}: must be at least 1")
+    base = Experiment.of(sections)
+    names = list(augmentations) if augmentations is not None else [_joined(base)]
+    timers = [_Timer(name, _with_augment(base, name) if augmentations is not None else base) for name in names]
+    for _ in range(repeats):
+        for timer in timers:
+            timer.time()
+    return [timer.row(timers[0]) for timer in timers]
+
+
+class _Timer:
+    """One compiled step with its own state, on one batch that stays on the device."""
+
+    def __init__(self, name: str, experiment: Experiment):
+        source = assemble.open_source(experiment.data, "train")
+        tokenizer = assemble.open_tokenizer(experiment, source, workdir=Path("/nonexistent"))
+        experiment = assemble.with_data(experiment, source, tokenizer)
+        self.name = name
+        self.batch_size = experiment.batch_size
+        self.devices = jax.device_count()
+        self.half = experiment.precision == "bfloat16"
+        program = Program(experiment)
+        batches = assemble.batches(experiment, source, tokenizer)
+        arrays = next(iter(batches))
+        batches.close()
+        self.batch: Batch = program.place(arrays)
+        before = time.perf_counter()
+        self.compiled = program.compile(program.batch_shape(arrays))
+        self.compile_seconds = time.perf_counter() - before
+        self.state: TrainState = program.initialise()
+        self.seconds: list[float] = []
+        for _ in range(2):  # the first runs allocate and fill caches
+            self.time()
+        self.seconds.clear()
+
+    def time(self) -> None:
+        jax.block_until_ready(self.state)
+        before = time.perf_counter()
+        self.state, metrics = self.compiled(self.state, self.batch)
+        jax.block_until_ready((self.state, metrics))
+        self.seconds.append(time.perf_counter() - before)
+
+    def row(self, first: _Timer) -> dict[str, Any]:
+        """The figures; FLOPs and memory are the compiler's own for one device."""
+        seconds = statistics.median(self.seconds)
+        flops = float((self.compiled.cost_analysis() or {}).get("flops", float("nan")))
+        memory = self.compiled.memory_analysis()
+        peak = peak_flops(jax.devices()[0].device_kind) if self.half else None
+        return {
+            "augment": self.name,
+            "seconds": seconds,
+            "seconds_min": min(self.seconds),
+            "seconds_max": max(self.seconds),
+            "examples_per_second": self.batch_size / seconds,
+            "flops_per_device": flops,
+            "flops_per_second_per_device": flops / seconds,
+            "mfu": None if peak is None else flops / seconds / peak,
+            "argument_bytes": getattr(memory, "argument_size_in_bytes", None),
+            "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
+            "peak_bytes": _peak_bytes(),
+            "compile_seconds": self.compile_seconds,
+            "ratio": statistics.median(a / b for a, b in zip(self.seconds, first.seconds, strict=True)),
+        }
+
+
+def peak_flops(kind: str) -> float | None:
+    """The published peak of a device kind, or None where it is not known."""
+    return next((PEAK_BF16[name] for name in sorted(PEAK_BF16, key=len, reverse=True) if kind.startswith(name)), None)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """``steps``'s rows for people."""
+    cells = [["augment", "ms/step", "ex/s", "GFLOP", "GFLOP/s", "MFU", "state+batch MiB", "temp MiB", "compile s", "ratio"]]
+    for row in rows:
+        cells.append(
+            [
+                row["augment"],
+                f"{1e3 * row['seconds']:.1f}",
+                f"{row['examples_per_second']:.1f}",
+                f"{row['flops_per_device'] / 1e9:.1f}",
+                f"{row['flops_per_second_per_device'] / 1e9:.1f}",
+                "-" if row["mfu"] is None else f"{row['mfu']:.1%}",
+                f"{row['argument_bytes'] / 2**20:.1f}",
+                f"{row['temporary_bytes'] / 2**20:.1f}",
+                f"{row['compile_seconds']:.1f}",
+                f"{row['ratio']:.3f}",
+            ]
+        )
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in cells
+    )
+
+
+def _peak_bytes() -> int | None:
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def _joined(experiment: Experiment) -> str:
+    return "+".join(name for name, _ in experiment.augment) or "none"
+
+
+def _with_augment(experiment: Experiment, name: str) -> Experiment:
+    return dataclasses.replace(experiment, augment=augmentations(name))

@@ -1,0 +1,132 @@
+"""Line charts as inline SVG: no JavaScript, colours from the page's style sheet, values on hover."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 480, 240
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 34
+MAX_DRAWN, MAX_HOVER = 400, 120
+
+
+class Series(NamedTuple):
+    """One line: points in the order of x; those that are not finite leave a gap."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+
+
+def line_chart(title: str, series: Sequence[Series], *, unit: str = "", x_label: str = "step") -> str:
+    """A ``<figure>`` with a legend, axes, ticks and hover titles; empty where nothing finite is there to draw."""
+    finite = [p for s in series for p in s.points if math.isfinite(p[0]) and math.isfinite(p[1])]
+    if not finite:
+        return ""
+    x_ticks = _ticks(min(p[0] for p in finite), max(p[0] for p in finite), 6, whole=True)
+    y_ticks = _ticks(min(p[1] for p in finite), max(p[1] for p in finite), 5)
+    x_low, x_high = min(p[0] for p in finite), max(p[0] for p in finite)
+    if x_low == x_high:
+        x_low, x_high = x_low - 1, x_high + 1
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+        down = HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+        return round(across, 1), round(down, 1)
+
+    parts = []
+    for tick in y_ticks:
+        _, y = place(x_low, tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y + 4}" text-anchor="end">{number(tick)}{escape(unit)}</text>')
+    for tick in x_ticks:
+        if x_low <= tick <= x_high:
+            x, _ = place(tick, y_low)
+            base = HEIGHT - BOTTOM
+            parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{base}" y2="{base + 4}"/>')
+            parts.append(f'<text x="{x}" y="{base + 17}" text-anchor="middle">{number(tick)}</text>')
+    parts.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(x_label)}</text>')
+    for i, s in enumerate(series):
+        parts.append(_line(s, place, colour=i % 6 + 1, unit=unit, x_label=x_label))
+    legend = "".join(
+        f'<span><i class="s{i % 6 + 1}"></i>{escape(s.label)}</span>' for i, s in enumerate(series) if len(series) > 1
+    )
+    return (
+        f"<figure><figcaption><b>{escape(title)}</b>{legend}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg></figure>'
+    )
+
+
+def number(value: float) -> str:
+    """Short for people: 12,000 as 12k, 0.00031 as 3.1e-4, NaN as NaN."""
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3 or abs(value) >= 1e12:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / min(size, 1e3 if suffix == 'k' else size):.4g}{suffix}"
+    return f"{value:.4g}"
+
+
+def _line(series: Series, place, *, colour: int, unit: str, x_label: str) -> str:
+    drawn = thin(series.points, MAX_DRAWN)
+    path, pen_down, alone = [], False, []
+    for i, (x, y) in enumerate(drawn):
+        if not (math.isfinite(x) and math.isfinite(y)):
+            pen_down = False
+            continue
+        across, down = place(x, y)
+        path.append(f"{'L' if pen_down else 'M'}{across} {down}")
+        ends = i + 1 == len(drawn) or not math.isfinite(drawn[i + 1][1])
+        if len(drawn) <= 24 or (ends and not pen_down):
+            alone.append(f'<circle class="dot s{colour}" cx="{across}" cy="{down}" r="2.5"/>')
+        pen_down = True
+    hover = []
+    every = max(1, -(-len(drawn) // MAX_HOVER))
+    for x, y in drawn[::every]:
+        if math.isfinite(x) and math.isfinite(y):
+            across, down = place(x, y)
+            words = f"{series.label}: {number(y)}{unit} at {x_label} {x:,.0f}"
+            hover.append(f'<circle class="hit" cx="{across}" cy="{down}" r="7"><title>{escape(words)}</title></circle>')
+    return f'<path class="line s{colour}" d="{"".join(path)}"/>{"".join(alone)}{"".join(hover)}'
+
+
+def thin(points: Sequence[tuple[float, float]], limit: int) -> list[tuple[float, float]]:
+    """At most about ``limit`` points that keep the first, the last, and the extremes of each stretch between them."""
+    points = list(points)
+    if len(points) <= limit:
+        return points
+    stretch = -(-2 * len(points) // limit)
+    kept = {0, len(points) - 1}
+    for start in range(0, len(points), stretch):
+        rows = range(start, min(start + stretch, len(points)))
+        finite = [r for r in rows if math.isfinite(points[r][1])]
+        kept |= (
+            {min(finite, key=lambda r: points[r][1]), max(finite, key=lambda r: points[r][1])}
+            if finite
+            else set(rows[:1])
+        )
+    return [points[r] for r in sorted(kept)]
+
+
+def _ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
+    """Round numbers at equal distances, the outer two at or beyond ``low`` and ``high``."""
+    if low == high:
+        pad = abs(low) / 2 or 1.0
+        low, high = low - pad, high + pad
+    rough = (high - low) / count
+    if not math.isfinite(rough) or rough <= 0:  # the range itself overflows, or is too small to divide
+        return [low, high]
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next((m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough), 10 * power)
+    if whole:
+        step = max(1.0, math.ceil(step))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, max(last, first + 1) + 1)]

@@ -1,0 +1,95 @@
+"""Which evaluators an experiment runs, when, and under which names their metrics appear."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mmjax import plugins
+from mmjax.config import choose
+from mmjax.parallel.mesh import MeshConfig
+from mmjax.train import assemble, rundir
+from mmjax.train.checkpoint import Checkpoints, Which
+from mmjax.train.experiment import Experiment
+from mmjax.train.program import Program
+from mmjax.train.state import Params
+
+FOLDER = "mmjax.evals"
+
+
+class Evaluation:
+    """The evaluators of an experiment, opened once, over towers compiled once."""
+
+    def __init__(self, program: Program, tokenizer: Any):
+        self._settings = program.experiment
+        self._embedder = program.embedder(tokenizer)
+        self._evaluators: dict[tuple[str, str], Any] = {}
+        self._sources: dict[str, Any] = {}
+
+    def during(self, params: Params) -> dict[str, float]:
+        """What is measured while training: ``val/rsum`` and the like."""
+        return self.run(params, tasks=self._settings.eval.tasks, split=self._settings.eval.split)
+
+    def final(self, params: Params) -> dict[str, float]:
+        """What is measured at the end."""
+        return self.run(params, tasks=self._settings.eval.final_tasks, split=self._settings.eval.final_split)
+
+    def run(self, params: Params, *, tasks: Sequence[str], split: str) -> dict[str, float]:
+        """The metrics of ``tasks``; retrieval's carry the split alone, others their own name too."""
+        bound = self._embedder.bind(params)
+        metrics: dict[str, float] = {}
+        for task in tasks:
+            evaluator = self.evaluator(task, split)
+            prefix = split if task == "retrieval" else task if self._own_split(task) else f"{split}/{task}"
+            metrics |= {f"{prefix}/{name}": value for name, value in evaluator(bound).items()}
+        return metrics
+
+    def panels(self, params: Params, *, count: int) -> list[Any]:
+        """Images of the validation split with the captions that the model retrieves for them."""
+        evaluator = self.evaluator("retrieval", self._settings.eval.split)
+        return evaluator.panel(self._embedder.bind(params), rows=range(count))
+
+    def evaluator(self, task: str, split: str) -> Any:
+        """The evaluator of one task, made at its first use."""
+        if (task, split) not in self._evaluators:
+            options = {} if self._own_split(task) else {"split": split}
+            self._evaluators[task, split] = _evaluator_class(task)(self._open, **options)
+        return self._evaluators[task, split]
+
+    def _own_split(self, task: str) -> bool:
+        """Whether the evaluator measures on a split made for it, which its default then names."""
+        return inspect.signature(_evaluator_class(task)).parameters["split"].default != "val"
+
+    def _open(self, split: str) -> Any:
+        if split not in self._sources:
+            self._sources[split] = assemble.open_source(self._settings.data, split)
+        return self._sources[split]
+
+
+def _evaluator_class(task: str) -> Any:
+    return plugins.load(FOLDER, task, path="eval.tasks").Evaluator
+
+
+def of_run(
+    workdir: str | Path, *, which: Which = "last", tasks: Sequence[str] | None = None, split: str | None = None
+) -> dict[str, float]:
+    """The metrics of a run folder's checkpoint, on whatever devices are here."""
+    experiment = Experiment.of(rundir.read_config(workdir))
+    settings = experiment.eval
+    tasks = settings.final_tasks if tasks is None else tasks
+    for task in tasks:
+        choose(task, plugins.names(FOLDER), path="--tasks")
+    # The mesh that the run was trained on may not fit this machine; evaluation only splits batches.
+    experiment = dataclasses.replace(experiment, mesh=MeshConfig(), batch_size=jax.device_count())
+    checkpoints = Checkpoints(workdir, best=experiment.checkpoint.best, read_only=True)
+    tokenizer = assemble.saved_tokenizer(experiment, workdir)
+    program = Program(experiment)
+    averaged = experiment.optimizer.average > 0
+    params = checkpoints.restore_params(program.state.params, which=which, averaged=averaged)
+    checkpoints.close()
+    return Evaluation(program, tokenizer).run(params, tasks=tasks, split=split or settings.final_split)

@@ -1,0 +1,199 @@
+"""An experiment as typed values: what a config file and the command line's overrides add up to."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import runpy
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from mmjax import config, plugins
+from mmjax.config import ConfigError
+from mmjax.models import presets
+from mmjax.parallel.mesh import MeshConfig
+from mmjax.train.optim import OptimizerConfig
+
+Section = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where examples come from and how rows are made of them.
+
+    ``source`` names a module of ``mmjax.data.sources`` and its options; ``train`` are further options of the
+    training split alone. An image has ``captions_per_image`` rows of text, and ``negatives_per_image`` more that
+    are nobody's positive.
+    """
+
+    source: Section
+    train: Section = dataclasses.field(default_factory=dict)
+    tokenizer: Section = dataclasses.field(default_factory=lambda: {"name": "word"})
+    modalities: tuple[str, ...] = ("image",)
+    captions: Literal["random", "first"] = "random"
+    captions_per_image: int = 1
+    negatives_per_image: int = 0
+    workers: int = 0
+    prefetch: int = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """How often the metrics of a step are written."""
+
+    every_steps: int = 50
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What is measured during training (``tasks`` on ``split``) and after it (``final_tasks`` on ``final_split``).
+
+    ``weights`` are those of the final measurement: the last step's, or those of the best checkpoint. With
+    ``optimizer.average`` both are the moving average's.
+    """
+
+    every_steps: int = 500
+    batch_size: int = 256
+    split: str = "val"
+    tasks: tuple[str, ...] = ("retrieval",)
+    final_split: str = "test"
+    final_tasks: tuple[str, ...] = ("retrieval", "zeroshot", "pairwise", "winoground")
+    weights: Literal["last", "best"] = "last"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save and what to keep: the ``keep`` latest, and the best by the metric ``best`` if one is named."""
+
+    every_steps: int = 500
+    keep: int = 2
+    best: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that decides a run's results, and how it is logged and saved."""
+
+    steps: int
+    batch_size: int  # global
+    model: presets.ClipConfig
+    data: DataConfig
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    augment: tuple[tuple[str, Section], ...] = ()
+    objective: Section = dataclasses.field(default_factory=lambda: {"name": "contrastive"})
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    log: LogConfig = LogConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("steps", self.steps),
+            ("batch_size", self.batch_size),
+            ("log.every_steps", self.log.every_steps),
+            ("eval.every_steps", self.eval.every_steps),
+            ("eval.batch_size", self.eval.batch_size),
+            ("checkpoint.every_steps", self.checkpoint.every_steps),
+            ("checkpoint.keep", self.checkpoint.keep),
+            ("data.captions_per_image", self.data.captions_per_image),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name}={value}: must be at least 1")
+        for name, tasks in (("eval.tasks", self.eval.tasks), ("eval.final_tasks", self.eval.final_tasks)):
+            for task in tasks:
+                config.choose(task, plugins.names("mmjax.evals"), path=name)
+        for name, _ in self.augment:
+            config.choose(name, plugins.names("mmjax.augment"), path="augment")
+        if self.eval.weights == "best" and self.checkpoint.best is None:
+            raise ConfigError("eval.weights='best': needs a metric to go by; set checkpoint.best, e.g. 'val/rsum'")
+
+    @classmethod
+    def of(cls, section: Section) -> Experiment:
+        """From nested mappings; a model may be given by its preset's name alone."""
+        values = dict(section.items())
+        values["model"] = expand_model(values.get("model", {}))
+        return config.build(cls, values, path="")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries with every key explicit, as the run folder keeps them."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def expand_model(model: Any) -> Any:
+    """A preset's name, or the path of an open_clip configuration, as a section; a section with ``preset`` likewise."""
+    return presets.load(model) if isinstance(model, str) else model
+
+
+def read(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
+    """The sections of a config file with overrides applied in order; not yet checked.
+
+    ``spec`` is ``PATH[:ARGUMENT]``; the file's ``get_config(argument)`` returns the configuration. An override is
+    a dotted key and a Python literal (``"none"`` and other plain words are strings).
+    """
+    path, _, argument = spec.partition(":")
+    if not Path(path).is_file():
+        shipped = sorted(str(p) for p in Path("configs").glob("*.py"))
+        near = f"; here: {', '.join(shipped)}" if shipped else "; give the path of a config file"
+        raise ConfigError(f"--config={path}: no such file{near}")
+    try:
+        module = runpy.run_path(path)
+    except Exception as error:
+        raise ConfigError(f"--config={path}: {_where(error, path)}{type(error).__name__}: {error}") from error
+    if "get_config" not in module:
+        raise ConfigError(f"--config={path}: defines no function get_config(argument)")
+    try:
+        result = module["get_config"](argument)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--config={path}: {_where(error, path)}{type(error).__name__}: {error}") from error
+    sections = _plain(result)
+    for key, text in overrides:
+        _override(sections, key, text)
+    return sections
+
+
+def _override(sections: dict[str, Any], key: str, text: str) -> None:
+    value = literal(text)
+    *parents, last = key.split(".")
+    place = sections
+    for parent in parents:
+        inner = place.get(parent, {})
+        if place is sections and parent == "model":
+            inner = expand_model(inner)
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key}={text}: {parent!r} is not a section but {inner!r}")
+        place[parent] = inner
+        place = inner
+    if isinstance(place.get(last), dict) and not (isinstance(value, dict) or key == "model"):
+        keys = ", ".join(place[last])
+        raise ConfigError(f"{key}={text}: {last!r} is a section; set one of its keys, e.g. --config.{key}.KEY ({keys})")
+    place[last] = value
+
+
+def literal(text: str) -> Any:
+    """The value that a word on the command line stands for: a Python literal, true/false, or else the word."""
+    words = {"true": True, "false": False, "none": "none"}
+    if text.lower() in words and text not in ("True", "False", "None"):
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _plain(value: Any) -> Any:
+    """ConfigDicts as dictionaries."""
+    if hasattr(value, "items"):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _where(error: BaseException, path: str) -> str:
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    return f"line {lines[-1]}: " if lines else ""

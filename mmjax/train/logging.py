@@ -1,0 +1,228 @@
+"""What a run says while it runs: ``metrics.jsonl`` and TensorBoard events on disk, one live line on the terminal."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import json
+import math
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from tensorboardX import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+
+HEADLINES = ("rsum", "image_to_text_R@1", "text_to_image_R@1", "acc@1", "macro", "group_score")
+"""The metrics of an evaluation that are worth a place on the terminal, by the last part of their keys."""
+
+
+class MetricsWriter:
+    """Appends scalars to ``workdir/metrics.jsonl`` and to TensorBoard events in ``workdir/tensorboard``.
+
+    A line is one JSON object: ``step`` and slash-keys. What is not finite is written as the strings ``"NaN"``,
+    ``"Infinity"`` and ``"-Infinity"`` (JSON has no such numbers; Python's ``float`` and protobuf read them).
+
+    ``resume_step`` is the step of the checkpoint that the run goes on from; lines of later steps belong to work that
+    was lost and will be done again, so they are dropped, as is a last line that was torn by a kill. Without a
+    checkpoint (-1) all earlier lines are.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int = -1):
+        path = Path(workdir) / METRICS_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _truncate(path, resume_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """One line, which outlives the process once this returns; values may be anything that ``float`` takes."""
+        values = {key: float(value) for key, value in metrics.items()}
+        if "step" in values:
+            raise ValueError("a metric is named 'step', which is the key of the step itself; give it another name")
+        line = {"step": int(step)} | {key: _encode(value) for key, value in values.items()}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        for key, value in values.items():
+            self._events.add_scalar(key, value, step)
+        self._events.flush()
+
+    def close(self) -> None:
+        """Ends both files; further writes fail."""
+        self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """The lines of ``metrics.jsonl`` in order, with whatever cannot be read left out; empty if there is no file."""
+    path = Path(workdir) / METRICS_FILE
+    return [metrics for _, metrics in _lines(path)] if path.exists() else []
+
+
+def _truncate(path: Path, last: int) -> None:
+    kept = [text for text, metrics in _lines(path) if metrics["step"] <= last]
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(text + "\n" for text in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+            yield text, {"step": int(line["step"])} | {k: float(v) for k, v in line.items() if k != "step"}
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+            continue  # torn by a kill, or not ours
+
+
+def _encode(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+class Progress:
+    """One live line on a terminal, plain lines now and then where output goes to a file.
+
+    Use it as a context manager: however the block ends, the terminal's next line starts clean.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        live_seconds: float = 0.1,
+        plain_seconds: float = 10.0,
+    ):
+        """``total`` steps; the line is drawn at most every ``live_seconds``, or ``plain_seconds`` in a file."""
+        self.total = total
+        self._stream = sys.stdout if stream is None else stream
+        self._live = self._stream.isatty()
+        self._clock = clock
+        self._pause = live_seconds if self._live else plain_seconds
+        self._drawn_at = -math.inf
+        self._line: Callable[[int], str] | None = None
+        self._last: tuple[int, float] | None = None
+        self._step_seconds: collections.deque[float] = collections.deque(maxlen=64)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """``step`` steps are done; of ``metrics``, shows loss, examples_per_second and data_wait (of ``train/``).
+
+        ``data_wait`` is the share, 0 to 1, of the time spent waiting for data.
+        """
+        now = self._clock()
+        if self._last is not None and step > self._last[0]:
+            self._step_seconds.append((now - self._last[1]) / (step - self._last[0]))
+        self._last = (step, now)
+        parts = [f"step {step:,}/{self.total:,}"]
+        if (loss := metrics.get("train/loss")) is not None:
+            parts.append(f"loss {loss:.4g}")
+        if (rate := metrics.get("train/examples_per_second")) is not None:
+            parts.append(f"{_short(rate)} ex/s")
+        if step >= self.total:
+            parts.append("done")
+        elif self._step_seconds:
+            # The median: a step that compiles or waits for an evaluation says nothing about those to come.
+            parts.append(f"ETA {duration(statistics.median(self._step_seconds) * (self.total - step))}")
+        if (wait := metrics.get("train/data_wait")) is not None:
+            parts.append(f"data {wait:.0%}")
+        share = step / self.total if self.total else 1.0
+        self._line = functools.partial(_fit, parts, share, unicode=self._unicode())
+        if now - self._drawn_at >= self._pause or step >= self.total:
+            self._draw(now)
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The results of an evaluation, as a line above the live one; all of them are in ``metrics.jsonl``."""
+        shown = {key: value for key, value in metrics.items() if key.rsplit("/", 1)[-1] in HEADLINES}
+        values = "  ".join(f"{key} {value:.4g}" for key, value in (shown or metrics).items())
+        self.note(f"step {step:,}  {values}")
+
+    def note(self, text: str) -> None:
+        """``text`` as lines of their own, above the live one."""
+        self._stream.write(("\r\x1b[K" if self._live else "") + text + "\n")
+        if self._live and self._line is not None:
+            self._draw(self._clock())
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Leaves the last state of the line standing and the cursor on a fresh one; harmless if repeated."""
+        if self._live and self._line is not None:
+            self._draw(self._clock())
+            self._stream.write("\n")
+            self._stream.flush()
+        self._line = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _draw(self, now: float) -> None:
+        assert self._line is not None
+        self._drawn_at = now
+        if self._live:
+            # One column is left free: many terminals wrap when the last one is written.
+            width = shutil.get_terminal_size().columns - 1
+            self._stream.write("\r" + self._line(width) + "\x1b[K")
+        else:
+            self._stream.write(self._line(0) + "\n")
+        self._stream.flush()
+
+    def _unicode(self) -> bool:
+        return (getattr(self._stream, "encoding", None) or "").lower().replace("-", "") == "utf8"
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: 8s, 1m12s, 3h05m, 2d04h."""
+    whole = max(0, round(seconds))
+    for unit, size, smaller, small in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // small:02d}{smaller}"
+    return f"{whole}s"
+
+
+def _short(value: float) -> str:
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def _fit(parts: list[str], share: float, width: int, *, unicode: bool) -> str:
+    """The parts with a bar after the first where ``width`` has room (0: a plain line); else the last ones are cut."""
+    text = "  ".join(parts)
+    if not width:
+        return text
+    room = min(24, width - len(text) - len("  100%  "))
+    if room >= 6:
+        filled = min(room, round(share * room))
+        bar = ("━" * filled + "╌" * (room - filled)) if unicode else ("#" * filled + "-" * (room - filled))
+        return "  ".join([parts[0], f"{bar} {share:4.0%}", *parts[1:]])
+    while len(text) > width and len(parts) > 1:
+        parts = parts[:-1]
+        text = "  ".join(parts)
+    return text[:width]

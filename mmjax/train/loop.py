@@ -1,0 +1,250 @@
+"""The training loop: keeps the devices busy, measures, evaluates, saves, and stops when asked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mmjax.train import assemble, rundir
+from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.evaluate import Evaluation
+from mmjax.train.experiment import Experiment
+from mmjax.train.logging import MetricsWriter, Progress
+from mmjax.train.program import Program
+from mmjax.train.state import TrainState
+
+
+class Diverged(RuntimeError):
+    """The loss stopped being a number."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a call to ``train`` ended; ``finished`` is False where a signal stopped it early."""
+
+    finished: bool
+    step: int
+    metrics: dict[str, float]
+
+
+def train(experiment: Experiment, *, workdir: str | Path, overrides: list[str], progress: Progress) -> Outcome:
+    """Trains to ``experiment.steps``, going on from whatever ``workdir`` holds of the same experiment.
+
+    Nothing is written before everything that can be wrong with the experiment has been checked.
+    """
+    workdir = Path(workdir)
+    source = assemble.open_source(experiment.data, "train")
+    tokenizer = assemble.open_tokenizer(experiment, source, workdir=workdir)
+    experiment = assemble.with_data(experiment, source, tokenizer)
+    program = Program(experiment)
+    evaluation = Evaluation(program, tokenizer)
+    with rundir.claim(workdir, experiment, overrides=overrides):
+        tokenizer.save(workdir / "tokenizer")
+        checkpoints = Checkpoints(workdir, keep=experiment.checkpoint.keep, best=experiment.checkpoint.best)
+        with contextlib.closing(checkpoints), _asked_to_stop() as stop:
+            run = _Run(experiment, program, evaluation, checkpoints, progress, workdir, stop)
+            return run.train(source, tokenizer)
+
+
+class _Run:
+    """One process's part in a run, from the first step after the last checkpoint to the last step."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        program: Program,
+        evaluation: Evaluation,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        workdir: Path,
+        stop: _Stop,
+    ):
+        self.experiment = experiment
+        self.program = program
+        self.evaluation = evaluation
+        self.checkpoints = checkpoints
+        self.progress = progress
+        self.workdir = workdir
+        self.stop = stop
+
+    def train(self, source: Any, tokenizer: Any) -> Outcome:
+        state = self._start()
+        step = int(jax.device_get(state.step))
+        self.writer = MetricsWriter(self.workdir, resume_step=step)
+        with contextlib.closing(self.writer):
+            if step < self.experiment.steps:
+                state, step = self._steps(state, step, source, tokenizer)
+            self.checkpoints.wait()
+            if step < self.experiment.steps:
+                self.progress.note(
+                    f"stopped by {self.stop.name} at step {step}, saved; run the same command again to go on"
+                )
+                return Outcome(finished=False, step=step, metrics={})
+            metrics = self._finish(state)
+        return Outcome(finished=True, step=step, metrics=metrics)
+
+    def _start(self) -> TrainState:
+        if not self.checkpoints.steps:
+            return self.program.initialise()
+        state = self.checkpoints.restore(self.program.state)
+        self.progress.note(f"going on from the checkpoint of step {int(jax.device_get(state.step))}")
+        return state
+
+    def _steps(self, state: TrainState, step: int, source: Any, tokenizer: Any) -> tuple[TrainState, int]:
+        settings = self.experiment
+        batches = assemble.batches(settings, source, tokenizer, start_step=step)
+        with contextlib.closing(batches):
+            waiting = Waiting(batches)
+            arrays = next(waiting)
+            started = time.perf_counter()
+            self.progress.note("compiling the training step …")
+            compiled = self.program.compile(self.program.batch_shape(arrays))
+            self.progress.note(f"compiled in {time.perf_counter() - started:.1f} s")
+            meter = _Meter(settings, self.progress, self.writer, waiting)
+            with jax.transfer_guard("disallow"):
+                while step < settings.steps:
+                    state, metrics = compiled(state, self.program.place(arrays))
+                    step += 1
+                    if step < settings.steps:
+                        arrays = next(waiting)
+                    # The last step's numbers are read while this one runs, and no step is more than one ahead.
+                    meter.push(step, metrics)
+                    self._housekeeping(state, step, meter)
+                    if self.stop.asked:
+                        break
+                meter.flush()
+                if self.stop.asked and step not in self.checkpoints.steps:
+                    self.checkpoints.save(state, step=step)
+        return state, step
+
+    def _housekeeping(self, state: TrainState, step: int, meter: _Meter) -> None:
+        settings = self.experiment
+        last = step == settings.steps
+        measured = None
+        if settings.eval.tasks and (step % settings.eval.every_steps == 0 or last):
+            meter.flush()
+            measured = self._measure(state, step)
+        due = step % settings.checkpoint.every_steps == 0 or last
+        if due or (measured is not None and settings.checkpoint.best is not None):
+            self.checkpoints.save(state, step=step, metrics=measured)
+        if measured is not None or due:
+            meter.restart()
+
+    def _measure(self, state: TrainState, step: int) -> dict[str, float]:
+        params = state.params if state.average is None else state.average
+        metrics = self.evaluation.during(params)
+        self.writer.write(step, metrics)
+        self.progress.metrics(step, metrics)
+        return metrics
+
+    def _finish(self, state: TrainState) -> dict[str, float]:
+        settings = self.experiment
+        params = state.params if state.average is None else state.average
+        chosen = settings.steps
+        if settings.eval.weights == "best":
+            chosen = self.checkpoints.resolve("best")
+            if chosen != settings.steps:
+                params = self.checkpoints.restore_params(
+                    self.program.state.params, which=chosen, averaged=state.average is not None
+                )
+        metrics = self.evaluation.final(params) | {"final/weights_of_step": float(chosen)}
+        self.writer.write(settings.steps, metrics)
+        self.progress.metrics(chosen, metrics)
+        rundir.write_report(self.workdir, self.experiment, self.evaluation, params)
+        return metrics
+
+
+class Waiting:
+    """An iterator that adds up how long ``next`` took."""
+
+    def __init__(self, batches: Iterator[dict[str, Any]]):
+        self._batches = iter(batches)
+        self.seconds = 0.0
+
+    def __next__(self) -> dict[str, Any]:
+        before = time.perf_counter()
+        batch = next(self._batches)
+        self.seconds += time.perf_counter() - before
+        return batch
+
+
+class _Meter:
+    """Reads the metrics of step n while step n + 1 runs; writes some of them, shows all."""
+
+    def __init__(self, settings: Experiment, progress: Progress, writer: MetricsWriter, waiting: Waiting):
+        self._settings = settings
+        self._progress = progress
+        self._writer = writer
+        self._waiting = waiting
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._logged = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts a new interval of time, so that an evaluation or a save is not counted as slow steps."""
+        self._since = time.perf_counter()
+        self._waited = self._waiting.seconds
+        self._steps = 0
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of the step just dispatched and reads those of the one before."""
+        pending, self._pending = self._pending, (step, metrics)
+        if pending is not None:
+            self._read(*pending)
+
+    def flush(self) -> None:
+        """Reads what is still pending."""
+        if self._pending is not None:
+            self._read(*self._pending)
+            self._pending = None
+
+    def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(values["train/loss"]):
+            raise Diverged(
+                f"the loss is {values['train/loss']} at step {step}; lower optimizer.learning_rate "
+                f"({self._settings.optimizer.learning_rate}) or lengthen optimizer.warmup_steps "
+                f"({self._settings.optimizer.warmup_steps})"
+            )
+        self._steps += 1
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        rates = {
+            "train/examples_per_second": self._steps * self._settings.batch_size / elapsed,
+            "train/data_wait": (self._waiting.seconds - self._waited) / elapsed,
+        }
+        self._progress.step(step, values | rates)
+        if step % self._settings.log.every_steps == 0 or step in (1, self._settings.steps):
+            self._writer.write(step, values | rates)
+            self.restart()
+
+
+@dataclasses.dataclass
+class _Stop:
+    asked: bool = False
+    name: str = ""
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[_Stop]:
+    """Turns SIGTERM and the first Ctrl-C into a request that the loop looks at after each step."""
+    stop = _Stop()
+
+    def ask(number: int, _: Any) -> None:
+        stop.asked, stop.name = True, signal.Signals(number).name
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C means now
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+

@@ -1,0 +1,140 @@
+"""The optimizer: AdamW, its schedule, and rules by parameter name."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmjax.config import ConfigError
+from mmjax.train.state import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with warm-up; defaults are CLIP's.
+
+    ``rules`` are pairs of a regular expression over parameter paths (``visual/blocks/attn/query/kernel``) and a
+    factor on the learning rate; the first that matches from the start counts, and a factor of 0 freezes.
+    ``decay`` is the expression of the paths that weight decay applies to.
+    """
+
+    learning_rate: float = 5e-4
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-6
+    weight_decay: float = 0.2
+    decay: str = r".*(kernel|embedding)"
+    warmup_steps: int = 0
+    schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
+    final_fraction: float = 0.0
+    clip_norm: float | None = 1.0
+    rules: tuple[tuple[str, float], ...] = ()
+    average: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("learning_rate", 0.0, None),
+            ("b1", 0.0, 1.0),
+            ("b2", 0.0, 1.0),
+            ("eps", 0.0, None),
+            ("weight_decay", 0.0, None),
+            ("warmup_steps", 0, None),
+            ("final_fraction", 0.0, 1.0),
+            ("average", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            if value < low or (high is not None and value > high):
+                limit = f"at least {low}" if high is None else f"between {low} and {high}"
+                raise ConfigError(f"optimizer.{name}={value}: must be {limit}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ConfigError(f"optimizer.clip_norm={self.clip_norm}: must be positive; None turns clipping off")
+        for path, pattern in [("decay", self.decay), *(("rules", pattern) for pattern, _ in self.rules)]:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"optimizer.{path}={pattern!r}: not a regular expression ({error})") from None
+
+
+def learning_rate(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then the schedule down to ``final_fraction`` of the peak.
+
+    ``rsqrt`` falls as ``sqrt(warmup_steps / step)`` (at least 1 for the warm-up), not below the final fraction.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if warmup > steps:
+        raise ConfigError(
+            f"optimizer.warmup_steps={warmup}: longer than the run (steps={steps}); lower it to at most {steps // 2}"
+        )
+
+    def at(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        done = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+        floor = config.final_fraction
+        if config.schedule == "cosine":
+            shape = floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        elif config.schedule == "rsqrt":
+            start = float(max(warmup, 1))
+            shape = jnp.maximum(jnp.sqrt(start / jnp.maximum(step, start)), floor)
+        else:
+            shape = jnp.ones_like(step)
+        return peak * shape * jnp.minimum(1.0, (step + 1) / (warmup + 1))
+
+    return at
+
+
+def make_optimizer(config: OptimizerConfig, params: Params, *, steps: int) -> optax.GradientTransformation:
+    """The gradient transformation for ``params`` (arrays or shapes); frozen parameters carry no moments."""
+    paths = parameter_paths(params)
+    factors = {path: _factor(path, config.rules) for path in jax.tree.leaves(paths)}
+    for pattern, _ in config.rules:
+        if not any(re.match(pattern, path) for path in factors):
+            some = ", ".join(sorted({path.split("/")[0] for path in factors}))
+            raise ConfigError(f"optimizer.rules: {pattern!r} matches no parameter; paths start with {some}")
+    if not any(factors.values()):
+        raise ConfigError(f"optimizer.rules={config.rules!r}: every parameter is frozen; leave one rule above 0")
+    decayed = jax.tree.map(lambda path: re.fullmatch(config.decay, path) is not None, paths)
+    factor = jax.tree.map(factors.__getitem__, paths)
+
+    def scaled(updates: Any, params: Any = None) -> Any:
+        return jax.tree.map(lambda u, f: u * f, updates, _only(factor, updates))
+
+    parts = [
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm is not None else optax.identity(),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=lambda tree: _only(decayed, tree)),
+        optax.stateless(scaled) if set(factors.values()) - {0.0, 1.0} else optax.identity(),
+        optax.scale_by_learning_rate(learning_rate(config, steps=steps)),
+    ]
+    if all(factors.values()):
+        return optax.chain(*parts)
+    labels = jax.tree.map(lambda path: "trained" if factors[path] else "frozen", paths)
+    return optax.partition({"trained": optax.chain(*parts), "frozen": optax.set_to_zero()}, labels)
+
+
+def parameter_paths(params: Params) -> Any:
+    """A tree like ``params`` with each leaf's path, e.g. ``visual/blocks/attn/query/kernel``."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
+    )
+
+
+def moving_average(average: Params, params: Params, *, step: jax.Array, decay: float) -> Params:
+    """``decay · average + (1 - decay) · params``, with a smaller decay in the first steps: (1 + t) / (10 + t)."""
+    t = step.astype(jnp.float32)
+    kept = jnp.minimum(decay, (1 + t) / (10 + t))
+    return jax.tree.map(lambda a, p: kept * a + (1 - kept) * p, average, params)
+
+
+def _factor(path: str, rules: tuple[tuple[str, float], ...]) -> float:
+    return next((factor for pattern, factor in rules if re.match(pattern, path)), 1.0)
+
+
+def _only(tree: Any, like: Any) -> Any:
+    """``tree`` with the leaves that ``like`` has masked out (by optax.partition) masked out too."""
+    masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
+    return jax.tree.map(lambda ref, leaf: ref if masked(ref) else leaf, like, tree, is_leaf=masked)

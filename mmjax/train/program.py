@@ -1,0 +1,134 @@
+"""What an experiment compiles to: mesh, model, optimizer, and the jitted functions over them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax import plugins, rng
+from mmjax.evals.embedder import Embedder
+from mmjax.models.clip import Clip
+from mmjax.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated
+from mmjax.parallel.sharding import batch_shardings, state_shardings
+from mmjax.train.experiment import Experiment
+from mmjax.train.optim import learning_rate, make_optimizer
+from mmjax.train.state import Params, TrainState
+from mmjax.train.step import make_step, merge
+from mmjax.types import Batch
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Program:
+    """The training step, the initial state and the encoders of one experiment on one mesh.
+
+    Nothing is allocated or compiled here; ``experiment.model`` must already know its vocabulary.
+    """
+
+    def __init__(self, experiment: Experiment, *, devices: Sequence[jax.Device] | None = None):
+        self.experiment = experiment
+        self.mesh = make_mesh(experiment.mesh, devices=devices)
+        check_batch(experiment.batch_size, self.mesh, path="batch_size")
+        check_batch(experiment.eval.batch_size, self.mesh, path="eval.batch_size")
+        objective = plugins.make("mmjax.objectives", "Objective", experiment.objective, path="objective")
+        self.graph, params = nnx.split(nnx.eval_shape(self._create))
+        shapes: Params = nnx.to_pure_dict(params)
+        settings = experiment.optimizer
+        self.tx = make_optimizer(settings, shapes, steps=experiment.steps)
+        self.step = make_step(
+            self.graph,
+            objective=objective,
+            tx=self.tx,
+            schedule=learning_rate(settings, steps=experiment.steps),
+            seed=experiment.seed,
+            max_logit_scale=experiment.model.max_logit_scale,
+            average=settings.average,
+        )
+        state = jax.eval_shape(self._initial)
+        self.shardings = state_shardings(state, self.tx, self.mesh)
+        self.state = with_shardings(state, self.shardings)
+
+    def initialise(self) -> TrainState:
+        """A fresh state, made where it is to live; its values do not depend on the mesh."""
+        return jax.jit(self._initial, out_shardings=self.shardings)()
+
+    def place(self, arrays: dict[str, Any]) -> Batch:
+        """This process's rows of a batch as their part of the global arrays."""
+        sharding = batch_sharding(self.mesh)
+        return jax.tree.map(
+            lambda rows: jax.make_array_from_process_local_data(sharding, rows), Batch.from_arrays(arrays)
+        )
+
+    def batch_shape(self, arrays: dict[str, Any]) -> Batch:
+        """Shapes and shardings of the global batch that ``arrays`` are this process's rows of."""
+
+        def shape(rows: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((rows.shape[0] * jax.process_count(), *rows.shape[1:]), rows.dtype)
+
+        batch = jax.tree.map(shape, Batch.from_arrays(arrays))
+        return with_shardings(batch, batch_shardings(batch, self.mesh))
+
+    def compile(self, batch: Batch) -> jax.stages.Compiled:
+        """The training step for batches of this shape. Compiled ahead of time, so another shape is an error."""
+        jitted = jax.jit(
+            self.step,
+            in_shardings=(self.shardings, batch_shardings(batch, self.mesh)),
+            out_shardings=(self.shardings, replicated(self.mesh)),
+            donate_argnums=0,
+        )
+        return jitted.lower(self.state, batch).compile()
+
+    def embedder(self, tokenizer: Any) -> Embedder:
+        """Both towers for evaluation."""
+        graph = self.graph
+
+        def encode_images(params: Params, images: dict[str, jax.Array]) -> jax.Array:
+            return merge(graph, params).encode_image(images)
+
+        def encode_texts(params: Params, tokens: jax.Array) -> jax.Array:
+            return merge(graph, params).encode_text(tokens)
+
+        return Embedder(
+            encode_images,
+            encode_texts,
+            tokenizer=tokenizer,
+            batch_size=self.experiment.eval.batch_size,
+            sharding=batch_sharding(self.mesh),
+            modalities=evaluated_modalities(self.experiment),
+        )
+
+    def _create(self) -> Clip:
+        key = rng.key(self.experiment.seed, stream="init")
+        return Clip(self.experiment.model, rngs=nnx.Rngs(params=key), dtype=DTYPES[self.experiment.precision])
+
+    def _initial(self) -> TrainState:
+        params: Params = nnx.to_pure_dict(nnx.state(self._create()))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=self.tx.init(params),
+            average=jax.tree.map(jnp.copy, params) if self.experiment.optimizer.average else None,
+        )
+
+
+def evaluated_modalities(experiment: Experiment) -> tuple[str, ...]:
+    """What an image is embedded from: where modalities are views of their own, the first one alone."""
+    modalities = experiment.data.modalities
+    return modalities[:1] if experiment.model.vision_cfg.fusion == "views" else modalities
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """Shapes that say where they live, as ahead-of-time compilation and checkpoint restoring want them."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def with_vocabulary(experiment: Experiment, tokenizer: Any) -> Experiment:
+    """The experiment with the model's text ids taken from the tokenizer."""
+    raise AssertionError((experiment, tokenizer, dataclasses))

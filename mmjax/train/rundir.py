@@ -1,0 +1,126 @@
+"""The run folder: who owns it, what it was made from, and what else is written into it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mmjax.config import ConfigError
+from mmjax.train.experiment import Experiment
+
+MAY_DIFFER = ("log", "checkpoint.keep")
+"""Keys that do not decide a run's results: a run may go on with others."""
+
+PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers")
+
+
+@contextlib.contextmanager
+def claim(workdir: Path, experiment: Experiment, *, overrides: list[str]) -> Iterator[None]:
+    """Makes ``workdir`` this experiment's, or checks that it already is; no second process may use it meanwhile."""
+    found = read_config(workdir) if (workdir / "config.json").exists() else None
+    config = experiment.to_dict()
+    if found is not None:
+        changes = differences(found, config)
+        if changes:
+            raise ConfigError(
+                f"--workdir={workdir}: belongs to another experiment ({'; '.join(changes)}); use another folder, or "
+                "give the settings that it was started with"
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise ConfigError(f"--workdir={workdir}: is not empty and is no run folder; use a new one")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir}: cannot be made ({error.strerror}); use another folder") from None
+    with open(workdir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"--workdir={workdir}: another process is training there; wait for it or stop it") from None
+        _write(workdir / "config.json", config)
+        _append_start(workdir, overrides)
+        yield
+
+
+def read_config(workdir: str | Path) -> dict[str, Any]:
+    """The resolved configuration that a run folder was made from."""
+    path = Path(workdir) / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"--workdir={workdir}: no run folder (it has no config.json); train there first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--workdir={workdir}: config.json is damaged ({error}); restore it or start afresh") from None
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -> list[str]:
+    """``key: old -> new`` for each key that differs and matters."""
+    changes = []
+    for key in sorted(old.keys() | new.keys()):
+        path = f"{prefix}{key}"
+        if path in MAY_DIFFER:
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            changes += differences(a, b, prefix=f"{path}.")
+        elif a != b:
+            changes.append(f"{path}: {a!r} there, {b!r} now")
+    return changes
+
+
+def start_facts() -> dict[str, Any]:
+    """What a run cannot be repeated without: versions, source revision, devices."""
+    return {
+        "command": sys.argv,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "git": _git_revision(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "host": platform.node(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _append_start(workdir: Path, overrides: list[str]) -> None:
+    with open(workdir / "starts.jsonl", "a") as file:
+        file.write(json.dumps(start_facts() | {"overrides": overrides}) + "\n")
+
+
+def _write(path: Path, value: Any) -> None:
+    """Atomically, so that a kill leaves the old file or the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """The revision of the source tree that mmjax is imported from, with ``+changes`` where it has any."""
+    tree = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(tree), *words], capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

