@@ -180,8 +180,11 @@ def _words(text: str | None) -> tuple[str, ...] | None:
 
 def _prepare_jax() -> None:
     """Keeps compiled programs between runs: most of a small run's start-up is compilation."""
+    import logging
+
     import jax
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of settings that we chose on purpose
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path(CACHE).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -179,7 +179,8 @@ def _pretrained(name: str, context_length: int) -> Tokenizer:
     suffix = getattr(backend.model, "end_of_word_suffix", None)
     if suffix and isinstance(backend.decoder, decoders.ByteLevel):
         backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(suffix, " ")])
-    bos, eos, pad = (None if i is None else backend.id_to_token(i) for i in (bos_id, eos_id, pad_id))
+    bos = None if bos_id is None else _token(backend, bos_id)
+    eos, pad = _token(backend, eos_id), _token(backend, pad_id)
     return Tokenizer(backend, context_length=context_length, bos=bos, eos=eos, pad=pad)
 
 
@@ -193,7 +194,7 @@ def _from_transformers(name: str) -> Any:
     import transformers
 
     error: Exception | None = None
-    # The second is for tokenizers whose own class is a slow one (SigLIP's needs sentencepiece) but that have a fast file.
+    # The second loader is for a slow class (SigLIP's needs sentencepiece) whose folder has a fast file all the same.
     for loader in (transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast):
         try:
             loaded = loader.from_pretrained(name, local_files_only=offline)
@@ -233,3 +234,10 @@ def _id(backend: tokenizers.Tokenizer, token: str) -> int:
     if index is None:
         raise ConfigError(f"tokenizer: its special token {token!r} is not in its vocabulary; save it again")
     return index
+
+
+def _token(backend: tokenizers.Tokenizer, index: int) -> str:
+    token = backend.id_to_token(index)
+    if token is None:
+        raise ConfigError(f"tokenizer: its special id {index} is not in its vocabulary; save it again")
+    return token

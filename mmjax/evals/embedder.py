@@ -203,8 +203,19 @@ class BoundEmbedder:
         sharding = self._embedder.sharding
         if sharding is None:
             return jax.device_put(batch)
-        # Also right with several processes, where a process can only fill the shards of its own devices.
-        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch)
+        return jax.tree.map(lambda x: place(x, sharding), batch)
+
+
+def place(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """The same host array of every process as one global array.
+
+    By explicit transfers, a shard at a time: the loop disallows implicit ones, and no process can fill the devices
+    of another.
+    """
+    shards = sharding.addressable_devices_indices_map(rows.shape)
+    return jax.make_array_from_single_device_arrays(
+        rows.shape, sharding, [jax.device_put(rows[index], device) for device, index in shards.items()]
+    )
 
 
 def num_shards(sharding: NamedSharding) -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mmjax.evals.embedder import num_shards
+from mmjax.evals.embedder import num_shards, place
 
 IMAGE_CHUNK = 1024
 TEXT_CHUNK = 4096
@@ -65,11 +65,7 @@ def count(
     else:
         rows = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[:1]))
         whole = NamedSharding(sharding.mesh, PartitionSpec())
-        placed = [
-            jax.make_array_from_callback(x.shape, s, x.__getitem__)
-            for s, blocks in ((rows, image_blocks), (whole, text_blocks))
-            for x in blocks
-        ]
+        placed = [place(x, s) for s, blocks in ((rows, image_blocks), (whole, text_blocks)) for x in blocks]
         result = _compiled(whole)(*placed)
     (above_i, equal_i), (above_t, equal_t) = jax.device_get(result)
     n, m = len(images), len(texts)

@@ -1,4 +1,4 @@
-"""The image tower: a vision transformer (Dosovitskiy et al., arXiv:2010.11929), in stages that features can enter at."""
+"""The image tower: a vision transformer (Dosovitskiy et al., arXiv:2010.11929), in stages to enter or leave at."""
 
 from __future__ import annotations
 

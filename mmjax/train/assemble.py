@@ -10,13 +10,15 @@ from typing import Any
 import jax
 
 from mmjax import plugins
-from mmjax.config import ConfigError, bind
-from mmjax.data import pipeline
-from mmjax.data import tokenizer as tokenizers
+from mmjax.config import ConfigError, bind, build
+from mmjax.data import pipeline, tokenizer
+from mmjax.data.tokenizer import Tokenizer
 from mmjax.models import presets
 from mmjax.train.experiment import DataConfig, Experiment
 
 SOURCES = "mmjax.data.sources"
+TOKENIZER_FOLDER = "tokenizer"
+VOCABULARY_EXAMPLES = 4096  # enough for the small vocabularies that are trained at start, and read in a second
 
 
 def open_source(data: DataConfig, split: str) -> Any:
@@ -32,22 +34,32 @@ def open_source(data: DataConfig, split: str) -> Any:
     return source(**options)
 
 
-def open_tokenizer(experiment: Experiment, source: Any, *, workdir: Path) -> Any:
+def open_tokenizer(experiment: Experiment, source: Any, *, workdir: str | Path) -> Tokenizer:
     """The run's own tokenizer where the folder has one, else the one that ``data.tokenizer`` names or trains."""
-    length = experiment.model.text_cfg.context_length
-    saved = workdir / "tokenizer"
-    if saved.is_dir():
-        return tokenizers.load(str(saved), context_length=length)
-    return plugins_free_load(experiment, source, length)
+    if (Path(workdir) / TOKENIZER_FOLDER).is_dir():
+        return saved_tokenizer(experiment, workdir)
+    given = {
+        "context_length": experiment.model.text_cfg.context_length,
+        "captions": _captions(source),
+    }
+    return build(tokenizer.load, experiment.data.tokenizer, path="data.tokenizer", given=given)
 
 
-def plugins_free_load(experiment: Experiment, source: Any, length: int) -> Any:
-    raise AssertionError
+def saved_tokenizer(experiment: Experiment, workdir: str | Path) -> Tokenizer:
+    """The tokenizer that a run was started with."""
+    folder = Path(workdir) / TOKENIZER_FOLDER
+    return tokenizer.load(str(folder), context_length=experiment.model.text_cfg.context_length)
 
 
-def with_data(experiment: Experiment, source: Any, tokenizer: Any) -> Experiment:
+def _captions(source: Any) -> Iterator[str]:
+    """The captions that a vocabulary is trained from: those of the first examples."""
+    for index in range(min(len(source), VOCABULARY_EXAMPLES)):
+        yield from source[index]["captions"]
+
+
+def with_data(experiment: Experiment, source: Any, tokens: Tokenizer) -> Experiment:
     """The experiment with what its model section leaves open taken from the data: token ids and modalities."""
-    model = presets.with_tokenizer(experiment.model, tokenizer)
+    model = presets.with_tokenizer(experiment.model, tokens)
     vision = model.vision_cfg
     wanted = experiment.data.modalities
     if vision.modalities not in (wanted, ("image",)):
@@ -63,12 +75,12 @@ def with_data(experiment: Experiment, source: Any, tokenizer: Any) -> Experiment
     return dataclasses.replace(experiment, model=dataclasses.replace(model, vision_cfg=vision))
 
 
-def batches(experiment: Experiment, source: Any, tokenizer: Any, *, start_step: int = 0) -> Iterator[dict[str, Any]]:
+def batches(experiment: Experiment, source: Any, tokens: Tokenizer, *, start_step: int = 0) -> Iterator[dict[str, Any]]:
     """This process's rows of the global batches from ``start_step`` on."""
     data = experiment.data
     return pipeline.batches(
         source,
-        tokenizer,
+        tokens,
         batch_size=experiment.batch_size,
         seed=experiment.seed,
         start_step=start_step,

@@ -49,10 +49,12 @@ class Evaluation:
             metrics |= {f"{prefix}/{name}": value for name, value in evaluator(bound).items()}
         return metrics
 
-    def panels(self, params: Params, *, count: int) -> list[Any]:
-        """Images of the validation split with the captions that the model retrieves for them."""
+    def panels(self, params: Params, *, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Validation images with the captions that the model retrieves for them, and captions with images."""
         evaluator = self.evaluator("retrieval", self._settings.eval.split)
-        return evaluator.panel(self._embedder.bind(params), rows=range(count))
+        bound = self._embedder.bind(params)
+        rows = range(count)
+        return evaluator.panel(bound, rows=rows), evaluator.caption_panel(bound, rows=rows)
 
     def evaluator(self, task: str, split: str) -> Any:
         """The evaluator of one task, made at its first use."""

@@ -7,19 +7,22 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from mmjax.train import assemble, rundir
+from mmjax.data.tokenizer import Tokenizer
+from mmjax.train import assemble, report, rundir
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.evaluate import Evaluation
 from mmjax.train.experiment import Experiment
 from mmjax.train.logging import MetricsWriter, Progress
 from mmjax.train.program import Program
 from mmjax.train.state import TrainState
+
+PANEL_IMAGES = 12
 
 
 class Diverged(RuntimeError):
@@ -35,7 +38,7 @@ class Outcome:
     metrics: dict[str, float]
 
 
-def train(experiment: Experiment, *, workdir: str | Path, overrides: list[str], progress: Progress) -> Outcome:
+def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[str] = ()) -> Outcome:
     """Trains to ``experiment.steps``, going on from whatever ``workdir`` holds of the same experiment.
 
     Nothing is written before everything that can be wrong with the experiment has been checked.
@@ -50,8 +53,14 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: list[str], 
         tokenizer.save(workdir / "tokenizer")
         checkpoints = Checkpoints(workdir, keep=experiment.checkpoint.keep, best=experiment.checkpoint.best)
         with contextlib.closing(checkpoints), _asked_to_stop() as stop:
-            run = _Run(experiment, program, evaluation, checkpoints, progress, workdir, stop)
-            return run.train(source, tokenizer)
+            saved = checkpoints.steps
+            done = saved[-1] if saved else 0
+            if done == experiment.steps and (workdir / "report.html").exists():
+                print(f"already finished at step {done}; see {workdir / 'report.html'}", flush=True)
+                return Outcome(finished=True, step=done, metrics={})
+            with Progress(experiment.steps) as progress:
+                run = _Run(experiment, program, evaluation, checkpoints, progress, workdir, stop)
+                return run.train(source, tokenizer)
 
 
 class _Run:
@@ -75,7 +84,7 @@ class _Run:
         self.workdir = workdir
         self.stop = stop
 
-    def train(self, source: Any, tokenizer: Any) -> Outcome:
+    def train(self, source: Any, tokenizer: Tokenizer) -> Outcome:
         state = self._start()
         step = int(jax.device_get(state.step))
         self.writer = MetricsWriter(self.workdir, resume_step=step)
@@ -93,12 +102,15 @@ class _Run:
 
     def _start(self) -> TrainState:
         if not self.checkpoints.steps:
-            return self.program.initialise()
+            state = self.program.initialise()
+            size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+            self.progress.note(f"{size:,} parameters on {self.program.mesh.size} x {jax.devices()[0].device_kind}")
+            return state
         state = self.checkpoints.restore(self.program.state)
         self.progress.note(f"going on from the checkpoint of step {int(jax.device_get(state.step))}")
         return state
 
-    def _steps(self, state: TrainState, step: int, source: Any, tokenizer: Any) -> tuple[TrainState, int]:
+    def _steps(self, state: TrainState, step: int, source: Any, tokenizer: Tokenizer) -> tuple[TrainState, int]:
         settings = self.experiment
         batches = assemble.batches(settings, source, tokenizer, start_step=step)
         with contextlib.closing(batches):
@@ -140,7 +152,8 @@ class _Run:
 
     def _measure(self, state: TrainState, step: int) -> dict[str, float]:
         params = state.params if state.average is None else state.average
-        metrics = self.evaluation.during(params)
+        with jax.transfer_guard("allow"):  # evaluation reads its own data; the guard is for the steps
+            metrics = self.evaluation.during(params)
         self.writer.write(step, metrics)
         self.progress.metrics(step, metrics)
         return metrics
@@ -158,7 +171,12 @@ class _Run:
         metrics = self.evaluation.final(params) | {"final/weights_of_step": float(chosen)}
         self.writer.write(settings.steps, metrics)
         self.progress.metrics(chosen, metrics)
-        rundir.write_report(self.workdir, self.experiment, self.evaluation, params)
+        panel, caption_panel = self.evaluation.panels(params, count=PANEL_IMAGES)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+        path = report.write(
+            self.workdir, panel=panel, caption_panel=caption_panel, facts={"parameters": parameters}
+        )
+        self.progress.note(f"report: {path}")
         return metrics
 
 

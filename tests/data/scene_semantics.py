@@ -10,11 +10,11 @@ import re
 
 import numpy as np
 
-COLOUR = "red green blue yellow purple orange cyan pink".split()
-SHAPE = "circle square triangle cross star ring diamond hexagon".split()
-TEXTURE = "plain striped dotted".split()
+COLOUR = ["red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink"]
+SHAPE = ["circle", "square", "triangle", "cross", "star", "ring", "diamond", "hexagon"]
+TEXTURE = ["plain", "striped", "dotted"]
 SIZE = {"small": "small", "little": "small", "large": "large", "big": "large"}
-ROW, COLUMN = "top middle bottom".split(), "left centre right".split()
+ROW, COLUMN = ["top", "middle", "bottom"], ["left", "centre", "right"]
 LINKS = {
     "to the left of": "left",
     "to the right of": "right",
@@ -31,7 +31,8 @@ def _any(words):
 
 
 _THING = re.compile(
-    rf"a (?:(?P<size>{_any(SIZE)}) )?(?:(?P<texture>{_any(TEXTURE)}) )?(?P<colour>{_any(COLOUR)}) (?P<shape>{_any(SHAPE)})"
+    rf"a (?:(?P<size>{_any(SIZE)}) )?(?:(?P<texture>{_any(TEXTURE)}) )?"
+    rf"(?P<colour>{_any(COLOUR)}) (?P<shape>{_any(SHAPE)})"
     rf"(?: in the (?P<row>{_any(ROW)}) (?P<column>{_any(COLUMN)}))?(?P<alone> alone)?"
 )
 _LINK = re.compile(rf" (?P<link>{_any(LINKS)}) ")
@@ -144,3 +145,10 @@ def retrieval_ceiling(truth, own):
             draws = min(max(0, k - above), rivals + winners)
             hits[i, image] = 1 - math.comb(rivals, draws) / math.comb(rivals + winners, draws)
     return t2i, list(100 * hits.mean(1))
+
+
+class Silence:
+    """A random generator of no noise, for rendering a scene as it is."""
+
+    def standard_normal(self, shape, dtype):
+        return np.zeros(shape, dtype)

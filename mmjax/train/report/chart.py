@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 480, 240
+WIDTH, HEIGHT = 400, 220
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 34
 MAX_DRAWN, MAX_HOVER = 400, 120
 
@@ -61,12 +61,12 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "", x_label:
 
 
 def number(value: float) -> str:
-    """Short for people: 12,000 as 12k, 0.00031 as 3.1e-4, NaN as NaN."""
+    """Short for people: 12,000 as 12k, 0.000031 as 3.1e-5, NaN as NaN."""
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
     if value == 0:
         return "0"
-    if abs(value) < 1e-3 or abs(value) >= 1e12:
+    if abs(value) < 1e-4 or abs(value) >= 1e12:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):

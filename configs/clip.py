@@ -1,0 +1,31 @@
+"""A full-size model on scenes, for measuring the training step; data sets of its size come through other sources.
+
+Arguments: ``augment=NAME[+NAME]``, ``model=NAME`` (a preset), ``batch=N`` (global), ``precision=float32|bfloat16``.
+"""
+
+import ml_collections
+
+from mmjax.config import arguments, augmentations
+from mmjax.models import presets
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    args = arguments(arg, augment="none", model="ViT-B-32", batch=32, precision="float32")
+    config = ml_collections.ConfigDict()
+    config.steps = 10_000
+    config.batch_size = args.batch
+    config.precision = args.precision
+    config.model = presets.load(args.model)
+    config.augment = augmentations(args.augment)
+    size = config.model.vision_cfg.image_size
+    config.data = {
+        "source": {"name": "scenes", "world": "full", "image_size": size, "cache": False},
+        "train": {"size": 32768},
+        "tokenizer": {"name": "word"},
+    }
+    sigmoid = config.model.init_logit_bias is not None
+    config.objective = {"name": "sigmoid" if sigmoid else "contrastive"}
+    config.optimizer = {"learning_rate": 5e-4, "warmup_steps": 500}
+    config.eval = {"every_steps": 2000, "batch_size": 64}
+    config.checkpoint = {"every_steps": 2000}
+    return config

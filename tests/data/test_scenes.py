@@ -1,0 +1,277 @@
+"""The source: splits, nesting, pairs, noise knobs, determinism, errors."""
+
+import dataclasses
+import hashlib
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scene_semantics import Silence
+
+from mmjax.config import ConfigError, build
+from mmjax.data.scenes.render import render
+from mmjax.data.scenes.world import WORLDS
+from mmjax.data.sources.scenes import SPLITS, Source
+
+SMALL = {"image_size": 8}
+
+
+def graph(scene):
+    """A scene as text; lengths rounded, as the last bits of sine and square root differ between machines."""
+    things = [tuple(round(v, 3) for v in dataclasses.astuple(t)) for t in scene.things]
+    return repr((things, scene.relation, scene.light, [round(v, 3) for v in scene.tint]))
+
+
+def graphs(source, count):
+    return [graph(source.scene(i)) for i in range(count)]
+
+
+def combinations(scene):
+    return [(t.colour, t.shape) for t in scene.things]
+
+
+GOLDEN = {
+    "easy": "14e9bf38c3dc6ddc38a65305c84edaab225ba3725f00f65dff0dbf19cce26167",
+    "standard": "1967697387922580d4ec2238b558e165fdfba419469380c4bb6405ab04265049",
+    "full": "4ecceebeaf0151df4b8d786bab682b228b6967b238fe5625bbc5c71ca0cd11c5",
+}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_scene_graphs_and_captions_never_change(world):
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        source = Source(split, world=world, **SMALL)
+        for i in range(64):
+            digest.update(graph(source.scene(i)).encode())
+            item = source[i]
+            digest.update(repr((item["captions"], item.get("negatives"))).encode())
+    for i in range(64):
+        digest.update(graph(Source("train", world=world, twins=True).scene(i)).encode())
+    assert digest.hexdigest() == GOLDEN[world]
+
+
+def test_pixel_statistics_never_change():
+    source = Source("train", modalities=("image", "depth", "thermal"))
+    items = [source[i] for i in range(64)]
+    found = {m: (np.mean([i[m] for i in items]), np.std([i[m] for i in items])) for m in source.modalities}
+    expected = {"image": (133.43, 85.19), "depth": (33.01, 49.81), "thermal": (72.52, 30.37)}
+    for modality, (mean, std) in expected.items():
+        np.testing.assert_allclose(found[modality], (mean, std), atol=0.01)
+
+
+@pytest.mark.parametrize("twins", [False, True])
+def test_a_smaller_set_is_a_prefix_of_a_larger(twins):
+    options = {"twins": twins, "caption_noise": 0.3, "terse": 0.3, **SMALL}
+    small, large = Source("train", size=100, **options), Source("train", size=32768, **options)
+    for i in range(100):
+        a, b = small[i], large[i]
+        assert a["id"] == b["id"] == i and a["captions"] == b["captions"]
+        np.testing.assert_array_equal(a["image"], b["image"])
+    assert len(large) == 32768 and large[32767]["id"] == 32767
+    with pytest.raises(IndexError, match="100 items"):
+        small[100]
+
+
+def test_splits_and_seeds_are_disjoint_streams():
+    sources = [Source(s, seed=seed, **SMALL) for s in SPLITS for seed in (0, 1)]
+    everything = [g for s in sources for g in graphs(s, 300 if len(s) >= 300 else len(s))]
+    assert len(set(everything)) == len(everything)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_items_do_not_depend_on_order_cache_or_pickling(split):
+    options = {"modalities": ("image", "depth", "thermal"), **SMALL}
+    cached, plain = Source(split, **options), Source(split, cache=False, **options)
+    first = [cached[i] for i in (5, 3, 4, 5)]
+    thawed = pickle.loads(pickle.dumps(cached))
+    for item, index in zip(first, (5, 3, 4, 5), strict=True):
+        for again in (cached[index], plain[np.int64(index)], thawed[index]):
+            assert again.keys() == item.keys()
+            for key in item:
+                np.testing.assert_array_equal(again[key], item[key]) if key in options["modalities"] else None
+                assert key in options["modalities"] or again[key] == item[key]
+
+
+def test_the_cache_is_not_pickled_and_cannot_be_damaged():
+    source = Source("val", image_size=32)
+    empty = len(pickle.dumps(source))
+    item = source[0]
+    assert source[0]["image"] is item["image"]
+    assert len(pickle.dumps(source)) == empty
+    with pytest.raises(ValueError, match="read-only"):
+        item["image"][0] = 0
+    item["captions"].clear()
+    item["negatives"].clear()
+    assert len(source[0]["captions"]) == 5 and source[0]["negatives"]
+
+
+def test_a_modality_does_not_change_the_others():
+    alone, together = Source("train"), Source("train", modalities=("thermal", "image", "depth"))
+    np.testing.assert_array_equal(alone[7]["image"], together[7]["image"])
+    assert "depth" not in alone[7]
+    for m in together.modalities:
+        assert together[7][m].shape == (32, 32, 3) and together[7][m].dtype == np.uint8
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_held_out_combinations_occur_in_test_and_zeroshot_alone(world):
+    def share(source, count):
+        return np.mean([any(source.world.held_out(*c) for c in combinations(source.scene(i))) for i in range(count)])
+
+    for split, twins in (("train", False), ("train", True), ("val", False), ("winoground", False)):
+        assert share(Source(split, world=world, twins=twins), 800) == 0
+    assert 0.15 < share(Source("test", world=world), 800) < 0.45
+    size = WORLDS[world]
+    each = [(c, s) for c in range(size.colours) for s in range(size.shapes) if size.held_out(c, s)]
+    assert len({c for c, _ in each}) == size.colours and len({s for _, s in each}) == size.shapes
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_attribute_of_the_world_occurs_and_no_other(world):
+    size, source = WORLDS[world], Source("train", world=world)
+    scenes = [source.scene(i) for i in range(1500)]
+    things = [t for s in scenes for t in s.things]
+    for attribute, count in (("shape", size.shapes), ("colour", size.colours), ("texture", size.textures), ("size", 2)):
+        counts = np.bincount([getattr(t, attribute) for t in things])
+        assert len(counts) == count and counts.min() > 0.8 * counts.mean(), attribute
+    relations = np.bincount([s.relation for s in scenes if s.relation is not None])
+    assert len(relations) == size.relations and relations.min() > 0.75 * relations.mean()
+    assert 0.17 < np.mean([len(s.things) == 1 for s in scenes]) < 0.23
+    assert 0.45 < np.mean([s.light for s in scenes]) < 0.55
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_zeroshot_has_every_class_in_order(world):
+    source = Source("zeroshot", world=world, **SMALL)
+    colours, shapes = WORLDS[world].colours, WORLDS[world].shapes
+    assert len(source) == 8 * colours * shapes == 8 * len(source.class_names) and len(
+        set(source.class_names)
+    ) * 8 == len(source)
+    for i in range(len(source)):
+        (thing,) = source.scene(i).things
+        label = source[i]["label"]
+        assert (thing.colour, thing.shape) == divmod(label, shapes)
+        assert source.class_names[label] in source[i]["captions"][0]
+        assert source.held_out[label] == WORLDS[world].held_out(thing.colour, thing.shape)
+    assert source.held_out.sum() == max(colours, shapes) and source.held_out.dtype == bool
+    assert all(t.count("{}") == 1 for t in source.templates)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_twins_differ_in_places_or_colours_alone(world):
+    source, seen = Source("train", world=world, twins=True, **SMALL), {"places": 0, "colours": 0, "one": 0}
+    assert source.group == 2 and Source("train").group == 1
+    for k in range(300):
+        a, b = source.scene(2 * k), source.scene(2 * k + 1)
+        assert graph(a) == graph(Source("train", world=world).scene(k)) if k < 20 else True
+        assert (a.light, a.tint) == (b.light, b.tint) and len(a.things) == len(b.things)
+        assert (source[2 * k]["image"] != source[2 * k + 1]["image"]).mean() > 0.3  # other pixel noise
+        changed = [
+            {f for f in dataclasses.asdict(p) if getattr(p, f) != getattr(q, f)}
+            for p, q in zip(a.things, b.things, strict=True)
+        ]
+        if len(a.things) == 1:
+            assert changed[0] in ({"colour"}, {"shape"}, {"texture"})
+            seen["one"] += 1
+            continue
+        (p, q), (r, s) = a.things, b.things
+        if changed == [{"colour"}] * 2:
+            assert (p.colour, q.colour) == (s.colour, r.colour) and a.relation == b.relation
+            seen["colours"] += 1
+        else:
+            assert set().union(*changed) == {"x", "y", "z"} and b.relation == a.relation ^ 1
+            assert (p.x, p.y, p.z, q.x, q.y, q.z) == (s.x, s.y, s.z, r.x, r.y, r.z)
+            seen["places"] += 1
+    assert seen["one"] > 30 and seen["places"] > seen["colours"] > 20
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_winoground_pairs_say_different_things_in_the_same_words(world):
+    source = Source("winoground", world=world)
+    assert len(source) == 800 and source.group == 2
+    kinds = [source[i]["kind"] for i in range(0, 800, 2)]
+    assert {k: kinds.count(k) for k in sorted(set(kinds))} == {"relation": 133, "swap_colour": 134, "swap_shape": 133}
+    for k in range(400):
+        a, b = source[2 * k], source[2 * k + 1]
+        (said,), (other,) = a["captions"], b["captions"]
+        assert a["kind"] == b["kind"] and said != other and sorted(said.split()) == sorted(other.split())
+        # Where the scenes do not differ, neither do the pixels: the noise is the same.
+        quiet = [render(source.scene(i), image_size=32, noise={"image": Silence()}) for i in (2 * k, 2 * k + 1)]
+        equal = (quiet[0]["image"] == quiet[1]["image"]) & (quiet[0]["image"] < 255)  # 255 hides what was clipped
+        change = abs(a["image"].astype(int) - b["image"])
+        assert change[equal].max() <= 1 and change.max() > 20
+
+
+def test_caption_noise_and_terseness_have_their_probability():
+    clean = Source("train", size=1000, **SMALL)
+    noisy = Source("train", size=1000, caption_noise=0.25, **SMALL)
+    terse = Source("train", size=1000, terse=0.4, **SMALL)
+    both = Source("train", size=1000, caption_noise=1.0, terse=1.0, **SMALL)
+    right = [[a == b for a, b in zip(clean[i]["captions"], noisy[i]["captions"], strict=True)] for i in range(1000)]
+    assert 0.72 < np.mean(right) < 0.78
+    short = [[len(c.split()) == 2 for c in terse[i]["captions"]] for i in range(1000)]
+    assert 0.37 < np.mean(short) < 0.43
+    for i in range(200):
+        own = [" ".join(c) for c in zip(*[clean[i]["captions"][0].split()[j:] for j in (0, 1)], strict=False)]
+        assert all(c in own for c in terse[i]["captions"] if len(c.split()) == 2)
+        np.testing.assert_array_equal(clean[i]["image"], noisy[i]["image"])
+    assert all(len(c.split()) == 2 for i in range(50) for c in both[i]["captions"])
+    # The strangers are no items: otherwise noise would also be a duplicate of another item's caption.
+    strange = Source("train", size=1000, caption_noise=1.0, **SMALL)
+    own = {clean[i]["captions"][0] for i in range(1000)}
+    assert np.mean([strange[i]["captions"][0] in own for i in range(1000)]) < 0.1
+
+
+def test_negatives_can_be_chosen_by_kind_without_changing_the_others():
+    everything, few = Source("val", **SMALL), Source("val", negatives=("replace_colour", "swap_size"), **SMALL)
+    for i in range(50):
+        wanted = [n for n in everything[i]["negatives"] if n[0] in few.negatives]
+        assert sorted(few[i]["negatives"]) == sorted(wanted)
+    assert "negatives" not in Source("train", **SMALL)[0]
+    assert "negatives" not in Source("val", negatives=(), **SMALL)[0]
+    assert Source("train", negatives=("replace_shape",), **SMALL)[0]["negatives"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "training"}, "split='training'.*'train'"),
+        ({"world": "esay"}, "world='esay'.*'easy'"),
+        ({"size": 999999}, "size=999999.*1 to 32768"),
+        ({"size": 0}, "size=0.*1 to 32768"),
+        ({"split": "test", "size": 1001}, "size=1001.*1 to 1000"),
+        ({"split": "zeroshot", "size": 10}, "size=10.*288.*leave size out"),
+        ({"size": 7, "twins": True}, "size=7.*even.*6"),
+        ({"split": "test", "twins": True}, "twins=True.*train"),
+        ({"split": "val", "caption_noise": 0.5}, "caption_noise=0.5.*train"),
+        ({"split": "test", "terse": 0.5}, "terse=0.5.*train"),
+        ({"caption_noise": 1.5}, "caption_noise=1.5.*between 0 and 1"),
+        ({"terse": -0.1}, "terse=-0.1.*between 0 and 1"),
+        ({"modalities": ("image", "dept")}, "modalities='dept'.*'depth'"),
+        ({"modalities": ()}, "modalities="),
+        ({"modalities": ("image", "image")}, "each once"),
+        ({"negatives": ("swap_color",)}, "negatives='swap_color'.*'swap_colour'"),
+        ({"split": "winoground", "negatives": ("swap_colour",)}, "negatives=.*winoground"),
+        ({"image_size": 4}, "image_size=4"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_invalid_options_name_the_key_the_value_and_the_way_out(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Source(**{"split": "train", **options})
+
+
+def test_a_configuration_section_builds_it():
+    section = {"split": "train", "world": "easy", "modalities": ["image", "depth"], "twins": True, "size": 64}
+    source = build(Source, section, path="data.train")
+    assert len(source) == 64 and set(source[0]) == {"id", "image", "depth", "captions"}
+    with pytest.raises(ConfigError, match=r"data\.train\.world=3: expected str"):
+        build(Source, {"split": "train", "world": 3}, path="data.train")
+
+
+def test_it_needs_no_jax():
+    code = "import sys, mmjax.data.sources.scenes as s; s.Source('test')[0]; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,167 @@
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmjax.config import ConfigError
+from mmjax.objectives import contrastive, sigmoid
+from mmjax.objectives.targets import source_mass
+from mmjax.types import Provenance
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reference  # noqa: E402
+
+OBJECTIVES = {"contrastive": contrastive.Objective(), "sigmoid": sigmoid.Objective()}
+
+
+def problem(seed, *, n=6, m=9, k=2, d=5, padding=True):
+    """Random unit rows with shared sources, mixes, negatives of zero weight and padding."""
+    rng = np.random.default_rng(seed)
+
+    def rows(count):
+        z = rng.normal(size=(count, d))
+        return z / np.linalg.norm(z, axis=1, keepdims=True)
+
+    def sources(count):
+        ids = rng.integers(0, 5, (count, k)).astype(np.int32)
+        weight = rng.dirichlet(np.ones(k), count)
+        weight[1] = 0.0  # a negative for all
+        if padding:
+            ids[-1], weight[-1] = -1, 0.0
+        return ids, weight.astype(np.float32)
+
+    return rows(n), rows(m), sources(n), sources(m), 3.0 + rng.random(), rng.normal()
+
+
+def expected(name, problem_):
+    image, text, (ii, iw), (ti, tw), scale, bias = problem_
+    mass = reference.source_mass(ii, iw.astype(np.float64), ti, tw.astype(np.float64))
+    return getattr(reference, name)(image, text, mass, ii[:, 0] >= 0, ti[:, 0] >= 0, scale, bias)
+
+
+def computed(objective, problem_, *, image=None, text=None):
+    z_image, z_text, (ii, iw), (ti, tw), scale, bias = problem_
+
+    def loss(image, text, scale, bias):
+        return objective(
+            image,
+            text,
+            image_source=Provenance(ids=jnp.asarray(ii), weight=jnp.asarray(iw)),
+            text_source=Provenance(ids=jnp.asarray(ti), weight=jnp.asarray(tw)),
+            scale=scale,
+            bias=bias,
+        )[0]
+
+    values = [jnp.float32(x) for x in (z_image, z_text, scale, bias)]
+    return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(*values)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("seed", range(4))
+def test_value_and_gradients_equal_the_reference(name, seed):
+    p = problem(seed)
+    image, text, *_, scale, bias = p
+    value, by_logit, logits = expected(name, p)
+    got, (d_image, d_text, d_scale, d_bias) = computed(OBJECTIVES[name], p)
+    np.testing.assert_allclose(got, value, rtol=2e-6)
+    np.testing.assert_allclose(d_image, scale * by_logit @ text, atol=2e-6)
+    np.testing.assert_allclose(d_text, scale * by_logit.T @ image, atol=2e-6)
+    np.testing.assert_allclose(d_scale, (by_logit * (logits - bias) / scale).sum(), atol=2e-6)
+    np.testing.assert_allclose(d_bias, by_logit.sum(), atol=2e-6)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 3))
+@settings(max_examples=20, deadline=None)
+def test_source_mass_equals_brute_force(seed, k, m):
+    rng = np.random.default_rng(seed)
+    ii, ti = rng.integers(-1, 4, (5, k)).astype(np.int32), rng.integers(-1, 4, (7, m)).astype(np.int32)
+    iw, tw = rng.random((5, k)).astype(np.float32), rng.random((7, m)).astype(np.float32)
+    got = source_mass(Provenance(ids=ii, weight=iw), Provenance(ids=ti, weight=tw))
+    np.testing.assert_allclose(got, reference.source_mass(ii, iw, ti, tw), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_padding_changes_nothing(name):
+    p = problem(7, padding=False)
+    image, text, (ii, iw), (ti, tw), scale, bias = p
+    pad = lambda z, value: np.concatenate([z, np.full((3, *z.shape[1:]), value, z.dtype)])  # noqa: E731
+    padded = (pad(image, 0.7), pad(text, -0.4), (pad(ii, -1), pad(iw, 0)), (pad(ti, -1), pad(tw, 0)), scale, bias)
+    value, grads = computed(OBJECTIVES[name], p)
+    value_padded, grads_padded = computed(OBJECTIVES[name], padded)
+    np.testing.assert_allclose(value_padded, value, rtol=1e-6)
+    for a, b in zip(grads_padded[:2], grads[:2], strict=True):
+        np.testing.assert_allclose(a[: len(b)], b, atol=1e-7)
+        np.testing.assert_array_equal(a[len(b) :], 0)
+
+
+def clean(n):
+    return Provenance.of(jnp.arange(n, dtype=jnp.int32))
+
+
+def test_clean_pairs_give_clip_and_chance_is_log_of_the_batch():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(2, 8, 4)).astype(np.float32)
+    z /= np.linalg.norm(z, axis=-1, keepdims=True)
+    logits = 10 * z[0].astype(np.float64) @ z[1].T
+    log_softmax = lambda x: x - np.log(np.exp(x).sum(1, keepdims=True))  # noqa: E731
+    clip = -0.5 * (np.diag(log_softmax(logits)).mean() + np.diag(log_softmax(logits.T)).mean())
+    value, _ = OBJECTIVES["contrastive"](
+        z[0], z[1], image_source=clean(8), text_source=clean(8), scale=jnp.float32(10), bias=None
+    )
+    np.testing.assert_allclose(value, clip, rtol=1e-6)
+    same = jnp.ones((8, 4)) / 2
+    value, metrics = OBJECTIVES["contrastive"](
+        same, same, image_source=clean(8), text_source=clean(8), scale=jnp.float32(10)
+    )
+    np.testing.assert_allclose(value, np.log(8), rtol=1e-6)
+    assert metrics["image_to_text_accuracy"] == 1  # all tie; a tie in the batch is not a miss
+
+
+def test_a_negative_row_raises_the_images_loss_and_has_none_of_its_own():
+    rng = np.random.default_rng(1)
+    z = rng.normal(size=(9, 4)).astype(np.float32)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    image, text = z[:4], z[4:8]
+    ids = np.append(np.arange(4), 0).astype(np.int32)[:, None]
+    with_negative = Provenance(ids=ids, weight=np.array([[1], [1], [1], [1], [0]], np.float32))
+    call = lambda text, source: OBJECTIVES["contrastive"](  # noqa: E731
+        image, text, image_source=clean(4), text_source=source, scale=jnp.float32(5)
+    )[0]
+    plain, more = call(text, clean(4)), call(z[4:9], with_negative)
+    logits = 5 * image.astype(np.float64) @ z[4:9].T
+    rows = np.log(np.exp(logits).sum(1)) - np.log(np.exp(logits[:, :4]).sum(1))
+    np.testing.assert_allclose(more - plain, 0.5 * rows.mean(), rtol=1e-4)
+
+
+def test_identity_labelling_ignores_what_was_mixed_in():
+    source = Provenance(ids=jnp.array([[0, 1], [1, 0]], jnp.int32), weight=jnp.full((2, 2), 0.5))
+    z = jnp.eye(2)
+    mixed = contrastive.Objective(targets="provenance")
+    identity = contrastive.Objective(targets="identity")
+    call = lambda objective: objective(z, z, image_source=source, text_source=source, scale=jnp.float32(4))[0]  # noqa: E731
+    clip = OBJECTIVES["contrastive"](z, z, image_source=clean(2), text_source=clean(2), scale=jnp.float32(4))[0]
+    np.testing.assert_allclose(call(identity), clip, rtol=1e-6)
+    np.testing.assert_allclose(call(mixed), clip + 2.0, rtol=1e-6)  # half of each target lies on the wrong column
+
+
+def test_sigmoid_without_bias_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r"model\.init_logit_bias"):
+        sigmoid.Objective()(
+            jnp.eye(2), jnp.eye(2), image_source=clean(2), text_source=clean(2), scale=jnp.float32(1), bias=None
+        )
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_rows_without_any_positive_give_finite_loss_and_gradients(name):
+    p = problem(3)
+    image, text, (ii, iw), (ti, tw), scale, bias = p
+    nobody = (image, text, (ii, 0 * iw), (ti, 0 * tw), scale, bias)
+    value, grads = computed(OBJECTIVES[name], nobody)
+    assert np.isfinite(value) and all(np.isfinite(g).all() for g in grads)
+    if name == "contrastive":
+        assert value == 0
