@@ -1,8 +1,8 @@
 """The measuring stick: how well an augmentation generalises from few images of the standard world of scenes.
 
 Arguments: ``augment=NAME[+NAME]``, ``size=small|medium|large`` (1,024, 4,096 or 16,384 training images),
-``model=NAME`` (a preset), ``world=easy|standard|full``. The last checkpoint and the one that is best on the validation split are kept, and
-the best one is measured.
+``model=NAME`` (a preset), ``world=easy|standard|full``. The last checkpoint and the one that is best on the
+validation split are kept, and the best one is measured.
 """
 
 import ml_collections

@@ -123,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.set_defaults(command="bench step")
     _add_config(command)
-    command.add_argument("--augment", metavar="A,B+C", help="augmentations to compare, one row each (default: the config's)")
+    command.add_argument(
+        "--augment", metavar="A,B+C", help="augmentations to compare, one row each (default: the config's)"
+    )
     command.add_argument("--repeats", type=int, default=10, metavar="N", help="timed steps of each row (default: 10)")
     command.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -138,7 +140,7 @@ def _command(commands: Any, name: str, run: Any, summary: str, description: str)
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--config", required=True, metavar="FILE[:ARGS]",
-        help="a config file with its arguments; --config.KEY=VALUE overrides any key, e.g. --config.optimizer.learning_rate=1e-3",
+        help="a config file with its arguments; --config.KEY=VALUE overrides any key, as --config.batch_size=128",
     )  # fmt: skip
     command.set_defaults(overridable=True)
 

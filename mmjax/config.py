@@ -10,7 +10,7 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
@@ -38,33 +38,34 @@ def choose(name: str, known: Iterable[str], *, path: str) -> str:
 def build(target: Callable[..., T], section: Any, *, path: str, given: Mapping[str, Any] | None = None) -> T:
     """Calls ``target`` with the keys of ``section``, checked against its signature.
 
-    ``given`` are arguments that the program supplies and a section therefore must not name.
+    ``given`` are arguments that the program supplies and a section therefore must not name. An empty section is an
+    error: whoever writes one has mistyped or lost its keys.
     """
-    return target(**bind(target, section, path=path, given=given))
+    bound = bind(target, section, path=path, given=given)
+    left = [name for name in _parameters(target) if name not in bound]
+    if left and not dict(section.items()):
+        raise ConfigError(
+            f"{path}={{}}: the section is empty; set at least one of {', '.join(left)} or leave it as it was"
+        )
+    return target(**bound)
 
 
 def bind(
     target: Callable[..., Any], section: Any, *, path: str, given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The keyword arguments that ``section`` means for ``target``; raises ConfigError where it cannot be right."""
+    """The keyword arguments that ``section`` means for ``target``; raises ConfigError where it cannot be right.
+
+    An empty section is right here where nothing is required: of ``{"name": …}`` only defaults may be left.
+    """
     given = dict(given or {})
     prefix = f"{path}." if path else ""
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
         raise ConfigError(f"{path}={section!r}: expected a section (a mapping of keys); see the shipped configs")
     constructor = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(target if dataclasses.is_dataclass(target) else constructor)
-    parameters = {
-        name: p
-        for name, p in inspect.signature(target).parameters.items()
-        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in given
-    }
-    items = dict(section.items())
-    if not items and parameters:
-        raise ConfigError(
-            f"{path}={{}}: the section is empty; set at least one of {', '.join(parameters)} or leave it as it was"
-        )
+    parameters = {name: p for name, p in _parameters(target).items() if name not in given}
     bound = dict(given)
-    for name, value in items.items():
+    for name, value in section.items():
         if name not in parameters:
             raise ConfigError(f"{prefix}{name}={_short(value)}: unknown key; {nearest(str(name), parameters)}")
         bound[name] = coerce(value, hints.get(name, Any), path=f"{prefix}{name}")
@@ -75,7 +76,7 @@ def bind(
 
 
 def coerce(value: Any, kind: Any, *, path: str) -> Any:
-    """``value`` as type ``kind``: ints become floats and lists tuples, nothing else is converted."""
+    """``value`` as type ``kind``: ints become floats, tuples and lists each other; nothing else is converted."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -90,7 +91,7 @@ def coerce(value: Any, kind: Any, *, path: str) -> Any:
                 if len(options) == 1:
                     raise
     elif origin is Literal:
-        if value in arguments:
+        if any(value == a and type(value) is type(a) for a in arguments):  # True == 1, but is no 1
             return value
         raise ConfigError(f"{path}={_short(value)}: must be one of {', '.join(map(repr, arguments))}")
     elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
@@ -102,6 +103,11 @@ def coerce(value: Any, kind: Any, *, path: str) -> Any:
             return tuple(
                 coerce(v, a, path=f"{path}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True))
             )
+    elif origin in (list, Sequence) and isinstance(value, (tuple, list)):
+        items = [coerce(v, arguments[0], path=f"{path}[{i}]") for i, v in enumerate(value)]
+        return items if origin is list else tuple(items)
+    elif kind in (dict, Mapping) and hasattr(value, "items"):
+        return dict(value.items())
     elif origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         if hasattr(value, "items"):
             return {k: coerce(v, arguments[1], path=f"{path}.{k}") for k, v in value.items()}
@@ -112,6 +118,14 @@ def coerce(value: Any, kind: Any, *, path: str) -> Any:
     elif isinstance(kind, type) and isinstance(value, kind):
         return value
     raise ConfigError(f"{path}={_short(value)}: expected {_name(kind)}, got {type(value).__name__}")
+
+
+def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters that a section can name: those with names of their own."""
+    # A class's own constructor, because a metaclass may hide it (that of flax.nnx modules does).
+    function = target.__init__ if inspect.isclass(target) else target
+    parameters = list(inspect.signature(function).parameters.values())[inspect.isclass(target) :]
+    return {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
 
 
 def _name(kind: Any) -> str:

@@ -25,10 +25,12 @@ def load(folder: str, name: str, *, path: str) -> ModuleType:
 
 def make(folder: str, attribute: str, section: Mapping[str, Any], *, path: str, **given: Any) -> Any:
     """An instance of a plug-in's class from a section ``{"name": …, **options}``; ``given`` come from the program."""
+    if not hasattr(section, "items"):
+        raise ConfigError(f"{path}={section!r}: expected a section with a name, one of {', '.join(names(folder))}")
     options = dict(section.items())
     if not options:
         raise ConfigError(f"{path}={{}}: the section is empty; name one of {', '.join(names(folder))}")
     if "name" not in options:
         raise ConfigError(f"{path}.name is missing; {nearest('', names(folder))}")
     target = getattr(load(folder, options.pop("name"), path=f"{path}.name"), attribute)
-    return target(**bind(target, options, path=path, given=given)) if options else target(**given)
+    return target(**bind(target, options, path=path, given=given))

@@ -113,7 +113,10 @@ def load(name: str, *, context_length: int, captions: Iterable[str] | None = Non
         return Tokenizer(backend, context_length=context_length, bos=_BOS, eos=_EOS, pad=_PAD)
     saved = _saved_specials(name)
     if saved is not None:
-        backend = tokenizers.Tokenizer.from_file(os.path.join(name, "tokenizer.json"))
+        try:
+            backend = tokenizers.Tokenizer.from_file(os.path.join(name, "tokenizer.json"))
+        except Exception as error:  # the library raises nothing narrower
+            raise ConfigError(f"tokenizer={name!r}: tokenizer.json cannot be read ({error}); save it again") from None
         return Tokenizer(backend, context_length=context_length, **saved)
     return _pretrained(name, context_length)
 
@@ -136,7 +139,7 @@ def _train(name: str, captions: Iterable[str], vocab_size: int) -> tokenizers.To
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
         )
-    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
     backend.train_from_iterator(captions, trainer)
     if backend.get_vocab_size() <= len(specials) + len(alphabet):
         raise ConfigError(f"tokenizer={name!r}: the captions hold no words to train it on; check the source")

@@ -218,18 +218,25 @@ def run(
             block = jax.checkpoint(block, policy=_POLICIES[remat], prevent_cse=not scan)
         return block(x, layer)
 
-    whole = stop - (row is not None and stop > start)  # blocks before this one are computed for every position
-    if scan and whole - start > 1:
-        x, _ = jax.lax.scan(lambda x, layer: (apply(x, layer), None), x, _layers(params, start, whole))
+    whole = stop - (row is not None and stop > start)  # the blocks before this one are computed for every position
+    if scan:
+        _, layers, last, _ = _split(params, (start, whole - start, stop - whole, depth - stop))
+        x, _ = jax.lax.scan(lambda x, layer: (apply(x, layer), None), x, layers)
     else:
-        for i in range(start, whole):
-            x = apply(x, jax.tree.map(lambda p: p[0], _layers(params, i, i + 1)))
+        _, *layers, last, _ = _split(params, (start, *[1] * (whole - start), stop - whole, depth - stop))
+        for layer in layers:
+            x = apply(x, _single(layer))
     if row is None:
         return x
-    if whole == stop:
-        return take(x, row)
-    return apply(x, jax.tree.map(lambda p: p[0], _layers(params, whole, stop)), row=row)
+    return take(x, row) if whole == stop else apply(x, _single(last), row=row)
 
 
-def _layers(params: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
-    return jax.tree.map(lambda p: jax.lax.slice_in_dim(p, start, stop), params)
+def _split(params: dict[str, Any], sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Runs of layers. (The gradient of one split is one concatenation; that of slices would be a sum of padded ones.)"""
+    leaves, tree = jax.tree.flatten(params)
+    parts = zip(*(jax.lax.split(leaf, sizes) for leaf in leaves), strict=True)
+    return [tree.unflatten(part) for part in parts]
+
+
+def _single(layer: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(lambda p: p[0], layer)

@@ -42,9 +42,7 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None
     elif fixed != len(devices):
         asked = " x ".join(f"mesh.{name}={size}" for name, size in sizes.items())
         raise ConfigError(f"{asked} is {fixed} devices, but {len(devices)} are here; set one of them to -1")
-    return jax.make_mesh(
-        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices
-    )
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -34,21 +34,28 @@ def parameter_shardings(params: Any, mesh: Mesh, *, min_size: int = FSDP_MIN_SIZ
     return jax.tree.map(place, params)
 
 
-def state_shardings(state: TrainState, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shardings of a whole training state of shapes; moments and averages follow their parameters.
+def state_shardings(state: TrainState, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """A training state of shardings for one of shapes; moments and averages follow their parameters.
 
     Explicit, because ``jax.jit(tx.init)`` alone would put the moments on one device.
     """
     whole = replicated(mesh)
     params = parameter_shardings(state.params, mesh)
-    return TrainState(
-        step=whole,
-        params=params,
-        opt_state=optax.tree.map_params(
-            tx, lambda _, sharding: sharding, state.opt_state, params, transform_non_params=lambda _: whole
-        ),
-        average=None if state.average is None else params,
+
+    def masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)  # stands where a frozen parameter's moments would be
+
+    opt_state = optax.tree.map_params(
+        tx,
+        lambda leaf, sharding: leaf if masked(leaf) else sharding,
+        state.opt_state,
+        params,
+        transform_non_params=lambda _: whole,
+        is_leaf=masked,
     )
+    average = None if state.average is None else params
+    places: dict[str, Any] = {"step": whole, "params": params, "opt_state": opt_state, "average": average}
+    return TrainState(**places)
 
 
 def batch_shardings(batch: Any, mesh: Mesh) -> Any:

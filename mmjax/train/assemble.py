@@ -75,7 +75,7 @@ def with_data(experiment: Experiment, source: Any, tokens: Tokenizer) -> Experim
     return dataclasses.replace(experiment, model=dataclasses.replace(model, vision_cfg=vision))
 
 
-def batches(experiment: Experiment, source: Any, tokens: Tokenizer, *, start_step: int = 0) -> Iterator[dict[str, Any]]:
+def batches(experiment: Experiment, source: Any, tokens: Tokenizer, *, start_step: int = 0) -> pipeline.Stream:
     """This process's rows of the global batches from ``start_step`` on."""
     data = experiment.data
     return pipeline.batches(

@@ -108,7 +108,9 @@ def peak_flops(kind: str) -> float | None:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """``steps``'s rows for people."""
-    cells = [["augment", "ms/step", "ex/s", "GFLOP", "GFLOP/s", "MFU", "state+batch MiB", "temp MiB", "compile s", "ratio"]]
+    cells = [
+        ["augment", "ms/step", "ex/s", "GFLOP", "GFLOP/s", "MFU", "state+batch MiB", "temp MiB", "compile s", "ratio"]
+    ]
     for row in rows:
         cells.append(
             [

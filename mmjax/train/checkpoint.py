@@ -26,7 +26,9 @@ class Checkpoints:
         self._best = best
         policies: list[Any] = [LatestN(keep)]
         if best is not None:
-            policies.append(BestN(get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False))
+            policies.append(
+                BestN(get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False)
+            )
         directory = Path(workdir).absolute() / "checkpoints"
         if read_only and not directory.is_dir():
             raise ConfigError(f"--workdir={workdir}: holds no checkpoints; train there first")

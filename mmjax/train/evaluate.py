@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 
 from mmjax import plugins
 from mmjax.config import choose
+from mmjax.evals.embedder import BoundEmbedder
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.train import assemble, rundir
 from mmjax.train.checkpoint import Checkpoints, Which
@@ -30,6 +30,7 @@ class Evaluation:
         self._embedder = program.embedder(tokenizer)
         self._evaluators: dict[tuple[str, str], Any] = {}
         self._sources: dict[str, Any] = {}
+        self._bound: tuple[Params, BoundEmbedder] | None = None
 
     def during(self, params: Params) -> dict[str, float]:
         """What is measured while training: ``val/rsum`` and the like."""
@@ -41,40 +42,39 @@ class Evaluation:
 
     def run(self, params: Params, *, tasks: Sequence[str], split: str) -> dict[str, float]:
         """The metrics of ``tasks``; retrieval's carry the split alone, others their own name too."""
-        bound = self._embedder.bind(params)
+        bound = self._bind(params)
         metrics: dict[str, float] = {}
         for task in tasks:
             evaluator = self.evaluator(task, split)
-            prefix = split if task == "retrieval" else task if self._own_split(task) else f"{split}/{task}"
+            prefix = split if task == "retrieval" else task if evaluator.own_split else f"{split}/{task}"
             metrics |= {f"{prefix}/{name}": value for name, value in evaluator(bound).items()}
         return metrics
 
     def panels(self, params: Params, *, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Validation images with the captions that the model retrieves for them, and captions with images."""
         evaluator = self.evaluator("retrieval", self._settings.eval.split)
-        bound = self._embedder.bind(params)
+        bound = self._bind(params)
         rows = range(count)
         return evaluator.panel(bound, rows=rows), evaluator.caption_panel(bound, rows=rows)
 
     def evaluator(self, task: str, split: str) -> Any:
         """The evaluator of one task, made at its first use."""
         if (task, split) not in self._evaluators:
-            options = {} if self._own_split(task) else {"split": split}
-            self._evaluators[task, split] = _evaluator_class(task)(self._open, **options)
+            evaluator = plugins.load(FOLDER, task, path="eval.tasks").Evaluator
+            options = {} if evaluator.own_split else {"split": split}
+            self._evaluators[task, split] = evaluator(self._open, **options)
         return self._evaluators[task, split]
 
-    def _own_split(self, task: str) -> bool:
-        """Whether the evaluator measures on a split made for it, which its default then names."""
-        return inspect.signature(_evaluator_class(task)).parameters["split"].default != "val"
+    def _bind(self, params: Params) -> BoundEmbedder:
+        """The embedder of ``params``, and with it what was already embedded with these very arrays."""
+        if self._bound is None or self._bound[0] is not params:
+            self._bound = params, self._embedder.bind(params)
+        return self._bound[1]
 
     def _open(self, split: str) -> Any:
         if split not in self._sources:
             self._sources[split] = assemble.open_source(self._settings.data, split)
         return self._sources[split]
-
-
-def _evaluator_class(task: str) -> Any:
-    return plugins.load(FOLDER, task, path="eval.tasks").Evaluator
 
 
 def of_run(

@@ -16,7 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -41,7 +43,15 @@ class MetricsWriter:
         if path.exists():
             _truncate(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_step + 1)
+        events = path.parent / "tensorboard"
+        events.mkdir(exist_ok=True)
+        # Not SummaryWriter: it hands events to a thread through a pipe, and its flush does not wait for either.
+        # Its file names tell seconds apart, and a second writer of the same second would overwrite the first.
+        self._events = EventsWriter(str(events / "events"), f".{time.time_ns() % 10**9:09d}")
+        # Tells TensorBoard to forget what an earlier file says of this step and later ones.
+        start = SessionLog(status=SessionLog.START)
+        self._events.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+        self._events.flush()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line, which outlives the process once this returns; values may be anything that ``float`` takes."""
@@ -51,8 +61,8 @@ class MetricsWriter:
         line = {"step": int(step)} | {key: _encode(value) for key, value in values.items()}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
-        for key, value in values.items():
-            self._events.add_scalar(key, value, step)
+        summary = Summary(value=[Summary.Value(tag=key, simple_value=value) for key, value in values.items()])
+        self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=summary))
         self._events.flush()
 
     def close(self) -> None:
@@ -122,7 +132,7 @@ class Progress:
         self._clock = clock
         self._pause = live_seconds if self._live else plain_seconds
         self._drawn_at = -math.inf
-        self._line: Callable[[int], str] | None = None
+        self._line: Callable[[int | None], str] | None = None
         self._last: tuple[int, float] | None = None
         self._step_seconds: collections.deque[float] = collections.deque(maxlen=64)
 
@@ -189,7 +199,7 @@ class Progress:
             width = shutil.get_terminal_size().columns - 1
             self._stream.write("\r" + self._line(width) + "\x1b[K")
         else:
-            self._stream.write(self._line(0) + "\n")
+            self._stream.write(self._line(None) + "\n")
         self._stream.flush()
 
     def _unicode(self) -> bool:
@@ -212,10 +222,10 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _fit(parts: list[str], share: float, width: int, *, unicode: bool) -> str:
-    """The parts with a bar after the first where ``width`` has room (0: a plain line); else the last ones are cut."""
+def _fit(parts: list[str], share: float, width: int | None, *, unicode: bool) -> str:
+    """The parts with a bar after the first where ``width`` has room (None: no bar); else the last ones are cut."""
     text = "  ".join(parts)
-    if not width:
+    if width is None:
         return text
     room = min(24, width - len(text) - len("  100%  "))
     if room >= 6:

@@ -114,7 +114,7 @@ class _Run:
         settings = self.experiment
         batches = assemble.batches(settings, source, tokenizer, start_step=step)
         with contextlib.closing(batches):
-            waiting = Waiting(batches)
+            waiting = Waiting(iter(batches))
             arrays = next(waiting)
             started = time.perf_counter()
             self.progress.note("compiling the training step …")
@@ -173,9 +173,7 @@ class _Run:
         self.progress.metrics(chosen, metrics)
         panel, caption_panel = self.evaluation.panels(params, count=PANEL_IMAGES)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-        path = report.write(
-            self.workdir, panel=panel, caption_panel=caption_panel, facts={"parameters": parameters}
-        )
+        path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, facts={"parameters": parameters})
         self.progress.note(f"report: {path}")
         return metrics
 
@@ -184,7 +182,7 @@ class Waiting:
     """An iterator that adds up how long ``next`` took."""
 
     def __init__(self, batches: Iterator[dict[str, Any]]):
-        self._batches = iter(batches)
+        self._batches = batches
         self.seconds = 0.0
 
     def __next__(self) -> dict[str, Any]:
@@ -265,4 +263,3 @@ def _asked_to_stop() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-

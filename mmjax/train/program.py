@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,7 +54,10 @@ class Program:
 
     def initialise(self) -> TrainState:
         """A fresh state, made where it is to live; its values do not depend on the mesh."""
-        return jax.jit(self._initial, out_shardings=self.shardings)()
+        lowered = jax.jit(self._initial, out_shardings=self.shardings).lower()
+        # Random numbers are most of this program; optimising it on a CPU takes seconds and it runs once.
+        cpu = self.mesh.devices.flat[0].platform == "cpu"
+        return lowered.compile({"xla_backend_optimization_level": "0"} if cpu else None)()
 
     def place(self, arrays: dict[str, Any]) -> Batch:
         """This process's rows of a batch as their part of the global arrays."""
@@ -127,8 +129,3 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
-
-
-def with_vocabulary(experiment: Experiment, tokenizer: Any) -> Experiment:
-    """The experiment with the model's text ids taken from the tokenizer."""
-    raise AssertionError((experiment, tokenizer, dataclasses))

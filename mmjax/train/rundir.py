@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,22 @@ from mmjax.train.experiment import Experiment
 MAY_DIFFER = ("log", "checkpoint.keep")
 """Keys that do not decide a run's results: a run may go on with others."""
 
-PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers")
+PACKAGES = (
+    "mmjax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "transformers",
+    "tokenizers",
+)
 
 
 @contextlib.contextmanager
-def claim(workdir: Path, experiment: Experiment, *, overrides: list[str]) -> Iterator[None]:
+def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) -> Iterator[None]:
     """Makes ``workdir`` this experiment's, or checks that it already is; no second process may use it meanwhile."""
     found = read_config(workdir) if (workdir / "config.json").exists() else None
     config = experiment.to_dict()
@@ -48,7 +59,9 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: list[str]) -> Ite
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"--workdir={workdir}: another process is training there; wait for it or stop it") from None
+            raise ConfigError(
+                f"--workdir={workdir}: another process is training there; wait for it or stop it"
+            ) from None
         _write(workdir / "config.json", config)
         _append_start(workdir, overrides)
         yield
@@ -62,7 +75,9 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"--workdir={workdir}: no run folder (it has no config.json); train there first") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--workdir={workdir}: config.json is damaged ({error}); restore it or start afresh") from None
+        raise ConfigError(
+            f"--workdir={workdir}: config.json is damaged ({error}); restore it or start afresh"
+        ) from None
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -> list[str]:
@@ -92,9 +107,9 @@ def start_facts() -> dict[str, Any]:
     }
 
 
-def _append_start(workdir: Path, overrides: list[str]) -> None:
+def _append_start(workdir: Path, overrides: Sequence[str]) -> None:
     with open(workdir / "starts.jsonl", "a") as file:
-        file.write(json.dumps(start_facts() | {"overrides": overrides}) + "\n")
+        file.write(json.dumps(start_facts() | {"overrides": list(overrides)}) + "\n")
 
 
 def _write(path: Path, value: Any) -> None:

@@ -34,7 +34,8 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = rng.key(seed, stream="patch_dropout", step=state.step)
         grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of its integer count
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # Radford et al. 2021 clip the scale itself; limiting its use instead would leave it without a gradient.
         params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, jnp.log(max_logit_scale))

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import textwrap
@@ -226,7 +227,7 @@ class TestInvariance:
     def test_worker_processes_change_nothing_and_start_no_backend(self, tmp_path):
         # A platform that does not exist: whoever starts a jax backend fails.
         (tmp_path / "program.py").write_text(WORKERS)
-        environment = {"JAX_PLATFORMS": "none", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+        environment = os.environ | {"JAX_PLATFORMS": "none"}
         done = subprocess.run(
             [sys.executable, "-W", "error::UserWarning", "program.py"],
             cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,

@@ -8,12 +8,12 @@ import sys
 
 import numpy as np
 import pytest
-from scene_semantics import Silence
 
 from mmjax.config import ConfigError, build
 from mmjax.data.scenes.render import render
 from mmjax.data.scenes.world import WORLDS
 from mmjax.data.sources.scenes import SPLITS, Source
+from support.scene_semantics import Silence
 
 SMALL = {"image_size": 8}
 

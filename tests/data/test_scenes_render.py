@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scene_semantics import Silence
 
 from mmjax.data.scenes.render import MODALITIES, PALETTE, render
 from mmjax.data.scenes.world import COLOURS, SHAPES, WORLDS, Scene, Thing, draw_pair
 from mmjax.data.sources.scenes import Source
+from support.scene_semantics import Silence
 
 
 def quiet(scene, size=64, modalities=MODALITIES):

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from scene_semantics import Judge, parse, retrieval_ceiling
 
 from mmjax.data.scenes.negatives import KINDS
 from mmjax.data.scenes.world import WORLDS
 from mmjax.data.sources.scenes import SPLITS, Source
+from support.scene_semantics import Judge, parse, retrieval_ceiling
 
 COUNT = 1000
 

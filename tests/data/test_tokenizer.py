@@ -142,7 +142,7 @@ class TestTrained:
         for empty in ([], [""], ["   "]):
             with pytest.raises(ConfigError, match="no words"):
                 trained(name, captions=empty)
-        with pytest.raises(ConfigError, match="vocab_size=4: .* at least"):
+        with pytest.raises(ConfigError, match=r"vocab_size=4: .* at least"):
             trained(name, vocab_size=4)
         for length in (0, 2):
             with pytest.raises(ConfigError, match=f"context_length={length}: .* at least 3"):
@@ -279,7 +279,7 @@ class TestNames:
             raise OSError("no route to host")
 
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
-        with pytest.raises(ConfigError, match="hub cannot be reached.*save it to a folder"):
+        with pytest.raises(ConfigError, match=r"hub cannot be reached.*save it to a folder"):
             load("owner/name", context_length=8)
 
     def test_a_hub_name_in_the_cache_needs_no_network(self, tmp_path):
@@ -319,26 +319,27 @@ def clip_merges():
     return next((place for place in places if place.is_file()), None)
 
 
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    with gzip.open(clip_merges(), "rt", encoding="utf-8") as file:
+        merges = file.read().split("\n")[1:48895]
+    # Byte-level BPE writes printable bytes as themselves and the others as the characters from 256 on; the ids
+    # go in that order.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    tokens = [*letters, *(c + "</w>" for c in letters), *(m.replace(" ", "") for m in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    return folder
+
+
 @pytest.mark.skipif(clip_merges() is None, reason="needs bpe_simple_vocab_16e6.txt.gz; see clip_merges")
 class TestClip:
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("clip")
-        with gzip.open(clip_merges(), "rt", encoding="utf-8") as file:
-            merges = file.read().split("\n")[1:48895]
-        # Byte-level BPE writes printable bytes as themselves and the others as the characters from 256 on; the ids
-        # go in that order.
-        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-        tokens = [*letters, *(c + "</w>" for c in letters), *(m.replace(" ", "") for m in merges)]
-        tokens += ["<|startoftext|>", "<|endoftext|>"]
-        (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
-        (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
-        return folder
-
-    def test_the_ids_are_the_published_ones(self, folder):
-        tok = load(str(folder), context_length=77)
+    def test_the_ids_are_the_published_ones(self, clip_folder):
+        tok = load(str(clip_folder), context_length=77)
         assert (tok.vocab_size, tok.bos_id, tok.eos_id, tok.pad_id) == (49408, 49406, 49407, 49407)
         ids = tok(["a diagram", "a dog", "a cat", "hello world!"])
         assert ids.shape == (4, 77)
@@ -348,19 +349,19 @@ class TestClip:
         assert ids[3, :5].tolist() == [49406, 3306, 1002, 256, 49407]
         assert (ids[:, 5:] == 49407).all()
 
-    def test_it_equals_transformers_and_survives_saving(self, folder, tmp_path):
+    def test_it_equals_transformers_and_survives_saving(self, clip_folder, tmp_path):
         from transformers import AutoTokenizer
 
-        tok = load(str(folder), context_length=20)
+        tok = load(str(clip_folder), context_length=20)
         texts = [*CAPTIONS, "", "🙂🙃", "red " * 200, "It's  spaced\tout"]
-        theirs = padded(AutoTokenizer.from_pretrained(folder), texts, 20)
+        theirs = padded(AutoTokenizer.from_pretrained(clip_folder), texts, 20)
         np.testing.assert_array_equal(tok(texts), theirs)
         tok.save(tmp_path)
         assert_same(load(str(tmp_path), context_length=20), tok, texts + ODD)
         np.testing.assert_array_equal(padded(AutoTokenizer.from_pretrained(tmp_path), texts, 20), theirs)
         assert_framed(tok(["a <|endoftext|> b <|startoftext|>"]), tok)
 
-    def test_decoding(self, folder):
-        tok = load(str(folder), context_length=20)
+    def test_decoding(self, clip_folder):
+        tok = load(str(clip_folder), context_length=20)
         texts = ["a red circle above a blue square", "naïve café 日本 🙂"]
         assert tok.decode(tok(texts)) == texts

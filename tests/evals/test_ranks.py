@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_embedder import data_sharding
 
 from mmjax.evals import ranks as module
 from mmjax.evals.ranks import count
+from support.towers import data_sharding
 
 
 def brute_force(scores, image_ids, text_ids):

@@ -1,6 +1,3 @@
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +9,7 @@ from mmjax.config import ConfigError
 from mmjax.objectives import contrastive, sigmoid
 from mmjax.objectives.targets import source_mass
 from mmjax.types import Provenance
-
-sys.path.insert(0, str(Path(__file__).parent))
-import reference  # noqa: E402
+from support import objectives_reference as reference
 
 OBJECTIVES = {"contrastive": contrastive.Objective(), "sigmoid": sigmoid.Objective()}
 

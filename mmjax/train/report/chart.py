@@ -13,15 +13,15 @@ MAX_DRAWN, MAX_HOVER = 400, 120
 
 
 class Series(NamedTuple):
-    """One line: points in the order of x; those that are not finite leave a gap."""
+    """One line: points in the order of x; those that cannot be drawn, such as NaN, leave a gap."""
 
     label: str
     points: Sequence[tuple[float, float]]
 
 
 def line_chart(title: str, series: Sequence[Series], *, unit: str = "", x_label: str = "step") -> str:
-    """A ``<figure>`` with a legend, axes, ticks and hover titles; empty where nothing finite is there to draw."""
-    finite = [p for s in series for p in s.points if math.isfinite(p[0]) and math.isfinite(p[1])]
+    """A ``<figure>`` with a legend, axes, ticks and hover titles; empty where there is nothing to draw."""
+    finite = [p for s in series for p in s.points if _drawable(p)]
     if not finite:
         return ""
     x_ticks = _ticks(min(p[0] for p in finite), max(p[0] for p in finite), 6, whole=True)
@@ -79,19 +79,19 @@ def _line(series: Series, place, *, colour: int, unit: str, x_label: str) -> str
     drawn = thin(series.points, MAX_DRAWN)
     path, pen_down, alone = [], False, []
     for i, (x, y) in enumerate(drawn):
-        if not (math.isfinite(x) and math.isfinite(y)):
+        if not _drawable((x, y)):
             pen_down = False
             continue
         across, down = place(x, y)
         path.append(f"{'L' if pen_down else 'M'}{across} {down}")
-        ends = i + 1 == len(drawn) or not math.isfinite(drawn[i + 1][1])
+        ends = i + 1 == len(drawn) or not _drawable(drawn[i + 1])
         if len(drawn) <= 24 or (ends and not pen_down):
             alone.append(f'<circle class="dot s{colour}" cx="{across}" cy="{down}" r="2.5"/>')
         pen_down = True
     hover = []
     every = max(1, -(-len(drawn) // MAX_HOVER))
     for x, y in drawn[::every]:
-        if math.isfinite(x) and math.isfinite(y):
+        if _drawable((x, y)):
             across, down = place(x, y)
             words = f"{series.label}: {number(y)}{unit} at {x_label} {x:,.0f}"
             hover.append(f'<circle class="hit" cx="{across}" cy="{down}" r="7"><title>{escape(words)}</title></circle>')
@@ -116,14 +116,17 @@ def thin(points: Sequence[tuple[float, float]], limit: int) -> list[tuple[float,
     return [points[r] for r in sorted(kept)]
 
 
+def _drawable(point: tuple[float, float]) -> bool:
+    # Beyond this a range overflows, and nobody could read the rest of the chart anyway.
+    return math.isfinite(point[0]) and math.isfinite(point[1]) and abs(point[1]) < 1e30
+
+
 def _ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
     """Round numbers at equal distances, the outer two at or beyond ``low`` and ``high``."""
-    if low == high:
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-200):
         pad = abs(low) / 2 or 1.0
         low, high = low - pad, high + pad
     rough = (high - low) / count
-    if not math.isfinite(rough) or rough <= 0:  # the range itself overflows, or is too small to divide
-        return [low, high]
     power = 10.0 ** math.floor(math.log10(rough))
     step = next((m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough), 10 * power)
     if whole:

@@ -2,12 +2,19 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmjax.evals.embedder import Embedder
 
 WIDTH = 8
+
+
+def data_sharding(devices=8):
+    mesh = jax.make_mesh((devices // 2, 2), ("data", "fsdp"), (AxisType.Auto,) * 2, devices=jax.devices()[:devices])
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 class Source(list):
@@ -48,7 +55,7 @@ class Towers:
 
     def images(self, params, images):
         self.traces["image"] += 1
-        flat = jnp.concatenate([x.reshape(x.shape[0], -1) for x in images.values()], axis=1)
+        flat = jnp.concatenate([images[m].reshape(images[m].shape[0], -1) for m in sorted(images)], axis=1)
         return ((flat.astype(jnp.float32) - 128.0) @ params["image"]).astype(self.dtype)
 
     def texts(self, params, tokens):
@@ -68,7 +75,7 @@ def image(rng, size=2):
 def retrieval_source(n=11, seed=0):
     """Ragged captions: 1 to 4 an image; some strings belong to several images."""
     rng = np.random.default_rng(seed)
-    words = "red green blue circle square star above below".split()
+    words = ["red", "green", "blue", "circle", "square", "star", "above", "below"]
     return Source(
         {
             "id": i,

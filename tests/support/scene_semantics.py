@@ -80,7 +80,7 @@ class Judge:
             return np.array([[get(s.things[min(k, len(s.things) - 1)]) for k in range(slots)] for s in scenes])
 
         x, y, r, z = (column(lambda t, a=a: getattr(t, a)) for a in ("x", "y", "radius", "z"))
-        self.attributes = {
+        attributes = {
             "colour": column(lambda t: COLOUR[t.colour]),
             "shape": column(lambda t: SHAPE[t.shape]),
             "texture": column(lambda t: TEXTURE[t.texture]),
@@ -88,6 +88,8 @@ class Judge:
             "row": np.array(ROW)[np.clip(y // (64 / 3), 0, 2).astype(int)],
             "column": np.array(COLUMN)[np.clip(x // (64 / 3), 0, 2).astype(int)],
         }
+        self.masks = {(a, word): values == word for a, values in attributes.items() for word in np.unique(values)}
+        self.nowhere = np.zeros_like(self.present)
         self.light = np.array([s.light for s in scenes])
         dx, dy = x[:, None, :] - x[:, :, None], y[:, None, :] - y[:, :, None]  # [scene, from, to]
         distance, reach = np.hypot(dx, dy), r[:, :, None] + r[:, None, :]
@@ -122,7 +124,8 @@ class Judge:
     def _fits(self, thing):
         fits = self.present
         for attribute, word in thing.items():
-            fits = fits & (self.attributes[attribute] == (SIZE[word] if attribute == "size" else word))
+            word = SIZE[word] if attribute == "size" else word
+            fits = fits & self.masks.get((attribute, word), self.nowhere)
         return fits
 
 

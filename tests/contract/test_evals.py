@@ -1,0 +1,94 @@
+"""What every evaluator promises, by walking the plug-in folder."""
+
+import math
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax import plugins
+from mmjax.evals.embedder import Embedder
+
+FOLDER = "mmjax.evals"
+
+
+class Everything:
+    """Eight examples that have whatever an evaluator may ask for."""
+
+    group = 2
+    class_names: ClassVar[list[str]] = ["circle", "square", "star"]
+    templates: ClassVar[list[str]] = ["a {}", "one {}"]
+    held_out: ClassVar[list[bool]] = [False, False, True]
+
+    def __init__(self, split):
+        self.split = split
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        rng = np.random.default_rng(i)
+        return {
+            "id": i,
+            "image": rng.integers(0, 256, (4, 4, 3), dtype=np.uint8),
+            "captions": [f"caption {i}", "another"][: 1 + i % 2],
+            "label": i % 3,
+            "kind": "swap",
+            "negatives": [("swap_obj", f"true {i}", f"false {i}")],
+        }
+
+
+def tokenizer(texts):
+    return np.asarray([[ord(c) % 97 for c in text.ljust(12)[:12]] for text in texts], np.int32)
+
+
+def embedder(seed=0):
+    rng = np.random.default_rng(seed)
+    params = {"image": rng.standard_normal((48, 6)).astype(np.float32), "text": rng.standard_normal((97, 6))}
+    params["text"] = params["text"].astype(np.float32)
+    return Embedder(
+        lambda p, x: (x["image"].reshape(3, -1).astype(jnp.float32) - 128.0) @ p["image"],
+        lambda p, t: (p["text"][t] * jnp.arange(1, 13, dtype=jnp.float32)[:, None]).sum(1),
+        tokenizer=tokenizer,
+        batch_size=3,
+    ).bind(params)
+
+
+def evaluator(name):
+    return plugins.load(FOLDER, name, path="eval.tasks").Evaluator
+
+
+def test_the_folder_is_not_empty_and_shared_modules_are_no_plugins():
+    assert {"retrieval", "zeroshot", "pairwise", "winoground"} <= set(plugins.names(FOLDER))
+    assert not {"embedder", "ranks"} & set(plugins.names(FOLDER))
+
+
+@pytest.mark.parametrize("name", plugins.names(FOLDER))
+def test_an_evaluator_is_documented_and_says_which_splits_it_takes(name):
+    cls = evaluator(name)
+    assert plugins.load(FOLDER, name, path="eval.tasks").__doc__ and len(cls.__doc__ or "") > 100
+    assert isinstance(cls.own_split, bool)
+
+
+@pytest.mark.parametrize("name", plugins.names(FOLDER))
+def test_an_evaluator_returns_finite_plain_floats_under_slash_free_names(name):
+    metrics = evaluator(name)(Everything)(embedder())
+    assert metrics
+    for key, value in metrics.items():
+        assert type(value) is float and math.isfinite(value), (key, value)
+        assert key and "/" not in key and " " not in key
+
+
+@pytest.mark.parametrize("name", plugins.names(FOLDER))
+def test_an_evaluator_opens_the_split_it_is_told_and_depends_on_nothing_but_the_parameters(name):
+    opened = []
+
+    def open_source(split):
+        opened.append(split)
+        return Everything(split)
+
+    one = evaluator(name)(open_source, split="another")
+    assert opened == ["another"]
+    assert one(embedder()) == one(embedder())
+    assert len({tuple(one(embedder(seed)).items()) for seed in range(4)}) > 1

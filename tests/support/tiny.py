@@ -1,0 +1,52 @@
+"""The smallest experiment that goes through every part: a few steps of a very small model on scenes."""
+
+import copy
+from typing import Any
+
+from mmjax.models import presets
+from mmjax.train.experiment import Experiment
+
+_MODEL = presets.load("scenes-tiny")
+_MODEL["embed_dim"] = 16
+_MODEL["vision_cfg"] |= {"width": 16, "head_width": 8, "stem_widths": (8, 8, 16)}
+_MODEL["text_cfg"] |= {"width": 16, "heads": 2}
+
+_SECTIONS: dict[str, Any] = {
+    "steps": 6,
+    "batch_size": 16,
+    "model": _MODEL,
+    "data": {
+        "source": {"name": "scenes", "world": "easy", "image_size": 32},
+        "train": {"size": 48},
+        "tokenizer": {"name": "word"},
+    },
+    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2},
+    "mesh": {"data": -1, "fsdp": 1},
+    "log": {"every_steps": 1},
+    "eval": {"every_steps": 3, "batch_size": 64, "tasks": ("retrieval",), "final_tasks": ("retrieval",)},
+    "checkpoint": {"every_steps": 3},
+}
+
+
+def sections(**overrides: Any) -> dict[str, Any]:
+    """The configuration with dotted keys (``optimizer__warmup_steps=0``) overridden."""
+    config = copy.deepcopy(_SECTIONS)
+    for key, value in overrides.items():
+        *parents, last = key.split("__")
+        place = config
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return config
+
+
+def experiment(**overrides: Any) -> Experiment:
+    return Experiment.of(sections(**overrides))
+
+
+CONFIG_FILE = """
+from support import tiny
+
+def get_config(arg=""):
+    return tiny.sections()
+"""

@@ -1,0 +1,197 @@
+"""The compiled step: equal on every mesh, one compilation, and each parameter moved as the equations say."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mmjax.train import assemble
+from mmjax.train.program import Program
+from mmjax.train.step import unit
+from support import tiny
+
+
+def assembled(experiment, devices=None):
+    source = assemble.open_source(experiment.data, "train")
+    tokens = assemble.open_tokenizer(experiment, source, workdir="nowhere")
+    experiment = assemble.with_data(experiment, source, tokens)
+    return Program(experiment, devices=devices), assemble.batches(experiment, source, tokens)
+
+
+def curve(experiment, *, devices, steps):
+    program, batches = assembled(experiment, devices)
+    state = program.initialise()
+    compiled, losses = None, []
+    for _ in range(steps):
+        arrays = next(batches)
+        compiled = compiled or program.compile(program.batch_shape(arrays))
+        state, metrics = compiled(state, program.place(arrays))
+        losses.append(float(metrics["loss"]))
+    batches.close()
+    return np.array(losses), state
+
+
+MESHES = [(1, 1, 1), (2, 2, 1), (8, 8, 1), (8, 1, 8), (8, 2, 4)]
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "sigmoid"])
+def test_losses_and_parameters_are_the_same_on_every_mesh(objective, monkeypatch):
+    monkeypatch.setattr("mmjax.parallel.sharding.FSDP_MIN_SIZE", 1)
+    bias = {"model__init_logit_bias": -10.0} if objective == "sigmoid" else {}
+    reference = None
+    for devices, data, fsdp in MESHES:
+        experiment = tiny.experiment(
+            steps=20, objective={"name": objective}, mesh__data=data, mesh__fsdp=fsdp, optimizer__average=0.9, **bias
+        )
+        losses, state = curve(experiment, devices=jax.devices()[:devices], steps=20)
+        if reference is None:
+            reference = losses, state
+            assert losses[-1] < losses[0]
+        np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
+        for got, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(reference[1].params), strict=True):
+            np.testing.assert_allclose(jax.device_get(got), jax.device_get(want), atol=2e-4)
+
+
+def test_fsdp_really_splits_parameters_moments_and_averages():
+    experiment = tiny.experiment(mesh__data=1, mesh__fsdp=8, optimizer__average=0.9, model="scenes-tiny")
+    program, batches = assembled(experiment)
+    batches.close()
+    state = program.initialise()
+    kernel = lambda tree: tree["visual"]["blocks"]["mlp"]["fc1"]["kernel"]  # noqa: E731
+    trees = [state.params, state.average]
+    trees += [s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")]
+    assert len(trees) == 3
+    for tree in trees:
+        whole, shard = kernel(tree).shape, kernel(tree).addressable_shards[0].data.shape
+        assert np.prod(shard) * 8 == np.prod(whole)
+        assert tree["logit_scale"].sharding.is_fully_replicated
+
+
+def test_update_equals_adamw_by_hand():
+    """One step in numpy: clip, moments, decay only of matrices, warm-up; gradients from jax.grad of the same loss."""
+    experiment = tiny.experiment(optimizer__weight_decay=0.3, optimizer__clip_norm=0.05, mesh__data=1)
+    program, batches = assembled(experiment, jax.devices()[:1])
+    batch = program.place(next(batches))
+    batches.close()
+    settings, state = program.experiment.optimizer, program.initialise()
+    before = jax.device_get(state.params)
+
+    def loss(params):
+        from mmjax.objectives.contrastive import Objective
+        from mmjax.train.step import merge
+
+        model = merge(program.graph, params)
+        return Objective()(
+            unit(model.encode_image(batch.images)),
+            unit(model.encode_text(batch.tokens)),
+            image_source=batch.image_source,
+            text_source=batch.text_source,
+            scale=jnp.exp(params["logit_scale"]),
+        )[0]
+
+    grads = jax.device_get(jax.jit(jax.grad(loss))(state.params))
+    norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in jax.tree.leaves(grads)))
+    state, metrics = jax.jit(program.step)(state, batch)
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
+    rate = settings.learning_rate / (settings.warmup_steps + 1)
+    np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-6)
+    decayed = 0
+    for (path, p), g, new in zip(
+        jax.tree_util.tree_leaves_with_path(before),
+        jax.tree.leaves(grads),
+        jax.tree.leaves(jax.device_get(state.params)),
+        strict=True,
+    ):
+        g = g.astype(np.float64) * min(1, settings.clip_norm / norm)
+        direction = g / (np.abs(g) + settings.eps)  # both moments corrected for their start are g and g²
+        name = jax.tree_util.keystr(path, simple=True, separator="/").rsplit("/", 1)[-1]
+        decay = settings.weight_decay if name in ("kernel", "embedding") else 0.0
+        decayed += decay > 0
+        # Where the gradient is tiny beside eps, its rounding error is all of the direction.
+        sure = np.abs(g) > 1e-7
+        want = p - rate * (direction + decay * p)
+        np.testing.assert_allclose(new[sure], want[sure], atol=rate * 0.02, err_msg=name)
+    assert decayed > 5
+
+
+def test_the_logit_scale_is_clipped_to_its_maximum():
+    experiment = tiny.experiment(model__init_logit_scale=8.0, mesh__data=1)
+    program, batches = assembled(experiment, jax.devices()[:1])
+    state, _ = jax.jit(program.step)(program.initialise(), program.place(next(batches)))
+    batches.close()
+    np.testing.assert_allclose(np.exp(state.params["logit_scale"]), 100.0, rtol=1e-5)
+
+
+def test_another_batch_shape_is_an_error_and_not_a_second_compilation():
+    program, batches = assembled(tiny.experiment(mesh__data=1), jax.devices()[:1])
+    arrays = next(batches)
+    batches.close()
+    compiled = program.compile(program.batch_shape(arrays))
+    half = jax.tree.map(lambda x: x[: len(x) // 2], arrays)
+    with pytest.raises((TypeError, ValueError)):
+        compiled(program.initialise(), program.place(half))
+
+
+def test_views_of_further_modalities_are_rows_of_the_same_caption():
+    experiment = tiny.experiment(
+        data__modalities=("image", "depth", "thermal"), model__init_logit_scale=-2.0, mesh__data=1
+    )
+    program, batches = assembled(experiment, jax.devices()[:1])
+    arrays = next(batches)
+    batches.close()
+    _, metrics = jax.jit(program.step)(program.initialise(), program.place(arrays))
+    # Three views of each caption are three positives of its column: chance is still ln(columns) by rows, and
+    # ln(rows) by columns.
+    n = len(arrays["image_ids"])
+    chance = 0.5 * (np.log(n) + np.log(3 * n))
+    assert abs(float(metrics["loss"]) - chance) < 0.1
+
+
+def test_frozen_parameters_keep_their_bits_and_have_no_moments():
+    experiment = tiny.experiment(optimizer__rules=(("visual/", 0.0), ("text/blocks", 0.1)), mesh__data=1)
+    program, batches = assembled(experiment, jax.devices()[:1])
+    state = program.initialise()
+    before = jax.device_get(state.params)
+    state, _ = jax.jit(program.step)(state, program.place(next(batches)))
+    batches.close()
+    after = jax.device_get(state.params)
+    for a, b in zip(jax.tree.leaves(before["visual"]), jax.tree.leaves(after["visual"]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(before["text"]["proj"]["kernel"], after["text"]["proj"]["kernel"])
+    trained = sum(x.size for x in jax.tree.leaves({k: v for k, v in before.items() if k != "visual"}))
+    moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim or x.dtype == jnp.float32)
+    assert moments == 2 * trained
+
+
+def test_moving_average_follows_its_recurrence():
+    experiment = tiny.experiment(optimizer__average=0.5, mesh__data=1)
+    program, batches = assembled(experiment, jax.devices()[:1])
+    state = program.initialise()
+    average = jax.device_get(state.params)
+    step = jax.jit(program.step)
+    for t in range(4):
+        state, _ = step(state, program.place(next(batches)))
+        decay = min(0.5, (1 + t) / (10 + t))
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, jax.device_get(state.params))
+    batches.close()
+    for a, b in zip(jax.tree.leaves(average), jax.tree.leaves(state.average), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_unit_rows():
+    x = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    np.testing.assert_allclose(unit(x), [[0.6, 0.8], [0, 0]], rtol=1e-6)
+    grad = jax.grad(lambda x: unit(x)[:, 0].sum())(x)
+    assert np.isfinite(grad).all()
+    assert optax.tree.norm(unit(x.astype(jnp.bfloat16))).dtype == jnp.float32
+
+
+def test_bfloat16_towers_train_with_float32_parameters():
+    experiment = dataclasses.replace(tiny.experiment(mesh__data=1), precision="bfloat16")
+    losses, state = curve(experiment, devices=jax.devices()[:1], steps=6)
+    full, _ = curve(tiny.experiment(mesh__data=1), devices=jax.devices()[:1], steps=6)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
+    np.testing.assert_allclose(losses, full, rtol=0.05)
