@@ -19,6 +19,7 @@ are the batch that one process alone would make, for images and texts alike.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,7 @@ Captions = Literal["random", "first"]
 Order = Literal["shuffled", "stored"]
 
 _ORDER, _CHOICES = 0, 1  # streams of random numbers
-_SHUFFLE_ROUNDS = 4
+_LARGEST_TABLE = 1 << 20  # a permutation of as many is 8 MB, and made in some 20 ms
 _CACHED_TEXTS = 1 << 17  # at 77 tokens about 70 MB, in each worker
 
 
@@ -199,11 +200,13 @@ class Batches:
         """The places in the source of this process's rows at ``step``."""
         group, start = self._source.group, step * self._batch_size
         groups = len(self._source) // group
-        first, last = (start + self._rows.start) // group, (start + self._rows.stop - 1) // group
-        place = _shuffled(self._seed, groups) if self._order == "shuffled" else (lambda number: number % groups)
-        places = {number: place(number) for number in range(first, last + 1)}
         rows = range(start + self._rows.start, start + self._rows.stop)
-        return [places[row // group] * group + row % group for row in rows]
+        needed = range(rows[0] // group, rows[-1] // group + 1)
+        if self._order == "shuffled":
+            places = _shuffled(needed, size=groups, seed=self._seed)
+        else:
+            places = [number % groups for number in needed]
+        return [places[row // group - needed.start] * group + row % group for row in rows]
 
     def _draws(self, step: int) -> list[list[float]]:
         """For each of this process's rows, one uniform number for each of its texts."""
@@ -259,19 +262,25 @@ class _TokenCache:
         return {**self.__dict__, "_known": {}}
 
 
-def _shuffled(seed: int, size: int) -> Callable[[int], int]:
-    """The place of each number 0, 1, …: a new permutation of ``range(size)`` in every epoch, in constant memory."""
-    from grain.experimental import index_shuffle
+def _shuffled(numbers: range, *, size: int, seed: int) -> list[int]:
+    """The place of each of ``numbers``: epoch e, numbers ``e*size … (e+1)*size - 1``, is a permutation of its own."""
+    places: list[int] = []
+    for epoch in range(numbers.start // size, (numbers.stop - 1) // size + 1):
+        start, stop = max(numbers.start - epoch * size, 0), min(numbers.stop - epoch * size, size)
+        if size <= _LARGEST_TABLE:
+            places += _permutation(size, seed, epoch)[start:stop].tolist()
+        else:
+            # In constant memory, but some microseconds each, and hundreds where the size is small.
+            from grain.experimental import index_shuffle
 
-    seeds: dict[int, int] = {}
+            key = int(np.random.SeedSequence((seed, _ORDER, epoch)).generate_state(1)[0])
+            places += [index_shuffle(i, max_index=size - 1, seed=key, rounds=4) for i in range(start, stop)]
+    return places
 
-    def place(number: int) -> int:
-        epoch, index = divmod(number, size)
-        if epoch not in seeds:
-            seeds[epoch] = int(np.random.SeedSequence((seed, _ORDER, epoch)).generate_state(1)[0])
-        return index_shuffle(index, max_index=size - 1, seed=seeds[epoch], rounds=_SHUFFLE_ROUNDS)
 
-    return place
+@functools.lru_cache(maxsize=4)
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, _ORDER, epoch)).permutation(size)
 
 
 def _different(pool: Sequence[str], draws: list[float]) -> list[str]:

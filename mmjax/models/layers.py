@@ -32,6 +32,7 @@ def uniform(bound: float) -> Init:
     return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
+@functools.partial(jax.checkpoint, static_argnums=1)
 def activate(x: jax.Array, kind: Activation) -> jax.Array:
     """GELU, ``x·Φ(x)``, exact or in one of its two approximations (Hendrycks & Gimpel, arXiv:1606.08415)."""
     if kind == "gelu":
@@ -78,10 +79,16 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., width] -> the same shape."""
-        x = x.astype(jnp.float32)
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+        return _normalise(x, self.scale[...], self.bias[...], self.eps).astype(self.dtype)
+
+
+# Elementwise work is cheap to repeat and its intermediates are large: the backward pass starts from the input again.
+@functools.partial(jax.checkpoint, static_argnums=3)
+def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    return x * scale + bias
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,12 +124,13 @@ class Attention(nnx.Module):
         q, k, v = self.query(x), self.key(keys), self.value(keys)
         if self.ln_q is not None and self.ln_k is not None:
             q, k = self.ln_q(q), self.ln_k(k)
-        q = q * q.shape[-1] ** -0.5
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+        # Heads go before positions once here, not in each of the six products of the two passes.
+        q, k, v = (jnp.swapaxes(part, 1, 2) for part in (q * q.shape[-1] ** -0.5, k, v))
+        logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
         if mask is not None:
             logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        return self.out(jnp.einsum("bhqk,bkhd->bqhd", weights, v))
+        return self.out(jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2))
 
 
 class Mlp(nnx.Module):

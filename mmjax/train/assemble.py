@@ -28,7 +28,7 @@ def open_source(data: DataConfig, split: str) -> Any:
         raise ConfigError(f"data.source.name is missing; known: {', '.join(plugins.names(SOURCES))}")
     source = plugins.load(SOURCES, section.pop("name"), path="data.source.name").Source
     given = {"split": split, "modalities": data.modalities}
-    options = bind(source, section, path="data.source", given=given) if section else given
+    options = bind(source, section, path="data.source", given=given)
     if split == "train" and data.train:
         options = bind(source, dict(data.train), path="data.train", given=options)
     return source(**options)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import runpy
 import traceback
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -162,8 +163,8 @@ def _override(sections: dict[str, Any], key: str, text: str) -> None:
     value = literal(text)
     *parents, last = key.split(".")
     place = sections
-    for parent in parents:
-        inner = place.get(parent, {})
+    for depth, parent in enumerate(parents):
+        inner = place[parent] if parent in place else _default_section(parents[: depth + 1])
         if place is sections and parent == "model":
             inner = expand_model(inner)
         if not isinstance(inner, dict):
@@ -174,6 +175,21 @@ def _override(sections: dict[str, Any], key: str, text: str) -> None:
         keys = ", ".join(place[last])
         raise ConfigError(f"{key}={text}: {last!r} is a section; set one of its keys, e.g. --config.{key}.KEY ({keys})")
     place[last] = value
+
+
+def _default_section(path: list[str]) -> dict[str, Any]:
+    """What a section that the config file leaves out starts from: its plug-in's name, where it has a default one."""
+    kind: Any = Experiment
+    for name in path:
+        field = next((field for field in dataclasses.fields(kind) if field.name == name), None)
+        if field is None:
+            return {}
+        if field.default_factory is not dataclasses.MISSING and isinstance(start := field.default_factory(), dict):
+            return start
+        kind = typing.get_type_hints(kind)[name]
+        if not dataclasses.is_dataclass(kind):
+            return {}
+    return {}
 
 
 def literal(text: str) -> Any:

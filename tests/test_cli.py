@@ -1,0 +1,160 @@
+"""What a user sees when something is wrong: one line that names it, status 2, and nothing left behind."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mmjax import cli
+from support import command
+
+BROKEN_FILE = "def get_config(arg=''):\n    return {'steps': 1 / 0}\n"
+
+MISTAKES = {
+    "wrong key": (["--config.optimizer.learning_rat=1"], ["optimizer.learning_rat", "learning_rate"]),
+    "wrong top-level key": (["--config.stepz=1"], ["stepz", "steps"]),
+    "wrong key of a plug-in": (["--config.objective.target=identity"], ["objective.target", "targets"]),
+    "wrong key of the source": (["--config.data.source.wrld=easy"], ["data.source.wrld", "world"]),
+    "wrong key of the training data": (["--config.data.train.twin=True"], ["data.train.twin", "twins"]),
+    "wrong key of the model": (["--config.model.vision_cfg.widht=8"], ["model.vision_cfg.widht", "width"]),
+    "wrong type": (["--config.batch_size=many"], ["batch_size='many'", "int"]),
+    "a float where an integer belongs": (["--config.steps=1.5"], ["steps=1.5", "int"]),
+    "an empty section": (["--config.optimizer={}"], ["optimizer", "empty", "learning_rate"]),
+    "an empty plug-in section": (["--config.objective={}"], ["objective", "empty", "contrastive"]),
+    "a value for a section": (["--config.optimizer=adam"], ["optimizer=adam", "is a section", "learning_rate"]),
+    "a key below a value": (["--config.steps.all=1"], ["steps.all=1", "not a section"]),
+    "a batch that does not divide": (["--config.batch_size=12"], ["batch_size=12", "8 devices", "16"]),
+    "an evaluation batch that does not divide": (["--config.eval.batch_size=9"], ["eval.batch_size=9", "8", "16"]),
+    "a warm-up longer than the run": (["--config.optimizer.warmup_steps=7"], ["optimizer.warmup_steps=7", "steps=6"]),
+    "no steps": (["--config.steps=0"], ["steps=0", "at least 1"]),
+    "an unknown preset": (["--config.model=ViT-B-33"], ["ViT-B-33", "ViT-B-32"]),
+    "an unknown precision": (["--config.precision=float16"], ["precision='float16'", "bfloat16"]),
+    "an unknown augmentation": (["--config.augment=(('nothing_such', {}),)"], ["nothing_such"]),
+    "an unknown evaluator": (["--config.eval.tasks=('retrievl',)"], ["retrievl", "retrieval"]),
+    "an unknown source": (["--config.data.source.name=scene"], ["scene", "scenes"]),
+    "an unknown world": (["--config.data.source.world=esay"], ["esay", "easy"]),
+    "an unknown metric to save the best by": (["--config.eval.weights=best"], ["eval.weights", "checkpoint.best"]),
+    "a mesh too large": (["--config.mesh.data=3"], ["mesh.data=3", "8"]),
+    "a mesh of nothing": (["--config.mesh.fsdp=0"], ["mesh.fsdp=0", "-1"]),
+    "two axes of what is left": (["--config.mesh.fsdp=-1"], ["mesh.data=-1", "mesh.fsdp=-1"]),
+    "a rule that matches nothing": (["--config.optimizer.rules=(('vision', 0.1),)"], ["'vision'", "visual"]),
+    "a rule that freezes everything": (["--config.optimizer.rules=(('.*', 0.0),)"], ["optimizer.rules", "frozen"]),
+    "a rule that is no expression": (["--config.optimizer.rules=(('(', 0.1),)"], ["optimizer.rules", "'('"]),
+    "a negative rate": (["--config.optimizer.learning_rate=-1.0"], ["optimizer.learning_rate=-1.0", "at least 0"]),
+    "images of another size": (["--config.data.source.image_size=64"], ["image_size=32", "64"]),
+    "an unknown modality": (["--config.data.modalities=('image', 'sonar')"], ["sonar", "thermal"]),
+    "an unknown tokenizer folder": (["--config.data.tokenizer.name=/no/such/folder"], ["/no/such/folder"]),
+    "no value": (["--config.steps"], ["--config.steps", "VALUE"]),
+    "an unknown flag": (["--wrkdir=x"], ["--wrkdir", "--workdir"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_with_the_way_out_and_leaves_nothing(name, tmp_path, capfd):
+    words, mentions = MISTAKES[name]
+    workdir = tmp_path / "run"
+    status = cli.main(["train", f"--config={command.config_file(tmp_path)}", f"--workdir={workdir}", *words])
+    error = capfd.readouterr().err
+    assert status == 2
+    assert len(error.strip().splitlines()) == 1, error
+    for mention in mentions:
+        assert mention in error, error
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "mentions"),
+    [
+        ("nowhere.py", ["nowhere.py", "no such file"]),
+        ("broken.py", ["broken.py", "line 2", "ZeroDivisionError"]),
+        ("empty.py", ["get_config"]),
+        ("sizes.py:sise=small", ["sise", "size"]),
+        ("sizes.py:size=tiny", ["size", "tiny", "small"]),
+    ],
+)
+def test_a_config_file_that_cannot_be_read(spec, mentions, tmp_path, capfd, monkeypatch):
+    (tmp_path / "broken.py").write_text(BROKEN_FILE)
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "sizes.py").write_text(
+        "from mmjax.config import arguments, choose\n\n"
+        "def get_config(arg):\n    choose(arguments(arg, size='small').size, ['small'], path='size')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", f"--config={spec}", "--workdir=run"]) == 2
+    error = capfd.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    for mention in mentions:
+        assert mention in error, error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["eval", "inspect"])
+@pytest.mark.parametrize("content", [{}, {"config.json": "{"}])
+def test_a_folder_that_is_no_run(name, content, tmp_path, capfd):
+    for file, text in content.items():
+        (tmp_path / file).write_text(text)
+    assert cli.main([name, f"--workdir={tmp_path}"]) == 2
+    error = capfd.readouterr().err
+    assert len(error.strip().splitlines()) == 1 and str(tmp_path) in error
+    assert {path.name for path in tmp_path.iterdir()} == set(content)
+
+
+def test_a_folder_with_other_things_in_it_is_refused_and_untouched(tmp_path, capfd):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "thesis.txt").write_text("years of work")
+    assert cli.main(["train", f"--config={command.config_file(tmp_path)}", f"--workdir={workdir}"]) == 2
+    assert "not empty" in capfd.readouterr().err
+    assert [path.name for path in workdir.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["eval"], ["inspect"], ["bench"], ["bench", "step"]])
+def test_help_explains_each_command(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "usage: mmjax" in shown and len(shown) > 150
+
+
+@pytest.mark.parametrize("name", ["quickstart", "scenes", "clip"])
+def test_every_shipped_config_is_a_valid_experiment(name):
+    from mmjax.train import experiment
+
+    settings = experiment.Experiment.of(experiment.read(f"configs/{name}.py:augment=none"))
+    assert settings.steps > 0 and settings.augment == ()
+    assert experiment.Experiment.of(settings.to_dict()) == settings  # what a run folder keeps can be read again
+
+
+def test_overrides_reach_any_key_also_those_the_file_leaves_out(tmp_path):
+    from mmjax.train import experiment
+
+    spec = str(command.config_file(tmp_path))
+    overrides = [("optimizer.average", "0.5"), ("model", "scenes-tiny"), ("model.text_cfg.layers", "3"), ("seed", "7")]
+    settings = experiment.Experiment.of(experiment.read(spec, overrides))
+    assert settings.optimizer.average == 0.5 and settings.seed == 7
+    assert settings.model.embed_dim == 96 and settings.model.text_cfg.layers == 3
+
+
+HEAVY = "('tensorflow', 'torch', 'transformers')"
+
+
+def test_import_is_light_and_quick():
+    code = (
+        "import time; t = time.perf_counter(); import mmjax, mmjax.cli; s = time.perf_counter() - t;"
+        f"import sys; heavy = [m for m in (*{HEAVY}, 'jax') if m in sys.modules]; assert not heavy, heavy; assert s < 2, s"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_training_imports_neither_tensorflow_nor_torch(tmp_path):
+    words = ["train", f"--config={command.config_file(tmp_path)}", f"--workdir={tmp_path / 'run'}", "--config.steps=2"]
+    code = (
+        f"import sys; from mmjax import cli; status = cli.main({words!r}); "
+        f"heavy = [m for m in {HEAVY} if m in sys.modules]; assert not heavy, heavy; sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=command.environment(), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "report.html").exists()

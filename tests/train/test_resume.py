@@ -1,0 +1,122 @@
+"""Stopping and going on: killed, asked to stop, or finished, a run ends with the same bits."""
+
+import json
+import random
+import signal
+import time
+
+import pytest
+
+from support import command
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return command.config_file(tmp_path_factory.mktemp("config"))
+
+
+def arguments(config, workdir):
+    return (
+        "train", f"--config={config}", f"--workdir={workdir}", f"--config.steps={STEPS}",
+        "--config.checkpoint.every_steps=4", "--config.eval.every_steps=8", "--config.optimizer.average=0.9",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, environment, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    command.run(*arguments(config, workdir), **environment)
+    return workdir
+
+
+def fingerprint(workdir, environment):
+    return json.loads(command.run("inspect", f"--workdir={workdir}", "--json", **environment))
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for_step(workdir, step, process):
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        path = workdir / "metrics.jsonl"
+        if path.exists() and any(f'{{"step": {s},' in path.read_text() for s in range(step, STEPS + 1)):
+            return
+        time.sleep(0.005)
+
+
+def test_killed_three_times_it_ends_with_the_same_bits(config, environment, undisturbed, tmp_path):
+    workdir = tmp_path / "killed"
+    moments = random.Random(time.time_ns())
+    for earliest in (2, 9, 16):
+        process = command.start(*arguments(config, workdir), **environment)
+        wait_for_step(workdir, earliest, process)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+    output = command.run(*arguments(config, workdir), **environment)
+    assert "going on from the checkpoint" in output or "already finished" in output
+    want, got = fingerprint(undisturbed, environment), fingerprint(workdir, environment)
+    assert (got["step"], got["sha256"]) == (STEPS, want["sha256"])
+    untimed = lambda lines: [  # noqa: E731
+        {k: v for k, v in line.items() if k not in ("train/examples_per_second", "train/data_wait")} for line in lines
+    ]
+    assert untimed(metrics(workdir)) == untimed(metrics(undisturbed))
+
+
+def test_sigterm_saves_says_how_to_go_on_and_exits_with_0(config, environment, undisturbed, tmp_path):
+    workdir = tmp_path / "terminated"
+    process = command.start(*arguments(config, workdir), **environment)
+    wait_for_step(workdir, 5, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    last = output.strip().splitlines()[-1]
+    assert "SIGTERM" in last and "same command" in last
+    stopped = fingerprint(workdir, environment)["step"]
+    assert 5 <= stopped < STEPS and f"step {stopped}" in last
+    command.run(*arguments(config, workdir), **environment)
+    assert fingerprint(workdir, environment)["sha256"] == fingerprint(undisturbed, environment)["sha256"]
+
+
+def test_a_finished_run_stays_as_it_is(config, environment, undisturbed):
+    before = {path: path.read_bytes() for path in (undisturbed / "metrics.jsonl", undisturbed / "report.html")}
+    assert "already finished" in command.run(*arguments(config, undisturbed), **environment)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_another_experiment_is_refused_with_the_difference(config, environment, undisturbed):
+    process = command.start(*arguments(config, undisturbed), "--config.optimizer.learning_rate=0.5", **environment)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "optimizer.learning_rate: 0.01 there, 0.5 now" in output and "Traceback" not in output
+
+
+def test_the_folder_holds_what_a_reader_needs(undisturbed):
+    config = json.loads((undisturbed / "config.json").read_text())
+    assert config["steps"] == STEPS and config["model"]["text_cfg"]["vocab_size"] > 10
+    start = json.loads((undisturbed / "starts.jsonl").read_text().splitlines()[0])
+    assert start["versions"]["jax"] and f"steps={STEPS}" in start["overrides"]
+    last = metrics(undisturbed)[-1]
+    assert 0 <= last["test/rsum"] <= 600 and last["final/weights_of_step"] == STEPS
+    logged = [line["step"] for line in metrics(undisturbed) if "train/loss" in line]
+    assert logged == list(range(1, STEPS + 1))
+    assert {line["step"] for line in metrics(undisturbed) if "val/rsum" in line} == {8, 16, 24}
+    assert list((undisturbed / "tensorboard").iterdir())
+    report = (undisturbed / "report.html").read_text()
+    assert "data:image/png;base64" in report and "<svg" in report and "http" not in report.replace("http://www.w3", "")
+
+
+def test_eval_repeats_the_final_measurement(environment, undisturbed):
+    words = ("eval", f"--workdir={undisturbed}", "--tasks=retrieval", "--json")
+    again = json.loads(command.run(*words, **environment).splitlines()[-1])
+    last = metrics(undisturbed)[-1]
+    assert again["test/rsum"] == pytest.approx(last["test/rsum"], abs=1e-6)
