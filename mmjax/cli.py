@@ -87,6 +87,22 @@ def bench_step(options: argparse.Namespace, overrides: list[tuple[str, str]]) ->
     return 0
 
 
+def compare(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    """Trains variants over paired seeds and prints what their differences are worth."""
+    _prepare_jax()
+    from mmjax.train import compare as comparison
+
+    if options.seeds < 1:
+        raise ConfigError(f"--seeds={options.seeds}: must be at least 1; 2 or more give a spread")
+    made = comparison.variants(options.config, overrides, augment=_words(options.augment) or (), extra=options.variant)
+    seeds, workdir = range(options.first_seed, options.first_seed + options.seeds), Path(options.workdir)
+    comparison.run(made, seeds=seeds, jobs=options.jobs, workdir=workdir)
+    metrics = _words(options.metrics) or ()
+    rows = comparison.results(made, seeds=seeds, workdir=workdir, metrics=metrics)
+    print(json.dumps(rows, indent=2) if options.json else comparison.table(rows))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mmjax", description="Trains and evaluates CLIP-like image-text models.")
     parser.add_argument("--version", action="version", version=f"mmjax {__version__}")
@@ -113,6 +129,26 @@ def _parser() -> argparse.ArgumentParser:
         "Prints a checkpoint's step, its parameters by module, their bytes, and one SHA-256 over all of them.",
     )  # fmt: skip
     _add_checkpoint(command)
+
+    command = _command(
+        commands, "compare", compare, "train variants over paired seeds and compare them",
+        "Trains each variant with the same seeds, several runs at a time with their own cores, and prints mean, spread "
+        "and paired differences with 95 % intervals. The same command again goes on where it was stopped.",
+    )  # fmt: skip
+    _add_config(command)
+    command.add_argument("--workdir", required=True, metavar="DIR", help="the folder of all runs")
+    command.add_argument("--augment", metavar="A,B+C", help="augmentations, a variant each; the first is the baseline")
+    command.add_argument(
+        "--variant", action="append", default=[], metavar="NAME:KEY=VALUE;…", help="a variant by overrides; repeatable"
+    )
+    command.add_argument("--seeds", type=int, default=8, metavar="N", help="seeds for each variant (default: 8)")
+    command.add_argument("--first-seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
+    command.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    command.add_argument(
+        "--metrics", default="test/rsum,test/pairwise/replace_shape,test/pairwise/replace_relation", metavar="A,B",
+        help="the final metrics to compare (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print JSON")
 
     command = commands.add_parser("bench", help="measure speed and memory", description="Measures speed and memory.")
     command.set_defaults(command="bench")
