@@ -142,7 +142,8 @@ HEAVY = "('tensorflow', 'torch', 'transformers')"
 def test_import_is_light_and_quick():
     code = (
         "import time; t = time.perf_counter(); import mmjax, mmjax.cli; s = time.perf_counter() - t;"
-        f"import sys; heavy = [m for m in (*{HEAVY}, 'jax') if m in sys.modules]; assert not heavy, heavy; assert s < 2, s"
+        f"import sys; heavy = [m for m in (*{HEAVY}, 'jax') if m in sys.modules];"
+        "assert not heavy, heavy; assert s < 2, s"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

@@ -1,4 +1,4 @@
-"""Variants of one experiment over paired seeds: runs them, several at a time, and says what the differences are worth."""
+"""Variants of one experiment over paired seeds: trains them side by side and says what differences are worth."""
 
 from __future__ import annotations
 

@@ -1,0 +1,69 @@
+"""The loop in this process: compilations counted, divergence stopped, the best checkpoint measured."""
+
+import json
+
+import jax.monitoring
+import pytest
+
+from mmjax.config import ConfigError
+from mmjax.train import evaluate, loop, rundir
+from support import tiny
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compilations():
+    """How often XLA has compiled something since the test began."""
+    seen = []
+
+    def listen(event, seconds, **_):
+        if event == COMPILED:
+            seen.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_longer_run_compiles_nothing_more(compilations, tmp_path):
+    counts = []
+    for steps in (6, 24):
+        before = len(compilations)
+        outcome = loop.train(tiny.experiment(steps=steps, eval__every_steps=3), workdir=tmp_path / str(steps))
+        assert outcome.finished and outcome.step == steps
+        counts.append(len(compilations) - before)
+    assert counts[0] > 0 and counts[1] <= counts[0]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path):
+    experiment = tiny.experiment(
+        steps=30, optimizer__learning_rate=1e30, optimizer__warmup_steps=0, optimizer__clip_norm=None
+    )
+    with pytest.raises(loop.Diverged, match=r"loss is .* at step .*optimizer\.learning_rate"):
+        loop.train(experiment, workdir=tmp_path)
+    saved = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert all(int(name) < 30 for name in saved)
+
+
+def test_the_best_checkpoint_is_the_one_measured(tmp_path):
+    experiment = tiny.experiment(
+        steps=12, eval__every_steps=2, eval__weights="best", checkpoint__best="val/rsum", checkpoint__keep=1
+    )
+    outcome = loop.train(experiment, workdir=tmp_path)
+    scores = {line["step"]: line["val/rsum"] for line in lines(tmp_path) if "val/rsum" in line}
+    chosen = int(outcome.metrics["final/weights_of_step"])
+    assert scores[chosen] == max(scores.values())
+    again = evaluate.of_run(tmp_path, which="best", split="val")
+    assert again["val/rsum"] == pytest.approx(scores[chosen], abs=1e-6)
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    experiment = tiny.experiment()
+    second = rundir.claim(tmp_path, experiment, overrides=[])
+    with rundir.claim(tmp_path, experiment, overrides=[]), pytest.raises(ConfigError, match="another process"):
+        second.__enter__()

@@ -1,0 +1,82 @@
+"""Schedules at their corners, and which rule applies to which parameter."""
+
+import numpy as np
+import pytest
+
+from mmjax.config import ConfigError
+from mmjax.train.optim import OptimizerConfig, learning_rate, make_optimizer, parameter_paths
+
+STEPS, WARMUP, PEAK = 100, 10, 0.5
+
+
+def at(step, **options):
+    config = OptimizerConfig(learning_rate=PEAK, warmup_steps=WARMUP, **options)
+    return float(learning_rate(config, steps=STEPS)(step))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "rsqrt"])
+def test_warm_up_rises_evenly_to_the_peak(schedule):
+    rates = [at(step, schedule=schedule) for step in range(WARMUP + 1)]
+    np.testing.assert_allclose(rates, [PEAK * (i + 1) / (WARMUP + 1) for i in range(WARMUP + 1)], rtol=1e-5)
+
+
+def test_cosine_ends_at_the_final_fraction():
+    np.testing.assert_allclose(at(STEPS, final_fraction=0.1), 0.1 * PEAK, rtol=1e-5)
+    middle = (STEPS + WARMUP) / 2
+    np.testing.assert_allclose(at(middle, final_fraction=0.1), PEAK * (0.1 + 0.9 / 2), rtol=1e-5)
+    assert all(at(s) >= at(s + 1) for s in range(WARMUP, STEPS))
+
+
+def test_rsqrt_and_constant():
+    np.testing.assert_allclose(at(4 * WARMUP, schedule="rsqrt"), PEAK / 2, rtol=1e-5)
+    np.testing.assert_allclose(at(STEPS, schedule="rsqrt", final_fraction=0.9), 0.9 * PEAK, rtol=1e-5)
+    np.testing.assert_allclose(at(STEPS, schedule="constant"), PEAK, rtol=1e-6)
+
+
+def test_no_warm_up_starts_at_the_peak_and_a_warm_up_may_fill_the_run():
+    config = OptimizerConfig(learning_rate=PEAK)
+    np.testing.assert_allclose(learning_rate(config, steps=1)(0), PEAK)
+    whole = OptimizerConfig(learning_rate=PEAK, warmup_steps=5)
+    assert np.isfinite(learning_rate(whole, steps=5)(4))
+    with pytest.raises(ConfigError, match=r"warmup_steps=6.*steps=5"):
+        learning_rate(OptimizerConfig(warmup_steps=6), steps=5)
+
+
+PARAMS = {"text": {"ln": {"scale": np.ones(2)}}, "visual": {"proj": {"kernel": np.ones((2, 2))}}}
+
+
+def test_paths():
+    assert parameter_paths(PARAMS) == {
+        "text": {"ln": {"scale": "text/ln/scale"}},
+        "visual": {"proj": {"kernel": "visual/proj/kernel"}},
+    }
+
+
+def update(**options):
+    config = OptimizerConfig(learning_rate=1.0, b1=0.0, b2=0.0, eps=0.0, clip_norm=None, schedule="constant", **options)
+    tx = make_optimizer(config, PARAMS, steps=10)
+    import jax
+
+    ones = jax.tree.map(np.ones_like, PARAMS)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = tx.update(ones, tx.init(PARAMS), PARAMS)
+    return float(updates["text"]["ln"]["scale"][0]), float(updates["visual"]["proj"]["kernel"][0, 0])
+
+
+def test_decay_applies_to_kernels_alone_and_the_expression_can_change_that():
+    np.testing.assert_allclose(update(weight_decay=0.5), (-1.0, -1.5))
+    np.testing.assert_allclose(update(weight_decay=0.5, decay="text/.*"), (-1.5, -1.0))
+
+
+def test_the_first_rule_that_matches_counts():
+    rules = (("text/ln", 0.5), ("text", 0.0), ("visual/.*/kernel", 2.0))
+    np.testing.assert_allclose(update(weight_decay=0.0, rules=rules), (-0.5, -2.0))
+    np.testing.assert_allclose(update(weight_decay=0.0, rules=(("text", 0.0),)), (0.0, -1.0))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"b1": 1.5}, {"eps": -1.0}, {"clip_norm": 0.0}, {"warmup_steps": -1}, {"average": 1.1}, {"decay": "("}]
+)
+def test_values_out_of_range_are_named(wrong):
+    with pytest.raises(ConfigError, match=f"optimizer.{next(iter(wrong))}"):
+        OptimizerConfig(**wrong)
