@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mmjax.models.presets import Activation, Remat
 
@@ -32,7 +33,11 @@ def uniform(bound: float) -> Init:
     return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
-@functools.partial(jax.checkpoint, static_argnums=1)
+def keep(x: jax.Array) -> jax.Array:
+    """Marks what a block keeps for its backward pass under ``remat="dots"``."""
+    return checkpoint_name(x, "product")
+
+
 def activate(x: jax.Array, kind: Activation) -> jax.Array:
     """GELU, ``x·Φ(x)``, exact or in one of its two approximations (Hendrycks & Gimpel, arXiv:1606.08415)."""
     if kind == "gelu":
@@ -79,16 +84,10 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., width] -> the same shape."""
-        return _normalise(x, self.scale[...], self.bias[...], self.eps).astype(self.dtype)
-
-
-# Elementwise work is cheap to repeat and its intermediates are large: the backward pass starts from the input again.
-@functools.partial(jax.checkpoint, static_argnums=3)
-def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    x = x.astype(jnp.float32)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
-    return x * scale + bias
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,12 +124,12 @@ class Attention(nnx.Module):
         if self.ln_q is not None and self.ln_k is not None:
             q, k = self.ln_q(q), self.ln_k(k)
         # Heads go before positions once here, not in each of the six products of the two passes.
-        q, k, v = (jnp.swapaxes(part, 1, 2) for part in (q * q.shape[-1] ** -0.5, k, v))
+        q, k, v = (keep(jnp.swapaxes(part, 1, 2)) for part in (q * q.shape[-1] ** -0.5, k, v))
         logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
         if mask is not None:
             logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        return self.out(jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2))
+        weights = keep(jax.nn.softmax(logits, axis=-1)).astype(v.dtype)
+        return self.out(keep(jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2)))
 
 
 class Mlp(nnx.Module):
@@ -143,7 +142,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., width] -> the same shape."""
-        return self.fc2(activate(self.fc1(x), self.activation))
+        return self.fc2(activate(keep(self.fc1(x)), self.activation))
 
 
 class Block(nnx.Module):
@@ -161,7 +160,7 @@ class Block(nnx.Module):
         keys = self.ln_1(x)
         queries = keys if row is None else take(keys, row)
         x = x if row is None else take(x, row)
-        x = x + self.attn(queries, keys, mask=self._mask(keys.shape[1], valid=valid, row=row))
+        x = keep(x + self.attn(queries, keys, mask=self._mask(keys.shape[1], valid=valid, row=row)))
         return x + self.mlp(self.ln_2(x))
 
     def _mask(self, length: int, *, valid: jax.Array | None, row: Row | None) -> jax.Array | None:
@@ -192,7 +191,11 @@ def stacked(spec: BlockSpec, *, layers: int, rngs: nnx.Rngs, dtype: Any) -> Bloc
     return create(jax.random.split(rngs.params(), layers))
 
 
-_POLICIES = {"dots": jax.checkpoint_policies.dots_saveable, "full": jax.checkpoint_policies.nothing_saveable}
+_POLICIES = {
+    # Norms and activations are cheap to compute again from the products before them, and large to keep.
+    "dots": jax.checkpoint_policies.save_only_these_names("product"),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 def run(

@@ -169,7 +169,7 @@ class ClipConfig:
     init_logit_bias: float | None = None  # None: no bias, as in CLIP; SigLIP starts from -10
     max_logit_scale: float = 100.0  # training clips the scale to it after each update
     scan: bool = True  # loop over the blocks in the program instead of writing each one out: compiles faster
-    remat: Remat = "none"
+    remat: Remat = "dots"
     vision_cfg: VisionConfig = dataclasses.field(default_factory=VisionConfig)
     text_cfg: TextConfig = dataclasses.field(default_factory=TextConfig)
 
