@@ -12,6 +12,7 @@ from flax import nnx
 from mmjax import plugins, rng
 from mmjax.evals.embedder import Embedder
 from mmjax.models.clip import Clip
+from mmjax.parallel.host_memory import keep_freed_memory
 from mmjax.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated
 from mmjax.parallel.sharding import batch_shardings, state_shardings
 from mmjax.train.experiment import Experiment
@@ -32,6 +33,9 @@ class Program:
     def __init__(self, experiment: Experiment, *, devices: Sequence[jax.Device] | None = None):
         self.experiment = experiment
         self.mesh = make_mesh(experiment.mesh, devices=devices)
+        self._on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        if self._on_cpu:
+            keep_freed_memory()
         check_batch(experiment.batch_size, self.mesh, path="batch_size")
         check_batch(experiment.eval.batch_size, self.mesh, path="eval.batch_size")
         objective = plugins.make("mmjax.objectives", "Objective", experiment.objective, path="objective")
@@ -56,8 +60,7 @@ class Program:
         """A fresh state, made where it is to live; its values do not depend on the mesh."""
         lowered = jax.jit(self._initial, out_shardings=self.shardings).lower()
         # Random numbers are most of this program; optimising it on a CPU takes seconds and it runs once.
-        cpu = self.mesh.devices.flat[0].platform == "cpu"
-        return lowered.compile({"xla_backend_optimization_level": "0"} if cpu else None)()
+        return lowered.compile({"xla_backend_optimization_level": "0"} if self._on_cpu else None)()
 
     def place(self, arrays: dict[str, Any]) -> Batch:
         """This process's rows of a batch as their part of the global arrays."""
