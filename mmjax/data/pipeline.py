@@ -55,44 +55,6 @@ class Stream(Protocol):
         """Stops the threads and processes that read ahead."""
 
 
-def batches(
-    source: Source,
-    tokenizer: Callable[[Sequence[str]], np.ndarray],
-    *,
-    batch_size: int,
-    seed: int,
-    captions: Captions = "random",
-    captions_per_image: int = 1,
-    negatives_per_image: int = 0,
-    order: Order = "shuffled",
-    process_index: int = 0,
-    process_count: int = 1,
-    start_step: int = 0,
-    workers: int = 0,
-    threads: int = 1,
-    prefetch: int = 2,
-) -> Stream:
-    """The batches of steps ``start_step``, ``start_step + 1``, … without end; the arguments are those of `Batches`.
-
-    ``threads`` read ahead, each making a whole batch (0: ``next`` makes it, with nothing read ahead); more than one pay
-    for sources that wait for files. ``workers`` are processes, each with so many threads, for sources that compute; a
-    program that uses them needs ``if __name__ == "__main__":``. Either keeps ``prefetch`` batches ready.
-    """
-    made = Batches(
-        source,
-        tokenizer,
-        batch_size=batch_size,
-        seed=seed,
-        captions=captions,
-        captions_per_image=captions_per_image,
-        negatives_per_image=negatives_per_image,
-        order=order,
-        process_index=process_index,
-        process_count=process_count,
-    )
-    return made.stream(start_step=start_step, workers=workers, threads=threads, prefetch=prefetch)
-
-
 class Batches:
     """``Batches(…)[step]`` is this process's rows of the global batch of that step (module docstring).
 
@@ -162,7 +124,12 @@ class Batches:
         return self._assemble(examples, draws)
 
     def stream(self, *, start_step: int = 0, workers: int = 0, threads: int = 1, prefetch: int = 2) -> Stream:
-        """The batches from ``start_step`` on, made ahead of their use (see `batches`)."""
+        """The batches of steps ``start_step``, ``start_step + 1``, … without end, made ahead of their use.
+
+        ``threads`` read ahead, each making a whole batch (0: ``next`` makes it, with nothing read ahead); more than
+        one pay for sources that wait for files. ``workers`` are processes, each with so many threads, for sources that
+        compute; a program that uses them needs ``if __name__ == "__main__":``. Either keeps ``prefetch`` batches ready.
+        """
         # Grain imports jax; imported here, this module and whoever only indexes it stay free of both.
         import grain
 

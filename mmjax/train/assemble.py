@@ -78,17 +78,15 @@ def with_data(experiment: Experiment, source: Any, tokens: Tokenizer) -> Experim
 def batches(experiment: Experiment, source: Any, tokens: Tokenizer, *, start_step: int = 0) -> pipeline.Stream:
     """This process's rows of the global batches from ``start_step`` on."""
     data = experiment.data
-    return pipeline.batches(
+    made = pipeline.Batches(
         source,
         tokens,
         batch_size=experiment.batch_size,
         seed=experiment.seed,
-        start_step=start_step,
         captions=data.captions,
         captions_per_image=data.captions_per_image,
         negatives_per_image=data.negatives_per_image,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        workers=data.workers,
-        prefetch=data.prefetch,
     )
+    return made.stream(start_step=start_step, workers=data.workers, prefetch=data.prefetch)

@@ -370,13 +370,14 @@ class TestErrors:
             next(stream)
 
 
-def test_the_function_hands_over_every_option():
+def test_a_stream_hands_over_every_option():
     source = Source(24, group=2, negatives=[3])
     options = {
         "captions": "first", "captions_per_image": 2, "negatives_per_image": 1, "order": "stored",
         "process_index": 1, "process_count": 2,
     }  # fmt: skip
     expected = make(source, 4, seed=5, **options)[6]
-    stream = pipeline.batches(source, numbers, batch_size=4, seed=5, start_step=6, threads=2, prefetch=1, **options)
+    made = pipeline.Batches(source, numbers, batch_size=4, seed=5, **options)
+    stream = made.stream(start_step=6, threads=2, prefetch=1)
     with closing(stream):
         assert_equal(next(iter(stream)), expected)
