@@ -116,7 +116,8 @@ class Attention(nnx.Module):
         self.query, self.key, self.value = make(), make(), make()
         self.out = Dense(split, (spec.width,), init=spec.init_out, rngs=rngs, dtype=dtype)
         norm = functools.partial(LayerNorm, split[1], eps=spec.ln_eps, dtype=dtype)
-        self.ln_q, self.ln_k = (norm(), norm()) if spec.qk_norm else (None, None)
+        self.ln_q = norm() if spec.qk_norm else None
+        self.ln_k = norm() if spec.qk_norm else None
 
     def __call__(self, x: jax.Array, keys: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """x [B,Q,D], keys [B,K,D], mask bool [B or 1, 1, Q, K] of what may be seen -> [B,Q,D]."""
@@ -212,7 +213,7 @@ def run(
     """Blocks ``start`` to ``stop`` (not included) of a stack: x [B,N,D] -> [B,N,D].
 
     With ``row`` the result is [B,1,D], that position of each sequence, and the last block computes queries, the
-    attention's output and the MLP for it alone: the same numbers, with a twelfth less work per layer of twelve.
+    attention's output and the MLP for it alone: the same numbers for 7 % less work in a tower of twelve blocks.
     """
     graph, state = nnx.split(blocks)
     params = nnx.to_pure_dict(state)
@@ -230,24 +231,24 @@ def run(
         return block(x, layer)
 
     whole = stop - (row is not None and stop > start)  # the blocks before this one are computed for every position
-    if scan:
+    if scan and whole - start > 1:
         _, layers, last, _ = _split(params, (start, whole - start, stop - whole, depth - stop))
         x, _ = jax.lax.scan(lambda x, layer: (apply(x, layer), None), x, layers)
     else:
-        _, *layers, last, _ = _split(params, (start, *[1] * (whole - start), stop - whole, depth - stop))
-        for layer in layers:
-            x = apply(x, _single(layer))
+        _, *singles, last, _ = _split(params, (start, *[1] * (whole - start), stop - whole, depth - stop))
+        for layer in singles:
+            x = apply(x, _only(layer))
     if row is None:
         return x
-    return take(x, row) if whole == stop else apply(x, _single(last), row=row)
+    return take(x, row) if whole == stop else apply(x, _only(last), row=row)
 
 
 def _split(params: dict[str, Any], sizes: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Runs of layers. (The gradient of one split is one concatenation; that of slices would be a sum of padded ones.)"""
+    """Runs of layers; the gradient of one split is one concatenation, that of slices would be a sum of padded ones."""
     leaves, tree = jax.tree.flatten(params)
     parts = zip(*(jax.lax.split(leaf, sizes) for leaf in leaves), strict=True)
-    return [tree.unflatten(part) for part in parts]
+    return [jax.tree.unflatten(tree, part) for part in parts]
 
 
-def _single(layer: dict[str, Any]) -> dict[str, Any]:
+def _only(layer: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(lambda p: p[0], layer)

@@ -47,8 +47,12 @@ _TIMM_OFF = {"timm_model_pretrained": (False,), "timm_drop": (0.0,), "timm_drop_
 
 def read(path: str) -> ClipConfig:
     """The model that the JSON file at ``path`` describes."""
-    with open(path, encoding="utf-8") as file:
-        return convert(json.load(file), path=path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            section = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model={path!r}: not a readable JSON file ({error})") from error
+    return convert(section, path=path)
 
 
 def convert(section: Mapping[str, Any], *, path: str = "model") -> ClipConfig:
@@ -58,11 +62,13 @@ def convert(section: Mapping[str, Any], *, path: str = "model") -> ClipConfig:
     open_clip itself runs the first generation of them with exact GELU; and, as open_clip's trainer does for the
     sigmoid loss, a file with ``init_logit_bias`` starts from the scale ln 10 unless it names another.
     """
-    section = dict(section)
-    vision, text = dict(section.pop("vision_cfg", {})), dict(section.pop("text_cfg", {}))
+    section = _mapping(section, path=path)
+    vision, text = (_mapping(section.pop(k, {}), path=f"{path}.{k}") for k in ("vision_cfg", "text_cfg"))
     _drop(section, _OFF[""], path=path)
     quick = section.pop("quick_gelu", False)
     timm = "timm_model_name" in vision
+    if timm and quick:
+        raise ConfigError(f"{path}.quick_gelu=True: timm's towers have no such activation; set it to False")
     if timm:
         vision = _timm_vision(vision, path=f"{path}.vision_cfg")
     else:
@@ -79,6 +85,10 @@ def convert(section: Mapping[str, Any], *, path: str = "model") -> ClipConfig:
         text["activation"] = "gelu_tanh"
     cleaning = dict(text.pop("tokenizer_kwargs", None) or {})
     text["tokenizer_clean"] = cleaning.pop("clean", None)
+    if cleaning:
+        raise ConfigError(
+            f"{path}.text_cfg.tokenizer_kwargs={cleaning}: of a tokenizer's settings only 'clean' is known"
+        )
     _drop(vision, _OFF["vision_cfg"], path=f"{path}.vision_cfg")
     _drop(text, _OFF["text_cfg"], path=f"{path}.text_cfg")
     if section.get("init_logit_bias") is not None:
@@ -94,6 +104,12 @@ def convert(section: Mapping[str, Any], *, path: str = "model") -> ClipConfig:
         },
         path=path,
     )
+
+
+def _mapping(value: Any, *, path: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path}={value!r}: expected a section (a mapping of keys)")
+    return dict(value)
 
 
 def _drop(section: dict[str, Any], off: Mapping[str, tuple[Any, ...]], *, path: str) -> None:

@@ -214,7 +214,7 @@ def with_tokenizer(config: ClipConfig, tokenizer: TokenizerFacts) -> ClipConfig:
 
 
 def _siglip_base() -> ClipConfig:
-    same = {"activation": "gelu_tanh", "ln_eps": 1e-6, "width": 768, "layers": 12}
+    same: dict[str, Any] = {"activation": "gelu_tanh", "ln_eps": 1e-6, "width": 768, "layers": 12}
     half = (0.5, 0.5, 0.5)
     return ClipConfig(
         embed_dim=768,

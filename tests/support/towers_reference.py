@@ -1,0 +1,216 @@
+"""Float64 numpy form of both towers, one example at a time, from a flat dictionary of parameters.
+
+Written from the equations of the papers that the towers name, with loops over heads, patches and tokens in place of
+the towers' batched products, so that the two share no way of going wrong. Names of parameters are paths:
+``visual.blocks.attn.query.kernel``; a parameter of the blocks has the layers as its first axis.
+"""
+
+import math
+
+import numpy as np
+
+ERF = np.vectorize(math.erf, otypes=[float])
+
+
+class Params(dict):
+    """Parameters by path, with a view of those under one prefix."""
+
+    def under(self, prefix):
+        start = f"{prefix}."
+        return Params({k[len(start) :]: v for k, v in self.items() if k.startswith(start)})
+
+    def layer(self, index):
+        return Params({k: v[index] for k, v in self.items()})
+
+
+def activation(x, kind):
+    if kind == "gelu":
+        return x * (1 + ERF(x / math.sqrt(2))) / 2
+    if kind == "gelu_tanh":
+        return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    assert kind == "quick_gelu"
+    return x / (1 + np.exp(-1.702 * x))
+
+
+def layer_norm(x, p, eps):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt(x.var(-1, keepdims=True) + eps) * p["scale"] + p["bias"]
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def attention(queries, keys, p, *, config, seen=None):
+    """queries [Q,D], keys [K,D], seen bool[Q,K] -> [Q,D]."""
+    out = np.tile(p["out.bias"], (len(queries), 1))
+    for head in range(p["query.kernel"].shape[1]):
+        q, k, v = (
+            x @ p[f"{name}.kernel"][:, head] + p[f"{name}.bias"][head]
+            for name, x in (("query", queries), ("key", keys), ("value", keys))
+        )
+        if config.qk_norm:
+            q, k = layer_norm(q, p.under("ln_q"), config.ln_eps), layer_norm(k, p.under("ln_k"), config.ln_eps)
+        for i in range(len(queries)):
+            use = np.arange(len(keys)) if seen is None else np.flatnonzero(seen[i])
+            if len(use):
+                weights = softmax(k[use] @ q[i] / math.sqrt(q.shape[1]))
+                out[i] += (weights @ v[use]) @ p["out.kernel"][head]
+    return out
+
+
+def mlp(x, p, *, config):
+    hidden = activation(x @ p["fc1.kernel"] + p["fc1.bias"], config.activation)
+    return hidden @ p["fc2.kernel"] + p["fc2.bias"]
+
+
+def blocks(x, p, *, config, seen=None):
+    for i in range(config.layers):
+        layer = p.layer(i)
+        h = layer_norm(x, layer.under("ln_1"), config.ln_eps)
+        x = x + attention(h, h, layer.under("attn"), config=config, seen=seen)
+        h = layer_norm(x, layer.under("ln_2"), config.ln_eps)
+        x = x + mlp(h, layer.under("mlp"), config=config)
+    return x
+
+
+def project(x, p, *, config):
+    if config.proj_type == "none":
+        return x
+    y = x @ p["proj.kernel"]
+    return y + p["proj.bias"] if config.proj_bias else y
+
+
+def patches(image, kernel, stride, pad=0):
+    """Convolution by its definition: image [H,W,C], kernel [k,k,C,D] -> [H',W',D]."""
+    size = kernel.shape[0]
+    image = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    high, wide = ((side - size) // stride + 1 for side in image.shape[:2])
+    out = np.empty((high, wide, kernel.shape[-1]))
+    for r in range(high):
+        for c in range(wide):
+            window = image[r * stride : r * stride + size, c * stride : c * stride + size]
+            out[r, c] = np.tensordot(window, kernel, 3)
+    return out
+
+
+def stem(image, p, *, config):
+    """[H,W,C] -> [grid², width], rows of the grid one after the other."""
+    if config.stem == "patch":
+        x = patches(image, p["kernel"], config.patch_size) + (p["bias"] if config.patch_bias else 0)
+        return x.reshape(-1, config.width)
+    x = image
+    for i in range(len(config.stem_widths)):
+        q = p.under(f"conv_{i}")
+        if i:
+            x = activation(x, config.activation)
+        if config.stem == "conv":
+            x = patches(x, q["kernel"], 2, pad=1)
+        else:
+            x = patches(x, q["kernel"], q["kernel"].shape[0])
+        x = layer_norm(x + (q["bias"] if config.patch_bias else 0), p.under(f"norm_{i}"), config.ln_eps)
+    return x.reshape(-1, config.width)
+
+
+def sin_cos(grid, width):
+    """Positions [grid², width]: a quarter each of sin and cos of the column, sin and cos of the row."""
+    quarter = width // 4
+    table = np.zeros((grid * grid, width))
+    for r in range(grid):
+        for c in range(grid):
+            for k in range(quarter):
+                rate = 10000 ** (-k / quarter)
+                waves = math.sin(c * rate), math.cos(c * rate), math.sin(r * rate), math.cos(r * rate)
+                table[r * grid + c, k::quarter] = waves
+    return table
+
+
+def positions(p, *, config):
+    """The class token's position and those of the patches."""
+    if config.pos_embed_type == "sin_cos_2d":
+        return np.zeros(config.width), sin_cos(config.grid, config.width)
+    table = p["pos_embed"]
+    return (table[0], table[1:]) if config.class_token else (None, table)
+
+
+def pixels(image, channels, *, config):
+    """u8 [H,W,channels] as the stem sees it."""
+    mean, sd = np.array(config.image_mean), np.array(config.image_std)
+    x = image.astype(np.float64) / 255
+    if channels == 1 and config.fusion != "channels":
+        return (np.repeat(x, 3, axis=-1) - mean) / sd
+    return (x - mean) / sd if channels == 3 else (x - mean.mean()) / sd.mean()
+
+
+def vision_tokens(images, p, *, config):
+    """What enters the first block, for one example {modality: [H,W,C]} that makes one row."""
+    present = [m for m in config.modalities if m in images]
+    of_class, of_patches = positions(p, config=config)
+    channels = dict(zip(config.modalities, config.modality_channels, strict=True))
+    seen = [pixels(images[m], channels[m], config=config) for m in present]
+    if config.fusion == "channels":
+        parts = [stem(np.concatenate(seen, -1), p.under("patch_embed"), config=config) + of_patches]
+    else:
+        parts = [stem(x, p.under("patch_embed"), config=config) + of_patches for x in seen]
+        if len(config.modalities) > 1:
+            parts = [x + p["modality_embed"][config.modalities.index(m)] for x, m in zip(parts, present, strict=True)]
+    if config.registers:
+        parts = [p["registers"], *parts]
+    if config.class_token:
+        parts = [(p["cls"] + of_class)[None], *parts]
+    x = np.concatenate(parts)
+    return x if config.no_ln_pre else layer_norm(x, p.under("ln_pre"), config.ln_eps)
+
+
+def vision_pool(x, p, *, config):
+    def norm(x):
+        return layer_norm(x, p.under("ln_post"), config.ln_eps)
+
+    if config.pool_type == "map":
+        head = p.under("map_head")
+        pooled = attention(head["probe"][None], norm(x), head.under("attn"), config=config)
+        hidden = layer_norm(pooled, head.under("ln"), config.ln_eps)
+        return (pooled + mlp(hidden, head.under("mlp"), config=config))[0]
+    use = slice(0, 1) if config.pool_type == "tok" else slice(config.class_token + config.registers, None)
+    return norm(x[use].mean(0)) if config.final_ln_after_pool else norm(x[use]).mean(0)
+
+
+def encode_image(params, images, *, config):
+    """{modality: u8[N,H,W,C]} -> float64[N',E], the rows of one modality before those of the next."""
+    p, tower = Params(params).under("visual"), config.vision_cfg
+    n = len(next(iter(images.values())))
+    rows = [{m: x[i] for m, x in images.items()} for i in range(n)]
+    if tower.fusion == "views":
+        rows = [{m: row[m]} for m in tower.modalities if m in images for row in rows]
+    out = []
+    for row in rows:
+        x = blocks(vision_tokens(row, p, config=tower), p.under("blocks"), config=tower)
+        out.append(project(vision_pool(x, p, config=tower), p, config=tower))
+    return np.stack(out)
+
+
+def encode_text(params, ids, *, config):
+    """i32[M,L] -> float64[M,E]."""
+    p, tower = Params(params).under("text"), config.text_cfg
+    out = []
+    for row in ids:
+        n = len(row)
+        x = p["token_embed.embedding"][row] + p["pos_embed"][:n]
+        counts = row != tower.pad_id if tower.pool_type == "mean" else np.ones(n, bool)
+        seen = np.tile(counts, (n, 1))
+        if not tower.no_causal_mask:
+            seen &= np.tril(np.ones((n, n), bool))
+        x = blocks(x, p.under("blocks"), config=tower, seen=seen)
+        if tower.pool_type == "mean":
+            use = np.flatnonzero(counts)
+        else:
+            first_eos = next((i for i in range(n) if row[i] == tower.eos_id), 0)
+            highest = max(range(n), key=lambda i: (row[i], -i))
+            use = [{"argmax": highest, "eos": first_eos, "first": 0, "last": n - 1}[tower.pool_type]]
+        if tower.final_ln_after_pool:
+            pooled = layer_norm(x[use].mean(0), p.under("ln_final"), tower.ln_eps)
+        else:
+            pooled = layer_norm(x[use], p.under("ln_final"), tower.ln_eps).mean(0)
+        out.append(project(pooled, p, config=tower))
+    return np.stack(out)
