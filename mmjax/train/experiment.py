@@ -161,6 +161,9 @@ def read(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[str, Any]
 def _override(sections: dict[str, Any], key: str, text: str) -> None:
     value = literal(text)
     *parents, last = key.split(".")
+    if len(parents) > 1 and parents[0] == "augment":
+        _override_augmentation(sections, key, text)
+        return
     place = sections
     for parent in parents:
         inner = place.get(parent, {})
@@ -174,6 +177,17 @@ def _override(sections: dict[str, Any], key: str, text: str) -> None:
         keys = ", ".join(place[last])
         raise ConfigError(f"{key}={text}: {last!r} is a section; set one of its keys, e.g. --config.{key}.KEY ({keys})")
     place[last] = value
+
+
+def _override_augmentation(sections: dict[str, Any], key: str, text: str) -> None:
+    """``augment.NAME.KEY`` (or a key of its schedule): the entries are pairs, in the order of their sum."""
+    _, name, *keys = key.split(".")
+    entries = [(entry, dict(options)) for entry, options in sections.get("augment", ())]
+    options = dict(entries).get(name)
+    if options is None:
+        raise ConfigError(f"{key}={text}: no such augmentation here; {config.nearest(name, dict(entries))}")
+    _override(options, ".".join(keys), text)
+    sections["augment"] = tuple(entries)
 
 
 def literal(text: str) -> Any:

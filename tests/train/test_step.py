@@ -8,17 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from mmjax.train import assemble
-from mmjax.train.program import Program
-from mmjax.train.step import unit
+from mmjax.sphere import unit
 from support import tiny
-
-
-def assembled(experiment, devices=None):
-    source = assemble.open_source(experiment.data, "train")
-    tokens = assemble.open_tokenizer(experiment, source, workdir="nowhere")
-    experiment = assemble.with_data(experiment, source, tokens)
-    return Program(experiment, devices=devices), assemble.batches(experiment, source, tokens)
+from support.training import assembled
 
 
 def curve(experiment, *, devices, steps):
