@@ -1,3 +1,3 @@
 """Augmentations inside the compiled step, one a file: each has a class ``Augmentation`` (see ``base``)."""
 
-SHARED = ("base", "schedules")
+SHARED = ("base", "mixing", "networks", "schedules")

@@ -83,8 +83,7 @@ class Augmentations:
     def loss(
         self,
         params: Params,
-        features: Mapping[Tap, Features],
-        clean: Features,
+        pooled: Features,
         *,
         head: Callable[[Params], Clip],
         model_params: Params,
@@ -94,15 +93,24 @@ class Augmentations:
     ) -> tuple[jax.Array, Metrics]:
         """``Σ_a weight_a · (terms of a)``, to be added to the clean loss, and metrics ``augment/NAME/…``.
 
-        ``features`` are the clean ones at each tap, ``clean`` the unit embeddings; ``head`` makes the model of
-        ``model_params``. All that is taken from the clean computation passes a barrier, without which the compiler
-        fuses, and so rounds, the clean part otherwise than in a run without augmentation: not even a weight of zero
-        would leave its parameters as they were.
+        ``pooled`` are the clean features before the projection; ``head`` makes the model of ``model_params``.
+
+        Nothing else is taken from the clean computation, and these clean rows are projected once more: gradients of
+        the two computations then meet as finished products alone. Where they met in elementwise arithmetic the
+        compiler would fuse the two, and pair, and so round, multiply-adds otherwise than in a run without
+        augmentation: not even a weight of zero would leave that run's parameters as they were.
         """
-        features = {tap: isolated(f) for tap, f in features.items()}
-        clean = isolated(clean)
-        model_params = jax.tree.map(jax.lax.optimization_barrier, model_params)
+        barrier = jax.lax.optimization_barrier
+        pooled = dataclasses.replace(pooled, image=barrier(pooled.image), text=barrier(pooled.text))
+        model_params = jax.tree.map(barrier, model_params)
         heads = {"trained": head(model_params), "frozen": head(jax.lax.stop_gradient(model_params))}
+        embedding = dataclasses.replace(
+            pooled,
+            image=heads["trained"].visual.project(pooled.image),
+            text=heads["trained"].text.project(pooled.text),
+        )
+        clean = dataclasses.replace(embedding, image=unit(embedding.image), text=unit(embedding.text))
+        features: dict[Tap, Features] = {"pooled": pooled, "embedding": embedding}
         scale = jnp.exp(heads["trained"].logit_scale[...])
         biased = heads["trained"].logit_bias
         bias = None if biased is None else biased[...]
@@ -170,12 +178,6 @@ def _embedded(views: Sequence[tuple[Tap, View]], heads: Mapping[str, Clip], clea
         )
         for (_, view), image, text in zip(views, sides["image"], sides["text"], strict=True)
     ]
-
-
-def isolated(features: Features) -> Features:
-    """The same values; neither they nor their gradients are computed in one kernel with what is on the other side."""
-    barrier = jax.lax.optimization_barrier
-    return dataclasses.replace(features, image=barrier(features.image), text=barrier(features.text))
 
 
 def _cosines(view: View, rows: Features, clean: Features) -> Metrics:

@@ -15,7 +15,7 @@ from flax import nnx
 from mmjax import rng
 from mmjax.augment.base import Features
 from mmjax.sphere import unit
-from mmjax.train.augmenting import Augmentations, isolated
+from mmjax.train.augmenting import Augmentations
 from mmjax.train.optim import moving_average
 from mmjax.train.state import AugmentState, Params, TrainState
 from mmjax.types import Batch, Metrics, Provenance
@@ -82,11 +82,9 @@ def make_step(
             text_source=batch.text_source,
             examples=examples,
         )
-        projected = dataclasses.replace(
-            before, image=model.visual.project(pooled), text=model.text.project(pooled_text)
+        clean = dataclasses.replace(
+            before, image=unit(model.visual.project(pooled)), text=unit(model.text.project(pooled_text))
         )
-        separate = projected if augmentations is None else isolated(projected)
-        clean = dataclasses.replace(separate, image=unit(separate.image), text=unit(separate.text))
         value, metrics = objective(
             clean.image,
             clean.text,
@@ -100,8 +98,7 @@ def make_step(
             return value, metrics
         added, more = augmentations.loss(
             learned,
-            {"pooled": before, "embedding": projected},
-            clean,
+            before,
             head=functools.partial(merge, graph),
             model_params=params,
             objective=objective,

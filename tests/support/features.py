@@ -72,15 +72,17 @@ def module(name, **options):
 def added(augmentations, learned, params, pooled, *, step=0):
     """The loss that augmentations add at these pooled features, and their metrics."""
     head = Head(params)
-    projected = replaced(pooled, head.visual.project(pooled.image), head.text.project(pooled.text))
-    clean = replaced(projected, unit(projected.image), unit(projected.text))
     objective = contrastive.Objective()
-    sources = {"image_source": clean.image_source, "text_source": clean.text_source}
-    value, _ = objective(clean.image, clean.text, **sources, scale=jnp.exp(params["logit_scale"]))
+    value, _ = objective(
+        unit(head.visual.project(pooled.image)),
+        unit(head.text.project(pooled.text)),
+        image_source=pooled.image_source,
+        text_source=pooled.text_source,
+        scale=jnp.exp(params["logit_scale"]),
+    )
     return augmentations.loss(
         learned,
-        {"pooled": pooled, "embedding": projected},
-        clean,
+        pooled,
         head=Head,
         model_params=params,
         objective=objective,
