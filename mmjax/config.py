@@ -84,6 +84,8 @@ def coerce(value: Any, kind: Any, *, path: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         options = [a for a in arguments if a is not type(None)]
+        if hasattr(value, "items"):  # of the kinds, only a section's own can say what is wrong with it
+            options = [a for a in options if dataclasses.is_dataclass(a)] or options
         for option in options:
             try:
                 return coerce(value, option, path=path)

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmjax.parallel.mesh import batch_sharding, replicated
-from mmjax.train.state import TrainState
+from mmjax.train.state import AugmentState, TrainState
 
 FSDP_MIN_SIZE = 2**14
 """Arrays of fewer elements stay whole: gathering them costs more in latency than they take in memory."""
@@ -34,28 +34,47 @@ def parameter_shardings(params: Any, mesh: Mesh, *, min_size: int = FSDP_MIN_SIZ
     return jax.tree.map(place, params)
 
 
-def state_shardings(state: TrainState, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
+def state_shardings(
+    state: TrainState,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    augment_tx: optax.GradientTransformation | None = None,
+) -> Any:
     """A training state of shardings for one of shapes; moments and averages follow their parameters.
 
     Explicit, because ``jax.jit(tx.init)`` alone would put the moments on one device.
     """
     whole = replicated(mesh)
     params = parameter_shardings(state.params, mesh)
+    augment = None
+    if state.augment is not None and augment_tx is not None:
+        inner = parameter_shardings(state.augment.params, mesh)
+        augment = AugmentState(params=inner, opt_state=_follow(augment_tx, state.augment.opt_state, inner, whole))
+    places: dict[str, Any] = {
+        "step": whole,
+        "params": params,
+        "opt_state": _follow(tx, state.opt_state, params, whole),
+        "average": None if state.average is None else params,
+        "augment": augment,
+    }
+    return TrainState(**places)
+
+
+def _follow(tx: optax.GradientTransformation, opt_state: Any, params: Any, whole: NamedSharding) -> Any:
+    """Shardings of ``opt_state``: those of the parameters for what is shaped like them."""
 
     def masked(leaf: Any) -> bool:
-        return isinstance(leaf, optax.MaskedNode)  # stands where a frozen parameter's moments would be
+        return isinstance(leaf, optax.MaskedNode)  # stands where the moments of parameters not trained by it would be
 
-    opt_state = optax.tree.map_params(
+    return optax.tree.map_params(
         tx,
         lambda leaf, sharding: leaf if masked(leaf) else sharding,
-        state.opt_state,
+        opt_state,
         params,
         transform_non_params=lambda _: whole,
         is_leaf=masked,
     )
-    average = None if state.average is None else params
-    places: dict[str, Any] = {"step": whole, "params": params, "opt_state": opt_state, "average": average}
-    return TrainState(**places)
 
 
 def batch_shardings(batch: Any, mesh: Mesh) -> Any:

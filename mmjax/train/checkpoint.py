@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from mmjax.config import ConfigError
-from mmjax.train.state import Params, TrainState
+from mmjax.train.state import AugmentState, Params, TrainState
 
 Which = int | Literal["last", "best"]
 
@@ -19,7 +19,8 @@ Which = int | Literal["last", "best"]
 class Checkpoints:
     """The checkpoints of one run folder.
 
-    ``params`` (and ``average``) are items of their own, so that evaluation and export read only them.
+    ``params`` (and ``average``) are items of their own, so that evaluation and export read only them; so is what the
+    augmentations learn.
     """
 
     def __init__(self, workdir: str | Path, *, keep: int = 1, best: str | None = None, read_only: bool = False):
@@ -69,6 +70,8 @@ class Checkpoints:
         }
         if state.average is not None:
             items["average"] = ocp.args.StandardSave(state.average)
+        if state.augment is not None:
+            items["augment"] = ocp.args.StandardSave(vars(state.augment))
         if self._best is not None and metrics is not None and self._best not in metrics:
             raise ConfigError(f"checkpoint.best={self._best!r}: evaluation gives no such metric; {', '.join(metrics)}")
         chosen = metrics if self._best is not None else None
@@ -82,12 +85,15 @@ class Checkpoints:
         }
         if target.average is not None:
             items["average"] = ocp.args.StandardRestore(target.average)
+        if target.augment is not None:
+            items["augment"] = ocp.args.StandardRestore(vars(target.augment))
         found = self._manager.restore(self.resolve(which), args=ocp.args.Composite(**items))
         return TrainState(
             step=found["training"]["step"],
             params=found["params"],
             opt_state=found["training"]["opt_state"],
             average=found.get("average"),
+            augment=None if target.augment is None else AugmentState(**found["augment"]),
         )
 
     def restore_params(self, target: Params, *, which: Which = "last", averaged: bool = False) -> Params:

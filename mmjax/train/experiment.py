@@ -162,6 +162,9 @@ def read(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[str, Any]
 def _override(sections: dict[str, Any], key: str, text: str) -> None:
     value = literal(text)
     *parents, last = key.split(".")
+    if len(parents) > 1 and parents[0] == "augment":
+        _override_augmentation(sections, key, text)
+        return
     place = sections
     for depth, parent in enumerate(parents):
         inner = place[parent] if parent in place else _default_section(parents[: depth + 1])
@@ -190,6 +193,17 @@ def _default_section(path: list[str]) -> dict[str, Any]:
         if not dataclasses.is_dataclass(kind):
             return {}
     return {}
+
+
+def _override_augmentation(sections: dict[str, Any], key: str, text: str) -> None:
+    """``augment.NAME.KEY`` (or a key of its schedule): the entries are pairs, in the order of their sum."""
+    _, name, *keys = key.split(".")
+    entries = [(entry, dict(options)) for entry, options in sections.get("augment", ())]
+    options = dict(entries).get(name)
+    if options is None:
+        raise ConfigError(f"{key}={text}: no such augmentation here; {config.nearest(name, dict(entries))}")
+    _override(options, ".".join(keys), text)
+    sections["augment"] = tuple(entries)
 
 
 def literal(text: str) -> Any:

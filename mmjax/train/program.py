@@ -10,14 +10,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax import plugins, rng
+from mmjax.augment.base import Tap
 from mmjax.evals.embedder import Embedder
 from mmjax.models.clip import Clip
 from mmjax.parallel.host_memory import keep_freed_memory
 from mmjax.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated
 from mmjax.parallel.sharding import batch_shardings, state_shardings
+from mmjax.train.augmenting import Augmentations
 from mmjax.train.experiment import Experiment
 from mmjax.train.optim import learning_rate, make_optimizer
-from mmjax.train.state import Params, TrainState
+from mmjax.train.state import AugmentState, Params, TrainState
 from mmjax.train.step import make_step, merge
 from mmjax.types import Batch
 
@@ -43,6 +45,9 @@ class Program:
         shapes: Params = nnx.to_pure_dict(params)
         settings = experiment.optimizer
         self.tx = make_optimizer(settings, shapes, steps=experiment.steps)
+        self.augmentations = _augmentations(experiment)
+        learned = None if self.augmentations is None else jax.eval_shape(self.augmentations.initial)
+        self.augment_tx = self.augmentations.optimizer(learned) if self.augmentations and learned else None
         self.step = make_step(
             self.graph,
             objective=objective,
@@ -51,9 +56,11 @@ class Program:
             seed=experiment.seed,
             max_logit_scale=experiment.model.max_logit_scale,
             average=settings.average,
+            augmentations=self.augmentations,
+            augment_tx=self.augment_tx,
         )
         state = jax.eval_shape(self._initial)
-        self.shardings = state_shardings(state, self.tx, self.mesh)
+        self.shardings = state_shardings(state, self.tx, self.mesh, augment_tx=self.augment_tx)
         self.state = with_shardings(state, self.shardings)
 
     def initialise(self) -> TrainState:
@@ -80,13 +87,17 @@ class Program:
 
     def compile(self, batch: Batch) -> jax.stages.Compiled:
         """The training step for batches of this shape. Compiled ahead of time, so another shape is an error."""
+        return self.lower(batch).compile()
+
+    def lower(self, batch: Batch) -> jax.stages.Lowered:
+        """The training step for batches of this shape, not yet compiled: enough to count its operations."""
         jitted = jax.jit(
             self.step,
             in_shardings=(self.shardings, batch_shardings(batch, self.mesh)),
             out_shardings=(self.shardings, replicated(self.mesh)),
             donate_argnums=0,
         )
-        return jitted.lower(self.state, batch).compile()
+        return jitted.lower(self.state, batch)
 
     def embedder(self, tokenizer: Any) -> Embedder:
         """Both towers for evaluation."""
@@ -118,7 +129,25 @@ class Program:
             params=params,
             opt_state=self.tx.init(params),
             average=jax.tree.map(jnp.copy, params) if self.experiment.optimizer.average else None,
+            augment=self._initial_augment(),
         )
+
+    def _initial_augment(self) -> AugmentState | None:
+        if self.augmentations is None or self.augment_tx is None:
+            return None
+        params = self.augmentations.initial()
+        return AugmentState(params=params, opt_state=self.augment_tx.init(params))
+
+
+def _augmentations(experiment: Experiment) -> Augmentations | None:
+    if not experiment.augment:
+        return None
+    model = experiment.model
+    widths: dict[Tap, tuple[int, int]] = {
+        "pooled": (model.vision_cfg.width, model.text_cfg.width),
+        "embedding": (model.embed_dim, model.embed_dim),
+    }
+    return Augmentations.of(experiment.augment, widths=widths, seed=experiment.seed)
 
 
 def evaluated_modalities(experiment: Experiment) -> tuple[str, ...]:

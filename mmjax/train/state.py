@@ -13,6 +13,15 @@ Params = dict[str, Any]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentState:
+    """What the augmentations learn; evaluation, export and the moving average never see it."""
+
+    params: Params  # by augmentation
+    opt_state: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
     """Everything a checkpoint holds; randomness and the place in the data follow from ``step``."""
 
@@ -20,3 +29,4 @@ class TrainState:
     params: Params
     opt_state: Any
     average: Params | None  # exponential moving average of params
+    augment: AugmentState | None = None  # None where no augmentation has parameters

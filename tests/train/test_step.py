@@ -5,20 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from mmjax.train import assemble
-from mmjax.train.program import Program
-from mmjax.train.step import unit
+from mmjax.sphere import unit
 from support import tiny
-
-
-def assembled(experiment, devices=None):
-    source = assemble.open_source(experiment.data, "train")
-    tokens = assemble.open_tokenizer(experiment, source, workdir="nowhere")
-    experiment = assemble.with_data(experiment, source, tokens)
-    return Program(experiment, devices=devices), assemble.batches(experiment, source, tokens)
+from support.training import assembled
 
 
 def curve(experiment, *, devices, steps):
@@ -179,14 +170,6 @@ def test_moving_average_follows_its_recurrence():
     batches.close()
     for a, b in zip(jax.tree.leaves(average), jax.tree.leaves(state.average), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-
-
-def test_unit_rows():
-    x = jnp.array([[3.0, 4.0], [0.0, 0.0]])
-    np.testing.assert_allclose(unit(x), [[0.6, 0.8], [0, 0]], rtol=1e-6)
-    grad = jax.grad(lambda x: unit(x)[:, 0].sum())(x)
-    assert np.isfinite(grad).all()
-    assert optax.tree.norm(unit(x.astype(jnp.bfloat16))).dtype == jnp.float32
 
 
 def test_bfloat16_towers_train_with_float32_parameters():

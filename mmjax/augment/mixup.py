@@ -1,0 +1,61 @@
+"""Linear mixes of pairs of examples at a tap: manifold mixup."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+
+from mmjax.augment import base, schedules
+from mmjax.augment.base import Augmented, Features, Tap, View
+from mmjax.augment.mixing import Draw, Targets, beta_share, flipped, lerp, mixed_source, share_metrics
+from mmjax.augment.schedules import Strength
+from mmjax.types import Provenance
+
+
+class Augmentation(base.Base):
+    """Manifold mixup (Verma et al. 2019, arXiv:1806.05236; mixup: Zhang et al. 2018, arXiv:1710.09412).
+
+    With a partner π(i) for each pair and ``λ ~ Beta(α, α)``::
+
+        h'_i = λ h_i + (1 - λ) h_π(i),   sources of h'_i:  λ of pair i, 1 - λ of pair π(i)
+
+    on images, texts, or both with the same λ. With one side mixed, the target of row i is λ on its own pair and
+    1 - λ on its partner's, the papers' soft label; with both, λ² + (1 - λ)² and 2λ(1 - λ). The papers classify, mix
+    one side and choose the layer anew at each step; here it is the tap, and all that lies before it runs once.
+    π reverses the batch.
+
+    Options: ``alpha`` α (0: no mixing), ``draw`` one λ for the batch or one for each row, ``sides``, ``tap``,
+    ``targets``.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: Strength = 1.0,
+        alpha: Strength = 2.0,
+        draw: Draw = "batch",
+        sides: Literal["both", "image", "text"] = "both",
+        tap: Tap = "pooled",
+        targets: Targets = "provenance",
+    ):
+        super().__init__(weight=weight)
+        schedules.check(alpha, path="augment.mixup.alpha")
+        self.alpha, self.draw, self.sides, self.tap, self.targets = alpha, draw, sides, tap, targets
+
+    def augment(self, clean: Features, *, key: jax.Array, step: jax.Array) -> Augmented:
+        """One view of as many pairs as there are images."""
+        pairs = clean.pairs()
+        share = beta_share(key, schedules.at(self.alpha, step), rows=pairs.image.shape[0], draw=self.draw)
+        images, texts = self.sides != "text", self.sides != "image"
+        view = View(
+            image=lerp(pairs.image, flipped(pairs.image), share) if images else None,
+            text=lerp(pairs.text, flipped(pairs.text), share) if texts else None,
+            image_source=self._source(pairs.image_source, share) if images else None,
+            text_source=self._source(pairs.text_source, share) if texts else None,
+        )
+        return Augmented(views=[view], metrics=share_metrics(share))
+
+    def _source(self, source: Provenance, share: jax.Array) -> Provenance:
+        partner = jax.tree.map(flipped, source)
+        return mixed_source([(source, share), (partner, 1 - share)], self.targets)

@@ -1,0 +1,125 @@
+"""Features at a tap, and all that an augmentation adds to the loss, without towers."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.augment.base import Features
+from mmjax.objectives import contrastive
+from mmjax.sphere import unit
+from mmjax.train.augmenting import Augmentations
+from mmjax.types import Provenance
+
+WIDTHS = {"pooled": (6, 8), "embedding": (8, 8)}
+
+
+def features(seed=0, *, n=8, texts=1, views=1, widths=(6, 8), dtype=jnp.float32, scale=1.0, padded=0):
+    """``n`` examples with ``texts`` rows of text and ``views`` of images each; the last ``padded`` are padding."""
+    random = np.random.default_rng(seed)
+    ids = np.arange(100, 100 + n)
+    ids[n - padded :] = -1
+    make = lambda rows, width: jnp.asarray(scale * random.normal(size=(rows, width)), dtype)  # noqa: E731
+    return Features(
+        image=make(n * views, widths[0]),
+        text=make(n * texts, widths[1]),
+        image_source=Provenance.of(jnp.asarray(np.tile(ids, views), jnp.int32)),
+        text_source=Provenance.of(jnp.asarray(np.repeat(ids, texts), jnp.int32)),
+        examples=n,
+    )
+
+
+class Head:
+    """What comes after the pooled tap: a linear map for each side, and the scale."""
+
+    class Tower:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def project(self, x):
+            return (x.astype(jnp.float32) @ self.kernel).astype(jnp.float32)
+
+    def __init__(self, params):
+        self.visual, self.text = Head.Tower(params["visual"]), Head.Tower(params["text"])
+        self.logit_scale, self.logit_bias = _Whole(params["logit_scale"]), None
+
+
+class _Whole:
+    def __init__(self, value):
+        self.value = value
+
+    def __getitem__(self, _):
+        return self.value
+
+
+def head_params(seed=0):
+    random = np.random.default_rng(seed + 1000)
+    draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)  # noqa: E731
+    return {"visual": draw(6, 8), "text": draw(8, 8), "logit_scale": jnp.float32(1.5)}
+
+
+def made(name, **options):
+    """The augmentation ``name`` among no others."""
+    return Augmentations.of([(name, options)], widths=WIDTHS, seed=3)
+
+
+def module(name, **options):
+    return made(name, **options).create()[name]
+
+
+def added(augmentations, learned, params, pooled, *, step=0):
+    """The loss that augmentations add at these pooled features, and their metrics."""
+    head = Head(params)
+    objective = contrastive.Objective()
+    value, _ = objective(
+        unit(head.visual.project(pooled.image)),
+        unit(head.text.project(pooled.text)),
+        image_source=pooled.image_source,
+        text_source=pooled.text_source,
+        scale=jnp.exp(params["logit_scale"]),
+    )
+    return augmentations.loss(
+        learned,
+        pooled,
+        head=Head,
+        model_params=params,
+        objective=objective,
+        clean_loss=value,
+        step=jnp.asarray(step, jnp.int32),
+    )
+
+
+def gradients(augmentations, learned, params, pooled, *, step=0):
+    """Value, metrics, and gradients by learned parameters, head, and pooled features of both sides."""
+    call = _compiled(_ById(augmentations))
+    (value, metrics), grads = call(learned, params, pooled.image, pooled.text, pooled, jnp.asarray(step, jnp.int32))
+    return value, metrics, grads
+
+
+class _ById:
+    """A key for a cache: the object itself, which has no hash."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __hash__(self):
+        return id(self.value)
+
+    def __eq__(self, other):
+        return self.value is other.value
+
+
+@functools.lru_cache
+def _compiled(by_id):
+    augmentations = by_id.value
+
+    def loss(learned, params, image, text, pooled, step):
+        return added(augmentations, learned, params, replaced(pooled, image, text), step=step)
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
+
+
+def replaced(f, image, text):
+    return dataclasses.replace(f, image=image, text=text)
