@@ -223,7 +223,10 @@ class _Meter:
             self._pending = None
 
     def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
+        values = {
+            name if name.startswith("augment/") else f"train/{name}": float(value)
+            for name, value in jax.device_get(metrics).items()
+        }
         if not math.isfinite(values["train/loss"]):
             raise Diverged(
                 f"the loss is {values['train/loss']} at step {step}; lower optimizer.learning_rate "
