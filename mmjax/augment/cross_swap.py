@@ -23,9 +23,9 @@ class Augmentation(base.Base):
         image'_i = (1 - m_i) image_i + m_i text_i,   text'_i = (1 - m_i) text_i + m_i image_i
 
     of unit embeddings, scaled to length one again. The product of a pair is the same before and after the exchange,
-    because both factors move, so a pair's answer is not given away; what changes are its negatives, among which are
-    now comparisons within a modality. Labels are the pair's own. A model that closes the modality gap trivially can
-    lower this loss: watch ``modality_gap``.
+    because both factors move, so a pair's answer is not given away (on noise the loss stays at chance); what changes
+    are its negatives, among which are now comparisons within a modality. Labels are the pair's own. A model that
+    closes the modality gap trivially can lower this loss: watch ``modality_gap``.
 
     Options: ``probability`` p, ``part`` (``whole`` or ``blocks``), ``blocks`` how many of them.
     """
