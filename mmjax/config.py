@@ -15,16 +15,21 @@ from typing import Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
 
+NAMES_SHOWN = 24
+
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message is one line that names the key, the value and the way out."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A closing phrase for an error: the likeliest intended name, or all of them."""
+    """A closing phrase for an error: the likeliest intended name, or the known ones (of very many, the first few)."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = f" and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
+    return f"known: {', '.join(known[:NAMES_SHOWN]) or 'none'}{more}"
 
 
 def choose(name: str, known: Iterable[str], *, path: str) -> str:

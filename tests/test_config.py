@@ -211,6 +211,7 @@ class TestNames:
         assert nearest("widht", ["width", "depth"]) == "did you mean 'width'?"
         assert nearest("q", ["width", "depth"]) == "known: depth, width"
         assert nearest("q", []) == "known: none"
+        assert nearest("q", [f"name{i:02}" for i in range(30)]).endswith("name23 and 6 more")
 
 
 def test_importing_it_does_not_import_jax():

@@ -61,7 +61,13 @@ class VisionConfig:
             self.width % self.head_width == 0,
             f"{at}.head_width={self.head_width}: must divide {at}.width={self.width}",
         )
-        _require(self.layers >= 1, f"{at}.layers={self.layers}: must be at least 1")
+        for name, least in (("layers", 1), ("patch_size", 1), ("registers", 0)):
+            value = getattr(self, name)
+            _require(value >= least, f"{at}.{name}={value}: must be at least {least}")
+        _require(
+            len(set(self.modalities)) == len(self.modalities),
+            f"{at}.modalities={self.modalities}: names one twice; list each once",
+        )
         _require(
             self.patch_size <= self.image_size,
             f"{at}.patch_size={self.patch_size}: larger than {at}.image_size={self.image_size}",

@@ -140,6 +140,13 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 VISION_RULES = {
     "head_width": ({"width": 100, "head_width": 64}, "vision_cfg.head_width=64", "vision_cfg.width=100"),
     "layers": ({"layers": 0}, "vision_cfg.layers=0", "at least 1"),
+    "patches of nothing": ({"patch_size": 0}, "vision_cfg.patch_size=0", "at least 1"),
+    "registers": ({"registers": -1}, "vision_cfg.registers=-1", "at least 0"),
+    "a modality twice": (
+        {"modalities": ("image", "image"), "modality_channels": (3, 3)},
+        "vision_cfg.modalities=('image', 'image')",
+        "once",
+    ),
     "patch_size": ({"image_size": 8, "patch_size": 16}, "vision_cfg.patch_size=16", "vision_cfg.image_size=8"),
     "patch_dropout of all": ({"patch_dropout": 1.0}, "vision_cfg.patch_dropout=1.0", "below 1"),
     "patch_dropout of less than none": ({"patch_dropout": -0.1}, "vision_cfg.patch_dropout=-0.1", "at least 0"),
