@@ -44,6 +44,11 @@ MISTAKES = {
     "images of another size": (["--config.data.source.image_size=64"], ["image_size=32", "64"]),
     "an unknown modality": (["--config.data.modalities=('image', 'sonar')"], ["sonar", "thermal"]),
     "an unknown tokenizer folder": (["--config.data.tokenizer.name=/no/such/folder"], ["/no/such/folder"]),
+    "negatives that the data lacks": (
+        ["--config.data.negatives_per_image=1"],
+        ["negatives_per_image=1", "supplies no"],
+    ),
+    "no captions": (["--config.data.captions_per_image=0"], ["data.captions_per_image=0", "at least 1"]),
     "no value": (["--config.steps"], ["--config.steps", "VALUE"]),
     "an unknown flag": (["--wrkdir=x"], ["--wrkdir", "--workdir"]),
 }

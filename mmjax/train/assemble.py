@@ -75,10 +75,10 @@ def with_data(experiment: Experiment, source: Any, tokens: Tokenizer) -> Experim
     return dataclasses.replace(experiment, model=dataclasses.replace(model, vision_cfg=vision))
 
 
-def batches(experiment: Experiment, source: Any, tokens: Tokenizer, *, start_step: int = 0) -> pipeline.Stream:
-    """This process's rows of the global batches from ``start_step`` on."""
+def rows(experiment: Experiment, source: Any, tokens: Tokenizer) -> pipeline.Batches:
+    """This process's rows of the global batch of any step; raises where the data cannot make such batches."""
     data = experiment.data
-    made = pipeline.Batches(
+    return pipeline.Batches(
         source,
         tokens,
         batch_size=experiment.batch_size,
@@ -89,4 +89,13 @@ def batches(experiment: Experiment, source: Any, tokens: Tokenizer, *, start_ste
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return made.stream(start_step=start_step, workers=data.workers, prefetch=data.prefetch)
+
+
+def stream(experiment: Experiment, made: pipeline.Batches, *, start_step: int = 0) -> pipeline.Stream:
+    """The batches from ``start_step`` on, read ahead as ``data`` says."""
+    return made.stream(start_step=start_step, workers=experiment.data.workers, prefetch=experiment.data.prefetch)
+
+
+def batches(experiment: Experiment, source: Any, tokens: Tokenizer) -> pipeline.Stream:
+    """The batches from the first step on."""
+    return stream(experiment, rows(experiment, source, tokens))

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from mmjax.data.tokenizer import Tokenizer
+from mmjax.data.pipeline import Batches
 from mmjax.train import assemble, report, rundir
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.evaluate import Evaluation
@@ -49,6 +49,7 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
     experiment = assemble.with_data(experiment, source, tokenizer)
     program = Program(experiment)
     evaluation = Evaluation(program, tokenizer)
+    rows = assemble.rows(experiment, source, tokenizer)
     with rundir.claim(workdir, experiment, overrides=overrides):
         tokenizer.save(workdir / "tokenizer")
         checkpoints = Checkpoints(workdir, keep=experiment.checkpoint.keep, best=experiment.checkpoint.best)
@@ -60,7 +61,7 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
                 return Outcome(finished=True, step=done, metrics={})
             with Progress(experiment.steps) as progress:
                 run = _Run(experiment, program, evaluation, checkpoints, progress, workdir, stop)
-                return run.train(source, tokenizer)
+                return run.train(rows)
 
 
 class _Run:
@@ -84,13 +85,13 @@ class _Run:
         self.workdir = workdir
         self.stop = stop
 
-    def train(self, source: Any, tokenizer: Tokenizer) -> Outcome:
+    def train(self, rows: Batches) -> Outcome:
         state = self._start()
         step = int(jax.device_get(state.step))
         self.writer = MetricsWriter(self.workdir, resume_step=step)
         with contextlib.closing(self.writer):
             if step < self.experiment.steps:
-                state, step = self._steps(state, step, source, tokenizer)
+                state, step = self._steps(state, step, rows)
             self.checkpoints.wait()
             if step < self.experiment.steps:
                 self.progress.note(
@@ -110,9 +111,9 @@ class _Run:
         self.progress.note(f"going on from the checkpoint of step {int(jax.device_get(state.step))}")
         return state
 
-    def _steps(self, state: TrainState, step: int, source: Any, tokenizer: Tokenizer) -> tuple[TrainState, int]:
+    def _steps(self, state: TrainState, step: int, rows: Batches) -> tuple[TrainState, int]:
         settings = self.experiment
-        batches = assemble.batches(settings, source, tokenizer, start_step=step)
+        batches = assemble.stream(settings, rows, start_step=step)
         with contextlib.closing(batches):
             waiting = Waiting(iter(batches))
             arrays = next(waiting)
