@@ -26,7 +26,7 @@ PANEL_IMAGES = 12
 
 
 class Diverged(RuntimeError):
-    """The loss stopped being a number."""
+    """The loss or its gradient stopped being a number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,11 +141,11 @@ class _Run:
     def _housekeeping(self, state: TrainState, step: int, meter: _Meter) -> None:
         settings = self.experiment
         last = step == settings.steps
-        measured = None
-        if settings.eval.tasks and (step % settings.eval.every_steps == 0 or last):
-            meter.flush()
-            measured = self._measure(state, step)
+        evaluate = bool(settings.eval.tasks) and (step % settings.eval.every_steps == 0 or last)
         due = step % settings.checkpoint.every_steps == 0 or last
+        if evaluate or due:
+            meter.flush()  # a step that diverged must not become the checkpoint that the next start goes on from
+        measured = self._measure(state, step) if evaluate else None
         if due or (measured is not None and settings.checkpoint.best is not None):
             self.checkpoints.save(state, step=step, metrics=measured)
         if measured is not None or due:
@@ -202,7 +202,6 @@ class _Meter:
         self._writer = writer
         self._waiting = waiting
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._logged = 0
         self.restart()
 
     def restart(self) -> None:
@@ -228,9 +227,10 @@ class _Meter:
             name if name.startswith("augment/") else f"train/{name}": float(value)
             for name, value in jax.device_get(metrics).items()
         }
-        if not math.isfinite(values["train/loss"]):
+        loss, norm = values["train/loss"], values["train/gradient_norm"]
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(
-                f"the loss is {values['train/loss']} at step {step}; lower optimizer.learning_rate "
+                f"the loss is {loss} and its gradient's norm {norm} at step {step}; lower optimizer.learning_rate "
                 f"({self._settings.optimizer.learning_rate}) or lengthen optimizer.warmup_steps "
                 f"({self._settings.optimizer.warmup_steps})"
             )

@@ -1,12 +1,15 @@
 """The loop in this process: compilations counted, divergence stopped, the best checkpoint measured."""
 
+import contextlib
 import json
 
 import jax.monitoring
+import numpy as np
 import pytest
 
 from mmjax.config import ConfigError
 from mmjax.train import evaluate, loop, rundir
+from mmjax.train.checkpoint import Checkpoints
 from support import tiny
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -42,12 +45,20 @@ def test_a_longer_run_compiles_nothing_more(compilations, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path):
     experiment = tiny.experiment(
-        steps=30, optimizer__learning_rate=1e30, optimizer__warmup_steps=0, optimizer__clip_norm=None
+        steps=30,
+        optimizer__learning_rate=1e30,
+        optimizer__warmup_steps=0,
+        optimizer__clip_norm=None,
+        checkpoint__every_steps=1,
+        checkpoint__keep=30,
+        eval__every_steps=30,
     )
     with pytest.raises(loop.Diverged, match=r"loss is .* at step .*optimizer\.learning_rate"):
         loop.train(experiment, workdir=tmp_path)
-    saved = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-    assert all(int(name) < 30 for name in saved)
+    with contextlib.closing(Checkpoints(tmp_path, read_only=True)) as checkpoints:
+        assert checkpoints.steps and checkpoints.steps[-1] < 30
+        for step in checkpoints.steps:
+            assert all(np.isfinite(array).all() for array in checkpoints.read_params(which=step).values()), step
 
 
 def test_the_best_checkpoint_is_the_one_measured(tmp_path):
