@@ -1,3 +1,15 @@
 """Augmentations inside the compiled step, one a file: each has a class ``Augmentation`` (see ``base``)."""
 
-SHARED = ("base", "mixing", "networks", "schedules")
+SHARED = (
+    "adversary",
+    "alignment",
+    "base",
+    "consistency",
+    "crossing",
+    "divergences",
+    "mixing",
+    "networks",
+    "schedules",
+    "shortening",
+    "vae",
+)

@@ -1,14 +1,14 @@
 """What an augmentation is: a module that taps the network, makes views there, and compares what becomes of them.
 
 The step runs each tower once. At the tap an augmentation gets the clean features and answers with views of them; what
-lies after the tap runs for the views too, all in one batch; then the augmentation may compare embeddings.
+lies after the tap runs for the views too, all of one tap in one batch; then the augmentation may compare embeddings.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,79 @@ from flax import nnx
 
 from mmjax.augment import schedules
 from mmjax.augment.schedules import Strength
+from mmjax.config import ConfigError
 from mmjax.types import Metrics, Provenance
 
-Tap = Literal["pooled", "embedding"]
-"""Before the projection into the joint space, or after it (and before L2 normalisation)."""
+Tap = str
+"""A place in both towers, from front to back:
+
+``input``: pixels and token embeddings; ``tokens@K``: what enters block K, or for negative K the block that is as far
+from the end (``tokens@-1``: the last), each tower counting its own; ``pooled``: before the projection into the joint
+space; ``embedding``: after it, and before L2 normalisation.
+"""
+
+Kind = Literal["input", "tokens", "pooled", "embedding"]
+
+LateTap = Literal["pooled", "embedding"]
+"""The taps at which a row is one vector."""
 
 Terms = dict[str, jax.Array]
 """Named losses f32[], each already multiplied by its own factor."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Towers:
+    """What an augmentation may know of the model."""
+
+    image_width: int
+    text_width: int
+    embed_dim: int
+    image_layers: int
+    text_layers: int
+    vocab_size: int
+    eos_id: int
+    pad_id: int
+    extra: int  # image tokens in front of the patches: class token and registers
+
+    def check(self, tap: Tap, *, kinds: Sequence[Kind], path: str) -> None:
+        """Raises unless the tap is of one of these kinds and lies within both towers; ``path`` is the option."""
+        kind, at, number = tap.partition("@")
+        if kind == "tokens" and "tokens" in kinds:
+            least = min(self.image_layers, self.text_layers)
+            if not (at and number.lstrip("-").isdecimal() and -least <= int(number) <= least):
+                raise ConfigError(f"{path}={tap!r}: expected tokens@K with a block K from {-least} to {least}")
+        elif at or kind not in kinds:
+            known = ", ".join(repr("tokens@K" if k == "tokens" else k) for k in kinds)
+            raise ConfigError(f"{path}={tap!r}: must be one of {known}")
+
+    def widths(self, tap: Tap) -> tuple[int, int]:
+        """Of the features of images and texts at a tap; pixels have none, and count as what they become."""
+        if tap == "embedding":
+            return self.embed_dim, self.embed_dim
+        return self.image_width, self.text_width
+
+    def blocks(self, tap: Tap) -> tuple[int, int]:
+        """The blocks of the two towers before which ``tokens@K`` (or ``input``: the first) lies."""
+        k = int(tap.partition("@")[2] or 0)
+        return (k, k) if k >= 0 else (self.image_layers + k, self.text_layers + k)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Words:
+    """What the positions of texts hold."""
+
+    ids: jax.Array  # i32[M, L]
+    valid: jax.Array  # bool[M, L]: up to the end token, and it
+    free: jax.Array  # bool[M, L]: neither the first position, where a start token may be, nor the end, nor padding
+
+    @classmethod
+    def of(cls, ids: jax.Array, *, eos_id: int) -> Words:
+        """From token ids; the first end token ends a text, whatever pads it."""
+        place = jnp.arange(ids.shape[1])
+        ended = ids == eos_id
+        end = jnp.where(jnp.any(ended, axis=1), jnp.argmax(ended, axis=1), ids.shape[1] - 1)[:, None]
+        return cls(ids=ids, valid=place <= end, free=(place > 0) & (place < end))
 
 
 @jax.tree_util.register_dataclass
@@ -31,25 +97,29 @@ class Features:
     """Both sides at a tap (or, once compared, as unit embeddings), and where their rows come from.
 
     Images and texts are laid out as the batch is: the rows of one modality after those of another, ``examples`` rows
-    each; and for each example the same number of text rows, its captions first.
+    each; and for each example the same number of text rows, its captions first. At ``tokens`` the features are
+    sequences, [N, T, D_image] and [M, L, D_text]; at ``input`` the texts are too, and images are pixels by modality.
     """
 
-    image: jax.Array  # [N, D_image]
-    text: jax.Array  # [M, D_text]
+    image: Any  # [N, D_image], [N, T, D_image], or {modality: f32[N, H, W, C] on the scale of 0 to 255}
+    text: jax.Array  # [M, D_text] or [M, L, D_text]
     image_source: Provenance  # of N rows
     text_source: Provenance  # of M rows
+    words: Words | None = None  # where texts are sequences
     examples: int = dataclasses.field(metadata={"static": True})
+    extra: int = dataclasses.field(default=0, metadata={"static": True})  # see Towers
 
     def pairs(self) -> Features:
         """Each image row beside its example's first caption: N rows on both sides, row i with row i."""
-        views = self.image.shape[0] // self.examples
+        rows = self.image_source.ids.shape[0]
+        views = rows // self.examples
 
         def first(x: jax.Array) -> jax.Array:
             rows = x.reshape(self.examples, -1, *x.shape[1:])[:, 0]
             return rows if views == 1 else jnp.tile(rows, (views,) + (1,) * (rows.ndim - 1))
 
-        source = Provenance(ids=first(self.text_source.ids), weight=first(self.text_source.weight))
-        return dataclasses.replace(self, text=first(self.text), text_source=source, examples=self.image.shape[0])
+        text, source, words = jax.tree.map(first, (self.text, self.text_source, self.words))
+        return dataclasses.replace(self, text=text, text_source=source, words=words, examples=rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,15 +127,16 @@ class View:
     """Features for the rest of the network; a side that is None is the clean one.
 
     ``task``: one more term of the run's objective, over the view's own rows. ``consistency``: only for ``compare``.
-    A view whose projection is ``frozen`` moves no parameter of the model, only what its features came from.
+    A view whose projection, and blocks before it, are ``frozen`` moves no parameter that lies after the tap.
     """
 
     role: Literal["task", "consistency"] = "task"
     name: str = "task"  # of the term and its metrics, unique within the augmentation
-    image: jax.Array | None = None  # [N', D_image]
-    text: jax.Array | None = None  # [M', D_text]
+    image: Any = None  # as in Features, with N' rows
+    text: jax.Array | None = None  # with M' rows
     image_source: Provenance | None = None
     text_source: Provenance | None = None
+    ids: jax.Array | None = None  # i32[M', L] of texts that are sequences, where not the clean ones
     projection: Literal["trained", "frozen"] = "trained"
     factor: jax.Array | float = 1.0  # on the term, besides the augmentation's weight
 
@@ -80,11 +151,11 @@ class Augmented:
 
 
 class Base(nnx.Module):
-    """What every augmentation has; ``weight`` is the factor on all that it adds to the loss.
+    """What makes views; ``weight`` is the factor on all that it adds to the loss.
 
     At weight 0 the model's parameters move exactly as they would without it. A constructor takes its options by
-    keyword and, where it asks for them, ``widths`` (for each tap, those of image and text) and ``rngs``. Parameters
-    of its own are trained by an Adam of its own, at ``learning_rate``, clipped to ``clip_norm`` alone.
+    keyword and, where it asks for them, ``towers`` and ``rngs``. Parameters of its own are trained by an Adam of its
+    own, at ``learning_rate``, clipped to ``clip_norm`` alone.
     """
 
     tap: Tap = "embedding"
@@ -105,9 +176,19 @@ class Base(nnx.Module):
         return Augmented()
 
     def compare(
-        self, clean: Features, views: Sequence[Features], *, scale: jax.Array, key: jax.Array, step: jax.Array
+        self,
+        clean: Features,
+        views: Sequence[Features],
+        *,
+        scale: jax.Array,
+        bias: jax.Array | None,
+        key: jax.Array,
+        step: jax.Array,
     ) -> tuple[Terms, Metrics]:
-        """Further losses of the clean unit embeddings and those of the views, in the views' order."""
+        """Further losses of the clean unit embeddings and those of the views, in the views' order.
+
+        Logits are ``scale`` times the product, plus ``bias`` where the model has one.
+        """
         return {}, {}
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, Tap, View
+from mmjax.augment.base import Augmented, Features, LateTap, View
 from mmjax.augment.mixing import Targets, lerp, mixed_source
 from mmjax.augment.schedules import Strength
 from mmjax.types import Provenance
@@ -34,7 +34,7 @@ class Augmentation(base.Base):
         weight: Strength = 1.0,
         share: Strength = 0.25,
         mix: Strength = 0.5,
-        tap: Tap = "embedding",
+        tap: LateTap = "embedding",
         targets: Targets = "provenance",
     ):
         super().__init__(weight=weight)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, Tap, View
+from mmjax.augment.base import Augmented, Features, LateTap, View
 from mmjax.augment.schedules import Strength
 from mmjax.sphere import unit
 
@@ -33,7 +33,7 @@ class Augmentation(base.Base):
         weight: Strength = 1.0,
         strength: Strength = 0.1,
         sides: Literal["both", "image", "text"] = "both",
-        tap: Tap = "embedding",
+        tap: LateTap = "embedding",
     ):
         super().__init__(weight=weight)
         schedules.check(strength, path="augment.latent_noise.strength")

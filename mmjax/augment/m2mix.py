@@ -91,7 +91,14 @@ class Augmentation(base.Base):
         return Augmented(views=views, metrics=metrics)
 
     def compare(
-        self, clean: Features, views: Sequence[Features], *, scale: jax.Array, key: jax.Array, step: jax.Array
+        self,
+        clean: Features,
+        views: Sequence[Features],
+        *,
+        scale: jax.Array,
+        bias: jax.Array | None,
+        key: jax.Array,
+        step: jax.Array,
     ) -> tuple[Terms, Metrics]:
         """The loss of m2."""
         if "m2" not in self.modes:

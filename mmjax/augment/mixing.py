@@ -47,14 +47,17 @@ def first_source(mixed: Provenance, first: Provenance) -> Provenance:
 
 
 def lerp(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:
-    """``share · a + (1 - share) · b`` in float32, in a's dtype; share f32[rows, 1]."""
+    """``share · a + (1 - share) · b`` in float32, in a's dtype; rows of any shape, share f32[rows, 1]."""
+    share = share.reshape(-1, *(1,) * (a.ndim - 1))
     mixed = share * a.astype(jnp.float32) + (1 - share) * b.astype(jnp.float32)
     return mixed.astype(a.dtype)
 
 
 def share_metrics(share: jax.Array) -> dict[str, jax.Array]:
-    """How much of itself a row keeps, and how that varies."""
-    return {"share_mean": jnp.mean(share), "share_sd": jnp.std(share)}
+    """How much of itself a row keeps: mean, spread, and the share of rows in each fifth of the way from 0 to 1."""
+    fifth = jnp.clip(jnp.floor(5 * share), 0, 4)
+    bins = {f"share_bin_{i}": jnp.mean(fifth == i, dtype=jnp.float32) for i in range(5)}
+    return {"share_mean": jnp.mean(share), "share_sd": jnp.std(share), **bins}
 
 
 def shared_source(a: Provenance, b: Provenance) -> jax.Array:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, Tap, View
+from mmjax.augment.base import Augmented, Features, Tap, Towers, View, Words
 from mmjax.augment.mixing import Draw, Targets, beta_share, flipped, lerp, mixed_source, share_metrics
 from mmjax.augment.schedules import Strength
 from mmjax.types import Provenance
@@ -21,9 +22,10 @@ class Augmentation(base.Base):
         h'_i = λ h_i + (1 - λ) h_π(i),   sources of h'_i:  λ of pair i, 1 - λ of pair π(i)
 
     on images, texts, or both with the same λ. With one side mixed, the target of row i is λ on its own pair and
-    1 - λ on its partner's, the papers' soft label; with both, λ² + (1 - λ)² and 2λ(1 - λ). The papers classify, mix
-    one side and choose the layer anew at each step; here it is the tap, and all that lies before it runs once.
-    π reverses the batch.
+    1 - λ on its partner's, the papers' soft label; with both, λ² + (1 - λ)² and 2λ(1 - λ). π reverses the batch.
+    The papers classify, mix one side and choose the layer anew at each step; here it is the tap. At ``input`` h are
+    pixels and token embeddings, at ``tokens@K`` what enters block K, and the rest of the towers runs again for the
+    mixes; texts are then mixed place by place, and the longer of the two says where the mix ends.
 
     Options: ``alpha`` α (0: no mixing), ``draw`` one λ for the batch or one for each row, ``sides``, ``tap``,
     ``targets``.
@@ -32,6 +34,7 @@ class Augmentation(base.Base):
     def __init__(
         self,
         *,
+        towers: Towers,
         weight: Strength = 1.0,
         alpha: Strength = 2.0,
         draw: Draw = "batch",
@@ -41,21 +44,34 @@ class Augmentation(base.Base):
     ):
         super().__init__(weight=weight)
         schedules.check(alpha, path="augment.mixup.alpha")
+        towers.check(tap, kinds=("input", "tokens", "pooled", "embedding"), path="augment.mixup.tap")
         self.alpha, self.draw, self.sides, self.tap, self.targets = alpha, draw, sides, tap, targets
 
     def augment(self, clean: Features, *, key: jax.Array, step: jax.Array) -> Augmented:
         """One view of as many pairs as there are images."""
         pairs = clean.pairs()
-        share = beta_share(key, schedules.at(self.alpha, step), rows=pairs.image.shape[0], draw=self.draw)
+        rows = pairs.examples
+        share = beta_share(key, schedules.at(self.alpha, step), rows=rows, draw=self.draw)
         images, texts = self.sides != "text", self.sides != "image"
+
+        def mixed(side: Any) -> Any:
+            return jax.tree.map(lambda x: lerp(x, flipped(x), share), side)
+
         view = View(
-            image=lerp(pairs.image, flipped(pairs.image), share) if images else None,
-            text=lerp(pairs.text, flipped(pairs.text), share) if texts else None,
+            image=mixed(pairs.image) if images else None,
+            text=mixed(pairs.text) if texts else None,
             image_source=self._source(pairs.image_source, share) if images else None,
             text_source=self._source(pairs.text_source, share) if texts else None,
+            ids=longer(pairs.words) if texts and pairs.words is not None else None,
         )
         return Augmented(views=[view], metrics=share_metrics(share))
 
     def _source(self, source: Provenance, share: jax.Array) -> Provenance:
         partner = jax.tree.map(flipped, source)
         return mixed_source([(source, share), (partner, 1 - share)], self.targets)
+
+
+def longer(words: Words) -> jax.Array:
+    """i32[M, L]: the ids of the longer text of each row and its partner."""
+    length = jnp.sum(words.valid, axis=1, keepdims=True)
+    return jnp.where(flipped(length) > length, flipped(words.ids), words.ids)

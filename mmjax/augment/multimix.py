@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, Tap, View
+from mmjax.augment.base import Augmented, Features, LateTap, View
 from mmjax.augment.mixing import Draw, Targets, mixed_source
 from mmjax.augment.schedules import Strength
 from mmjax.config import ConfigError
@@ -39,7 +39,7 @@ class Augmentation(base.Base):
         alpha: Strength = 1.0,
         draw: Draw = "row",
         shares: Literal["same", "separate"] = "same",
-        tap: Tap = "pooled",
+        tap: LateTap = "pooled",
         targets: Targets = "provenance",
     ):
         super().__init__(weight=weight)

@@ -43,6 +43,11 @@ class Schedule:
             raise ConfigError(f"a schedule's stop={self.stop}: must come after its start={self.start}")
 
     @property
+    def still(self) -> bool:
+        """Whether the value is the same at every step."""
+        return self.shape == "constant" and self.warmup == self.start == 0 and self.stop is None
+
+    @property
     def extremes(self) -> tuple[float, ...]:
         """The values between which the schedule moves, but for zero while it is off or warms up."""
         return (self.value,) if self.shape == "constant" else (self.value, self.final)

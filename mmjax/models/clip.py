@@ -39,12 +39,12 @@ class Clip(nnx.Module):
         biased = config.init_logit_bias is not None
         self.logit_bias = nnx.Param(jnp.float32(config.init_logit_bias)) if biased else None
 
-    def encode_image(self, images: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> jax.Array:
-        """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalised; ``key`` turns patch dropout on.
+    def encode_image(self, images: Mapping[str, jax.Array]) -> jax.Array:
+        """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalised.
 
         N' is N, or with fusion ``views`` N times the number of modalities present, one modality after the other.
         """
-        return self.visual(images, key=key)
+        return self.visual(images)
 
     def encode_text(self, tokens: jax.Array) -> jax.Array:
         """Tokens i32[M,L] -> f32[M,E], not normalised."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -209,11 +209,15 @@ def run(
     remat: Remat,
     valid: jax.Array | None = None,
     row: Row | None = None,
-) -> jax.Array:
-    """Blocks ``start`` to ``stop`` (not included) of a stack: x [B,N,D] -> [B,N,D].
+    before: Collection[int] = (),
+) -> tuple[jax.Array, dict[int, jax.Array]]:
+    """Blocks ``start`` to ``stop`` (not included) of a stack: x [B,N,D] -> [B,N,D], and what enters ``before``.
 
     With ``row`` the result is [B,1,D], that position of each sequence, and the last block computes queries, the
     attention's output and the MLP for it alone: the same numbers for 7 % less work in a tower of twelve blocks.
+
+    The blocks of ``before`` (from ``start`` to ``stop``, which stands for what leaves the last one) do not change
+    the rest of the program: a loop in parts would be rounded otherwise than the whole one.
     """
     graph, state = nnx.split(blocks)
     params = nnx.to_pure_dict(state)
@@ -230,17 +234,39 @@ def run(
             block = jax.checkpoint(block, policy=_POLICIES[remat], prevent_cse=not scan)
         return block(x, layer)
 
+    if not all(start <= k <= stop for k in before):
+        raise ValueError(f"what enters blocks {sorted(before)}: only {start} to {stop} are run")
     whole = stop - (row is not None and stop > start)  # the blocks before this one are computed for every position
+    found: dict[int, jax.Array] = {}
     if scan and whole - start > 1:
         _, layers, last, _ = _split(params, (start, whole - start, stop - whole, depth - stop))
-        x, _ = jax.lax.scan(lambda x, layer: (apply(x, layer), None), x, layers)
+        inside = [k for k in sorted(before) if k < whole]
+
+        def body(carry: tuple[jax.Array, list[jax.Array]], at: tuple[jax.Array, dict[str, Any]]) -> Any:
+            (x, kept), (k, layer) = carry, at
+            kept = [
+                jnp.where(k == wanted, jax.lax.optimization_barrier(x), y)
+                for wanted, y in zip(inside, kept, strict=True)
+            ]
+            return (apply(x, layer), kept), None
+
+        (x, kept), _ = jax.lax.scan(body, (x, [jnp.zeros_like(x)] * len(inside)), (jnp.arange(start, whole), layers))
+        found = dict(zip(inside, kept, strict=True))
     else:
         _, *singles, last, _ = _split(params, (start, *[1] * (whole - start), stop - whole, depth - stop))
-        for layer in singles:
+        for k, layer in enumerate(singles, start):
+            if k in before:
+                found[k] = x
             x = apply(x, _only(layer))
+    if whole in before:
+        found[whole] = x
     if row is None:
-        return x
-    return take(x, row) if whole == stop else apply(x, _only(last), row=row)
+        return x, found
+    if whole == stop:
+        return take(x, row), found
+    if stop in before:
+        found[stop] = apply(jax.lax.optimization_barrier(x), _only(last))
+    return apply(x, _only(last), row=row), found
 
 
 def _split(params: dict[str, Any], sizes: tuple[int, ...]) -> list[dict[str, Any]]:

@@ -89,6 +89,11 @@ def convert(section: Mapping[str, Any], *, path: str = "model") -> ClipConfig:
         raise ConfigError(
             f"{path}.text_cfg.tokenizer_kwargs={cleaning}: of a tokenizer's settings only 'clean' is known"
         )
+    if dropout := vision.pop("patch_dropout", 0):
+        raise ConfigError(
+            f"{path}.vision_cfg.patch_dropout={dropout}: is no part of the model here; set it to 0 and train with "
+            f'augment=(("patch_dropout", {{"share": {dropout}}}),)'
+        )
     _drop(vision, _OFF["vision_cfg"], path=f"{path}.vision_cfg")
     _drop(text, _OFF["text_cfg"], path=f"{path}.text_cfg")
     if section.get("init_logit_bias") is not None:

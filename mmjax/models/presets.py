@@ -44,7 +44,6 @@ class VisionConfig:
     class_token: bool = True
     registers: int = 0
     no_ln_pre: bool = False
-    patch_dropout: float = 0.0  # share of the patches dropped in training (FLIP, arXiv:2212.00794)
     pool_type: Literal["tok", "avg", "map"] = "tok"
     final_ln_after_pool: bool = False
     proj_type: Literal["linear", "none"] = "linear"
@@ -71,9 +70,6 @@ class VisionConfig:
         _require(
             self.patch_size <= self.image_size,
             f"{at}.patch_size={self.patch_size}: larger than {at}.image_size={self.image_size}",
-        )
-        _require(
-            0 <= self.patch_dropout < 1, f"{at}.patch_dropout={self.patch_dropout}: must be at least 0 and below 1"
         )
         _require(
             self.pool_type != "tok" or self.class_token,

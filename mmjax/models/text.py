@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -49,17 +50,25 @@ class TextTower(nnx.Module):
         """Blocks ``start`` to ``stop`` (not included; None: to the end): [M,L,width] -> [M,L,width]."""
         return run(
             self.blocks, tokens, start=start, stop=stop, scan=self.scan, remat=self.remat, valid=self._valid(ids)
-        )
+        )[0]
 
     def pooled(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0) -> jax.Array:
         """The blocks from ``start`` on, then the final norm and pooling: [M,L,width] -> [M,width].
 
         Where one token is pooled, the last block is computed for that token alone.
         """
+        return self.stages(tokens, ids, start=start)[0]
+
+    def stages(
+        self, tokens: jax.Array, ids: jax.Array, *, start: int = 0, before: Collection[int] = ()
+    ) -> tuple[jax.Array, dict[int, jax.Array]]:
+        """``pooled``, and by block what enters those of ``before`` on the way."""
         after = self.config.final_ln_after_pool
         valid = self._valid(ids)
         row = self._row(ids)
-        tokens = run(self.blocks, tokens, start=start, scan=self.scan, remat=self.remat, valid=valid, row=row)
+        tokens, found = run(
+            self.blocks, tokens, start=start, scan=self.scan, remat=self.remat, valid=valid, row=row, before=before
+        )
         if not after:
             tokens = self.ln_final(tokens)
         if valid is None:
@@ -68,7 +77,7 @@ class TextTower(nnx.Module):
             counted = valid.astype(jnp.float32)[..., None]
             total = jnp.sum(tokens.astype(jnp.float32) * counted, axis=1)
             pooled = (total / jnp.maximum(jnp.sum(counted, axis=1), 1)).astype(self.dtype)
-        return self.ln_final(pooled) if after else pooled
+        return self.ln_final(pooled) if after else pooled, found
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """The joint space: [M,width] -> f32[M,E]."""

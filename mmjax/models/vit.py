@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -46,12 +46,12 @@ class VisionTower(nnx.Module):
         make_proj = functools.partial(Dense, (width,), (embed_dim,), init=point, bias=config.proj_bias)
         self.proj = make_proj(rngs=rngs, dtype=dtype) if config.proj_type == "linear" else None
 
-    def __call__(self, images: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> jax.Array:
+    def __call__(self, images: Mapping[str, jax.Array]) -> jax.Array:
         """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalised."""
-        return self.project(self.pooled(self.embed(images, key=key)))
+        return self.project(self.pooled(self.embed(images)))
 
-    def embed(self, images: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> jax.Array:
-        """The tokens that enter the first block: [N', T, width]; ``key`` turns patch dropout on.
+    def embed(self, images: Mapping[str, jax.Array]) -> jax.Array:
+        """The tokens that enter the first block: [N', T, width].
 
         Pixels are u8, or floats on the same 0..255 scale. With fusion ``views`` N' is N times the number of
         modalities present, all rows of one modality before those of the next, in the order of the configuration.
@@ -67,33 +67,37 @@ class VisionTower(nnx.Module):
                 table = self.modality_embed[...].astype(self.dtype)
                 patches = [p + table[config.modalities.index(m)] for p, m in zip(patches, present, strict=True)]
         tokens = jnp.concatenate(patches, axis=1 if config.fusion == "tokens" else 0)
-        if key is not None and config.patch_dropout > 0:
-            tokens = drop_patches(tokens, key, share=config.patch_dropout)
         tokens = jnp.concatenate([*self._extra_tokens(tokens.shape[0]), tokens], axis=1)
         return tokens if self.ln_pre is None else self.ln_pre(tokens)
 
     def trunk(self, tokens: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
         """Blocks ``start`` to ``stop`` (not included; None: to the end): [N', T, width] -> [N', T, width]."""
-        return run(self.blocks, tokens, start=start, stop=stop, scan=self.scan, remat=self.remat)
+        return run(self.blocks, tokens, start=start, stop=stop, scan=self.scan, remat=self.remat)[0]
 
     def pooled(self, tokens: jax.Array, *, start: int = 0) -> jax.Array:
         """The blocks from ``start`` on, then the final norm and pooling: [N', T, width] -> [N', width].
 
         Where one token is pooled, the last block is computed for that token alone.
         """
+        return self.stages(tokens, start=start)[0]
+
+    def stages(
+        self, tokens: jax.Array, *, start: int = 0, before: Collection[int] = ()
+    ) -> tuple[jax.Array, dict[int, jax.Array]]:
+        """``pooled``, and by block what enters those of ``before`` on the way."""
         config = self.config
         row: Row | None = 0 if config.pool_type == "tok" else None
-        tokens = run(self.blocks, tokens, start=start, row=row, scan=self.scan, remat=self.remat)
+        tokens, found = run(self.blocks, tokens, start=start, row=row, scan=self.scan, remat=self.remat, before=before)
         if not config.final_ln_after_pool:
             tokens = self.ln_post(tokens)
         if self.map_head is not None:
-            return self.map_head(tokens)
+            return self.map_head(tokens), found
         if config.pool_type == "avg":
             patches = tokens[:, config.class_token + config.registers :]
             pooled = jnp.mean(patches.astype(jnp.float32), axis=1).astype(self.dtype)
         else:
             pooled = tokens[:, 0]
-        return self.ln_post(pooled) if config.final_ln_after_pool else pooled
+        return self.ln_post(pooled) if config.final_ln_after_pool else pooled, found
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """The joint space: [N', width] -> f32[N', E]."""
@@ -176,14 +180,6 @@ def block_spec(config: VisionConfig) -> BlockSpec:
         init_fc1=uniform(config.width**-0.5),
         init_fc2=uniform(hidden**-0.5),
     )
-
-
-def drop_patches(tokens: jax.Array, key: jax.Array, *, share: float) -> jax.Array:
-    """Keeps ``max(1, int(n·(1 - share)))`` of each row's n tokens, drawn anew for each row (arXiv:2212.00794)."""
-    rows, n, _ = tokens.shape
-    keep = max(1, int(n * (1 - share)))
-    _, chosen = jax.lax.top_k(jax.random.uniform(key, (rows, n)), keep)
-    return jnp.take_along_axis(tokens, chosen[..., None], axis=1)
 
 
 def sin_cos_positions(grid: int, width: int, *, class_token: bool) -> np.ndarray:

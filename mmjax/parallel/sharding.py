@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -39,24 +40,25 @@ def state_shardings(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     *,
-    augment_tx: optax.GradientTransformation | None = None,
+    augment: Mapping[str, optax.GradientTransformation],
 ) -> Any:
     """A training state of shardings for one of shapes; moments and averages follow their parameters.
 
+    ``tx`` and, for each augmentation that learns, ``augment`` made the moments.
     Explicit, because ``jax.jit(tx.init)`` alone would put the moments on one device.
     """
     whole = replicated(mesh)
     params = parameter_shardings(state.params, mesh)
-    augment = None
-    if state.augment is not None and augment_tx is not None:
-        inner = parameter_shardings(state.augment.params, mesh)
-        augment = AugmentState(params=inner, opt_state=_follow(augment_tx, state.augment.opt_state, inner, whole))
+    learned = {}
+    for name, own in state.augment.items():
+        inner = parameter_shardings(own.params, mesh)
+        learned[name] = AugmentState(params=inner, opt_state=_follow(augment[name], own.opt_state, inner, whole))
     places: dict[str, Any] = {
         "step": whole,
         "params": params,
         "opt_state": _follow(tx, state.opt_state, params, whole),
         "average": None if state.average is None else params,
-        "augment": augment,
+        "augment": learned,
     }
     return TrainState(**places)
 

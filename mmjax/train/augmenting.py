@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,11 +17,13 @@ from flax import nnx
 
 from mmjax import plugins, rng
 from mmjax.augment import schedules
-from mmjax.augment.base import Base, Features, Tap, View
+from mmjax.augment.base import Base, Features, Tap, Towers, View
+from mmjax.augment.shortening import Shortening
 from mmjax.config import ConfigError, bind
 from mmjax.models.clip import Clip
 from mmjax.sphere import unit
-from mmjax.train.state import Params
+from mmjax.train.state import AugmentState, Params
+from mmjax.train.taps import Shorten, embedded
 from mmjax.types import Metrics
 
 FOLDER = "mmjax.augment"
@@ -32,21 +35,25 @@ Objective = Callable[..., tuple[jax.Array, Metrics]]
 class Augmentations:
     """The augmentations of one experiment, by name and without their parameters."""
 
-    graphs: Mapping[str, nnx.GraphDef]
     modules: Mapping[str, Base]  # of shapes alone
+    shortenings: Mapping[str, Shortening]
     create: Callable[[], dict[str, Base]]
+    towers: Towers
     seed: int
 
     @classmethod
-    def of(
-        cls, entries: Sequence[tuple[str, Mapping[str, Any]]], *, widths: Mapping[Tap, tuple[int, int]], seed: int
-    ) -> Augmentations:
-        """From the key ``augment``; ``widths`` are those of image and text features at each tap."""
+    def of(cls, entries: Sequence[tuple[str, Mapping[str, Any]]], *, towers: Towers, seed: int) -> Augmentations:
+        """From the key ``augment``."""
+        shortenings: dict[str, Shortening] = {}
         constructors: dict[str, Callable[..., Base]] = {}
         for name, options in entries:
-            if name in constructors:
+            if name in constructors or name in shortenings:
                 raise ConfigError(f"augment: {name!r} is named twice; leave one, or give both strengths to one")
-            constructors[name] = _constructor(name, options, widths=widths)
+            kind, make = _constructor(name, options, towers=towers)
+            if issubclass(kind, Shortening):
+                shortenings[name] = make()
+            else:
+                constructors[name] = make
 
         def create() -> dict[str, Base]:
             return {
@@ -55,45 +62,88 @@ class Augmentations:
             }
 
         modules = nnx.eval_shape(create)
-        for name, module in modules.items():
-            if module.tap not in widths:
-                raise ConfigError(f"augment.{name}.tap={module.tap!r}: must be one of {', '.join(map(repr, widths))}")
-        graphs = {name: nnx.graphdef(module) for name, module in modules.items()}
-        return cls(graphs=graphs, modules=modules, create=create, seed=seed)
+        return cls(modules=modules, shortenings=shortenings, create=create, towers=towers, seed=seed)
 
-    def initial(self) -> Params:
-        """Fresh parameters by augmentation; one that has none is left out."""
-        found = {name: nnx.to_pure_dict(nnx.state(module)) for name, module in self.create().items()}
-        return {name: params for name, params in found.items() if params}
+    @property
+    def taps(self) -> list[Tap]:
+        """Where features are wanted."""
+        return list(dict.fromkeys(module.tap for module in self.modules.values()))
 
-    def optimizer(self, params: Params) -> optax.GradientTransformation:
-        """For each augmentation its own Adam: own learning rate, own clipping, no decay."""
-        parts = {}
-        for name in params:
-            module = self.modules[name]
-            rate = functools.partial(schedules.at, module.learning_rate)
-            parts[name] = optax.chain(
-                optax.clip_by_global_norm(module.clip_norm),
-                optax.scale_by_adam(),
-                optax.scale_by_learning_rate(rate),
-            )
-        labels = {name: jax.tree.map(lambda _, name=name: name, inner) for name, inner in params.items()}
-        return optax.partition(parts, labels)
+    @property
+    def lengths(self) -> list[tuple[float, ...]]:
+        """The shares that the shortenings can drop, one tuple for each combination of their levels."""
+        return list(itertools.product(*(s.shares for s in self.shortenings.values())))
+
+    def length(self, step: jax.Array) -> jax.Array:
+        """i32[]: which of ``lengths`` is in force at a traced step."""
+        index = jnp.zeros((), jnp.int32)
+        for shortening in self.shortenings.values():
+            index = index * len(shortening.shares) + shortening.level(step)
+        return index
+
+    def shorten(self, shares: tuple[float, ...], step: jax.Array) -> tuple[Shorten, Shorten]:
+        """Of what enters the image tower's first block, and of token ids: all shortenings in turn."""
+
+        def images(tokens: jax.Array) -> jax.Array:
+            for (name, shortening), share in zip(self.shortenings.items(), shares, strict=True):
+                key = rng.key(self.seed, stream=f"augment/{name}", step=step)
+                tokens = shortening.images(tokens, key, share=share, towers=self.towers)
+            return tokens
+
+        def texts(ids: jax.Array) -> jax.Array:
+            for (name, shortening), share in zip(self.shortenings.items(), shares, strict=True):
+                key = rng.key(self.seed, stream=f"augment/{name}", step=step)
+                ids = shortening.texts(ids, key, share=share, towers=self.towers)
+            return ids
+
+        return images, texts
+
+    def initial(self) -> dict[str, AugmentState]:
+        """Fresh parameters and moments by augmentation; one that has none is left out."""
+        states = {name: nnx.to_pure_dict(nnx.state(module)) for name, module in self.create().items()}
+        return {
+            name: AugmentState(params=params, opt_state=self.optimizer(name).init(params))
+            for name, params in states.items()
+            if params
+        }
+
+    def optimizer(self, name: str) -> optax.GradientTransformation:
+        """One augmentation's own Adam: own learning rate, own clipping, no decay."""
+        module = self.modules[name]
+        return optax.chain(
+            optax.clip_by_global_norm(module.clip_norm),
+            optax.scale_by_adam(),
+            optax.scale_by_learning_rate(functools.partial(schedules.at, module.learning_rate)),
+        )
+
+    def update(
+        self, grads: Mapping[str, Params], states: Mapping[str, AugmentState]
+    ) -> tuple[dict[str, AugmentState], Metrics]:
+        """Each augmentation's parameters after one step of its own optimizer."""
+        new, metrics = {}, {}
+        for name, state in states.items():
+            with jax.numpy_dtype_promotion("standard"):  # as in the model's own update
+                updates, opt_state = self.optimizer(name).update(grads[name], state.opt_state, state.params)
+            new[name] = AugmentState(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+            metrics[f"augment/{name}/gradient_norm"] = optax.tree.norm(grads[name])
+        return new, metrics
 
     def loss(
         self,
-        params: Params,
-        pooled: Features,
+        params: Mapping[str, Params],
+        taps: Mapping[Tap, Features],
         *,
-        head: Callable[[Params], Clip],
+        rest: Callable[[Params], Clip],
         model_params: Params,
         objective: Objective,
         clean_loss: jax.Array,
         step: jax.Array,
+        shorten_images: Shorten = lambda tokens: tokens,
     ) -> tuple[jax.Array, Metrics]:
         """``Σ_a weight_a · (terms of a)``, to be added to the clean loss, and metrics ``augment/NAME/…``.
 
-        ``pooled`` are the clean features before the projection; ``head`` makes the model of ``model_params``.
+        ``taps`` are the clean features at ``pooled`` and at the taps before it; ``rest`` makes the model of
+        ``model_params``.
 
         Nothing else is taken from the clean computation, and these clean rows are projected once more: gradients of
         the two computations then meet as finished products alone. Where they met in elementwise arithmetic the
@@ -101,90 +151,85 @@ class Augmentations:
         augmentation: not even a weight of zero would leave that run's parameters as they were.
         """
         barrier = jax.lax.optimization_barrier
-        pooled = dataclasses.replace(pooled, image=barrier(pooled.image), text=barrier(pooled.text))
+        taps = {tap: _held_apart(features) for tap, features in taps.items()}
         model_params = jax.tree.map(barrier, model_params)
-        heads = {"trained": head(model_params), "frozen": head(jax.lax.stop_gradient(model_params))}
-        embedding = dataclasses.replace(
-            pooled,
-            image=heads["trained"].visual.project(pooled.image),
-            text=heads["trained"].text.project(pooled.text),
+        models = {"trained": rest(model_params), "frozen": rest(jax.lax.stop_gradient(model_params))}
+        model, pooled = models["trained"], taps["pooled"]
+        taps["embedding"] = dataclasses.replace(
+            pooled, image=model.visual.project(pooled.image), text=model.text.project(pooled.text)
         )
-        clean = dataclasses.replace(embedding, image=unit(embedding.image), text=unit(embedding.text))
-        features: dict[Tap, Features] = {"pooled": pooled, "embedding": embedding}
-        scale = jnp.exp(heads["trained"].logit_scale[...])
-        biased = heads["trained"].logit_bias
-        bias = None if biased is None else biased[...]
+        clean = dataclasses.replace(
+            taps["embedding"], image=unit(taps["embedding"].image), text=unit(taps["embedding"].text)
+        )
+        scale = jnp.exp(model.logit_scale[...])
+        bias = None if model.logit_bias is None else model.logit_bias[...]
 
-        modules = {n: nnx.merge(g, nnx.State(params.get(n, {}))) for n, g in self.graphs.items()}
+        modules = {
+            name: nnx.merge(nnx.graphdef(module), nnx.State(params.get(name, {})))
+            for name, module in self.modules.items()
+        }
         keys = {n: jax.random.split(rng.key(self.seed, stream=f"augment/{n}", step=step)) for n in modules}
-        answers = {n: m.augment(features[m.tap], key=keys[n][0], step=step) for n, m in modules.items()}
+        answers = {n: m.augment(taps[m.tap], key=keys[n][0], step=step) for n, m in modules.items()}
         views = [(m.tap, view) for n, m in modules.items() for view in answers[n].views]
-        embedded = iter(_embedded(views, heads, clean))
+        rows_of_views = iter(embedded(views, rest=models, taps=taps, towers=self.towers, shorten_images=shorten_images))
 
         total = jnp.zeros((), jnp.float32)
         metrics: Metrics = {}
         for name, module in modules.items():
             answer = answers[name]
-            rows = list(itertools.islice(embedded, len(answer.views)))
-            compared, found = module.compare(clean, rows, scale=scale, key=keys[name][1], step=step)
+            rows = list(itertools.islice(rows_of_views, len(answer.views)))
+            compared, found = module.compare(clean, rows, scale=scale, bias=bias, key=keys[name][1], step=step)
             terms = {**answer.terms, **compared}
             found = {**answer.metrics, **found, **terms}
             for view, row in zip(answer.views, rows, strict=True):
+                found |= _geometry(view, row, clean)
                 if view.role == "task":
                     sources = {"image_source": row.image_source, "text_source": row.text_source}
                     value, _ = objective(row.image, row.text, **sources, scale=scale, bias=bias)
                     terms[view.name] = view.factor * value
-                    found |= {view.name: value, f"{view.name}_gap": value - clean_loss} | _cosines(view, row, clean)
+                    found |= {view.name: value, f"{view.name}_gap": value - clean_loss}
             weight = schedules.at(module.weight, step)
             total = total + weight * sum(terms.values(), jnp.zeros((), jnp.float32))
             metrics |= {f"augment/{name}/{metric}": value for metric, value in {"weight": weight, **found}.items()}
         return total, metrics
 
+    def dropped(self, shares: tuple[float, ...]) -> Metrics:
+        """What the shortenings do where ``shares`` is in force."""
+        named = zip(self.shortenings, shares, strict=True)
+        return {f"augment/{name}/share": jnp.float32(share) for name, share in named}
 
-def _constructor(
-    name: str, options: Mapping[str, Any], *, widths: Mapping[Tap, tuple[int, int]]
-) -> Callable[..., Base]:
-    """The class ``name`` with its options checked; takes ``rngs``, which some classes have no use for."""
+
+def _constructor(name: str, options: Mapping[str, Any], *, towers: Towers) -> tuple[type, Callable[..., Any]]:
+    """The class ``name`` and how to make one, its options checked; takes ``rngs``, which some have no use for."""
     target = plugins.load(FOLDER, name, path="augment").Augmentation
     wanted = inspect.signature(target.__init__).parameters
-    given = {key: value for key, value in {"widths": widths, "rngs": None}.items() if key in wanted}
+    given = {key: value for key, value in {"towers": towers, "rngs": None}.items() if key in wanted}
     bound = bind(target, options, path=f"augment.{name}", given=given)
-    return lambda rngs: target(**(bound | ({"rngs": rngs} if "rngs" in wanted else {})))
+    return target, lambda rngs=None: target(**(bound | ({"rngs": rngs} if "rngs" in wanted else {})))
 
 
-def _embedded(views: Sequence[tuple[Tap, View]], heads: Mapping[str, Clip], clean: Features) -> list[Features]:
-    """Each view as unit embeddings; what is still to be projected goes through in one batch for each side."""
-    sides: dict[str, list[jax.Array | None]] = {}
-    for side, tower in (("image", "visual"), ("text", "text")):
-        rows = [getattr(view, side) for _, view in views]
-        batches: dict[tuple[str, tuple[int, ...]], list[int]] = {}
-        for i, (tap, view) in enumerate(views):
-            if rows[i] is not None and tap == "pooled":
-                batches.setdefault((view.projection, rows[i].shape), []).append(i)
-        for (projection, _), members in batches.items():
-            # A new second axis: joined along the first, rows would have to move between devices.
-            stacked = jnp.stack([rows[i] for i in members], axis=1)
-            projected = getattr(heads[projection], tower).project(stacked)
-            for place, i in enumerate(members):
-                rows[i] = projected[:, place]
-        sides[side] = [None if r is None else unit(r) for r in rows]
-    return [
-        Features(
-            image=clean.image if image is None else image,
-            text=clean.text if text is None else text,
-            image_source=view.image_source or clean.image_source,
-            text_source=view.text_source or clean.text_source,
-            examples=clean.examples,
-        )
-        for (_, view), image, text in zip(views, sides["image"], sides["text"], strict=True)
-    ]
+def _held_apart(features: Features) -> Features:
+    """The same features, with which the compiler fuses nothing of the clean computation."""
+    image, text = jax.tree.map(jax.lax.optimization_barrier, (features.image, features.text))
+    return dataclasses.replace(features, image=image, text=text)
 
 
-def _cosines(view: View, rows: Features, clean: Features) -> Metrics:
-    """How far a view moved its rows, where it has as many as there are clean ones."""
+def _geometry(view: View, rows: Features, clean: Features) -> Metrics:
+    """How far a view moved its rows, where it has as many as there are clean ones, and how it lies on the sphere."""
     found = {}
     for side in ("image", "text"):
-        new, old = getattr(rows, side), getattr(clean, side)
-        if getattr(view, side) is not None and new.shape == old.shape:
-            found[f"{view.name}_{side}_cosine"] = jnp.mean(jnp.sum(new * old, axis=-1))
-    return found
+        if getattr(view, side) is not None:
+            new, old = getattr(rows, side), getattr(clean, side)
+            if new.shape == old.shape:
+                found[f"{view.name}_{side}_cosine"] = jnp.mean(jnp.sum(new * old, axis=-1))
+            found[f"{view.name}_{side}_uniformity"] = uniformity(new)
+    gap = jnp.mean(rows.image, axis=0) - jnp.mean(rows.text, axis=0)
+    return found | {f"{view.name}_modality_gap": jnp.sqrt(jnp.sum(jnp.square(gap)))}
+
+
+def uniformity(rows: jax.Array) -> jax.Array:
+    """``log mean_{i≠j} exp(-2 |x_i - x_j|²)`` of unit rows (Wang & Isola 2020, arXiv:2005.10242); f32[]."""
+    n = rows.shape[0]
+    logits = 4 * (jnp.einsum("nd,md->nm", rows, rows) - 1)
+    apart = jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, logits)
+    return jax.nn.logsumexp(apart) - math.log(max(n * (n - 1), 1))

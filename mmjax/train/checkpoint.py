@@ -70,30 +70,37 @@ class Checkpoints:
         }
         if state.average is not None:
             items["average"] = ocp.args.StandardSave(state.average)
-        if state.augment is not None:
-            items["augment"] = ocp.args.StandardSave(vars(state.augment))
+        for name, own in state.augment.items():
+            items[_item(name)] = ocp.args.StandardSave(vars(own))
         if self._best is not None and metrics is not None and self._best not in metrics:
             raise ConfigError(f"checkpoint.best={self._best!r}: evaluation gives no such metric; {', '.join(metrics)}")
         chosen = metrics if self._best is not None else None
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=chosen, force=True)
 
     def restore(self, target: TrainState, *, which: Which = "last") -> TrainState:
-        """The state of a checkpoint, laid out as ``target`` (shapes with shardings) says."""
+        """The state of a checkpoint, laid out as ``target`` (shapes with shardings) says.
+
+        Of ``target.augment`` it holds what the checkpoint has in the same shapes: augmentations may be switched.
+        """
+        step = self.resolve(which)
         items = {
             "params": ocp.args.StandardRestore(target.params),
             "training": ocp.args.StandardRestore({"step": target.step, "opt_state": target.opt_state}),
         }
         if target.average is not None:
             items["average"] = ocp.args.StandardRestore(target.average)
-        if target.augment is not None:
-            items["augment"] = ocp.args.StandardRestore(vars(target.augment))
-        found = self._manager.restore(self.resolve(which), args=ocp.args.Composite(**items))
+        saved = self._manager.item_metadata(step)
+        learned = {
+            name: own for name, own in target.augment.items() if _shapes(vars(own)) == _shapes(saved.get(_item(name)))
+        }
+        items |= {_item(name): ocp.args.StandardRestore(vars(own)) for name, own in learned.items()}
+        found = self._manager.restore(step, args=ocp.args.Composite(**items))
         return TrainState(
             step=found["training"]["step"],
             params=found["params"],
             opt_state=found["training"]["opt_state"],
             average=found.get("average"),
-            augment=None if target.augment is None else AugmentState(**found["augment"]),
+            augment={name: AugmentState(**found[_item(name)]) for name in learned},
         )
 
     def restore_params(self, target: Params, *, which: Which = "last", averaged: bool = False) -> Params:
@@ -118,3 +125,14 @@ class Checkpoints:
         """Waits, then frees the writer's threads."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _item(augmentation: str) -> str:
+    return f"augment.{augmentation}"
+
+
+def _shapes(tree: Any) -> Any:
+    """Paths and shapes of a tree, or of the metadata that a checkpoint keeps of one (a named tuple is a dictionary)."""
+    tree = getattr(tree, "tree", tree)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

@@ -50,7 +50,7 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
     program = Program(experiment)
     evaluation = Evaluation(program, tokenizer)
     rows = assemble.rows(experiment, source, tokenizer)
-    with rundir.claim(workdir, experiment, overrides=overrides):
+    with rundir.claim(workdir, experiment, overrides=overrides) as switched:
         tokenizer.save(workdir / "tokenizer")
         checkpoints = Checkpoints(workdir, keep=experiment.checkpoint.keep, best=experiment.checkpoint.best)
         with contextlib.closing(checkpoints), _asked_to_stop() as stop:
@@ -61,7 +61,7 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
                 return Outcome(finished=True, step=done, metrics={})
             with Progress(experiment.steps) as progress:
                 run = _Run(experiment, program, evaluation, checkpoints, progress, workdir, stop)
-                return run.train(rows)
+                return run.train(rows, switched=switched)
 
 
 class _Run:
@@ -85,8 +85,8 @@ class _Run:
         self.workdir = workdir
         self.stop = stop
 
-    def train(self, rows: Batches) -> Outcome:
-        state = self._start()
+    def train(self, rows: Batches, *, switched: Sequence[str]) -> Outcome:
+        state = self._start(switched)
         step = int(jax.device_get(state.step))
         self.writer = MetricsWriter(self.workdir, resume_step=step)
         with contextlib.closing(self.writer):
@@ -101,14 +101,22 @@ class _Run:
             metrics = self._finish(state)
         return Outcome(finished=True, step=step, metrics=metrics)
 
-    def _start(self) -> TrainState:
+    def _start(self, switched: Sequence[str]) -> TrainState:
         if not self.checkpoints.steps:
             state = self.program.initialise()
             size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             self.progress.note(f"{size:,} parameters on {self.program.mesh.size} x {jax.devices()[0].device_kind}")
             return state
         state = self.checkpoints.restore(self.program.state)
-        self.progress.note(f"going on from the checkpoint of step {int(jax.device_get(state.step))}")
+        step = int(jax.device_get(state.step))
+        self.progress.note(f"going on from the checkpoint of step {step}")
+        if switched:
+            self.progress.note(f"augmentation changes after step {step}: {'; '.join(switched)}")
+        new = [name for name in self.program.state.augment if name not in state.augment]
+        if new:
+            fresh = self.program.initialise_augmentations()
+            state = dataclasses.replace(state, augment={n: state.augment.get(n, fresh[n]) for n in fresh})
+            self.progress.note(f"parameters of {', '.join(new)} start afresh")
         return state
 
     def _steps(self, state: TrainState, step: int, rows: Batches) -> tuple[TrainState, int]:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax import plugins, rng
-from mmjax.augment.base import Tap
 from mmjax.evals.embedder import Embedder
 from mmjax.models.clip import Clip
 from mmjax.parallel.host_memory import keep_freed_memory
@@ -21,6 +20,7 @@ from mmjax.train.experiment import Experiment
 from mmjax.train.optim import learning_rate, make_optimizer
 from mmjax.train.state import AugmentState, Params, TrainState
 from mmjax.train.step import make_step, merge
+from mmjax.train.taps import described
 from mmjax.types import Batch
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -45,22 +45,22 @@ class Program:
         shapes: Params = nnx.to_pure_dict(params)
         settings = experiment.optimizer
         self.tx = make_optimizer(settings, shapes, steps=experiment.steps)
-        self.augmentations = _augmentations(experiment)
-        learned = None if self.augmentations is None else jax.eval_shape(self.augmentations.initial)
-        self.augment_tx = self.augmentations.optimizer(learned) if self.augmentations and learned else None
+        self.augmentations = Augmentations.of(
+            experiment.augment, towers=described(experiment.model), seed=experiment.seed
+        )
         self.step = make_step(
             self.graph,
             objective=objective,
             tx=self.tx,
             schedule=learning_rate(settings, steps=experiment.steps),
-            seed=experiment.seed,
             max_logit_scale=experiment.model.max_logit_scale,
             average=settings.average,
             augmentations=self.augmentations,
-            augment_tx=self.augment_tx,
         )
         state = jax.eval_shape(self._initial)
-        self.shardings = state_shardings(state, self.tx, self.mesh, augment_tx=self.augment_tx)
+        self.shardings = state_shardings(
+            state, self.tx, self.mesh, augment={name: self.augmentations.optimizer(name) for name in state.augment}
+        )
         self.state = with_shardings(state, self.shardings)
 
     def initialise(self) -> TrainState:
@@ -68,6 +68,10 @@ class Program:
         lowered = jax.jit(self._initial, out_shardings=self.shardings).lower()
         # Random numbers are most of this program; optimising it on a CPU takes seconds and it runs once.
         return lowered.compile({"xla_backend_optimization_level": "0"} if self._on_cpu else None)()
+
+    def initialise_augmentations(self) -> dict[str, AugmentState]:
+        """Fresh parameters of the augmentations alone."""
+        return jax.jit(self.augmentations.initial, out_shardings=self.shardings.augment)()
 
     def place(self, arrays: dict[str, Any]) -> Batch:
         """This process's rows of a batch as their part of the global arrays."""
@@ -129,25 +133,8 @@ class Program:
             params=params,
             opt_state=self.tx.init(params),
             average=jax.tree.map(jnp.copy, params) if self.experiment.optimizer.average else None,
-            augment=self._initial_augment(),
+            augment=self.augmentations.initial(),
         )
-
-    def _initial_augment(self) -> AugmentState | None:
-        if self.augmentations is None or self.augment_tx is None:
-            return None
-        params = self.augmentations.initial()
-        return AugmentState(params=params, opt_state=self.augment_tx.init(params))
-
-
-def _augmentations(experiment: Experiment) -> Augmentations | None:
-    if not experiment.augment:
-        return None
-    model = experiment.model
-    widths: dict[Tap, tuple[int, int]] = {
-        "pooled": (model.vision_cfg.width, model.text_cfg.width),
-        "embedding": (model.embed_dim, model.embed_dim),
-    }
-    return Augmentations.of(experiment.augment, widths=widths, seed=experiment.seed)
 
 
 def evaluated_modalities(experiment: Experiment) -> tuple[str, ...]:

@@ -23,6 +23,9 @@ from mmjax.train.experiment import Experiment
 MAY_DIFFER = ("log", "checkpoint.keep")
 """Keys that do not decide a run's results: a run may go on with others."""
 
+SWITCHED = "augment"
+"""The key that decides results and that a run may go on with another of: it is said, and kept with the start."""
+
 PACKAGES = (
     "mmjax",
     "jax",
@@ -38,12 +41,17 @@ PACKAGES = (
 
 
 @contextlib.contextmanager
-def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) -> Iterator[None]:
-    """Makes ``workdir`` this experiment's, or checks that it already is; no second process may use it meanwhile."""
+def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Makes ``workdir`` this experiment's, or checks that it already is; no second process may use it meanwhile.
+
+    Gives what has changed in its augmentations since it was last started.
+    """
     found = read_config(workdir) if (workdir / "config.json").exists() else None
     config = experiment.to_dict()
+    switched: list[str] = []
     if found is not None:
-        changes = differences(found, config)
+        switched = _switched(found, config)
+        changes = differences(found | {SWITCHED: config[SWITCHED]}, config)
         if changes:
             raise ConfigError(
                 f"--workdir={workdir}: belongs to another experiment ({'; '.join(changes)}); use another folder, or "
@@ -63,8 +71,8 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
                 f"--workdir={workdir}: another process is training there; wait for it or stop it"
             ) from None
         _write(workdir / "config.json", config)
-        _append_start(workdir, overrides)
-        yield
+        _append_start(workdir, overrides, switched)
+        yield switched
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
@@ -107,9 +115,21 @@ def start_facts() -> dict[str, Any]:
     }
 
 
-def _append_start(workdir: Path, overrides: Sequence[str]) -> None:
+def _switched(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What is different about the augmentations, in words."""
+    before, now = ({name: dict(options) for name, options in config.get(SWITCHED, ())} for config in (old, new))
+    words = [f"{name} is on" for name in now if name not in before]
+    words += [f"{name} is off" for name in before if name not in now]
+    both = [name for name in now if name in before]
+    words += differences({n: before[n] for n in both}, {n: now[n] for n in both}, prefix="augment.")
+    if not words and [*before] != [*now]:
+        words.append("their order is another")
+    return words
+
+
+def _append_start(workdir: Path, overrides: Sequence[str], switched: Sequence[str]) -> None:
     with open(workdir / "starts.jsonl", "a") as file:
-        file.write(json.dumps(start_facts() | {"overrides": list(overrides)}) + "\n")
+        file.write(json.dumps(start_facts() | {"overrides": list(overrides), "switched": list(switched)}) + "\n")
 
 
 def _write(path: Path, value: Any) -> None:

@@ -14,9 +14,9 @@ Params = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentState:
-    """What the augmentations learn; evaluation, export and the moving average never see it."""
+    """What an augmentation learns; evaluation, export and the moving average never see it."""
 
-    params: Params  # by augmentation
+    params: Params
     opt_state: Any
 
 
@@ -29,4 +29,4 @@ class TrainState:
     params: Params
     opt_state: Any
     average: Params | None  # exponential moving average of params
-    augment: AugmentState | None = None  # None where no augmentation has parameters
+    augment: dict[str, AugmentState] = dataclasses.field(default_factory=dict)  # of those that learn, by name

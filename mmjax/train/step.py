@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +11,12 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mmjax import rng
-from mmjax.augment.base import Features
 from mmjax.sphere import unit
+from mmjax.train import taps
 from mmjax.train.augmenting import Augmentations
 from mmjax.train.optim import moving_average
-from mmjax.train.state import AugmentState, Params, TrainState
-from mmjax.types import Batch, Metrics, Provenance
+from mmjax.train.state import Params, TrainState
+from mmjax.types import Batch, Metrics
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Loss = Callable[..., tuple[jax.Array, Metrics]]
@@ -30,11 +28,9 @@ def make_step(
     objective: Loss,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
-    seed: int,
     max_logit_scale: float,
     average: float = 0.0,
-    augmentations: Augmentations | None = None,
-    augment_tx: optax.GradientTransformation | None = None,
+    augmentations: Augmentations,
 ) -> Step:
     """The step for the model ``graph``: towers, augmentations, objective, optimizers, moving average; not yet jitted.
 
@@ -42,11 +38,17 @@ def make_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = rng.key(seed, stream="patch_dropout", step=state.step)
-        learned = {} if state.augment is None else state.augment.params
-        (grads, augment_grads), metrics = jax.grad(loss, argnums=(0, 1), has_aux=True)(
-            state.params, learned, batch, key, state.step
-        )
+        learned = {name: own.params for name, own in state.augment.items()}
+        # Sequences of another length are another program: all of it is a branch, so none pays for the others.
+        branches = [
+            functools.partial(jax.grad(loss, argnums=(0, 1), has_aux=True), shares=shares)
+            for shares in augmentations.lengths
+        ]
+        arguments = (state.params, learned, batch, state.step)
+        if len(branches) == 1:
+            (grads, augment_grads), metrics = branches[0](*arguments)
+        else:
+            (grads, augment_grads), metrics = jax.lax.switch(augmentations.length(state.step), branches, *arguments)
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of its integer count
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -55,55 +57,49 @@ def make_step(
         averaged = state.average
         if averaged is not None:
             averaged = moving_average(averaged, params, step=state.step, decay=average)
+        augment, more = augmentations.update(augment_grads, state.augment)
         metrics |= {
             "gradient_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
             "logit_scale": jnp.exp(state.params["logit_scale"]),
         }
-        augment = state.augment
-        if augment is not None and augment_tx is not None:
-            with jax.numpy_dtype_promotion("standard"):
-                updates, augment_opt_state = augment_tx.update(augment_grads, augment.opt_state, augment.params)
-            for name, inner in augment_grads.items():
-                metrics[f"augment/{name}/gradient_norm"] = optax.tree.norm(inner)
-            augment = AugmentState(params=optax.apply_updates(augment.params, updates), opt_state=augment_opt_state)
         new = TrainState(step=state.step + 1, params=params, opt_state=opt_state, average=averaged, augment=augment)
-        return new, metrics
+        return new, metrics | more
 
-    def loss(params: Params, learned: Params, batch: Batch, key: jax.Array, at: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(
+        params: Params, learned: dict[str, Params], batch: Batch, at: jax.Array, *, shares: tuple[float, ...]
+    ) -> tuple[jax.Array, Metrics]:
         model = merge(graph, params)
-        pooled = model.visual.pooled(model.visual.embed(batch.images, key=key))
-        pooled_text = model.text.pooled(model.text.embed(batch.tokens), batch.tokens)
-        examples = batch.image_source.ids.shape[0]
-        before = Features(
-            image=pooled,
-            text=pooled_text,
-            image_source=_repeated(batch.image_source, pooled.shape[0] // examples),
-            text_source=batch.text_source,
-            examples=examples,
+        shorten_images, shorten_texts = augmentations.shorten(shares, at)
+        features = taps.clean(
+            model,
+            batch,
+            towers=augmentations.towers,
+            taps=augmentations.taps,
+            shorten_images=shorten_images,
+            shorten_texts=shorten_texts,
         )
-        clean = dataclasses.replace(
-            before, image=unit(model.visual.project(pooled)), text=unit(model.text.project(pooled_text))
-        )
+        pooled = features["pooled"]
         value, metrics = objective(
-            clean.image,
-            clean.text,
-            image_source=clean.image_source,
-            text_source=clean.text_source,
+            unit(model.visual.project(pooled.image)),
+            unit(model.text.project(pooled.text)),
+            image_source=pooled.image_source,
+            text_source=pooled.text_source,
             scale=jnp.exp(model.logit_scale[...]),
             bias=None if model.logit_bias is None else model.logit_bias[...],
         )
-        metrics = {"loss": value, **metrics}
-        if augmentations is None:
+        metrics = {"loss": value, **metrics, **augmentations.dropped(shares)}
+        if not augmentations.modules:
             return value, metrics
         added, more = augmentations.loss(
             learned,
-            before,
-            head=functools.partial(merge, graph),
+            features,
+            rest=functools.partial(merge, graph),
             model_params=params,
             objective=objective,
             clean_loss=value,
             step=at,
+            shorten_images=shorten_images,
         )
         return value + added, metrics | more
 
@@ -113,8 +109,3 @@ def make_step(
 def merge(graph: nnx.GraphDef, params: Params) -> Any:
     """The model of plain-dictionary parameters, for use inside a compiled function."""
     return nnx.merge(graph, nnx.State(params))
-
-
-def _repeated(source: Provenance, times: int) -> Provenance:
-    """For the views of further modalities, which follow one another in whole batches of rows."""
-    return Provenance(ids=jnp.tile(source.ids, (times, 1)), weight=jnp.tile(source.weight, (times, 1)))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mmjax import plugins
+from mmjax.augment.shortening import Shortening
 from mmjax.config import ConfigError
 from support import features, tiny
 from support.training import trained
@@ -22,8 +23,12 @@ def augmentation(name):
     return plugins.load(FOLDER, name, path="augment").Augmentation
 
 
+SHORTENINGS = [name for name in NAMES if issubclass(augmentation(name), Shortening)]
+WITH_VIEWS = [name for name in NAMES if name not in SHORTENINGS]
+
+
 def learned(augmentations):
-    return jax.jit(augmentations.initial)()
+    return {name: own.params for name, own in jax.jit(augmentations.initial)().items()}
 
 
 def finite(tree):
@@ -31,7 +36,7 @@ def finite(tree):
 
 
 def test_the_folder_is_not_empty_and_shared_modules_are_no_plugins():
-    assert "latent_noise" in NAMES
+    assert "latent_noise" in WITH_VIEWS and "patch_dropout" in SHORTENINGS
     assert not {"base", "schedules"} & set(NAMES)
 
 
@@ -41,14 +46,15 @@ def test_an_augmentation_is_documented_and_every_option_has_a_default(name):
     assert plugins.load(FOLDER, name, path="augment").__doc__
     assert "arXiv" in cls.__doc__ and "Options:" in cls.__doc__ and "::" in cls.__doc__
     for option, parameter in inspect.signature(cls.__init__).parameters.items():
-        if option not in ("self", "widths", "rngs"):
+        if option not in ("self", "towers", "rngs"):
             assert parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty, option
             assert option == "weight" or f"``{option}``" in cls.__doc__, option
 
 
 def test_in_the_step_weights_of_zero_change_no_bit_and_their_schedules_compile_once():
     """All of them at once, in the program that training compiles, whose fusions could round otherwise."""
-    augment = tuple((name, {"weight": {"value": 1.0, "start": LATE}}) for name in NAMES)
+    late = {"value": 0.5, "start": LATE}
+    augment = tuple((name, {"share": late, "levels": 1} if name in SHORTENINGS else {"weight": late}) for name in NAMES)
     plain = trained(tiny.experiment(), steps=LATE + 1, optimised=True)
     history = trained(tiny.experiment(augment=augment), steps=LATE + 1, optimised=True)
     leaves = lambda step, of: jax.tree.leaves(of[step][0].params)  # noqa: E731
@@ -60,20 +66,21 @@ def test_in_the_step_weights_of_zero_change_no_bit_and_their_schedules_compile_o
     assert finite(state) and finite(metrics)
     assert jax.tree.structure(state.params) == jax.tree.structure(plain[LATE][0].params)
     for name in NAMES:
-        assert history[0][1][f"augment/{name}/weight"] == 0 and metrics[f"augment/{name}/weight"] == 1
-        assert len([m for m in metrics if m.startswith(f"augment/{name}/")]) > 2
+        strength = f"augment/{name}/{'share' if name in SHORTENINGS else 'weight'}"
+        assert history[0][1][strength] == 0 and metrics[strength] == 0.5
+        assert name in SHORTENINGS or len([m for m in metrics if m.startswith(f"augment/{name}/")]) > 2
     moved = [not np.array_equal(a, b) for a, b in zip(leaves(LATE, history), leaves(LATE, plain), strict=True)]
     assert np.mean(moved) > 0.5
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_VIEWS)
 def test_it_is_a_function_of_seed_and_step(name):
-    augmentations, pooled, params = features.made(name), features.features(), features.head_params()
-    start = learned(augmentations)
+    augmentations, params = features.made(name), features.head_params()
+    start, at_tap = learned(augmentations), features.fitting(augmentations)
 
     def call(seed, step):
         seeded = dataclasses.replace(augmentations, seed=seed)
-        return jax.jit(lambda step: features.added(seeded, start, params, pooled, step=step))(step)
+        return jax.jit(lambda step: features.added(seeded, start, params, at_tap, step=step))(step)
 
     def same(a, b):
         return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
@@ -93,44 +100,44 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_VIEWS)
 def test_values_and_gradients_are_finite_in_bfloat16(name):
     augmentations = features.made(name)
     start = learned(augmentations)
     for case, how in CASES.items():
-        pooled, params = features.features(dtype=jnp.bfloat16, **how), features.head_params()
+        at_tap, params = features.fitting(augmentations, dtype=jnp.bfloat16, **how), features.head_params()
         if case == "identical":  # all rows of both sides end at one point
             ones = jnp.ones_like
-            pooled = features.replaced(pooled, ones(pooled.image), ones(pooled.text))
+            at_tap = features.replaced(at_tap, ones(at_tap.image), ones(at_tap.text))
             params |= {"visual": ones(params["visual"]), "text": ones(params["text"])}
-        assert finite(features.gradients(augmentations, start, params, pooled)), case
+        assert finite(features.gradients(augmentations, start, params, at_tap)), case
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_VIEWS)
 def test_a_weight_of_zero_adds_nothing_and_has_no_gradient(name):
     augmentations = features.made(name, weight=0.0)
-    pooled, params = features.features(), features.head_params()
-    value, _, grads = features.gradients(augmentations, learned(augmentations), params, pooled)
+    at_tap, params = features.fitting(augmentations), features.head_params()
+    value, _, grads = features.gradients(augmentations, learned(augmentations), params, at_tap)
     assert value == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_VIEWS)
 def test_one_device_equals_eight(name):
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
     augmentations, params = features.made(name), features.head_params()
-    start, pooled = learned(augmentations), features.features(n=16)
-    want = features.gradients(augmentations, start, params, pooled)
+    start, at_tap = learned(augmentations), features.fitting(augmentations, n=16)
+    want = features.gradients(augmentations, start, params, at_tap)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("data"))
-    split = features.replaced(pooled, jax.device_put(pooled.image, rows), jax.device_put(pooled.text, rows))
+    split = features.replaced(at_tap, jax.device_put(at_tap.image, rows), jax.device_put(at_tap.text, rows))
     whole = NamedSharding(mesh, PartitionSpec())
     start, params = jax.device_put((start, params), whole)
     got = features.gradients(augmentations, start, params, split)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), got, want)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_VIEWS)
 def test_an_unknown_option_is_named_with_its_augmentation(name):
     with pytest.raises(ConfigError, match=rf"augment\.{name}\.wieght=1: unknown key; did you mean 'weight'"):
         features.made(name, wieght=1)

@@ -148,8 +148,6 @@ VISION_RULES = {
         "once",
     ),
     "patch_size": ({"image_size": 8, "patch_size": 16}, "vision_cfg.patch_size=16", "vision_cfg.image_size=8"),
-    "patch_dropout of all": ({"patch_dropout": 1.0}, "vision_cfg.patch_dropout=1.0", "below 1"),
-    "patch_dropout of less than none": ({"patch_dropout": -0.1}, "vision_cfg.patch_dropout=-0.1", "at least 0"),
     "pool_type": ({"class_token": False}, "vision_cfg.pool_type='tok'", "vision_cfg.class_token=True"),
     "final_ln": ({"pool_type": "map", "final_ln_after_pool": True}, "vision_cfg.final_ln_after_pool=True", "False"),
     "sines": (
@@ -197,7 +195,6 @@ def test_the_neighbours_of_impossible_towers_are_possible():
     """Each rule refuses no more than it says."""
     VisionConfig(width=128, head_width=64)
     VisionConfig(image_size=16, patch_size=16, layers=1)
-    VisionConfig(patch_dropout=0.99)
     VisionConfig(class_token=False, pool_type="map")
     VisionConfig(pos_embed_type="sin_cos_2d")
     VisionConfig(modality_channels=(2,), fusion="channels")

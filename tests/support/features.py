@@ -1,4 +1,4 @@
-"""Features at a tap, and all that an augmentation adds to the loss, without towers."""
+"""Features at a tap, and all that an augmentation adds to the loss, with a mean and a linear map for towers."""
 
 import dataclasses
 import functools
@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.augment.base import Features
+from mmjax.augment.base import Features, Towers, Words
 from mmjax.objectives import contrastive
 from mmjax.sphere import unit
 from mmjax.train.augmenting import Augmentations
 from mmjax.types import Provenance
 
-WIDTHS = {"pooled": (6, 8), "embedding": (8, 8)}
+TOWERS = Towers(
+    image_width=6, text_width=8, embed_dim=8, image_layers=2, text_layers=2, vocab_size=12, eos_id=2, pad_id=0, extra=1
+)
 
 
 def features(seed=0, *, n=8, texts=1, views=1, widths=(6, 8), dtype=jnp.float32, scale=1.0, padded=0):
@@ -31,12 +33,48 @@ def features(seed=0, *, n=8, texts=1, views=1, widths=(6, 8), dtype=jnp.float32,
     )
 
 
+def sequences(seed=0, *, tokens=5, words=4, **how):
+    """The same with sequences: images of a class token and patches, texts of 0 to ``words`` words in 7 places."""
+    flat = features(seed, **how)
+    random = np.random.default_rng(seed + 500)
+    rows = flat.text.shape[0]
+    ids = np.full((rows, 7), TOWERS.pad_id)
+    ids[:, 0] = 1
+    for row, n in zip(ids, random.integers(0, words + 1, rows), strict=True):
+        row[1 : n + 1], row[n + 1] = random.integers(3, TOWERS.vocab_size, n), TOWERS.eos_id
+
+    def spread(x, length):
+        noise = random.normal(size=(x.shape[0], length, x.shape[1])) * how.get("scale", 1.0)
+        return x[:, None] + jnp.asarray(noise, x.dtype)
+
+    return dataclasses.replace(
+        flat,
+        image=spread(flat.image, tokens),
+        text=spread(flat.text, 7),
+        words=Words.of(jnp.asarray(ids, jnp.int32), eos_id=TOWERS.eos_id),
+        extra=TOWERS.extra,
+    )
+
+
+def fitting(augmentations, *args, **how):
+    """Features for the only augmentation's tap."""
+    [module] = augmentations.modules.values()
+    return sequences(*args, **how) if module.tap.startswith("tokens") else features(*args, **how)
+
+
 class Head:
-    """What comes after the pooled tap: a linear map for each side, and the scale."""
+    """What comes after the taps: a mean over the sequence, a linear map for each side, and the scale."""
 
     class Tower:
         def __init__(self, kernel):
             self.kernel = kernel
+
+        def pooled(self, tokens, ids=None, *, start=0):
+            if ids is None:
+                return jnp.mean(tokens.astype(jnp.float32), axis=1).astype(tokens.dtype)
+            valid = Words.of(ids, eos_id=TOWERS.eos_id).valid[..., None]
+            total = jnp.sum(jnp.where(valid, tokens.astype(jnp.float32), 0.0), axis=1)
+            return (total / jnp.sum(valid, axis=1, dtype=jnp.float32)).astype(tokens.dtype)
 
         def project(self, x):
             return (x.astype(jnp.float32) @ self.kernel).astype(jnp.float32)
@@ -62,17 +100,21 @@ def head_params(seed=0):
 
 def made(name, **options):
     """The augmentation ``name`` among no others."""
-    return Augmentations.of([(name, options)], widths=WIDTHS, seed=3)
+    return Augmentations.of([(name, options)], towers=TOWERS, seed=3)
 
 
 def module(name, **options):
     return made(name, **options).create()[name]
 
 
-def added(augmentations, learned, params, pooled, *, step=0):
-    """The loss that augmentations add at these pooled features, and their metrics."""
+def added(augmentations, learned, params, at_tap, *, step=0):
+    """The loss that augmentations add at these features, pooled or sequences, and their metrics."""
     head = Head(params)
     objective = contrastive.Objective()
+    pooled = at_tap
+    if at_tap.words is not None:
+        image, text = head.visual.pooled(at_tap.image), head.text.pooled(at_tap.text, at_tap.words.ids)
+        pooled = dataclasses.replace(at_tap, image=image, text=text, words=None)
     value, _ = objective(
         unit(head.visual.project(pooled.image)),
         unit(head.text.project(pooled.text)),
@@ -82,8 +124,8 @@ def added(augmentations, learned, params, pooled, *, step=0):
     )
     return augmentations.loss(
         learned,
-        pooled,
-        head=Head,
+        dict.fromkeys(augmentations.taps, at_tap) | {"pooled": pooled},
+        rest=Head,
         model_params=params,
         objective=objective,
         clean_loss=value,

@@ -1,6 +1,8 @@
 """Augmentations as the step, the command line, checkpoints and the benchmark see them."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -12,10 +14,11 @@ from mmjax.config import build as build_section
 from mmjax.models import presets
 from mmjax.parallel.sharding import batch_shardings
 from mmjax.train import experiment as experiments
+from mmjax.train.augmenting import Augmentations
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.program import Program, with_shardings
 from mmjax.types import Batch, Provenance
-from support import tiny
+from support import features, tiny
 from support.training import assembled
 
 
@@ -45,6 +48,7 @@ def test_options_are_overridden_by_name(config):
         ((("latent_noise", {"strenght": 1.0}),), r"augment\.latent_noise\.strenght=1\.0: unknown key; .*'strength'"),
         ((("latent_noise", {}), ("latent_noise", {})), r"augment: 'latent_noise' is named twice"),
         ((("latent_noise", {"tap": "tokens"}),), r"augment\.latent_noise\.tap='tokens'"),
+        ((("lemda", {}), ("patch_dropout", {"share": 1.5})), r"augment\.patch_dropout\.share=1\.5: must be between"),
     ],
 )
 def test_entries_that_cannot_be_used_are_named(augment, message):
@@ -109,8 +113,18 @@ def test_full_size_models_cost_at_most_a_hundredth_more():
 
     one, two = flops(1, ()), flops(2, ())
     plain = one + 11 * (two - one)
-    for name in plugins.names("mmjax.augment"):
+    late = [name for name, module in made_alone().items() if not module.tap.startswith("tokens")]
+    assert len(late) > 5
+    for name in late:
         assert 0 < flops(1, ((name, {}),)) - one <= 0.01 * plain, name
+
+
+def made_alone():
+    """Each augmentation that makes views, by name."""
+    found = {}
+    for name in plugins.names("mmjax.augment"):
+        found |= Augmentations.of(((name, {}),), towers=features.TOWERS, seed=0).modules
+    return found
 
 
 def test_what_is_learned_is_saved_apart_and_training_goes_on_from_it(tmp_path):
@@ -132,7 +146,9 @@ def test_what_is_learned_is_saved_apart_and_training_goes_on_from_it(tmp_path):
     checkpoints.close()
     one, two = (jax.device_get(step(s, program.place(arrays[2]))[0]) for s in (state, restored))
     jax.tree.map(np.testing.assert_array_equal, one, two)
-    pairs = zip(jax.tree.leaves(kept.augment.params), jax.tree.leaves(one.augment.params), strict=True)
+    pairs = zip(
+        jax.tree.leaves(kept.augment["lemda"].params), jax.tree.leaves(one.augment["lemda"].params), strict=True
+    )
     moved = [np.any(a != b) for a, b in pairs]
     assert any(moved)
 
@@ -144,4 +160,62 @@ def test_without_anything_to_learn_the_state_is_the_plain_one():
         batches.close()
         states.append(program.state)
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
-    assert states[0].augment is None
+    assert states[0].augment == {}
+
+
+def test_augmentations_are_switched_between_checkpoints(tmp_path):
+    """What is on in both goes on with what it has learned; what is new, or of another size, starts afresh."""
+    mixed = {"xmda": {}, "lemda": LEMDA}
+    states, programs = {}, {}
+    for name, augment in {
+        "both": tuple(mixed.items()),
+        "none": (),
+        "one": (("xmda", {}), ("mixup", {})),
+        "other": (("lemda", {**LEMDA, "z_dim": 3}), ("xmda", {})),
+    }.items():
+        program, batches = assembled(tiny.experiment(augment=augment), jax.devices()[:1])
+        batches.close()
+        programs[name], states[name] = program, program.initialise()
+    for before, after, kept in (
+        ("both", "none", []), ("none", "both", []), ("both", "one", ["xmda"]), ("both", "other", ["xmda"]),
+    ):  # fmt: skip
+        folder = tmp_path / f"{before}-{after}"
+        checkpoints = Checkpoints(folder)
+        checkpoints.save(states[before], step=1)
+        checkpoints.wait()
+        restored = checkpoints.restore(programs[after].state)
+        assert list(restored.augment) == kept, (before, after)
+        for name in kept:
+            jax.tree.map(np.testing.assert_array_equal, restored.augment[name], states[before].augment[name])
+        jax.tree.map(np.testing.assert_array_equal, restored.params, states[before].params)
+        checkpoints.close()
+
+
+def test_a_run_goes_on_with_other_augmentations_and_says_so(config, tmp_path, capsys):
+    """Through the command: off, then on, with the change on the terminal and in the record of starts."""
+    workdir = tmp_path / "run"
+    common = [f"--workdir={workdir}", "--config.eval.tasks=()", "--config.eval.final_tasks=('retrieval',)"]
+
+    def train(augment):
+        assert cli.main(["train", f"--config={config}:{augment}", *common]) == 0
+        return capsys.readouterr().out
+
+    train("lemda")
+    back_to(workdir, 3)
+    output = train("mixup+xmda")
+    assert "going on from the checkpoint of step 3" in output
+    assert "augmentation changes after step 3: mixup is on; xmda is on; lemda is off" in output
+    assert "parameters of xmda start afresh" in output
+    starts = [json.loads(line) for line in (workdir / "starts.jsonl").read_text().splitlines()]
+    assert starts[0]["switched"] == [] and len(starts[1]["switched"]) == 3
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines if "augment/lemda/weight" in line} == {1, 2, 3}
+    assert {line["step"] for line in lines if "augment/xmda/weight" in line} == {4, 5, 6}
+
+
+def back_to(workdir, step):
+    """As if the run had been killed after this step's checkpoint."""
+    for folder in (workdir / "checkpoints").iterdir():
+        if folder.name.isdecimal() and int(folder.name) > step:
+            shutil.rmtree(folder)
+    (workdir / "report.html").unlink()

@@ -1,0 +1,45 @@
+"""What drops tokens before the towers see them: the clean rows' own computation, made cheaper."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.augment import schedules
+from mmjax.augment.base import Towers
+from mmjax.augment.schedules import Schedule, Strength
+from mmjax.config import ConfigError
+
+
+class Shortening:
+    """Drops a ``share`` of the tokens in training, for the clean rows and for all that is made of them.
+
+    Lengths are compiled in. A share that changes therefore moves in ``levels`` equal parts of its largest value, and
+    the program holds a forward and backward pass for each of them; the traced step chooses which one runs.
+    """
+
+    def __init__(self, *, share: Strength, levels: int):
+        schedules.check(share, path=f"augment.{self.name()}.share", high=0.99)
+        if levels < 1:
+            raise ConfigError(f"augment.{self.name()}.levels={levels}: must be at least 1")
+        self.share = share
+        moves = isinstance(share, Schedule) and not share.still
+        largest = max(share.extremes) if isinstance(share, Schedule) else share
+        self.shares = tuple(largest * i / levels for i in range(levels + 1)) if moves else (largest,)
+
+    @classmethod
+    def name(cls) -> str:
+        """The module's file name, which is the augmentation's name in a config."""
+        return cls.__module__.rpartition(".")[2]
+
+    def level(self, step: jax.Array) -> jax.Array:
+        """i32[]: which of ``shares`` is the nearest at a traced step."""
+        return jnp.argmin(jnp.abs(jnp.asarray(self.shares) - schedules.at(self.share, step))).astype(jnp.int32)
+
+    def texts(self, ids: jax.Array, key: jax.Array, *, share: float, towers: Towers) -> jax.Array:
+        """Token ids i32[M, L] -> i32[M, L']; ``share`` is one of ``shares``."""
+        return ids
+
+    def images(self, tokens: jax.Array, key: jax.Array, *, share: float, towers: Towers) -> jax.Array:
+        """What enters the first block: [N, T, D] -> [N, T', D]."""
+        return tokens

@@ -1,0 +1,274 @@
+"""XmDA: tokens of one side replaced by what the pair's other side says there, and predictions that should agree."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from mmjax.augment import alignment as align
+from mmjax.augment import base, schedules
+from mmjax.augment.base import Augmented, Features, Tap, Terms, Towers, View, Words
+from mmjax.augment.divergences import jensen_shannon
+from mmjax.augment.schedules import Strength
+from mmjax.config import ConfigError
+from mmjax.sphere import unit
+from mmjax.types import Metrics, Provenance
+
+Side = Literal["image", "text"]
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+class Augmentation(base.Base):
+    """Cross-modality mix-up (Ye et al. 2023, arXiv:2305.11096), from sign language translation, for dual encoders.
+
+    Of a pair's tokens at the tap, own x and the other side's y, a learned linear map W brings y into the own width,
+    and the alignment A gives each own token those of the other that belong to it. With ``m ~ Bernoulli(keep)`` for
+    each token, P and Q the softmax of the clean and the mixed pairs' logits, the scale held still::
+
+        E = m x + (1 - m) A (W y)
+        consistency · JS(P ‖ Q),           mean of image queries and of text queries
+        feature · (1 - cos(x, A (W y))),   mean over replaced tokens
+
+    Own tokens that can be replaced are patches, or words; class token, registers, first position, end token and
+    padding stay, and patches are aligned to words alone. An image of a further modality goes with the same caption.
+    A, through which no gradient flows, is either of similarities ``cos(x_t, W y_s)``, so in the own width::
+
+        attention:  softmax_s (cos / temperature)
+        transport:  Sinkhorn's plan for evenly spread masses at cost 1 - cos, each row over its sum (as in CMOT,
+                    Zhou et al. 2023, arXiv:2305.14635): no word is left out
+
+    (``hard``: the largest of a row alone), or of order. ``ctc``, the paper's, is for images that are sequences, as of
+    signs: patches in their order are the frames of a linear recogniser of the whole vocabulary, trained by the term
+    ``recognition · CTC``, and A is the likeliest path that spells the caption; a frame of no word takes the word of the
+    nearest frame that has one, the earlier of two. It costs f32[N, T, vocabulary], and a caption must not have more
+    words than there are frames. ``gate`` is the probability that a step has the mixed terms at all; with
+    ``recognised_below`` it has them also whenever the CTC loss, in nats a caption, is smaller.
+
+    The mixed pair is compared and never a task: its images hold tokens of their own captions, and to find the one
+    by the other takes no meaning, so an InfoNCE of it would fall on pairs of noise. The divergence rewards no such
+    find: it is smallest where the mix changes nothing.
+
+    The released code compares gloss ids with one minus the ratio, which at its ratio of 0.6 mixes nothing; its
+    aligner spaces anchors evenly instead of finding the best path; its divergence counts padding, and its feature
+    term takes exponentials of embeddings for probabilities. It mixes where the CTC loss is under 5, or else with
+    probability 5/11, and has such a gate on the recogniser's error rate too; its weights are 1 of CTC, 3 of the task
+    and of the mixed pair's, and 15 times that of the divergence. STEMM (Fang et al. 2022, arXiv:2203.10426) swaps
+    whole words, by a given alignment.
+
+    Options: ``tap``, ``sides`` whose tokens are replaced, ``keep``, ``alignment``, ``assign`` (``hard`` or ``soft``),
+    ``temperature``, ``iterations`` of Sinkhorn, ``consistency``, ``gradient`` of the clean predictions and own tokens
+    in these terms (``both``: flows; ``mixed``: only the mixed ones' does), ``feature``, ``recognition``, ``gate``,
+    ``recognised_below`` (None: ``gate`` alone); of the Adam of W and the recogniser ``learning_rate``, ``clip_norm``.
+    """
+
+    def __init__(
+        self,
+        *,
+        towers: Towers,
+        rngs: nnx.Rngs,
+        weight: Strength = 1.0,
+        tap: Tap = "tokens@0",
+        sides: Literal["image", "text", "both"] = "image",
+        keep: Strength = 0.6,
+        alignment: Literal["attention", "transport", "ctc"] = "attention",
+        assign: Literal["hard", "soft"] = "hard",
+        temperature: float = 0.1,
+        iterations: int = 10,
+        consistency: Strength = 15.0,
+        gradient: Literal["both", "mixed"] = "both",
+        feature: Strength = 0.0,
+        recognition: Strength = 1.0,
+        gate: Strength = 1.0,
+        recognised_below: float | None = None,
+        learning_rate: Strength = 1e-4,
+        clip_norm: float = 1.0,
+    ):
+        super().__init__(weight=weight)
+        towers.check(tap, kinds=("tokens",), path="augment.xmda.tap")
+        for name, value, low, high in (
+            ("keep", keep, 0, 1),
+            ("consistency", consistency, 0, None),
+            ("feature", feature, 0, None),
+            ("recognition", recognition, 0, None),
+            ("gate", gate, 0, 1),
+            ("iterations", iterations, 1, None),
+            ("learning_rate", learning_rate, 0, None),
+        ):
+            schedules.check(value, path=f"augment.xmda.{name}", low=low, high=high)
+        for name, number in (("temperature", temperature), ("clip_norm", clip_norm)):
+            if not number > 0:
+                raise ConfigError(f"augment.xmda.{name}={number}: must be positive")
+        if alignment == "ctc" and sides != "image":
+            raise ConfigError(
+                f"augment.xmda.sides={sides!r}: alignment='ctc' spells captions along images; use sides='image', or "
+                "alignment='attention' or 'transport'"
+            )
+        if recognised_below is not None:
+            if alignment != "ctc":
+                raise ConfigError(
+                    f"augment.xmda.recognised_below={recognised_below}: only alignment='ctc' recognises; leave it out"
+                )
+            if not recognised_below > 0 or gate == 1.0:
+                way = "must be positive" if gate != 1.0 else "changes nothing at gate=1; set augment.xmda.gate below 1"
+                raise ConfigError(f"augment.xmda.recognised_below={recognised_below}: {way}")
+        self.tap, self.keep, self.alignment, self.assign = tap, keep, alignment, assign
+        self.temperature, self.iterations = temperature, iterations
+        self.consistency, self.gradient, self.feature, self.recognition = consistency, gradient, feature, recognition
+        self.gate, self.recognised_below = gate, recognised_below
+        self.learning_rate, self.clip_norm = learning_rate, clip_norm
+        self.sides: tuple[Side, ...] = ("image", "text") if sides == "both" else (sides,)
+        image, text = towers.widths(tap)
+        self.into_image = nnx.Linear(text, image, rngs=rngs) if "image" in self.sides else None
+        self.into_text = nnx.Linear(image, text, rngs=rngs) if "text" in self.sides else None
+        self.blank = towers.vocab_size
+        self.recogniser = nnx.Linear(image, towers.vocab_size + 1, rngs=rngs) if alignment == "ctc" else None
+
+    def augment(self, clean: Features, *, key: jax.Array, step: jax.Array) -> Augmented:
+        """One view for each side whose tokens are replaced."""
+        pairs = clean.pairs()
+        assert pairs.words is not None
+        keys = jax.random.split(key, 3)
+        valid = pairs.image_source.valid & pairs.text_source.valid
+        patches, words = pairs.image[:, pairs.extra :], pairs.words
+        terms: Terms = {}
+        metrics: Metrics = {}
+        is_open = jax.random.uniform(keys[0]) < schedules.at(self.gate, step)
+        position = None
+        if self.recogniser is not None:
+            logits = self.recogniser(patches.astype(jnp.float32))
+            position, loss = recognised(logits, words, valid, blank=self.blank)
+            terms["recognition"] = schedules.at(self.recognition, step) * loss
+            metrics["ctc"] = loss
+            if self.recognised_below is not None:
+                is_open |= loss < self.recognised_below
+        gate = is_open.astype(jnp.float32)
+        views = []
+        for side, part in zip(self.sides, keys[1:], strict=False):
+            if side == "image":
+                own, other, into = patches, pairs.text, self.into_image
+                own_free, other_free = jnp.ones(own.shape[:2], bool), words.free
+            else:
+                own, other, into = pairs.text, patches, self.into_text
+                own_free, other_free = words.free, jnp.ones(other.shape[:2], bool)
+            assert into is not None
+            brought = into(other.astype(jnp.float32))
+            weights = self._aligned(own, brought, own_free, other_free, position)
+            usable = valid & jnp.any(other_free, axis=1)
+            if position is not None:
+                usable &= position[:, 0] >= 0
+            # A sum of one token and of zeros is that token, bit by bit, where products are not rounded.
+            assigned = align.hardened(weights) if self.assign == "hard" else weights
+            there = jnp.einsum("bts,bsd->btd", assigned, brought, precision=_EXACT).astype(own.dtype)
+            free = own_free & usable[:, None]
+            replaced = free & (jax.random.uniform(part, own.shape[:2]) >= schedules.at(self.keep, step))
+            mixed = jnp.where(replaced[..., None], there, own)
+            if side == "image":
+                mixed = jnp.concatenate([pairs.image[:, : pairs.extra], mixed], axis=1)
+                view = View(image=mixed, image_source=_gated(pairs.image_source, gate))
+            else:
+                view = View(text=mixed, text_source=_gated(pairs.text_source, gate), ids=words.ids)
+            views.append(dataclasses.replace(view, role="consistency", name=side))
+            held = jax.lax.stop_gradient(own) if self.gradient == "mixed" else own
+            cosine = jnp.sum(unit(held) * unit(there), axis=-1)
+            distance = _mean(1 - cosine, replaced)
+            terms[f"{side}_feature"] = schedules.at(self.feature, step) * gate * distance
+            metrics |= {
+                f"{side}_mixed": _mean(replaced.astype(jnp.float32), free),
+                f"{side}_agreement": _mean(jax.lax.stop_gradient(cosine), free),
+            }
+            if position is None:
+                metrics[f"{side}_entropy"] = _mean(align.entropy(weights), free)
+        return Augmented(views=views, terms=terms, metrics={"gate": gate, **metrics})
+
+    def compare(
+        self,
+        clean: Features,
+        views: Sequence[Features],
+        *,
+        scale: jax.Array,
+        bias: jax.Array | None,
+        key: jax.Array,
+        step: jax.Array,
+    ) -> tuple[Terms, Metrics]:
+        """The divergence of the mixed pairs' predictions from the clean ones'; a bias has no part in a softmax."""
+        pairs = clean.pairs()
+        valid = pairs.image_source.valid & pairs.text_source.valid
+        scale = jax.lax.stop_gradient(scale)
+
+        def logits(image: jax.Array, text: jax.Array) -> jax.Array:
+            return scale * jnp.einsum("nd,md->nm", image, text, precision=_EXACT)
+
+        known = logits(pairs.image, pairs.text)
+        if self.gradient == "mixed":
+            known = jax.lax.stop_gradient(known)
+        terms: Terms = {}
+        metrics: Metrics = {}
+        for side, view in zip(self.sides, views, strict=True):
+            if side == "image":
+                mixed, source = logits(view.image, pairs.text), view.image_source
+            else:
+                mixed, source = logits(pairs.image, view.text), view.text_source
+            by_image = jensen_shannon(mixed, known, where=valid)
+            by_text = jensen_shannon(mixed.T, known.T, where=valid)
+            each = 0.5 * (by_image + by_text) * jnp.sum(source.weight, axis=1)
+            metrics[f"{side}_js"] = _mean(each, valid)
+            terms[f"{side}_consistency"] = schedules.at(self.consistency, step) * metrics[f"{side}_js"]
+        return terms, metrics
+
+    def _aligned(
+        self,
+        own: jax.Array,  # [B, T, D]
+        other: jax.Array,  # f32[B, S, D]
+        own_free: jax.Array,  # bool[B, T]
+        other_free: jax.Array,  # bool[B, S]
+        position: jax.Array | None,  # i32[B, T]
+    ) -> jax.Array:
+        """f32[B, T, S]: how much of each of the other tokens belongs to an own one."""
+        if position is not None:
+            return jax.nn.one_hot(position, other.shape[1], dtype=jnp.float32)
+        similarity = align.cosines(own, other)
+        if self.alignment == "attention":
+            return align.attention(similarity, other_free, temperature=self.temperature)
+        return align.transport(
+            similarity, own_free, other_free, temperature=self.temperature, iterations=self.iterations
+        )
+
+
+def recognised(
+    logits: jax.Array,  # f32[B, T, K] of frames
+    words: Words,
+    valid: jax.Array,  # bool[B]
+    *,
+    blank: int,
+) -> tuple[jax.Array, jax.Array]:
+    """The text position that each frame belongs to, i32[B, T], and the mean CTC loss of captions in nats, f32[].
+
+    Captions without words or with more than the frames can spell have positions of -1, and no loss.
+    """
+    # Free words are neighbours, and the first position is none of them.
+    labels, given = words.ids[:, 1:], words.free[:, 1:]
+    path, feasible = align.ctc_path(jax.nn.log_softmax(logits, axis=-1), labels, given, blank=blank)
+    spelt = valid & feasible
+    with jax.numpy_dtype_promotion("standard"):  # optax adds integers to floats
+        each = optax.ctc_loss(
+            logits, jnp.zeros(logits.shape[:2]), labels, 1.0 - given.astype(jnp.float32), blank_id=blank
+        )
+    position = jnp.where(spelt[:, None], 1 + align.ctc_positions(path), -1)
+    return position, _mean(each, spelt)
+
+
+def _gated(source: Provenance, gate: jax.Array) -> Provenance:
+    """Rows that have no loss of their own where the gate is 0."""
+    return dataclasses.replace(source, weight=gate * source.weight)
+
+
+def _mean(x: jax.Array, where: jax.Array) -> jax.Array:
+    """Over the entries that count; 0 of none."""
+    return jnp.sum(jnp.where(where, x, 0.0)) / jnp.maximum(jnp.sum(where, dtype=jnp.float32), 1.0)

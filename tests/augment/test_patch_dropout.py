@@ -1,0 +1,93 @@
+"""Which patches stay: how many, whose positions they keep, and that none is preferred."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.augment.patch_dropout import Augmentation
+from mmjax.config import ConfigError
+from support.features import TOWERS
+
+
+def marked(rows, patches, extra=1):
+    """Tokens that say where they stood: [rows, extra + patches, 2], class token first."""
+    place = np.arange(-extra, patches, dtype=np.float32)
+    return jnp.asarray(np.stack(np.broadcast_arrays(place[None, :], np.arange(rows)[:, None]), axis=-1), jnp.float32)
+
+
+def kept(kind, share, *, rows=6, patches=16, seed=0):
+    module = Augmentation(share=share, kind=kind)
+    tokens = module.images(marked(rows, patches), jax.random.key(seed), share=share, towers=TOWERS)
+    tokens = np.asarray(tokens)
+    np.testing.assert_array_equal(tokens[..., 1], np.broadcast_to(np.arange(rows)[:, None], tokens.shape[:2]))
+    np.testing.assert_array_equal(tokens[:, 0, 0], -1)  # the class token
+    return tokens[:, 1:, 0].astype(int)
+
+
+@pytest.mark.parametrize("n, share", [(9, 0.5), (9, 0.75), (9, 0.99), (9, 0.01), (7, 0.3), (16, 0.5), (1, 0.9)])
+def test_flip_keeps_its_number_of_different_patches(n, share):
+    places = kept("random", share, patches=n)
+    assert places.shape == (6, max(1, int(n * (1 - share))))
+    assert all(len(set(row)) == len(row) for row in places.tolist())
+
+
+def test_every_patch_is_kept_as_often_as_any_other_and_rows_draw_their_own():
+    rows = 3000
+    for kind, share, n in (("random", 0.5, 9), ("grid", 0.75, 16)):
+        places = kept(kind, share, rows=rows, patches=n)
+        chance = places.shape[1] / n
+        found = np.bincount(places.ravel(), minlength=n) / rows
+        assert np.abs(found - chance).max() < 4.5 * (chance * (1 - chance) / rows) ** 0.5
+        assert len({frozenset(row) for row in places.tolist()}) > 50
+
+
+def test_a_grid_keeps_one_of_each_window_and_a_block_keeps_neighbours():
+    for row in kept("grid", 0.75, rows=50):
+        assert sorted((p // 4 // 2, p % 4 // 2) for p in row) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    corners = set()
+    for row in kept("block", 0.5, rows=200):
+        assert len(row) == 4  # ⌊4 √½⌋ = 2 a side
+        corner = min(row)
+        corners.add(corner)
+        assert sorted(row) == [corner, corner + 1, corner + 4, corner + 5]
+    assert corners == {0, 1, 2, 4, 5, 6, 8, 9, 10}
+
+
+def test_the_key_alone_decides_and_a_share_of_zero_drops_nothing():
+    np.testing.assert_array_equal(kept("random", 0.5, seed=1), kept("random", 0.5, seed=1))
+    assert not np.array_equal(kept("random", 0.5, seed=1), kept("random", 0.5, seed=2))
+    tokens = marked(2, 9)
+    assert Augmentation().images(tokens, jax.random.key(0), share=0.0, towers=TOWERS) is tokens
+
+
+def test_levels_round_a_share_that_changes_and_leave_a_constant_one_alone():
+    assert Augmentation(share=0.3).shares == (0.3,)
+    from mmjax.augment.schedules import Schedule
+
+    falling = Augmentation(share=Schedule(value=0.8, shape="linear", over=100), levels=4)
+    assert falling.shares == pytest.approx((0.0, 0.2, 0.4, 0.6, 0.8))
+    level = jax.jit(falling.level)
+    got = [falling.shares[int(level(jnp.int32(step)))] for step in (0, 20, 50, 95, 500)]
+    assert got == pytest.approx([0.8, 0.6, 0.4, 0.0, 0.0])
+    tuned = Augmentation(share=Schedule(value=0.5, stop=10), levels=1)
+    assert [int(jax.jit(tuned.level)(jnp.int32(step))) for step in (0, 9, 10)] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 1.0}, r"augment\.patch_dropout\.share=1\.0: must be between 0 and 0\.99"),
+        ({"levels": 0}, r"augment\.patch_dropout\.levels=0: must be at least 1"),
+        ({"kind": "grid"}, r"augment\.patch_dropout\.share=0\.5: kind='grid' keeps one patch of four"),
+    ],
+)
+def test_options_that_cannot_be_used_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Augmentation(**options)
+
+
+@pytest.mark.parametrize(("kind", "patches"), [("grid", 9), ("grid", 12), ("block", 12)])
+def test_patches_that_are_no_square_have_no_windows(kind, patches):
+    with pytest.raises(ConfigError, match=f"kind='{kind}': {patches} patches are no square grid"):
+        kept(kind, 0.75, patches=patches)
