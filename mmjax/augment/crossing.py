@@ -1,0 +1,130 @@
+"""Tokens of one modality in the sequences of another: brought to one length, mixed in, and attended to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.augment.adversary import dense
+from mmjax.augment.base import Features
+from mmjax.augment.mixing import flipped
+from mmjax.types import Provenance
+
+Side = Literal["text", "image"]
+
+_EXCLUDED = -1e30
+_EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Modality:
+    """The sequences of one modality, a row for each example."""
+
+    side: Side
+    tokens: jax.Array  # [B, T, D]
+    still: jax.Array  # the same, standardised and without a gradient
+    valid: jax.Array  # bool[B, T]: no padding
+    free: jax.Array  # bool[B, T]: words or patches, of examples that are no padding
+    source: Provenance  # of B rows
+
+
+def modalities_of(clean: Features) -> list[Modality]:
+    """Language, by each example's first caption, and then the modalities of images in their order."""
+    pairs, n = clean.pairs(), clean.examples
+    if pairs.words is None:
+        raise ValueError(f"text features of shape {pairs.text.shape}: expected sequences, and what is in them")
+
+    def made(side: Side, tokens: jax.Array, valid: jax.Array, free: jax.Array, source: Provenance) -> Modality:
+        still = jax.lax.stop_gradient(standardised(tokens)[0])
+        free = free & source.valid[:, None]
+        return Modality(side=side, tokens=tokens, still=still, valid=valid, free=free, source=source)
+
+    text, words, source = jax.tree.map(lambda x: x[:n], (pairs.text, pairs.words, pairs.text_source))
+    found = [made("text", text, words.valid, words.free, source)]
+    for at in range(0, clean.image.shape[0], n):
+        tokens, source = jax.tree.map(lambda x, at=at: x[at : at + n], (clean.image, clean.image_source))
+        everywhere = jnp.ones(tokens.shape[:2], bool)
+        found.append(
+            made("image", tokens, everywhere, everywhere & (jnp.arange(tokens.shape[1]) >= clean.extra), source)
+        )
+    return found
+
+
+def same_example(source: Provenance) -> jax.Array:
+    """bool[B]: whether a row and its partner have an example in common."""
+    counts = source.weight > 0
+    same = source.ids[:, :, None] == flipped(source.ids)[:, None, :]
+    return jnp.any(same & counts[:, :, None] & flipped(counts)[:, None, :], axis=(1, 2))
+
+
+def standardised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Tokens [..., D] at mean 0 and variance 1, in their dtype, and the standard deviations f32[..., 1]."""
+    rows = x.astype(jnp.float32)
+    rows = rows - jnp.mean(rows, axis=-1, keepdims=True)
+    spread = jnp.sqrt(jnp.mean(jnp.square(rows), axis=-1, keepdims=True) + _EPSILON)
+    return (rows / spread).astype(x.dtype), spread
+
+
+def aligned(other: jax.Array, free: jax.Array, *, onto: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each place of sequences whose free places are ``onto``, the token at the same relative place of another.
+
+    The r-th of n free places (from 0) gets the free token ``⌊(r + ½) m / n⌋`` of the other's m. Lengths stay what
+    they are, whatever is free: other [B, T, D], free bool[B, T], onto bool[B, L] -> [B, L, D] and bool[B, L], whether
+    there is such a token.
+    """
+    mine, theirs = (jnp.sum(f, axis=1, keepdims=True, dtype=jnp.int32) for f in (onto, free))
+    rank = jnp.cumsum(onto, axis=1, dtype=jnp.int32) - 1
+    # In whole numbers: a rounded product could miss its floor by one.
+    nearest = (2 * rank + 1) * theirs // jnp.maximum(2 * mine, 1)
+    nearest = jnp.clip(nearest, 0, jnp.maximum(theirs - 1, 0))
+    places = jnp.argsort(~free, axis=1, stable=True)  # the free ones first, in their order
+    index = jnp.take_along_axis(places, nearest, axis=1)
+    return jnp.take_along_axis(other, index[..., None], axis=1), onto & (theirs > 0)
+
+
+def token_mix(
+    own: jax.Array,  # [B, L, D]
+    others: Sequence[tuple[jax.Array, jax.Array]],  # tokens [B, L, D], and bool[B, L] where there are any
+    u: jax.Array,  # f32[B, L] ~ U(0, 1)
+    *,
+    probabilities: tuple[jax.Array, jax.Array],  # of the first other, and of each further one
+    free: jax.Array,  # bool[B, L]
+) -> tuple[jax.Array, jax.Array]:
+    """Sequences of which each token is one of own or of others, and which: i32[B, L], 0 for own.
+
+    With ``p, q = probabilities`` a free place gets the first other's token where ``u > 1 - p``, and the m-th one's,
+    m ≥ 2, where ``(m - 2) q ≤ u < (m - 1) q``.
+    """
+    first, further = probabilities
+    mixed, source = own, jnp.zeros(u.shape, jnp.int32)
+    for m, (tokens, there) in enumerate(others, 1):
+        drawn = u > 1 - first if m == 1 else (u >= (m - 2) * further) & (u < (m - 1) * further)
+        taken = drawn & there & free
+        mixed = jnp.where(taken[..., None], tokens, mixed)
+        source = jnp.where(taken, m, source)
+    return mixed, source
+
+
+class CrossAttention(nnx.Module):
+    """``softmax(q·kᵀ/√d)·v`` in ``heads`` heads (Vaswani et al., arXiv:1706.03762), without the residual."""
+
+    def __init__(self, width: int, *, heads: int, rngs: nnx.Rngs):
+        self.heads = heads
+        inner = heads * max(width // heads, 1)
+        self.query, self.key, self.value = (nnx.Linear(width, inner, rngs=rngs) for _ in range(3))
+        self.out = nnx.Linear(inner, width, rngs=rngs)
+
+    def __call__(self, x: jax.Array, keys: jax.Array, *, valid: jax.Array) -> jax.Array:
+        """x [B, Q, D], keys [B, K, D], valid bool[B, K] of the keys that count -> [B, Q, D]."""
+        q, k, v = (
+            dense(layer, z).reshape(*z.shape[:2], self.heads, -1)
+            for layer, z in ((self.query, x), (self.key, keys), (self.value, keys))
+        )
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        weights = jax.nn.softmax(jnp.where(valid[:, None, None, :], logits, _EXCLUDED), axis=-1).astype(v.dtype)
+        return dense(self.out, jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*x.shape[:2], -1))
