@@ -19,7 +19,7 @@ from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.program import Program, with_shardings
 from mmjax.types import Batch, Provenance
 from support import features, tiny
-from support.training import assembled
+from support.training import assembled, trained
 
 
 @pytest.fixture
@@ -219,3 +219,26 @@ def back_to(workdir, step):
         if folder.name.isdecimal() and int(folder.name) > step:
             shutil.rmtree(folder)
     (workdir / "report.html").unlink()
+
+
+def test_a_step_with_augmentations_is_the_same_on_every_mesh(monkeypatch):
+    """With networks of their own, sequences, dropped tokens and the sigmoid objective's bias."""
+    monkeypatch.setattr("mmjax.parallel.sharding.FSDP_MIN_SIZE", 1)
+    augment = (
+        ("lemda", {**LEMDA, "prediction": "bernoulli", "learning_rate": 1e-2, "adversarial": 1.0}),
+        ("xmda", {"weight": 0.1}),
+        ("mixup", {"tap": "tokens@0", "draw": "row"}),
+        ("patch_dropout", {"share": 0.25}),
+    )
+    found = []
+    for devices, fsdp in ((1, 1), (8, 4)):
+        experiment = tiny.experiment(
+            augment=augment, objective={"name": "sigmoid"}, model__init_logit_bias=-10.0, mesh__fsdp=fsdp
+        )
+        found.append(trained(experiment, steps=3, devices=devices))
+    for (one, want), (other, got) in zip(*found, strict=True):
+        assert got["loss"] == pytest.approx(want["loss"], rel=1e-4)
+        for a, b in zip(jax.tree.leaves(other.augment), jax.tree.leaves(one.augment), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-3)
+        for name, value in want.items():
+            assert got[name] == pytest.approx(value, rel=5e-3, abs=2e-3), name
