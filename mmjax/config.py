@@ -102,7 +102,14 @@ def coerce(value: Any, kind: Any, *, path: str) -> Any:
             return value
         raise ConfigError(f"{path}={_short(value)}: must be one of {', '.join(map(repr, arguments))}")
     elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return value if isinstance(value, kind) else build(kind, value, path=path)
+        if isinstance(value, kind):
+            return value
+        try:
+            return build(kind, value, path=path)
+        except ConfigError as error:
+            if path.rpartition(".")[2] in str(error):
+                raise
+            raise ConfigError(f"{path}: {error}") from None  # the section's own check, which does not know where it is
     elif origin is tuple and isinstance(value, (tuple, list)):
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return tuple(coerce(v, arguments[0], path=f"{path}[{i}]") for i, v in enumerate(value))

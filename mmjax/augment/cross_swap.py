@@ -61,7 +61,4 @@ class Augmentation(base.Base):
             image_source=pairs.image_source,
             text_source=pairs.text_source,
         )
-        gap = jnp.linalg.norm(jnp.mean(image, axis=0) - jnp.mean(text, axis=0))
-        return Augmented(
-            views=[view], metrics={"swapped_share": jnp.mean(mask, dtype=jnp.float32), "modality_gap": gap}
-        )
+        return Augmented(views=[view], metrics={"swapped_share": jnp.mean(mask, dtype=jnp.float32)})

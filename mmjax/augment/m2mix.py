@@ -111,8 +111,7 @@ class Augmentation(base.Base):
         if self.temperature is not None:
             scale = jnp.float32(1 / self.temperature)
         loss = mixed_negatives(pairs, mixed, scale=scale, targets=self.targets)
-        gap = jnp.linalg.norm(jnp.mean(pairs.image, axis=0) - jnp.mean(pairs.text, axis=0))
-        return {"m2": loss}, {"modality_gap": gap, **share_metrics(share)}
+        return {"m2": loss}, share_metrics(share)
 
     def _share(self, key: jax.Array, step: jax.Array, *, rows: int) -> jax.Array:
         return beta_share(key, schedules.at(self.alpha, step), rows=rows, draw=self.draw)

@@ -44,22 +44,24 @@ class Encoder(nnx.Module):
         self.qkv, self.out = nnx.Linear(width, 3 * width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
         self.fc1, self.fc2 = nnx.Linear(width, hidden, rngs=rngs), nnx.Linear(hidden, width, rngs=rngs)
 
-    def __call__(self, x: jax.Array, key: jax.Array, *, dropout: float) -> jax.Array:
-        """x f32[B, tokens, width] -> the same shape."""
+    def __call__(self, x: jax.Array, key: jax.Array, *, dropout: float, seen: jax.Array | None = None) -> jax.Array:
+        """x f32[B, tokens, width] -> the same shape; ``seen`` bool[B, tokens] can be attended to (None: all)."""
         keys = jax.random.split(key, 3)
         rows, tokens, width = x.shape
         q, k, v = jnp.moveaxis(self.qkv(self.norm_1(x)).reshape(rows, tokens, 3, self.heads, -1), 2, 0)
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+        if seen is not None:
+            logits = jnp.where(seen[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1), v)
         x = x + dropped(self.out(mixed.reshape(rows, tokens, width)), keys[0], share=dropout)
         inner = dropped(jax.nn.relu(self.fc1(self.norm_2(x))), keys[1], share=dropout)
         return x + dropped(self.fc2(inner), keys[2], share=dropout)
 
 
-def in_turn(layers: nnx.List, x: jax.Array, key: jax.Array, *, dropout: float) -> jax.Array:
-    """Layers one after the other, each with a key of its own."""
+def in_turn(layers: nnx.List, x: jax.Array, key: jax.Array, *, dropout: float, **given: jax.Array | None) -> jax.Array:
+    """Layers one after the other, each with a key of its own; ``given`` is for all of them."""
     for layer, part in zip(layers, jax.random.split(key, max(len(layers), 1)), strict=False):
-        x = layer(x, part, dropout=dropout)
+        x = layer(x, part, dropout=dropout, **given)
     return x
 
 

@@ -20,8 +20,8 @@ class Augmentation(Shortening):
 
     Texts of length L become texts of ``L' = 2 + ⌈(L - 2)(1 - p)⌉``. Of a text's n words stay, in their order::
 
-        of="words":   ⌈n (1 - p)⌉
         of="length":  min(n, L' - 2): only texts that are too long lose any, as in the papers
+        of="words":   ⌈n (1 - p)⌉
 
     the words being all between the first position and the end token, which both stay. They are, anew for each text
     and step, ``random`` ones, a ``block`` of neighbours, or (``truncate``) the first. What stays moves together and
@@ -35,7 +35,7 @@ class Augmentation(Shortening):
         self,
         *,
         share: Strength = 0.25,
-        of: Literal["words", "length"] = "words",
+        of: Literal["words", "length"] = "length",
         kind: Kind = "random",
         levels: int = 4,
     ):

@@ -1,4 +1,4 @@
-"""Image-text retrieval: recall at k, mean and median rank in both directions, for any number of captions an image."""
+"""Image-text retrieval for any number of captions an image: recalls and ranks, and how the embeddings are spread."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from mmjax.evals.embedder import BoundEmbedder, open_split
 from mmjax.evals.ranks import Ranks, Ties, count
 
 RECALL_AT = (1, 5, 10)
+SPREAD_ROWS = 4096  # of which every pair is compared
+_BLOCK = 512
 
 
 class Evaluator:
@@ -27,7 +29,13 @@ class Evaluator:
     maps everything to one point scores 0; ``*_R@1_optimistic`` and ``*_mean_rank_optimistic`` count it as below and
     ``*_tie_gap`` is how much of R@1 hangs on that choice.
 
-    Conventions: Radford et al. 2021 (any caption is a hit); Karpathy and Fei-Fei 2015 (five folds of 1,000 images).
+    How the unit embeddings x lie on the sphere, whatever is retrieved, over the whole split and not by folds::
+
+        uniformity_image, uniformity_text = log mean_{i≠j} exp(-2 ‖x_i - x_j‖²)    (0: one point; lower: more even)
+        modality_gap = ‖mean of the images - mean of the captions‖                 (at most 2)
+
+    Conventions: Radford et al. 2021 (any caption is a hit); Karpathy and Fei-Fei 2015 (five folds of 1,000 images);
+    Wang and Isola 2020 (arXiv:2005.10242, uniformity); Liang et al. 2022 (arXiv:2203.02053, the gap).
     """
 
     own_split: ClassVar[bool] = False
@@ -63,6 +71,11 @@ class Evaluator:
             ranks = count(data.images[rows], rows, data.texts[mine], data.owner[mine], sharding=embedder.sharding)
             parts.append(metrics(*ranks, ties=self.ties))
         mean = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+        mean |= {
+            "uniformity_image": uniformity(data.images),
+            "uniformity_text": uniformity(data.texts),
+            "modality_gap": modality_gap(data.images, data.texts),
+        }
         return mean | {"num_images": float(len(data.images)), "num_captions": float(len(data.captions))}
 
     def panel(self, embedder: BoundEmbedder, *, rows: Sequence[int], k: int = 5) -> list[dict[str, Any]]:
@@ -145,6 +158,31 @@ def metrics(image_to_text: Ranks, text_to_image: Ranks, *, ties: Ties = "pessimi
     result["rsum"] = 100 * sum(recalls)
     result["mean_recall@1"] = (recalls[0] + recalls[len(RECALL_AT)]) / 2
     return result
+
+
+def uniformity(rows: np.ndarray, *, limit: int = SPREAD_ROWS) -> float:
+    """``log mean_{i≠j} exp(-2 ‖x_i - x_j‖²)`` of rows f32[n, E]; a single row has no pair, and is one point: 0.
+
+    Of more than ``limit`` rows as many are taken, evenly spaced, because the work grows with their square.
+    """
+    n = min(len(rows), limit)
+    if n < 2:
+        return 0.0
+    x = rows[np.arange(n) * len(rows) // n].astype(np.float32)
+    square = np.einsum("ne,ne->n", x, x)
+    total = 0.0
+    for start in range(0, n, _BLOCK):
+        block = x[start : start + _BLOCK]
+        distance = square[start : start + _BLOCK, None] + square - 2 * (block @ x.T)
+        near = np.exp(-2 * np.maximum(distance, 0))
+        near[np.arange(len(block)), start + np.arange(len(block))] = 0
+        total += float(np.sum(near, dtype=np.float64))
+    return float(np.log(total / (n * (n - 1))))
+
+
+def modality_gap(images: np.ndarray, texts: np.ndarray) -> float:
+    """The distance of the two sides' mean unit vectors, from f32[n, E] and f32[m, E]."""
+    return float(np.linalg.norm(images.mean(0, dtype=np.float64) - texts.mean(0, dtype=np.float64)))
 
 
 def _best(gallery: np.ndarray, query: np.ndarray) -> Iterator[tuple[int, float]]:

@@ -140,7 +140,8 @@ class Augmentations:
         step: jax.Array,
         shorten_images: Shorten = lambda tokens: tokens,
     ) -> tuple[jax.Array, Metrics]:
-        """``Σ_a weight_a · (terms of a)``, to be added to the clean loss, and metrics ``augment/NAME/…``.
+        """``Σ_a weight_a · (terms of a)``, to be added to the clean loss, and metrics: ``augment/NAME/…``, and
+        how the clean rows lie on the sphere, to compare with.
 
         ``taps`` are the clean features at ``pooled`` and at the taps before it; ``rest`` makes the model of
         ``model_params``.
@@ -174,7 +175,11 @@ class Augmentations:
         rows_of_views = iter(embedded(views, rest=models, taps=taps, towers=self.towers, shorten_images=shorten_images))
 
         total = jnp.zeros((), jnp.float32)
-        metrics: Metrics = {}
+        metrics: Metrics = {
+            "uniformity_image": uniformity(clean.image),
+            "uniformity_text": uniformity(clean.text),
+            "modality_gap": modality_gap(clean),
+        }
         for name, module in modules.items():
             answer = answers[name]
             rows = list(itertools.islice(rows_of_views, len(answer.views)))
@@ -222,9 +227,14 @@ def _geometry(view: View, rows: Features, clean: Features) -> Metrics:
             new, old = getattr(rows, side), getattr(clean, side)
             if new.shape == old.shape:
                 found[f"{view.name}_{side}_cosine"] = jnp.mean(jnp.sum(new * old, axis=-1))
-            found[f"{view.name}_{side}_uniformity"] = uniformity(new)
+            found[f"{view.name}_uniformity_{side}"] = uniformity(new)
+    return found | {f"{view.name}_modality_gap": modality_gap(rows)}
+
+
+def modality_gap(rows: Features) -> jax.Array:
+    """How far apart the means of both sides' unit rows lie (Liang et al. 2022, arXiv:2203.02053); f32[]."""
     gap = jnp.mean(rows.image, axis=0) - jnp.mean(rows.text, axis=0)
-    return found | {f"{view.name}_modality_gap": jnp.sqrt(jnp.sum(jnp.square(gap)))}
+    return jnp.sqrt(jnp.sum(jnp.square(gap)))
 
 
 def uniformity(rows: jax.Array) -> jax.Array:

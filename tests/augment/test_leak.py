@@ -17,7 +17,7 @@ from support import features
 
 ROWS, STEPS = 64, 300
 CHANCE = math.log(ROWS)
-OPTIONS = {"m2mix": {"modes": ("m2", "v", "l", "vl")}, "lemda": {"z_dim": 2, "layers": 1}}
+OPTIONS = {"m2mix": {"modes": ("m2", "v", "l", "vl")}, "lemda": {"z_dim": 3, "layers": 1}}
 
 
 class Leaky(base.Base):
@@ -75,6 +75,7 @@ def lowest(augmentations):
 
 CASES = [(name, OPTIONS.get(name, {})) for name in plugins.names("mmjax.augment")] + [
     ("mixup", {"tap": "tokens@0"}),
+    ("lemda", {"kind": "attention", "tap": "tokens@0", "z_dim": 3, "layers": 1, "width": 8, "heads": 2, "hidden": 8}),
     ("tmmda", {"foreign": "other"}),
 ]
 

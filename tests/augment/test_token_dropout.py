@@ -19,8 +19,8 @@ def texts(*counts, pad=PAD, length=LENGTH):
     return jnp.asarray([row + [pad] * (length - len(row)) for row in rows], jnp.int32)
 
 
-def shortened(ids, share, *, seed=0, **options):
-    module = Augmentation(share=share, **options)
+def shortened(ids, share, *, seed=0, of="words", **options):
+    module = Augmentation(share=share, of=of, **options)
     return np.asarray(module.texts(ids, jax.random.key(seed), share=share, towers=TOWERS))
 
 

@@ -1,8 +1,10 @@
+import math
+
 import numpy as np
 import pytest
 
 from mmjax.config import ConfigError
-from mmjax.evals.retrieval import Evaluator
+from mmjax.evals.retrieval import Evaluator, modality_gap, uniformity
 from support.towers import Source, Towers, data_sharding, image, reference, retrieval_source
 
 
@@ -51,7 +53,10 @@ def test_metrics_equal_sorting_by_hand_with_ragged_captions(n, batch_size, seed)
 
 def test_eight_devices_equal_one():
     source = retrieval_source(30)
-    assert evaluate(source, embedder={"batch_size": 8, "sharding": data_sharding()}) == evaluate(source)
+    split, one = evaluate(source, embedder={"batch_size": 8, "sharding": data_sharding()}), evaluate(source)
+    spread = {name: one.pop(name) for name in ("uniformity_image", "uniformity_text", "modality_gap")}
+    assert {name: split.pop(name) for name in spread} == pytest.approx(spread, abs=1e-6)
+    assert split == one
 
 
 def perfect():
@@ -79,6 +84,7 @@ def test_constant_embeddings_score_zero(value):
     params = {name: np.full_like(p, value) for name, p in towers.params.items()}
     got = evaluate(source, towers, params=params)
     assert got["rsum"] == 0 and got["image_to_text_mean_rank"] == 20
+    assert np.isnan(got["uniformity_image"]) if np.isnan(value) else abs(got["uniformity_image"]) < 1e-6
     if not np.isnan(value):
         assert got["image_to_text_R@1_optimistic"] == 1 and got["text_to_image_tie_gap"] == 1
         assert got["text_to_image_mean_rank_optimistic"] == 1
@@ -113,6 +119,63 @@ def test_folds_are_means_over_consecutive_parts():
     for name in ("rsum", "image_to_text_median_rank", "text_to_image_R@5"):
         assert got[name] == pytest.approx(np.mean([p[name] for p in parts]))
     assert got["num_images"] == 12
+
+
+def pairwise_spread(x):
+    """The equation of uniformity, one pair at a time, in float64."""
+    x = np.asarray(x, np.float64)
+    near = [math.exp(-2 * ((a - b) ** 2).sum()) for i, a in enumerate(x) for j, b in enumerate(x) if i != j]
+    return math.log(sum(near) / len(near))
+
+
+@pytest.mark.parametrize("n", [1, 2, 23])
+def test_the_spread_of_both_sides_is_measured_over_the_whole_split(n):
+    source, towers = retrieval_source(n, seed=2), Towers(seed=2)
+    captions = [c for e in source for c in e["captions"]]
+    images, texts = reference(towers, source, captions)
+    for folds in {1, min(n, 3)}:
+        got = evaluate(source, towers, folds=folds)
+        for side, rows in (("image", images), ("text", texts)):
+            want = pairwise_spread(rows) if len(rows) > 1 else 0.0
+            assert got[f"uniformity_{side}"] == pytest.approx(want, abs=1e-5)
+        assert got["modality_gap"] == pytest.approx(np.linalg.norm(images.mean(0) - texts.mean(0)), abs=1e-6)
+
+
+def on_the_sphere(n, width=6, seed=0):
+    x = np.random.default_rng(seed).normal(size=(n, width))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_uniformity_of_many_rows_is_that_of_evenly_spaced_ones():
+    x = on_the_sphere(1100)  # three blocks, the last one ragged
+    assert uniformity(x) == pytest.approx(at_once(x), abs=1e-6)
+    assert uniformity(x, limit=100) == pytest.approx(pairwise_spread(x[::11]), abs=1e-6)
+    halves = np.concatenate([np.tile(x[:1], (50, 1)), x[:50]])  # the first rows alone would be one point
+    assert uniformity(halves, limit=20) < -0.3
+
+
+def at_once(x):
+    x = x.astype(np.float64)
+    near = np.exp(-2 * ((x[:, None] - x[None]) ** 2).sum(-1))
+    np.fill_diagonal(near, 0)
+    return math.log(near.sum() / (len(x) * (len(x) - 1)))
+
+
+def test_uniformity_knows_one_point_from_an_even_spread_and_turns_do_not_change_it():
+    x = on_the_sphere(300)
+    assert uniformity(np.tile(x[:1], (9, 1))) == pytest.approx(0, abs=1e-6)
+    assert uniformity(x * [[1, 1, 1, 0.1, 0.1, 0.1]]) > uniformity(x)
+    turn, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))
+    assert uniformity(x @ turn) == pytest.approx(uniformity(x), abs=1e-5)
+    # On a sphere of many dimensions two points are nearly at right angles: ‖x - y‖² = 2.
+    assert uniformity(on_the_sphere(300, width=2000)) == pytest.approx(-4, abs=0.05)
+
+
+def test_the_modality_gap_is_between_means():
+    x = on_the_sphere(40)
+    assert modality_gap(x, x[::-1]) == pytest.approx(0, abs=1e-7)
+    assert modality_gap(x[:1], -x[:1]) == pytest.approx(2)
+    assert modality_gap(x, x[:10]) == pytest.approx(np.linalg.norm(x.mean(0) - x[:10].mean(0)), abs=1e-6)
 
 
 def test_evaluators_of_one_split_share_its_embeddings_and_options_tell_splits_apart():

@@ -48,6 +48,7 @@ def test_options_are_overridden_by_name(config):
         ((("latent_noise", {"strenght": 1.0}),), r"augment\.latent_noise\.strenght=1\.0: unknown key; .*'strength'"),
         ((("latent_noise", {}), ("latent_noise", {})), r"augment: 'latent_noise' is named twice"),
         ((("latent_noise", {"tap": "tokens"}),), r"augment\.latent_noise\.tap='tokens'"),
+        ((("mixup", {"weight": {"value": 1.0, "over": 5}}),), r"augment\.mixup\.weight: a schedule's over=5"),
         ((("lemda", {}), ("patch_dropout", {"share": 1.5})), r"augment\.patch_dropout\.share=1\.5: must be between"),
     ],
 )
@@ -83,7 +84,7 @@ def test_each_tower_runs_once():
         assert more[2] > plain[2]
 
 
-LEMDA = {"z_dim": 2, "layers": 1}
+LEMDA = {"z_dim": 3, "layers": 1}
 
 
 def test_full_size_models_cost_at_most_a_hundredth_more():
@@ -171,7 +172,7 @@ def test_augmentations_are_switched_between_checkpoints(tmp_path):
         "both": tuple(mixed.items()),
         "none": (),
         "one": (("xmda", {}), ("mixup", {})),
-        "other": (("lemda", {**LEMDA, "z_dim": 3}), ("xmda", {})),
+        "other": (("lemda", {**LEMDA, "z_dim": 4}), ("xmda", {})),
     }.items():
         program, batches = assembled(tiny.experiment(augment=augment), jax.devices()[:1])
         batches.close()
