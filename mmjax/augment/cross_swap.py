@@ -35,7 +35,7 @@ class Augmentation(base.Base):
     def __init__(
         self,
         *,
-        weight: Strength = 1.0,
+        weight: Strength = 0.1,
         probability: Strength = 0.3,
         part: Literal["whole", "blocks"] = "whole",
         blocks: int = 8,

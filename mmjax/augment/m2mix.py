@@ -50,7 +50,7 @@ class Augmentation(base.Base):
     def __init__(
         self,
         *,
-        weight: Strength = 0.1,
+        weight: Strength = 0.01,
         modes: tuple[Mode, ...] = ("m2",),
         alpha: Strength = 1.0,
         draw: Draw = "batch",

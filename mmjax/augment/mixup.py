@@ -35,10 +35,10 @@ class Augmentation(base.Base):
         self,
         *,
         towers: Towers,
-        weight: Strength = 1.0,
-        alpha: Strength = 2.0,
+        weight: Strength = 0.5,
+        alpha: Strength = 1.0,
         draw: Draw = "batch",
-        sides: Literal["both", "image", "text"] = "both",
+        sides: Literal["both", "image", "text"] = "image",
         tap: Tap = "pooled",
         targets: Targets = "provenance",
     ):

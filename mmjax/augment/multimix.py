@@ -34,7 +34,7 @@ class Augmentation(base.Base):
     def __init__(
         self,
         *,
-        weight: Strength = 1.0,
+        weight: Strength = 0.3,
         sources: int = 4,
         alpha: Strength = 1.0,
         draw: Draw = "row",

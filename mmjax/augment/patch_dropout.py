@@ -33,7 +33,7 @@ class Augmentation(Shortening):
     Options: ``share`` p, ``kind``, ``levels`` in which a share that changes is rounded, beside 0.
     """
 
-    def __init__(self, *, share: Strength = 0.5, kind: Kind = "random", levels: int = 4):
+    def __init__(self, *, share: Strength = 0.25, kind: Kind = "random", levels: int = 4):
         super().__init__(share=share, levels=levels)
         self.kind = kind
         if kind == "grid" and not set(self.shares) <= {0.0, 0.75}:

@@ -73,7 +73,7 @@ class Augmentation(base.Base):
         *,
         towers: Towers,
         rngs: nnx.Rngs,
-        weight: Strength = 1.0,
+        weight: Strength = 0.1,
         tap: Tap = "tokens@0",
         sides: Literal["image", "text", "both"] = "image",
         keep: Strength = 0.6,

@@ -79,7 +79,7 @@ def test_levels_round_a_share_that_changes_and_leave_a_constant_one_alone():
     [
         ({"share": 1.0}, r"augment\.patch_dropout\.share=1\.0: must be between 0 and 0\.99"),
         ({"levels": 0}, r"augment\.patch_dropout\.levels=0: must be at least 1"),
-        ({"kind": "grid"}, r"augment\.patch_dropout\.share=0\.5: kind='grid' keeps one patch of four"),
+        ({"kind": "grid"}, r"augment\.patch_dropout\.share=0\.25: kind='grid' keeps one patch of four"),
     ],
 )
 def test_options_that_cannot_be_used_are_named(options, message):
