@@ -141,6 +141,20 @@ class View:
     factor: jax.Array | float = 1.0  # on the term, besides the augmentation's weight
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """How the model compares unit embeddings."""
+
+    scale: jax.Array  # f32[]
+    bias: jax.Array | None = None  # f32[]
+
+    def logits(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
+        """``scale · rows columnsᵀ + bias``: f32[N, D], f32[M, D] -> f32[N, M]."""
+        products = self.scale * jnp.einsum("nd,md->nm", rows, columns, precision=jax.lax.Precision.HIGHEST)
+        return products if self.bias is None else products + self.bias
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmented:
     """An augmentation's answer at the tap."""
@@ -176,19 +190,9 @@ class Base(nnx.Module):
         return Augmented()
 
     def compare(
-        self,
-        clean: Features,
-        views: Sequence[Features],
-        *,
-        scale: jax.Array,
-        bias: jax.Array | None,
-        key: jax.Array,
-        step: jax.Array,
+        self, clean: Features, views: Sequence[Features], *, similarity: Similarity, key: jax.Array, step: jax.Array
     ) -> tuple[Terms, Metrics]:
-        """Further losses of the clean unit embeddings and those of the views, in the views' order.
-
-        Logits are ``scale`` times the product, plus ``bias`` where the model has one.
-        """
+        """Further losses of the clean unit embeddings and those of the views, in the views' order."""
         return {}, {}
 
 

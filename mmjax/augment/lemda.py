@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, Tap, Terms, Towers, View, reversed_gradient
+from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, Towers, View, reversed_gradient
 from mmjax.augment.consistency import Mask, bernoulli_consistency, softmax_consistency
 from mmjax.augment.mixing import shared_source
 from mmjax.augment.schedules import Strength
@@ -175,28 +175,18 @@ class Augmentation(base.Base):
         )
 
     def compare(
-        self,
-        clean: Features,
-        views: Sequence[Features],
-        *,
-        scale: jax.Array,
-        bias: jax.Array | None,
-        key: jax.Array,
-        step: jax.Array,
+        self, clean: Features, views: Sequence[Features], *, similarity: Similarity, key: jax.Array, step: jax.Array
     ) -> tuple[Terms, Metrics]:
         """The masked divergence of the changed pairs' predictions from the clean ones'."""
         pairs, changed = clean.pairs(), views[1]
-        if self.prediction == "bernoulli" and bias is None:
+        if self.prediction == "bernoulli" and similarity.bias is None:
             raise ConfigError(
                 "augment.lemda.prediction='bernoulli': needs a model with a bias; set model.init_logit_bias, as the "
                 "sigmoid objective wants it, or use prediction='softmax'"
             )
-        scale, bias = jax.lax.stop_gradient((scale, jnp.zeros(()) if bias is None else bias))
-
-        def logits(f: Features) -> jax.Array:
-            return scale * jnp.einsum("nd,md->nm", f.image, f.text, precision=jax.lax.Precision.HIGHEST) + bias
-
-        before, after = jax.lax.stop_gradient(logits(pairs)), logits(changed)
+        similarity = jax.lax.stop_gradient(similarity)
+        before = jax.lax.stop_gradient(similarity.logits(pairs.image, pairs.text))
+        after = similarity.logits(changed.image, changed.text)
         given: dict[str, Any] = {
             "valid": pairs.image_source.valid & pairs.text_source.valid,
             "threshold": schedules.at(self.threshold, step),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, Tap, Terms, View
+from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, View
 from mmjax.augment.mixing import Draw, Targets, beta_share, flipped, mixed_source, share_metrics, shared_source
 from mmjax.augment.schedules import Strength
 from mmjax.config import ConfigError
@@ -91,14 +91,7 @@ class Augmentation(base.Base):
         return Augmented(views=views, metrics=metrics)
 
     def compare(
-        self,
-        clean: Features,
-        views: Sequence[Features],
-        *,
-        scale: jax.Array,
-        bias: jax.Array | None,
-        key: jax.Array,
-        step: jax.Array,
+        self, clean: Features, views: Sequence[Features], *, similarity: Similarity, key: jax.Array, step: jax.Array
     ) -> tuple[Terms, Metrics]:
         """The loss of m2."""
         if "m2" not in self.modes:
@@ -109,8 +102,8 @@ class Augmentation(base.Base):
         if self.negatives == "held":
             mixed = jax.lax.stop_gradient(mixed)
         if self.temperature is not None:
-            scale = jnp.float32(1 / self.temperature)
-        loss = mixed_negatives(pairs, mixed, scale=scale, targets=self.targets)
+            similarity = Similarity(scale=jnp.float32(1 / self.temperature))
+        loss = mixed_negatives(pairs, mixed, similarity=similarity, targets=self.targets)
         return {"m2": loss}, share_metrics(share)
 
     def _share(self, key: jax.Array, step: jax.Array, *, rows: int) -> jax.Array:
@@ -128,9 +121,10 @@ class Augmentation(base.Base):
         return source(pairs.image_source, "provenance"), text
 
 
-def mixed_negatives(pairs: Features, mixed: jax.Array, *, scale: jax.Array, targets: Targets) -> jax.Array:
+def mixed_negatives(pairs: Features, mixed: jax.Array, *, similarity: Similarity, targets: Targets) -> jax.Array:
     """``CE(I) + CE(T)``, means over the pairs: own partner against everyone else's mixed row; f32[]."""
-    own = scale * jnp.sum(pairs.image * pairs.text, axis=-1)
+    similarity = Similarity(scale=similarity.scale)  # a bias is in all logits alike, and has no part in a softmax
+    own = similarity.scale * jnp.sum(pairs.image * pairs.text, axis=-1)
     valid = pairs.image_source.valid & pairs.text_source.valid
     itself = jnp.eye(own.shape[0], dtype=bool)
     allowed = valid[:, None] & valid[None, :]
@@ -139,7 +133,7 @@ def mixed_negatives(pairs: Features, mixed: jax.Array, *, scale: jax.Array, targ
     count = jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1.0)
     loss = jnp.zeros((), jnp.float32)
     for rows in (pairs.image, pairs.text):
-        others = scale * jnp.einsum("nd,md->nm", rows, mixed, precision=jax.lax.Precision.HIGHEST)
+        others = similarity.logits(rows, mixed)
         logits = jnp.where(itself, own[:, None], jnp.where(allowed, others, _EXCLUDED))
         loss += jnp.sum(jnp.where(valid, jax.nn.logsumexp(logits, axis=1) - own, 0.0)) / count
     return loss

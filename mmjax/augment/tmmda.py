@@ -11,7 +11,7 @@ from flax import nnx
 
 from mmjax.augment import base, schedules
 from mmjax.augment.adversary import Discriminator, Game, Generator, dense, mean_where, played
-from mmjax.augment.base import Augmented, Features, Tap, Terms, Towers, View
+from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, Towers, View
 from mmjax.augment.crossing import (
     CrossAttention,
     Modality,
@@ -153,25 +153,18 @@ class Augmentation(base.Base):
         return Augmented(views=[view], terms=terms, metrics=metrics)
 
     def compare(
-        self,
-        clean: Features,
-        views: Sequence[Features],
-        *,
-        scale: jax.Array,
-        bias: jax.Array | None,
-        key: jax.Array,
-        step: jax.Array,
+        self, clean: Features, views: Sequence[Features], *, similarity: Similarity, key: jax.Array, step: jax.Array
     ) -> tuple[Terms, Metrics]:
         """The contrast of enhanced rows with clean ones, and how their similarities changed; of own tokens alone."""
         if self.foreign == "other":
             return {}, {}
         (view,), n = views, clean.examples
-        still, pairs, scale = jax.lax.stop_gradient((clean, clean.pairs(), scale))
+        still, pairs, similarity = jax.lax.stop_gradient((clean, clean.pairs(), similarity))
         contrasts, changes = [], []
 
         def add(new: jax.Array, old: jax.Array, source: Provenance, across: jax.Array, across_valid: jax.Array) -> None:
-            contrasts.append(own_contrast(new, old, source=source, scale=scale))
-            logits = [scale * _products(rows, across) for rows in (old, new)]
+            contrasts.append(own_contrast(new, old, source=source, similarity=similarity))
+            logits = [similarity.logits(rows, across) for rows in (old, new)]
             change = jensen_shannon(*logits, where=across_valid[None, :])
             changes.append(mean_where(change, source.valid))
 
@@ -259,9 +252,9 @@ class Enhancer(nnx.Module):
         self.attention = CrossAttention(width, heads=heads, rngs=rngs)
 
 
-def own_contrast(new: jax.Array, old: jax.Array, *, source: Provenance, scale: jax.Array) -> jax.Array:
+def own_contrast(new: jax.Array, old: jax.Array, *, source: Provenance, similarity: Similarity) -> jax.Array:
     """``mean_i [lse_j s e'_i·e_j - s e'_i·e_i]`` f32[] over unit rows; an example that comes twice is no negative."""
-    logits = scale * _products(new, old)
+    logits = similarity.logits(new, old)
     itself = jnp.eye(new.shape[0], dtype=bool)
     allowed = source.valid[None, :] & ~shared_source(source, source) | itself
     loss = jax.nn.logsumexp(jnp.where(allowed, logits, _EXCLUDED), axis=1) - jnp.diagonal(logits)
@@ -270,10 +263,6 @@ def own_contrast(new: jax.Array, old: jax.Array, *, source: Provenance, scale: j
 
 def _joined(parts: Sequence[jax.Array]) -> jax.Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-
-
-def _products(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum("nd,md->nm", a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _length(x: jax.Array, where: jax.Array) -> jax.Array:

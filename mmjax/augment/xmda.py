@@ -13,7 +13,7 @@ from flax import nnx
 
 from mmjax.augment import alignment as align
 from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, Tap, Terms, Towers, View, Words
+from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, Towers, View, Words
 from mmjax.augment.divergences import jensen_shannon
 from mmjax.augment.schedules import Strength
 from mmjax.config import ConfigError
@@ -188,33 +188,22 @@ class Augmentation(base.Base):
         return Augmented(views=views, terms=terms, metrics={"gate": gate, **metrics})
 
     def compare(
-        self,
-        clean: Features,
-        views: Sequence[Features],
-        *,
-        scale: jax.Array,
-        bias: jax.Array | None,
-        key: jax.Array,
-        step: jax.Array,
+        self, clean: Features, views: Sequence[Features], *, similarity: Similarity, key: jax.Array, step: jax.Array
     ) -> tuple[Terms, Metrics]:
         """The divergence of the mixed pairs' predictions from the clean ones'; a bias has no part in a softmax."""
         pairs = clean.pairs()
         valid = pairs.image_source.valid & pairs.text_source.valid
-        scale = jax.lax.stop_gradient(scale)
-
-        def logits(image: jax.Array, text: jax.Array) -> jax.Array:
-            return scale * jnp.einsum("nd,md->nm", image, text, precision=_EXACT)
-
-        known = logits(pairs.image, pairs.text)
+        similarity = jax.lax.stop_gradient(similarity)
+        known = similarity.logits(pairs.image, pairs.text)
         if self.gradient == "mixed":
             known = jax.lax.stop_gradient(known)
         terms: Terms = {}
         metrics: Metrics = {}
         for side, view in zip(self.sides, views, strict=True):
             if side == "image":
-                mixed, source = logits(view.image, pairs.text), view.image_source
+                mixed, source = similarity.logits(view.image, pairs.text), view.image_source
             else:
-                mixed, source = logits(pairs.image, view.text), view.text_source
+                mixed, source = similarity.logits(pairs.image, view.text), view.text_source
             by_image = jensen_shannon(mixed, known, where=valid)
             by_text = jensen_shannon(mixed.T, known.T, where=valid)
             each = 0.5 * (by_image + by_text) * jnp.sum(source.weight, axis=1)

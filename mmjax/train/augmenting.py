@@ -17,7 +17,7 @@ from flax import nnx
 
 from mmjax import plugins, rng
 from mmjax.augment import schedules
-from mmjax.augment.base import Base, Features, Tap, Towers, View
+from mmjax.augment.base import Base, Features, Similarity, Tap, Towers, View
 from mmjax.augment.shortening import Shortening
 from mmjax.config import ConfigError, bind
 from mmjax.models.clip import Clip
@@ -162,8 +162,9 @@ class Augmentations:
         clean = dataclasses.replace(
             taps["embedding"], image=unit(taps["embedding"].image), text=unit(taps["embedding"].text)
         )
-        scale = jnp.exp(model.logit_scale[...])
-        bias = None if model.logit_bias is None else model.logit_bias[...]
+        similarity = Similarity(
+            scale=jnp.exp(model.logit_scale[...]), bias=None if model.logit_bias is None else model.logit_bias[...]
+        )
 
         modules = {
             name: nnx.merge(nnx.graphdef(module), nnx.State(params.get(name, {})))
@@ -183,14 +184,14 @@ class Augmentations:
         for name, module in modules.items():
             answer = answers[name]
             rows = list(itertools.islice(rows_of_views, len(answer.views)))
-            compared, found = module.compare(clean, rows, scale=scale, bias=bias, key=keys[name][1], step=step)
+            compared, found = module.compare(clean, rows, similarity=similarity, key=keys[name][1], step=step)
             terms = {**answer.terms, **compared}
             found = {**answer.metrics, **found, **terms}
             for view, row in zip(answer.views, rows, strict=True):
                 found |= _geometry(view, row, clean)
                 if view.role == "task":
                     sources = {"image_source": row.image_source, "text_source": row.text_source}
-                    value, _ = objective(row.image, row.text, **sources, scale=scale, bias=bias)
+                    value, _ = objective(row.image, row.text, **sources, **vars(similarity))
                     terms[view.name] = view.factor * value
                     found |= {view.name: value, f"{view.name}_gap": value - clean_loss}
             weight = schedules.at(module.weight, step)

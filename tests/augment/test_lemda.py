@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from mmjax import rng
-from mmjax.augment.base import Features, Words, reversed_gradient
+from mmjax.augment.base import Features, Similarity, Words, reversed_gradient
 from mmjax.augment.schedules import Schedule
 from mmjax.config import ConfigError
 from mmjax.objectives import sigmoid
@@ -192,7 +192,11 @@ def compared(prediction):
 
     def value(changed, clean, scale, bias):
         _, metrics = module.compare(
-            clean, [clean, changed], scale=scale, bias=bias, key=jax.random.key(0), step=jnp.int32(0)
+            clean,
+            [clean, changed],
+            similarity=Similarity(scale=scale, bias=bias),
+            key=jax.random.key(0),
+            step=jnp.int32(0),
         )
         return metrics["divergence_from_clean"], metrics["confident_share"]
 
@@ -240,7 +244,9 @@ def test_consistency_holds_the_clean_predictions_and_the_scale_still():
 def test_pairwise_predictions_need_a_bias():
     module, rows = features.module("lemda", **SMALL, prediction="bernoulli"), unit_features(0)
     with pytest.raises(ConfigError, match=r"augment\.lemda\.prediction='bernoulli'.*model\.init_logit_bias"):
-        module.compare(rows, [rows, rows], scale=jnp.float32(1), bias=None, key=jax.random.key(0), step=jnp.int32(0))
+        module.compare(
+            rows, [rows, rows], similarity=Similarity(scale=jnp.float32(1)), key=jax.random.key(0), step=jnp.int32(0)
+        )
 
 
 IDS = np.array([[1, 5, 6, 2, 0], [1, 7, 2, 0, 0], [1, 5, 8, 9, 2], [1, 2, 2, 2, 2]])  # 2 ends a text

@@ -3,11 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmjax.augment.base import Similarity
 from mmjax.augment.m2mix import mixed_negatives
 from mmjax.config import ConfigError
 from mmjax.sphere import slerp, unit
 from support import features
 from support import objectives_reference as reference
+
+SIMILARITY = Similarity(scale=jnp.float32(4), bias=jnp.float32(-9))  # the bias changes nothing
 
 
 def rows(seed, n=6, d=5):
@@ -48,7 +51,7 @@ def test_the_loss_of_m2_is_the_papers(share, targets):
     image, text = rows(0), rows(1)
     pairs = pairs_of(image, text)
     mixed = slerp(pairs.image, pairs.text, jnp.float32(share))
-    got = mixed_negatives(pairs, mixed, scale=jnp.float32(4), targets=targets)
+    got = mixed_negatives(pairs, mixed, similarity=SIMILARITY, targets=targets)
     np.testing.assert_allclose(got, m2(image, text, share, 4.0), rtol=1e-5)
 
 
@@ -57,7 +60,7 @@ def test_examples_that_come_twice_are_no_negatives_unless_the_paper_says_so():
     image[1], text[1] = image[0], text[0]
     pairs = pairs_of(image, text, ids=[7, 7, 2, 3, 4, 5])
     mixed = slerp(pairs.image, pairs.text, jnp.float32(0.5))
-    call = lambda targets: float(mixed_negatives(pairs, mixed, scale=jnp.float32(4), targets=targets))  # noqa: E731
+    call = lambda targets: float(mixed_negatives(pairs, mixed, similarity=SIMILARITY, targets=targets))  # noqa: E731
     np.testing.assert_allclose(call("identity"), m2(image, text, 0.5, 4.0), rtol=1e-5)
     assert call("provenance") < call("identity")
 
@@ -66,7 +69,12 @@ def test_padding_is_neither_query_nor_negative():
     image, text = rows(4), rows(5)
     whole, padded = pairs_of(image[:4], text[:4]), pairs_of(image, text, ids=[0, 1, 2, 3, -1, -1])
     results = [
-        mixed_negatives(p, slerp(p.image, p.text, jnp.float32(0.4)), scale=jnp.float32(3), targets="provenance")
+        mixed_negatives(
+            p,
+            slerp(p.image, p.text, jnp.float32(0.4)),
+            similarity=Similarity(scale=jnp.float32(3)),
+            targets="provenance",
+        )
         for p in (whole, padded)
     ]
     np.testing.assert_allclose(*results, rtol=1e-6)
@@ -122,11 +130,13 @@ def test_gradients_flow_into_the_mixes_or_not():
     def held(image, text, share):
         pairs = features.replaced(pooled.pairs(), unit(image @ params["visual"]), unit(text @ params["text"]))
         fixed = jax.lax.stop_gradient(slerp(pairs.image, pairs.text, share))
-        return 0.1 * mixed_negatives(pairs, fixed, scale=jnp.exp(params["logit_scale"]), targets="provenance")
+        return 0.01 * mixed_negatives(
+            pairs, fixed, similarity=Similarity(scale=jnp.exp(params["logit_scale"])), targets="provenance"
+        )
 
     metrics = features.gradients(features.made("m2mix"), {}, params, pooled)[1]
     want = jax.grad(held)(pooled.image, pooled.text, metrics["augment/m2mix/share_mean"])
-    np.testing.assert_allclose(grads["held"][2], want, atol=1e-5)
+    np.testing.assert_allclose(grads["held"][2], want, rtol=1e-3, atol=1e-7)
 
 
 def test_modes_are_named_once():

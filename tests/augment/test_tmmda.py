@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from mmjax.augment import tmmda
-from mmjax.augment.base import Features, Towers, Words
+from mmjax.augment.base import Features, Similarity, Towers, Words
 from mmjax.augment.crossing import aligned
 from mmjax.augment.schedules import Schedule
 from mmjax.config import ConfigError
@@ -305,8 +305,7 @@ def test_the_comparison_is_its_equations():
         return module.compare(
             dataclasses.replace(clean, image=clean_image, text=clean_text),
             [dataclasses.replace(view, image=image, text=text)],
-            scale=scale,
-            bias=None,
+            similarity=Similarity(scale=scale),
             key=jax.random.key(0),
             step=jnp.int32(0),
         )

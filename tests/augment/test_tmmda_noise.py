@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from mmjax.augment import tmmda
-from mmjax.augment.base import Features, Towers, Words
+from mmjax.augment.base import Features, Similarity, Towers, Words
 from mmjax.objectives.contrastive import Objective
 from mmjax.sphere import unit
 from mmjax.types import Provenance
@@ -65,7 +65,7 @@ def trained_on_noise(**options):
             for side, x in (("image", found.views[0].image), ("text", found.views[0].text))
         }
         rows = dataclasses.replace(clean, **view)
-        terms, _ = plugin.compare(clean, [rows], scale=scale, bias=None, key=key, step=step)
+        terms, _ = plugin.compare(clean, [rows], similarity=Similarity(scale=scale), key=key, step=step)
         call = lambda f: objective(f.image, f.text, image_source=source, text_source=source, scale=scale)[0]  # noqa: E731
         of_clean, of_view = call(clean), call(rows)
         total = of_clean + sum(found.terms.values()) + sum(terms.values()) + on_view * of_view

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from mmjax.augment.base import Features, Towers, Words
+from mmjax.augment.base import Features, Similarity, Towers, Words
 from mmjax.augment.schedules import Schedule
 from mmjax.augment.xmda import Augmentation
 from mmjax.config import ConfigError
@@ -101,7 +101,9 @@ def whole(module, learned, clean, params, seed, step):
     key, other = jax.random.split(jax.random.key(seed))
     answer = module.augment(clean, key=key, step=step)
     rows, views = pooled(clean, answer, params)
-    terms, metrics = module.compare(rows, views, scale=jnp.exp(params["scale"]), bias=None, key=other, step=step)
+    terms, metrics = module.compare(
+        rows, views, similarity=Similarity(scale=jnp.exp(params["scale"])), key=other, step=step
+    )
     terms = {**answer.terms, **terms}
     assert all(v.role == "consistency" for v in answer.views)
     shown = {
@@ -303,8 +305,8 @@ def test_the_clean_predictions_learn_or_not():
     def gradients(gradient):
         def loss(mixed, known):
             known, view = (dataclasses.replace(rows, image=x) for x in (known, mixed))
-            at = {"bias": None, "key": jax.random.key(0), "step": jnp.int32(0)}
-            terms, _ = made(gradient=gradient).compare(known, [view], scale=jnp.float32(4), **at)
+            at = {"key": jax.random.key(0), "step": jnp.int32(0)}
+            terms, _ = made(gradient=gradient).compare(known, [view], similarity=Similarity(scale=jnp.float32(4)), **at)
             return terms["image_consistency"]
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(mixed, rows.image)
@@ -477,7 +479,7 @@ def test_an_infonce_of_the_mixed_pair_would_leak_where_these_terms_do_not():
         own = nnx.merge(nnx.graphdef(module), learned)
         answer = own.augment(clean, key=keys[2], step=jnp.asarray(0, jnp.int32))
         known, views = pooled(clean, answer, params)
-        at = {"scale": jnp.float32(10), "bias": None, "key": keys[2], "step": jnp.int32(0)}
+        at = {"similarity": Similarity(scale=jnp.float32(10)), "key": keys[2], "step": jnp.int32(0)}
         terms, _ = own.compare(known, views, **at)
         task, leaky = infonce(known.image, known.text), infonce(views[0].image, known.text)
         return jnp.where(leak, leaky, task + sum(terms.values())), jnp.where(leak, leaky, task)

@@ -123,29 +123,30 @@ DEEP = {"model__vision_cfg__layers": 2, "model__text_cfg__layers": 2}
 
 def test_blocks_that_are_tapped_are_rounded_as_if_they_were_not():
     """In the middle of a scanned tower, and after its last block, at weight zero."""
-    plain = trained(tiny.experiment(**DEEP, model__scan=True), steps=1, optimised=True)
-    augment = (("mixup", {"tap": "tokens@1", "weight": LATE}),)
+    plain = trained(tiny.experiment(**DEEP), steps=1, optimised=True)
+    augment = (("mixup", {"tap": "tokens@1", "sides": "both", "weight": LATE}),)
     tapped = trained(tiny.experiment(**DEEP, augment=augment), steps=1, optimised=True)
     for a, b in zip(jax.tree.leaves(tapped[0][0].params), jax.tree.leaves(plain[0][0].params), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_modalities_are_views_at_every_tap():
-    several = {"data__modalities": ("image", "depth")}
-    for tap in ("input", "tokens@0"):
-        augment = (("mixup", {"tap": tap}), ("patch_dropout", {"share": 0.25}))
-        [(_, metrics)] = trained(tiny.experiment(augment=augment, **several), steps=1)
-        assert np.isfinite(list(metrics.values())).all()
-        assert 0.2 < metrics["augment/mixup/task_image_cosine"] <= 1
+def test_three_modalities_and_text_go_through_every_tap():
+    augment = (
+        ("mixup", {"tap": "input"}), ("tmmda", {}), ("xmda", {"sides": "both"}), ("patch_dropout", {"share": 0.25}),
+    )  # fmt: skip
+    several = {"data__modalities": ("image", "depth", "thermal")}
+    [(_, metrics)] = trained(tiny.experiment(augment=augment, **several), steps=1)
+    assert np.isfinite(list(metrics.values())).all()
+    assert 0.2 < metrics["augment/mixup/task_image_cosine"] <= 1
+    assert 0.3 < metrics["augment/tmmda/image_mixed_share"] < 0.6  # 0.15 from each of three others
+    assert 0.3 < metrics["augment/tmmda/text_mixed_share"] < 0.6
 
 
 def test_a_share_that_changes_switches_the_length_and_compiles_once():
     """Before the change the steps are those of whole sequences, after it those of the constant share."""
-    late = tuple((name, {"share": LATE, "levels": 1}) for name in ("patch_dropout", "token_dropout"))
-    mixed = (("mixup", {"weight": 0.1}),)
-    history = trained(tiny.experiment(augment=late + mixed), steps=4)
-    whole = trained(tiny.experiment(augment=mixed), steps=3)
-    assert [m["augment/patch_dropout/share"] for _, m in history] == [0, 0, 0.5, 0.5]
+    history = trained(tiny.experiment(augment=(("patch_dropout", {"share": LATE, "levels": 1}),)), steps=3)
+    whole = trained(tiny.experiment(), steps=3)
+    assert [m["augment/patch_dropout/share"] for _, m in history] == [0, 0, 0.5]
     for (_, got), (_, want) in zip(history[:2], whole[:2], strict=True):
         assert got["loss"] == pytest.approx(want["loss"], rel=1e-4)
     assert history[2][1]["loss"] != pytest.approx(whole[2][1]["loss"], rel=1e-3)
