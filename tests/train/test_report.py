@@ -106,6 +106,17 @@ def test_a_whole_run(workdir):
     assert page.tags.count("img") == 4
 
 
+def test_views_are_drawn_beside_the_clean_rows_and_the_sphere_where_it_was_measured(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        for step in (1, 2, 3):
+            measured = {"mixup/task": 3.0, "mixup/task_gap": 0.5, "mixup/task_modality_gap": 0.1, "m2mix/m2": 4.0}
+            writer.write(step, {"train/loss": 2.5} | prefixed("augment", measured))
+        writer.write(3, prefixed("val", {"uniformity_image": -1.0, "uniformity_text": -1.5, "modality_gap": 0.7}))
+    text = page_of(tmp_path).text
+    assert "Loss of mixup's view 'task'" in text and text.count("Loss of ") == 1
+    assert "Uniformity and modality gap, val" in text
+
+
 def test_the_best_step_is_marked_and_the_last_one_shown(workdir):
     text = report.write(workdir).read_text()
     rows = re.findall(r"<tr( class=\"best\")?><th scope=\"row\">val</th><td>(\d+)</td>", text)

@@ -116,11 +116,35 @@ def _curves(lines: list[dict[str, float]]) -> str:
             )
             for title, keys in recalls.items()
         ),
+        line_chart(
+            "Uniformity and modality gap, val",
+            [
+                Series(name.replace("_", " "), _curve(lines, "val", (name,)))
+                for name in ("uniformity_image", "uniformity_text", "modality_gap")
+            ],
+        ),
+        *_views(lines),
         line_chart("Learning rate", [Series("learning rate", _curve(lines, "train", ("learning_rate", "lr")))]),
         line_chart("Examples a second", [Series("examples/s", _curve(lines, "train", ("examples_per_second",)))]),
     ]
     charts = [chart for chart in charts if chart]
     return f'<section><h2>Curves</h2><div class="charts">{"".join(charts)}</div></section>' if charts else ""
+
+
+def _views(lines: list[dict[str, float]]) -> list[str]:
+    """For each view of an augmentation that is a task, its loss beside that of the clean rows at the same steps."""
+    charts = []
+    for key in dict.fromkeys(key for line in lines for key in line):
+        _, _, rest = key.partition("augment/")
+        name, _, metric = rest.partition("/")
+        view = metric.removesuffix("_gap")
+        if not rest or metric == view or metric.endswith("modality_gap"):
+            continue
+        loss = _curve(lines, f"augment/{name}", (view,))
+        steps = {x for x, _ in loss}
+        clean = [point for point in _curve(lines, "train", ("loss",)) if point[0] in steps]
+        charts.append(line_chart(f"Loss of {name}'s view {view!r}", [Series("view", loss), Series("clean", clean)]))
+    return charts
 
 
 def _curve(lines: list[dict[str, float]], prefix: str, names: tuple[str, ...]) -> Points:
