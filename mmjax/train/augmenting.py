@@ -30,6 +30,9 @@ FOLDER = "mmjax.augment"
 
 Objective = Callable[..., tuple[jax.Array, Metrics]]
 
+SPREAD_ROWS = 1024
+"""Of which every pair is compared for the uniformity: all pairs of a large batch would take more than its logits."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentations:
@@ -239,7 +242,8 @@ def modality_gap(rows: Features) -> jax.Array:
 
 
 def uniformity(rows: jax.Array) -> jax.Array:
-    """``log mean_{i≠j} exp(-2 |x_i - x_j|²)`` of unit rows (Wang & Isola 2020, arXiv:2005.10242); f32[]."""
+    """``log mean_{i≠j} exp(-2 |x_i - x_j|²)`` of the first unit rows (Wang & Isola 2020, arXiv:2005.10242); f32[]."""
+    rows = rows[:SPREAD_ROWS]
     n = rows.shape[0]
     logits = 4 * (jnp.einsum("nd,md->nm", rows, rows) - 1)
     apart = jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, logits)
