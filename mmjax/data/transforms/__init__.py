@@ -1,1 +1,3 @@
-"""Input-level augmentations, one a file; numpy only."""
+"""Input-level augmentations, one a file: each has a class ``Transform`` (see ``base``); numpy only, never jax."""
+
+SHARED = ("base",)
