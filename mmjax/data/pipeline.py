@@ -1,8 +1,9 @@
 """Batches as a pure function of (seed, step).
 
-Which examples, in which order, with which of their captions: all of it is arithmetic on the numbers of the rows, done
-for the global batch before a process takes its share. So nothing here depends on how many processes, workers or threads
-there are, a run goes on at step k without reading what came before, and there is no iterator state to save.
+Which examples, in which order, with which of their captions, changed in which way: all of it is arithmetic on the
+numbers of the rows, done for the global batch before a process takes its share. So nothing here depends on how many
+processes, workers or threads there are, a run goes on at step k without reading what came before, and there is no
+iterator state to save.
 
 How rows are composed. With N images in the global batch, C captions and R hard negatives an image, image n owns the
 T = C + R text rows ``n*T … n*T + T - 1``: its captions first, then its negatives. Process p of P holds images
@@ -10,40 +11,34 @@ T = C + R text rows ``n*T … n*T + T - 1``: its captions first, then its negati
 are the batch that one process alone would make, for images and texts alike.
 
     images           {modality: u8[N, H, W, channels]}
-    image_ids        i32[N, 1]       the source's ids
-    image_weight     f32[N, 1]       1
+    image_ids        i32[N, K]       the source's ids; K is 1 unless a transform of rows mixes examples
+    image_weight     f32[N, K]       1
     tokens           i32[N*T, L]
-    text_ids         i32[N*T, 1]     the image's id; -1 for a row the image has no text for (padding)
-    text_weight      f32[N*T, 1]     1 for captions; 0 for hard negatives, which are nobody's positive, and for padding
+    text_ids         i32[N*T, K]     the image's id; -1 for a row the image has no text for (padding)
+    text_weight      f32[N*T, K]     1 for captions; 0 for hard negatives, which are nobody's positive, and for padding
+    skipped          [(key, reason, detail)]: examples that could not be used; drawn ones stand in their places
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Protocol, get_args
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
 from mmjax.config import ConfigError, choose
+from mmjax.data.chain import Chain
+from mmjax.data.order import Arrangement, Order, Part
+from mmjax.data.reader import Captions, Reader, Source
+from mmjax.data.sample import Rows, Sample
+from mmjax.data.viewed import is_encoded
 
-Captions = Literal["random", "first"]
-Order = Literal["shuffled", "stored"]
-
-_ORDER, _CHOICES = 0, 1  # streams of random numbers
-_LARGEST_TABLE = 1 << 20  # a permutation of as many is 8 MB, and made in some 20 ms
+_CHOICES = 1  # a stream of random numbers; the order has 0, the reader 2
 _CACHED_TEXTS = 1 << 17  # at 77 tokens about 70 MB, in each worker
-
-
-class Source(Protocol):
-    """Random access to examples; see ``mmjax.data.sources``."""
-
-    group: int
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+_CHUNK = 16  # rows that a thread makes at a time
 
 
 class Stream(Protocol):
@@ -60,15 +55,17 @@ class Batches:
 
     Args:
       source: the examples; the first one's modalities and image sizes are everybody's. Groups of ``source.group``
-        neighbours are shuffled as one and stay together in a batch.
+        neighbours are shuffled as one and stay together in a batch. A mixture says its ``parts``.
       tokenizer: texts to i32[n, L].
       batch_size: images in the global batch. It may exceed the source: an example then comes twice, under one id.
       seed: 0 or more.
+      chain: what happens to examples and rows; nothing, if left out.
       captions: ``random`` takes different ones of an image's captions, ``first`` the first ones.
       captions_per_image: caption rows an image.
       negatives_per_image: hard negative rows an image: false captions, drawn from the example's ``negatives``.
       order: ``shuffled`` gives every example once an epoch, each epoch in another order; ``stored`` as in the source.
         Batches run across the end of an epoch: nothing is dropped.
+      distinct: no example twice in a batch, not even across the end of an epoch.
       process_index: which share of the global batch.
       process_count: of how many.
     """
@@ -80,18 +77,18 @@ class Batches:
         *,
         batch_size: int,
         seed: int,
+        chain: Chain | None = None,
         captions: Captions = "random",
         captions_per_image: int = 1,
         negatives_per_image: int = 0,
-        order: Order = "shuffled",
+        order: Arrangement = "shuffled",
+        distinct: bool = False,
         process_index: int = 0,
         process_count: int = 1,
     ):
         self._source = source
         self._batch_size = batch_size
         self._seed = seed
-        self._captions = choose(captions, get_args(Captions), path="captions")
-        self._order = choose(order, get_args(Order), path="order")
         self._caption_rows = captions_per_image
         self._negative_rows = negatives_per_image
         for name, value, least in (
@@ -107,28 +104,79 @@ class Batches:
                 f"process_index={process_index}: must be from 0 to process_count - 1 = {process_count - 1}"
             )
         self._check_divisible(process_count)
-        example = source[0]
-        self._shapes = _shapes(example)
-        if not self._shapes:
-            raise ConfigError("the source's examples have no images: a modality is an array of uint8[H, W, channels]")
-        if negatives_per_image and "negatives" not in example:
-            raise ConfigError(f"negatives_per_image={negatives_per_image}: the source supplies no negatives; use 0")
+        self._order = Order(
+            getattr(source, "parts", None) or (Part("the source", len(source), 1.0),),
+            batch_size=batch_size,
+            seed=seed,
+            group=source.group,
+            arrangement=choose(order, get_args(Arrangement), path="order"),  # type: ignore[arg-type]
+            one_part_a_batch=getattr(source, "one_source_a_batch", False),
+            distinct=distinct,
+        )
         share = batch_size // process_count
-        self._rows = slice(process_index * share, (process_index + 1) * share)
+        self._rows = range(process_index * share, (process_index + 1) * share)
         self._tokens = _TokenCache(tokenizer)
+        self._chain = chain or Chain((), image_size=0, modalities=source.modalities)
+        self._partners = self._chain.partners(batch_size=batch_size, group=source.group, share=self._rows)
+        self._needed = sorted({*self._rows, *(row for pairs in self._partners for row in pairs.values())})
+        self._threads = 1
+        self._pool: ThreadPoolExecutor | None = None
+        self._reader = Reader(
+            source,
+            self._chain,
+            seed=seed,
+            captions=choose(captions, get_args(Captions), path="captions"),  # type: ignore[arg-type]
+            caption_rows=captions_per_image,
+            negative_rows=negatives_per_image,
+        )
+        self._decodes = is_encoded(source)
+        self._shapes = {name: image.shape for name, image in self._reader.first().images.items()}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Modalities and their [H, W, channels] in a batch."""
+        return dict(self._shapes)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether pictures are decoded on the way, which threads can do side by side."""
+        return self._decodes
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        examples = [self._source[index] for index in self._indices(step)]
+        start = step * self._batch_size
+        places = self._order.places(start, start + self._batch_size)
         draws = self._draws(step)
-        # Input-level augmentation belongs here: examples (or pairs of them) to examples, before they become arrays.
-        return self._assemble(examples, draws)
+        count = len(self._needed)
+        images = {name: np.empty((count, *shape), np.uint8) for name, shape in self._shapes.items()}
+        samples: list[Sample | None] = [None] * count
+        skipped: list[list[tuple[str, str, str]]] = [[] for _ in range(count)]
+
+        def make(chunk: range) -> None:
+            for at in chunk:
+                row = self._needed[at]
+                place = places[row]
+                sample, skipped[at] = self._reader.sample(
+                    start + row, place, draws[row], part=self._order.part(place)
+                )
+                for name, shape in self._shapes.items():
+                    images[name][at] = _checked(sample, name, shape)
+                sample.images = {}
+                samples[at] = sample
+
+        chunks = [range(at, min(at + _CHUNK, count)) for at in range(0, count, _CHUNK)]
+        for _ in map(make, chunks) if self._threads == 1 else self._threaded().map(make, chunks):
+            pass
+        rows = self._assemble([sample for sample in samples if sample is not None], images)
+        rows = self._chain.combined(rows, partners=self._partners, start=start)
+        return self._own(rows) | {"skipped": [entry for at in self._mine() for entry in skipped[at]]}
 
     def stream(self, *, start_step: int = 0, workers: int = 0, threads: int = 1, prefetch: int = 2) -> Stream:
         """The batches of steps ``start_step``, ``start_step + 1``, … without end, made ahead of their use.
 
-        ``threads`` read ahead, each making a whole batch (0: ``next`` makes it, with nothing read ahead); more than
-        one pay for sources that wait for files. ``workers`` are processes, each with so many threads, for sources that
-        compute; a program that uses them needs ``if __name__ == "__main__":``. Either keeps ``prefetch`` batches ready.
+        ``threads`` make a batch's rows side by side (0: ``next`` makes them, with nothing read ahead); more than one
+        pay for sources that wait for files or decode pictures. ``workers`` are processes, each with so many threads,
+        for sources that compute; a program that uses them needs ``if __name__ == "__main__":``. Either keeps
+        ``prefetch`` batches ready.
         """
         # Grain imports jax; imported here, this module and whoever only indexes it stay free of both.
         import grain
@@ -136,8 +184,12 @@ class Batches:
         for name, value, least in (("start_step", start_step, 0), ("workers", workers, 0), ("threads", threads, 0)):
             _at_least(name, value, least)
         _at_least("prefetch", prefetch, 1)
+        self._threads = max(threads, 1)
         steps = grain.MapDataset.range(start_step, sys.maxsize)
-        ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch if threads else 0)
+        # Two batches in the making: one's rows are read while another's are put together.
+        ahead = grain.ReadOptions(
+            num_threads=min(threads, prefetch, 2), prefetch_buffer_size=prefetch if threads else 0
+        )
         stream = steps.map(self.__getitem__).to_iter_dataset(ahead)
         if workers:
             from absl import flags
@@ -146,6 +198,14 @@ class Batches:
                 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which only absl's own main parses
             stream = stream.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch))
         return iter(stream)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": None}
+
+    def _threaded(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mmjax-rows")
+        return self._pool
 
     def _check_divisible(self, process_count: int) -> None:
         size, group = len(self._source), self._source.group
@@ -163,52 +223,50 @@ class Batches:
                 f"{group}; use {near}"
             )
 
-    def _indices(self, step: int) -> list[int]:
-        """The places in the source of this process's rows at ``step``."""
-        group, start = self._source.group, step * self._batch_size
-        groups = len(self._source) // group
-        rows = range(start + self._rows.start, start + self._rows.stop)
-        needed = range(rows[0] // group, rows[-1] // group + 1)
-        if self._order == "shuffled":
-            places = _shuffled(needed, size=groups, seed=self._seed)
-        else:
-            places = [number % groups for number in needed]
-        return [places[row // group - needed.start] * group + row % group for row in rows]
-
     def _draws(self, step: int) -> list[list[float]]:
-        """For each of this process's rows, one uniform number for each of its texts."""
+        """For each row of the global batch, one uniform number for each of its texts."""
         random = np.random.default_rng((self._seed, _CHOICES, step))
-        shape = (self._batch_size, self._caption_rows + self._negative_rows)
-        return random.random(shape)[self._rows].tolist()
+        return random.random((self._batch_size, self._caption_rows + self._negative_rows)).tolist()
 
-    def _assemble(self, examples: list[dict[str, Any]], draws: list[list[float]]) -> dict[str, Any]:
+    def _assemble(self, samples: list[Sample], images: dict[str, np.ndarray]) -> Rows:
         texts: list[str | None] = []
-        for example, numbers in zip(examples, draws, strict=True):
-            texts += self._texts(example, numbers)
-        rows = self._caption_rows + self._negative_rows
-        ids = _ids(examples)
-        present = np.array([text is not None for text in texts])
-        weight = np.zeros((len(examples), rows), np.float32)
-        weight[:, : self._caption_rows] = 1
-        return {
-            "images": _images(examples, self._shapes),
-            "image_ids": ids[:, None],
-            "image_weight": np.ones((len(examples), 1), np.float32),
-            "tokens": self._tokens([text or "" for text in texts]),
-            "text_ids": np.where(present, np.repeat(ids, rows), -1).astype(np.int32)[:, None],
-            "text_weight": (weight.ravel() * present)[:, None],
-        }
+        for sample in samples:
+            texts += _padded(sample.captions, self._caption_rows)
+            texts += _padded(sample.fields["negatives"], self._negative_rows)
+        count, each = len(samples), self._caption_rows + self._negative_rows
+        ids = _ids(samples)
+        present = np.array([text is not None for text in texts]).reshape(count, each, 1)
+        weight = present.astype(np.float32)
+        weight[:, self._caption_rows :] = 0
+        tokens = self._tokens([text or "" for text in texts])
+        return Rows(
+            numbers=np.array(self._needed, np.int64),
+            partner=np.full(count, -1, np.int64),
+            images=images,
+            image_ids=ids[:, None],
+            image_weight=np.ones((count, 1), np.float32),
+            tokens=tokens.reshape(count, each, -1),
+            text_ids=np.where(present, ids[:, None, None], -1).astype(np.int32),
+            text_weight=weight,
+            captions=self._caption_rows,
+        )
 
-    def _texts(self, example: dict[str, Any], draws: list[float]) -> list[str | None]:
-        captions, count = example["captions"], self._caption_rows
-        if not captions:
-            raise ValueError(f"the example with id {example['id']} has no captions; leave it out of the source's index")
-        chosen = _different(captions, draws[:count]) if self._captions == "random" else captions[:count]
-        texts = [*chosen, *[None] * (count - len(chosen))]
-        if self._negative_rows:
-            false = _different([false for _, _, false in example["negatives"]], draws[count:])
-            texts += [*false, *[None] * (self._negative_rows - len(false))]
-        return texts
+    def _mine(self) -> range:
+        first = self._needed.index(self._rows.start)
+        return range(first, first + len(self._rows))
+
+    def _own(self, rows: Rows) -> dict[str, Any]:
+        """This process's rows as the flat dictionary of the module docstring."""
+        mine = self._mine()
+        own = slice(mine.start, mine.stop)
+        return {
+            "images": {name: x[own] for name, x in rows.images.items()},
+            "image_ids": rows.image_ids[own],
+            "image_weight": rows.image_weight[own],
+            "tokens": rows.tokens[own].reshape(-1, rows.tokens.shape[-1]),
+            "text_ids": rows.text_ids[own].reshape(-1, rows.text_ids.shape[-1]),
+            "text_weight": rows.text_weight[own].reshape(-1, rows.text_weight.shape[-1]),
+        }
 
 
 class _TokenCache:
@@ -229,61 +287,27 @@ class _TokenCache:
         return {**self.__dict__, "_known": {}}
 
 
-def _shuffled(numbers: range, *, size: int, seed: int) -> list[int]:
-    """The place of each of ``numbers``: epoch e, numbers ``e*size … (e+1)*size - 1``, is a permutation of its own."""
-    places: list[int] = []
-    for epoch in range(numbers.start // size, (numbers.stop - 1) // size + 1):
-        start, stop = max(numbers.start - epoch * size, 0), min(numbers.stop - epoch * size, size)
-        if size <= _LARGEST_TABLE:
-            places += _permutation(size, seed, epoch)[start:stop].tolist()
-        else:
-            # In constant memory, but some microseconds each, and hundreds where the size is small.
-            from grain.experimental import index_shuffle
-
-            key = int(np.random.SeedSequence((seed, _ORDER, epoch)).generate_state(1)[0])
-            places += [index_shuffle(i, max_index=size - 1, seed=key, rounds=4) for i in range(start, stop)]
-    return places
+def _padded(texts: list[str], count: int) -> list[str | None]:
+    return [*texts, *[None] * (count - len(texts))]
 
 
-@functools.lru_cache(maxsize=4)
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, _ORDER, epoch)).permutation(size)
-
-
-def _different(pool: Sequence[str], draws: list[float]) -> list[str]:
-    """As many members of ``pool`` as there are uniform ``draws`` in [0, 1), none twice; all where it has fewer."""
-    left = list(pool)
-    return [left.pop(int(draw * len(left))) for draw in draws[: len(left)]]
-
-
-def _ids(examples: list[dict[str, Any]]) -> np.ndarray:
-    ids = np.array([example["id"] for example in examples])
+def _ids(samples: list[Sample]) -> np.ndarray:
+    ids = np.array([sample.id for sample in samples])
     wrong = (ids < 0) | (ids >= 1 << 31)
     if wrong.any():
         raise ValueError(f"the source has an example with id {ids[wrong][0]}; ids must be from 0 to 2**31 - 1")
     return ids.astype(np.int32)
 
 
-def _shapes(example: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Modalities and their [H, W, C]: every array of three axes is one."""
-    return {name: x.shape for name, x in example.items() if isinstance(x, np.ndarray) and x.ndim == 3}
-
-
-def _images(examples: list[dict[str, Any]], shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    stacked = {}
-    for name, shape in shapes.items():
-        images = []
-        for example in examples:
-            image = example.get(name)
-            if image is None or image.shape != shape or image.dtype != np.uint8:
-                found = "missing" if image is None else f"{image.dtype}{list(image.shape)}"
-                raise ValueError(
-                    f"{name!r} of the example with id {example['id']} is {found}; the source's first example has "
-                    f"uint8{list(shape)}: have the source bring all images to one size"
-                )
-            images.append(image)
-        stacked[name] = np.stack(images)
-    return stacked
+def _checked(sample: Sample, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    image = sample.images.get(name)
+    if image is None or image.shape != shape or image.dtype != np.uint8:
+        found = "missing" if image is None else f"{image.dtype}{list(image.shape)}"
+        raise ValueError(
+            f"{name!r} of the example with id {sample.id} is {found}; the source's first example has "
+            f"uint8{list(shape)}: bring all images to one size, as data.transforms=(('resize_crop', {{}}),) does"
+        )
+    return image
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -47,6 +47,10 @@ class Unreadable(ValueError):
         return _unreadable, (self.reason, self.detail, self.key)
 
 
+class DataError(RuntimeError):
+    """So much of the data cannot be used that going on would train something else than was asked for."""
+
+
 def _unreadable(reason: Reason, detail: str, key: str) -> Unreadable:
     return Unreadable(reason, detail, key=key)
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.config import ConfigError
+from mmjax.data.sample import Unreadable
 
 # Batches that may wait on the device for their turn: enough that it never idles, few enough that the pixels of
 # a large split do not all lie in its memory.
@@ -40,6 +41,8 @@ class Embedded(NamedTuple):
 
     images: np.ndarray  # f32[n, E], unit rows
     items: list[dict[str, Any]]  # the examples without their pixels
+    rows: np.ndarray  # i64[n]: where in the split each of them is
+    skipped: list[Unreadable]  # the examples that could not be read, and are in neither
 
 
 class Embedder:
@@ -129,10 +132,12 @@ class BoundEmbedder:
             if not len(examples):
                 raise ValueError("there are no examples to embed")
             items: list[dict[str, Any]] = []
-            batches = self._image_batches(examples, items)
+            rows: list[int] = []
+            skipped: list[Unreadable] = []
+            batches = self._image_batches(examples, items, rows, skipped)
             images = self._run(self._embedder.embed_images, batches)
             # The examples are kept too: an id is only unique while its object lives.
-            self._splits[name] = (examples, Embedded(images, items))
+            self._splits[name] = (examples, Embedded(images, items, np.array(rows, np.int64), skipped))
         return self._splits[name][1]
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -156,14 +161,29 @@ class BoundEmbedder:
         return self._texts[[self._row_of_text[text] for text in texts]]
 
     def _image_batches(
-        self, examples: Sequence[dict[str, Any]], items: list[dict[str, Any]]
+        self,
+        examples: Sequence[dict[str, Any]],
+        items: list[dict[str, Any]],
+        found: list[int],
+        skipped: list[Unreadable],
     ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        def read_or_not(row: int) -> dict[str, Any] | Unreadable:
+            try:
+                return examples[row]
+            except Unreadable as error:
+                return error
+
         threads = self._embedder.num_threads
         pool = ThreadPoolExecutor(threads) if threads else None
         try:
             for start in range(0, len(examples), self._embedder.batch_size):
                 rows = range(start, min(start + self._embedder.batch_size, len(examples)))
-                read = list(map(examples.__getitem__, rows) if pool is None else pool.map(examples.__getitem__, rows))
+                results = list(map(read_or_not, rows) if pool is None else pool.map(read_or_not, rows))
+                read = [result for result in results if not isinstance(result, Unreadable)]
+                skipped.extend(result for result in results if isinstance(result, Unreadable))
+                found.extend(row for row, result in zip(rows, results, strict=True) if isinstance(result, dict))
+                if not read:
+                    continue
                 items.extend(
                     {k: v for k, v in e.items() if not (isinstance(v, np.ndarray) and v.ndim == 3)} for e in read
                 )
@@ -197,6 +217,8 @@ class BoundEmbedder:
                 fetch()
         while pending:
             fetch()
+        if not done:
+            raise ConfigError("none of the split's examples can be read; check the source with `mmjax data inspect`")
         return np.concatenate(done)
 
     def _place(self, batch: Any) -> Any:

@@ -42,7 +42,7 @@ class Evaluator:
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
-        images, items = embedder.read(self.split.source, key=self.split.key)
+        images, items, *_ = embedder.read(self.split.source, key=self.split.key)
         pairs = [
             (row, kind, true, false)
             for row, item in enumerate(items)

@@ -76,7 +76,8 @@ class Evaluator:
             "uniformity_text": uniformity(data.texts),
             "modality_gap": modality_gap(data.images, data.texts),
         }
-        return mean | {"num_images": float(len(data.images)), "num_captions": float(len(data.captions))}
+        counts = {"num_images": len(data.images), "num_captions": len(data.captions), "num_skipped": data.skipped}
+        return mean | {name: float(value) for name, value in counts.items()}
 
     def panel(self, embedder: BoundEmbedder, *, rows: Sequence[int], k: int = 5) -> list[dict[str, Any]]:
         """For the images of ``rows``, the ``k`` best captions of the whole split.
@@ -86,7 +87,7 @@ class Evaluator:
         """
         data = self._embed(embedder)
         panel = []
-        for row in rows:
+        for row in rows[: len(data.images)]:
             own = [data.captions[j] for j in np.flatnonzero(data.owner == row)]
             retrieved: dict[str, float] = {}
             for j, score in _best(data.texts, data.images[row]):
@@ -95,7 +96,7 @@ class Evaluator:
                     break
             panel.append(
                 {
-                    "image": self.split.source[row][embedder.modalities[0]],
+                    "image": self.split.source[data.rows[row]][embedder.modalities[0]],
                     "captions": own,
                     "retrieved": [(caption, score, caption in own) for caption, score in retrieved.items()],
                 }
@@ -110,20 +111,20 @@ class Evaluator:
         data = self._embed(embedder)
         pixels = embedder.modalities[0]
         panel = []
-        for row in rows:
+        for row in rows[: len(data.images)]:
             j = int(np.flatnonzero(data.owner == row)[0])
             best = itertools.islice(_best(data.images, data.texts[j]), k)
             panel.append(
                 {
                     "caption": data.captions[j],
-                    "image": self.split.source[row][pixels],
-                    "retrieved": [(self.split.source[i][pixels], score, i == row) for i, score in best],
+                    "image": self.split.source[data.rows[row]][pixels],
+                    "retrieved": [(self.split.source[data.rows[i]][pixels], score, i == row) for i, score in best],
                 }
             )
         return panel
 
     def _embed(self, embedder: BoundEmbedder) -> _Data:
-        images, items = embedder.read(self.split.source, key=self.split.key)
+        images, items, rows, skipped = embedder.read(self.split.source, key=self.split.key)
         captions, owner = [], []
         for row, item in enumerate(items):
             own = item["captions"][: self.max_captions]
@@ -131,7 +132,7 @@ class Evaluator:
                 raise ValueError(f"example {row} has no captions; retrieval needs at least one for every image")
             captions += own
             owner += [row] * len(own)
-        return _Data(images, captions, embedder.texts(captions), np.asarray(owner, np.int32))
+        return _Data(images, captions, embedder.texts(captions), np.asarray(owner, np.int32), rows, len(skipped))
 
 
 class _Data(NamedTuple):
@@ -139,6 +140,8 @@ class _Data(NamedTuple):
     captions: list[str]  # m
     texts: np.ndarray  # f32[m, E]
     owner: np.ndarray  # i32[m]: the image of each caption
+    rows: np.ndarray  # i64[n]: where in the split each image is
+    skipped: int
 
 
 def metrics(image_to_text: Ranks, text_to_image: Ranks, *, ties: Ties = "pessimistic") -> dict[str, float]:

@@ -34,7 +34,9 @@ class Evaluator:
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
-        images, items = embedder.read(self.split.source, key=self.split.key)
+        images, items, _, skipped = embedder.read(self.split.source, key=self.split.key)
+        if skipped:
+            raise ValueError(f"pairs need both of their images, and {len(skipped)} cannot be read: {skipped[0]}")
         z = images.astype(np.float64).reshape(len(images) // 2, 2, -1)
         t = embedder.texts([item["captions"][0] for item in items]).astype(np.float64).reshape(z.shape)
         # Differences of embeddings first, so that equal ones tie exactly, whatever the order of summation.

@@ -53,7 +53,7 @@ class Evaluator:
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
-        images, items = embedder.read(self.split.source, key=self.split.key)
+        images, items, _, skipped = embedder.read(self.split.source, key=self.split.key)
         labels = np.asarray([self._label(item, row) for row, item in enumerate(items)], np.int32)
         classes = class_embeddings(embedder, self.class_names, self.templates)
         every_class = np.arange(len(classes), dtype=np.int32)
@@ -72,7 +72,8 @@ class Evaluator:
             total = seen_acc + unseen_acc
             result["acc@1_seen"], result["acc@1_held_out"] = seen_acc, unseen_acc
             result["acc@1_harmonic"] = 2 * seen_acc * unseen_acc / total if total else 0.0
-        return result | {"num_images": float(len(images)), "num_classes": float(len(classes))}
+        counts = {"num_images": len(images), "num_classes": len(classes), "num_skipped": len(skipped)}
+        return result | {name: float(value) for name, value in counts.items()}
 
     def _label(self, item: dict[str, Any], row: int) -> int:
         label = item.get("label")

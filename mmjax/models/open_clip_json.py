@@ -155,5 +155,5 @@ def _timm_vision(vision: dict[str, Any], *, path: str) -> dict[str, Any]:
     return {
         "image_size": int(image), **vision, **_TIMM_SIZES[size], "patch_size": int(patch), "class_token": False,
         "no_ln_pre": True, "patch_bias": True, "pool_type": "map", "proj_type": "none", "activation": "gelu_tanh",
-        "ln_eps": 1e-6, "image_mean": half, "image_std": half,
+        "ln_eps": 1e-6, "image_mean": half, "image_std": half, "image_resize": "squash",
     }  # fmt: skip

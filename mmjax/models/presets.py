@@ -53,6 +53,7 @@ class VisionConfig:
     fusion: Literal["views", "channels", "tokens"] = "views"
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    image_resize: Literal["shortest", "squash", "longest"] = "shortest"  # how evaluation brings pictures to image_size
 
     def __post_init__(self) -> None:
         at = "vision_cfg"
@@ -224,7 +225,7 @@ def _siglip_base() -> ClipConfig:
         init_logit_bias=-10.0,
         vision_cfg=VisionConfig(
             **same, class_token=False, no_ln_pre=True, patch_bias=True, pool_type="map", proj_type="none",
-            image_mean=half, image_std=half,
+            image_mean=half, image_std=half, image_resize="squash",
         ),
         text_cfg=TextConfig(
             **same, heads=12, context_length=64, vocab_size=32000, no_causal_mask=True, pool_type="last",

@@ -3,35 +3,75 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from mmjax import plugins
-from mmjax.config import ConfigError, bind, build
-from mmjax.data import pipeline, tokenizer
+from mmjax.config import ConfigError, build
+from mmjax.data import opening, pipeline, tokenizer
+from mmjax.data.chain import Chain
+from mmjax.data.sample import Frame, Unreadable
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.data.viewed import Viewed, is_encoded
 from mmjax.models import presets
 from mmjax.train.experiment import DataConfig, Experiment
 
-SOURCES = "mmjax.data.sources"
 TOKENIZER_FOLDER = "tokenizer"
 VOCABULARY_EXAMPLES = 4096  # enough for the small vocabularies that are trained at start, and read in a second
+DECODED_CHANNELS = 3
 
 
 def open_source(data: DataConfig, split: str) -> Any:
-    """The source of one split; options under ``data.train`` go to the training split alone."""
-    section = dict(data.source)
-    if "name" not in section:
-        raise ConfigError(f"data.source.name is missing; known: {', '.join(plugins.names(SOURCES))}")
-    source = plugins.load(SOURCES, section.pop("name"), path="data.source.name").Source
-    given = {"split": split, "modalities": data.modalities}
-    options = bind(source, section, path="data.source", given=given)
-    if split == "train" and data.train:
-        options = bind(source, dict(data.train), path="data.train", given=options)
-    return source(**options)
+    """The source of one split, with the options of ``data.train`` or ``data.evaluation``."""
+    further = "train" if split == "train" else "evaluation"
+    return opening.open_source(
+        data.source,
+        split=split,
+        modalities=data.modalities,
+        path="data.source",
+        further=getattr(data, further),
+        further_path=f"data.{further}",
+    )
+
+
+def open_view(experiment: Experiment, split: str) -> Any:
+    """The source of one split with its pictures as evaluation sees them."""
+    source = open_source(experiment.data, split)
+    if not is_encoded(source) and experiment.data.preprocess is None:
+        return source
+    return Viewed(source, evaluation_chain(experiment))
+
+
+def evaluation_chain(experiment: Experiment) -> Chain:
+    """What evaluation does to a picture: the section ``data.preprocess``, or the model's own convention."""
+    vision = experiment.model.vision_cfg
+    section = dict(experiment.data.preprocess or {"name": "resize_crop", "mode": vision.image_resize})
+    name = section.pop("name", "resize_crop")
+    path = "data.preprocess"
+    chain = Chain(((name, section),), image_size=vision.image_size, modalities=experiment.data.modalities, path=path)
+    if chain.geometry is None:
+        raise ConfigError(f"{path}.name={name!r}: is no geometry; use 'resize_crop'")
+    return chain
+
+
+def training_chain(experiment: Experiment, source: Any, tokens: Tokenizer) -> Chain:
+    """What training does to examples and rows; pictures are cropped at random where nothing else crops them."""
+    data, seed = experiment.data, experiment.seed
+    given: dict[str, Any] = {
+        "image_size": experiment.model.vision_cfg.image_size,
+        "modalities": data.modalities,
+        "frame": Frame(tokens.bos_id, tokens.eos_id, tokens.pad_id, tokens.vocab_size, tokens.context_length),
+        "seed": seed,
+    }
+    chain = Chain(data.transforms, **given)
+    if chain.geometry is not None or not is_encoded(source):
+        return chain
+    captions = [entry for entry in data.transforms if chain.stage_of(entry[0]) == "captions"]
+    others = [entry for entry in data.transforms if entry not in captions]
+    return Chain((*captions, ("random_resized_crop", {}), *others), **given)
 
 
 def open_tokenizer(experiment: Experiment, source: Any, *, workdir: str | Path) -> Tokenizer:
@@ -54,7 +94,10 @@ def saved_tokenizer(experiment: Experiment, workdir: str | Path) -> Tokenizer:
 def _captions(source: Any) -> Iterator[str]:
     """The captions that a vocabulary is trained from: those of the first examples."""
     for index in range(min(len(source), VOCABULARY_EXAMPLES)):
-        yield from source[index]["captions"]
+        try:
+            yield from source[index]["captions"]
+        except Unreadable:
+            continue
 
 
 def with_data(experiment: Experiment, source: Any, tokens: Tokenizer) -> Experiment:
@@ -66,11 +109,17 @@ def with_data(experiment: Experiment, source: Any, tokens: Tokenizer) -> Experim
         raise ConfigError(
             f"model.vision_cfg.modalities={vision.modalities}: data.modalities is {wanted}; make the two equal"
         )
-    example = source[0]
-    channels = tuple(example[name].shape[-1] for name in wanted)
-    size = example[wanted[0]].shape[0]
-    if size != vision.image_size:
-        raise ConfigError(f"model.vision_cfg.image_size={vision.image_size}: the images of data.source are {size} wide")
+    chain = training_chain(experiment, source, tokens)
+    if is_encoded(source) or chain.geometry is not None:
+        channels = (DECODED_CHANNELS,) * len(wanted)
+    else:
+        example = source[0]
+        channels = tuple(example[name].shape[-1] for name in wanted)
+        size = example[wanted[0]].shape[0]
+        if size != vision.image_size:
+            raise ConfigError(
+                f"model.vision_cfg.image_size={vision.image_size}: the images of data.source are {size} wide"
+            )
     vision = dataclasses.replace(vision, modalities=wanted, modality_channels=channels)
     return dataclasses.replace(experiment, model=dataclasses.replace(model, vision_cfg=vision))
 
@@ -83,17 +132,30 @@ def rows(experiment: Experiment, source: Any, tokens: Tokenizer) -> pipeline.Bat
         tokens,
         batch_size=experiment.batch_size,
         seed=experiment.seed,
+        chain=training_chain(experiment, source, tokens),
         captions=data.captions,
         captions_per_image=data.captions_per_image,
         negatives_per_image=data.negatives_per_image,
+        distinct=data.distinct,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
 
+def threads(data: DataConfig) -> int:
+    """How many threads read examples: as configured, or one a core."""
+    return data.threads if data.threads is not None else len(os.sched_getaffinity(0))
+
+
 def stream(experiment: Experiment, made: pipeline.Batches, *, start_step: int = 0) -> pipeline.Stream:
     """The batches from ``start_step`` on, read ahead as ``data`` says."""
-    return made.stream(start_step=start_step, workers=experiment.data.workers, prefetch=experiment.data.prefetch)
+    data = experiment.data
+    return made.stream(
+        start_step=start_step,
+        workers=data.workers,
+        threads=threads(data) if data.threads is not None or made.decodes else 1,
+        prefetch=data.prefetch,
+    )
 
 
 def batches(experiment: Experiment, source: Any, tokens: Tokenizer) -> pipeline.Stream:

@@ -27,7 +27,7 @@ class Evaluation:
 
     def __init__(self, program: Program, tokenizer: Any):
         self._settings = program.experiment
-        self._embedder = program.embedder(tokenizer)
+        self._embedder = program.embedder(tokenizer, num_threads=assemble.threads(program.experiment.data))
         self._evaluators: dict[tuple[str, str], Any] = {}
         self._sources: dict[str, Any] = {}
         self._bound: tuple[Params, BoundEmbedder] | None = None
@@ -73,7 +73,7 @@ class Evaluation:
 
     def _open(self, split: str) -> Any:
         if split not in self._sources:
-            self._sources[split] = assemble.open_source(self._settings.data, split)
+            self._sources[split] = assemble.open_view(self._settings, split)
         return self._sources[split]
 
 

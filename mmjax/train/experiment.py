@@ -26,19 +26,34 @@ class DataConfig:
     """Where examples come from and how rows are made of them.
 
     ``source`` names a module of ``mmjax.data.sources`` and its options; ``train`` are further options of the
-    training split alone. An image has ``captions_per_image`` rows of text, and ``negatives_per_image`` more that
-    are nobody's positive.
+    training split alone, ``evaluation`` of all others (either with a ``name``: another source). An image has
+    ``captions_per_image`` rows of text, and ``negatives_per_image`` more that are nobody's positive. ``distinct``:
+    no example twice in a batch.
+
+    ``transforms`` are what training does to examples and rows (``mmjax.data.transforms``), ``preprocess`` how
+    evaluation brings a picture to the model's size: ``resize_crop`` by the model's own convention, if left out.
+
+    ``workers`` processes with ``threads`` each read ahead (None: a thread a core where pictures must be decoded);
+    ``autotune`` measures which numbers are best here, at every start. Training stops when more than ``max_skipped``
+    of the examples cannot be used.
     """
 
     source: Section
     train: Section = dataclasses.field(default_factory=dict)
+    evaluation: Section = dataclasses.field(default_factory=dict)
+    transforms: tuple[tuple[str, Section], ...] = ()
+    preprocess: Section | None = None
     tokenizer: Section = dataclasses.field(default_factory=lambda: {"name": "word"})
     modalities: tuple[str, ...] = ("image",)
     captions: Literal["random", "first"] = "random"
     captions_per_image: int = 1
     negatives_per_image: int = 0
+    distinct: bool = False
+    max_skipped: float = 0.01
     workers: int = 0
+    threads: int | None = None
     prefetch: int = 8
+    autotune: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,6 +123,10 @@ class Experiment:
         for name, tasks in (("eval.tasks", self.eval.tasks), ("eval.final_tasks", self.eval.final_tasks)):
             for task in tasks:
                 config.choose(task, plugins.names("mmjax.evals"), path=name)
+        for name, _ in self.data.transforms:
+            config.choose(name, plugins.names("mmjax.data.transforms"), path="data.transforms")
+        if not 0 <= self.data.max_skipped <= 1:
+            raise ConfigError(f"data.max_skipped={self.data.max_skipped}: a share; set it between 0 and 1")
         for name, _ in self.augment:
             config.choose(name, plugins.names("mmjax.augment"), path="augment")
         if self.eval.weights == "best" and self.checkpoint.best is None:
@@ -162,9 +181,10 @@ def read(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[str, Any]
 def _override(sections: dict[str, Any], key: str, text: str) -> None:
     value = literal(text)
     *parents, last = key.split(".")
-    if len(parents) > 1 and parents[0] == "augment":
-        _override_augmentation(sections, key, text)
-        return
+    for listed in ("augment", "data.transforms"):
+        if key.startswith(f"{listed}.") and key.count(".") > listed.count(".") + 1:
+            _override_listed(sections, listed, key, text)
+            return
     place = sections
     for depth, parent in enumerate(parents):
         inner = place[parent] if parent in place else _default_section(parents[: depth + 1])
@@ -195,15 +215,19 @@ def _default_section(path: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _override_augmentation(sections: dict[str, Any], key: str, text: str) -> None:
-    """``augment.NAME.KEY`` (or a key of its schedule): the entries are pairs, in the order of their sum."""
-    _, name, *keys = key.split(".")
-    entries = [(entry, dict(options)) for entry, options in sections.get("augment", ())]
+def _override_listed(sections: dict[str, Any], listed: str, key: str, text: str) -> None:
+    """``augment.NAME.KEY`` (or a key of its schedule), and likewise for transforms: the entries are pairs, in order."""
+    name, *keys = key.removeprefix(f"{listed}.").split(".")
+    *parents, last = listed.split(".")
+    place = sections
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    entries = [(entry, dict(options)) for entry, options in place.get(last, ())]
     options = dict(entries).get(name)
     if options is None:
-        raise ConfigError(f"{key}={text}: no such augmentation here; {config.nearest(name, dict(entries))}")
+        raise ConfigError(f"{key}={text}: {listed} has no such entry; {config.nearest(name, dict(entries))}")
     _override(options, ".".join(keys), text)
-    sections["augment"] = tuple(entries)
+    place[last] = tuple(entries)
 
 
 def literal(text: str) -> Any:

@@ -13,14 +13,18 @@ from typing import Any
 
 import jax
 
+from mmjax.data.order import shares
 from mmjax.data.pipeline import Batches
-from mmjax.train import assemble, report, rundir
+from mmjax.data.reader import Skipped
+from mmjax.train import assemble, report, rundir, skips
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.evaluate import Evaluation
 from mmjax.train.experiment import Experiment
 from mmjax.train.logging import MetricsWriter, Progress
 from mmjax.train.program import Program
+from mmjax.train.skips import Skips, check_index
 from mmjax.train.state import TrainState
+from mmjax.train.waiting import Waiting
 
 PANEL_IMAGES = 12
 
@@ -45,6 +49,7 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
     """
     workdir = Path(workdir)
     source = assemble.open_source(experiment.data, "train")
+    left_out = check_index(source, limit=experiment.data.max_skipped)
     tokenizer = assemble.open_tokenizer(experiment, source, workdir=workdir)
     experiment = assemble.with_data(experiment, source, tokenizer)
     program = Program(experiment)
@@ -60,8 +65,10 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
                 print(f"already finished at step {done}; see {workdir / 'report.html'}", flush=True)
                 return Outcome(finished=True, step=done, metrics={})
             with Progress(experiment.steps) as progress:
+                for line in shares(source, rows=experiment.steps * experiment.batch_size):
+                    progress.note(line)
                 run = _Run(experiment, program, evaluation, checkpoints, progress, workdir, stop)
-                return run.train(rows, switched=switched)
+                return run.train(rows, switched=switched, left_out=left_out)
 
 
 class _Run:
@@ -85,10 +92,12 @@ class _Run:
         self.workdir = workdir
         self.stop = stop
 
-    def train(self, rows: Batches, *, switched: Sequence[str]) -> Outcome:
+    def train(self, rows: Batches, *, switched: Sequence[str], left_out: Sequence[Skipped]) -> Outcome:
         state = self._start(switched)
         step = int(jax.device_get(state.step))
         self.writer = MetricsWriter(self.workdir, resume_step=step)
+        self.skips = Skips(self.workdir, limit=self.experiment.data.max_skipped)
+        self.skips.list(0, left_out)
         with contextlib.closing(self.writer):
             if step < self.experiment.steps:
                 state, step = self._steps(state, step, rows)
@@ -122,20 +131,21 @@ class _Run:
     def _steps(self, state: TrainState, step: int, rows: Batches) -> tuple[TrainState, int]:
         settings = self.experiment
         batches = assemble.stream(settings, rows, start_step=step)
-        with contextlib.closing(batches):
-            waiting = Waiting(iter(batches))
-            arrays = next(waiting)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(batches))
+            waiting = stack.enter_context(contextlib.closing(Waiting(iter(batches), note=self.progress.note)))
+            arrays = self._taken(step, waiting)
             started = time.perf_counter()
             self.progress.note("compiling the training step …")
             compiled = self.program.compile(self.program.batch_shape(arrays))
             self.progress.note(f"compiled in {time.perf_counter() - started:.1f} s")
-            meter = _Meter(settings, self.progress, self.writer, waiting)
+            meter = _Meter(settings, self.progress, self.writer, waiting, self.skips)
             with jax.transfer_guard("disallow"):
                 while step < settings.steps:
                     state, metrics = compiled(state, self.program.place(arrays))
                     step += 1
                     if step < settings.steps:
-                        arrays = next(waiting)
+                        arrays = self._taken(step, waiting)
                     # The last step's numbers are read while this one runs, and no step is more than one ahead.
                     meter.push(step, metrics)
                     self._housekeeping(state, step, meter)
@@ -145,6 +155,12 @@ class _Run:
                 if self.stop.asked and step not in self.checkpoints.steps:
                     self.checkpoints.save(state, step=step)
         return state, step
+
+    def _taken(self, step: int, waiting: Waiting) -> dict[str, Any]:
+        """The next batch's arrays, with what was skipped to make it counted."""
+        arrays = next(waiting)
+        self.skips.count_batch(step + 1, arrays.pop("skipped"), rows=len(arrays["image_ids"]))
+        return arrays
 
     def _housekeeping(self, state: TrainState, step: int, meter: _Meter) -> None:
         settings = self.experiment
@@ -177,6 +193,8 @@ class _Run:
                 params = self.checkpoints.restore_params(
                     self.program.state.params, which=chosen, averaged=state.average is not None
                 )
+        if self.skips.count:
+            self.progress.note(f"skipped {self.skips.summary()}; see {self.workdir / skips.FILE}")
         metrics = self.evaluation.final(params) | {"final/weights_of_step": float(chosen)}
         self.writer.write(settings.steps, metrics)
         self.progress.metrics(chosen, metrics)
@@ -187,28 +205,17 @@ class _Run:
         return metrics
 
 
-class Waiting:
-    """An iterator that adds up how long ``next`` took."""
-
-    def __init__(self, batches: Iterator[dict[str, Any]]):
-        self._batches = batches
-        self.seconds = 0.0
-
-    def __next__(self) -> dict[str, Any]:
-        before = time.perf_counter()
-        batch = next(self._batches)
-        self.seconds += time.perf_counter() - before
-        return batch
-
-
 class _Meter:
     """Reads the metrics of step n while step n + 1 runs; writes some of them, shows all."""
 
-    def __init__(self, settings: Experiment, progress: Progress, writer: MetricsWriter, waiting: Waiting):
+    def __init__(
+        self, settings: Experiment, progress: Progress, writer: MetricsWriter, waiting: Waiting, skips: Skips
+    ):
         self._settings = settings
         self._progress = progress
         self._writer = writer
         self._waiting = waiting
+        self._skips = skips
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self.restart()
 
@@ -248,6 +255,8 @@ class _Meter:
             "train/examples_per_second": self._steps * self._settings.batch_size / elapsed,
             "train/data_wait": (self._waiting.seconds - self._waited) / elapsed,
         }
+        if self._skips.count:
+            rates["train/skipped"] = self._skips.count
         self._progress.step(step, values | rates)
         if step % self._settings.log.every_steps == 0 or step in (1, self._settings.steps):
             self._writer.write(step, values | rates)

@@ -103,8 +103,8 @@ class Program:
         )
         return jitted.lower(self.state, batch)
 
-    def embedder(self, tokenizer: Any) -> Embedder:
-        """Both towers for evaluation."""
+    def embedder(self, tokenizer: Any, *, num_threads: int = 0) -> Embedder:
+        """Both towers for evaluation; ``num_threads`` read the examples (0: none beside the caller)."""
         graph = self.graph
 
         def encode_images(params: Params, images: dict[str, jax.Array]) -> jax.Array:
@@ -120,6 +120,7 @@ class Program:
             batch_size=self.experiment.eval.batch_size,
             sharding=batch_sharding(self.mesh),
             modalities=evaluated_modalities(self.experiment),
+            num_threads=num_threads,
         )
 
     def _create(self) -> Clip:

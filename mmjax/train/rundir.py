@@ -20,7 +20,15 @@ import jax
 from mmjax.config import ConfigError
 from mmjax.train.experiment import Experiment
 
-MAY_DIFFER = ("log", "checkpoint.keep")
+MAY_DIFFER = (
+    "log",
+    "checkpoint.keep",
+    "data.workers",
+    "data.threads",
+    "data.prefetch",
+    "data.autotune",
+    "data.max_skipped",
+)
 """Keys that do not decide a run's results: a run may go on with others."""
 
 SWITCHED = "augment"
@@ -46,7 +54,8 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
 
     Gives what has changed in its augmentations since it was last started.
     """
-    found = read_config(workdir) if (workdir / "config.json").exists() else None
+    # Read as an experiment, so that a key which is newer than the folder has its default there.
+    found = Experiment.of(read_config(workdir)).to_dict() if (workdir / "config.json").exists() else None
     config = experiment.to_dict()
     switched: list[str] = []
     if found is not None:

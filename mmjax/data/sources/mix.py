@@ -1,0 +1,125 @@
+"""Several sources as one, each with its share of the rows."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from mmjax.config import ConfigError
+from mmjax.data.opening import open_source
+from mmjax.data.order import Part
+from mmjax.data.sample import Example, Reason
+
+_OPENERS = 8
+
+
+class Source:
+    """The examples of all ``sources``, one source after the other; ids are made different.
+
+    How often each is drawn stands in its section: ``weight`` is its share of the rows (relative to the others'),
+    ``upsample`` its share per example, as open_clip's factors: a source of n examples then weighs ``upsample * n``,
+    and 1 for all is what concatenation would give. Without either every source has ``upsample=1``. Drawing is exact and
+    without chance: at any time each source has had its share of the rows to within a few.
+
+    Args:
+      split: passed on.
+      sources: sections as ``data.source`` has them, with ``weight`` or ``upsample``, and ``title`` where two have one name.
+      modalities: passed on.
+      one_source_a_batch: each batch comes from one source; shares then hold over batches.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        sources: tuple[Mapping[str, Any], ...],
+        modalities: tuple[str, ...] = ("image",),
+        one_source_a_batch: bool = False,
+    ):
+        self.split = split
+        self.modalities = tuple(modalities)
+        self.one_source_a_batch = one_source_a_batch
+        sections = [dict(section.items()) for section in sources]
+        if not sections:
+            raise ConfigError("sources=(): a mixture needs at least one source")
+        shares = [
+            {key: section.pop(key) for key in ("weight", "upsample") if key in section} for section in sections
+        ]
+        titles = _titles(sections)
+        _check(shares, titles)
+
+        def opened(number: int) -> Any:
+            path = f"data.source.sources[{number}]"
+            return open_source(sections[number], split=split, modalities=self.modalities, path=path)
+
+        # Opening waits for files.
+        with ThreadPoolExecutor(min(_OPENERS, len(sections))) as pool:
+            self._sources: list[Any] = list(pool.map(opened, range(len(sections))))
+        groups = {source.group for source in self._sources}
+        if len(groups) > 1:
+            raise ConfigError(f"sources: they come in groups of {sorted(groups)}; a mixture needs one size of group")
+        self.group: int = groups.pop()
+        sizes = [len(source) for source in self._sources]
+        for title, size in zip(titles, sizes, strict=True):
+            if not size:
+                raise ConfigError(f"sources: {title} is empty; check its path or leave it out")
+        self._first = np.cumsum([0, *sizes])
+        limits = [getattr(source, "id_limit", size) for source, size in zip(self._sources, sizes, strict=True)]
+        self._first_id = np.cumsum([0, *limits])
+        self.id_limit = int(self._first_id[-1])
+        self.parts = tuple(
+            Part(title, size, share["weight"] if "weight" in share else share.get("upsample", 1.0) * size)
+            for title, size, share in zip(titles, sizes, shares, strict=True)
+        )
+
+    @property
+    def skipped(self) -> list[tuple[str, Reason, str]]:
+        """What the sources left out when they were opened."""
+        return [entry for source in self._sources for entry in getattr(source, "skipped", ())]
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def __getitem__(self, index: int) -> Example:
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside the mixture, which has {len(self)} examples")
+        number = int(np.searchsorted(self._first, index, side="right")) - 1
+        first = int(self._first[number])
+        example = dict(self._sources[number][index - first])
+        below = int(self._first_id[number + 1] - self._first_id[number])
+        if example["id"] >= below:
+            raise ValueError(
+                f"{self.parts[number].name} has {below} examples and one of id {example['id']}; ids in a mixture must "
+                "be below the number of examples"
+            )
+        example["id"] += int(self._first_id[number])
+        example["key"] = f"{self.parts[number].name}/{example.get('key', index - first)}"
+        return example
+
+
+def _titles(sections: Sequence[dict[str, Any]]) -> list[str]:
+    titles = [str(section.pop("title", section.get("name", "?"))) for section in sections]
+    return [
+        title if titles.count(title) == 1 else f"{title}#{titles[: place + 1].count(title)}"
+        for place, title in enumerate(titles)
+    ]
+
+
+def _check(shares: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> None:
+    weighted = [title for title, share in zip(titles, shares, strict=True) if "weight" in share]
+    if weighted and len(weighted) < len(titles):
+        missing = next(title for title in titles if title not in weighted)
+        raise ConfigError(
+            f"sources: {weighted[0]} has a weight and {missing} has none; give every source a weight, or upsample"
+        )
+    for title, share in zip(titles, shares, strict=True):
+        if len(share) > 1:
+            raise ConfigError(f"sources: {title} has both weight and upsample; keep one")
+        for key, value in share.items():
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+                raise ConfigError(f"sources: {key}={value!r} of {title}: must be a positive number; to draw nothing from a source, leave it out")

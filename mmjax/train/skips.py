@@ -1,0 +1,96 @@
+"""The examples that could not be used: counted by reason, listed by key, and too many of them end the run."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmjax.config import ConfigError
+from mmjax.data.reader import Skipped
+from mmjax.data.sample import DataError
+
+FILE = "skipped.jsonl"
+_SEEN_AT_LEAST = 1000  # before so many rows a share says little
+
+
+class Skips:
+    """Keeps ``workdir/skipped.jsonl``: a line for each example that could not be used, once, however often it came up.
+
+    ``limit`` is the share of rows that may be skipped; among the first 1,000 rows that share of 1,000.
+    """
+
+    def __init__(self, workdir: str | Path, *, limit: float):
+        self._path = Path(workdir) / FILE
+        self._limit = limit
+        self._listed = {entry["key"] for entry in read(workdir)}
+        self._rows = 0
+        self.reasons: collections.Counter[str] = collections.Counter()
+
+    @property
+    def count(self) -> int:
+        """How many rows had to be drawn again since the start of this process."""
+        return sum(self.reasons.values())
+
+    def list(self, step: int, skipped: Iterable[Skipped]) -> None:
+        """Writes down those that are not listed yet."""
+        lines = []
+        for key, reason, detail in skipped:
+            if key not in self._listed:
+                self._listed.add(key)
+                lines.append(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}) + "\n")
+        if lines:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+
+    def count_batch(self, step: int, skipped: Sequence[Skipped], *, rows: int) -> None:
+        """Takes what was skipped while a batch of ``rows`` was made; raises DataError where it has become too much."""
+        self._rows += rows
+        if not skipped:
+            return
+        self.list(step, skipped)
+        self.reasons.update(reason for _, reason, _ in skipped)
+        allowed = self._limit * max(self._rows, _SEEN_AT_LEAST)
+        if self.count > allowed:
+            raise DataError(
+                f"{self.count} of the {self._rows} rows up to step {step} could not be used ({self.summary()}), more "
+                f"than data.max_skipped={self._limit} allows; they are listed in {self._path}"
+            )
+
+    def summary(self) -> str:
+        """``3 truncated image, 1 missing file``."""
+        return summary(self.reasons)
+
+
+def summary(reasons: collections.Counter[str]) -> str:
+    """The counts in words, the most frequent first."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+
+
+def check_index(source: Any, *, limit: float) -> list[Skipped]:
+    """What the source left out when it was opened; raises where that is too much to go on."""
+    left_out = [(key, str(reason), detail) for key, reason, detail in getattr(source, "skipped", ())]
+    total = len(left_out) + len(source)
+    if len(left_out) > limit * max(total, _SEEN_AT_LEAST):
+        key, reason, detail = left_out[0]
+        raise ConfigError(
+            f"data.max_skipped={limit}: {len(left_out):,} of the source's {total:,} examples cannot be used "
+            f"({summary(collections.Counter(reason for _, reason, _ in left_out))}), the first one {key}: {reason} "
+            f"{detail}; repair them (`mmjax data inspect` lists them) or allow more"
+        )
+    return left_out
+
+
+def read(workdir: str | Path) -> list[dict[str, Any]]:
+    """The lines of ``skipped.jsonl``, with whatever cannot be read left out; empty if there is no file."""
+    path = Path(workdir) / FILE
+    entries = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(text)
+            entries.append({"step": int(entry["step"])} | {k: str(entry[k]) for k in ("key", "reason", "detail")})
+        except (ValueError, TypeError, KeyError):
+            continue  # torn by a kill
+    return entries
