@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -10,21 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax import __version__
-from mmjax.config import ConfigError, nearest
+from mmjax import __version__, flags
+from mmjax.config import ConfigError
 
 CACHE = "~/.cache/mmjax/compiled"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; 0 is success, 1 a run that failed, 2 a command or setting that cannot be used."""
-    parser = _parser()
+    parser = flags.parser(COMMANDS)
     options, rest = parser.parse_known_args(argv)
     if not hasattr(options, "run"):
         parser.print_help()
         return 2
     try:
-        overrides = _overrides(rest, options)
+        overrides = flags.overrides(rest, options)
         return options.run(options, overrides)
     except ConfigError as error:
         print(f"mmjax {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -55,7 +56,7 @@ def evaluate(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> i
     from mmjax.train import evaluate as evaluation
 
     metrics = evaluation.of_run(
-        options.workdir, which=_which(options.step), tasks=_words(options.tasks), split=options.split
+        options.workdir, which=flags.which(options.step), tasks=flags.words(options.tasks), split=options.split
     )
     if options.json:
         print(json.dumps(metrics))
@@ -71,7 +72,7 @@ def inspect(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> in
     _prepare_jax()
     from mmjax.train import inspection
 
-    facts = inspection.describe(options.workdir, which=_which(options.step))
+    facts = inspection.describe(options.workdir, which=flags.which(options.step))
     print(json.dumps(facts, indent=2) if options.json else inspection.table(facts))
     return 0
 
@@ -82,7 +83,7 @@ def bench_step(options: argparse.Namespace, overrides: list[tuple[str, str]]) ->
     from mmjax.train import bench, experiment
 
     sections = experiment.read(options.config, overrides)
-    rows = bench.steps(sections, augmentations=_words(options.augment), repeats=options.repeats)
+    rows = bench.steps(sections, augmentations=flags.words(options.augment), repeats=options.repeats)
     print(json.dumps(rows, indent=2) if options.json else bench.table(rows))
     return 0
 
@@ -94,126 +95,128 @@ def compare(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> in
 
     if options.seeds < 1:
         raise ConfigError(f"--seeds={options.seeds}: must be at least 1; 2 or more give a spread")
-    made = comparison.variants(options.config, overrides, augment=_words(options.augment) or (), extra=options.variant)
+    made = comparison.variants(options.config, overrides, augment=flags.words(options.augment) or (), extra=options.variant)
     seeds, workdir = range(options.first_seed, options.first_seed + options.seeds), Path(options.workdir)
     comparison.run(made, seeds=seeds, jobs=options.jobs, workdir=workdir)
-    metrics = _words(options.metrics) or ()
+    metrics = flags.words(options.metrics) or ()
     rows = comparison.results(made, seeds=seeds, workdir=workdir, metrics=metrics)
     print(json.dumps(rows, indent=2) if options.json else comparison.table(rows))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mmjax", description="Trains and evaluates CLIP-like image-text models.")
-    parser.add_argument("--version", action="version", version=f"mmjax {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+def data_prepare(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    """Turns a source into a TFDS data set of ArrayRecord shards."""
+    from mmjax.data import prepare
+    from mmjax.data.prepared import Folder
+    from mmjax.data.reencoding import Reencoding
 
-    command = _command(
-        commands, "train", train, "train a model, or go on with a run that was stopped",
-        "Trains the experiment of a config file. The same command again goes on from the last checkpoint in DIR. "
-        "SIGTERM or Ctrl-C saves first.",
-    )  # fmt: skip
-    _add_config(command)
-    command.add_argument("--workdir", required=True, metavar="DIR", help="the run folder; made if it is not there")
-
-    command = _command(
-        commands, "eval", evaluate, "measure a checkpoint",
-        "Runs evaluators on a checkpoint of a run folder and prints their metrics.",
-    )  # fmt: skip
-    _add_checkpoint(command)
-    command.add_argument("--split", metavar="NAME", help="the split to measure on (default: eval.final_split)")
-    command.add_argument("--tasks", metavar="A,B", help="the evaluators to run (default: eval.final_tasks)")
-
-    command = _command(
-        commands, "inspect", inspect, "say what a checkpoint holds",
-        "Prints a checkpoint's step, its parameters by module, their bytes, and one SHA-256 over all of them.",
-    )  # fmt: skip
-    _add_checkpoint(command)
-
-    command = _command(
-        commands, "compare", compare, "train variants over paired seeds and compare them",
-        "Trains each variant with the same seeds, several runs at a time with their own cores, and prints mean, spread "
-        "and paired differences with 95 % intervals. The same command again goes on where it was stopped.",
-    )  # fmt: skip
-    _add_config(command)
-    command.add_argument("--workdir", required=True, metavar="DIR", help="the folder of all runs")
-    command.add_argument("--augment", metavar="A,B+C", help="augmentations, a variant each; the first is the baseline")
-    command.add_argument(
-        "--variant", action="append", default=[], metavar="NAME:KEY=VALUE;…", help="a variant by overrides; repeatable"
+    if not 0 <= options.max_skipped <= 1:
+        raise ConfigError(f"--max-skipped={options.max_skipped}: a share; set it between 0 and 1")
+    source, section = _source(options, overrides)
+    summary = prepare.prepare(
+        source,
+        Folder(options.output, name=options.name or section["name"], version=options.version, split=options.split),
+        asked={"source": section},
+        reencoding=Reencoding(image_size=options.image_size, format=options.format, quality=options.quality),
+        shards=options.shards,
+        shard_mib=options.shard_mib,
+        limit=options.limit,
+        drop=flags.words(options.drop) or (),
+        workers=_cores() if options.workers is None else options.workers,
+        note=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    command.add_argument("--seeds", type=int, default=8, metavar="N", help="seeds for each variant (default: 8)")
-    command.add_argument("--first-seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
-    command.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
-    command.add_argument(
-        "--metrics", default="test/rsum,test/pairwise/replace_shape,test/pairwise/replace_relation", metavar="A,B",
-        help="the final metrics to compare (default: %(default)s)",
+    print(json.dumps(dataclasses.asdict(summary)) if options.json else prepare.text(summary))
+    if summary.skipped_share > options.max_skipped:
+        print(
+            f"mmjax data prepare: {summary.skipped_share:.2%} of the examples were left out, more than "
+            f"--max-skipped={options.max_skipped:g}; see {summary.folder}/skipped.jsonl",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def data_inspect(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    """Says what a source holds, and draws what the model sees of it."""
+    from mmjax.data import contact_sheet, survey
+    from mmjax.data.planning import spread
+
+    if options.examples != "all" and not (options.examples.isdigit() and int(options.examples)):
+        raise ConfigError(f"--examples={options.examples}: expected a number, at least 1, or 'all'")
+    if options.rows < 1:
+        raise ConfigError(f"--rows={options.rows}: must be at least 1")
+    view = _view(options, overrides, batch_size=options.rows if options.sheet else None)
+    count = len(view.source) if options.examples == "all" else int(options.examples)
+    numbers = spread(len(view.source), count)
+    facts = survey.survey(view.source, tokenizer=view.tokenizer, numbers=numbers, threads=options.threads or _cores())
+    print(json.dumps(facts, indent=2) if options.json else survey.text(facts))
+    if options.sheet:
+        sheet = contact_sheet.draw(
+            contact_sheet.cells(view.batches[0], view.tokenizer.decode)[: options.rows],
+            title=f"{options.config or options.source}, {options.split}",
+            subtitle=f"Transforms: {', '.join(view.training.names) or 'none'}",
+        )
+        contact_sheet.save(sheet, options.sheet)
+        print(f"drew {options.sheet}", file=sys.stderr)
+    return 0
+
+
+def data_bench(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    """Times reading, decoding, transforms and whole batches."""
+    from mmjax.data import autotune, throughput
+
+    for name in ("seconds", "step_ms"):
+        if (value := getattr(options, name)) is not None and value <= 0:
+            raise ConfigError(f"--{name.replace('_', '-')}={value:g}: must be more than 0")
+    view = _view(options, overrides, batch_size=options.batch_size)
+    workers = view.workers if options.workers is None else options.workers
+    threads = view.threads if options.threads is None else options.threads
+    if workers < 0 or threads < 1:
+        raise ConfigError(f"--workers={workers} --threads={threads}: must be at least 0 and 1")
+    if options.autotune:
+        workers, threads = autotune.tune(
+            view.batches, cores=_cores(), note=lambda text: print(text, file=sys.stderr, flush=True)
+        )
+    facts = throughput.measure(
+        view.source, view.batches, evaluation=view.evaluation, training=view.training, geometry=view.geometry,
+        tokenizer=view.tokenizer, batch_size=view.batch_size, workers=workers, threads=threads, cores=_cores(),
+        seconds=options.seconds,
     )  # fmt: skip
-    command.add_argument("--json", action="store_true", help="print JSON")
-
-    command = commands.add_parser("bench", help="measure speed and memory", description="Measures speed and memory.")
-    command.set_defaults(command="bench")
-    benches = command.add_subparsers(dest="bench", metavar="WHAT", required=True)
-    command = _command(
-        benches, "step", bench_step, "time the compiled training step",
-        "Prints step time, examples a second, FLOPs, and memory of the compiled step, with the ratio to the first row.",
-    )  # fmt: skip
-    command.set_defaults(command="bench step")
-    _add_config(command)
-    command.add_argument(
-        "--augment", metavar="A,B+C", help="augmentations to compare, one row each (default: the config's)"
-    )
-    command.add_argument("--repeats", type=int, default=10, metavar="N", help="timed steps of each row (default: 10)")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    return parser
+    print(json.dumps(facts, indent=2) if options.json else throughput.text(facts, step_ms=options.step_ms))
+    return 0
 
 
-def _command(commands: Any, name: str, run: Any, summary: str, description: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=summary, description=description)
-    command.set_defaults(run=run)
-    return command
+def _source(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> tuple[Any, dict[str, Any]]:
+    """The source that ``--config`` or ``--source`` names, and the section that says which it is."""
+    if options.config:
+        _use_cpu()
+        from mmjax.train import assemble, data_view
+
+        data = data_view.experiment_of(options, overrides).data
+        return assemble.open_source(data, options.split), data_view.section(data, options.split)
+    from mmjax.data import opening
+
+    section = flags.source(options, overrides)
+    modalities = flags.words(options.modalities) or ("image",)
+    return opening.open_source(section, split=options.split, modalities=modalities, path="--source"), section
 
 
-def _add_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--config", required=True, metavar="FILE[:ARGS]",
-        help="a config file with its arguments; --config.KEY=VALUE overrides any key, as --config.batch_size=128",
-    )  # fmt: skip
-    command.set_defaults(overridable=True)
+def _view(options: argparse.Namespace, overrides: list[tuple[str, str]], *, batch_size: int | None) -> Any:
+    _use_cpu()
+    from mmjax.train import data_view
+
+    return data_view.View(data_view.experiment_of(options, overrides), options.split, batch_size=batch_size)
 
 
-def _add_checkpoint(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workdir", required=True, metavar="DIR", help="a run folder")
-    command.add_argument("--step", default="last", metavar="N", help="a checkpoint's step, 'last' (default) or 'best'")
-    command.add_argument("--json", action="store_true", help="print JSON")
+def _use_cpu() -> None:
+    """Data needs no accelerator, and one that a training run uses has no memory left for us."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
-def _overrides(words: Sequence[str], options: argparse.Namespace) -> list[tuple[str, str]]:
-    found = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not (word.startswith("--config.") and getattr(options, "overridable", False)):
-            flags = [f"--{name}" for name in vars(options) if name not in ("run", "command", "bench", "overridable")]
-            raise ConfigError(f"{word}: no such option; {nearest(word.partition('=')[0], flags)}")
-        key, equals, value = word.removeprefix("--config.").partition("=")
-        if not equals:
-            if not rest:
-                raise ConfigError(f"{word}: has no value; write {word}=VALUE")
-            value = rest.pop(0)
-        found.append((key, value))
-    return found
-
-
-def _which(step: str) -> Any:
-    if step in ("last", "best"):
-        return step
-    if not step.isdigit():
-        raise ConfigError(f"--step={step}: expected a number, 'last' or 'best'")
-    return int(step)
-
-
-def _words(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(text.split(","))
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _prepare_jax() -> None:
@@ -226,3 +229,15 @@ def _prepare_jax() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path(CACHE).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+COMMANDS: dict[str, flags.Run] = {
+    "train": train,
+    "eval": evaluate,
+    "inspect": inspect,
+    "compare": compare,
+    "bench step": bench_step,
+    "data prepare": data_prepare,
+    "data inspect": data_inspect,
+    "data bench": data_bench,
+}

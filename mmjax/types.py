@@ -39,8 +39,12 @@ class Provenance:
         return cls(ids=ids[:, None], weight=(ids >= 0).astype(jnp.float32)[:, None])
 
     def identity(self) -> Provenance:
-        """Keeps the first source of each row only: the labelling of papers that ignore what was mixed in."""
-        return Provenance(ids=self.ids[:, :1], weight=(self.weight[:, :1] > 0).astype(jnp.float32))
+        """Keeps the first source of each row only: the labelling of papers that ignore what was mixed in.
+
+        It counts in full, however little of it the row holds; a row without any weight stays without.
+        """
+        weighs = jnp.any(self.weight > 0, axis=1, keepdims=True)
+        return Provenance(ids=self.ids[:, :1], weight=weighs.astype(jnp.float32))
 
 
 @jax.tree_util.register_dataclass

@@ -103,11 +103,9 @@ class Chain:
         found: list[dict[int, int]] = []
         for _, transform in reversed(self._stages["batch"]):
             change: PerBatch = transform
-            mine = {
-                row: other
-                for row, other in change.partners(batch_size=batch_size, group=group, share=share).items()
-                if row in needed
-            }
+            mine = dict(change.partners(batch_size=batch_size, group=group, share=share))
+            for row in sorted(needed - set(share)):  # other processes' rows, which a later transform combines with ours
+                mine |= change.partners(batch_size=batch_size, group=group, share=range(row, row + 1))
             found.append(mine)
             needed |= set(mine.values())
         return found[::-1]

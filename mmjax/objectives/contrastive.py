@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.targets import Labelling, labelled, similarity, source_mass
+from mmjax.objectives.targets import Labelling, check_partners, labelled, partners, similarity, source_mass
 from mmjax.types import Metrics, Provenance
 
 _EXCLUDED = -1e30  # a finite stand-in for -inf, so that zero times it is zero
@@ -23,9 +23,14 @@ class Objective:
 
     Means run over the rows (columns) that have a positive; padding is in no sum; a row of zero weight stays in
     the other side's normaliser, so it is a negative for all and has no loss of its own (NegCLIP's form).
+    ``mask_partners`` leaves out the pairs that share an original without being positives under ``targets="identity"``.
     """
 
     targets: Labelling = "provenance"
+    mask_partners: bool = False
+
+    def __post_init__(self) -> None:
+        check_partners(self.mask_partners, self.targets)
 
     def __call__(
         self,
@@ -42,7 +47,10 @@ class Objective:
         logits = scale * similarity(image, text)
         if bias is not None:
             logits += bias
-        logits = jnp.where(image_source.valid[:, None] & text_source.valid[None, :], logits, _EXCLUDED)
+        pairs = image_source.valid[:, None] & text_source.valid[None, :]
+        if self.mask_partners:
+            pairs &= ~partners(image_source, text_source, target)
+        logits = jnp.where(pairs, logits, _EXCLUDED)
         rows, row_accuracy = _cross_entropy(logits, target, axis=1)
         columns, column_accuracy = _cross_entropy(logits, target, axis=0)
         metrics = {

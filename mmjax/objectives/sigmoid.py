@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.config import ConfigError
-from mmjax.objectives.targets import Labelling, labelled, similarity, source_mass
+from mmjax.objectives.targets import Labelling, check_partners, labelled, partners, similarity, source_mass
 from mmjax.types import Metrics, Provenance
 
 
@@ -20,10 +20,15 @@ class Objective:
 
         loss = -1/n Σ_ij [S_ij log σ(L_ij) + (1 - S_ij) log σ(-L_ij)]
 
-    The sum runs over pairs without padding, n is the number of images that are not padding.
+    The sum runs over pairs without padding, n is the number of images that are not padding. ``mask_partners`` leaves
+    out the pairs that share an original without being positives under ``targets="identity"``.
     """
 
     targets: Labelling = "provenance"
+    mask_partners: bool = False
+
+    def __post_init__(self) -> None:
+        check_partners(self.mask_partners, self.targets)
 
     def __call__(
         self,
@@ -43,6 +48,8 @@ class Objective:
         target = source_mass(labelled(image_source, self.targets), labelled(text_source, self.targets))
         logits = scale * similarity(image, text) + bias
         pairs = image_source.valid[:, None] & text_source.valid[None, :]
+        if self.mask_partners:
+            pairs &= ~partners(image_source, text_source, target)
         loss = -(target * jax.nn.log_sigmoid(logits) + (1 - target) * jax.nn.log_sigmoid(-logits))
         images = jnp.maximum(jnp.sum(image_source.valid, dtype=jnp.float32), 1.0)
         probability = jax.nn.sigmoid(logits)

@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from mmjax.config import ConfigError
 from mmjax.types import Provenance
 
 Labelling = Literal["provenance", "identity"]
@@ -29,6 +30,22 @@ def source_mass(image: Provenance, text: Provenance) -> jax.Array:
 def labelled(source: Provenance, labelling: Labelling) -> Provenance:
     """``source`` as the chosen labelling reads it."""
     return source if labelling == "provenance" else source.identity()
+
+
+def partners(image: Provenance, text: Provenance, target: jax.Array) -> jax.Array:
+    """bool[N, M]: pairs that share an original and are no positives of ``target``, such as a mixed row and its source.
+
+    Under ``identity`` they are negatives, although part of the one is in the other.
+    """
+    return (source_mass(image, text) > 0) & ~(target > 0)
+
+
+def check_partners(mask_partners: bool, labelling: Labelling) -> None:
+    """Raises where ``mask_partners`` could have no effect."""
+    if mask_partners and labelling == "provenance":
+        raise ConfigError(
+            "objective.mask_partners=True: with targets='provenance' partners are positives; use targets='identity'"
+        )
 
 
 def similarity(image: jax.Array, text: jax.Array) -> jax.Array:

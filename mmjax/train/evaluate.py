@@ -32,6 +32,13 @@ class Evaluation:
         self._sources: dict[str, Any] = {}
         self._bound: tuple[Params, BoundEmbedder] | None = None
 
+    def open(self) -> None:
+        """Opens what training will measure on, so that a missing split is found before the first step."""
+        settings = self._settings.eval
+        for tasks, split in ((settings.tasks, settings.split), (settings.final_tasks, settings.final_split)):
+            for task in tasks:
+                self.evaluator(task, split)
+
     def during(self, params: Params) -> dict[str, float]:
         """What is measured while training: ``val/rsum`` and the like."""
         return self.run(params, tasks=self._settings.eval.tasks, split=self._settings.eval.split)
@@ -52,6 +59,8 @@ class Evaluation:
 
     def panels(self, params: Params, *, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Validation images with the captions that the model retrieves for them, and captions with images."""
+        if "retrieval" not in self._settings.eval.tasks:
+            return [], []
         evaluator = self.evaluator("retrieval", self._settings.eval.split)
         bound = self._bind(params)
         rows = range(count)

@@ -54,6 +54,7 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
     experiment = assemble.with_data(experiment, source, tokenizer)
     program = Program(experiment)
     evaluation = Evaluation(program, tokenizer)
+    evaluation.open()
     rows = assemble.rows(experiment, source, tokenizer)
     with rundir.claim(workdir, experiment, overrides=overrides) as switched:
         tokenizer.save(workdir / "tokenizer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ class Skips:
                 self._listed.add(key)
                 lines.append(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}) + "\n")
         if lines:
-            with self._path.open("a", encoding="utf-8") as file:
+            with self._path.open("a+", encoding="utf-8") as file:
+                file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+                if file.read() not in ("", "\n"):  # the last line was torn by a kill
+                    file.write("\n")
                 file.writelines(lines)
 
     def count_batch(self, step: int, skipped: Sequence[Skipped], *, rows: int) -> None:

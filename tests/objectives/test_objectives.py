@@ -160,3 +160,43 @@ def test_rows_without_any_positive_give_finite_loss_and_gradients(name):
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in grads)
     if name == "contrastive":
         assert value == 0
+
+
+class TestMaskPartners:
+    """Rows 0 and 1 are mixed with rows 2 and 3, as MixGen leaves them."""
+
+    IDS = np.array([[0, 2], [1, 3], [2, -1], [3, -1], [4, -1]], np.int32)
+    WEIGHT = np.array([[0.0, 1.0], [0.5, 0.5], [1, 0], [1, 0], [1, 0]], np.float32)  # row 0: all but in name its partner
+    PARTNERS = [(0, 2), (2, 0), (1, 3), (3, 1)]
+
+    def problem(self):
+        image, text, *_, scale, bias = problem(3, n=5, m=5, padding=False)
+        return image, text, (self.IDS, self.WEIGHT), (self.IDS, self.WEIGHT), scale, bias
+
+    @pytest.mark.parametrize("name", OBJECTIVES)
+    def test_the_papers_labels_without_the_pairs_that_share_an_original(self, name):
+        p = self.problem()
+        image, text, *_, scale, bias = p
+        logits = scale * image @ text.T + bias
+        keep = np.ones((5, 5), bool)
+        keep[tuple(zip(*self.PARTNERS, strict=True))] = False
+        module = {"contrastive": contrastive, "sigmoid": sigmoid}[name]
+        if name == "contrastive":
+            masked = np.where(keep, logits, -np.inf)
+            rows = np.log(np.exp(masked).sum(1)) - np.diag(logits)
+            columns = np.log(np.exp(masked).sum(0)) - np.diag(logits)
+            value = (rows.mean() + columns.mean()) / 2
+        else:
+            sign = 2 * np.eye(5) - 1
+            value = (np.log1p(np.exp(-sign * logits)) * keep).sum() / 5
+        masking = module.Objective(targets="identity", mask_partners=True)
+        got, gradients = computed(masking, p)
+        np.testing.assert_allclose(got, value, rtol=2e-6)
+        assert all(np.isfinite(g).all() for g in gradients)
+        plain, _ = computed(module.Objective(targets="identity"), p)
+        assert plain > got * 1.001
+
+    @pytest.mark.parametrize("module", [contrastive, sigmoid])
+    def test_with_provenance_targets_it_is_refused(self, module):
+        with pytest.raises(ConfigError, match="mask_partners=True.*identity"):
+            module.Objective(mask_partners=True)

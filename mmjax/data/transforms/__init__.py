@@ -1,3 +1,3 @@
 """Input-level augmentations, one a file: each has a class ``Transform`` (see ``base``); numpy only, never jax."""
 
-SHARED = ("base",)
+SHARED = ("base", "boxes")

@@ -1,0 +1,143 @@
+"""Tables that a user supplies beside the data: their rows, and compact texts by an example's key or id."""
+
+from __future__ import annotations
+
+import array
+import codecs
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from mmjax.config import ConfigError
+from mmjax.data import storage
+from mmjax.data.delimited import records
+from mmjax.data.sample import Unreadable
+from mmjax.data.text import clean
+
+By = Literal["key", "id"]
+"""What a table calls its examples by: the key that people know, or the number in the source."""
+
+Row = Mapping[str, Any]
+
+
+def rows(path: str, *, option: str) -> Iterator[tuple[int, Row]]:
+    """Line number and fields by name of a csv, tsv or jsonl file in UTF-8; csv and tsv have a line of names.
+
+    What cannot be read raises ConfigError, which blames ``option`` and says the line.
+    """
+    ending = path.rpartition(".")[2].lower()
+    if ending not in ("csv", "tsv", "jsonl"):
+        raise ConfigError(f"{option}={path!r}: not a table; name a file that ends in .csv, .tsv or .jsonl")
+    try:
+        file = storage.open(path)
+    except OSError as error:
+        raise ConfigError(f"{option}={path!r}: cannot be read ({error.strerror or error}); check the name") from None
+    with file:
+        lines = _lines(file, path, option)
+        yield from _json(lines, path, option) if ending == "jsonl" else _delimited(lines, ending, path, option)
+
+
+def field(row: Row, name: str, *, where: str) -> Any:
+    """``row[name]``; ``where`` is the start of the error where there is no such field."""
+    if name not in row:
+        raise ConfigError(f"{where}: has no {name!r}; its fields are {', '.join(map(str, row)) or 'none'}")
+    return row[name]
+
+
+def text_of(value: Any, *, where: str) -> str:
+    """A field that must be a text, cleaned; numbers are written out."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise ConfigError(f"{where}: expected a text, found {type(value).__name__}; correct that line")
+    try:
+        return clean(value)
+    except Unreadable as error:
+        raise ConfigError(f"{where}: {error.reason}; correct that line") from None
+
+
+def name_of(row: Row, by: By, *, where: str, column: str | None = None) -> str | int:
+    """The example that a row speaks of: its ``key``, or its ``id`` as a number, in field ``column``."""
+    value = field(row, column or by, where=where)
+    if by == "key":
+        return text_of(value, where=where)
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where}: {value!r} is no id; ids are whole numbers, or use by='key'") from None
+
+
+class Texts:
+    """Texts by name in three arrays, for tables of millions: ``texts[name]`` are those of one, in the table's order.
+
+    Keys are remembered by 64 bits of a hash. Of n names that are asked for and are not there, a share of n / 2⁶⁴ finds
+    the texts of another.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[str | int, str]]):
+        names, ends, blob = array.array("q"), array.array("q", [0]), bytearray()
+        for name, text in pairs:
+            names.append(_number(name))
+            blob += text.encode()
+            ends.append(len(blob))
+        found = np.frombuffer(names, np.int64) if names else np.zeros(0, np.int64)
+        self._order = np.argsort(found, kind="stable")
+        self._names = found[self._order]
+        self._ends = np.frombuffer(ends, np.int64)
+        self._blob = bytes(blob)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str | int) -> list[str]:
+        """The texts of that name; none where it is unknown."""
+        number = np.int64(_number(name))
+        first, last = np.searchsorted(self._names, number), np.searchsorted(self._names, number, side="right")
+        return [self._blob[self._ends[at] : self._ends[at + 1]].decode() for at in self._order[first:last].tolist()]
+
+
+def _number(name: str | int) -> int:
+    if isinstance(name, str):
+        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
+    return name
+
+
+def _lines(file: Any, path: str, option: str) -> Iterator[str]:
+    # Split at line feeds alone: JSON may hold other characters that Python takes for the end of a line.
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.removeprefix(codecs.BOM_UTF8).decode() if number == 1 else line.decode()
+        except UnicodeDecodeError:
+            raise ConfigError(f"{option}={path!r}: line {number} is not UTF-8; save it as UTF-8") from None
+
+
+def _json(lines: Iterator[str], path: str, option: str) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise ConfigError(f"{option}={path!r}: line {number} is no JSON object; correct that line")
+        yield number, row
+
+
+def _delimited(lines: Iterator[str], ending: str, path: str, option: str) -> Iterator[tuple[int, Row]]:
+    names: list[str] | None = None
+    for number, values in records(lines, "," if ending == "csv" else "\t"):
+        if isinstance(values, str):
+            raise ConfigError(f"{option}={path!r}: line {number}: {values}; correct that line")
+        if names is None:
+            names = [value.strip() for value in values]
+        elif len(values) != len(names):
+            raise ConfigError(
+                f"{option}={path!r}: line {number} has {len(values)} fields, the first line {len(names)}; quote fields "
+                "that hold the separator"
+            )
+        else:
+            yield number, dict(zip(names, values, strict=True))

@@ -1,0 +1,114 @@
+"""Operations on u8[H, W, 3] that several transforms share; each gives a new array, rounded to the nearest level."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from mmjax.config import ConfigError
+
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow's mode L
+
+
+def checked(of: tuple[str, ...], modalities: tuple[str, ...]) -> tuple[str, ...]:
+    """``of``, if it names some of ``modalities``, each once."""
+    if not of or len(set(of)) != len(of) or not set(of) <= set(modalities):
+        raise ConfigError(f"of={tuple(of)}: name one or more of {', '.join(modalities)}, each once")
+    return tuple(of)
+
+
+def probability(name: str, value: float) -> float:
+    """``value``, if it is a probability."""
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name}={value}: a probability; set it between 0 and 1")
+    return value
+
+
+def grey(x: np.ndarray) -> np.ndarray:
+    """The luma, three times."""
+    return cv2.cvtColor(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def levels(x: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Each level exchanged: ``table`` is [256] for all channels or [256, 3], of any numbers, rounded and clipped."""
+    rounded = np.clip(np.floor(table + 0.5), 0, 255).astype(np.uint8)
+    return cv2.LUT(x, rounded if rounded.ndim == 1 else np.ascontiguousarray(rounded[None]))
+
+
+def brightness(x: np.ndarray, factor: float) -> np.ndarray:
+    """``factor · x``: 0 is black, 1 the picture."""
+    return levels(x, factor * np.arange(256))
+
+
+def contrast(x: np.ndarray, factor: float) -> np.ndarray:
+    """``factor · x + (1 - factor) · m`` with m the mean luma: 0 is grey, 1 the picture."""
+    mean = float(_LUMA @ np.array(cv2.mean(x)[:3]))
+    return levels(x, factor * np.arange(256) + (1 - factor) * np.floor(mean + 0.5))
+
+
+def saturation(x: np.ndarray, factor: float) -> np.ndarray:
+    """``factor · x + (1 - factor) · luma(x)``: 0 is grey, 1 the picture."""
+    return cv2.transform(x, factor * np.eye(3) + (1 - factor) * np.tile(_LUMA, (3, 1)))
+
+
+def hue(x: np.ndarray, turns: float) -> np.ndarray:
+    """Colours turned around the wheel of hues by that part of it: ½ is the opposite colour."""
+    wheel = cv2.cvtColor(x, cv2.COLOR_RGB2HSV_FULL)
+    wheel[..., 0] += np.uint8(round(turns * 256) % 256)  # levels of a byte are the wheel: they overflow as it goes on
+    return cv2.cvtColor(wheel, cv2.COLOR_HSV2RGB_FULL)
+
+
+def sharpness(x: np.ndarray, factor: float) -> np.ndarray:
+    """``factor · x + (1 - factor) · smooth(x)``: 0 is smooth, 1 the picture, more is sharper; the border stays."""
+    if min(x.shape[:2]) < 3:
+        return x.copy()
+    smooth = np.ones((3, 3), np.float32)
+    smooth[1, 1] = 5
+    mixed = (1 - factor) * smooth / 13
+    mixed[1, 1] += factor
+    out = cv2.filter2D(x, -1, mixed)
+    out[[0, -1]] = x[[0, -1]]
+    out[:, [0, -1]] = x[:, [0, -1]]
+    return out
+
+
+def posterized(x: np.ndarray, bits: int) -> np.ndarray:
+    """The ``bits`` highest bits of each level."""
+    return x & np.uint8(0xFF << (8 - bits) & 0xFF)
+
+
+def solarized(x: np.ndarray, threshold: float) -> np.ndarray:
+    """Levels from ``threshold`` on, inverted."""
+    level = np.arange(256)
+    return levels(x, np.where(level < threshold, level, 255 - level))
+
+
+def stretched(x: np.ndarray) -> np.ndarray:
+    """Each channel's darkest level brought to 0 and its brightest to 255; a channel of one level stays."""
+    low, high = (f(x.reshape(-1, 3), axis=0).astype(float) for f in (np.min, np.max))
+    span = np.where(high > low, high - low, 1)
+    level = np.arange(256.0)[:, None]
+    return levels(x, np.where(high > low, (level - low) * 255 / span, level))
+
+
+def equalized(x: np.ndarray) -> np.ndarray:
+    """Each channel's levels spread so that all become about as frequent, by Pillow's law."""
+    table = np.tile(np.arange(256.0)[:, None], (1, 3))
+    for channel in range(3):
+        counts = np.bincount(x[..., channel].ravel(), minlength=256)
+        step = (counts.sum() - counts[counts > 0][-1]) // 255
+        if step:
+            table[:, channel] = (step // 2 + np.cumsum(counts) - counts) // step
+    return levels(x, table)
+
+
+def warped(x: np.ndarray, matrix: np.ndarray, fill: int) -> np.ndarray:
+    """Pixels taken from where ``matrix`` f64[2, 2], about the centre, and [2, 1], a shift, send them to; bilinear."""
+    height, width = x.shape[:2]
+    centre = np.array([[(width - 1) / 2], [(height - 1) / 2]])
+    linear, shift = matrix[:, :2], matrix[:, 2:]
+    whole = np.hstack([linear, centre - linear @ centre + shift])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(
+        x, whole, (width, height), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=[fill] * 3
+    )

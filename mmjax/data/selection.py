@@ -1,0 +1,241 @@
+"""Which examples of a source are learnt from, and with which captions: an index built once from columns of scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import fractions
+import math
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from mmjax.config import ConfigError, choose
+from mmjax.data.sample import Example, Unreadable
+from mmjax.data.text import captions_of
+
+Policy = Literal["raw", "synthetic", "mixed", "filtered"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What is kept. Scores are larger for better; thresholds are taken over the whole source, whatever else drops rows.
+
+    ``captions`` are the policies of "Improving Multimodal Datasets with Image Captioning" (arXiv:2307.10350):
+
+    ``raw``        the source's captions; the examples whose raw score is at the top
+    ``synthetic``  the synthetic captions; the examples whose synthetic score is at the top
+    ``mixed``      raw captions where the raw score is at the top, synthetic ones for the others
+    ``filtered``   the same, of the synthetic ones only those that score at least as high as the last raw one kept
+
+    The top is ``top``, exactly floor(top · n) of the n examples that have such a score, ties in the order of their
+    keys; or all that score ``minimum`` or more; or, for raw and synthetic, everything, where neither is given. With
+    top = 0 no raw caption is kept, and no synthetic score passes for ``filtered``. Without a synthetic caption, or a
+    synthetic score that the policy needs, an example is dropped where it would have had it.
+
+    The other options are DataComp's basic rules (arXiv:2304.14108), there 3 words, 6 characters, 200 pixels and 3.0;
+    they hold for each of the captions that an example would have. 0 leaves a rule out.
+    """
+
+    captions: Policy = "raw"
+    score: str | None = None  # the column of scores of the raw captions
+    synthetic: str | None = None  # the column of synthetic captions
+    synthetic_score: str | None = None  # the column of their scores, of the same scorer
+    top: float | None = None  # a share
+    minimum: float | None = None
+    min_words: int = 0
+    min_characters: int = 0
+    min_side: int = 0  # pixels; needs the columns of width and height
+    max_aspect: float = 0.0  # of the longer side to the shorter; needs them too
+    width: str = "width"
+    height: str = "height"
+
+    def __post_init__(self) -> None:
+        choose(self.captions, get_args(Policy), path="captions")
+        if self.top is not None and self.minimum is not None:
+            raise ConfigError(f"top={self.top}: minimum={self.minimum} decides the same; leave one of them out")
+        if self.top is not None and not 0 <= self.top <= 1:
+            raise ConfigError(f"top={self.top}: a share of the examples; set it between 0 and 1")
+        if self.minimum is not None and math.isnan(self.minimum):
+            raise ConfigError(f"minimum={self.minimum}: must be a number")
+        bounded = self.top is not None or self.minimum is not None
+        if self.captions in ("mixed", "filtered") and not bounded:
+            raise ConfigError(f"captions={self.captions!r}: which raw ones? set top (the paper: 0.3) or minimum")
+        needed = {
+            "score": bounded and self.captions != "synthetic",
+            "synthetic": self.captions != "raw",
+            "synthetic_score": self.captions == "filtered" or (bounded and self.captions == "synthetic"),
+        }
+        for name, is_needed in needed.items():
+            value = getattr(self, name)
+            if is_needed and value is None:
+                raise ConfigError(f"{name}=None: captions={self.captions!r} needs it here; name the column")
+            if value is not None and not is_needed:
+                raise ConfigError(
+                    f"{name}={value!r}: nothing asks for it with captions={self.captions!r}; set top or minimum, or "
+                    "leave it out"
+                )
+        for name in ("min_words", "min_characters", "min_side"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be 0 or more")
+        if self.max_aspect != 0 and not self.max_aspect >= 1:
+            raise ConfigError(f"max_aspect={self.max_aspect}: a longer side to a shorter; set it to 1 or more, or to 0")
+
+
+class Selected:
+    """The examples of ``source`` that a selection keeps, in the source's order and with their ids.
+
+    Other attributes (``modalities``, ``class_names``, ``skipped``, …) are the source's. ``rows`` i64[n] are the places
+    of the examples in the source, ``synthetic`` bool[n] says whose captions are exchanged.
+    """
+
+    def __init__(self, source: Any, selection: Selection):
+        if source.group != 1:
+            raise ConfigError(
+                f"data.selection: the source's examples come in groups of {source.group}, which a selection would tear "
+                "apart; take single ones"
+            )
+        self.group = 1
+        self._source = source
+        self._selection = selection
+        self.rows, self.synthetic = _select(source, selection)
+        if not len(self.rows):
+            raise ConfigError(f"data.selection: none of {len(source)} examples is kept; select more")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self.rows):
+            raise IndexError(f"index {index} is outside the selection, which has {len(self.rows)} examples")
+        example = self._source[int(self.rows[index])]
+        if not self.synthetic[index]:
+            return example
+        name = str(self._selection.synthetic)
+        if name not in example:
+            raise Unreadable("no caption", f"its example has no {name!r}", key=str(example.get("key", example["id"])))
+        return {**example, "captions": captions_of(example[name], str(example.get("key", example["id"])))}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # also while it is unpickled, when there is no source yet
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._source, name)
+
+    def column(self, name: str) -> np.ndarray:
+        """A field of the kept examples, without reading pictures; ``captions`` as they are learnt from."""
+        values = _column(self._source, name)[self.rows]
+        if name != "captions" or not self.synthetic.any():
+            return values
+        exchanged = _column(self._source, str(self._selection.synthetic))[self.rows]
+        out = np.empty(len(values), object)
+        for at, (raw, other) in enumerate(zip(values, exchanged, strict=True)):
+            out[at] = captions_of(_texts(other)) if self.synthetic[at] else raw
+        return out
+
+    def describe(self) -> str:
+        """One line for people: how many are kept, with which captions."""
+        synthetic = int(self.synthetic.sum())
+        return (
+            f"{len(self):,} of {len(self._source):,} examples selected: {len(self) - synthetic:,} with the source's "
+            f"captions, {synthetic:,} with synthetic ones"
+        )
+
+
+def _select(source: Any, selection: Selection) -> tuple[np.ndarray, np.ndarray]:
+    """Places i64[n] of the kept examples in order, and bool[n]: with synthetic captions."""
+    size, policy = len(source), selection.captions
+    raw, threshold = np.full(size, policy != "synthetic"), -math.inf
+    if selection.score is not None:
+        raw, threshold = _top(source, selection.score, selection)
+    synthetic = np.zeros(size, bool)
+    if selection.synthetic is not None:
+        synthetic = np.array([_has_text(value) for value in _column(source, selection.synthetic)], bool)
+    if selection.synthetic_score is not None:
+        if policy == "filtered":
+            # Comparison with NaN is False: what has no score is not taken.
+            synthetic &= _scores(source, selection.synthetic_score) >= threshold
+        else:
+            synthetic &= _top(source, selection.synthetic_score, selection)[0]
+    synthetic &= ~raw
+    kept = (raw | synthetic) & _by_size(source, selection)
+    if selection.min_words or selection.min_characters:
+        _drop_short(source, selection, kept, synthetic)
+    rows = np.flatnonzero(kept)
+    return rows, synthetic[rows]
+
+
+def _top(source: Any, name: str, selection: Selection) -> tuple[np.ndarray, float]:
+    """bool[n]: whose score is at the top; and the least score that is."""
+    scores = _scores(source, name)
+    if selection.minimum is not None:
+        return scores >= selection.minimum, selection.minimum
+    known = scores[~np.isnan(scores)]
+    # As a fraction of decimals: 0.29 * 100 is less than 29.
+    count = math.floor(fractions.Fraction(str(selection.top)) * len(known))
+    if count == 0:
+        return np.zeros(len(scores), bool), math.inf
+    threshold = float(np.partition(known, len(known) - count)[len(known) - count])
+    chosen = scores > threshold
+    tied = np.flatnonzero(scores == threshold)
+    room = count - int(chosen.sum())
+    if room < len(tied):
+        tied = tied[np.argsort(_keys(source)[tied], kind="stable")]
+    chosen[tied[:room]] = True
+    return chosen, threshold
+
+
+def _by_size(source: Any, selection: Selection) -> np.ndarray:
+    if not selection.min_side and not selection.max_aspect:
+        return np.ones(len(source), bool)
+    width, height = (_scores(source, name) for name in (selection.width, selection.height))
+    short, long = np.minimum(width, height), np.maximum(width, height)
+    # Where a size is unknown (NaN), comparisons are False.
+    fits = short >= max(selection.min_side, 1)
+    return fits & (long <= selection.max_aspect * short) if selection.max_aspect else fits
+
+
+def _drop_short(source: Any, selection: Selection, kept: np.ndarray, synthetic: np.ndarray) -> None:
+    raw = _column(source, "captions")
+    other = raw if selection.synthetic is None else _column(source, selection.synthetic)
+    for row in np.flatnonzero(kept).tolist():
+        kept[row] = all(
+            len(text.split()) >= selection.min_words and len(text) >= selection.min_characters
+            for text in _texts(other[row] if synthetic[row] else raw[row])
+        )
+
+
+def _column(source: Any, name: str) -> np.ndarray:
+    if not hasattr(source, "column"):
+        raise ConfigError(f"data.selection: a source of kind {type(source).__module__} has no columns to select by")
+    values = source.column(name)
+    if len(values) != len(source):
+        raise ConfigError(f"data.selection: column {name!r} has {len(values)} values for {len(source)} examples")
+    return values
+
+
+def _scores(source: Any, name: str) -> np.ndarray:
+    values = _column(source, name)
+    if values.dtype.kind in "fiu":
+        return values.astype(np.float64)
+    try:
+        return np.array([math.nan if value is None else value for value in values.tolist()], np.float64)
+    except (TypeError, ValueError):
+        raise ConfigError(f"data.selection: column {name!r} holds no numbers; name another") from None
+
+
+def _keys(source: Any) -> np.ndarray:
+    """What breaks ties: keys, or ids where a source has no keys."""
+    try:
+        return _column(source, "key")
+    except ConfigError:
+        return _column(source, "id")
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of one example as a column has them: a text, several, or None or NaN for none."""
+    if isinstance(value, str):
+        return [value]
+    return [] if value is None or isinstance(value, float) else list(value)
+
+
+def _has_text(value: Any) -> bool:
+    return any(isinstance(text, str) and text.strip() for text in _texts(value))

@@ -1,0 +1,116 @@
+"""Shards of ``tf.train.Example`` records, ArrayRecord or TFRecord, without a TFDS description beside them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from mmjax.config import ConfigError, choose
+from mmjax.data import featured, records, storage, tfexample
+from mmjax.data.references import inside
+from mmjax.data.sample import Example, Reason, Unreadable
+from mmjax.data.text import check_most, check_norm
+
+Format = Literal["auto", "array_record", "tfrecord"]
+
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM")  # how they begin
+_TRIED = 8  # records that are looked at for the names of features
+
+
+class Source:
+    """Records with encoded pictures and captions; the names of features are those of the first record that can be read.
+
+    ArrayRecord files must be on local paths. TFRecord files may be anywhere; an index of their offsets is kept, and
+    what comes after a damaged length in one is listed as "torn archive". For a prepared TFDS folder use ``tfds``.
+
+    Args:
+      split: replaces ``{split}`` in ``path``; without that every split is the same files.
+      path: files, a list, a glob, ``a::b`` or ``{0..9}``.
+      modalities: which pictures; if left out those of ``image``, ``depth``, ``thermal`` that are there.
+      format: ``array_record`` or ``tfrecord``; ``auto`` looks at the content.
+      image_key: the feature that is ``image``, if it is called otherwise.
+      caption_keys: one or more features with captions, each one or several; the first usual one if left out.
+      label_key: a feature with the number of a class.
+      columns: further features to give; those of one value as that value.
+      caption_norm: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
+      max_captions: captions an example, the first ones; all if left out.
+    """
+
+    group = 1
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        path: str | tuple[str, ...],
+        modalities: tuple[str, ...] | None = None,
+        format: Format = "auto",
+        image_key: str | None = None,
+        caption_keys: tuple[str, ...] | None = None,
+        label_key: str | None = None,
+        columns: tuple[str, ...] | None = None,
+        caption_norm: str = "none",
+        max_captions: int | None = None,
+    ):
+        choose(format, get_args(Format), path="format")
+        self._norm, self._most = check_norm(caption_norm), check_most(max_captions)
+        paths = storage.expand(path, split=split)
+        self._name = f"arrayrecord/{split}"
+        self._files = records.files(paths, records.sniff(paths[0]) if format == "auto" else format)
+        self._spans = records.Spans([(file, 0, int(count)) for file, count in enumerate(self._files.counts)])
+        self.skipped = torn(self._files)
+        first = self._first()
+        names = list(first)
+        texts = [name for name, value in first.items() if isinstance(value, list)]
+        self._roles = featured.roles(
+            names,
+            [name for name in texts if _is_picture(name, first[name]) or name == image_key],
+            texts=texts,
+            modalities=modalities,
+            image_key=image_key,
+            caption_keys=caption_keys,
+            label_key=label_key,
+            columns=columns,
+        )
+        self.modalities = tuple(self._roles.pictures)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> Example:
+        index = inside(index, len(self), self._name)
+        file, number = self._spans[index]
+        place = f"{self._files.paths[file].rpartition('/')[2]}:{number}"
+        try:
+            values = tfexample.parse(self._files.read(file, number))
+            single = {name: _single(value) if name in self._roles.fields else value for name, value in values.items()}
+            return featured.example(single, self._roles, number=index, place=place, norm=self._norm, most=self._most)
+        except Unreadable as error:
+            raise Unreadable(error.reason, error.detail, key=error.key or place) from None
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise Unreadable("bad row", f"unexpected features: {error}", key=place) from None
+
+    def _first(self) -> dict[str, Any]:
+        failure: Unreadable | None = None
+        for index in range(min(len(self), _TRIED)):
+            try:
+                if values := tfexample.parse(self._files.read(*self._spans[index])):
+                    return values
+            except Unreadable as error:
+                failure = error
+        raise ConfigError(f"path={self._files.paths[0]!r}: no record with features ({failure}); check the files")
+
+
+def torn(files: records.Files) -> list[tuple[str, Reason, str]]:
+    """What is missing of files that break off; how many records that are is unknown."""
+    return [
+        (f"{files.paths[file].rpartition('/')[2]}:{files.counts[file]}", "torn archive", why)
+        for file, why in files.torn.items()
+    ]
+
+
+def _is_picture(name: str, values: list[bytes]) -> bool:
+    return name in featured.MODALITIES or (bool(values) and values[0].startswith(_PICTURES))
+
+
+def _single(value: Any) -> Any:
+    return value[0] if len(value) == 1 else value

@@ -1,0 +1,185 @@
+"""Folders of the ``datasets`` library, Arrow (``save_to_disk``) or parquet, read without it and without the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmjax.config import ConfigError
+from mmjax.data import storage
+from mmjax.data.captioned import Captioned, place
+from mmjax.data.columnar import Arrow, Columns, Parquet
+from mmjax.data.references import inside, one_modality
+from mmjax.data.sample import Example
+from mmjax.data.tabular import Columned, columnar_rows, names_images, picture_in
+from mmjax.data.text import check_most, check_norm
+
+_STATE, _DICT = "state.json", "dataset_dict.json"
+_SHARD = re.compile(r"(?P<split>.+?)(?:-\d+-of-\d+)?(?:-[0-9a-f]{16})?\.parquet")
+_NOT_A_SPLIT = re.compile(r"data-\d+-of-\d+\.parquet|\d+\.parquet")
+
+
+class Source:
+    """One split of a saved data set: pictures are cells of {bytes, path}, captions texts or lists of texts.
+
+    ``path`` is a folder that ``save_to_disk`` wrote (of one data set or of several splits), or a repository's folder of
+    parquet files such as ``data/train-00000-of-00005.parquet`` or ``train/0.parquet``. Arrow is mapped into memory, so
+    any order is fast; parquet is read a row group at a time, which suits reading in order.
+
+    Args:
+      split: the folder's or the files' name for it. A data set that was saved without splits is every split.
+      path: the folder.
+      modalities: one name, for the images.
+      image_column: the first with pictures if left out, else one of the usual names.
+      caption_columns: one or more; the first usual one if left out. Without one the class name is the caption.
+      label_column: the only class label if left out; its names become ``class_names``.
+      image_root: the folder of pictures that the table only names; the data set's own if left out.
+      columns: further fields to give with each example.
+      negative_column: false captions, a list; ``neg_caption`` if left out and there is one.
+      caption_norm: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
+      max_captions: captions an example, the first ones; all if left out.
+    """
+
+    group = 1
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        path: str,
+        modalities: tuple[str, ...] = ("image",),
+        image_column: str | None = None,
+        caption_columns: tuple[str, ...] | None = None,
+        label_column: str | None = None,
+        image_root: str | None = None,
+        columns: tuple[str, ...] = (),
+        negative_column: str | None = None,
+        caption_norm: str = "none",
+        max_captions: int | None = None,
+    ):
+        self.modalities = one_modality(modalities)
+        folder = storage.local(path).rstrip("/")
+        if not storage.is_folder(folder):
+            raise ConfigError(f"path={path!r}: no such folder; nothing is downloaded, copy or save the data set there")
+        self._name = f"huggingface/{split}"
+        self._root = folder if image_root is None else storage.local(image_root)
+        self._cells = _cells(folder, split)
+        schema = self._cells.schema
+        labels = class_labels(schema)
+        if label_column is None and len(labels) == 1:
+            label_column = next(iter(labels))
+        if image_column is None:
+            image_column = next((field.name for field in schema if _is_picture(field.type)), None)
+        wanted = Columned(image_column, caption_columns, negative_column, label_column, tuple(columns))
+        wanted = wanted.among(schema.names, folder)
+        names = labels.get(label_column or "")
+        self._column = wanted.image or ""
+        self._named = names_images(schema, self._column)
+        self._table = Captioned(
+            columnar_rows(self._cells, wanted, named=False, class_names=names),
+            named=False,
+            fields=wanted.fields,
+            labelled=label_column is not None,
+            class_names=names,
+            norm=check_norm(caption_norm),
+            most=check_most(max_captions),
+        )
+        self.skipped = self._table.skipped
+        if self._table.class_names is not None:
+            self.class_names = self._table.class_names
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Example:
+        index = inside(index, len(self), self._name)
+        row = int(self._table.numbers[index])
+        key = place(*self._cells.place(row))
+        value = self._cells.cell(self._column, row)
+        if self._named:
+            value = {"bytes": None, "path": value}
+        return {**self._table.example(index, key=key), self.modalities[0]: picture_in(value, self._root, key=key)}
+
+    def column(self, name: str) -> np.ndarray:
+        """A field of all examples: ``id``, ``key``, ``captions``, ``label`` or one of ``columns``."""
+        if name == "key":
+            return np.array([place(*self._cells.place(row)) for row in self._table.numbers.tolist()], object)
+        return self._table.column(name)
+
+
+def class_labels(schema: pa.Schema) -> dict[str, list[str]]:
+    """Names of the classes of each column that the library knows as a class label."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: [str(one) for one in feature["names"]]
+            for name, feature in features.items()
+            if name in schema.names and isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, ValueError, TypeError, AttributeError):  # a table that the library has not written
+        return {}
+
+
+def _cells(folder: str, split: str) -> Columns:
+    entries = storage.entries(folder)
+    names = [name for name, _ in entries]
+    if _STATE in names:
+        return Arrow(_saved(folder))
+    if _DICT in names:
+        splits = [name for name, is_folder in entries if is_folder]
+        if split not in splits:
+            raise _no_split(split, folder, splits)
+        return Arrow(_saved(f"{folder}/{split}"))
+    found = _parquet(folder, entries)
+    if not found:
+        raise ConfigError(
+            f"path={folder!r}: neither saved by save_to_disk (no {_STATE}) nor a folder of parquet files; check it"
+        )
+    if split in found:
+        return Parquet(found[split])
+    if list(found) == [""]:
+        return Parquet(found[""])
+    raise _no_split(split, folder, sorted(found))
+
+
+def _saved(folder: str) -> list[str]:
+    """The Arrow files of one saved split, in the order that its state has them."""
+    try:
+        state = json.loads(storage.read(f"{folder}/{_STATE}"))
+        names = [str(entry["filename"]) for entry in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"path={folder!r}: its {_STATE} is damaged ({error}); save the data set again") from None
+    if state.get("_indices_data_files"):
+        raise ConfigError(f"path={folder!r}: its rows were chosen but not copied; save it after flatten_indices()")
+    paths = [storage.join(folder, name) for name in names]
+    missing = [path for path in paths if not storage.exists(path)]
+    if missing or not paths:
+        raise ConfigError(f"path={folder!r}: the file {(missing or ['of its rows'])[0]!r} is missing; copy it")
+    return paths
+
+
+def _parquet(folder: str, entries: Sequence[tuple[str, bool]]) -> dict[str, list[str]]:
+    """Parquet files by split: that of their names, or of the folder that they are in."""
+    found: dict[str, list[str]] = {}
+    for name, is_folder in entries:
+        if is_folder and not name.startswith("."):
+            inner = f"{folder}/{name}"
+            for split, paths in _parquet(inner, storage.entries(inner)).items():
+                found.setdefault(split or ("" if name == "data" else name), []).extend(paths)
+        elif name.endswith(".parquet"):
+            match = None if _NOT_A_SPLIT.fullmatch(name) else _SHARD.fullmatch(name)
+            found.setdefault(match["split"] if match else "", []).append(f"{folder}/{name}")
+    return {split: sorted(paths, key=storage.natural) for split, paths in found.items()}
+
+
+def _is_picture(kind: Any) -> bool:
+    return pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {"bytes", "path"}
+
+
+def _no_split(split: str, folder: str, there: Sequence[str]) -> ConfigError:
+    return ConfigError(f"split={split!r}: {folder!r} has no such split; there are {', '.join(there) or 'none'}")

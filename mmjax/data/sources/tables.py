@@ -1,0 +1,126 @@
+"""Tables of images and captions: csv, tsv, jsonl and parquet."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+
+from mmjax.config import ConfigError, choose
+from mmjax.data import storage
+from mmjax.data.captioned import Captioned, place
+from mmjax.data.columnar import Parquet
+from mmjax.data.references import check_root, inside, one_modality, picture
+from mmjax.data.sample import Example
+from mmjax.data.tabular import Columned, columnar_rows, csv_rows, json_rows, names_images, picture_in, sniff
+from mmjax.data.text import check_most, check_norm
+
+Format = Literal["auto", "csv", "jsonl", "parquet"]
+
+
+class Source:
+    """Rows of one or several tables that name images (or, in parquet, hold them) and say captions.
+
+    Columns are those of open_clip (``filepath``, ``title``) or other usual ones where none are named, and so is the
+    separator: tab, or whichever of comma, semicolon and bar gives these columns. Rows of one image become one example
+    with several captions; a row that repeats another's image and captions is left out as "duplicate key".
+
+    Images are named relative to ``image_root``, or by an absolute path or URL; a relative name that leads out of the
+    root is a bad row. Rows of the wrong width, without picture or caption, or not in UTF-8 are left out and listed in
+    ``skipped``. Parquet files that hold pictures are read a row group at a time, which suits reading in order; for
+    shuffled training turn them into ArrayRecord first.
+
+    Args:
+      split: replaces ``{split}`` in ``path``; without that every split is the same table.
+      path: a file, a list, a glob, ``a::b`` or ``{0..9}``; the tables have the same columns.
+      modalities: one name, for the images.
+      format: ``csv`` (any separator), ``jsonl``, ``parquet``; ``auto`` looks at the content.
+      separator: of csv; sniffed if left out.
+      image_column: sniffed if left out.
+      caption_columns: one or more, each a text (jsonl, parquet: or a list of texts); the first usual one if left out.
+      image_root: the folder that images are named from; the table's own if left out.
+      columns: further fields to give with each example; texts that are all numbers become numbers.
+      negative_column: false captions, as a list or the text of a Python list (NegCLIP); sniffed if left out. They
+        become ``negatives``: ("given", first caption of the row, false caption).
+      label_column: classes, by number or by name; without a caption column the name is the caption.
+      group: rows of one image are one example; otherwise each row is one, and those of one image share the id.
+      caption_norm: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
+      max_captions: captions an example, the first ones; all if left out.
+    """
+
+    group = 1
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        path: str | tuple[str, ...],
+        modalities: tuple[str, ...] = ("image",),
+        format: Format = "auto",
+        separator: str | None = None,
+        image_column: str | None = None,
+        caption_columns: tuple[str, ...] | None = None,
+        image_root: str | None = None,
+        columns: tuple[str, ...] = (),
+        negative_column: str | None = None,
+        label_column: str | None = None,
+        group: bool = True,
+        caption_norm: str = "none",
+        max_captions: int | None = None,
+    ):
+        choose(format, get_args(Format), path="format")
+        self.modalities = one_modality(modalities)
+        if separator is not None and len(separator) != 1:
+            raise ConfigError(f"separator={separator!r}: must be one character; leave it out to have it found")
+        paths = storage.expand(path, split=split)
+        self._name = f"tables/{split}"
+        self._root = paths[0].rpartition("/")[0] or "." if image_root is None else storage.local(image_root)
+        kind = sniff(paths[0]) if format == "auto" else format
+        wanted = Columned(image_column, caption_columns, negative_column, label_column, tuple(columns))
+        self._cells: Parquet | None = None
+        if kind == "parquet":
+            cells = Parquet(paths)
+            wanted = wanted.among(cells.schema.names, paths[0])
+            named = names_images(cells.schema, wanted.image or "")
+            self._cells = None if named else cells
+            rows = columnar_rows(cells, wanted, named=named)
+        elif kind == "jsonl":
+            rows = json_rows(paths, wanted)
+        else:
+            rows = csv_rows(paths, wanted, separator)
+        self._image_column = wanted.image or ""
+        self._table = Captioned(
+            rows,
+            named=self._cells is None,
+            group=group,
+            fields=wanted.fields,
+            labelled=label_column is not None,
+            repeats=not group,
+            norm=check_norm(caption_norm),
+            most=check_most(max_captions),
+        )
+        self.skipped = self._table.skipped
+        if self._table.class_names is not None:
+            self.class_names = self._table.class_names
+        if self._table.keys is not None:
+            check_root(self._root, self._table.keys[:4].to_pylist())
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Example:
+        index = inside(index, len(self), self._name)
+        if self._cells is None:
+            key = self._table.name(index)
+            data = picture(self._root, key, key=key)
+        else:
+            row = int(self._table.numbers[index])
+            key = place(*self._cells.place(row))
+            data = picture_in(self._cells.cell(self._image_column, row), self._root, key=key)
+        return {**self._table.example(index, key=key), self.modalities[0]: data}
+
+    def column(self, name: str) -> np.ndarray:
+        """A field of all examples: ``id``, ``key``, ``captions``, ``label`` or one of ``columns``."""
+        if name == "key" and self._cells is not None:
+            return np.array([place(*self._cells.place(row)) for row in self._table.numbers.tolist()], object)
+        return self._table.column(name)

@@ -1,0 +1,211 @@
+"""Prepared folders of TensorFlow Datasets, read without TensorFlow: array_record, and tfrecord through an index."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mmjax.config import ConfigError, nearest
+from mmjax.data import featured, records, storage
+from mmjax.data.references import inside
+from mmjax.data.sample import Example, Reason, Unreadable
+from mmjax.data.sources.arrayrecord import torn
+from mmjax.data.text import check_most, check_norm
+
+_INFO = "dataset_info.json"
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+class Source:
+    """One split of a prepared data set; nothing is ever downloaded or generated.
+
+    Pictures are given as they are encoded. What ``mmjax data prepare`` wrote has all that its own source gave, ids and
+    keys included; of others, captions and class names are found among the features. Examples are in the order of the
+    files, which TFDS shuffles when it writes them.
+
+    Args:
+      split: of the data set, slices and sums included: ``train[:90%]``, ``train+test``; or a key of ``splits``.
+      path: the version's folder, the data set's (its highest version is taken), or with ``dataset`` the folder of all.
+      dataset: ``name``, ``name:1.0.0`` or ``name/config:1.0.0``.
+      modalities: which pictures; if left out those of ``image``, ``depth``, ``thermal`` there are, or the only one.
+      splits: what splits are called here: ``{"val": "train[90%:]"}``.
+      image_key: the feature that is ``image``, if it is called otherwise.
+      caption_keys: one or more features with texts, ``outer/inner`` for one in a sequence; the first usual one if left
+        out, and without one the class name is the caption.
+      label_key: the feature with the class; the only or first class label if left out.
+      columns: further features to give; if left out all of what ``mmjax data prepare`` wrote, none of others.
+      caption_norm: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
+      max_captions: captions an example, the first ones; all if left out.
+    """
+
+    group = 1
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        path: str,
+        dataset: str | None = None,
+        modalities: tuple[str, ...] | None = None,
+        splits: Mapping[str, str] | None = None,
+        image_key: str | None = None,
+        caption_keys: tuple[str, ...] | None = None,
+        label_key: str | None = None,
+        columns: tuple[str, ...] | None = None,
+        caption_norm: str = "none",
+        max_captions: int | None = None,
+    ):
+        import tensorflow_datasets as tfds  # takes a second or two, which other sources need not wait for
+
+        self._norm, self._most = check_norm(caption_norm), check_most(max_captions)
+        folder = _folder(storage.local(path), dataset)
+        self._name = f"tfds/{split}"
+        try:
+            info = tfds.builder_from_directory(folder).info
+            features = info.features
+        except Exception as error:  # a damaged description can fail in any way
+            raise ConfigError(
+                f"path={path!r}: {folder} cannot be understood ({_line(error)}); prepare it again"
+            ) from None
+        self._open(split, dict(splits or {}).get(split, split), info, folder)
+        flat = dict(_flat(features, tfds))
+        labels = [name for name, feature in flat.items() if isinstance(feature, tfds.features.ClassLabel)]
+        if label_key is None and labels:
+            label_key = "label" if "label" in labels else labels[0]
+        names = flat[label_key].names if label_key is not None and label_key in labels else None
+        self._roles = featured.roles(
+            list(flat),
+            [name for name, feature in flat.items() if _is_picture(feature, tfds)],
+            texts=[name for name, feature in flat.items() if _is_text(feature, tfds)],
+            modalities=modalities,
+            image_key=image_key,
+            caption_keys=caption_keys,
+            label_key=label_key,
+            columns=columns,
+            class_names=names,
+        )
+        self.modalities = tuple(self._roles.pictures)
+        if names is not None:
+            self.class_names = list(names)
+        tops = {flat_name: top for top in features for flat_name in _names(top, features[top], tfds)}
+        self._features = tfds.features.FeaturesDict({tops[n]: features[tops[n]] for n in self._roles.wanted()})
+        pictures = [n for n in self._roles.pictures.values() if isinstance(flat[n], tfds.features.Image)]
+        self._decoders = {name: tfds.decode.SkipDecoding() for name in pictures}
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> Example:
+        index = inside(index, len(self), self._name)
+        file, number = self._spans[index]
+        place = f"{self._files.paths[file].rpartition('/')[2]}:{number}"
+        record = self._files.read(file, number)
+        try:
+            values = dict(_values(self._features.deserialize_example_np(record, decoders=self._decoders)))
+        except Exception as error:  # TFDS decodes what a damaged record holds, and fails as that happens to
+            raise Unreadable("bad row", _line(error), key=place) from None
+        return featured.example(values, self._roles, number=index, place=place, norm=self._norm, most=self._most)
+
+    def _open(self, split: str, wanted: str, info: Any, folder: str) -> None:
+        kind = info.file_format.value
+        if kind not in ("array_record", "tfrecord"):
+            raise ConfigError(
+                f"path={folder!r}: its format is {kind}; prepare it as array_record (parquet: the source 'tables')"
+            )
+        try:
+            instructions = info.splits[wanted].file_instructions
+        except (ValueError, KeyError, AssertionError) as error:
+            known = f"there are {', '.join(info.splits)}, and slices such as 'train[:90%]'"
+            raise ConfigError(f"split={split!r}: no such split; {known}; or map it in splits") from error
+        paths = list(dict.fromkeys(storage.local(str(i.filename)) for i in instructions))
+        missing = [found for found in storage.together(lambda p: "" if storage.exists(p) else p, paths) if found]
+        if missing:
+            raise ConfigError(
+                f"path={folder!r}: {len(missing)} of {len(paths)} files are missing, such as {missing[0]!r}; copy them"
+            )
+        self._files = records.files(paths, kind)
+        self.skipped: list[tuple[str, Reason, str]] = torn(self._files)
+        spans = []
+        for instruction in instructions:
+            file = paths.index(storage.local(str(instruction.filename)))
+            there = int(self._files.counts[file])
+            if there < instruction.examples_in_shard and file not in self._files.torn:
+                raise ConfigError(
+                    f"path={paths[file]!r}: has {there} records where {instruction.examples_in_shard} are announced; "
+                    "copy it again"
+                )
+            end = min(instruction.skip + instruction.take, there)
+            spans.append((file, instruction.skip, max(end - instruction.skip, 0)))
+            first_gone = max(there + 1, instruction.skip)  # the one that is cut is listed already
+            for number in range(first_gone, instruction.skip + instruction.take):
+                key = f"{paths[file].rpartition('/')[2]}:{number}"
+                self.skipped.append((key, "torn archive", "comes after the damage"))
+        self._spans = records.Spans(spans)
+
+
+def _folder(path: str, dataset: str | None) -> str:
+    """The folder of a version."""
+    folder = path
+    if dataset is not None:
+        name, _, version = dataset.partition(":")
+        folder = "/".join(part for part in (path.rstrip("/"), name, version) if part)
+    if storage.exists(f"{folder}/{_INFO}"):
+        return folder
+    names = storage.listing(folder) if storage.is_folder(folder) else []
+    versions = [name for name in names if _VERSION.fullmatch(name) and storage.exists(f"{folder}/{name}/{_INFO}")]
+    if versions:
+        return f"{folder}/{max(versions, key=storage.natural)}"
+    option = f"path={path!r}" + (f", dataset={dataset!r}" if dataset else "")
+    if storage.is_folder(path) and dataset is not None:
+        there = [name for name in storage.listing(path) if storage.is_folder(f"{path}/{name}")]
+        raise ConfigError(f"{option}: no prepared data set; {nearest(dataset.split(':')[0].split('/')[0], there)}")
+    raise ConfigError(
+        f"{option}: no prepared data set there (no {_INFO}); nothing is downloaded: prepare it by `tfds build` with "
+        "--file_format=array_record, or by `mmjax data prepare`"
+    )
+
+
+def _flat(features: Any, tfds: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Features by name, those in dictionaries and sequences of them as ``outer/inner``."""
+    for name in features:
+        feature = features[name]
+        inner = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+        if isinstance(inner, tfds.features.FeaturesDict):
+            yield from _flat(inner, tfds, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", feature
+
+
+def _names(top: str, feature: Any, tfds: Any) -> list[str]:
+    return [name for name, _ in _flat({top: feature}, tfds)]
+
+
+def _values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """As ``_flat``, of what was decoded."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _values(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_picture(feature: Any, tfds: Any) -> bool:
+    if isinstance(feature, tfds.features.Image):
+        return True
+    # Pixels as they are.
+    return type(feature) is tfds.features.Tensor and feature.np_dtype == np.uint8 and len(feature.shape) == 3
+
+
+def _is_text(feature: Any, tfds: Any) -> bool:
+    while isinstance(feature, tfds.features.Sequence):
+        feature = feature.feature
+    return isinstance(feature, tfds.features.Text) or (
+        type(feature) is tfds.features.Tensor and feature.np_dtype in (np.object_, np.str_, np.bytes_)
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

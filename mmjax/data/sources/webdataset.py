@@ -1,0 +1,259 @@
+"""Tar shards in the WebDataset layout, read at random places through an index that is built once for each shard."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from mmjax.config import ConfigError, nearest
+from mmjax.data import classes, index, shard_paths, shards
+from mmjax.data.references import inside
+from mmjax.data.sample import Example, Reason, Unreadable
+from mmjax.data.shards import Shard
+from mmjax.data.text import Norm, captions_of, check_most, check_norm
+
+_TEXT, _JSON, _LABEL = ".text", ".json", ".label"  # parts besides the modalities, whose names have no dot
+_CAPTION = "caption"  # the field that img2dataset writes
+_RESERVED = ("id", "key", "captions", "label")
+_CHUNK = 4096  # samples whose fields a thread reads at once
+
+
+class Source:
+    """Samples are runs of members of one key, the path up to the first dot of its base name (as open_clip has it).
+
+    What an example has: the picture of each modality, ``captions``, ``label`` where there is a class, and the
+    ``json_fields``. Captions are those of the text; without one, of the json's field ``caption``; without that, prompts
+    of the class. Not usable and listed in ``skipped``: samples without picture or text, a key's further samples in a
+    shard, and what follows damage in a shard.
+
+    A folder in CLIP_benchmark's layout also tells ``class_names`` (``classnames.txt``), ``templates``
+    (``zeroshot_classification_templates.txt``), the number of shards (``nshards.txt``) and, in ``dataset_type.txt``,
+    whether each line of a text is a caption (``retrieval``).
+
+    Args:
+      split: replaces ``{split}`` in ``path``, and is the name of a folder in a folder of splits. Shards that are named
+        without it are every split's.
+      path: shards (``data/{00000..00331}.tar``, ``a.tar::b.tar``, globs, lists, URLs that fsspec knows) or folders.
+      modalities: ``image`` and others, each a picture of its own in every sample.
+      image_keys: extensions of the picture, the first that a sample has is taken.
+      modality_keys: extensions of other modalities (``{"depth": "depth.png"}``); without an entry those of
+        ``image_keys`` after the name and a dot.
+      text_keys: extensions of the text.
+      json_text_key: fields of the json that hold the captions (``a;b``: of both), instead of the text.
+      json_fields: fields of the json that examples have as well (scores, captions from elsewhere).
+      label_key: the extension of a file with a class's number.
+      caption_lines: every line of a text is a caption. None: where ``dataset_type.txt`` says so.
+      class_names: of labels: names, or a file of them, ``.json`` or one a line.
+      templates: of prompts for classes, with ``{}`` for the name: given so or as a file.
+      caption_norm: ``none``, ``blip`` or ``albef``: how captions are cleaned (``mmjax.data.text``).
+      max_captions: take no more of an example's captions than the first so many.
+    """
+
+    group = 1
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        path: str | tuple[str, ...],
+        modalities: tuple[str, ...] = ("image",),
+        image_keys: str = "jpg;png;jpeg;webp",
+        modality_keys: dict[str, str] | None = None,
+        text_keys: str = "txt",
+        json_text_key: str | None = None,
+        json_fields: tuple[str, ...] = (),
+        label_key: str = "cls",
+        caption_lines: bool | None = None,
+        class_names: str | tuple[str, ...] | None = None,
+        templates: str | tuple[str, ...] | None = None,
+        caption_norm: Norm = "none",
+        max_captions: int | None = None,
+    ):
+        self.split = split
+        self.modalities = tuple(modalities)
+        parts = _modality_keys(self.modalities, _several(image_keys, "image_keys"), dict(modality_keys or {}))
+        parts |= {_TEXT: _several(text_keys, "text_keys"), _JSON: ["json"], _LABEL: [label_key]}
+        self._json_text = None if json_text_key is None else _several(json_text_key, "json_text_key")
+        self._json_fields = tuple(json_fields)
+        for name in self._json_fields:
+            if name in (*_RESERVED, *self.modalities):
+                raise ConfigError(
+                    f"json_fields={self._json_fields}: {name!r} is a field of every example; leave it out"
+                )
+        self._norm = check_norm(caption_norm)
+        self._most = check_most(max_captions)
+        found = shard_paths.locate(path, split)
+        self._lines = found.lines if caption_lines is None else caption_lines
+        names = classes.names(class_names if class_names is not None else found.class_names)
+        if isinstance(names, dict):
+            raise ConfigError(f"class_names={class_names!r}: labels are numbers; give the names as a list")
+        self.class_names = names
+        self.templates = classes.templates(templates if templates is not None else found.templates, key="templates")
+        self.skipped: list[tuple[str, Reason, str]] = []
+        self._paths = found.paths
+        usable = [
+            self._usable(path, shard) for path, shard in zip(found.paths, shards.found(found.paths, parts), strict=True)
+        ]
+        self._samples = shards.Samples(found.paths, usable, list(parts))
+        if not len(self._samples):
+            first = self.skipped[0] if self.skipped else ("", "bad row", "the archives are empty")
+            raise ConfigError(
+                f"path={path!r}: no usable sample in {len(found.paths)} shards ({': '.join(filter(None, first))}); "
+                "check image_keys, text_keys and json_text_key; classes without texts need class_names"
+            )
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, place: int) -> Example:
+        place = inside(place, len(self), f"webdataset/{self.split}")
+        key = self._samples.key(place)
+        try:
+            return self._example(place, key)
+        except Unreadable as error:
+            raise Unreadable(error.reason, error.detail, key=key) from None
+        except OSError as error:
+            raise Unreadable("missing file", " ".join(str(error).split()), key=key) from None
+
+    def column(self, name: str) -> np.ndarray:
+        """``key``, or a field of the json: numbers (f64, nan where there is none) or texts (empty where there is none).
+
+        A field is read once and kept like the index.
+        """
+        if name == "key":
+            return np.array([self._samples.key(place) for place in range(len(self))])
+        # A part of what follows is which samples there are, and that depends on the options.
+        kind = f"tar column {name} {self._samples.digest()}"
+        return index.cached(kind, self._paths, lambda: {"column": self._column(name)})["column"]
+
+    def _example(self, place: int, key: str) -> Example:
+        samples = self._samples
+        wants_json = self._json_text or self._json_fields or not samples.has(_TEXT, place)
+        names = [*self.modalities, _LABEL, *([] if self._json_text else [_TEXT]), *([_JSON] if wants_json else [])]
+        data = samples.read(place, names)
+        example: Example = {"id": place, "key": key}
+        for modality in self.modalities:
+            if not data[modality]:
+                raise Unreadable("empty image", f"{modality} has no bytes")
+            example[modality] = data[modality]
+        if _LABEL in data:
+            example["label"] = self._label(data[_LABEL])
+        fields = _fields(data[_JSON]) if _JSON in data else {}
+        example |= {name: fields.get(name) for name in self._json_fields}
+        example["captions"] = self._captions(data, fields, example.get("label"))
+        return example
+
+    def _captions(self, data: dict[str, bytes], fields: dict[str, Any], label: int | None) -> list[str]:
+        texts: list[Any]
+        if self._json_text:
+            texts = [text for name in self._json_text for text in _listed(fields.get(name))]
+        elif _TEXT in data:
+            texts = list(data[_TEXT].splitlines()) if self._lines else [data[_TEXT]]
+        else:
+            texts = _listed(fields.get(_CAPTION))
+        if not texts and label is not None and self.class_names:
+            texts = classes.prompts(self.class_names[label], self.templates)
+        return captions_of(texts, norm=self._norm, most=self._most)
+
+    def _label(self, data: bytes) -> int:
+        text = data.strip()
+        if not text.isdigit() or len(text) > 9:
+            raise Unreadable("bad row", f"the class {data[:20]!r} is no number")
+        label = int(text)
+        if self.class_names and label >= len(self.class_names):
+            raise Unreadable("bad row", f"class {label} of {len(self.class_names)}")
+        return label
+
+    def _usable(self, path: str, found: shards.Found) -> Shard:
+        """The samples that can be used; the others are listed."""
+        shard, status, name = found.shard, found.status, posixpath.basename(path)
+        there = {part: block > 0 for part, (block, _) in shard.parts.items()}
+        said = there[_JSON] if self._json_text else there[_TEXT] | there[_JSON]
+        if self.class_names:
+            said = said | there[_LABEL]
+        shown = np.logical_and.reduce([there[modality] for modality in self.modalities])
+        usable = (status == shards.USABLE) & shown & said
+        for place in np.flatnonzero(~usable).tolist():
+            reason, detail = _reason(int(status[place]), [m for m in self.modalities if not there[m][place]])
+            if found.tear and place == len(shard) - 1 and status[place] == shards.USABLE:
+                reason, detail = "torn archive", found.tear  # what it lacks may have followed
+            self.skipped.append((f"{name}/{shard.key(place)}", reason, detail))
+        if found.tear:
+            self.skipped.append((path, "torn archive", found.tear))
+        return shard.choose(usable)
+
+    def _column(self, name: str) -> np.ndarray:
+        def values(start: int) -> list[Any]:
+            return [self._field(place, name) for place in range(start, min(start + _CHUNK, len(self)))]
+
+        with ThreadPoolExecutor(shards.threads(self._paths)) as pool:
+            found = [value for chunk in pool.map(values, range(0, len(self), _CHUNK)) for value in chunk]
+        known = [value for value in found if value is not None]
+        if known and all(isinstance(value, (int, float)) for value in known):
+            return np.array([np.nan if value is None else float(value) for value in found])
+        if known and all(isinstance(value, str) for value in known):
+            return np.array(["" if value is None else value.replace("\0", "") for value in found])
+        if not known:
+            raise ConfigError(
+                f"column {name!r}: no sample's json has this field; {nearest(name, self._known_fields())}"
+            )
+        raise ConfigError(f"column {name!r}: the json's values are neither all numbers nor all texts; choose another")
+
+    def _field(self, place: int, name: str) -> Any:
+        if not self._samples.has(_JSON, place):
+            return None
+        try:
+            return _fields(self._samples.read(place, [_JSON])[_JSON]).get(name)
+        except Unreadable:  # counted when the sample itself is read
+            return None
+
+    def _known_fields(self) -> list[str]:
+        place = next((place for place in range(len(self)) if self._samples.has(_JSON, place)), None)
+        return [] if place is None else list(_fields(self._samples.read(place, [_JSON])[_JSON]))
+
+
+def _several(text: str, key: str) -> list[str]:
+    found = [part.strip() for part in text.split(";") if part.strip()]
+    if not found:
+        raise ConfigError(f"{key}={text!r}: names nothing; separate several by ;")
+    return found
+
+
+def _modality_keys(modalities: tuple[str, ...], image: list[str], given: dict[str, str]) -> dict[str, list[str]]:
+    if not modalities or len(set(modalities)) != len(modalities):
+        raise ConfigError(f"modalities={modalities}: name one or more, each once")
+    for name in given:
+        if name not in modalities:
+            raise ConfigError(f"modality_keys.{name}={given[name]!r}: no such modality; {nearest(name, modalities)}")
+    keys = {name: image if name == "image" else [f"{name}.{key}" for key in image] for name in modalities}
+    return keys | {name: _several(text, f"modality_keys.{name}") for name, text in given.items()}
+
+
+def _reason(status: int, missing: list[str]) -> tuple[Reason, str]:
+    if status == shards.DUPLICATE:
+        return "duplicate key", "the key was there before in this shard"
+    if status == shards.TORN:
+        return "torn archive", "a part of it lies beyond the tear"
+    if missing:
+        return "bad row", f"no {', '.join(missing)}"
+    return "no caption", "neither a text nor what stands for it"
+
+
+def _fields(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except UnicodeDecodeError as error:
+        raise Unreadable("caption is not UTF-8", f"json: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise Unreadable("bad row", f"json: {error}") from None
+    if not isinstance(found, dict):
+        raise Unreadable("bad row", "the json is no object")
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,0 +1,58 @@
+"""CutSwitch (AMF, ACM Multimedia 2020): aligned modalities exchange a block of pixels among themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from mmjax.config import ConfigError
+from mmjax.data.sample import Sample
+from mmjax.data.transforms.base import Stage
+from mmjax.data.transforms.boxes import check, derangement, random_box
+
+
+class Transform:
+    """Puts a block of each modality into another one: one box for all, a derangement π of them::
+
+        out_k[box] = in_π(k)[box],  out_k = in_k elsewhere
+
+    No pixel is lost, no label mixed, and captions stay as they are. The paper's law of the box is not known to us:
+    here it is CutMix's, and every derangement is as likely (of two modalities there is one).
+
+    Args:
+      modalities: the keys of the pictures, two or more, aligned pixel by pixel.
+      probability: that a sample is changed.
+      alpha: of the box's share of the picture: ``1 - λ`` before it is cut at the borders, ``λ ~ Beta(α, α)``.
+    """
+
+    stage: ClassVar[Stage] = "sample"
+
+    def __init__(self, *, modalities: tuple[str, ...], probability: float = 0.5, alpha: float = 1.0):
+        if len(modalities) < 2:
+            raise ConfigError(
+                f"modalities={tuple(modalities)}: needs two or more that are aligned pixel by pixel; add one to "
+                "data.modalities, or use cutswitch_views, which makes do with one"
+            )
+        check(probability=probability, alpha=alpha)
+        self._modalities = tuple(modalities)
+        self._probability, self._alpha = probability, alpha
+
+    def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
+        """The sample with its modalities' blocks exchanged, or as it is."""
+        if random.random() >= self._probability:
+            return sample
+        pictures = [sample.images[name] for name in self._modalities]
+        if len({picture.shape for picture in pictures}) > 1:
+            shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in sample.images.items())
+            raise ConfigError(f"data.transforms: cutswitch needs pictures of one shape, not {shapes}; crop them first")
+        height, width = pictures[0].shape[:2]
+        block = random_box(height, width, alpha=self._alpha, random=random).slices
+        images = dict(sample.images)
+        for name, picture, other in zip(
+            self._modalities, pictures, derangement(len(pictures), random).tolist(), strict=True
+        ):
+            images[name] = picture.copy()
+            images[name][block] = pictures[other][block]
+        return dataclasses.replace(sample, images=images)

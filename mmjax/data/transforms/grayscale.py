@@ -1,0 +1,42 @@
+"""Pictures without colour."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from mmjax.data import pixels
+from mmjax.data.sample import Sample
+from mmjax.data.transforms.base import Stage
+
+
+class Transform:
+    """Exchanges all three channels for the luma, 0.299 R + 0.587 G + 0.114 B.
+
+    Captions that name colours become false: keep it rare, or leave it out for such data.
+
+    Args:
+      probability: that a sample is changed.
+      of: the modalities that are, together.
+      modalities: those there are.
+    """
+
+    stage: ClassVar[Stage] = "sample"
+
+    def __init__(
+        self,
+        *,
+        probability: float = 0.2,
+        of: tuple[str, ...] = ("image",),
+        modalities: tuple[str, ...] = ("image",),
+    ):
+        self._probability = pixels.probability("probability", probability)
+        self._of = pixels.checked(of, modalities)
+
+    def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
+        """The sample, perhaps in grey."""
+        if random.random() < self._probability:
+            for name in self._of:
+                sample.images[name] = pixels.grey(sample.images[name])
+        return sample

@@ -1,0 +1,128 @@
+import collections
+
+import numpy as np
+import pytest
+
+from mmjax.config import ConfigError
+from mmjax.data.chain import Chain
+from mmjax.data.pipeline import Batches
+from mmjax.data.reader import Reader, different
+from mmjax.data.sample import DataError, Unreadable
+
+
+class Source:
+    """Some examples cannot be read, some only not decoded, some have no caption."""
+
+    group, modalities = 1, ("image",)
+
+    def __init__(self, size=40, *, missing=(), garbage=(), silent=(), parts=None):
+        self.size, self.missing, self.garbage, self.silent = size, set(missing), set(garbage), set(silent)
+        if parts:
+            self.parts = parts
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if index in self.missing:
+            raise Unreadable("missing file", "gone", key=f"{index}.jpg")
+        image = b"no picture" if index in self.garbage else np.full((4, 4, 3), index, np.uint8)
+        captions = [] if index in self.silent else [f"{index} {c}" for c in range(3)]
+        return {"id": index, "key": f"{index}.jpg", "image": image, "captions": captions}
+
+
+def numbers(texts):
+    return np.array([[*map(int, text.split()), 9] if text else [-7, -7, 9] for text in texts], np.int32)
+
+
+def batches(source, **options):
+    return Batches(source, numbers, batch_size=8, seed=3, **options)
+
+
+def test_in_the_place_of_each_broken_example_comes_another_and_it_is_told_of():
+    broken = {3: "missing file", 11: "corrupt image", 20: "no caption", 21: "missing file"}
+    whole = batches(Source())
+    made = batches(Source(missing=(3, 21), garbage=(11,), silent=(20,)))
+    seen = collections.Counter()
+    for step in range(10):
+        a, b = whole[step], made[step]
+        ids, expected = b["image_ids"][:, 0], a["image_ids"][:, 0]
+        assert not set(ids.tolist()) & broken.keys()
+        bad = np.isin(expected, list(broken))
+        np.testing.assert_array_equal(ids[~bad], expected[~bad])
+        np.testing.assert_array_equal(b["images"]["image"][:, 0, 0, 0], ids)  # its own picture and text
+        np.testing.assert_array_equal(b["tokens"][:, 0], ids)
+        assert len(b["skipped"]) >= bad.sum()
+        for key, reason, _ in b["skipped"]:
+            assert broken[int(key.removesuffix(".jpg"))] == reason
+            seen[reason] += 1
+    assert set(seen) == set(broken.values())
+
+
+def test_substitutes_depend_on_neither_threads_nor_processes_nor_where_one_starts():
+    source = Source(missing=range(0, 40, 4))
+    whole = batches(source)
+    halves = [batches(source, process_index=p, process_count=2) for p in range(2)]
+    with_threads = batches(source).stream(start_step=5, threads=3)
+    for step in range(5, 9):
+        expected = whole[step]
+        parts = [half[step] for half in halves]
+        for name in ("image_ids", "tokens"):
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), expected[name])
+        assert [e for part in parts for e in part["skipped"]] == expected["skipped"] != []
+        got = next(with_threads)
+        np.testing.assert_array_equal(got["image_ids"], expected["image_ids"])
+        assert list(map(tuple, got["skipped"])) == expected["skipped"]
+    with_threads.close()
+
+
+def test_a_substitute_comes_from_the_same_part_of_a_mixture():
+    from mmjax.data.order import Part
+
+    parts = (Part("a", 30, 1.0), Part("b", 10, 1.0))
+    made = batches(Source(missing=range(30, 36), parts=parts))
+    whole = batches(Source(parts=parts))
+    for step in range(20):
+        a, b = (m[step]["image_ids"][:, 0] >= 30 for m in (whole, made))
+        np.testing.assert_array_equal(a, b)
+
+
+def test_when_nothing_can_be_used_it_ends_with_the_reason():
+    source = Source(missing=range(40))
+    with pytest.raises(ConfigError, match=r"none of the source's first examples.*31\.jpg: missing file \(gone\)"):
+        batches(source)
+    source = Source(missing=range(1, 40))
+    made = batches(source)
+    source.missing = set(range(40))
+    with pytest.raises(DataError, match="32 examples drawn one after the other.*missing file"):
+        made[0]
+
+
+def test_an_error_that_is_not_the_datas_is_not_hidden():
+    class Wrong(Source):
+        def __getitem__(self, index):
+            if index == 5:
+                raise ZeroDivisionError("a bug")
+            return super().__getitem__(index)
+
+    made = batches(Wrong())
+    with pytest.raises(ZeroDivisionError):
+        [made[step] for step in range(5)]
+
+
+def test_captions_are_drawn_by_their_weights():
+    rng = np.random.default_rng(0)
+    weights = [1.0, 0.0, 3.0]
+    counts = collections.Counter(different("abc", [u], weights)[0] for u in rng.random(20_000))
+    assert set(counts) == {"a", "c"} and abs(counts["c"] / 20_000 - 0.75) < 0.012
+    both = [tuple(different("abc", list(u), weights)) for u in rng.random((2000, 2))]
+    assert set(both) == {("a", "c"), ("c", "a")}
+    assert different("abc", [0.5, 0.5, 0.5], weights) in (["a", "c"], ["c", "a"])
+    assert different("ab", [0.999999999], [1.0, 1e-30]) == ["a"]
+    assert different("ab", [0.0, 0.0], [0.0, 1.0]) == ["b"]
+
+
+def test_negatives_are_asked_of_a_source_that_has_none():
+    chain = Chain((), image_size=4, modalities=("image",))
+    with pytest.raises(ConfigError, match="negatives_per_image=1"):
+        Reader(Source(), chain, seed=0, negative_rows=1).first()

@@ -1,0 +1,277 @@
+import dataclasses
+import itertools
+import math
+import pickle
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmjax import config
+from mmjax.config import ConfigError
+from mmjax.data.sample import Unreadable
+from mmjax.data.selection import Selected, Selection
+
+
+class Source:
+    """Rows of columns; nothing is read but what is asked for by index."""
+
+    group = 1
+    modalities = ("image", "depth")
+    class_names = ("a", "b")
+    skipped = (("x", "no caption", ""),)
+
+    def __init__(self, **columns):
+        size = len(next(iter(columns.values())))
+        self.columns = {"id": list(range(100, 100 + size)), "captions": [[f"raw caption {i}"] for i in range(size)]}
+        self.columns |= columns
+        self.read = []
+
+    def __len__(self):
+        return len(self.columns["id"])
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return {name: values[index] for name, values in self.columns.items()}
+
+    def column(self, name):
+        if name not in self.columns:
+            raise ConfigError(f"column={name!r}: no such column")
+        values = self.columns[name]
+        if any(isinstance(v, (list, str)) or v is None for v in values):
+            out = np.empty(len(values), object)
+            out[:] = values
+            return out
+        return np.array(values)
+
+
+def scored(n=1000, seed=0):
+    g = np.random.default_rng(seed)
+    return Source(
+        key=[f"k{i:05d}" for i in g.permutation(n)],
+        raw=g.random(n).tolist(),
+        syn=g.random(n).tolist(),
+        blip=[f"synthetic caption {i}" for i in range(n)],
+    )
+
+
+MIXED = {"score": "raw", "synthetic": "blip"}
+FILTERED = MIXED | {"synthetic_score": "syn"}
+
+
+def reference(source, p, policy):
+    """{id: caption} by sorting lists."""
+    rows = [source[i] for i in range(len(source))]
+    ranked = sorted((r for r in rows if not math.isnan(r["raw"])), key=lambda r: (-r["raw"], r["key"]))
+    top = ranked[: math.floor(Fraction(str(p)) * len(ranked))]
+    names = {r["id"] for r in top}
+    kept = {r["id"]: r["captions"] for r in top}
+    least = top[-1]["raw"] if top else math.inf
+    for r in rows:
+        if policy != "raw" and r["id"] not in names and r["blip"] and (policy == "mixed" or r["syn"] >= least):
+            kept[r["id"]] = [r["blip"]]
+    return kept
+
+
+def taken(selected):
+    return {selected[i]["id"]: selected[i]["captions"] for i in range(len(selected))}
+
+
+class TestPolicies:
+    @pytest.mark.parametrize("p", [0, 0.001, 0.29, 0.3, 0.5, 0.999, 1])
+    @pytest.mark.parametrize("policy", ["raw", "mixed", "filtered"])
+    def test_it_is_the_definition(self, policy, p):
+        source = scored(300)
+        source.columns["raw"][::7] = [math.nan] * len(source.columns["raw"][::7])
+        source.columns["syn"][::5] = [math.nan] * len(source.columns["syn"][::5])
+        source.columns["blip"][::11] = [None] * len(source.columns["blip"][::11])
+        options = {"raw": {"score": "raw"}, "mixed": MIXED, "filtered": FILTERED}[policy]
+        selection = Selection(captions=policy, top=p, **options)
+        expected = reference(source, p, policy)
+        if not expected:
+            with pytest.raises(ConfigError, match="none of 300"):
+                Selected(source, selection)
+            return
+        found = Selected(source, selection)
+        assert taken(found) == expected
+        assert [found[i]["id"] for i in range(len(found))] == sorted(expected)
+
+    def test_the_counts_of_uniform_scores(self):
+        source = scored()
+        mixed = Selected(source, Selection(captions="mixed", top=0.3, **MIXED))
+        filtered = Selected(source, Selection(captions="filtered", top=0.3, **FILTERED))
+        assert len(mixed) == 1000 and mixed.synthetic.sum() == 700
+        assert (~filtered.synthetic).sum() == 300 and abs(filtered.synthetic.sum() - 210) < 40
+        assert set(filtered.rows) < set(mixed.rows)
+        np.testing.assert_array_equal(filtered.rows[~filtered.synthetic], mixed.rows[~mixed.synthetic])
+
+    @settings(max_examples=100, deadline=None)
+    @given(hundredths=st.integers(0, 100), n=st.integers(1, 200))
+    def test_exactly_the_floor_is_kept(self, hundredths, n):
+        source = Source(raw=[0.5] * n, key=[f"{i}" for i in range(n)])
+        selection = Selection(score="raw", top=hundredths / 100)
+        count = hundredths * n // 100
+        if count:
+            assert len(Selected(source, selection)) == count
+        else:
+            with pytest.raises(ConfigError):
+                Selected(source, selection)
+
+    def test_ties_go_by_key_and_the_order_of_shards_does_not_matter(self):
+        g = np.random.default_rng(0)
+        rows = [(f"key{i}", float(g.integers(3))) for i in range(60)]
+        kept = set()
+        for seed in range(4):
+            order = np.random.default_rng(seed).permutation(60)
+            source = Source(key=[rows[i][0] for i in order], raw=[rows[i][1] for i in order])
+            selected = Selected(source, Selection(score="raw", top=0.5))
+            kept.add(frozenset(selected[i]["key"] for i in range(len(selected))))
+        assert kept == {frozenset(key for key, _ in sorted(rows, key=lambda r: (-r[1], r[0]))[:30])}
+
+    def test_without_keys_ties_go_by_id(self):
+        source = Source(raw=[1.0] * 6, id=[5, 3, 4, 0, 2, 1])
+        assert set(taken(Selected(source, Selection(score="raw", top=0.5)))) == {0, 1, 2}
+
+    def test_a_larger_share_keeps_more(self):
+        source = scored(200)
+        kept = [set(Selected(source, Selection(score="raw", top=p / 20)).rows) for p in range(1, 21)]
+        assert all(a < b for a, b in itertools.pairwise(kept))
+
+    def test_synthetic_alone(self):
+        source = scored(100)
+        source.columns["blip"][3] = "  "
+        everything = Selected(source, Selection(captions="synthetic", synthetic="blip"))
+        assert (
+            len(everything) == 99
+            and everything.synthetic.all()
+            and everything[0]["captions"] == ["synthetic caption 0"]
+        )
+        best = Selected(source, Selection(captions="synthetic", synthetic="blip", synthetic_score="syn", top=0.2))
+        ranked = sorted(range(100), key=lambda i: -source.columns["syn"][i])[:20]
+        assert set(best.rows) == set(ranked) - {3}
+
+    def test_a_minimum_instead_of_a_share(self):
+        source = scored(100)
+        raw, syn = (np.array(source.columns[name]) for name in ("raw", "syn"))
+        selected = Selected(source, Selection(captions="filtered", minimum=0.6, **FILTERED))
+        np.testing.assert_array_equal(selected.rows, np.flatnonzero((raw >= 0.6) | (syn >= 0.6)))
+        np.testing.assert_array_equal(selected.synthetic, (raw < 0.6)[selected.rows])
+
+
+class TestRules:
+    def test_sizes_at_their_limits(self):
+        sizes = [
+            (200, 200),
+            (199, 400),
+            (200, 600),
+            (200, 601),
+            (601, 200),
+            (600, 200),
+            (math.nan, 300),
+            (None, 300),
+            (0, 0),
+        ]
+        source = Source(width=[w for w, _ in sizes], height=[h for _, h in sizes])
+        assert Selected(source, Selection(min_side=200, max_aspect=3.0)).rows.tolist() == [0, 2, 5]
+        assert Selected(source, Selection(max_aspect=3.0)).rows.tolist() == [0, 1, 2, 5]
+        assert Selected(source, Selection(min_side=200)).rows.tolist() == [0, 2, 3, 4, 5]
+
+    def test_words_and_characters_of_the_captions_that_are_learnt_from(self):
+        source = Source(
+            captions=[["a b c"], ["a bcdef"], ["aa bb cc", "a b"], ["aa bb cc"]],
+            blip=["x", "xx yy zz", "xx yy zz", None],
+            raw=[0.9, 0.8, 0.7, 0.1],
+        )
+        rules = {"min_words": 3, "min_characters": 6}
+        assert Selected(source, Selection(**rules)).rows.tolist() == [3]
+        mixed = Selected(source, Selection(captions="mixed", top=0.25, **MIXED, **rules))
+        assert mixed.rows.tolist() == [1, 2] and mixed.synthetic.all()
+
+    def test_thresholds_are_of_the_whole_pool_whatever_rules_drop(self):
+        source = Source(raw=[4.0, 3.0, 2.0, 1.0], width=[9, 900, 900, 900], height=[900] * 4)
+        assert Selected(source, Selection(score="raw", top=0.5, min_side=10)).rows.tolist() == [1]
+
+
+class TestView:
+    def test_building_it_reads_no_example(self):
+        source = scored(50)
+        selected = Selected(source, Selection(captions="filtered", top=0.3, min_words=2, **FILTERED))
+        assert source.read == []
+        assert selected[0]["id"] == source.columns["id"][selected.rows[0]] and len(source.read) == 1
+
+    def test_it_has_the_sources_attributes_and_columns_of_what_is_kept(self):
+        source = scored(50)
+        selected = pickle.loads(pickle.dumps(Selected(source, Selection(captions="mixed", top=0.3, **MIXED))))
+        assert selected.modalities == ("image", "depth") and selected.class_names == ("a", "b") and selected.group == 1
+        assert selected.skipped == source.skipped
+        assert selected.column("captions").tolist() == [selected[i]["captions"] for i in range(len(selected))]
+        assert selected.column("id").tolist() == [selected[i]["id"] for i in range(len(selected))]
+        assert selected.describe().startswith("50 of 50 examples selected: 15 with the source's captions, 35")
+        with pytest.raises(AttributeError):
+            _ = selected.templates
+        for index in (-1, len(selected)):
+            with pytest.raises(IndexError):
+                selected[index]
+
+    def test_an_example_without_its_synthetic_caption_is_told(self):
+        source = Source(blip=["one", "two"])
+        selected = Selected(source, Selection(captions="synthetic", synthetic="blip"))
+        source.columns.pop("blip")
+        with pytest.raises(Unreadable, match="100: no caption"):
+            selected[0]
+
+    def test_groups_and_columns_that_do_not_fit_are_refused(self):
+        source = Source(raw=["a", "b"])
+        for selection, says in [
+            (Selection(score="absent", top=0.5), "column='absent'"),
+            (Selection(score="raw", top=0.5), "column 'raw' holds no numbers"),
+            (Selection(min_side=3), "column='width'"),
+        ]:
+            with pytest.raises(ConfigError, match=says):
+                Selected(source, selection)
+        source.group = 2
+        with pytest.raises(ConfigError, match="groups of 2"):
+            Selected(source, Selection(min_words=1))
+
+    def test_a_source_without_columns(self):
+        class Bare:
+            group = 1
+
+            def __len__(self):
+                return 3
+
+        with pytest.raises(ConfigError, match="has no columns"):
+            Selected(Bare(), Selection(min_words=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"captions": "best"}, "captions='best'"),
+        ({"top": 0.3, "minimum": 0.2, "score": "s"}, "top=0.3: minimum=0.2"),
+        ({"top": 1.2, "score": "s"}, "top=1.2"),
+        ({"top": float("nan"), "score": "s"}, "top=nan"),
+        ({"top": 0.3}, "score=None"),
+        ({"score": "s"}, "score='s': nothing asks"),
+        ({"captions": "mixed", "score": "s", "synthetic": "c"}, "captions='mixed': which"),
+        ({"captions": "mixed", "score": "s", "top": 0.3}, "synthetic=None"),
+        ({"captions": "filtered", "score": "s", "synthetic": "c", "top": 0.3}, "synthetic_score=None"),
+        ({"captions": "synthetic"}, "synthetic=None"),
+        ({"captions": "synthetic", "synthetic": "c", "top": 0.3}, "synthetic_score=None"),
+        ({"synthetic": "c"}, "synthetic='c': nothing asks"),
+        ({"min_words": -1}, "min_words=-1"),
+        ({"max_aspect": 0.5}, "max_aspect=0.5"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, says):
+    with pytest.raises(ConfigError, match=says):
+        Selection(**options)
+
+
+def test_it_is_a_section_of_a_configuration():
+    section = config.build(Selection, {"captions": "mixed", "top": 0, **MIXED}, path="data.selection")
+    assert section.top == 0 and dataclasses.asdict(section)["synthetic"] == "blip"
+    with pytest.raises(ConfigError, match=r"data.selection.tops=.*did you mean 'top'"):
+        config.build(Selection, {"tops": 0.3}, path="data.selection")

@@ -1,0 +1,65 @@
+import collections
+
+import pytest
+
+from mmjax.config import ConfigError
+from mmjax.data.sample import DataError
+from mmjax.train import skips
+from mmjax.train.skips import Skips, check_index
+
+BAD = ("a.jpg", "truncated image", "at byte 3")
+
+
+def test_each_example_is_listed_once_also_over_restarts(tmp_path):
+    made = Skips(tmp_path, limit=1.0)
+    made.count_batch(1, [BAD, ("b.jpg", "missing file", "")], rows=8)
+    made.count_batch(2, [BAD], rows=8)
+    assert made.count == 3 and made.summary() == "2 truncated image, 1 missing file"
+    with (tmp_path / skips.FILE).open("a") as file:
+        file.write('{"step": 3, "key": "torn')  # by a kill
+    again = Skips(tmp_path, limit=1.0)
+    again.count_batch(9, [BAD, ("c.jpg", "missing file", "")], rows=8)
+    listed = skips.read(tmp_path)
+    assert [entry["key"] for entry in listed] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert listed[0] == {"step": 1, "key": "a.jpg", "reason": "truncated image", "detail": "at byte 3"}
+
+
+def test_too_many_end_the_run_with_the_counts_and_where_they_are_listed(tmp_path):
+    made = Skips(tmp_path, limit=0.01)
+    for step in range(10):  # ten of the first thousand are what 1 % of a thousand is
+        made.count_batch(step, [BAD], rows=10)
+    with pytest.raises(DataError) as error:
+        made.count_batch(11, [BAD], rows=10)
+    message = str(error.value)
+    assert "11 of the 110 rows" in message and "truncated image" in message and "max_skipped=0.01" in message
+    assert str(tmp_path / skips.FILE) in message
+    made = Skips(tmp_path, limit=0.01)
+    for step in range(500):
+        made.count_batch(step, [BAD] if step % 10 == 9 else [], rows=10)
+    assert made.count == 50  # exactly 1 % of 5,000
+    with pytest.raises(DataError):
+        made.count_batch(501, [BAD], rows=10)
+
+
+def test_a_limit_of_zero_takes_none_and_of_one_all(tmp_path):
+    with pytest.raises(DataError):
+        Skips(tmp_path, limit=0.0).count_batch(1, [BAD], rows=8)
+    Skips(tmp_path, limit=1.0).count_batch(1, [BAD] * 8, rows=8)
+
+
+class Source(list):
+    skipped: list
+
+
+def test_what_an_index_left_out_counts_before_anything_starts():
+    source = Source(range(2000))
+    assert check_index(source, limit=0.0) == []
+    source.skipped = [(f"{i}.tar", "torn archive", "ends early") for i in range(20)]
+    assert check_index(source, limit=0.01) == source.skipped
+    source.skipped *= 2
+    with pytest.raises(ConfigError, match=r"max_skipped=0.01: 40 of the source's 2,040.*40 torn archive.*0\.tar"):
+        check_index(source, limit=0.01)
+
+
+def test_the_summary_puts_the_most_frequent_first():
+    assert skips.summary(collections.Counter({"missing file": 1, "no caption": 12_000})) == "12,000 no caption, 1 missing file"
