@@ -95,7 +95,9 @@ def compare(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> in
 
     if options.seeds < 1:
         raise ConfigError(f"--seeds={options.seeds}: must be at least 1; 2 or more give a spread")
-    made = comparison.variants(options.config, overrides, augment=flags.words(options.augment) or (), extra=options.variant)
+    made = comparison.variants(
+        options.config, overrides, augment=flags.words(options.augment) or (), extra=options.variant
+    )
     seeds, workdir = range(options.first_seed, options.first_seed + options.seeds), Path(options.workdir)
     comparison.run(made, seeds=seeds, jobs=options.jobs, workdir=workdir)
     metrics = flags.words(options.metrics) or ()
@@ -189,10 +191,9 @@ def data_bench(options: argparse.Namespace, overrides: list[tuple[str, str]]) ->
 def _source(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> tuple[Any, dict[str, Any]]:
     """The source that ``--config`` or ``--source`` names, and the section that says which it is."""
     if options.config:
-        _use_cpu()
+        data = _experiment(options, overrides).data
         from mmjax.train import assemble, data_view
 
-        data = data_view.experiment_of(options, overrides).data
         return assemble.open_source(data, options.split), data_view.section(data, options.split)
     from mmjax.data import opening
 
@@ -202,17 +203,29 @@ def _source(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> tu
 
 
 def _view(options: argparse.Namespace, overrides: list[tuple[str, str]], *, batch_size: int | None) -> Any:
-    _use_cpu()
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"--batch-size={batch_size}: must be at least 1")
+    experiment = _experiment(options, overrides)
     from mmjax.train import data_view
 
-    return data_view.View(data_view.experiment_of(options, overrides), options.split, batch_size=batch_size)
+    return data_view.View(experiment, options.split, batch_size=batch_size)
 
 
-def _use_cpu() -> None:
-    """Data needs no accelerator, and one that a training run uses has no memory left for us."""
+def _experiment(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> Any:
+    """The experiment of ``--config``, or a usual one on ``--source``; without accelerators."""
     import jax
 
+    # Data needs none, and one that a training run uses has no memory left for us.
     jax.config.update("jax_platforms", "cpu")
+    from mmjax.train import experiment
+
+    if options.config:
+        for name in ("path", "option", "modalities"):
+            if getattr(options, name):
+                raise ConfigError(f"--{name}: goes with --source; override the config with --config.data.source.KEY")
+        return experiment.Experiment.of(experiment.read(options.config, overrides))
+    data = {"source": flags.source(options, overrides), "modalities": flags.words(options.modalities) or ("image",)}
+    return experiment.Experiment.of({"steps": 1, "batch_size": 64, "model": "ViT-B-32", "data": data})
 
 
 def _cores() -> int:

@@ -142,9 +142,7 @@ class _Scan:
         for start in range(place, min(place + _TRAILER, self.total), BLOCK):
             block = self._read(start, BLOCK)
             if block.strip(b"\0"):
-                raise _Tear(
-                    f"more follows the end mark at byte {start}: archives joined by their bytes are read as one"
-                )
+                raise _Tear(f"data follow the end mark, at byte {start}: archives joined by their bytes are no archive")
 
     def _read(self, place: int, length: int) -> bytes:
         """Up to ``length`` bytes: fewer where the file ends."""
@@ -177,7 +175,7 @@ def _records(content: bytes, place: int) -> dict[bytes, bytes]:
         number, _, _ = content[start : start + 20].partition(b" ")
         length = int(number) if number.isdigit() else 0
         keyword, equals, value = content[start + len(number) + 1 : start + length - 1].partition(b"=")
-        if not equals or start + length > len(content):
+        if not equals or length < len(number) + 3 or start + length > len(content):
             raise _Tear(f"no valid pax header at byte {place}")
         found[keyword] = value
         start += length

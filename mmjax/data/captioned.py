@@ -107,7 +107,7 @@ class Captioned:
         self._norm: Norm = norm
         self._most = most
         self.skipped: list[Skipped] = []
-        read = _Read(rows, self.skipped, named=named, fields=fields)
+        read = _Read(rows, self.skipped, named=named, labelled=labelled, fields=fields)
         self.keys = read.images.array() if named else None
         captions, owner = read.captions.array(), np.frombuffer(read.owners, np.int32)
         negatives = read.negatives.array()
@@ -219,7 +219,15 @@ class _Where:
 class _Read:
     """Rows taken apart into columns; those without a caption are listed instead."""
 
-    def __init__(self, rows: Iterable[Row | Broken], skipped: list[Skipped], *, named: bool, fields: Sequence[str]):
+    def __init__(
+        self,
+        rows: Iterable[Row | Broken],
+        skipped: list[Skipped],
+        *,
+        named: bool,
+        labelled: bool,
+        fields: Sequence[str],
+    ):
         text = pa.large_string()
         self.images, self.captions, self.negatives, self.labels = Column(text), Column(text), Column(text), Column()
         self.fields = [Column() for _ in fields]
@@ -237,6 +245,8 @@ class _Read:
                 name = _image(row.image) if named else None
                 negatives = _literal(row.negatives)
                 label = as_text(row.label)
+                if labelled and (label is None or label == "" or (isinstance(label, int) and label < 0)):
+                    raise Unreadable("bad row", "it has no label")
                 values = [as_text(value) for value in row.fields]
             except Unreadable as error:
                 skipped.append((place(row.file, row.line), error.reason, error.detail))
@@ -360,8 +370,8 @@ def _labels(array: pa.Array, class_names: list[str] | None) -> tuple[pa.Array, l
         except pa.ArrowInvalid:
             class_names = sorted(set(array.to_pylist()) - {None}) if class_names is None else class_names
             array = pc.index_in(array, value_set=pa.array(class_names))
-    if array.null_count or not (pa.types.is_integer(array.type)) or (len(array) and pc.min(array).as_py() < 0):
-        raise ConfigError("label_column: some rows have no label, or one that is neither a name nor a number from 0")
+    if len(array) and (not pa.types.is_integer(array.type) or array.null_count or pc.min(array).as_py() < 0):
+        raise ConfigError("label_column: some rows have a label that is neither a name nor a number from 0")
     return array, class_names
 
 

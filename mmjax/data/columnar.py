@@ -36,7 +36,7 @@ class Columns(Protocol):
         """The first one's number and values of some rows, texts as bytes; or of one row why it cannot be read."""
 
     def cell(self, name: str, row: int) -> Any:
-        """One value; Unreadable where the file is damaged there."""
+        """One value, texts as bytes; Unreadable where the file is damaged there."""
 
 
 class Parquet:
@@ -97,7 +97,7 @@ class Parquet:
             first += size
 
     def cell(self, name: str, row: int) -> Any:
-        """One value; Unreadable where the file is damaged there."""
+        """One value, texts as bytes; Unreadable where the file is damaged there."""
         group = bisect.bisect_right(self._ends, row)
         number, inner = self._groups[group]
         try:
@@ -105,6 +105,7 @@ class Parquet:
                 column = self._kept.get((name, group))
                 if column is None:
                     column = self._file(number).read_row_group(inner, columns=[name]).column(name)
+                    column = column.cast(_as_bytes(column.type))
                     self._kept[name, group] = column
                     if len(self._kept) > GROUPS_KEPT:
                         self._kept.popitem(last=False)
@@ -164,7 +165,7 @@ class Arrow:
                 yield end - batch.num_rows + start, chosen.slice(start, _AT_A_TIME).to_pylist()
 
     def cell(self, name: str, row: int) -> Any:
-        """One value."""
+        """One value; texts are bytes."""
         place = bisect.bisect_right(self._ends, row)
         batch = self._batches[place]
         return batch.column(name)[row - (self._ends[place] - batch.num_rows)].as_py()
@@ -195,12 +196,22 @@ def _arrow(path: str) -> tuple[pa.Schema, list[pa.RecordBatch]]:
         source.seek(0)
         stream = pa.ipc.open_stream(source)
         schema, batches = stream.schema, list(stream)
-    # Offsets that lead out of the file would otherwise be followed; a text that is not UTF-8 is its own row's matter.
+    # Offsets that lead out of the file would otherwise be followed. Texts are looked at as bytes, because one that is
+    # not UTF-8 is its own row's matter; a view, unlike a cast, follows no offsets.
     raw = pa.schema([(field.name, _as_bytes(field.type)) for field in schema])
-    batches = [batch.cast(raw) for batch in batches]
-    for batch in batches:
-        batch.validate(full=True)
+    for place, batch in enumerate(batches):
+        batch.validate()
+        columns = [_plain(column).view(field.type) for column, field in zip(batch.columns, raw, strict=True)]
+        batches[place] = pa.RecordBatch.from_arrays(columns, schema=raw)
+        batches[place].validate(full=True)
     return schema, batches
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    if not pa.types.is_dictionary(column.type):
+        return column
+    column.validate(full=True)
+    return column.dictionary_decode()
 
 
 def _as_bytes(kind: pa.DataType) -> pa.DataType:
@@ -215,6 +226,8 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
         return pa.list_(_as_bytes(kind.value_type))
     if pa.types.is_large_list(kind):
         return pa.large_list(_as_bytes(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _as_bytes(field.type)) for field in kind])
     return kind
 
 

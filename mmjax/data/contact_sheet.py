@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mmjax.config import ConfigError
+
 _PAPER, _INK, _FAINT, _FALSE, _EDGE = "#ffffff", "#1f2328", "#6e7781", "#b42318", "#d0d7de"
 _SIDE = 208  # pixels of the longer side of a picture, about: small ones are enlarged by whole numbers
+_NARROWEST = 168  # for the texts
 _MARGIN, _GAP, _PADDING = 28, 20, 12
 _TEXT, _SMALL, _TITLE = 14, 12, 20
 _MOST_LINES = 9  # of one text
@@ -45,7 +48,7 @@ def draw(made: Sequence[Cell], *, title: str, subtitle: str = "", columns: int |
     """The sheet: each cell's pictures side by side, its origin, and its texts wrapped beneath, false ones in red."""
     pictures = [[_picture(pixels) for pixels in cell.pictures] for cell in made]
     inner = max(sum(p.width for p in several) + 6 * (len(several) - 1) for several in pictures)
-    inner = max(inner, _SIDE)
+    inner = max(inner, _NARROWEST)
     columns = min(columns or max(round(1300 / (inner + 2 * _PADDING + _GAP)), 1), len(made))
     width = max(2 * _MARGIN + columns * (inner + 2 * _PADDING) + (columns - 1) * _GAP, 640)
     font, small, large = (ImageFont.load_default(size=size) for size in (_TEXT, _SMALL, _TITLE))
@@ -78,6 +81,16 @@ def draw(made: Sequence[Cell], *, title: str, subtitle: str = "", columns: int |
             pen.text((left + _PADDING, down), text, font=kind, fill=colour)
             down += size
     return sheet
+
+
+def save(sheet: Image.Image, path: str) -> None:
+    """Writes the sheet as the format that the name ends in; raises where it cannot."""
+    try:
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--sheet={path}: cannot be written ({error}); give a file .png in a folder that is there"
+        ) from None
 
 
 def wrapped(text: str, font: Any, width: float, *, most: int) -> list[str]:

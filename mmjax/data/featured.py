@@ -76,13 +76,27 @@ def roles(
 def example(
     values: Mapping[str, Any], role: Roles, *, number: int, place: str, norm: Norm, most: int | None
 ) -> Example:
-    """The example of a record's ``values``; texts are bytes, a feature that is absent is None."""
+    """The example of a record's ``values``; texts are bytes, a feature that is absent is None.
+
+    Whatever is wrong with them is Unreadable, of the record's own key or the ``place`` where it is.
+    """
+    try:
+        return _example(values, role, number, place, norm, most)
+    except Unreadable as error:
+        raise Unreadable(error.reason, error.detail, key=error.key or place) from None
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise Unreadable("bad row", f"unexpected features: {error}", key=place) from None
+
+
+def _example(values: Mapping[str, Any], role: Roles, number: int, place: str, norm: Norm, most: int | None) -> Example:
     key = place
     if role.key is not None and (name := _scalar(values.get(role.key))):
         key = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
     made: Example = {"id": number, "key": key}
     if role.ours:
         made["id"] = int(_scalar(values["id"]))
+        if not 0 <= made["id"] < 1 << 31:
+            raise Unreadable("bad row", f"id {made['id']}", key=key)
     label = None if role.label is None else _scalar(values.get(role.label))
     if label is not None and int(label) >= 0:
         made["label"] = int(label)

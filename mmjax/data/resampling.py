@@ -27,6 +27,7 @@ _FILTERS = {"bicubic": (Image.Resampling.BICUBIC, 2.0), "bilinear": (Image.Resam
 # The blur before cubic interpolation, chosen as the one nearest to Pillow's bicubic on pictures with texture and edges.
 _BLUR_FROM = 1.15  # shrinking by less aliases little
 _BLUR = 0.35  # standard deviation, of a pixel of the result
+_TOLERANCE = 1e-6  # within which a number that was computed is a whole one
 _AVERAGE_FROM = 2.7  # three taps are too short then; a JPEG has been decoded smaller before that, at ratios up to 4 : 3
 
 
@@ -44,12 +45,54 @@ def resampled(
         return _fast(pixels, (top, bottom), (left, right), size)
     if resample == "nearest":
         return _nearest(pixels, (top, bottom), (left, right), size)
+    return _exact(pixels, (top, bottom), (left, right), size, resample)
+
+
+def _exact(
+    pixels: np.ndarray,
+    rows: tuple[float, float],
+    columns: tuple[float, float],
+    size: tuple[int, int],
+    resample: Literal["bicubic", "bilinear"],
+) -> np.ndarray:
     chosen, support = _FILTERS[resample]
-    rows = _reach(top, bottom, size[0], height, support)
-    columns = _reach(left, right, size[1], width, support)
-    image = Image.fromarray(np.ascontiguousarray(pixels[rows, columns]))
-    inside = (left - columns.start, top - rows.start, right - columns.start, bottom - rows.start)
-    return np.asarray(image.resize(size[::-1], chosen, box=inside))
+    down, across = (
+        _window(*side, n, limit) for side, n, limit in zip((rows, columns), size, pixels.shape[:2], strict=True)
+    )
+    part = tuple(
+        _reach(side.start, side.stop, side.count, limit, support)
+        for side, limit in zip((down, across), pixels.shape[:2], strict=True)
+    )
+    image = Image.fromarray(np.ascontiguousarray(pixels[part]))
+    above, before = part[0].start, part[1].start
+    inside = (across.start - before, down.start - above, across.stop - before, down.stop - above)
+    view = np.asarray(image.resize((across.count, down.count), chosen, box=inside))
+    return view[down.skip : down.skip + size[0], across.skip : across.skip + size[1]]
+
+
+class _Window(NamedTuple):
+    """One side of a box, to be brought to ``count`` pixels, of which the first to be kept is ``skip``."""
+
+    start: float
+    stop: float
+    count: int
+    skip: int = 0
+
+
+def _window(start: float, stop: float, count: int, limit: int) -> _Window:
+    """A window of the whole resized picture as one whose ends are whole pixels, a little longer where need be.
+
+    Pillow keeps ends in single precision; fractional ones cost one value in a hundred a grey level, or two.
+    """
+    grid, first = limit * count / (stop - start), start * count / (stop - start)
+    if start == int(start) and stop == int(stop):
+        return _Window(start, stop, count)
+    if abs(grid - round(grid)) > _TOLERANCE or abs(first - round(first)) > _TOLERANCE:
+        return _Window(start, stop, count)
+    step = round(grid) // math.gcd(round(grid), limit)  # pixels of the result after which their edges meet again
+    begin, end = round(first) // step, -(-(round(first) + count) // step)
+    each = limit * step // round(grid)
+    return _Window(begin * each, end * each, (end - begin) * step, round(first) - begin * step)
 
 
 def _fast(

@@ -94,7 +94,10 @@ class Selected:
                 f"data.selection: the source's examples come in groups of {source.group}, which a selection would tear "
                 "apart; take single ones"
             )
+        if getattr(source, "parts", ()):
+            raise ConfigError("data.selection: the source is a mixture; give the selection to each of its sources")
         self.group = 1
+        self.id_limit: int = getattr(source, "id_limit", len(source))
         self._source = source
         self._selection = selection
         self.rows, self.synthetic = _select(source, selection)

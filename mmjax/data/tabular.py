@@ -178,7 +178,12 @@ def picture_in(value: Any, root: str, *, key: str) -> bytes:
     """The bytes in a cell: themselves, or of a {bytes, path} those of the file where there are none in the table."""
     if isinstance(value, dict):
         name = value.get("path")
-        value = value["bytes"] if value["bytes"] is not None or not name else picture(root, name, key=key)
+        if value["bytes"] is None and name:
+            try:
+                return picture(root, name.decode(), key=key)
+            except UnicodeDecodeError as error:
+                raise Unreadable("bad row", f"its path is not UTF-8: {error}", key=key) from None
+        value = value["bytes"]
     if not value:
         raise Unreadable("empty image", "the table has no bytes for it", key=key)
     return value

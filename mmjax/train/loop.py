@@ -16,6 +16,7 @@ import jax
 from mmjax.data.order import shares
 from mmjax.data.pipeline import Batches
 from mmjax.data.reader import Skipped
+from mmjax.data.selection import Selected
 from mmjax.train import assemble, report, rundir, skips
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.evaluate import Evaluation
@@ -66,6 +67,8 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
                 print(f"already finished at step {done}; see {workdir / 'report.html'}", flush=True)
                 return Outcome(finished=True, step=done, metrics={})
             with Progress(experiment.steps) as progress:
+                if isinstance(source, Selected):
+                    progress.note(source.describe())
                 for line in shares(source, rows=experiment.steps * experiment.batch_size):
                     progress.note(line)
                 run = _Run(experiment, program, evaluation, checkpoints, progress, workdir, stop)

@@ -7,10 +7,10 @@ import time
 import fsspec
 import numpy as np
 import pytest
-from support.archives import write_tar
 
 from mmjax.config import ConfigError
 from mmjax.data import archive, storage
+from support.archives import write_tar
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmjax import config
@@ -109,6 +109,7 @@ class TestPolicies:
 
     @settings(max_examples=100, deadline=None)
     @given(hundredths=st.integers(0, 100), n=st.integers(1, 200))
+    @example(hundredths=29, n=100)  # 0.29 * 100 is less than 29
     def test_exactly_the_floor_is_kept(self, hundredths, n):
         source = Source(raw=[0.5] * n, key=[f"{i}" for i in range(n)])
         selection = Selection(score="raw", top=hundredths / 100)
@@ -151,6 +152,10 @@ class TestPolicies:
         best = Selected(source, Selection(captions="synthetic", synthetic="blip", synthetic_score="syn", top=0.2))
         ranked = sorted(range(100), key=lambda i: -source.columns["syn"][i])[:20]
         assert set(best.rows) == set(ranked) - {3}
+
+    def test_a_synthetic_score_equal_to_the_last_raw_one_passes(self):
+        source = Source(raw=[0.9, 0.7, 0.1, 0.1], syn=[0.0, 0.0, 0.7, 0.69], blip=["x"] * 4, key=list("abcd"))
+        assert Selected(source, Selection(captions="filtered", top=0.5, **FILTERED)).rows.tolist() == [0, 1, 2]
 
     def test_a_minimum_instead_of_a_share(self):
         source = scored(100)

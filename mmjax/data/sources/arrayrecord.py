@@ -80,14 +80,13 @@ class Source:
         index = inside(index, len(self), self._name)
         file, number = self._spans[index]
         place = f"{self._files.paths[file].rpartition('/')[2]}:{number}"
+        record = self._files.read(file, number)
         try:
-            values = tfexample.parse(self._files.read(file, number))
-            single = {name: _single(value) if name in self._roles.fields else value for name, value in values.items()}
-            return featured.example(single, self._roles, number=index, place=place, norm=self._norm, most=self._most)
+            values = tfexample.parse(record)
         except Unreadable as error:
-            raise Unreadable(error.reason, error.detail, key=error.key or place) from None
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            raise Unreadable("bad row", f"unexpected features: {error}", key=place) from None
+            raise Unreadable(error.reason, error.detail, key=place) from None
+        values |= {name: _single(value) for name, value in values.items() if name in self._roles.fields}
+        return featured.example(values, self._roles, number=index, place=place, norm=self._norm, most=self._most)
 
     def _first(self) -> dict[str, Any]:
         failure: Unreadable | None = None

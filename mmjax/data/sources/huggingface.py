@@ -15,8 +15,8 @@ from mmjax.data import storage
 from mmjax.data.captioned import Captioned, place
 from mmjax.data.columnar import Arrow, Columns, Parquet
 from mmjax.data.references import inside, one_modality
-from mmjax.data.sample import Example
-from mmjax.data.tabular import Columned, columnar_rows, names_images, picture_in
+from mmjax.data.sample import Example, Unreadable
+from mmjax.data.tabular import CAPTIONS, Columned, columnar_rows, names_images, picture_in
 from mmjax.data.text import check_most, check_norm
 
 _STATE, _DICT = "state.json", "dataset_dict.json"
@@ -37,7 +37,7 @@ class Source:
       modalities: one name, for the images.
       image_column: the first with pictures if left out, else one of the usual names.
       caption_columns: one or more; the first usual one if left out. Without one the class name is the caption.
-      label_column: the only class label if left out; its names become ``class_names``.
+      label_column: a class label, whose names become ``class_names``; without captions the only one if left out.
       image_root: the folder of pictures that the table only names; the data set's own if left out.
       columns: further fields to give with each example.
       negative_column: false captions, a list; ``neg_caption`` if left out and there is one.
@@ -71,7 +71,12 @@ class Source:
         self._cells = _cells(folder, split)
         schema = self._cells.schema
         labels = class_labels(schema)
-        if label_column is None and len(labels) == 1:
+        if (
+            label_column is None
+            and caption_columns is None
+            and not set(CAPTIONS) & set(schema.names)
+            and len(labels) == 1
+        ):
             label_column = next(iter(labels))
         if image_column is None:
             image_column = next((field.name for field in schema if _is_picture(field.type)), None)
@@ -156,7 +161,10 @@ def _saved(folder: str) -> list[str]:
         raise ConfigError(f"path={folder!r}: its {_STATE} is damaged ({error}); save the data set again") from None
     if state.get("_indices_data_files"):
         raise ConfigError(f"path={folder!r}: its rows were chosen but not copied; save it after flatten_indices()")
-    paths = [storage.join(folder, name) for name in names]
+    try:
+        paths = [storage.join(folder, name) for name in names]
+    except Unreadable as error:
+        raise ConfigError(f"path={folder!r}: its {_STATE} names no file of the folder ({error.detail})") from None
     missing = [path for path in paths if not storage.exists(path)]
     if missing or not paths:
         raise ConfigError(f"path={folder!r}: the file {(missing or ['of its rows'])[0]!r} is missing; copy it")

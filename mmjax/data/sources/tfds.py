@@ -67,9 +67,7 @@ class Source:
             info = tfds.builder_from_directory(folder).info
             features = info.features
         except Exception as error:  # a damaged description can fail in any way
-            raise ConfigError(
-                f"path={path!r}: {folder} cannot be understood ({_line(error)}); prepare it again"
-            ) from None
+            raise ConfigError(f"path={path!r}: {folder} is damaged ({_line(error)}); prepare it again") from None
         self._open(split, dict(splits or {}).get(split, split), info, folder)
         flat = dict(_flat(features, tfds))
         labels = [name for name, feature in flat.items() if isinstance(feature, tfds.features.ClassLabel)]

@@ -116,14 +116,17 @@ class Transform:
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
         """The sample with some of its concepts exchanged."""
         captions = [self.switched(caption, random) for caption in sample.captions]
-        picture = sample.images[self._modality]
+        sample = dataclasses.replace(sample, captions=captions)
         found = self._boxes[sample.key if self._by == "key" else sample.id] if len(self._boxes) else []
+        if not found:
+            return sample
+        picture = sample.images[self._modality]
         for concept, *box in map(json.loads, found):
             if random.random() < self._paste:
                 of_target = self._donors[concept][int(random.integers(len(self._donors[concept])))]
                 donor = of_target[int(random.integers(len(of_target)))]
                 picture = pasted(picture, donor, tuple(box), crop=sample.crop)
-        return dataclasses.replace(sample, captions=captions, images={**sample.images, self._modality: picture})
+        return dataclasses.replace(sample, images={**sample.images, self._modality: picture})
 
     def switched(self, caption: str, random: np.random.Generator) -> str:
         """A caption with some of its concepts, or all of it, exchanged."""

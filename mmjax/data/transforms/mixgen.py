@@ -143,7 +143,6 @@ class Transform:
         nothing = Bodies(np.zeros((1, 0), np.int32), np.zeros((1, 0), bool))
         new["tokens"][at, rows.captions :] = framed(nothing, self._frame, length=own.shape[-1])
         new["text_ids"][at, rows.captions :] = -1
-        new["text_weight"][at, rows.captions :] = 0
         images = {name: blended(pixels, at, by, share) for name, pixels in rows.images.items()}
         return rows.replace(images=images, **new)
 

@@ -55,21 +55,20 @@ class Transform:
         """The rows with their captions' tokens changed."""
         count, captions, length = rows.tokens.shape[0], rows.captions, rows.tokens.shape[2]
         generators = [random(int(number)) for number in rows.numbers]
-        hit = np.stack([g.random((captions, length)) for g in generators]).reshape(-1, length) < self._probability
         texts = bodies(rows.tokens[:, :captions].reshape(-1, length), self._frame)
-        hit = hit[:, length - texts.ids.shape[1] :]
+        width = texts.ids.shape[1]
+        hit = np.stack([g.random((captions, width)) for g in generators]).reshape(-1, width) < self._probability
         tokens = rows.tokens.copy()
         if self._mode == "delete":
             spared = np.stack([g.random(captions) for g in generators]).ravel()
             place = (spared * texts.length).astype(int)
             # Of a body that would vanish one token, any of them, stays.
-            hit &= ~((hit | ~texts.present).all(axis=1)[:, None] & (np.arange(hit.shape[1]) == place[:, None]))
+            hit &= ~((hit | ~texts.present).all(axis=1)[:, None] & (np.arange(width) == place[:, None]))
             changed = framed(texts.keep(~hit), self._frame, length=length)
         else:
             new: np.ndarray | int = int(self._mask_id or 0)
             if self._mode == "random":
-                new = np.stack([self._ids(g, (captions, texts.ids.shape[1])) for g in generators])
-                new = new.reshape(texts.ids.shape)
+                new = np.stack([self._ids(g, (captions, width)) for g in generators]).reshape(-1, width)
             changed = framed(
                 texts._replace(ids=np.where(hit & texts.present, new, texts.ids)), self._frame, length=length
             )

@@ -171,6 +171,10 @@ class TestPictures:
         mask[10:20, 10:20] = True
         assert (out[~mask] == 9).all()
         np.testing.assert_array_equal(out[10:20, 10:20], DONOR[15:25, 20:30])
+        out = tables([10, 10, 30, 30])(s, np.random.default_rng(0)).images["image"]
+        mask = np.roll(mask, (10, 10), (0, 1))
+        assert (out[~mask] == 9).all()
+        np.testing.assert_array_equal(out[20:30, 20:30], DONOR[5:15, 10:20])
 
     def test_only_the_examples_and_probability_asked_for(self, tables, concepts):
         transform = tables([0, 0, 20, 20], key="id", value=3)
