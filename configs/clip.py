@@ -5,7 +5,7 @@ Arguments: ``augment=NAME[+NAME]``, ``model=NAME`` (a preset), ``batch=N`` (glob
 
 import ml_collections
 
-from mmjax.config import arguments, augmentations
+from mmjax.config import arguments, entries
 from mmjax.models import presets
 
 
@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.batch_size = args.batch
     config.precision = args.precision
     config.model = presets.load(args.model)
-    config.augment = augmentations(args.augment)
+    config.augment = entries(args.augment)
     size = config.model.vision_cfg.image_size
     config.data = {
         "source": {"name": "scenes", "world": "full", "image_size": size, "cache": False},

@@ -1,13 +1,13 @@
 """Your own pictures and captions: tar shards, a table, a COCO or Flickr file, a folder, TFDS; what it is, is found out.
 
-Arguments: ``train=PATH``, ``val=PATH`` (left out: nothing is measured), ``model=NAME``, ``batch=N`` (global), ``steps=N``,
-``tokenizer=NAME`` (``bpe``: trained on the captions; a folder; a name on the hub), ``precision=float32|bfloat16``,
+Arguments: ``train=PATH``, ``val=PATH`` (left out: nothing is measured), ``model=NAME``, ``batch=N`` (global),
+``steps=N``, ``tokenizer=NAME`` (``bpe``: trained on the captions; a folder; a hub name), ``precision=float32|bfloat16``,
 ``augment=NAME[+NAME]`` (in the compiled step), ``transforms=NAME[+NAME]`` (on pictures, captions and rows).
 """
 
 import ml_collections
 
-from mmjax.config import arguments, augmentations
+from mmjax.config import arguments, entries
 from mmjax.models import presets
 
 
@@ -21,16 +21,21 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.batch_size = args.batch
     config.precision = args.precision
     config.model = presets.load(args.model)
-    config.augment = augmentations(args.augment)
+    config.augment = entries(args.augment)
     config.data = {
         "source": {"name": "auto", "path": args.train},
         "evaluation": {"path": args.val} if args.val else {},
-        "transforms": augmentations(args.transforms),
+        "transforms": entries(args.transforms),
         "tokenizer": {"name": args.tokenizer},
     }
     sigmoid = config.model.init_logit_bias is not None
     config.objective = {"name": "sigmoid" if sigmoid else "contrastive"}
-    config.optimizer = {"learning_rate": 5e-4, "b2": 0.98, "weight_decay": 0.2, "warmup_steps": min(500, args.steps // 10)}
+    config.optimizer = {
+        "learning_rate": 5e-4,
+        "b2": 0.98,
+        "weight_decay": 0.2,
+        "warmup_steps": min(500, args.steps // 10),
+    }
     tasks = ("retrieval",) if args.val else ()
     config.eval = {"every_steps": 1000, "tasks": tasks, "final_split": "val", "final_tasks": tasks}
     config.checkpoint = {"every_steps": 1000}

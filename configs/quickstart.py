@@ -1,24 +1,26 @@
 """The first run: CLIP on the easy world of scenes, from nothing to a report in under three minutes on two cores.
 
-Arguments: ``augment=NAME[+NAME]``.
+Arguments: ``augment=NAME[+NAME]``, ``transforms=NAME[+NAME]``, ``modalities=image[+depth][+thermal]``.
 """
 
 import ml_collections
 
-from mmjax.config import arguments, augmentations
+from mmjax.config import arguments, entries
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    args = arguments(arg, augment="none")
+    args = arguments(arg, augment="none", transforms="none", modalities="image")
     config = ml_collections.ConfigDict()
     config.steps = 2200
     config.batch_size = 64
     config.model = "scenes-tiny"
-    config.augment = augmentations(args.augment)
+    config.augment = entries(args.augment)
     config.data = {
         "source": {"name": "scenes", "world": "easy", "image_size": 32},
         "train": {"size": 16384, "twins": True},
         "tokenizer": {"name": "word"},
+        "transforms": entries(args.transforms),
+        "modalities": tuple(args.modalities.split("+")),
     }
     config.optimizer = {
         "learning_rate": 2e-3,

@@ -147,14 +147,14 @@ def data_inspect(options: argparse.Namespace, overrides: list[tuple[str, str]]) 
         raise ConfigError(f"--examples={options.examples}: expected a number, at least 1, or 'all'")
     if options.rows < 1:
         raise ConfigError(f"--rows={options.rows}: must be at least 1")
-    view = _view(options, overrides, batch_size=options.rows if options.sheet else None)
+    view = _view(options, overrides)
     count = len(view.source) if options.examples == "all" else int(options.examples)
     numbers = spread(len(view.source), count)
     facts = survey.survey(view.source, tokenizer=view.tokenizer, numbers=numbers, threads=options.threads or _cores())
     print(json.dumps(facts, indent=2) if options.json else survey.text(facts))
     if options.sheet:
         sheet = contact_sheet.draw(
-            contact_sheet.cells(view.batches[0], view.tokenizer.decode)[: options.rows],
+            contact_sheet.chosen(view.batches, view.tokenizer.decode, count=options.rows),
             title=f"{options.config or options.source}, {options.split}",
             subtitle=f"Transforms: {', '.join(view.training.names) or 'none'}",
         )
@@ -202,7 +202,7 @@ def _source(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> tu
     return opening.open_source(section, split=options.split, modalities=modalities, path="--source"), section
 
 
-def _view(options: argparse.Namespace, overrides: list[tuple[str, str]], *, batch_size: int | None) -> Any:
+def _view(options: argparse.Namespace, overrides: list[tuple[str, str]], *, batch_size: int | None = None) -> Any:
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"--batch-size={batch_size}: must be at least 1")
     experiment = _experiment(options, overrides)

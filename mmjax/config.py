@@ -168,6 +168,6 @@ def arguments(text: str, **defaults: Any) -> types.SimpleNamespace:
     return types.SimpleNamespace(**values)
 
 
-def augmentations(text: str) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """``"lemda+m2mix"`` as the entries of the key ``augment``, each with its defaults; ``"none"`` is no entry."""
+def entries(text: str) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """``"lemda+m2mix"`` as entries of ``augment`` or ``data.transforms``, with defaults; ``"none"`` is no entry."""
     return () if text == "none" else tuple((name, {}) for name in text.split("+"))

@@ -32,8 +32,8 @@ class Columns(Protocol):
     def place(self, row: int) -> tuple[str, int]:
         """The file of a row, and the row's number in it from 1."""
 
-    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, list[dict[str, Any]] | Unreadable]]:
-        """The first one's number and values of some rows, texts as bytes; or of one row why it cannot be read."""
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, list[Sequence[Any]] | Unreadable]]:
+        """The first one's number and values (as ``names``) of some rows, texts as bytes; or why one cannot be read."""
 
     def cell(self, name: str, row: int) -> Any:
         """One value, texts as bytes; Unreadable where the file is damaged there."""
@@ -79,7 +79,7 @@ class Parquet:
         file = bisect.bisect_right(self._begins, row) - 1
         return self.paths[file], row - self._begins[file] + 1
 
-    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, list[dict[str, Any]] | Unreadable]]:
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, list[Sequence[Any]] | Unreadable]]:
         """Values of some rows, or of each row of a damaged row group why it cannot be read."""
         first = 0
         for (number, group), size in zip(self._groups, self._sizes, strict=True):
@@ -90,7 +90,7 @@ class Parquet:
                 if table.num_rows != size:
                     raise ValueError(f"{table.num_rows} rows where {size} are announced")
                 for start in range(0, size, _AT_A_TIME):
-                    yield first + start, table.slice(start, _AT_A_TIME).to_pylist()
+                    yield first + start, _rows(table.slice(start, _AT_A_TIME))
             except _ERRORS as error:
                 for row in range(first, first + size):
                     yield row, _torn(self.paths[number], error)
@@ -157,12 +157,12 @@ class Arrow:
         file = bisect.bisect_right(self._begins, row) - 1
         return self.paths[file], row - self._begins[file] + 1
 
-    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, list[dict[str, Any]] | Unreadable]]:
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, list[Sequence[Any]] | Unreadable]]:
         """Values of some rows."""
         for batch, end in zip(self._batches, self._ends, strict=True):
             chosen = batch.select(list(names))
             for start in range(0, batch.num_rows, _AT_A_TIME):
-                yield end - batch.num_rows + start, chosen.slice(start, _AT_A_TIME).to_pylist()
+                yield end - batch.num_rows + start, _rows(chosen.slice(start, _AT_A_TIME))
 
     def cell(self, name: str, row: int) -> Any:
         """One value; texts are bytes."""
@@ -229,6 +229,12 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_struct(kind):
         return pa.struct([(field.name, _as_bytes(field.type)) for field in kind])
     return kind
+
+
+def _rows(part: pa.Table | pa.RecordBatch) -> list[Sequence[Any]]:
+    if not part.num_columns:
+        return [()] * part.num_rows
+    return list(zip(*(column.to_pylist() for column in part.columns), strict=True))
 
 
 def _torn(path: str, error: Exception) -> Unreadable:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mmjax.config import ConfigError
+from mmjax.data.planning import spread
 
 _PAPER, _INK, _FAINT, _FALSE, _EDGE = "#ffffff", "#1f2328", "#6e7781", "#b42318", "#d0d7de"
 _SIDE = 208  # pixels of the longer side of a picture, about: small ones are enlarged by whole numbers
@@ -19,6 +20,12 @@ _TEXT, _SMALL, _TITLE = 14, 12, 20
 _MOST_LINES = 9  # of one text
 
 
+class Steps(Protocol):
+    """``mmjax.data.pipeline.Batches``."""
+
+    def __getitem__(self, step: int, /) -> Mapping[str, Any]: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One image row: its pictures, where it comes from, and its texts, each with whether it is a true caption."""
@@ -26,6 +33,18 @@ class Cell:
     pictures: Sequence[np.ndarray]
     origin: str
     texts: Sequence[tuple[str, bool]]
+
+
+def chosen(batches: Steps, decode: Callable[[np.ndarray], list[str]], *, count: int) -> list[Cell]:
+    """So many rows of the first batches, evenly spaced: what is done to some rows of a batch shows by its share."""
+    first = cells(batches[0], decode)
+    if count <= len(first):
+        return [first[place] for place in spread(len(first), count)]
+    step = 1
+    while len(first) < count:
+        first += cells(batches[step], decode)
+        step += 1
+    return first[:count]
 
 
 def cells(batch: Mapping[str, Any], decode: Callable[[np.ndarray], list[str]]) -> list[Cell]:

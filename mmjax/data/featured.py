@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.config import ConfigError, nearest
-from mmjax.data.captioned import as_text
+from mmjax.data.rows import as_text
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.tabular import CAPTIONS
 from mmjax.data.text import Norm, captions_of

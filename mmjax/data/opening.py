@@ -37,7 +37,7 @@ def open_source(
     selection = further.pop("selection", options.pop("selection", None))
     given = {"split": split, "modalities": modalities}
     # Twice, so that each key is checked under the path where it stands.
-    late = {key: value for key, value in bind(source, further, path=further_path, given=given | options).items()}
+    late = bind(source, further, path=further_path, given=given | options)
     bound = bind(source, options, path=path, given=given | {key: late[key] for key in further})
     opened = source(**bound)
     if selection is None:

@@ -155,9 +155,7 @@ class Batches:
             for at in chunk:
                 row = self._needed[at]
                 place = places[row]
-                sample, skipped[at] = self._reader.sample(
-                    start + row, place, draws[row], part=self._order.part(place)
-                )
+                sample, skipped[at] = self._reader.sample(start + row, place, draws[row], part=self._order.part(place))
                 for name, shape in self._shapes.items():
                     images[name][at] = _checked(sample, name, shape)
                 sample.images = {}

@@ -23,10 +23,11 @@ from PIL import Image
 
 Resample = Literal["fast", "bicubic", "bilinear", "nearest"]
 
-_FILTERS = {"bicubic": (Image.Resampling.BICUBIC, 2.0), "bilinear": (Image.Resampling.BILINEAR, 1.0)}  # and support
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # The blur before cubic interpolation, chosen as the one nearest to Pillow's bicubic on pictures with texture and edges.
 _BLUR_FROM = 1.15  # shrinking by less aliases little
 _BLUR = 0.35  # standard deviation, of a pixel of the result
+_LONGEST = 16  # times the side of the result: resizing the whole of a longer picture, to see a part, is not worth it
 _TOLERANCE = 1e-6  # within which a number that was computed is a whole one
 _AVERAGE_FROM = 2.7  # three taps are too short then; a JPEG has been decoded smaller before that, at ratios up to 4 : 3
 
@@ -55,44 +56,36 @@ def _exact(
     size: tuple[int, int],
     resample: Literal["bicubic", "bilinear"],
 ) -> np.ndarray:
-    chosen, support = _FILTERS[resample]
     down, across = (
         _window(*side, n, limit) for side, n, limit in zip((rows, columns), size, pixels.shape[:2], strict=True)
     )
-    part = tuple(
-        _reach(side.start, side.stop, side.count, limit, support)
-        for side, limit in zip((down, across), pixels.shape[:2], strict=True)
-    )
-    image = Image.fromarray(np.ascontiguousarray(pixels[part]))
-    above, before = part[0].start, part[1].start
-    inside = (across.start - before, down.start - above, across.stop - before, down.stop - above)
-    view = np.asarray(image.resize((across.count, down.count), chosen, box=inside))
+    # Pillow is given the whole picture: which axis it takes first, and so what it rounds in between, depends on sizes.
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    box = (across.start, down.start, across.stop, down.stop)
+    view = np.asarray(image.resize((across.length, down.length), _FILTERS[resample], box=box))
     return view[down.skip : down.skip + size[0], across.skip : across.skip + size[1]]
 
 
 class _Window(NamedTuple):
-    """One side of a box, to be brought to ``count`` pixels, of which the first to be kept is ``skip``."""
+    """One side of a box, to be brought to ``length`` pixels, of which the first to be kept is ``skip``."""
 
     start: float
     stop: float
-    count: int
+    length: int
     skip: int = 0
 
 
 def _window(start: float, stop: float, count: int, limit: int) -> _Window:
-    """A window of the whole resized picture as one whose ends are whole pixels, a little longer where need be.
+    """A side; where it shows some of a resized picture's pixels, as the resized picture and a place in it.
 
-    Pillow keeps ends in single precision; fractional ones cost one value in a hundred a grey level, or two.
+    That is what resizing and then cropping gives. Cutting the box out instead would cost one value in a hundred a grey
+    level, or two: Pillow keeps fractional ends in single precision.
     """
-    grid, first = limit * count / (stop - start), start * count / (stop - start)
-    if start == int(start) and stop == int(stop):
+    whole, first = limit * count / (stop - start), start * count / (stop - start)
+    alike = all(abs(x - round(x)) < _TOLERANCE for x in (whole, first))
+    if not alike or whole > _LONGEST * count:
         return _Window(start, stop, count)
-    if abs(grid - round(grid)) > _TOLERANCE or abs(first - round(first)) > _TOLERANCE:
-        return _Window(start, stop, count)
-    step = round(grid) // math.gcd(round(grid), limit)  # pixels of the result after which their edges meet again
-    begin, end = round(first) // step, -(-(round(first) + count) // step)
-    each = limit * step // round(grid)
-    return _Window(begin * each, end * each, (end - begin) * step, round(first) - begin * step)
+    return _Window(0, limit, round(whole), round(first))
 
 
 def _fast(
@@ -145,12 +138,6 @@ def _nearest(
         centres = start + (np.arange(count) + 0.5) * ((stop - start) / count)
         at.append(np.minimum(centres.astype(np.intp), limit - 1))
     return pixels[at[0][:, None], at[1]]
-
-
-def _reach(start: float, stop: float, count: int, limit: int, support: float) -> slice:
-    """The pixels that a filter of that support looks at around a box."""
-    reach = support * max((stop - start) / count, 1.0) + 1
-    return slice(max(math.floor(start - reach), 0), min(math.ceil(stop + reach), limit))
 
 
 @functools.cache

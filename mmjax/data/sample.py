@@ -56,7 +56,7 @@ def _unreadable(reason: Reason, detail: str, key: str) -> Unreadable:
 
 
 class Crop(NamedTuple):
-    """Which part of an upright picture becomes the view, and how large: made by a geometry, carried out by ``pictures``.
+    """Which part of an upright picture becomes the view, and how large; ``pictures`` carries it out.
 
     The box is in pixels of the original and may be fractional; the result is ``inner`` pixels of it, set into
     ``size`` at ``offset`` on ``fill`` (only where a picture is padded do ``inner`` and ``size`` differ).
@@ -86,7 +86,7 @@ class Crop(NamedTuple):
 
 @dataclasses.dataclass(kw_only=True)
 class Sample:
-    """One example on its way to a batch. A transform may change the lists and dictionaries, never an array's content."""
+    """One example on its way to a batch. Transforms may change its lists and dictionaries, never an array's content."""
 
     id: int
     key: str

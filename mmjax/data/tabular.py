@@ -7,17 +7,17 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
 from mmjax.config import ConfigError, nearest
 from mmjax.data import storage
-from mmjax.data.captioned import Broken, Row
 from mmjax.data.columnar import Columns
 from mmjax.data.delimited import records
 from mmjax.data.references import picture
+from mmjax.data.rows import Broken, Row
 from mmjax.data.sample import Unreadable
 
 SEPARATORS = ("\t", ",", ";", "|")  # as they are tried; open_clip's is the first
@@ -66,18 +66,25 @@ class Columned(NamedTuple):
         pairs += [("columns", name) for name in self.fields]
         return [(key, name) for key, name in pairs if name is not None]
 
-    def row(self, file: str, line: int, image: Any, values: Any) -> Row:
-        """The row whose ``values`` (by name) these are."""
-        captions = [values[name] for name in self.captions or ()]
-        return Row(
-            file,
-            line,
-            image,
-            captions[0] if len(captions) == 1 else captions,
-            None if self.negatives is None else values[self.negatives],
-            None if self.label is None else values[self.label],
-            [values[name] for name in self.fields],
-        )
+    def taker(self, names: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+        """From the values of these columns to those of a ``Row``, from its image on."""
+        places = {name: place for place, name in enumerate(names)}
+        image = places.get(self.image or "")
+        captions = [places[name] for name in self.captions or ()]
+        negatives, label = places.get(self.negatives or ""), places.get(self.label or "")
+        fields = [places[name] for name in self.fields]
+        one = captions[0] if len(captions) == 1 else None
+
+        def take(values: Sequence[Any]) -> tuple[Any, ...]:
+            return (
+                None if image is None else values[image],
+                [values[place] for place in captions] if one is None else values[one],
+                None if negatives is None else values[negatives],
+                None if label is None else values[label],
+                [values[place] for place in fields] if fields else (),
+            )
+
+        return take
 
 
 def sniff(path: str) -> str:
@@ -104,20 +111,20 @@ def csv_rows(paths: Sequence[str], columns: Columned, separator: str | None) -> 
             lines = _text(file, path)
             header, between = _header(next(lines, ""), columns, path, separator)
             found = columns.among(header, path)
+            take = found.taker(header)
             for line, fields in records(lines, between):
                 if isinstance(fields, str):
                     yield Broken(path, line + 1, "bad row", fields)
                 elif len(fields) != len(header):
                     yield Broken(path, line + 1, "bad row", f"{len(fields)} fields where {len(header)} are named")
                 else:
-                    values = dict(zip(header, fields, strict=True))
-                    yield found.row(path, line + 1, values[found.image or ""], values)
+                    yield Row(path, line + 1, *take(fields))
 
 
 def json_rows(paths: Sequence[str], columns: Columned) -> Iterator[Row | Broken]:
     """Objects, one a line."""
     for path in paths:
-        found = None
+        take, names = None, []
         with _bytes(path) as file:
             for line, text in enumerate(_guarded(file, path), 1):
                 text = text.removeprefix(_BOM).strip()
@@ -134,9 +141,10 @@ def json_rows(paths: Sequence[str], columns: Columned) -> Iterator[Row | Broken]
                 if not isinstance(values, dict):
                     yield Broken(path, line, "bad row", "no JSON object")
                     continue
-                found = found or columns.among(list(values), path)
-                values = dict.fromkeys((name for _, name in found.all())) | values
-                yield found.row(path, line, values[found.image or ""], values)
+                if take is None:
+                    names = [name for _, name in columns.among(list(values), path).all()]
+                    take = columns.among(list(values), path).taker(names)
+                yield Row(path, line, *take([values.get(name) for name in names]))
 
 
 def columnar_rows(
@@ -147,13 +155,15 @@ def columnar_rows(
     ``class_names`` replace the numbers of labels where these are the captions.
     """
     names = list(dict.fromkeys(name for key, name in columns.all() if named or key != "image_column"))
+    take = columns.taker(names)
     for first, rows in cells.rows(names):
         if isinstance(rows, Unreadable):
             yield Broken(*cells.place(first), rows.reason, rows.detail)
             continue
         for number, values in enumerate(rows, first):
-            image = values[columns.image or ""] if named else number
-            row = columns.row(*cells.place(number), image, values)
+            row = Row(*cells.place(number), *take(values))
+            if not named:
+                row = row._replace(image=number)
             if class_names is not None and columns.captions == (columns.label,):
                 known = isinstance(row.label, int) and 0 <= row.label < len(class_names)
                 row = row._replace(captions=class_names[row.label] if known else None)

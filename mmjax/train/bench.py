@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from mmjax.config import ConfigError, augmentations
+from mmjax.config import ConfigError, entries
 from mmjax.train import assemble
 from mmjax.train.experiment import Experiment
 from mmjax.train.program import Program
@@ -142,4 +142,4 @@ def _joined(experiment: Experiment) -> str:
 
 
 def _with_augment(experiment: Experiment, name: str) -> Experiment:
-    return dataclasses.replace(experiment, augment=augmentations(name))
+    return dataclasses.replace(experiment, augment=entries(name))

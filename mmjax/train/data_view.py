@@ -16,15 +16,14 @@ class View:
     """A split as training would read it, with the chains that view its examples.
 
     ``training`` is the whole chain, ``geometry`` what of it chooses captions and crops, ``evaluation`` what evaluation
-    does instead.
+    does instead. Batches are of the experiment's size, or of ``batch_size``.
     """
 
     def __init__(self, experiment: Experiment, split: str, *, batch_size: int | None = None):
         data = experiment.data
         self.source: Any = assemble.open_source(data, split)
-        if batch_size is None:
-            self.batch_size = experiment.batch_size
-        else:  # whole groups
+        self.batch_size = experiment.batch_size
+        if batch_size is not None:  # whole groups
             self.batch_size = -(-batch_size // self.source.group) * self.source.group
         experiment = dataclasses.replace(experiment, batch_size=self.batch_size)
         self.tokenizer = assemble.open_tokenizer(experiment, self.source, workdir="")

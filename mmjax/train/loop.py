@@ -212,9 +212,7 @@ class _Run:
 class _Meter:
     """Reads the metrics of step n while step n + 1 runs; writes some of them, shows all."""
 
-    def __init__(
-        self, settings: Experiment, progress: Progress, writer: MetricsWriter, waiting: Waiting, skips: Skips
-    ):
+    def __init__(self, settings: Experiment, progress: Progress, writer: MetricsWriter, waiting: Waiting, skips: Skips):
         self._settings = settings
         self._progress = progress
         self._writer = writer

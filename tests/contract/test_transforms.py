@@ -170,7 +170,10 @@ def test_partners_are_rows_of_the_batch_and_the_same_from_every_share(name, tmp_
         assert all(0 <= row < batch_size and 0 <= other < batch_size and row != other for row, other in whole.items())
         assert all(row % group == other % group for row, other in whole.items())
         half = batch_size // 2
-        parts = [transform.partners(batch_size=batch_size, group=group, share=s) for s in (range(half), range(half, batch_size))]
+        parts = [
+            transform.partners(batch_size=batch_size, group=group, share=s)
+            for s in (range(half), range(half, batch_size))
+        ]
         assert parts[0] | parts[1] == whole and not parts[0].keys() & parts[1].keys()
 
 

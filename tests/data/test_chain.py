@@ -75,7 +75,7 @@ def test_another_seed_and_another_epoch_are_other_draws(source, words):
     one = batches(source, words, (("random_resized_crop", {}), ("flip", {})), seed=0)
     first, later = one[0], one[4]  # 64 examples: the same ones again in epoch 2, in another order
     assert sorted(np.concatenate([one[s]["image_ids"][:, 0] for s in range(4)])) == list(range(64))
-    at = {i: image for i, image in zip(first["image_ids"][:, 0], first["images"]["image"], strict=True)}
+    at = dict(zip(first["image_ids"][:, 0].tolist(), first["images"]["image"], strict=True))
     again = [
         (at[i], image) for s in range(4, 8)
         for i, image in zip(one[s]["image_ids"][:, 0], one[s]["images"]["image"], strict=True) if i in at
@@ -87,7 +87,9 @@ def test_another_seed_and_another_epoch_are_other_draws(source, words):
 def test_a_transforms_draws_do_not_depend_on_the_other_transforms(source):
     example = source[5]
     alone = chain((("cutswitch", {"probability": 1.0}),))
-    second = chain((("cutswitch", {"probability": 1.0}), ("flip", {"horizontal": 0.0}), ("cutswitch", {"probability": 1.0})))
+    second = chain(
+        (("cutswitch", {"probability": 1.0}), ("flip", {"horizontal": 0.0}), ("cutswitch", {"probability": 1.0}))
+    )
     behind = chain((("flip", {"horizontal": 0.0}), ("cutswitch", {"probability": 1.0})))
 
     def seen(made, number):

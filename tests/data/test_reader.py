@@ -94,7 +94,7 @@ def test_when_nothing_can_be_used_it_ends_with_the_reason():
     source = Source(missing=range(1, 40))
     made = batches(source)
     source.missing = set(range(40))
-    with pytest.raises(DataError, match="32 examples drawn one after the other.*missing file"):
+    with pytest.raises(DataError, match=r"32 examples drawn one after the other.*missing file"):
         made[0]
 
 

@@ -166,8 +166,8 @@ class TestMaskPartners:
     """Rows 0 and 1 are mixed with rows 2 and 3, as MixGen leaves them."""
 
     IDS = np.array([[0, 2], [1, 3], [2, -1], [3, -1], [4, -1]], np.int32)
-    WEIGHT = np.array([[0.0, 1.0], [0.5, 0.5], [1, 0], [1, 0], [1, 0]], np.float32)  # row 0: all but in name its partner
-    PARTNERS = [(0, 2), (2, 0), (1, 3), (3, 1)]
+    WEIGHT = np.array([[0, 1], [0.5, 0.5], [1, 0], [1, 0], [1, 0]], np.float32)  # row 0 is its partner in all but name
+    PARTNERS = ((0, 2), (2, 0), (1, 3), (3, 1))
 
     def problem(self):
         image, text, *_, scale, bias = problem(3, n=5, m=5, padding=False)
@@ -198,5 +198,5 @@ class TestMaskPartners:
 
     @pytest.mark.parametrize("module", [contrastive, sigmoid])
     def test_with_provenance_targets_it_is_refused(self, module):
-        with pytest.raises(ConfigError, match="mask_partners=True.*identity"):
+        with pytest.raises(ConfigError, match=r"mask_partners=True.*identity"):
             module.Objective(mask_partners=True)

@@ -5,7 +5,8 @@ Not part of the test suite: it wants torch, torchvision and webdataset, which mm
     pip install torch torchvision webdataset
     python tests/peers/loaders.py --size=500x400 --count=2000
 
-All of it runs on the same cores (``--cores``), in turns, several rounds; the figures are medians, the ratios of medians.
+All of it runs on the same cores (``--cores``), in turns, several rounds; figures are medians, ratios those of
+medians.
 """
 
 import argparse
@@ -174,7 +175,8 @@ def main():
                 rates[row].append(measure())
     median = {row: statistics.median(values) for row, values in rates.items()}
     for row, value in median.items():
-        print(f"{row:36} {value:8,.0f} examples/s   {value / median['mmjax']:.2f} of mmjax   ({min(rates[row]):,.0f} to {max(rates[row]):,.0f})")
+        spread = f"({min(rates[row]):,.0f} to {max(rates[row]):,.0f})"
+        print(f"{row:36} {value:8,.0f} examples/s   {value / median['mmjax']:.2f} of mmjax   {spread}")
 
 
 if __name__ == "__main__":

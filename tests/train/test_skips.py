@@ -62,4 +62,7 @@ def test_what_an_index_left_out_counts_before_anything_starts():
 
 
 def test_the_summary_puts_the_most_frequent_first():
-    assert skips.summary(collections.Counter({"missing file": 1, "no caption": 12_000})) == "12,000 no caption, 1 missing file"
+    assert (
+        skips.summary(collections.Counter({"missing file": 1, "no caption": 12_000}))
+        == "12,000 no caption, 1 missing file"
+    )

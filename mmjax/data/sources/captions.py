@@ -11,8 +11,9 @@ import numpy as np
 
 from mmjax.config import ConfigError, choose
 from mmjax.data import storage
-from mmjax.data.captioned import Broken, Captioned, Row
+from mmjax.data.captioned import Captioned
 from mmjax.data.references import check_root, inside, one_modality, picture
+from mmjax.data.rows import Broken, Row
 from mmjax.data.sample import Example
 from mmjax.data.tabular import Columned
 from mmjax.data.text import check_most, check_norm
@@ -184,11 +185,11 @@ def _list(path: str, items: list[Any]) -> Rows:
     columns = Columned().among(list(first), path)
 
     def rows() -> Rows:
-        nothing = dict.fromkeys(name for _, name in columns.all())
+        names = [name for _, name in columns.all()]
+        take = columns.taker(names)
         for number, item in enumerate(items, 1):
             if isinstance(item, dict):
-                values = nothing | item
-                yield columns.row(path, number, values[columns.image or ""], values)
+                yield Row(path, number, *take([item.get(name) for name in names]))
             else:
                 yield Broken(path, number, "bad row", "no object")
 

@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from mmjax.config import ConfigError
 from mmjax.data import storage
-from mmjax.data.captioned import Captioned, place
+from mmjax.data.captioned import Captioned
 from mmjax.data.columnar import Arrow, Columns, Parquet
 from mmjax.data.references import inside, one_modality
+from mmjax.data.rows import place
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.tabular import CAPTIONS, Columned, columnar_rows, names_images, picture_in
 from mmjax.data.text import check_most, check_norm

@@ -27,7 +27,7 @@ class Source:
 
     Args:
       split: passed on.
-      sources: sections as ``data.source`` has them, with ``weight`` or ``upsample``, and ``title`` where two have one name.
+      sources: sections as ``data.source`` has them, with ``weight`` or ``upsample``, and a ``title`` where names repeat.
       modalities: passed on.
       one_source_a_batch: each batch comes from one source; shares then hold over batches.
     """
@@ -46,7 +46,7 @@ class Source:
         sections = [dict(section.items()) for section in sources]
         if not sections:
             raise ConfigError("sources=(): a mixture needs at least one source")
-        shares = [
+        shares: list[dict[str, Any]] = [
             {key: section.pop(key) for key in ("weight", "upsample") if key in section} for section in sections
         ]
         titles = _titles(sections)
@@ -122,4 +122,6 @@ def _check(shares: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> None:
             raise ConfigError(f"sources: {title} has both weight and upsample; keep one")
         for key, value in share.items():
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-                raise ConfigError(f"sources: {key}={value!r} of {title}: must be a positive number; to draw nothing from a source, leave it out")
+                raise ConfigError(
+                    f"sources: {key}={value!r} of {title}: must be a positive number; for no rows leave it out"
+                )

@@ -8,9 +8,10 @@ import numpy as np
 
 from mmjax.config import ConfigError, choose
 from mmjax.data import storage
-from mmjax.data.captioned import Captioned, place
+from mmjax.data.captioned import Captioned
 from mmjax.data.columnar import Parquet
 from mmjax.data.references import check_root, inside, one_modality, picture
+from mmjax.data.rows import place
 from mmjax.data.sample import Example
 from mmjax.data.tabular import Columned, columnar_rows, csv_rows, json_rows, names_images, picture_in, sniff
 from mmjax.data.text import check_most, check_norm

@@ -33,7 +33,8 @@ class Captions(Protocol):
 
     stage: ClassVar[Stage]
 
-    def __call__(self, sample: Sample, random: np.random.Generator) -> Sample: ...
+    def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
+        """The sample, changed or another."""
 
 
 class Geometry(Protocol):
@@ -41,7 +42,8 @@ class Geometry(Protocol):
 
     stage: ClassVar[Stage]
 
-    def __call__(self, height: int, width: int, random: np.random.Generator) -> Crop: ...
+    def __call__(self, height: int, width: int, random: np.random.Generator) -> Crop:
+        """A box within the picture, and the view it becomes."""
 
 
 class PerSample(Protocol):
@@ -49,7 +51,8 @@ class PerSample(Protocol):
 
     stage: ClassVar[Stage]
 
-    def __call__(self, sample: Sample, random: np.random.Generator) -> Sample: ...
+    def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
+        """The sample, changed or another."""
 
 
 class PerBatch(Protocol):

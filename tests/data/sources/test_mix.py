@@ -69,7 +69,8 @@ def test_thirty_sources_open_and_read_as_one():
     source = mix.Source("train", sources=tuple(scenes(4 + i, title=f"set{i}") for i in range(30)))
     assert len(source.parts) == 30 and len(source) == sum(range(4, 34))
     made = Batches(source, numbers, batch_size=60, seed=0)
-    assert len(np.unique(np.searchsorted(np.cumsum([p.size for p in source.parts]), made[0]["image_ids"][:, 0], side="right"))) >= 25
+    ends = np.cumsum([part.size for part in source.parts])
+    assert len(np.unique(np.searchsorted(ends, made[0]["image_ids"][:, 0], side="right"))) >= 25
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,157 @@
+"""``mmjax data``: what people type, and what they see."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmjax import cli
+from mmjax.data.opening import open_source
+from support import command
+from support.archives import write_webdataset
+from support.pictures import encoded, photograph
+
+SCENES = ["--source=scenes", "--option", "world=easy", "--option", "size=24"]
+
+
+def ran(capfd, *words, status=0):
+    assert cli.main(["data", *words]) == status
+    return capfd.readouterr()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Twenty photographs in two tar shards; two are torn."""
+    folder = tmp_path_factory.mktemp("shards")
+    examples = []
+    for number in range(20):
+        data = encoded(photograph(60, 90, seed=number))
+        data = data[: len(data) // 2] if number in (3, 11) else data
+        examples.append((f"{number:05d}", data, [f"a photo of thing {number}"]))
+    write_webdataset(folder, examples, shards=2)
+    return f"{folder}/{{00000..00001}}.tar"
+
+
+def test_prepare_inspect_and_read(shards, tmp_path, capfd):
+    words = ["prepare", "--source=webdataset", f"--path={shards}", f"--output={tmp_path}", "--name=things",
+             "--image-size=32", "--workers=1", "--shards=3"]  # fmt: skip
+    said = ran(capfd, *words, "--max-skipped=0.2")
+    assert "18 examples, 18 captions" in said.out and "truncated image 2" in said.out
+    said = ran(capfd, *words, status=1)
+    assert "10.00% of the examples were left out" in said.err and "skipped.jsonl" in said.err
+    assert "3 of 3 shards are there already" in said.err
+    facts = json.loads(ran(capfd, *words, "--json", "--max-skipped=1").out)
+    assert facts["examples"] == 18 and facts["skipped"] == {"truncated image": 2}
+
+    source = open_source({"name": "tfds", "path": str(tmp_path / "things")}, split="train")
+    with Image.open(io.BytesIO(source[0]["image"])) as image:
+        assert image.size == (48, 32)
+    facts = json.loads(ran(capfd, "inspect", "--source=tfds", f"--path={tmp_path}/things", "--json").out)
+    assert facts["examples"] == 18 and facts["pictures"]["image"]["height"]["most"] == 32
+
+
+def test_prepare_from_a_config_adds_splits(tmp_path, capfd):
+    config = f"--config={command.config_file(tmp_path)}"
+    for split in ("val", "train"):
+        words = ["prepare", config, "--config.data.train.size=8", f"--split={split}", "--limit=8", "--workers=1"]
+        assert "8 examples" in ran(capfd, *words, f"--output={tmp_path}").out
+    for split in ("val", "train"):
+        source = open_source({"name": "tfds", "path": str(tmp_path / "scenes")}, split=split)
+        assert len(source) == 8 and len(source[0]["captions"]) == 5
+
+
+def test_inspect_draws_what_a_config_trains_on(shards, tmp_path, capfd):
+    said = ran(
+        capfd, "inspect", f"--config={command.config_file(tmp_path)}", "--examples=9", "--rows=5",
+        "--config.data.captions_per_image=2", "--config.data.transforms=(('mixgen', {'num': 4}),)",
+        f"--sheet={tmp_path}/sheet.png",
+    )  # fmt: skip
+    assert "48 examples, 9 of them read" in said.out and "context length of" in said.out
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 600 and sheet.height > 300 and len(np.unique(np.asarray(sheet))) > 50
+
+
+def test_inspect_without_a_config(shards, tmp_path, capfd):
+    said = ran(
+        capfd, "inspect", "--source=webdataset", f"--path={shards}", "--examples=all", "--rows=3",
+        f"--sheet={tmp_path}/sheet.png",
+    )  # fmt: skip
+    assert "20 examples, all of them read" in said.out and "truncated image: 2: " in said.out and "00003" in said.out
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_bench(tmp_path, capfd):
+    words = ["bench", f"--config={command.config_file(tmp_path)}", "--seconds=0.05", "--threads=1"]
+    said = ran(capfd, *words, "--step-ms=1000", "--batch-size=8")
+    assert "whole batches" in said.out and "a step of 8 in 1000 ms needs 8 examples/s" in said.out
+    facts = json.loads(ran(capfd, *words, "--json").out)
+    assert facts["batch_size"] == 16 and facts["threads"] == 1 and facts["examples_per_second"]["whole batches"] > 0
+
+
+def test_overrides_and_options_reach_the_source(tmp_path, capfd):
+    facts = json.loads(ran(capfd, "inspect", *SCENES, "--modalities=image,depth", "--json").out)
+    assert facts["examples"] == 24 and set(facts["pictures"]) == {"image", "depth"}
+    words = ["inspect", f"--config={command.config_file(tmp_path)}", "--config.data.train.size=30", "--json"]
+    assert json.loads(ran(capfd, *words).out)["examples"] == 30
+
+
+@pytest.mark.parametrize(
+    ("words", "mentions"),
+    [
+        (["inspect", "--source=scene"], ["scene", "scenes"]),
+        (["inspect", "--source=scenes", "--option", "wrld=easy"], ["wrld", "world"]),
+        (["inspect", "--source=scenes", "--option", "world"], ["--option world", "KEY=VALUE"]),
+        (["inspect", "--source=scenes", "--split=trian"], ["trian", "train"]),
+        (["inspect", "--source=scenes", "--config.data.x=1"], ["--config.data.x=1", "--option"]),
+        (["inspect", "--config=CONFIG", "--path=x"], ["--path", "--config.data.source"]),
+        (["inspect", *SCENES, "--examples=some"], ["--examples=some", "all"]),
+        (["inspect", *SCENES, "--sheet=nowhere/x.png"], ["--sheet=nowhere/x.png"]),
+        (["inspect", *SCENES, "--sheets=x.png"], ["--sheets", "--sheet"]),
+        (["prepare", *SCENES, "--output=OUT", "--format=gif"], ["format='gif'", "jpeg"]),
+        (["prepare", *SCENES, "--output=OUT", "--max-skipped=2"], ["--max-skipped=2"]),
+        (["prepare", *SCENES, "--output=OUT", "--version=one"], ["--version=one", "1.0.0"]),
+        (["prepare", *SCENES, "--output=gs://bucket"], ["--output=gs://bucket", "local"]),
+        (["bench", *SCENES, "--seconds=0"], ["--seconds=0"]),
+        (["bench", *SCENES, "--batch-size=0"], ["--batch-size=0"]),
+        (["bench", *SCENES, "--threads=0"], ["--threads=0"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_way_out(words, mentions, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = str(command.config_file(tmp_path))
+    words = [word.replace("CONFIG", config).replace("OUT", str(tmp_path / "out")) for word in words]
+    said = ran(capfd, *words, status=2)
+    assert len(said.err.strip().splitlines()) == 1, said.err
+    for mention in (f"mmjax data {words[0]}", *mentions):
+        assert mention in said.err, said.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["prepare"], ["inspect"], ["bench"]])
+def test_help_explains_each_command(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", *words, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "usage: mmjax data" in shown and len(shown) > 150
+
+
+def test_a_source_or_a_config_is_needed(capfd):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", "inspect"])
+    assert ended.value.code == 2 and "--source" in capfd.readouterr().err
+
+
+def test_preparing_a_source_imports_neither_jax_nor_tensorflow(tmp_path):
+    words = ["data", "prepare", "--source=scenes", "--split=winoground", "--limit=4", f"--output={tmp_path}"]
+    code = (
+        f"import sys; from mmjax import cli; status = cli.main({words!r} + ['--workers=1']); "
+        "heavy = [m for m in ('jax', 'tensorflow', 'torch') if m in sys.modules]; assert not heavy, heavy; "
+        "sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
