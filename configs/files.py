@@ -1,8 +1,9 @@
 """Your own pictures and captions: tar shards, a table, a COCO or Flickr file, a folder, TFDS; what it is, is found out.
 
 Arguments: ``train=PATH``, ``val=PATH`` (left out: nothing is measured), ``model=NAME``, ``batch=N`` (global),
-``steps=N``, ``tokenizer=NAME`` (``bpe``: trained on the captions; a folder; a hub name), ``precision=float32|bfloat16``,
-``augment=NAME[+NAME]`` (in the compiled step), ``transforms=NAME[+NAME]`` (on pictures, captions and rows).
+``steps=N``, ``tokenizer=NAME`` (``bpe``, trained on the captions, a folder, or a name on the hub),
+``precision=float32|bfloat16``, ``augment=NAME[+NAME]`` (in the compiled step), ``transforms=NAME[+NAME]`` (on
+pictures, captions and rows).
 """
 
 import ml_collections

@@ -15,10 +15,11 @@ from mmjax import __version__, flags
 from mmjax.config import ConfigError
 
 CACHE = "~/.cache/mmjax/compiled"
+LARGEST_SHEET_BATCH = 1024  # of rows, of which a contact sheet shows a few
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; 0 is success, 1 a run that failed, 2 a command or setting that cannot be used."""
+    """Runs one subcommand; 0: success, 1: it failed, 2: a command or setting cannot be used, 130: Ctrl-C."""
     parser = flags.parser(COMMANDS)
     options, rest = parser.parse_known_args(argv)
     if not hasattr(options, "run"):
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"mmjax {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"mmjax {options.command}: stopped", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of our output went away, as with "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -147,15 +151,15 @@ def data_inspect(options: argparse.Namespace, overrides: list[tuple[str, str]]) 
         raise ConfigError(f"--examples={options.examples}: expected a number, at least 1, or 'all'")
     if options.rows < 1:
         raise ConfigError(f"--rows={options.rows}: must be at least 1")
-    view = _view(options, overrides)
-    count = len(view.source) if options.examples == "all" else int(options.examples)
-    numbers = spread(len(view.source), count)
+    view = _view(options, overrides, most=LARGEST_SHEET_BATCH)
+    size = len(view.source)
+    numbers = range(size) if options.examples == "all" else spread(size, int(options.examples))
     facts = survey.survey(view.source, tokenizer=view.tokenizer, numbers=numbers, threads=options.threads or _cores())
     print(json.dumps(facts, indent=2) if options.json else survey.text(facts))
     if options.sheet:
         sheet = contact_sheet.draw(
             contact_sheet.chosen(view.batches, view.tokenizer.decode, count=options.rows),
-            title=f"{options.config or options.source}, {options.split}",
+            title=f"{options.config or options.path or options.source}, {options.split}",
             subtitle=f"Transforms: {', '.join(view.training.names) or 'none'}",
         )
         contact_sheet.save(sheet, options.sheet)
@@ -202,13 +206,14 @@ def _source(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> tu
     return opening.open_source(section, split=options.split, modalities=modalities, path="--source"), section
 
 
-def _view(options: argparse.Namespace, overrides: list[tuple[str, str]], *, batch_size: int | None = None) -> Any:
+def _view(options: argparse.Namespace, overrides: list[tuple[str, str]], **sizes: int | None) -> Any:
+    batch_size = sizes.get("batch_size")
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"--batch-size={batch_size}: must be at least 1")
     experiment = _experiment(options, overrides)
     from mmjax.train import data_view
 
-    return data_view.View(experiment, options.split, batch_size=batch_size)
+    return data_view.View(experiment, options.split, **sizes)
 
 
 def _experiment(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> Any:

@@ -99,7 +99,9 @@ def _add_data(commands: Any, run: Mapping[str, Run]) -> None:
     command.add_argument("--version", default="1.0.0", metavar="X.Y.Z", help="of the data set (default: 1.0.0)")
     size = command.add_mutually_exclusive_group()
     size.add_argument("--shards", type=int, metavar="N", help="how many files")
-    size.add_argument("--shard-mib", type=int, default=256, metavar="N", help="or about how large (default: 256)")
+    size.add_argument(
+        "--shard-mib", type=int, default=256, metavar="N", help="or about how large at most (default: 256)"
+    )
     command.add_argument(
         "--image-size", type=int, default=0, metavar="N",
         help="make pictures smaller until their shorter side is N pixels; none is enlarged (default: as they are)",
@@ -164,12 +166,12 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:
-    which = command.add_mutually_exclusive_group(required=True)
+    which = command.add_mutually_exclusive_group()
     which.add_argument(
         "--config", metavar="FILE[:ARGS]",
         help="a config file: the source of its data section; --config.KEY=VALUE overrides any key",
     )  # fmt: skip
-    which.add_argument("--source", metavar="NAME", help="or a source by its name, as webdataset")
+    which.add_argument("--source", metavar="NAME", help="or a source by its name (default: auto, which looks at PATH)")
     command.add_argument("--path", metavar="PATH", help="the source's path: a file, folder, glob, {0..9} or a::b")
     command.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="a further option of the source; repeatable"
@@ -222,14 +224,18 @@ def source(options: argparse.Namespace, overridden: Sequence[tuple[str, str]] = 
     if overridden:
         key, value = overridden[0]
         raise ConfigError(f"--config.{key}={value}: needs --config=FILE; for a source write --option {key}={value}")
-    section: dict[str, Any] = {"name": options.source}
+    if options.source is None and options.path is None:
+        raise ConfigError("what data? give --config=FILE, --path=PATH, or --source=NAME")
+    section: dict[str, Any] = {"name": options.source or "auto"}
     if options.path is not None:
         section["path"] = options.path
+    further: dict[str, Any] = {}
     for text in options.option:
         from mmjax.train.experiment import literal  # imports jax
 
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--option {text}: has no value; write KEY=VALUE")
-        section[key] = literal(value)
-    return section
+        further[key] = literal(value)
+    # What is found at a path takes the options, not the one that looks.
+    return section | ({"options": further} if section["name"] == "auto" and further else further)

@@ -102,6 +102,7 @@ def test_overrides_and_options_reach_the_source(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("words", "mentions"),
     [
+        (["inspect"], ["--config=FILE", "--path=PATH", "--source=NAME"]),
         (["inspect", "--source=scene"], ["scene", "scenes"]),
         (["inspect", "--source=scenes", "--option", "wrld=easy"], ["wrld", "world"]),
         (["inspect", "--source=scenes", "--option", "world"], ["--option world", "KEY=VALUE"]),
@@ -140,10 +141,11 @@ def test_help_explains_each_command(words, capsys):
     assert "usage: mmjax data" in shown and len(shown) > 150
 
 
-def test_a_source_or_a_config_is_needed(capfd):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["data", "inspect"])
-    assert ended.value.code == 2 and "--source" in capfd.readouterr().err
+def test_a_path_alone_is_looked_at(shards, capfd):
+    words = ["inspect", f"--path={shards}", "--option", "max_captions=1"]
+    assert "20 examples" in ran(capfd, *words).out
+    said = ran(capfd, *words, "--option", "max_caption=1", status=2)
+    assert "max_caption" in said.err and "max_captions" in said.err
 
 
 def test_preparing_a_source_imports_neither_jax_nor_tensorflow(tmp_path):

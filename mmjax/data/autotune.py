@@ -22,7 +22,14 @@ class Streams(Protocol):
         """Batches made by so many processes and threads."""
 
 
-def tune(batches: Streams, *, cores: int, seconds: float = 2.0, note: Callable[[str], None] = print) -> tuple[int, int]:
+def tune(
+    batches: Streams,
+    *,
+    cores: int,
+    seconds: float = 2.0,
+    note: Callable[[str], None] = print,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[int, int]:
     """The (workers, threads) of the highest rate of batches; of those within 5 % of it, the fewest.
 
     Threads are tried first, each number for ``seconds``. Processes cost memory and a start of seconds, and are tried
@@ -31,7 +38,7 @@ def tune(batches: Streams, *, cores: int, seconds: float = 2.0, note: Callable[[
     rates: dict[tuple[int, int], float] = {}
 
     def measure(workers: int, threads: int) -> float:
-        rate = _rate(batches, len(rates) * _APART, workers, threads, seconds)
+        rate = _rate(batches, len(rates) * _APART, workers, threads, seconds, clock)
         rates[workers, threads] = rate
         note(f"autotune: {_words(workers, threads)}: {rate:.3g} batches/s")
         return rate
@@ -48,29 +55,33 @@ def tune(batches: Streams, *, cores: int, seconds: float = 2.0, note: Callable[[
     return workers, threads
 
 
-def rate(stream: Stream, *, seconds: float, warm: int) -> tuple[float, int]:
+def rate(
+    stream: Stream, *, seconds: float, warm: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, int]:
     """Batches a second, and how many were counted, after the ``warm`` first ones; at least one takes part."""
-    deadline = time.perf_counter() + seconds
+    deadline = clock() + seconds
     next(stream)
     for _ in range(warm - 1):
-        if time.perf_counter() > deadline:
+        if clock() > deadline:
             break
         next(stream)
-    start = now = time.perf_counter()
+    start = now = clock()
     count = 0
     while count == 0 or now - start < seconds:
         next(stream)
         count += 1
-        now = time.perf_counter()
+        now = clock()
     return count / max(now - start, 1e-9), count
 
 
-def _rate(batches: Streams, start_step: int, workers: int, threads: int, seconds: float) -> float:
+def _rate(
+    batches: Streams, start_step: int, workers: int, threads: int, seconds: float, clock: Callable[[], float]
+) -> float:
     # A copy, because batches keep their threads.
     stream = copy.copy(batches).stream(start_step=start_step, workers=workers, threads=threads, prefetch=_PREFETCH)
     try:
         # What lies ready when the first batch comes says nothing of the rate.
-        return rate(stream, seconds=seconds, warm=1 + _PREFETCH * max(workers, 1))[0]
+        return rate(stream, seconds=seconds, warm=1 + _PREFETCH * max(workers, 1), clock=clock)[0]
     finally:
         stream.close()
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmjax.config import ConfigError
-from mmjax.data.rows import Broken, Places, Row, Skipped, Taken
+from mmjax.data.rows import Broken, Row, Skipped, Taken
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.text import Norm, captions_of
 
@@ -31,6 +31,7 @@ class Captioned:
       named: images have names, by which rows are one image's; otherwise numbers, and each row is an example.
       group: rows of one image are one example with several captions; otherwise each row is one, and they share the id.
       fields: names of the further fields of each row.
+      texts: names of those after them, which are texts whatever they look like.
       labelled: rows have labels: numbers, or names that ``class_names`` lists or that are sorted to be it.
       class_names: of the labels.
       repeats: keep a caption that an image has already.
@@ -47,6 +48,7 @@ class Captioned:
         named: bool = True,
         group: bool = True,
         fields: Sequence[str] = (),
+        texts: Sequence[str] = (),
         labelled: bool = False,
         class_names: list[str] | None = None,
         repeats: bool = True,
@@ -56,9 +58,9 @@ class Captioned:
         self._norm: Norm = norm
         self._most = most
         self.skipped: list[Skipped] = []
-        taken = Taken(rows, self.skipped, named=named, labelled=labelled, fields=fields)
+        taken = Taken(rows, self.skipped, named=named, labelled=labelled, fields=[*fields, *texts])
         captions, owner = taken.captions, taken.owner
-        columns = {name: _numbers(column) for name, column in taken.fields.items()}
+        columns = {name: column if name in texts else _numbers(column) for name, column in taken.fields.items()}
         self.class_names = class_names
         if labelled:
             columns["label"], self.class_names = _labels(taken.labels, class_names)
@@ -73,14 +75,14 @@ class Captioned:
             image = coded.indices.to_numpy()
             if not group:
                 self.ids = image
-            else:
+            elif len(coded.dictionary) < count:
                 self.keys = coded.dictionary
                 first = np.unique(image, return_index=True)[1]
                 for name, column in columns.items():
-                    _check_agreement(column, name, image, first, taken.places)
+                    _check_agreement(column, name, image, first, taken)
                     columns[name] = column.take(pa.array(first))
                 if not repeats:
-                    places = self._without_repeats(image, captions, owner, taken.places)
+                    places = self._without_repeats(image, captions, owner, taken)
                 places = places[np.argsort(image[owner[places]], kind="stable")]
                 captions, owner, count = captions.take(pa.array(places)), image[owner[places]], len(first)
         self.captions = captions
@@ -141,7 +143,7 @@ class Captioned:
                     raise
         return triples
 
-    def _without_repeats(self, image: np.ndarray, captions: pa.Array, owner: np.ndarray, where: Places) -> np.ndarray:
+    def _without_repeats(self, image: np.ndarray, captions: pa.Array, owner: np.ndarray, taken: Taken) -> np.ndarray:
         """Places of the captions to keep; the others are listed."""
         codes = captions.dictionary_encode().indices.to_numpy().astype(np.int64)
         _, first = np.unique(image[owner] * (codes.max(initial=0) + 1) + codes, return_index=True)
@@ -149,7 +151,7 @@ class Captioned:
         kept[first] = True
         for place in np.flatnonzero(~kept).tolist():
             text = "an earlier row has this image with this caption"
-            self.skipped.append((where.text(owner[place]), "duplicate key", text))
+            self.skipped.append((taken.place(owner[place]), "duplicate key", text))
         return np.flatnonzero(kept)
 
 
@@ -192,13 +194,13 @@ def _labels(array: pa.Array, class_names: list[str] | None) -> tuple[pa.Array, l
     return array, class_names
 
 
-def _check_agreement(column: pa.Array, name: str, image: np.ndarray, first: np.ndarray, where: Places) -> None:
+def _check_agreement(column: pa.Array, name: str, image: np.ndarray, first: np.ndarray, taken: Taken) -> None:
     if pa.types.is_nested(column.type):
         column = pa.array([repr(value) for value in column.to_pylist()])
     codes = column.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
     other = np.flatnonzero(codes != codes[first][image])
     if len(other):
         raise ConfigError(
-            f"columns: {name!r} differs between rows of one image ({where.text(first[image[other[0]]])} and "
-            f"{where.text(other[0])}); set group=False, so that each row is an example of its own"
+            f"columns: {name!r} differs between rows of one image ({taken.place(first[image[other[0]]])} and "
+            f"{taken.place(other[0])}); set group=False, so that each row is an example of its own"
         )

@@ -58,9 +58,11 @@ class Parquet:
                     f"{', '.join(self.schema.names)}; name files of one schema"
                 )
             self._begins.append(sum(self._sizes))
-            for group in range(file.metadata.num_row_groups):
-                self._groups.append((number, group))
-                self._sizes.append(file.metadata.row_group(group).num_rows)
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+            if min(sizes, default=0) < 0 or sum(sizes) != file.metadata.num_rows:
+                raise ConfigError(f"path={path!r}: no readable parquet file (its counts disagree); copy it again")
+            self._groups += [(number, group) for group in range(len(sizes))]
+            self._sizes += sizes
         self._ends = list(itertools.accumulate(self._sizes))
 
     def __len__(self) -> int:

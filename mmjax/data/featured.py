@@ -67,6 +67,8 @@ def roles(
         taken = {*OURS, *found.values(), label_key, *pictures}
         columns = [name for name in names if ours and name not in taken]
     for name in columns:
+        if name in (*OURS, *found):
+            raise ConfigError(f"columns={name!r}: every example has a field of that name; leave it out")
         if name not in names:
             raise ConfigError(f"columns={name!r}: no such feature; {nearest(name, names)}")
     key = next((name for name in _KEYS if name in texts), None)

@@ -6,7 +6,7 @@ import collections
 import os
 import threading
 
-LIMIT = 64
+LIMIT = 256
 
 
 class _File:

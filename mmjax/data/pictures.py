@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import struct
 import threading
 import warnings
@@ -30,6 +31,9 @@ MAX_PIXELS = 178_956_970
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """What Pillow may read; nothing that would start another program."""
+
+# Pillow logs what else is wrong with a damaged file; without any handler, that would be printed.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112

@@ -13,6 +13,7 @@ from mmjax.data.reencoding import Reencoding, format_of
 from mmjax.data.sample import Example, Unreadable
 
 SAMPLED = 128  # examples that fields and the number of shards are judged by
+_FEWEST, _SHARED_BY = 256, 8  # small data, too, makes work for some processes, unless so few examples are left for each
 
 
 def read(source: Source, index: int, reencoding: Reencoding) -> tuple[Example, dict[str, bytes]]:
@@ -25,9 +26,11 @@ def read(source: Source, index: int, reencoding: Reencoding) -> tuple[Example, d
     return example, pictures
 
 
-def spread(count: int, most: int) -> list[int]:
+def spread(count: int, most: int) -> Sequence[int]:
     """At most so many numbers below ``count``, evenly spaced."""
-    return [place * count // min(count, most) for place in range(min(count, most))]
+    if most >= count:
+        return range(count)
+    return [place * count // most for place in range(most)]
 
 
 def planned(
@@ -56,7 +59,7 @@ def planned(
     if shards is None:
         each = sum(len(data) for _, pictures in seen for data in pictures.values()) / len(seen)
         each += sum(len(caption) for example, _ in seen for caption in example["captions"]) / len(seen)
-        shards = max(round(each * examples / (shard_mib << 20)), 1)
+        shards = max(round(each * examples / (shard_mib << 20)), min(examples // _FEWEST, _SHARED_BY), 1)
     if shards > examples:
         raise ConfigError(f"--shards={shards}: there are only {examples} examples; use fewer")
     formats = {}

@@ -6,10 +6,12 @@ import collections
 import dataclasses
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any
 
@@ -24,6 +26,7 @@ from mmjax.data.sample import Unreadable
 # Groups of one record are what random access needs; pictures are compressed already.
 _OPTIONS = "group_size:1,uncompressed"
 _COUNTED = 16  # examples between two signs of life
+_STOP = -(1 << 62)  # of the workers' counter: end at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +140,8 @@ def prepare(
             check_same(plan, fresh, folder)
         missing = [number for number in range(plan.shards) if not _is_finished(folder, plan, number)]
         already = plan.shards - len(missing)
+        if source.group > 1:
+            note(f"the source's groups of {source.group} neighbours are stored as single examples")
         if already:
             note(f"{already} of {plan.shards} shards are there already")
         before = examples - sum(len(plan.range(number)) for number in missing)
@@ -208,8 +213,14 @@ def _write_all(job: Job, numbers: Sequence[int], workers: int, progress: Callabl
                 for future in finished:
                     future.result()
                 progress(counter.value)
-        except BaseException:
+        except BaseException as error:
+            counter.value = _STOP
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise ConfigError(
+                    f"--workers={workers}: one was killed, perhaps for want of memory; the same command goes on from "
+                    "the finished shards, or use fewer"
+                ) from None
             raise
 
 
@@ -220,6 +231,7 @@ def _begin(job: Job, counter: Any) -> None:
     """Makes this process a worker, which ends with the process that it works for, however that one ends."""
     global _worker
     _worker = (job, counter)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; who began this ends it
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -235,6 +247,8 @@ def _write(number: int) -> None:
 
     def count(more: int) -> None:
         with counter.get_lock():
+            if counter.value < 0:
+                raise RuntimeError("stopped")
             counter.value += more
 
     job.write(number, count)

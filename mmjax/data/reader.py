@@ -95,15 +95,15 @@ class Reader:
         else:
             sample.captions = different(sample.captions, draws[: self._caption_rows], sample.weights)
         sample = self._chain.viewed(sample, example, number=number)
-        sample.fields = {"negatives": self._negatives(example, draws)}
+        sample.fields = {"negatives": self._negatives(sample, draws)}
         return sample
 
-    def _negatives(self, example: Example, draws: list[float]) -> list[str]:
+    def _negatives(self, sample: Sample, draws: list[float]) -> list[str]:
         if not self._negative_rows:
             return []
-        if "negatives" not in example:
+        if "negatives" not in sample.fields:
             raise ConfigError(f"negatives_per_image={self._negative_rows}: the source supplies no negatives; use 0")
-        return different([false for _, _, false in example["negatives"]], draws[self._caption_rows :])
+        return different([false for _, _, false in sample.fields["negatives"]], draws[self._caption_rows :])
 
 
 def different(pool: Sequence[str], draws: list[float], weights: Sequence[float] | None = None) -> list[str]:

@@ -100,6 +100,9 @@ class ArrayRecords:
         with self._lock:
             reader = self._open.pop(file, None)
             if reader is None:
+                if not os.path.exists(self.paths[file]):
+                    key = f"{_base(self.paths[file])}:{number}"
+                    raise Unreadable("missing file", "it was there at the start", key=key)
                 reader = _array_reader(self.paths[file])
                 if len(self._open) >= READERS_KEPT:
                     self._open.popitem(last=False)  # closed when nobody reads from it any more
@@ -136,7 +139,10 @@ class TFRecords:
         if not 0 <= number < self.counts[file]:
             raise Unreadable("torn archive", "the file ends before", key=f"{_base(self.paths[file])}:{number}")
         place = self._begins[file] + number
-        return storage.read_range(self.paths[file], int(self._offsets[place]), int(self._lengths[place]))
+        try:
+            return storage.read_range(self.paths[file], int(self._offsets[place]), int(self._lengths[place]))
+        except FileNotFoundError as error:
+            raise Unreadable("missing file", _line(error), key=f"{_base(self.paths[file])}:{number}") from None
 
     def _scan(self) -> dict[str, np.ndarray]:
         frames = [list(_frames(path)) for path in self.paths]
@@ -196,8 +202,6 @@ def _count(path: str) -> int:
 def _array_reader(path: str) -> Any:
     from array_record.python import array_record_module
 
-    if not os.path.exists(path):
-        raise ConfigError(f"path={path!r}: no such file; a shard is missing, copy it again")
     # Reading ahead would be of records that nobody has asked for.
     return array_record_module.ArrayRecordReader(path, options="readahead_buffer_size:0", file_reader_buffer_size=32768)
 

@@ -3,7 +3,7 @@
 ``bicubic``  Pillow's antialiased filter, to the last grey level; boxes may be fractional. What evaluation uses.
 ``bilinear`` the same with a triangle.
 ``nearest``  for pictures whose values are labels.
-``fast``     OpenCV, some six times as fast: a side that shrinks much is averaged over its whole pixels, one that
+``fast``     OpenCV, some five times as fast: a side that shrinks much is averaged over its whole pixels, one that
              shrinks by less is blurred in proportion, the rest is cubic interpolation. Closer to Pillow's bicubic than
              Pillow's bilinear is.
 

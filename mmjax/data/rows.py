@@ -40,38 +40,30 @@ class Broken(NamedTuple):
 
 
 class Column:
-    """Values one after the other to one Arrow array, in pieces, so that few are Python objects at a time."""
+    """Values piece by piece to one Arrow array, so that few are Python objects at a time."""
 
     def __init__(self, kind: pa.DataType | None = None):
         self._kind = kind
-        self._values: list[Any] = []
         self._chunks: list[pa.Array] = []
 
-    def append(self, value: Any) -> None:
-        """One more; texts are checked before."""
-        self._values.append(value)
-        if len(self._values) == _CHUNK:
-            self._flush()
+    def extend(self, values: Sequence[Any]) -> None:
+        """Some more; texts are checked before."""
+        chunk = pa.array(values, self._kind)
+        # More than 2 GB of text need offsets of 64 bits.
+        self._chunks.append(chunk.cast(pa.large_string()) if pa.types.is_string(chunk.type) else chunk)
 
     def array(self) -> pa.Array:
         """All of them; without a type given it is that of all values together."""
-        if self._values or not self._chunks:
-            self._flush()
-        tables = [pa.table({"": chunk}) for chunk in self._chunks]
+        tables = [pa.table({"": chunk}) for chunk in self._chunks or [pa.array([], self._kind)]]
+        self._chunks = []
         return pa.concat_tables(tables, promote_options="permissive").column(0).combine_chunks()
-
-    def _flush(self) -> None:
-        chunk = pa.array(self._values, self._kind)
-        # More than 2 GB of text need offsets of 64 bits.
-        self._chunks.append(chunk.cast(pa.large_string()) if pa.types.is_string(chunk.type) else chunk)
-        self._values = []
 
 
 class Taken:
     """Rows taken apart into columns; what cannot be used is appended to ``skipped``.
 
-    ``images`` and ``places`` have an entry for each row, ``captions`` and ``owner`` (the number of its row) for each
-    caption, ``negatives`` the texts of lists by the number of the caption that they belong to.
+    ``images`` has an entry for each row, ``captions`` and ``owner`` (the number of its row) for each caption,
+    ``negatives`` the texts of lists by the number of the caption that they belong to.
     """
 
     def __init__(
@@ -83,12 +75,13 @@ class Taken:
         labelled: bool,
         fields: Sequence[str],
     ):
-        images, captions = Column(pa.large_string() if named else pa.int64()), Column(pa.large_string())
-        labels, columns = Column(), [Column() for _ in fields]
+        self._images = Column(pa.large_string() if named else pa.int64())
+        self._captions, self._counts = Column(pa.large_string()), Column(pa.int64())
+        self._files, self._lines = Column(pa.int32()), Column(pa.int64())
+        self._labels, self._fields = Column(), [Column() for _ in fields]
+        self._names: dict[str, int] = {}
         self.negatives: dict[int, str] = {}
-        self.places = Places()
-        counts: list[np.ndarray] = []
-        recent: list[int] = []  # how many captions each row has
+        piece = _Piece()
         done = 0
         try:
             for row in rows:
@@ -99,58 +92,60 @@ class Taken:
                     texts = _texts(row.captions)
                     image = _image(row.image) if named else row.image
                     negatives = None if row.negatives is None else _literal(row.negatives)
-                    if labelled:
-                        label = as_text(row.label)
-                        if label is None or label == "" or (isinstance(label, int) and label < 0):
-                            raise Unreadable("bad row", "it has no label")
-                    values = [as_text(value) for value in row.fields]
+                    label = _label(row.label) if labelled else None
+                    values = [as_text(value) for value in row.fields] if fields else ()
                 except Unreadable as error:
                     skipped.append((place(row.file, row.line), error.reason, error.detail))
                     continue
-                images.append(image)
-                for text in texts:
-                    captions.append(text)
                 if negatives is not None:
                     self.negatives[done] = negatives
-                if labelled:
-                    labels.append(label)
-                for column, value in zip(columns, values, strict=True):
-                    column.append(value)
-                self.places.append(row.file, row.line)
                 done += len(texts)
-                recent.append(len(texts))
-                if len(recent) == _CHUNK:
-                    counts.append(np.array(recent, np.int64))
-                    recent = []
-            self.images, self.captions, self.labels = images.array(), captions.array(), labels.array()
-            self.fields = dict(zip(fields, (column.array() for column in columns), strict=True))
+                piece.images.append(image)
+                piece.captions += texts
+                piece.counts.append(len(texts))
+                piece.labels.append(label)
+                piece.fields.append(values)
+                piece.files.append(self._names.setdefault(row.file, len(self._names)))
+                piece.lines.append(row.line)
+                if len(piece.images) == _CHUNK:
+                    self._store(piece)
+                    piece = _Piece()
+            self._store(piece)
+            self.images, self.captions, self.labels = (c.array() for c in (self._images, self._captions, self._labels))
+            self.fields = dict(zip(fields, (column.array() for column in self._fields), strict=True))
         except (pa.ArrowException, OverflowError) as error:
             reason = " ".join(str(error).split())[:100]
             raise ConfigError(f"columns={tuple(fields)!r}: the values of one are of several types ({reason})") from None
-        counts.append(np.array(recent, np.int64))
-        self.owner = np.repeat(np.arange(len(self.images)), np.concatenate(counts))
+        self.owner = np.repeat(np.arange(len(self.images)), self._counts.array().to_numpy())
+        self._places = self._files.array(), self._lines.array()
+
+    def place(self, row: int) -> str:
+        """Where a row was."""
+        files, lines = self._places
+        return place(list(self._names)[files[row].as_py()], lines[row].as_py())
+
+    def _store(self, piece: _Piece) -> None:
+        self._images.extend(piece.images)
+        self._captions.extend(piece.captions)
+        self._counts.extend(piece.counts)
+        self._files.extend(piece.files)
+        self._lines.extend(piece.lines)
+        self._labels.extend(piece.labels)
+        for number, column in enumerate(self._fields):
+            column.extend([values[number] for values in piece.fields])
 
 
-class Places:
-    """File and line of each row."""
+class _Piece:
+    """Values of some rows."""
 
     def __init__(self) -> None:
-        self._files: dict[str, int] = {}
-        self._lines = Column(pa.int64())
-        self._which = Column(pa.int32())
-        self._arrays: tuple[pa.Array, pa.Array] | None = None
-
-    def append(self, file: str, line: int) -> None:
-        """One more row."""
-        self._which.append(self._files.setdefault(file, len(self._files)))
-        self._lines.append(line)
-
-    def text(self, row: int) -> str:
-        """What to look for."""
-        if self._arrays is None:
-            self._arrays = self._which.array(), self._lines.array()
-        which, lines = self._arrays
-        return place(list(self._files)[which[row].as_py()], lines[row].as_py())
+        self.images: list[Any] = []
+        self.captions: list[str] = []
+        self.counts: list[int] = []
+        self.labels: list[Any] = []
+        self.fields: list[Sequence[Any]] = []
+        self.files: list[int] = []
+        self.lines: list[int] = []
 
 
 def place(file: str, line: int) -> str:
@@ -160,6 +155,8 @@ def place(file: str, line: int) -> str:
 
 def as_text(value: Any) -> Any:
     """Bytes as text, other values as they are; what is no UTF-8 is refused."""
+    if isinstance(value, str) and value.isascii():
+        return value
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
     if isinstance(value, str) and not value.isascii():
@@ -178,6 +175,13 @@ def _image(value: Any) -> str:
     if not isinstance(name, str) or not (name := name.strip()):
         raise Unreadable("bad row", f"no image is named but {value!r:.60}")
     return name
+
+
+def _label(value: Any) -> Any:
+    label = as_text(value)
+    if label is None or label == "" or (isinstance(label, int) and label < 0):
+        raise Unreadable("bad row", "it has no label")
+    return label
 
 
 def _texts(value: Any) -> list[str]:

@@ -29,7 +29,8 @@ LOCAL_THREADS, REMOTE_THREADS = 4, 16
 USABLE, DUPLICATE, TORN = 0, 1, 2  # a sample's status: one of a key that was there before, one that is there in part
 _PATIENCE, _INTERVAL = 2.0, 5.0  # seconds until progress is shown, and between its lines
 _LARGEST = (1 << 32) - 1  # bytes of a member that can be addressed; it stands for all larger ones
-_GAP = 1 << 16  # bytes between parts of a URL that are rather read than asked for separately
+_GAP = 1 << 16  # bytes between parts that are rather read than asked for separately
+_SMALL = 1 << 16  # bytes that are copied faster than read separately
 
 
 class Shard(NamedTuple):
@@ -131,10 +132,9 @@ class Samples:
             if size == _LARGEST:
                 raise Unreadable("image too large", f"{name} of 4 GiB or more")
             spans.append((block * archive.BLOCK, size, name))
-        if not storage.is_url(path):
-            # A further read of an open file costs less than copying a picture out of a joint one.
-            return {name: storage.read_range(path, start, size) for start, size, name in spans}
-        return dict(itertools.chain.from_iterable(_joint(path, run) for run in _runs(sorted(spans))))
+        # Reading once more from a local file costs less than copying a large picture out of a joint read.
+        longest = sys.maxsize if storage.is_url(path) else _SMALL
+        return dict(itertools.chain.from_iterable(_joint(path, run) for run in _runs(sorted(spans), longest)))
 
     def digest(self) -> str:
         """Says which samples these are."""
@@ -148,11 +148,11 @@ class Samples:
         return int(np.searchsorted(self._starts, place, side="right")) - 1
 
 
-def _runs(spans: list[tuple[int, int, str]]) -> Iterator[list[tuple[int, int, str]]]:
-    """Spans in order of place, cut where the gap between neighbours is large."""
+def _runs(spans: list[tuple[int, int, str]], longest: int) -> Iterator[list[tuple[int, int, str]]]:
+    """Spans in order of place, cut where a gap is large or a run would be longer than ``longest``."""
     run: list[tuple[int, int, str]] = []
     for span in spans:
-        if run and span[0] - sum(run[-1][:2]) > _GAP:
+        if run and (span[0] - sum(run[-1][:2]) > _GAP or sum(span[:2]) - run[0][0] > longest):
             yield run
             run = []
         run.append(span)
@@ -162,6 +162,8 @@ def _runs(spans: list[tuple[int, int, str]]) -> Iterator[list[tuple[int, int, st
 
 def _joint(path: str, run: list[tuple[int, int, str]]) -> Iterator[tuple[str, bytes]]:
     start = run[0][0]
+    if len(run) == 1:
+        return iter([(run[0][2], storage.read_range(path, start, run[0][1]))])
     data = storage.read_range(path, start, max(begin + size for begin, size, _ in run) - start)
     return ((name, data[begin - start :][:size]) for begin, size, name in run)
 

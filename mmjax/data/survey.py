@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import array
 import collections
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmjax.data.order import Part
-from mmjax.data.packing import schema_of
+from mmjax.data.packing import Schema, schema_of
 from mmjax.data.progress import Counter, amount
 from mmjax.data.reader import Source
 from mmjax.data.reencoding import check, format_of
@@ -20,6 +22,7 @@ from mmjax.data.tokenizer import Tokenizer
 
 KEYS_SHOWN = 5
 _BOUND = 1 << 10  # examples in the hands of the threads
+_NUMBER = (int, float, np.integer, np.floating)
 
 
 class _Picture(NamedTuple):
@@ -39,20 +42,36 @@ class _Seen(NamedTuple):
 
 
 def survey(source: Source, *, tokenizer: Tokenizer, numbers: Sequence[int], threads: int = 1) -> dict[str, Any]:
-    """Facts about the examples of those ``numbers``, every picture of which is decoded; JSON can hold the result."""
-    seen = list(_seen(source, numbers, threads))
-    good = [entry for entry in seen if entry.problem is None]
-    broken = [entry.problem for entry in seen if entry.problem is not None]
-    at_opening = list(getattr(source, "skipped", ()))
-    captions = [entry.example["captions"] for entry in good]
+    """Facts about the examples of those ``numbers``, every picture of which is decoded; JSON can hold the result.
+
+    Of millions of examples, some tens of bytes each stay in memory.
+    """
+    pictures = {name: _Pictures() for name in source.modalities}
+    captions, fields = _Captions(tokenizer), _Fields(source)
+    broken = _Reasons()
+    with Counter(len(numbers), unit="examples") as progress, ThreadPoolExecutor(max(threads, 1)) as pool:
+        for start in range(0, len(numbers), _BOUND):
+            seen = list(pool.map(lambda number: _look(source, number), numbers[start : start + _BOUND]))
+            good = [entry for entry in seen if entry.problem is None]
+            for entry in seen:
+                if entry.problem is not None:
+                    broken.add(*entry.problem)
+                for picture in entry.pictures:
+                    pictures[picture.modality].add(picture)
+            captions.add([entry.example["captions"] for entry in good])
+            fields.add([entry.example for entry in good])
+            progress(start + len(seen))
+    at_opening = _Reasons()
+    for key, reason, _ in getattr(source, "skipped", ()):
+        at_opening.add(key, reason)
     facts: dict[str, Any] = {
         "examples": len(source),
-        "inspected": len(seen),
+        "inspected": len(numbers),
         "group": source.group,
-        "pictures": {name: _pictures(good, name) for name in source.modalities},
-        "fields": _fields([entry.example for entry in good], source),
-        "captions": _captions(captions, tokenizer),
-        "broken": {"when opened": _reasons(at_opening), "when read": _reasons(broken)},
+        "pictures": {name: tally.facts() for name, tally in pictures.items()},
+        "fields": fields.facts(),
+        "captions": captions.facts(),
+        "broken": {"when opened": at_opening.facts(), "when read": broken.facts()},
     }
     parts: Sequence[Part] = getattr(source, "parts", ())
     if parts:
@@ -95,13 +114,6 @@ def text(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _seen(source: Source, numbers: Sequence[int], threads: int) -> Iterable[_Seen]:
-    with Counter(len(numbers), unit="examples") as progress, ThreadPoolExecutor(max(threads, 1)) as pool:
-        for start in range(0, len(numbers), _BOUND):
-            yield from pool.map(lambda number: _look(source, number), numbers[start : start + _BOUND])
-            progress(min(start + _BOUND, len(numbers)))
-
-
 def _look(source: Source, number: int) -> _Seen:
     key = f"example {number}"
     try:
@@ -121,63 +133,123 @@ def _look(source: Source, number: int) -> _Seen:
     return _Seen({k: v for k, v in example.items() if k not in source.modalities}, pictures, None)
 
 
-def _pictures(seen: Sequence[_Seen], modality: str) -> dict[str, Any]:
-    found = [picture for entry in seen for picture in entry.pictures if picture.modality == modality]
-    formats = collections.Counter(picture.format for picture in found)
-    return {
-        "count": len(found),
-        "storage": "pixels" if set(formats) == {"pixels"} else "encoded",
-        "formats": {kind: count / len(found) for kind, count in formats.most_common()},
-        "height": _spread([picture.height for picture in found]),
-        "width": _spread([picture.width for picture in found]),
-        "bytes": _spread([picture.bytes for picture in found]),
-    }
+class _Pictures:
+    """Tally of one modality's pictures."""
 
+    def __init__(self) -> None:
+        self._formats: collections.Counter[str] = collections.Counter()
+        self._numbers = {name: array.array("q") for name in ("height", "width", "bytes")}
 
-def _captions(captions: Sequence[Sequence[str]], tokenizer: Tokenizer) -> dict[str, Any]:
-    texts = [caption for several in captions for caption in several]
-    facts: dict[str, Any] = {"count": len(texts), "context_length": tokenizer.context_length}
-    if texts:
-        rows = tokenizer(texts)
-        # The end of a text is its first EOS; what was cut counts as long as the context.
-        lengths = (rows == tokenizer.eos_id).argmax(axis=1) + 1
-        counts = [len(several) for several in captions]
-        facts |= {
-            "per_image": {"least": min(counts), "mean": len(texts) / len(counts), "most": max(counts)},
-            "duplicates": 1 - len(set(texts)) / len(texts),
-            "tokens": _spread(lengths.tolist()),
-            "truncated": tokenizer.truncated_share(texts),
+    def add(self, picture: _Picture) -> None:
+        self._formats[picture.format] += 1
+        for name, values in self._numbers.items():
+            values.append(getattr(picture, name))
+
+    def facts(self) -> dict[str, Any]:
+        count = self._formats.total()
+        return {
+            "count": count,
+            "storage": "pixels" if set(self._formats) == {"pixels"} else "encoded",
+            "formats": {kind: number / count for kind, number in self._formats.most_common()},
+            **{name: _spread(values) for name, values in self._numbers.items()},
         }
-    return facts
 
 
-def _fields(examples: Sequence[Example], source: Source) -> dict[str, str]:
-    schema = schema_of(examples, modalities=source.modalities)
-    facts = {}
-    for name, field in schema.fields.items():
-        values = [example[name] for example in examples if example.get(name) is not None]
-        facts[name] = field.kind if len(values) == len(examples) else f"{field.kind}, in {len(values):,} examples"
-        if name == "label" and getattr(source, "class_names", None) is not None:
-            facts[name] += f"; {len(set(values)):,} of {len(source.class_names):,} classes"  # type: ignore[attr-defined]
-        elif field.kind in ("integer", "number"):
-            facts[name] += f"; {min(values):.4g} to {max(values):.4g}, mean {statistics.fmean(values):.4g}"
-    return facts | {name: f"not text or numbers: {reason}" for name, reason in schema.left_out.items()}
+class _Captions:
+    """Tally of captions; texts are told apart by 64 bits of a hash."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._each, self._lengths, self._hashes = array.array("q"), array.array("q"), array.array("Q")
+        self._truncated = 0.0
+
+    def add(self, captions: Sequence[Sequence[str]]) -> None:
+        texts = [caption for several in captions for caption in several]
+        if not texts:
+            return
+        self._each.extend(len(several) for several in captions)
+        # The end of a text is its first EOS; what was cut counts as long as the context.
+        self._lengths.extend(((self._tokenizer(texts) == self._tokenizer.eos_id).argmax(axis=1) + 1).tolist())
+        self._truncated += self._tokenizer.truncated_share(texts) * len(texts)
+        digests = (hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest() for text in texts)
+        self._hashes.extend(int.from_bytes(digest, "little") for digest in digests)
+
+    def facts(self) -> dict[str, Any]:
+        count = len(self._lengths)
+        facts: dict[str, Any] = {"count": count, "context_length": self._tokenizer.context_length}
+        if count:
+            facts |= {
+                "per_image": {"least": min(self._each), "mean": count / len(self._each), "most": max(self._each)},
+                "duplicates": 1 - len(np.unique(np.frombuffer(self._hashes, np.uint64))) / count,
+                "tokens": _spread(self._lengths),
+                "truncated": self._truncated / count,
+            }
+        return facts
 
 
-def _reasons(entries: Iterable[tuple[str, str, str]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, reason, _ in entries:
-        entry = found.setdefault(reason, {"count": 0, "keys": []})
+class _Fields:
+    """Tally of the other fields: their types by the first examples, the numbers by all."""
+
+    def __init__(self, source: Source):
+        self._modalities = source.modalities
+        self._classes = getattr(source, "class_names", None)
+        self._schema: Schema | None = None
+        self._count = 0
+        self._numbers: dict[str, tuple[int, float, float, float]] = {}  # count, least, most, sum
+        self._labels: set[int] = set()
+
+    def add(self, examples: Sequence[Example]) -> None:
+        if self._schema is None and examples:
+            self._schema = schema_of(examples, modalities=self._modalities)
+        if self._schema is None:
+            return
+        self._count += len(examples)
+        for name, field in self._schema.fields.items():
+            if field.kind not in ("integer", "number"):
+                continue
+            values = [example[name] for example in examples if isinstance(example.get(name), _NUMBER)]
+            if values:
+                count, least, most, total = self._numbers.get(name, (0, math.inf, -math.inf, 0.0))
+                self._numbers[name] = (
+                    count + len(values), min(least, *values), max(most, *values), total + float(sum(values)),
+                )  # fmt: skip
+            if name == "label":
+                self._labels.update(values)
+
+    def facts(self) -> dict[str, str]:
+        if self._schema is None:
+            return {}
+        facts = {name: str(field.kind) for name, field in self._schema.fields.items()}
+        for name, (count, least, most, total) in self._numbers.items():
+            if count < self._count:
+                facts[name] += f", in {count:,} examples"
+            if name == "label" and self._classes is not None:
+                facts[name] += f"; {len(self._labels):,} of {len(self._classes):,} classes"
+            else:
+                facts[name] += f"; {least:.4g} to {most:.4g}, mean {total / count:.4g}"
+        return facts | {name: f"not text or numbers: {reason}" for name, reason in self._schema.left_out.items()}
+
+
+class _Reasons:
+    """How many are broken in which way, and which they are."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[str, Any]] = {}
+
+    def add(self, key: str, reason: str, detail: str = "") -> None:
+        entry = self._found.setdefault(reason, {"count": 0, "keys": []})
         entry["count"] += 1
         if len(entry["keys"]) < KEYS_SHOWN:
             entry["keys"].append(key)
-    return dict(sorted(found.items(), key=lambda item: -item[1]["count"]))
+
+    def facts(self) -> dict[str, Any]:
+        return dict(sorted(self._found.items(), key=lambda item: -item[1]["count"]))
 
 
 def _spread(values: Sequence[int]) -> dict[str, float] | None:
     if not values:
         return None
-    return {"least": min(values), "median": statistics.median(values), "most": max(values)}
+    return {"least": min(values), "median": float(np.median(values)), "most": max(values)}
 
 
 def _three(spread: dict[str, float], form: Callable[[float], str] = "{:,.0f}".format) -> str:

@@ -24,6 +24,7 @@ SEPARATORS = ("\t", ",", ";", "|")  # as they are tried; open_clip's is the firs
 IMAGES = ("filepath", "image", "image_path", "file_name", "filename", "path", "img", "image_file", "file", "jpg")
 CAPTIONS = ("title", "caption", "captions", "text", "texts", "sentence", "sentences", "sentences_raw", "txt")
 NEGATIVES = ("neg_caption", "neg_captions")
+RESERVED = ("id", "key", "captions", "negatives", "label", "image")
 
 _DAMAGED = (EOFError, OSError, zlib.error)  # of reading what is packed
 _BOM = b"\xef\xbb\xbf"
@@ -37,6 +38,7 @@ class Columned(NamedTuple):
     negatives: str | None = None
     label: str | None = None
     fields: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()  # pictures of further modalities
 
     def among(self, names: Sequence[str], path: str) -> Columned:
         """With the usual names, as far as a table of these columns has them."""
@@ -50,7 +52,10 @@ class Columned(NamedTuple):
             raise ConfigError(
                 f"{key}=None: {path!r} has none of the usual names; set it to one of {', '.join(map(repr, names))}"
             )
-        found = Columned(image, captions, self.negatives or _usual(names, NEGATIVES), self.label, self.fields)
+        found = self._replace(image=image, captions=captions, negatives=self.negatives or _usual(names, NEGATIVES))
+        for name in self.fields:
+            if name in RESERVED or name in self.others:
+                raise ConfigError(f"columns={name!r}: every example has a field of that name; leave it out")
         for key, name in found.all():
             if list(names).count(name) != 1:
                 raise ConfigError(
@@ -63,7 +68,7 @@ class Columned(NamedTuple):
         """Option and name of each column."""
         pairs = [("image_column", self.image), *(("caption_columns", name) for name in self.captions or ())]
         pairs += [("negative_column", self.negatives), ("label_column", self.label)]
-        pairs += [("columns", name) for name in self.fields]
+        pairs += [("columns", name) for name in self.fields] + [("modalities", name) for name in self.others]
         return [(key, name) for key, name in pairs if name is not None]
 
     def taker(self, names: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
@@ -72,7 +77,7 @@ class Columned(NamedTuple):
         image = places.get(self.image or "")
         captions = [places[name] for name in self.captions or ()]
         negatives, label = places.get(self.negatives or ""), places.get(self.label or "")
-        fields = [places[name] for name in self.fields]
+        fields = [places[name] for name in (*self.fields, *self.others) if name in places]
         one = captions[0] if len(captions) == 1 else None
 
         def take(values: Sequence[Any]) -> tuple[Any, ...]:
@@ -154,7 +159,8 @@ def columnar_rows(
 
     ``class_names`` replace the numbers of labels where these are the captions.
     """
-    names = list(dict.fromkeys(name for key, name in columns.all() if named or key != "image_column"))
+    pictures = () if named else ("image_column", "modalities")
+    names = list(dict.fromkeys(name for key, name in columns.all() if key not in pictures))
     take = columns.taker(names)
     for first, rows in cells.rows(names):
         if isinstance(rows, Unreadable):
@@ -184,8 +190,13 @@ def names_images(schema: pa.Schema, column: str) -> bool:
     raise ConfigError(f"image_column={column!r}: {kind} are no pictures; expected names, bytes or {{bytes, path}}")
 
 
-def picture_in(value: Any, root: str, *, key: str) -> bytes:
-    """The bytes in a cell: themselves, or of a {bytes, path} those of the file where there are none in the table."""
+def picture_in(value: Any, root: str, *, key: str, named: bool = False) -> bytes:
+    """The bytes in a cell: themselves, or of a {bytes, path} those of the file where there are none in the table.
+
+    The cell of a ``named`` column is the path.
+    """
+    if named:
+        value = {"bytes": None, "path": value}
     if isinstance(value, dict):
         name = value.get("path")
         if value["bytes"] is None and name:
@@ -197,6 +208,15 @@ def picture_in(value: Any, root: str, *, key: str) -> bytes:
     if not value:
         raise Unreadable("empty image", "the table has no bytes for it", key=key)
     return value
+
+
+def others_of(modalities: tuple[str, ...]) -> tuple[str, ...]:
+    """The modalities but ``image`` (or the only one, whatever it is called), whose columns have their names."""
+    if not modalities or len(set(modalities)) != len(modalities):
+        raise ConfigError(f"modalities={tuple(modalities)!r}: name one or more, each once")
+    if len(modalities) > 1 and "image" not in modalities:
+        raise ConfigError(f"modalities={tuple(modalities)!r}: of several one is called 'image'; add it")
+    return () if len(modalities) == 1 else tuple(name for name in modalities if name != "image")
 
 
 def _usual(names: Sequence[str], usual: Iterable[str]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -195,11 +196,9 @@ def _shares(
     """Shares of the time that one thread needs for a batch; the parts that are not calls are differences."""
     source, batches = copy.copy(source), copy.copy(batches)
     known: set[str] = set()  # batches, too, tokenise a text once
-    spent = dict.fromkeys(PARTS, 0.0)
-    whole = 0.0
-    step, deadline = 0, time.perf_counter() + seconds
-    while step == 0 or time.perf_counter() < deadline:
-        # In turns, so that whatever else the machine does hits all parts alike.
+
+    def once(step: int) -> list[float]:
+        """Seconds to read, to crop, to view, to tokenise, and for a whole batch."""
         examples = []
         started = time.perf_counter()
         for index in order.take(batch_size):
@@ -224,11 +223,15 @@ def _shares(
         times.append(time.perf_counter() - started)
         started = time.perf_counter()
         batches[step]
-        whole += time.perf_counter() - started
-        for name, value in zip(PARTS, (times[0], times[1], times[2] - times[1], times[3]), strict=False):
-            spent[name] += value
-        step += 1
-    spent["transforms"] = max(spent["transforms"], 0.0)
-    spent["assemble"] = max(whole - sum(spent.values()), 0.0)
-    total = sum(spent.values())
-    return {name: value / total for name, value in spent.items()}
+        return [*times, time.perf_counter() - started]
+
+    once(0)  # what is done once only
+    deadline = time.perf_counter() + seconds
+    # In turns, so that whatever else the machine does hits all parts alike, and medians, so that it hits few.
+    taken = [once(1)]
+    while time.perf_counter() < deadline:
+        taken.append(once(1 + len(taken)))
+    read, crop, view, tokenise, whole = (statistics.median(times) for times in zip(*taken, strict=True))
+    spent = [read, crop, max(view - crop, 0.0), tokenise]
+    spent.append(max(whole - sum(spent), 0.0))
+    return {name: value / sum(spent) for name, value in zip(PARTS, spent, strict=True)}

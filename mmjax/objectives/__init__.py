@@ -1,3 +1,3 @@
-"""Training objectives, one a file, over ``Provenance`` targets."""
+"""Training objectives, one a file, over ``Provenance`` targets; how their matrix is walked is shared."""
 
-SHARED = ("targets",)
+SHARED = ("base", "ring", "sweep", "targets", "tiles")

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from mmjax.config import ConfigError
 from mmjax.types import Provenance
 
 Labelling = Literal["provenance", "identity"]
 """``identity`` counts only a row's first source: the papers' own labels. ``provenance`` counts all."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What the loss knows of one side's rows beside their embeddings."""
+
+    source: Provenance  # as the labelling reads it
+    whole: Provenance | None  # as it is, where partners are masked
+    valid: jax.Array  # bool[N]: False for padding
+
+
+def labels(source: Provenance, *, targets: Labelling, mask_partners: bool) -> Labels:
+    """Of rows from ``source``. Weights are data: no gradient goes through them."""
+    source = jax.lax.stop_gradient(source)
+    return Labels(source=labelled(source, targets), whole=source if mask_partners else None, valid=source.valid)
+
+
+def targets_of(image: Labels, text: Labels) -> tuple[jax.Array, jax.Array]:
+    """Targets f32[N, M], and which pairs bool[N, M] take part: those without padding, but for masked partners."""
+    target = source_mass(image.source, text.source)
+    pairs = image.valid[:, None] & text.valid[None, :]
+    if image.whole is not None and text.whole is not None:
+        pairs &= ~partners(image.whole, text.whole, target)
+    return target, pairs
 
 
 def source_mass(image: Provenance, text: Provenance) -> jax.Array:
@@ -40,14 +65,13 @@ def partners(image: Provenance, text: Provenance, target: jax.Array) -> jax.Arra
     return (source_mass(image, text) > 0) & ~(target > 0)
 
 
-def check_partners(mask_partners: bool, labelling: Labelling) -> None:
-    """Raises where ``mask_partners`` could have no effect."""
-    if mask_partners and labelling == "provenance":
-        raise ConfigError(
-            "objective.mask_partners=True: with targets='provenance' partners are positives; use targets='identity'"
-        )
-
-
 def similarity(image: jax.Array, text: jax.Array) -> jax.Array:
     """Cosines f32[N, M] of unit rows, in full float32: TPUs and recent GPUs would round the product otherwise."""
     return jnp.einsum("nd,md->nm", image, text, precision=jax.lax.Precision.HIGHEST)
+
+
+def pulled(by_logit: jax.Array, image: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``(G z_text, Gᵀ z_image)`` for a gradient ``G`` by cosines: that by the embeddings, as precise as they."""
+    highest = jax.lax.Precision.HIGHEST
+    rows = jnp.einsum("nm,md->nd", by_logit, text, precision=highest)
+    return rows, jnp.einsum("nm,nd->md", by_logit, image, precision=highest)

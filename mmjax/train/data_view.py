@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from mmjax.data.chain import Chain
+from mmjax.data.pipeline import Batches
 from mmjax.train import assemble
 from mmjax.train.experiment import DataConfig, Experiment
 
@@ -16,24 +18,40 @@ class View:
     """A split as training would read it, with the chains that view its examples.
 
     ``training`` is the whole chain, ``geometry`` what of it chooses captions and crops, ``evaluation`` what evaluation
-    does instead. Batches are of the experiment's size, or of ``batch_size``.
+    does instead. Batches are of ``batch_size``, or of the experiment's size but no larger than ``most``. They are made
+    when they are asked for: what can be said of examples can also be said where there can be no batches.
     """
 
-    def __init__(self, experiment: Experiment, split: str, *, batch_size: int | None = None):
-        data = experiment.data
-        self.source: Any = assemble.open_source(data, split)
-        self.batch_size = experiment.batch_size
-        if batch_size is not None:  # whole groups
-            self.batch_size = -(-batch_size // self.source.group) * self.source.group
-        experiment = dataclasses.replace(experiment, batch_size=self.batch_size)
+    def __init__(self, experiment: Experiment, split: str, *, batch_size: int | None = None, most: int | None = None):
+        self.source: Any = assemble.open_source(experiment.data, split)
+        size = batch_size or min(experiment.batch_size, most or experiment.batch_size)
+        self.batch_size = -(-size // self.source.group) * self.source.group  # whole groups
+        self._experiment = dataclasses.replace(experiment, batch_size=self.batch_size)
         self.tokenizer = assemble.open_tokenizer(experiment, self.source, workdir="")
-        self.batches = assemble.rows(experiment, self.source, self.tokenizer)
-        self.training: Chain = assemble.training_chain(experiment, self.source, self.tokenizer)
+        self.workers, self.threads = experiment.data.workers, assemble.threads(experiment.data)
+
+    @functools.cached_property
+    def batches(self) -> Batches:
+        """All transforms included."""
+        return assemble.rows(self._experiment, self.source, self.tokenizer)
+
+    @functools.cached_property
+    def training(self) -> Chain:
+        """All transforms."""
+        return assemble.training_chain(self._experiment, self.source, self.tokenizer)
+
+    @functools.cached_property
+    def geometry(self) -> Chain:
+        """Those up to the crop."""
+        data = self._experiment.data
         cropping = tuple(entry for entry in data.transforms if Chain.stage_of(entry[0]) in _UNTIL_CROPPED)
-        cropped = dataclasses.replace(experiment, data=dataclasses.replace(data, transforms=cropping))
-        self.geometry: Chain = assemble.training_chain(cropped, self.source, self.tokenizer)
-        self.evaluation: Chain = assemble.evaluation_chain(experiment)
-        self.workers, self.threads = data.workers, assemble.threads(data)
+        cropped = dataclasses.replace(self._experiment, data=dataclasses.replace(data, transforms=cropping))
+        return assemble.training_chain(cropped, self.source, self.tokenizer)
+
+    @functools.cached_property
+    def evaluation(self) -> Chain:
+        """What evaluation does."""
+        return assemble.evaluation_chain(self._experiment)
 
 
 def section(data: DataConfig, split: str) -> dict[str, Any]:

@@ -40,7 +40,13 @@ class Program:
             keep_freed_memory()
         check_batch(experiment.batch_size, self.mesh, path="batch_size")
         check_batch(experiment.eval.batch_size, self.mesh, path="eval.batch_size")
-        objective = plugins.make("mmjax.objectives", "Objective", experiment.objective, path="objective")
+        objective = plugins.make(
+            "mmjax.objectives",
+            "Objective",
+            experiment.objective,
+            path="objective",
+            rows=batch_sharding(self.mesh),
+        )
         self.graph, params = nnx.split(nnx.eval_shape(self._create))
         shapes: Params = nnx.to_pure_dict(params)
         settings = experiment.optimizer

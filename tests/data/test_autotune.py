@@ -10,26 +10,29 @@ from support.prepared import Source
 
 
 class Fake:
-    """Streams of known speed; keeps count of what was opened and closed."""
+    """Streams of known speed by a clock of their own; keeps count of what was opened and closed."""
 
     def __init__(self, speed):
-        self.speed, self.opened, self.closed = speed, [], []
+        self.speed, self.now, self.opened, self.closed, self.steps = speed, 100.0, [], [], []
 
     def __copy__(self):
         return self
 
+    def clock(self):
+        return self.now
+
     def stream(self, *, start_step, workers, threads, prefetch):
         self.opened.append((workers, threads))
-        self.steps = [*getattr(self, "steps", []), start_step]
-        return FakeStream(self, (workers, threads), 1 / self.speed(workers, threads))
+        self.steps.append(start_step)
+        return FakeStream(self, (workers, threads))
 
 
 class FakeStream:
-    def __init__(self, owner, what, seconds):
-        self.owner, self.what, self.seconds = owner, what, seconds
+    def __init__(self, owner, what):
+        self.owner, self.what = owner, what
 
     def __next__(self):
-        time.sleep(self.seconds)
+        self.owner.now += 1 / self.owner.speed(*self.what)
         return {}
 
     def close(self):
@@ -38,9 +41,11 @@ class FakeStream:
 
 def tuned(speed, *, cores=4):
     fake, notes = Fake(speed), []
-    chosen = autotune.tune(fake, cores=cores, seconds=0.06, note=notes.append)
+    chosen = autotune.tune(fake, cores=cores, note=notes.append, clock=fake.clock)
     assert fake.closed == fake.opened and len(set(fake.steps)) == len(fake.steps)
     assert len(notes) == len(fake.opened) + 1
+    # A slow start and one batch over the time are all that may be added.
+    assert fake.now - 100 < len(fake.opened) * (2 * 2.0 + 0.2)
     return chosen, fake.opened
 
 
@@ -75,15 +80,9 @@ def test_one_core():
 
 
 def test_a_stream_that_fails_is_closed():
-    class Failing(Fake):
-        def stream(self, **options):
-            stream = super().stream(**options)
-            stream.seconds = -1  # what sleep refuses
-            return stream
-
-    fake = Failing(lambda workers, threads: 1)
-    with pytest.raises(ValueError):
-        autotune.tune(fake, cores=2, seconds=0.01, note=lambda text: None)
+    fake = Fake(lambda workers, threads: 0)
+    with pytest.raises(ZeroDivisionError):
+        autotune.tune(fake, cores=2, note=lambda text: None, clock=fake.clock)
     assert fake.closed == fake.opened == [(0, 1)]
 
 
@@ -95,10 +94,17 @@ def test_what_lies_ready_does_not_count():
 
         def __next__(self):
             self.count += 1
-            time.sleep(0 if self.count <= 3 else 0.02)
+            self.owner.now += 0 if self.count <= 3 else 0.02
 
-    rate, count = autotune.rate(Ready(Fake(None), None, 0), seconds=0.1, warm=3)
-    assert rate == pytest.approx(50, rel=0.3) and count >= 4
+    fake = Fake(None)
+    rate, count = autotune.rate(Ready(fake, None), seconds=1, warm=3, clock=fake.clock)
+    assert rate == pytest.approx(50) and 50 <= count <= 51
+
+
+def test_a_slow_stream_is_measured_by_one_batch():
+    fake = Fake(lambda workers, threads: 0.1)
+    rate, count = autotune.rate(FakeStream(fake, (0, 1)), seconds=1, warm=5, clock=fake.clock)
+    assert (rate, count) == (pytest.approx(0.1), 1) and fake.now == pytest.approx(120)
 
 
 def test_nothing_is_left_behind_of_real_batches():

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -305,7 +307,7 @@ def test_what_cannot_be_read_says_why(data, reason):
 def test_harmless_damage_costs_no_picture():
     data = encoded(photograph(60, 80), quality=90)
     whole = decode(data)
-    for odd in (data + b"trailing", data[:-2] + b"\0\0\0\0" + data[-2:], data.replace(b"JFIF\0\1", b"JFIF\0\7")):
+    for odd in (data + b"trailing", data[:-2] + bytes(40) + data[-2:], data.replace(b"JFIF\0\1", b"JFIF\0\7")):
         assert size_of(odd) == (60, 80)
         np.testing.assert_array_equal(decode(odd), whole)
 
@@ -390,6 +392,22 @@ def test_damaged_files_are_read_or_refused_in_silence(kind, capfd):
     assert {"truncated image", "corrupt image"} & reasons
     assert slowest < 5
     assert capfd.readouterr().err == ""
+
+
+def test_importing_changes_nothing_and_nothing_is_printed():
+    tiff = bytearray(encoded(photograph(8, 8), "TIFF"))
+    at = tiff.index(struct.pack("<HHI", 277, 3, 1)) + 8  # samples per pixel
+    tiff[at : at + 2] = b"\xff\x03"
+    program = (
+        "import cv2, sys; before = cv2.getNumThreads()\n"
+        "from mmjax.data import pictures\n"
+        "from mmjax.data.sample import Crop\n"
+        "assert cv2.getNumThreads() == before and 'jax' not in sys.modules\n"
+        "try: pictures.decode(bytes.fromhex(sys.argv[1]))\n"
+        "except pictures.Unreadable as error: print(error.reason)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tiff.hex()], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("corrupt image\n", "")
 
 
 def test_random_bytes_behind_every_signature():

@@ -15,6 +15,7 @@ from PIL import Image
 from mmjax.config import ConfigError
 from mmjax.data import prepare
 from mmjax.data.opening import open_source
+from mmjax.data.planning import SAMPLED, spread
 from mmjax.data.prepared import Folder
 from mmjax.data.reencoding import Reencoding
 from support import command
@@ -140,6 +141,23 @@ def test_what_was_finished_is_not_made_again(tmp_path):
     assert changed == {lost.name, torn.name}
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_stops_it_leaves_the_finished_shards(workers, tmp_path):
+    begun = time.monotonic()
+    looked_at = spread(300, SAMPLED)
+    fails = next(index for index in range(160, 300) if index not in looked_at)
+    with pytest.raises(OSError, match="the disk is gone"):
+        written(Source(300, slow=0.001, fails=fails), tmp_path, shards=6, workers=workers)
+    assert time.monotonic() - begun < 20
+    folder = tmp_path / "birds/1.2.0"
+    finished = {path.name: path.read_bytes() for path in folder.glob("birds-*")}
+    assert 1 <= len(finished) < 6 and not (folder / "dataset_info.json").exists()
+    notes = []
+    assert written(Source(300), tmp_path, shards=6, note=notes.append).examples == 300
+    assert notes == [f"{len(finished)} of 6 shards are there already"]
+    assert files(tmp_path).items() > finished.items()
+
+
 KILLED = """
 import sys
 from mmjax.data import prepare
@@ -169,7 +187,7 @@ def test_after_a_kill_the_same_command_ends_with_the_same_bytes(tmp_path):
     finished = list(own.glob("0*.json"))
     assert len(finished) < 10 and not (tmp_path / "out/birds/1.2.0/dataset_info.json").exists()
     # Workers end with the process that they work for, and what they had begun is nobody's.
-    while any(_alive(int(path.name.split(".")[1])) for path in own.glob("*.tmp")):
+    while any(_alive(int(path.name.split(".")[-2])) for path in own.glob("*.tmp")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     written(Source(40), tmp_path / "out", shards=10)
@@ -268,6 +286,7 @@ def test_the_number_of_shards_follows_from_their_size(tmp_path):
     size = sum(len(noisy[i]["image"]) for i in range(24))
     summary = written(noisy, tmp_path, shard_mib=1)
     assert summary.shards == round(size / 2**20) > 1
+    assert written(Source(700), tmp_path / "many").shards == 2  # something to do for two processes
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_nothing_that_can_be_read(tokens):
 
 
 def test_some_examples_evenly_spaced(tokens):
-    assert spread(10, 4) == [0, 2, 5, 7] and spread(3, 8) == [0, 1, 2] and spread(0, 5) == []
+    assert spread(10, 4) == [0, 2, 5, 7] and list(spread(3, 8)) == [0, 1, 2] and list(spread(0, 5)) == []
     facts = facts_of(Source(30), tokens, count=7)
     assert facts["inspected"] == 7 and "30 examples, 7 of them read" in survey.text(facts)
 
@@ -111,6 +111,13 @@ def test_the_shares_of_a_mixture(tokens):
     ]  # fmt: skip
     assert facts["pictures"]["image"]["storage"] == "pixels"
     assert "b: 40 examples, 25.0% of the rows" in survey.text(facts)
+
+
+def test_more_than_the_threads_hold_at_a_time(tokens, monkeypatch):
+    source = Source(25, broken=(3, 9))
+    whole = facts_of(source, tokens)
+    monkeypatch.setattr(survey, "_BOUND", 4)
+    assert facts_of(source, tokens) == whole
 
 
 def test_threads_change_nothing(tokens):

@@ -9,15 +9,18 @@ from support.pictures import encoded, photograph
 
 
 class Source:
-    """Even examples are JPEG, odd ones PNG; ``broken`` ones cannot be read, ``slow`` seconds pass for each."""
+    """Even examples are JPEG, odd ones PNG; ``broken`` ones cannot be read, ``slow`` seconds pass for each.
+
+    Reading ``fails`` altogether at one of them.
+    """
 
     group = 1
     modalities = ("image",)
     class_names = ("cat", "dog", "hen")
     skipped = ()
 
-    def __init__(self, size=12, *, broken=(), slow=0.0, height=24, width=36):
-        self.size, self.broken, self.slow = size, frozenset(broken), slow
+    def __init__(self, size=12, *, broken=(), slow=0.0, fails=None, height=24, width=36):
+        self.size, self.broken, self.slow, self.fails = size, frozenset(broken), slow, fails
         self._jpeg = encoded(photograph(height, width), quality=90)
         self._png = encoded(photograph(height, width), "PNG")
 
@@ -28,6 +31,8 @@ class Source:
         if not 0 <= index < self.size:
             raise IndexError(index)
         time.sleep(self.slow)
+        if index == self.fails:
+            raise OSError("the disk is gone")
         key = f"birds/{index:03d}.jpg"
         if index in self.broken:
             raise Unreadable("missing file", "no such file", key=key)

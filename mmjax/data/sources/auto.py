@@ -18,6 +18,7 @@ _HEAD = 1 << 16
 _RECORDS = re.compile(r"\.(array_?record|tfrecords?)(-\d+-of-\d+)?$")
 _TABLES = re.compile(r"\.(csv|tsv|jsonl|ndjson|json|parquet|token|txt)$", re.IGNORECASE)
 _PICTURES = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?)$", re.IGNORECASE)
+_NAMES_PICTURES = re.compile(rb"\.(jpe?g|png|webp|bmp|gif|tiff?)\b", re.IGNORECASE)
 _COMPRESSED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz)$", re.IGNORECASE)
 _VERSION = re.compile(r"\d+\.\d+\.\d+$")
 _TOKEN = re.compile(r"[^\t#]+#\d+\t")
@@ -31,8 +32,8 @@ class Source:
 
     =============  ==================================================================================================
     tfds           a folder with ``dataset_info.json`` and ``features.json``, or with folders of versions that have them
-    huggingface    a folder with ``dataset_dict.json`` or ``state.json``, or with parquet files (also in ``data/``)
     webdataset     a tar archive; a folder of ``*.tar``, or with a folder of them for a split
+    huggingface    a folder with ``dataset_dict.json`` or ``state.json``, or with parquet files (also in ``data/``)
     arrayrecord    an ArrayRecord or TFRecord file; a folder of them
     captions       JSON that is a list, or an object over several lines or with ``images``; ``image.jpg#0<tab>caption``;
                    ``image_name| comment_number| comment``; ``image.jpg,caption`` with unquoted commas in captions
@@ -40,9 +41,9 @@ class Source:
     folders        a folder with pictures in it or in its folders
     =============  ==================================================================================================
 
-    Of a path that names several files the first one tells. A folder with a single table or caption file at its top
-    is that file. Of csv that reads the same either way, ``tables`` is taken. A wrong guess is put right by naming the
-    source: ``data.source.name=tables``.
+    Of a path that names several files the first one tells. A folder with a single table or caption file at its top that
+    names pictures is that file. Csv that reads the same either way is ``tables``. A wrong guess is put right by naming
+    the source: ``data.source.name=tables``.
 
     Args:
       split: passed on; it also replaces ``{split}`` in ``path``.
@@ -132,8 +133,13 @@ def _name(facts: Facts) -> str | None:
 
 def _single(facts: Facts) -> tuple[str, str] | None:
     """A folder's only table or caption file: pictures beside it are then those that it names."""
-    files = [posixpath.join(facts.path, name) for name in facts.files() if _TABLES.search(name)]
-    known = [(name, file) for file in files if (name := _name(look(file, facts.split))) in ("tables", "captions")]
+    pictures = {posixpath.splitext(name)[0] for name in facts.files() if _PICTURES.search(name)}
+    known = []
+    for name in facts.files():
+        if _TABLES.search(name) and posixpath.splitext(name)[0] not in pictures:
+            file = look(posixpath.join(facts.path, name), facts.split)
+            if (source := _name(file)) in ("tables", "captions") and _NAMES_PICTURES.search(file.head):
+                known.append((source, file.path))
     return known[0] if len(known) == 1 else None
 
 
@@ -241,8 +247,8 @@ def _is_object_a_line(text: str) -> bool:
 
 SNIFFERS: tuple[tuple[str, Callable[[Facts], bool]], ...] = (
     ("tfds", _tfds),
+    ("webdataset", _webdataset),  # before parquet files, which img2dataset writes beside its shards
     ("huggingface", _huggingface),
-    ("webdataset", _webdataset),
     ("arrayrecord", _arrayrecord),
     ("captions", _captions),
     ("tables", _tables),

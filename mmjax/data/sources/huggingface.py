@@ -14,10 +14,10 @@ from mmjax.config import ConfigError
 from mmjax.data import storage
 from mmjax.data.captioned import Captioned
 from mmjax.data.columnar import Arrow, Columns, Parquet
-from mmjax.data.references import inside, one_modality
+from mmjax.data.references import inside
 from mmjax.data.rows import place
 from mmjax.data.sample import Example, Unreadable
-from mmjax.data.tabular import CAPTIONS, Columned, columnar_rows, names_images, picture_in
+from mmjax.data.tabular import CAPTIONS, Columned, columnar_rows, names_images, others_of, picture_in
 from mmjax.data.text import check_most, check_norm
 
 _STATE, _DICT = "state.json", "dataset_dict.json"
@@ -35,7 +35,7 @@ class Source:
     Args:
       split: the folder's or the files' name for it. A data set that was saved without splits is every split.
       path: the folder.
-      modalities: one name, for the images.
+      modalities: names for the images; of several one is ``image``, the others are columns of their own.
       image_column: the first with pictures if left out, else one of the usual names.
       caption_columns: one or more; the first usual one if left out. Without one the class name is the caption.
       label_column: a class label, whose names become ``class_names``; without captions the only one if left out.
@@ -63,14 +63,14 @@ class Source:
         caption_norm: str = "none",
         max_captions: int | None = None,
     ):
-        self.modalities = one_modality(modalities)
+        self.modalities = tuple(modalities)
         folder = storage.local(path).rstrip("/")
         if not storage.is_folder(folder):
             raise ConfigError(f"path={path!r}: no such folder; nothing is downloaded, copy or save the data set there")
         self._name = f"huggingface/{split}"
         self._root = folder if image_root is None else storage.local(image_root)
         self._cells = _cells(folder, split)
-        schema = self._cells.schema
+        schema, others = self._cells.schema, others_of(modalities)
         labels = class_labels(schema)
         if (
             label_column is None
@@ -80,12 +80,15 @@ class Source:
         ):
             label_column = next(iter(labels))
         if image_column is None:
-            image_column = next((field.name for field in schema if _is_picture(field.type)), None)
-        wanted = Columned(image_column, caption_columns, negative_column, label_column, tuple(columns))
+            pictures = (field.name for field in schema if _is_picture(field.type) and field.name not in others)
+            image_column = next(pictures, None)
+        wanted = Columned(image_column, caption_columns, negative_column, label_column, tuple(columns), others)
         wanted = wanted.among(schema.names, folder)
         names = labels.get(label_column or "")
-        self._column = wanted.image or ""
-        self._named = names_images(schema, self._column)
+        # Modality to its column, and whether that has names.
+        image = next(name for name in self.modalities if name not in wanted.others)
+        self._columns = {image: wanted.image or ""} | {name: name for name in wanted.others}
+        self._named = {name: names_images(schema, column) for name, column in self._columns.items()}
         self._table = Captioned(
             columnar_rows(self._cells, wanted, named=False, class_names=names),
             named=False,
@@ -106,10 +109,11 @@ class Source:
         index = inside(index, len(self), self._name)
         row = int(self._table.numbers[index])
         key = place(*self._cells.place(row))
-        value = self._cells.cell(self._column, row)
-        if self._named:
-            value = {"bytes": None, "path": value}
-        return {**self._table.example(index, key=key), self.modalities[0]: picture_in(value, self._root, key=key)}
+        example = self._table.example(index, key=key)
+        for modality, column in self._columns.items():
+            value = self._cells.cell(column, row)
+            example[modality] = picture_in(value, self._root, key=key, named=self._named[modality])
+        return example
 
     def column(self, name: str) -> np.ndarray:
         """A field of all examples: ``id``, ``key``, ``captions``, ``label`` or one of ``columns``."""

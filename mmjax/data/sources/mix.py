@@ -27,7 +27,7 @@ class Source:
 
     Args:
       split: passed on.
-      sources: sections as ``data.source`` has them, with ``weight`` or ``upsample``, and a ``title`` where names repeat.
+      sources: sections as ``data.source`` has them, with ``weight`` or ``upsample``, a ``title`` where names repeat.
       modalities: passed on.
       one_source_a_batch: each batch comes from one source; shares then hold over batches.
     """

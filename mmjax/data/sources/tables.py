@@ -10,10 +10,10 @@ from mmjax.config import ConfigError, choose
 from mmjax.data import storage
 from mmjax.data.captioned import Captioned
 from mmjax.data.columnar import Parquet
-from mmjax.data.references import check_root, inside, one_modality, picture
+from mmjax.data.references import check_root, inside, picture
 from mmjax.data.rows import place
 from mmjax.data.sample import Example
-from mmjax.data.tabular import Columned, columnar_rows, csv_rows, json_rows, names_images, picture_in, sniff
+from mmjax.data.tabular import Columned, columnar_rows, csv_rows, json_rows, names_images, others_of, picture_in, sniff
 from mmjax.data.text import check_most, check_norm
 
 Format = Literal["auto", "csv", "jsonl", "parquet"]
@@ -34,7 +34,7 @@ class Source:
     Args:
       split: replaces ``{split}`` in ``path``; without that every split is the same table.
       path: a file, a list, a glob, ``a::b`` or ``{0..9}``; the tables have the same columns.
-      modalities: one name, for the images.
+      modalities: names for the images; of several one is ``image``, the others are columns of their own.
       format: ``csv`` (any separator), ``jsonl``, ``parquet``; ``auto`` looks at the content.
       separator: of csv; sniffed if left out.
       image_column: sniffed if left out.
@@ -70,31 +70,38 @@ class Source:
         max_captions: int | None = None,
     ):
         choose(format, get_args(Format), path="format")
-        self.modalities = one_modality(modalities)
+        self.modalities = tuple(modalities)
         if separator is not None and len(separator) != 1:
             raise ConfigError(f"separator={separator!r}: must be one character; leave it out to have it found")
         paths = storage.expand(path, split=split)
         self._name = f"tables/{split}"
         self._root = paths[0].rpartition("/")[0] or "." if image_root is None else storage.local(image_root)
+        others = others_of(modalities)
         kind = sniff(paths[0]) if format == "auto" else format
-        wanted = Columned(image_column, caption_columns, negative_column, label_column, tuple(columns))
+        wanted = Columned(image_column, caption_columns, negative_column, label_column, tuple(columns), others)
         self._cells: Parquet | None = None
+        named: dict[str, bool] = {}
         if kind == "parquet":
             cells = Parquet(paths)
             wanted = wanted.among(cells.schema.names, paths[0])
-            named = names_images(cells.schema, wanted.image or "")
-            self._cells = None if named else cells
-            rows = columnar_rows(cells, wanted, named=named)
+            named = {name: names_images(cells.schema, name) for name in (wanted.image or "", *wanted.others)}
+            # Where all are named, these are read once and kept; otherwise each with its picture.
+            self._cells = None if all(named.values()) else cells
+            rows = columnar_rows(cells, wanted, named=self._cells is None)
         elif kind == "jsonl":
             rows = json_rows(paths, wanted)
         else:
             rows = csv_rows(paths, wanted, separator)
-        self._image_column = wanted.image or ""
+        # Modality to its column, and whether that has names.
+        self._image = next(name for name in self.modalities if name not in wanted.others)
+        self._columns = {self._image: wanted.image or ""} | {name: name for name in wanted.others}
+        self._named = {name: named.get(column, True) for name, column in self._columns.items()}
         self._table = Captioned(
             rows,
             named=self._cells is None,
             group=group,
             fields=wanted.fields,
+            texts=wanted.others if self._cells is None else (),
             labelled=label_column is not None,
             repeats=not group,
             norm=check_norm(caption_norm),
@@ -113,12 +120,18 @@ class Source:
         index = inside(index, len(self), self._name)
         if self._cells is None:
             key = self._table.name(index)
-            data = picture(self._root, key, key=key)
-        else:
-            row = int(self._table.numbers[index])
-            key = place(*self._cells.place(row))
-            data = picture_in(self._cells.cell(self._image_column, row), self._root, key=key)
-        return {**self._table.example(index, key=key), self.modalities[0]: data}
+            example = self._table.example(index, key=key)
+            names = {modality: example.pop(modality) for modality in self._columns if modality != self._image}
+            for modality, name in ({self._image: key} | names).items():
+                example[modality] = picture(self._root, name or "", key=key)
+            return example
+        row = int(self._table.numbers[index])
+        key = place(*self._cells.place(row))
+        example = self._table.example(index, key=key)
+        for modality, column in self._columns.items():
+            value = self._cells.cell(column, row)
+            example[modality] = picture_in(value, self._root, key=key, named=self._named[modality])
+        return example
 
     def column(self, name: str) -> np.ndarray:
         """A field of all examples: ``id``, ``key``, ``captions``, ``label`` or one of ``columns``."""

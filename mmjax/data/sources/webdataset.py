@@ -188,7 +188,7 @@ class Source:
 
     def _column(self, name: str) -> np.ndarray:
         def values(start: int) -> list[Any]:
-            return [self._field(place, name) for place in range(start, min(start + _CHUNK, len(self)))]
+            return [self._record(place).get(name) for place in range(start, min(start + _CHUNK, len(self)))]
 
         with ThreadPoolExecutor(shards.threads(self._paths)) as pool:
             found = [value for chunk in pool.map(values, range(0, len(self), _CHUNK)) for value in chunk]
@@ -198,22 +198,17 @@ class Source:
         if known and all(isinstance(value, str) for value in known):
             return np.array(["" if value is None else value.replace("\0", "") for value in found])
         if not known:
-            raise ConfigError(
-                f"column {name!r}: no sample's json has this field; {nearest(name, self._known_fields())}"
-            )
+            way_out = nearest(name, self._record(0))
+            raise ConfigError(f"column {name!r}: no sample's json has this field; {way_out}")
         raise ConfigError(f"column {name!r}: the json's values are neither all numbers nor all texts; choose another")
 
-    def _field(self, place: int, name: str) -> Any:
+    def _record(self, place: int) -> dict[str, Any]:
         if not self._samples.has(_JSON, place):
-            return None
+            return {}
         try:
-            return _fields(self._samples.read(place, [_JSON])[_JSON]).get(name)
+            return _fields(self._samples.read(place, [_JSON])[_JSON])
         except Unreadable:  # counted when the sample itself is read
-            return None
-
-    def _known_fields(self) -> list[str]:
-        place = next((place for place in range(len(self)) if self._samples.has(_JSON, place)), None)
-        return [] if place is None else list(_fields(self._samples.read(place, [_JSON])[_JSON]))
+            return {}
 
 
 def _several(text: str, key: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 
 from mmjax.data.pixels import probability
@@ -42,8 +43,9 @@ class Transform:
         across, down = random.random() < self._horizontal, random.random() < self._vertical
         if not (across or down):
             return sample
+        axes = -1 if across and down else 1 if across else 0  # OpenCV's code for them
         for name, x in sample.images.items():
-            sample.images[name] = np.ascontiguousarray(x[:: -1 if down else 1, :: -1 if across else 1])
+            sample.images[name] = cv2.flip(x, axes).reshape(x.shape)
         if self._swap_words:
             pairs = (*(ACROSS if across else ()), *(DOWN if down else ()))
             sample.captions = [exchanged(text, pairs) for text in sample.captions]

@@ -203,6 +203,16 @@ def test_a_tfrecord_that_shrinks_after_it_was_opened(tmp_path):
         source[6]
 
 
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_that_is_gone_after_it_was_opened(tmp_path, kind):
+    write(tmp_path, kind)
+    source = Source("train", path=str(tmp_path / "t-*"))
+    (tmp_path / "t-00001-of-00002").unlink()
+    assert source[0]["image"] == ITEMS[0][1]
+    with pytest.raises(Unreadable, match="missing file"):
+        pickle.loads(pickle.dumps(source))[6]
+
+
 def test_damage_in_the_middle_of_an_array_record(tmp_path):
     random = np.random.default_rng(0)
     items = [encode({"image": [random.bytes(3000)], "captions": [f"c{i}"]}) for i in range(20)]

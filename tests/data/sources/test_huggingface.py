@@ -146,6 +146,16 @@ def test_class_labels(tmp_path):
     assert [p[1] for p in source.skipped] == ["bad row", "bad row"]
 
 
+def test_several_modalities(tmp_path):
+    table = tables.embedded(ITEMS).append_column("depth", pa.array([tables.png(90 + i) for i in range(6)]))
+    save(tmp_path / "d", table)
+    source = Source("train", path=str(tmp_path / "d"), modalities=("image", "depth"))
+    for i in (5, 0, 3):
+        assert (source[i]["image"], source[i]["depth"]) == (ITEMS[i][1], tables.png(90 + i))
+    with pytest.raises(ConfigError, match=r"modalities='thermal'.*no such column"):
+        Source("train", path=str(tmp_path / "d"), modalities=("image", "thermal"))
+
+
 # Damage.
 
 

@@ -1,3 +1,4 @@
+import csv
 import gzip
 import pickle
 import time
@@ -220,6 +221,43 @@ def test_roots(folder):
     check(Source("train", path=str(other / "abs.csv")), absolute)
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet", "embedded"])
+def test_several_modalities(folder, kind):
+    tables.write_images(folder, [(f"depth/{i}", tables.png(90 + i), []) for i in range(6)])
+    names = pa.table(
+        {
+            "image": [key for key, _, _ in ITEMS],
+            "depth": [f"depth/{i}" for i in range(6)],
+            "caption": [captions[0] for _, _, captions in ITEMS],
+            "score": list(range(6)),
+        }
+    )
+    path = folder / "t"
+    if kind == "csv":
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows([names.column_names, *zip(*names.to_pydict().values(), strict=True)])
+    elif kind == "parquet":
+        pq.write_table(names, path)
+    else:
+        pq.write_table(names.set_column(0, "image", pa.array([data for _, data, _ in ITEMS])), path)
+    source = Source("train", path=str(path), modalities=("depth", "image"), columns=("score",))
+    for i in range(6):
+        got = source[i]
+        assert (got["image"], got["depth"], got["score"]) == (ITEMS[i][1], tables.png(90 + i), i)
+        assert set(got) == {"id", "key", "captions", "image", "depth", "score"}
+    assert Source("train", path=str(path), modalities=("rgb",))[2]["rgb"] == ITEMS[2][1]
+    for modalities, message in (
+        (("image", "thermal"), "modalities='thermal'.*no such column"),
+        (("rgb", "depth"), "of several one is called 'image'"),
+        ((), "name one or more"),
+        (("image", "image"), "each once"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Source("train", path=str(path), modalities=modalities)
+    with pytest.raises(ConfigError, match=r"columns='image'.*every example"):
+        Source("train", path=str(path), columns=("image",))
+
+
 # Damage.
 
 
@@ -366,7 +404,7 @@ def test_packed_tables(folder):
         (b"filepath,title,title\na,b,c\n", {}, "caption_columns='title'.*more than one"),
         (b"PAR1 no parquet", {}, "no readable parquet"),
         ("filepath,title\na,b\n".encode("utf-16"), {}, "UTF-16"),
-        (b"filepath,title\na,b\n", {"modalities": ("image", "depth")}, "modalities"),
+        (b"filepath,title\na,b\n", {"modalities": ("image", "depth")}, "modalities='depth'"),
         (b"filepath,title\na,b\n", {"caption_norm": "x"}, "caption_norm"),
         (b"filepath,title\na,b\n", {"max_captions": 0}, "max_captions"),
         (b"filepath,title\na,b\n", {"format": "xls"}, "format"),

@@ -84,6 +84,15 @@ def test_the_two_centrings_differ_by_a_pixel_of_some_sizes():
     assert places == {64: [0, 0], 65: [0, 0], 66: [1, 1], 67: [2, 1], 68: [2, 2], 69: [2, 2], 71: [4, 3]}
 
 
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear", "nearest", "fast"])
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 1), (2, 3), (40, 1300)])
+def test_extreme_shapes_are_seen_too(size, resample):
+    data = encoded(np.full((*size, 3), 77, np.uint8), "PNG")
+    for mode in ("shortest", "squash", "longest"):
+        got = seen(data, mode=mode, resample=resample)
+        assert got.shape == (64, 64, 3) and (got[31, 31] == 77).all()
+
+
 def test_boxes_are_placed_where_their_pixels_go():
     picture = np.zeros((100, 200, 3), np.uint8)
     picture[40:60, 90:130] = 255

@@ -1,0 +1,78 @@
+"""What all objectives over a matrix of logits share: targets, and how the matrix is walked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+from jax.sharding import NamedSharding
+
+from mmjax.config import ConfigError
+from mmjax.objectives.sweep import Sweep, shards_of
+from mmjax.objectives.targets import Labelling, Labels, labels
+from mmjax.types import Metrics, Provenance
+
+DENSE_PAIRS = 2**24
+"""Up to so many pairs a device ``auto`` keeps the whole matrix."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """An objective; ``Objective`` of a module derives from it.
+
+    ``impl`` says how the matrix of logits is held, with the same value and gradients:
+
+    * ``dense``: as a whole; the compiler divides it among devices as it sees fit.
+    * ``chunked``: in tiles of ``chunk`` rows by ``chunk`` columns, made again for the gradient; every device compares
+      its images with all texts.
+    * ``ring``: in tiles, and texts go from device to device: memory a device depends on its own rows alone.
+    * ``auto``: ``dense`` while that is small; then ``ring`` on several devices and ``chunked`` on one.
+    """
+
+    targets: Labelling = "provenance"
+    mask_partners: bool = False
+    impl: Literal["auto", "dense", "chunked", "ring"] = "auto"
+    chunk: int = 2048
+    rows: NamedSharding | None = None  # of both sides, from whoever made the mesh; None: all on one device
+
+    def __post_init__(self) -> None:
+        if self.mask_partners and self.targets == "provenance":
+            raise ConfigError(
+                "objective.mask_partners=True: with targets='provenance' partners are positives; use targets='identity'"
+            )
+        if self.chunk < 1:
+            raise ConfigError(
+                f"objective.chunk={self.chunk}: a tile has at least one row; leave it out for the default"
+            )
+
+    def __call__(
+        self,
+        image: jax.Array,  # f32[N, D], unit rows
+        text: jax.Array,  # f32[M, D], unit rows
+        *,
+        image_source: Provenance,
+        text_source: Provenance,
+        scale: jax.Array,
+        bias: jax.Array | None = None,
+    ) -> tuple[jax.Array, Metrics]:
+        """The loss f32[] and metrics, which have no gradient."""
+        raise NotImplementedError
+
+    def chosen(self, n: int, m: int, shards: int | None = None) -> Literal["dense", "chunked", "ring"]:
+        """What ``impl`` comes to for ``n`` images and ``m`` texts over ``shards`` devices (None: those of ``rows``)."""
+        if self.impl != "auto":
+            return self.impl
+        shards = shards_of(self.rows) if shards is None else shards
+        if n * m <= DENSE_PAIRS * shards:
+            return "dense"
+        return "ring" if shards > 1 else "chunked"
+
+    def sweep(self, n: int, m: int) -> Sweep | None:
+        """The walk over the matrix of so many rows, or None where it is held as a whole."""
+        impl = self.chosen(n, m)
+        return None if impl == "dense" else Sweep(chunk=self.chunk, ring=impl == "ring", rows=self.rows)
+
+    def labels(self, source: Provenance) -> Labels:
+        """What the loss uses of where rows come from."""
+        return labels(source, targets=self.targets, mask_partners=self.mask_partners)

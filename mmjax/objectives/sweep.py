@@ -1,0 +1,55 @@
+"""One pass over the matrix of logits, on one device or many."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mmjax.objectives.ring import Empty, gathered, ring
+from mmjax.objectives.tiles import Merge, Tile, count, padded, shortened, walk
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """How a matrix over image and text rows is walked; hashable, as a static argument has to be."""
+
+    chunk: int
+    ring: bool
+    rows: NamedSharding | None = None  # of both sides; None: all on one device
+
+    def __call__(
+        self, tile: Tile, shared: Any, rows: Any, columns: Any, *, empty: tuple[Empty, Empty], merge: Merge
+    ) -> tuple[Any, Any]:
+        """What all tiles together find of every row and of every column."""
+        n, m = count(rows), count(columns)
+        shards = shards_of(self.rows)
+        if shards == 1:
+            return walk(tile, shared, rows, columns, (empty[0](n), empty[1](m)), merge=merge, chunk=self.chunk)
+        assert self.rows is not None
+        share = self.rows.spec
+        island = jax.shard_map(
+            functools.partial(
+                ring if self.ring else gathered, tile, empty=empty, merge=merge, chunk=self.chunk, axes=share[0]
+            ),
+            mesh=self.rows.mesh,
+            in_specs=(PartitionSpec(), share, share),
+            out_specs=share,
+            check_vma=False,  # the accumulators start as constants, which count as equal on all devices
+        )
+        of_rows, of_columns = island(
+            shared, padded(rows, -(-n // shards) * shards), padded(columns, -(-m // shards) * shards)
+        )
+        return shortened(of_rows, n), shortened(of_columns, m)
+
+
+def shards_of(rows: NamedSharding | None) -> int:
+    """Over how many devices rows are split."""
+    if rows is None or not rows.spec or rows.spec[0] is None:
+        return 1
+    axes = rows.spec[0] if isinstance(rows.spec[0], tuple) else (rows.spec[0],)
+    return math.prod(rows.mesh.shape[axis] for axis in axes)

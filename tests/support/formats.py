@@ -1,0 +1,66 @@
+"""The same captioned pictures in every format that a source reads, as options of that source."""
+
+import json
+
+import pyarrow.parquet as pq
+from array_record.python import array_record_module
+
+from mmjax.data.tfexample import encode
+from support import archives, tables
+from support.pictures import encoded, photograph
+
+SIZE = 14
+
+
+def examples():
+    """(name, picture, captions), the same at every call; names sort as they stand."""
+    return [
+        (
+            f"{i:03d}",
+            encoded(photograph(20, 24 + i % 3, seed=i), "PNG"),
+            [f"number {i}", f"the {i}, of a few"][: 1 + i % 2],
+        )
+        for i in range(SIZE)
+    ]
+
+
+def sections(folder):
+    """For each file-based source, its options for the examples, written below ``folder``; alike under every split."""
+    items = examples()
+    named = [(f"images/{key}.png", data, captions) for key, data, captions in items]
+    made = {}
+
+    archives.write_webdataset(folder / "tars", items, shards=3, extension="png")
+    made["webdataset"] = {"path": str(folder / "tars" / "{00000..00002}.tar"), "caption_lines": True}
+
+    archives.write_folder(folder / "folder", items, extension="png", texts=True)
+    made["folders"] = {"path": str(folder / "folder")}
+
+    tables.write_images(folder / "table", named)
+    tables.write_csv(folder / "table" / "t.csv", named)
+    made["tables"] = {"path": str(folder / "table" / "t.csv")}
+    made["auto"] = {"path": str(folder / "table" / "t.csv")}
+
+    entries = [{"image": key, "caption": captions} for key, _, captions in named]
+    (folder / "table" / "albef.json").write_text(json.dumps(entries))
+    made["captions"] = {"path": str(folder / "table" / "albef.json")}
+
+    (folder / "parquet" / "data").mkdir(parents=True)
+    pq.write_table(
+        tables.embedded(named), folder / "parquet" / "data" / "train-00000-of-00001.parquet", row_group_size=4
+    )
+    made["huggingface"] = {"path": str(folder / "parquet")}
+
+    records = [encode({"image": [data], "captions": captions}) for _, data, captions in items]
+    array_record(folder / "records", records)
+    made["arrayrecord"] = {"path": str(folder / "records" / "*.array_record")}
+    return made
+
+
+def array_record(folder, records, *, shards=2):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(shards):
+        writer = array_record_module.ArrayRecordWriter(str(folder / f"{i}.array_record"), "group_size:1")
+        for record in records[i * len(records) // shards : (i + 1) * len(records) // shards]:
+            writer.write(record)
+        writer.close()
