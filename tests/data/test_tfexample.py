@@ -120,6 +120,17 @@ def test_numbers_that_are_not_packed_and_unknown_fields_are_read():
     assert got["f"].tolist() == [1.5, -2.0] and got["i"].tolist() == [5, 300]
 
 
+@pytest.mark.parametrize("length, fine", [(10, True), (11, False), (60, False)])
+def test_numbers_have_ten_bytes_at_most(length, fine):
+    number = b"\x80" * (length - 1) + b"\x01"
+    record = field(1, field(1, field(1, b"i") + field(2, field(3, field(1, number, kind=0)))))
+    if fine:
+        assert tfexample.parse(record)["i"].tolist() == [-(2**63)]
+    else:
+        with pytest.raises(Unreadable, match="bad row"):
+            tfexample.parse(record)
+
+
 def test_booleans_and_small_integers_are_64_bit_integers():
     got = tfexample.parse(tfexample.encode({"b": np.array([True, False]), "u": np.array([[1, 2]], np.uint8)}))
     assert got["b"].tolist() == [1, 0] and got["u"].tolist() == [1, 2]

@@ -52,7 +52,7 @@ def test_threads_read_side_by_side():
 
 def test_where_the_time_goes():
     shares = measured(Source(512), tokens=Tokens(0.004))["shares"]
-    assert shares["tokenise"] > 0.5, shares
+    assert shares["tokenise"] > 0.2 and shares["tokenise"] > 3 * (shares["read"] + shares["decode and crop"]), shares
 
 
 def test_bytes_and_memory():

@@ -172,6 +172,7 @@ def test_negatives_in_the_form_of_negclip(folder):
         "an owl\timages/003.png\t__import__('os')\t\n"
         "an ox\timages/004.png\t[__import__('os')]\t\n"
         "an elk\timages/005.png\t[1]\t\n"
+        "a yak\tx.png\t['\\udc00']\t\n"
         "a fox\timages/000.png\t['fox a']\t[]\n"
     )
     source = Source("train", path=str(folder / "t.tsv"))
@@ -183,8 +184,9 @@ def test_negatives_in_the_form_of_negclip(folder):
     ]
     assert source[1]["negatives"] == source[2]["negatives"] == []
     assert source[3]["negatives"] == [("given", "an owl", "__import__('os')")]  # a text is one; nothing is run
-    for i in (4, 5):
-        with pytest.raises(Unreadable, match="bad row"):
+    (folder / "x.png").write_bytes(b"x")
+    for i, reason in ((4, "bad row"), (5, "bad row"), (6, "caption is not UTF-8")):
+        with pytest.raises(Unreadable, match=reason):
             source[i]
 
 

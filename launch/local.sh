@@ -1,0 +1,143 @@
+#!/usr/bin/env bash
+# Several processes of one run on this machine: on its CPU, or with one GPU each.
+#
+#   launch/local.sh -n 4 -- train --config=configs/quickstart.py --workdir=runs/quickstart
+#
+# What to edit: nothing; these are its flags.
+#   -n N        how many processes (default: one for each GPU that is visible, or 2 without GPUs)
+#   -d DEVICE   cpu or gpu (default: gpu where nvidia-smi lists one)
+#   -p PORT     where process 0 listens (default: a free one)
+#   -g SECONDS  how long the others have, once one has failed, before they are killed (default: 10)
+# MMJAX is the command that is run (default: mmjax), for example MMJAX="python -m mmjax".
+#
+# SIGTERM and Ctrl-C are passed on, and all is over when the checkpoint is saved; twice means now. The status is 0, or
+# that of the process that failed first, whose last lines then come last. The same command again goes on.
+set -euo pipefail
+
+fail() {
+  echo "local.sh: $1" >&2
+  exit 2
+}
+
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501)); then
+  fail "bash $BASH_VERSION is too old; 5.1 or later says which process ended first"
+fi
+number='' device='' port='' grace=10
+while getopts ':n:d:p:g:h' flag; do
+  case $flag in
+    n) number=$OPTARG ;;
+    d) device=$OPTARG ;;
+    p) port=$OPTARG ;;
+    g) grace=$OPTARG ;;
+    h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0" && exit 0 ;;
+    :) fail "-$OPTARG needs a value; -h shows all flags" ;;
+    *) fail "-$OPTARG: no such flag; -h shows all, and mmjax's own come after --" ;;
+  esac
+done
+shift $((OPTIND - 1))
+(($# > 0)) || fail "nothing to run; put mmjax's subcommand after --, as in: local.sh -n 2 -- train --config=… --workdir=…"
+for value in "${number:-1}" "${port:-1}" "$grace"; do
+  [[ $value =~ ^[0-9]{1,6}$ ]] || fail "'$value' is no whole number"
+done
+[[ $device =~ ^(cpu|gpu|)$ ]] || fail "-d $device: use cpu or gpu"
+
+gpus=()
+if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+  IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+elif [[ $device != cpu ]] && command -v nvidia-smi >/dev/null; then
+  mapfile -t gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true)
+fi
+if [[ -z $device ]]; then
+  device=cpu
+  ((${#gpus[@]} == 0)) || device=gpu
+fi
+if [[ -z $number ]]; then
+  number=2
+  [[ $device == cpu ]] || number=${#gpus[@]}
+fi
+((number > 0)) || fail "-n $number: must be at least 1"
+if [[ $device == gpu ]] && ((number > ${#gpus[@]})); then
+  fail "-n $number: only ${#gpus[@]} GPUs are here, and each process needs its own; use -n ${#gpus[@]} or -d cpu"
+fi
+read -ra run <<<"${MMJAX:-mmjax}"
+command -v "${run[0]}" >/dev/null || fail "${run[0]}: not found; activate its environment, or set MMJAX"
+
+taken() {
+  (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
+}
+if [[ -z $port ]]; then
+  # Below the range that the system hands out by itself.
+  port=$((20000 + RANDOM % 12000))
+  while taken "$port"; do port=$((20000 + RANDOM % 12000)); done
+elif taken "$port"; then
+  fail "-p $port: something listens there; use another port"
+fi
+
+logs=$(mktemp -d "${TMPDIR:-/tmp}/mmjax.XXXXXX")
+declare -A running=() # the number of each process by its id
+readers=()
+
+# Invoked by the traps below.
+# shellcheck disable=SC2329
+finish() {
+  ((${#running[@]} == 0)) || kill -KILL "${!running[@]}" 2>/dev/null || true
+  rm -rf "$logs"
+}
+# shellcheck disable=SC2329
+pass_on() {
+  local signal=TERM
+  [[ -z $asked ]] || signal=KILL
+  asked=yes
+  ((${#running[@]} == 0)) || kill "-$signal" "${!running[@]}" 2>/dev/null || true
+}
+asked=''
+trap finish EXIT
+trap pass_on TERM INT
+
+for ((i = 0; i < number; i++)); do
+  environment=("MMJAX_COORDINATOR=127.0.0.1:$port" "MMJAX_PROCESSES=$number" "MMJAX_PROCESS=$i" PYTHONUNBUFFERED=1)
+  if [[ $device == gpu ]]; then
+    environment+=("CUDA_VISIBLE_DEVICES=${gpus[i]}")
+  else
+    environment+=(JAX_PLATFORMS=cpu)
+  fi
+  mkfifo "$logs/$i.pipe"
+  (trap '' TERM && exec tee "$logs/$i") <"$logs/$i.pipe" > >(trap '' TERM && exec sed -u "s/^/[$i] /") &
+  readers+=($!)
+  if ((i == 0)) && [[ -t 1 ]]; then
+    # Its live line stays a terminal's; only what it complains of is kept.
+    env "${environment[@]}" "${run[@]}" "$@" 2>"$logs/$i.pipe" &
+  else
+    env "${environment[@]}" "${run[@]}" "$@" >"$logs/$i.pipe" 2>&1 &
+  fi
+  running[$!]=$i
+done
+
+first='' result=0
+while ((${#running[@]} > 0)) && [[ -z $first ]]; do
+  status=0 ended=''
+  wait -n -p ended "${!running[@]}" || status=$?
+  [[ -n $ended ]] || continue # a signal came
+  ((status == 0)) || first=${running[$ended]} result=$status
+  unset "running[$ended]"
+done
+# The others end by themselves where they notice; where they do not, they would wait for the one that is gone.
+deadline=$((SECONDS + grace))
+while ((${#running[@]} > 0)); do
+  for id in "${!running[@]}"; do
+    kill -0 "$id" 2>/dev/null || unset "running[$id]"
+  done
+  ((SECONDS < deadline || ${#running[@]} == 0)) || kill -KILL "${!running[@]}" 2>/dev/null || true
+  ((${#running[@]} == 0)) || sleep 0.2
+done
+wait "${readers[@]}" 2>/dev/null || true
+if [[ -n $first ]]; then
+  how="status $result"
+  ((result <= 128)) || how="signal $(kill -l $((result - 128)))"
+  {
+    echo "local.sh: process $first of $number failed first ($how); its last lines:"
+    tail -n 20 "$logs/$first" | sed "s/^/[$first] /"
+    echo "local.sh: all have stopped; the same command again goes on from the last checkpoint"
+  } >&2
+fi
+exit "$result"
