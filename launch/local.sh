@@ -75,20 +75,23 @@ fi
 
 logs=$(mktemp -d "${TMPDIR:-/tmp}/mmjax.XXXXXX")
 declare -A running=() # the number of each process by its id
-readers=()
+groups=() readers=()
 
+# Each process leads a group of its own, with its data workers in it.
+end_groups() {
+  for id in "${groups[@]}"; do kill -KILL -- "-$id" || true; done
+}
 # Invoked by the traps below.
 # shellcheck disable=SC2329
 finish() {
-  ((${#running[@]} == 0)) || kill -KILL "${!running[@]}" 2>/dev/null || true
+  end_groups
   rm -rf "$logs"
 }
 # shellcheck disable=SC2329
 pass_on() {
-  local signal=TERM
-  [[ -z $asked ]] || signal=KILL
+  [[ -z $asked ]] || end_groups
   asked=yes
-  ((${#running[@]} == 0)) || kill "-$signal" "${!running[@]}" 2>/dev/null || true
+  for id in "${!running[@]}"; do kill -TERM "$id" || true; done
 }
 asked=''
 trap finish EXIT
@@ -106,18 +109,21 @@ for ((i = 0; i < number; i++)); do
   readers+=($!)
   if ((i == 0)) && [[ -t 1 ]]; then
     # Its live line stays a terminal's; only what it complains of is kept.
-    env "${environment[@]}" "${run[@]}" "$@" 2>"$logs/$i.pipe" &
+    setsid env "${environment[@]}" "${run[@]}" "$@" 2>"$logs/$i.pipe" &
   else
-    env "${environment[@]}" "${run[@]}" "$@" >"$logs/$i.pipe" 2>&1 &
+    setsid env "${environment[@]}" "${run[@]}" "$@" >"$logs/$i.pipe" 2>&1 &
   fi
   running[$!]=$i
+  groups+=($!)
 done
+
+exec 3>&2 2>/dev/null # bash itself has a line to say about every process that is killed
 
 first='' result=0
 while ((${#running[@]} > 0)) && [[ -z $first ]]; do
   status=0 ended=''
   wait -n -p ended "${!running[@]}" || status=$?
-  [[ -n $ended ]] || continue # a signal came
+  [[ -n ${ended:-} ]] || continue # a signal came
   ((status == 0)) || first=${running[$ended]} result=$status
   unset "running[$ended]"
 done
@@ -125,12 +131,13 @@ done
 deadline=$((SECONDS + grace))
 while ((${#running[@]} > 0)); do
   for id in "${!running[@]}"; do
-    kill -0 "$id" 2>/dev/null || unset "running[$id]"
+    kill -0 "$id" || unset "running[$id]"
   done
-  ((SECONDS < deadline || ${#running[@]} == 0)) || kill -KILL "${!running[@]}" 2>/dev/null || true
+  ((SECONDS < deadline)) || end_groups
   ((${#running[@]} == 0)) || sleep 0.2
 done
-wait "${readers[@]}" 2>/dev/null || true
+end_groups
+wait "${readers[@]}" || true
 if [[ -n $first ]]; then
   how="status $result"
   ((result <= 128)) || how="signal $(kill -l $((result - 128)))"
@@ -138,6 +145,6 @@ if [[ -n $first ]]; then
     echo "local.sh: process $first of $number failed first ($how); its last lines:"
     tail -n 20 "$logs/$first" | sed "s/^/[$first] /"
     echo "local.sh: all have stopped; the same command again goes on from the last checkpoint"
-  } >&2
+  } >&3
 fi
 exit "$result"

@@ -43,12 +43,13 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """Trains to the end, or from the last checkpoint of the folder on."""
     print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
     _prepare_jax()
+    from mmjax.data.sample import DataError
     from mmjax.train import experiment, loop
 
     settings = experiment.Experiment.of(experiment.read(options.config, overrides))
     try:
         loop.train(settings, workdir=options.workdir, overrides=[f"{k}={v}" for k, v in overrides])
-    except loop.Diverged as error:
+    except (loop.Diverged, DataError) as error:
         print(f"mmjax train: {error}", file=sys.stderr)
         return 1
     return 0

@@ -5,6 +5,7 @@ A function's or dataclass's signature is the schema of its section: there is no 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import inspect
@@ -151,6 +152,17 @@ def _name(kind: Any) -> str:
 def _short(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def literal(text: str) -> Any:
+    """The value that a word on the command line stands for: a Python literal, true/false, or else the word."""
+    words = {"true": True, "false": False, "none": "none"}
+    if text.lower() in words and text not in ("True", "False", "None"):
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def arguments(text: str, **defaults: Any) -> types.SimpleNamespace:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmjax import __version__
-from mmjax.config import ConfigError, nearest
+from mmjax.config import ConfigError, literal, nearest
 
 Run = Callable[[argparse.Namespace, list[tuple[str, str]]], int]
 _NO_FLAGS = ("run", "command", "bench", "data", "overridable")
@@ -231,8 +231,6 @@ def source(options: argparse.Namespace, overridden: Sequence[tuple[str, str]] = 
         section["path"] = options.path
     further: dict[str, Any] = {}
     for text in options.option:
-        from mmjax.train.experiment import literal  # imports jax
-
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--option {text}: has no value; write KEY=VALUE")

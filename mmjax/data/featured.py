@@ -15,6 +15,7 @@ from mmjax.data.text import Norm, captions_of
 
 OURS = ("id", "key", "captions")  # the features that prepared data sets have
 MODALITIES = ("image", "depth", "thermal")
+ID_LIMIT = 1 << 31
 
 _KEYS = ("key", "image/filename", "file_name", "filename", "__key__")
 _CAPTIONS = ("captions", "caption", *(name for name in CAPTIONS if name not in ("captions", "caption")))
@@ -97,7 +98,7 @@ def _example(values: Mapping[str, Any], role: Roles, number: int, place: str, no
     made: Example = {"id": number, "key": key}
     if role.ours:
         made["id"] = int(_scalar(values["id"]))
-        if not 0 <= made["id"] < 1 << 31:
+        if not 0 <= made["id"] < ID_LIMIT:
             raise Unreadable("bad row", f"id {made['id']}", key=key)
     label = None if role.label is None else _scalar(values.get(role.label))
     if label is not None and int(label) >= 0:

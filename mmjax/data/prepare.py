@@ -126,7 +126,8 @@ def prepare(
             raise ConfigError(f"--{name}={value}: must be at least 1")
     examples = len(source) if limit is None else min(limit, len(source))
     asked = {
-        **asked, "examples": len(source), "limit": limit, "shards": shards, "shard-mib": None if shards else shard_mib,
+        **asked, "examples": len(source), "ids": getattr(source, "id_limit", len(source)), "limit": limit,
+        "shards": shards, "shard-mib": None if shards else shard_mib,
         "image-size": reencoding.image_size, "format": reencoding.format, "quality": reencoding.quality,
         "drop": sorted(drop),
     }  # fmt: skip

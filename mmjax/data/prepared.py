@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.config import ConfigError
+from mmjax.data import storage
 from mmjax.data.packing import Schema, features
 
 PLAN = "plan.json"
@@ -55,6 +56,15 @@ class Plan:
         names = value["class_names"]
         parts = {"schema": Schema.from_json(value["schema"]), "class_names": None if names is None else tuple(names)}
         return cls(**{**value, **parts})
+
+
+def id_limit(folder: str) -> int | None:
+    """What the ids in a prepared data set are below, which have gaps where examples were left out; None: not known."""
+    own = f"{folder.rstrip('/')}/{_OWN}"
+    names = storage.listing(own) if storage.is_folder(own) else []
+    plans = [f"{own}/{name}/{PLAN}" for name in names if storage.exists(f"{own}/{name}/{PLAN}")]
+    limits = [json.loads(storage.read(path))["asked"].get("ids") for path in plans]
+    return None if None in limits else max(limits, default=None)
 
 
 class Folder:

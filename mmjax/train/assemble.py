@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from mmjax.config import ConfigError, build
-from mmjax.data import opening, pipeline, tokenizer
+from mmjax.data import autotune, opening, pipeline, tokenizer
 from mmjax.data.chain import Chain
 from mmjax.data.sample import Frame, Unreadable
 from mmjax.data.tokenizer import Tokenizer
@@ -147,15 +147,19 @@ def threads(data: DataConfig) -> int:
     return data.threads if data.threads is not None else len(os.sched_getaffinity(0))
 
 
-def stream(experiment: Experiment, made: pipeline.Batches, *, start_step: int = 0) -> pipeline.Stream:
-    """The batches from ``start_step`` on, read ahead as ``data`` says."""
+def stream(
+    experiment: Experiment,
+    made: pipeline.Batches,
+    *,
+    start_step: int = 0,
+    note: Callable[[str], None] = lambda _: None,
+) -> pipeline.Stream:
+    """The batches from ``start_step`` on, read ahead as ``data`` says; ``note`` hears what is measured for that."""
     data = experiment.data
-    return made.stream(
-        start_step=start_step,
-        workers=data.workers,
-        threads=threads(data) if data.threads is not None or made.decodes else 1,
-        prefetch=data.prefetch,
-    )
+    workers, each = data.workers, threads(data) if data.threads is not None or made.decodes else 1
+    if data.autotune:
+        workers, each = autotune.tune(made, cores=len(os.sched_getaffinity(0)), note=note)
+    return made.stream(start_step=start_step, workers=workers, threads=each, prefetch=data.prefetch)
 
 
 def batches(experiment: Experiment, source: Any, tokens: Tokenizer) -> pipeline.Stream:

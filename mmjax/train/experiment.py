@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import json
 import runpy
@@ -179,7 +178,7 @@ def read(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[str, Any]
 
 
 def _override(sections: dict[str, Any], key: str, text: str) -> None:
-    value = literal(text)
+    value = config.literal(text)
     *parents, last = key.split(".")
     for listed in ("augment", "data.transforms"):
         if key.startswith(f"{listed}.") and key.count(".") > listed.count(".") + 1:
@@ -228,17 +227,6 @@ def _override_listed(sections: dict[str, Any], listed: str, key: str, text: str)
         raise ConfigError(f"{key}={text}: {listed} has no such entry; {config.nearest(name, dict(entries))}")
     _override(options, ".".join(keys), text)
     place[last] = tuple(entries)
-
-
-def literal(text: str) -> Any:
-    """The value that a word on the command line stands for: a Python literal, true/false, or else the word."""
-    words = {"true": True, "false": False, "none": "none"}
-    if text.lower() in words and text not in ("True", "False", "None"):
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _plain(value: Any) -> Any:

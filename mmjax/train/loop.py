@@ -134,7 +134,7 @@ class _Run:
 
     def _steps(self, state: TrainState, step: int, rows: Batches) -> tuple[TrainState, int]:
         settings = self.experiment
-        batches = assemble.stream(settings, rows, start_step=step)
+        batches = assemble.stream(settings, rows, start_step=step, note=self.progress.note)
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(batches))
             waiting = stack.enter_context(contextlib.closing(Waiting(iter(batches), note=self.progress.note)))

@@ -13,7 +13,7 @@ from mmjax.data.pipeline import Batches
 from mmjax.data.prepare import prepare
 from mmjax.data.prepared import Folder
 from mmjax.data.reencoding import Reencoding
-from mmjax.data.sample import Frame
+from mmjax.data.sample import Frame, Unreadable
 from support import formats
 
 NAMES = plugins.names("mmjax.data.sources")
@@ -117,3 +117,23 @@ def test_worker_processes_change_nothing(sections):
     for step in range(2, 8):
         assert_same(arrays(next(stream)), arrays(whole[step]))
     stream.close()
+
+
+def test_a_mixture_takes_prepared_data_whose_ids_have_gaps(sections, tmp_path):
+    class Gaps:
+        group, modalities = 1, ("image",)
+
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, index):
+            if index < 6:
+                raise Unreadable("missing file", key=str(index))
+            return {"id": index, "key": str(index), "image": formats.examples()[0][1], "captions": ["a"]}
+
+    target = Folder(tmp_path, name="gaps", version="1.0.0", split="train")
+    prepare(Gaps(), target, asked={}, reencoding=Reencoding(), shards=1, note=lambda _: None)
+    for name, path in (("tfds", target.path), ("arrayrecord", target.path / "gaps-train.array_record*")):
+        part = {"name": name, "path": str(path)}
+        mixed = open_source({"name": "mix", "sources": (part, part)}, split="train")
+        assert sorted(mixed[i]["id"] for i in range(8)) == [6, 7, 8, 9, 16, 17, 18, 19]

@@ -49,7 +49,7 @@ def test_links_devices_folders_and_sparse_files_are_no_members(tmp_path):
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
             info = tarfile.TarInfo(f"kind-{kind.decode()}.jpg")
-            info.type, info.linkname = kind, "/etc/passwd" * 20
+            info.type, info.linkname, info.size = kind, "/etc/passwd" * 20, 5000  # a size without data
             tar.addfile(info)
         folder = tarfile.TarInfo("folder.jpg")
         folder.type = tarfile.DIRTYPE
@@ -62,6 +62,7 @@ def test_links_devices_folders_and_sparse_files_are_no_members(tmp_path):
         tar.addfile(info, io.BytesIO(b"abs"))
     members = archive.members(str(path))
     assert members.names == [b"../../etc/evil.jpg", b"/absolute.jpg"] and members.tear == ""
+    assert found(path) == by_tarfile(path)
     assert [storage.read_range(str(path), o, s) for o, s in zip(members.offsets, members.sizes, strict=True)] == [
         b"evil",
         b"abs",

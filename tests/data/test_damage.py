@@ -43,7 +43,8 @@ def mutated(random, data):
 
 def texts(random, number):
     return [
-        f"picture {number}".encode(), b"", b"  \n ", "naïve 日本".encode(), b"\xff\xfe broken", b"a" * 20_000, b"nul\0 in it",
+        f"picture {number}".encode(), b"", b"  \n ", "naïve 日本".encode(), b"\xff\xfe broken", b"a" * 20_000,
+        b"nul\0 in it",
     ][int(random.choice(7, p=[0.7, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05]))]  # fmt: skip
 
 

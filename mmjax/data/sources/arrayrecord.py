@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from mmjax.config import ConfigError, choose
-from mmjax.data import featured, records, storage, tfexample
+from mmjax.data import featured, prepared, records, storage, tfexample
 from mmjax.data.references import inside
 from mmjax.data.sample import Example, Reason, Unreadable
 from mmjax.data.text import check_most, check_norm
@@ -72,6 +72,8 @@ class Source:
             columns=columns,
         )
         self.modalities = tuple(self._roles.pictures)
+        if self._roles.ours:
+            self.id_limit: int = prepared.id_limit(paths[0].rpartition("/")[0]) or featured.ID_LIMIT
 
     def __len__(self) -> int:
         return len(self._spans)

@@ -71,6 +71,9 @@ class Source:
         limits = [getattr(source, "id_limit", size) for source, size in zip(self._sources, sizes, strict=True)]
         self._first_id = np.cumsum([0, *limits])
         self.id_limit = int(self._first_id[-1])
+        if self.id_limit > 1 << 31:
+            known = ", ".join(f"{title} {limit:,}" for title, limit in zip(titles, limits, strict=True))
+            raise ConfigError(f"sources: their ids are more than 2**31 in all ({known}); prepare or split them anew")
         self.parts = tuple(
             Part(title, size, share["weight"] if "weight" in share else share.get("upsample", 1.0) * size)
             for title, size, share in zip(titles, sizes, shares, strict=True)

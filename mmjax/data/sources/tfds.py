@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.config import ConfigError, nearest
-from mmjax.data import featured, records, storage
+from mmjax.data import featured, prepared, records, storage, tfexample
 from mmjax.data.references import inside
 from mmjax.data.sample import Example, Reason, Unreadable
 from mmjax.data.sources.arrayrecord import torn
@@ -86,8 +86,12 @@ class Source:
             class_names=names,
         )
         self.modalities = tuple(self._roles.pictures)
+        if self._roles.ours:
+            self.id_limit: int = prepared.id_limit(folder) or featured.ID_LIMIT
         if names is not None:
             self.class_names = list(names)
+        # Features within others are in sequences: those of the negatives.
+        self._shapes = {name: (None,) if "/" in name else flat[name].shape for name in self._roles.fields}
         tops = {flat_name: top for top in features for flat_name in _names(top, features[top], tfds)}
         self._features = tfds.features.FeaturesDict({tops[n]: features[tops[n]] for n in self._roles.wanted()})
         pictures = [n for n in self._roles.pictures.values() if isinstance(flat[n], tfds.features.Image)]
@@ -102,10 +106,26 @@ class Source:
         place = f"{self._files.paths[file].rpartition('/')[2]}:{number}"
         record = self._files.read(file, number)
         try:
-            values = dict(_values(self._features.deserialize_example_np(record, decoders=self._decoders)))
+            if self._roles.ours:
+                values = self._own(record)
+            else:
+                values = dict(_values(self._features.deserialize_example_np(record, decoders=self._decoders)))
+        except Unreadable as error:
+            raise Unreadable(error.reason, error.detail, key=place) from None
         except Exception as error:  # TFDS decodes what a damaged record holds, and fails as that happens to
             raise Unreadable("bad row", _line(error), key=place) from None
         return featured.example(values, self._roles, number=index, place=place, norm=self._norm, most=self._most)
+
+    def _own(self, record: bytes) -> dict[str, Any]:
+        """What a prepared data set holds, in half of the time that TFDS takes: it has but few kinds of features."""
+        values: dict[str, Any] = dict(tfexample.parse(record))
+        for name in self._roles.fields:
+            shape = self._shapes[name]
+            if shape == ():
+                values[name] = values[name][0]
+            elif len(shape) > 1:
+                values[name] = np.reshape(values[name], (-1, *shape[1:]))
+        return values
 
     def _open(self, split: str, wanted: str, info: Any, folder: str) -> None:
         kind = info.file_format.value

@@ -132,7 +132,7 @@ class TestFolders:
         assert name(make("i", classnames_DOT_txt="a", test__0_DOT_tar=""), "test") == "webdataset"
         assert name(make("j", train__cat__1_DOT_JPG="", val__cat__1_DOT_jpg="")) == "folders"
         assert (
-            name(make("k", **{"1_DOT_jpg": "", "1_DOT_txt": "a cat, a dog", "classnames_DOT_txt": "a, b\nc"}))
+            name(make("k", **{"1_DOT_jpg": "", "1_DOT_txt": "1.jpg, a cat", "classnames_DOT_txt": "a, b\nc"}))
             == "folders"
         )
 

@@ -303,6 +303,17 @@ class TestSkipped:
             with pytest.raises(ConfigError, match="torn archive"):
                 source(path)
 
+    def test_a_sample_that_lost_any_part_is_torn(self, tmp_path):
+        members = [("a.jpg", b"1"), ("a.txt", b"one"), ("b.jpg", b"2"), ("b.txt", b"two"), ("b.json", b"3" * 100)]
+        path = write_tar(tmp_path / "a.tar", members)
+        path.write_bytes(path.read_bytes()[: 9 * 512 + 50])
+        found = source(path)
+        assert [e[1] for e in contents(found)] == [b"1"]
+        assert [(key, reason) for key, reason, _ in found.skipped] == [
+            ("a.tar/b", "torn archive"),
+            (str(path), "torn archive"),
+        ]
+
     def test_a_torn_archive_among_whole_ones(self, tmp_path):
         paths = write_webdataset(tmp_path, examples(30), shards=3)
         whole = contents(source(tmp_path))
