@@ -105,7 +105,7 @@ for ((i = 0; i < number; i++)); do
     environment+=(JAX_PLATFORMS=cpu)
   fi
   mkfifo "$logs/$i.pipe"
-  (trap '' TERM && exec tee "$logs/$i") <"$logs/$i.pipe" > >(trap '' TERM && exec sed -u "s/^/[$i] /") &
+  (trap '' TERM && exec tee "$logs/$i") <"$logs/$i.pipe" > >(trap '' TERM && exec sed -u "/^\[Gloo\] Rank/d;s/^/[$i] /") &
   readers+=($!)
   if ((i == 0)) && [[ -t 1 ]]; then
     # Its live line stays a terminal's; only what it complains of is kept.

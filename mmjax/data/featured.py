@@ -19,7 +19,7 @@ ID_LIMIT = 1 << 31
 
 _KEYS = ("key", "image/filename", "file_name", "filename", "__key__")
 _CAPTIONS = ("captions", "caption", *(name for name in CAPTIONS if name not in ("captions", "caption")))
-_NEGATIVES = tuple(f"negatives/{part}" for part in ("kind", "true", "false"))
+NEGATIVES = tuple(f"negatives/{part}" for part in ("kind", "true", "false"))
 
 
 class Roles(NamedTuple):
@@ -115,11 +115,11 @@ def _example(values: Mapping[str, Any], role: Roles, number: int, place: str, no
         if data is None or len(data) == 0:
             raise Unreadable("empty image", f"the feature {name!r} is empty", key=key)
         made[modality] = data
-    if set(_NEGATIVES) <= set(role.fields):
-        parts = [[as_text(text) for text in _flat(values.get(name))] for name in _NEGATIVES]
+    if set(NEGATIVES) <= set(role.fields):
+        parts = [[as_text(text) for text in _flat(values.get(name))] for name in NEGATIVES]
         made["negatives"] = list(zip(*parts, strict=True))
     for name in role.fields:
-        if name not in _NEGATIVES:
+        if name not in NEGATIVES:
             made[name] = _plain(values.get(name))
     return made
 

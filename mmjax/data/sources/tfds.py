@@ -16,6 +16,7 @@ from mmjax.data.sources.arrayrecord import torn
 from mmjax.data.text import check_most, check_norm
 
 _INFO = "dataset_info.json"
+_STORED = (np.int64, np.float32, np.object_, np.str_)  # types that are stored as they are given; texts are the latter
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -90,12 +91,13 @@ class Source:
             self.id_limit: int = prepared.id_limit(folder) or featured.ID_LIMIT
         if names is not None:
             self.class_names = list(names)
-        # Features within others are in sequences: those of the negatives.
-        self._shapes = {name: (None,) if "/" in name else flat[name].shape for name in self._roles.fields}
         tops = {flat_name: top for top in features for flat_name in _names(top, features[top], tfds)}
         self._features = tfds.features.FeaturesDict({tops[n]: features[tops[n]] for n in self._roles.wanted()})
         pictures = [n for n in self._roles.pictures.values() if isinstance(flat[n], tfds.features.Image)]
         self._decoders = {name: tfds.decode.SkipDecoding() for name in pictures}
+        self._shapes = None
+        if self._roles.ours and len(pictures) == len(self._roles.pictures):
+            self._shapes = _shapes({name: flat[name] for name in self._roles.fields})
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -106,8 +108,8 @@ class Source:
         place = f"{self._files.paths[file].rpartition('/')[2]}:{number}"
         record = self._files.read(file, number)
         try:
-            if self._roles.ours:
-                values = self._own(record)
+            if self._shapes is not None:
+                values = _parsed(record, self._shapes)
             else:
                 values = dict(_values(self._features.deserialize_example_np(record, decoders=self._decoders)))
         except Unreadable as error:
@@ -115,17 +117,6 @@ class Source:
         except Exception as error:  # TFDS decodes what a damaged record holds, and fails as that happens to
             raise Unreadable("bad row", _line(error), key=place) from None
         return featured.example(values, self._roles, number=index, place=place, norm=self._norm, most=self._most)
-
-    def _own(self, record: bytes) -> dict[str, Any]:
-        """What a prepared data set holds, in half of the time that TFDS takes: it has but few kinds of features."""
-        values: dict[str, Any] = dict(tfexample.parse(record))
-        for name in self._roles.fields:
-            shape = self._shapes[name]
-            if shape == ():
-                values[name] = values[name][0]
-            elif len(shape) > 1:
-                values[name] = np.reshape(values[name], (-1, *shape[1:]))
-        return values
 
     def _open(self, split: str, wanted: str, info: Any, folder: str) -> None:
         kind = info.file_format.value
@@ -162,6 +153,29 @@ class Source:
                 key = f"{paths[file].rpartition('/')[2]}:{number}"
                 self.skipped.append((key, "torn archive", "comes after the damage"))
         self._spans = records.Spans(spans)
+
+
+def _shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]] | None:
+    """The shapes of features that records hold as they are; None where some need TFDS to be decoded."""
+    shapes = {}
+    for name, feature in fields.items():
+        # The parts of the negatives are in a sequence.
+        shape = (None,) if name in featured.NEGATIVES else feature.shape
+        if ("/" in name and name not in featured.NEGATIVES) or None in shape[1:] or feature.np_dtype not in _STORED:
+            return None
+        shapes[name] = shape
+    return shapes
+
+
+def _parsed(record: bytes, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str, Any]:
+    """What TFDS would decode in twice the time."""
+    values: dict[str, Any] = dict(tfexample.parse(record))
+    for name, shape in shapes.items():
+        if shape == ():
+            values[name] = values[name][0]
+        elif len(shape) > 1:
+            values[name] = np.reshape(values[name], (-1, *shape[1:]))
+    return values
 
 
 def _folder(path: str, dataset: str | None) -> str:

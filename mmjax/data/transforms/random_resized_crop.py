@@ -57,10 +57,11 @@ class Transform:
         return Crop(top, left, tall, wide, size=self._size, inner=self._size, resample=self._resample)
 
     def _box(self, height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:
-        low, high = self._ratio
-        for _ in range(_TRIES):
-            area = height * width * random.uniform(*self._scale)
-            shape = math.exp(random.uniform(math.log(low), math.log(high)))
+        (least, most), (low, high) = self._scale, self._ratio
+        # All tries in one draw: of square pictures most crops of nearly the whole area do not fit.
+        for u, v in random.random((_TRIES, 2)).tolist():
+            area = height * width * (least + (most - least) * u)
+            shape = low * (high / low) ** v
             wide, tall = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
             if 0 < wide <= width and 0 < tall <= height:
                 top = int(random.integers(height - tall, endpoint=True))

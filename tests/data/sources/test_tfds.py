@@ -246,6 +246,20 @@ def test_what_was_prepared_here_keeps_all_it_had(prepared):
     assert set(only) == {"id", "key", "captions", "depth"}
 
 
+def test_features_of_other_kinds_beside_these_are_decoded_too(tmp_path):
+    further = {"part": {"inner": np.int64}, "flag": np.bool_}
+    examples = [own_example(i) | {"part": {"inner": i}, "flag": i > 0} for i in range(2)]
+    write(tmp_path / "own" / "1.0.0", "own", own_features() | further, {"train": [examples]})
+    source = Source("train", path=str(tmp_path / "own"))
+    for i in range(2):
+        got = source[i]
+        assert got["part/inner"] == i and bool(got["flag"]) == (i > 0) and got["score"] == i / 2
+        assert got["negatives"] == [("swap", ITEMS[i][2][0], "é")] * i
+        assert (got["image"], got["captions"]) == (ITEMS[i][1], ITEMS[i][2])
+    simple = Source("train", path=str(tmp_path / "own"), columns=("score",))
+    assert simple[1]["score"] == 0.5 and simple._shapes == {"score": ()}
+
+
 def test_class_names_are_captions_where_there_are_none(prepared, tmp_path):
     folder = tmp_path / "1.0.0"
     shutil.copytree(prepared / "foreign" / "1.0.0", folder)
