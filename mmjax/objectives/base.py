@@ -33,7 +33,7 @@ class Base:
     targets: Labelling = "provenance"
     mask_partners: bool = False
     impl: Literal["auto", "dense", "chunked", "ring"] = "auto"
-    chunk: int = 2048
+    chunk: int = 1024
     rows: NamedSharding | None = None  # of both sides, from whoever made the mesh; None: all on one device
 
     def __post_init__(self) -> None:
