@@ -113,9 +113,9 @@ def compare(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> in
 
 def data_prepare(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """Turns a source into a TFDS data set of ArrayRecord shards."""
-    from mmjax.data import prepare
-    from mmjax.data.prepared import Folder
-    from mmjax.data.reencoding import Reencoding
+    from mmjax.data.preparing import prepare
+    from mmjax.data.preparing.prepared import Folder
+    from mmjax.data.preparing.reencoding import Reencoding
 
     if not 0 <= options.max_skipped <= 1:
         raise ConfigError(f"--max-skipped={options.max_skipped}: a share; set it between 0 and 1")
@@ -145,8 +145,8 @@ def data_prepare(options: argparse.Namespace, overrides: list[tuple[str, str]]) 
 
 def data_inspect(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """Says what a source holds, and draws what the model sees of it."""
-    from mmjax.data import contact_sheet, survey
-    from mmjax.data.planning import spread
+    from mmjax.data.inspecting import contact_sheet, survey
+    from mmjax.data.preparing.planning import spread
 
     if options.examples != "all" and not (options.examples.isdigit() and int(options.examples)):
         raise ConfigError(f"--examples={options.examples}: expected a number, at least 1, or 'all'")
@@ -170,7 +170,8 @@ def data_inspect(options: argparse.Namespace, overrides: list[tuple[str, str]]) 
 
 def data_bench(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """Times reading, decoding, transforms and whole batches."""
-    from mmjax.data import autotune, throughput
+    from mmjax.data import autotune
+    from mmjax.data.inspecting import throughput
 
     for name in ("seconds", "step_ms"):
         if (value := getattr(options, name)) is not None and value <= 0:

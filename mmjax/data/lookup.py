@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mmjax.config import ConfigError
-from mmjax.data import storage
-from mmjax.data.delimited import records
+from mmjax.data.files import storage
+from mmjax.data.files.delimited import records
 from mmjax.data.sample import Unreadable
 from mmjax.data.text import clean
 

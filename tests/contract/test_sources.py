@@ -10,9 +10,9 @@ from mmjax.data import pictures, tokenizer
 from mmjax.data.chain import Chain
 from mmjax.data.opening import open_source
 from mmjax.data.pipeline import Batches
-from mmjax.data.prepare import prepare
-from mmjax.data.prepared import Folder
-from mmjax.data.reencoding import Reencoding
+from mmjax.data.preparing.prepare import prepare
+from mmjax.data.preparing.prepared import Folder
+from mmjax.data.preparing.reencoding import Reencoding
 from mmjax.data.sample import Frame, Unreadable
 from support import formats
 

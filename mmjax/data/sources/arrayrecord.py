@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from mmjax.config import ConfigError, choose
-from mmjax.data import featured, prepared, records, storage, tfexample
-from mmjax.data.references import inside
+from mmjax.data.files import featured, records, storage, tfexample
+from mmjax.data.files.references import inside
+from mmjax.data.preparing import prepared
 from mmjax.data.sample import Example, Reason, Unreadable
 from mmjax.data.text import check_most, check_norm
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from mmjax import plugins
 from mmjax.config import ConfigError, bind
-from mmjax.data import storage
+from mmjax.data.files import storage
 from mmjax.data.sample import Example
 
 _HEAD = 1 << 16

@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mmjax.config import ConfigError, choose
-from mmjax.data import storage
-from mmjax.data.captioned import Captioned
-from mmjax.data.references import check_root, inside, one_modality, picture
-from mmjax.data.rows import Broken, Row
+from mmjax.data.files import storage
+from mmjax.data.files.captioned import Captioned
+from mmjax.data.files.references import check_root, inside, one_modality, picture
+from mmjax.data.files.rows import Broken, Row
+from mmjax.data.files.tabular import Columned
 from mmjax.data.sample import Example
-from mmjax.data.tabular import Columned
 from mmjax.data.text import check_most, check_norm
 
 Format = Literal["auto", "karpathy", "coco", "list", "csv", "results", "token"]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.config import ConfigError
-from mmjax.data import classes, storage
-from mmjax.data.references import inside, picture
+from mmjax.data.files import classes, storage
+from mmjax.data.files.references import inside, picture
 from mmjax.data.sample import Example, Reason, Unreadable
 from mmjax.data.text import Norm, captions_of, check_most, check_norm
 

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from mmjax.config import ConfigError
-from mmjax.data import storage
-from mmjax.data.captioned import Captioned
-from mmjax.data.columnar import Arrow, Columns, Parquet
-from mmjax.data.references import inside
-from mmjax.data.rows import place
+from mmjax.data.files import storage
+from mmjax.data.files.captioned import Captioned
+from mmjax.data.files.columnar import Arrow, Columns, Parquet
+from mmjax.data.files.references import inside
+from mmjax.data.files.rows import place
+from mmjax.data.files.tabular import CAPTIONS, Columned, columnar_rows, names_images, others_of, picture_in
 from mmjax.data.sample import Example, Unreadable
-from mmjax.data.tabular import CAPTIONS, Columned, columnar_rows, names_images, others_of, picture_in
 from mmjax.data.text import check_most, check_norm
 
 _STATE, _DICT = "state.json", "dataset_dict.json"

@@ -7,13 +7,22 @@ from typing import Literal, get_args
 import numpy as np
 
 from mmjax.config import ConfigError, choose
-from mmjax.data import storage
-from mmjax.data.captioned import Captioned
-from mmjax.data.columnar import Parquet
-from mmjax.data.references import check_root, inside, picture
-from mmjax.data.rows import place
+from mmjax.data.files import storage
+from mmjax.data.files.captioned import Captioned
+from mmjax.data.files.columnar import Parquet
+from mmjax.data.files.references import check_root, inside, picture
+from mmjax.data.files.rows import place
+from mmjax.data.files.tabular import (
+    Columned,
+    columnar_rows,
+    csv_rows,
+    json_rows,
+    names_images,
+    others_of,
+    picture_in,
+    sniff,
+)
 from mmjax.data.sample import Example
-from mmjax.data.tabular import Columned, columnar_rows, csv_rows, json_rows, names_images, others_of, picture_in, sniff
 from mmjax.data.text import check_most, check_norm
 
 Format = Literal["auto", "csv", "jsonl", "parquet"]

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from mmjax.config import ConfigError, nearest
-from mmjax.data import featured, prepared, records, storage, tfexample
-from mmjax.data.references import inside
+from mmjax.data.files import featured, records, storage, tfexample
+from mmjax.data.files.references import inside
+from mmjax.data.preparing import prepared
 from mmjax.data.sample import Example, Reason, Unreadable
 from mmjax.data.sources.arrayrecord import torn
 from mmjax.data.text import check_most, check_norm

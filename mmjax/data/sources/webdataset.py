@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from mmjax.config import ConfigError, nearest
-from mmjax.data import classes, index, shard_paths, shards
-from mmjax.data.references import inside
+from mmjax.data.files import classes, index, shard_paths, shards
+from mmjax.data.files.references import inside
+from mmjax.data.files.shards import Shard
 from mmjax.data.sample import Example, Reason, Unreadable
-from mmjax.data.shards import Shard
 from mmjax.data.text import Norm, captions_of, check_most, check_norm
 
 _TEXT, _JSON, _LABEL = ".text", ".json", ".label"  # parts besides the modalities, whose names have no dot

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 
-from mmjax.data.pixels import probability
+from mmjax.data.pictures.pixels import probability
 from mmjax.data.sample import Sample
 from mmjax.data.transforms.base import Stage
 

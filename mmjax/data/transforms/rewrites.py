@@ -10,7 +10,8 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 
 from mmjax.config import ConfigError, choose
-from mmjax.data import lookup, storage
+from mmjax.data import lookup
+from mmjax.data.files import storage
 from mmjax.data.sample import Sample, Unreadable
 from mmjax.data.transforms.base import Stage
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from mmjax.config import ConfigError
-from mmjax.data import pixels
+from mmjax.data.pictures import pixels
 from mmjax.data.sample import Rows
 from mmjax.data.transforms.base import Stage
 

@@ -8,10 +8,10 @@ import pytest
 from array_record.python import array_record_module
 
 from mmjax.config import ConfigError
-from mmjax.data import storage
+from mmjax.data.files import storage
+from mmjax.data.files.tfexample import encode
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.arrayrecord import Source
-from mmjax.data.tfexample import encode
 from support import tables
 
 ITEMS = tables.examples(7)

@@ -157,7 +157,7 @@ class TestFiles:
 
     def test_opening_reads_no_picture(self, tmp_path, monkeypatch):
         classes(tmp_path)
-        from mmjax.data import storage
+        from mmjax.data.files import storage
 
         monkeypatch.setattr(storage, "read", lambda path: pytest.fail(f"{path} was read"))
         assert len(source(tmp_path)) == 6

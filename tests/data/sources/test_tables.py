@@ -478,8 +478,8 @@ def test_damaged_bytes_neither_crash_nor_hang(folder, kind):
 
 
 def test_a_million_rows_are_small():
-    from mmjax.data.captioned import Captioned
-    from mmjax.data.rows import Row
+    from mmjax.data.files.captioned import Captioned
+    from mmjax.data.files.rows import Row
 
     rows = (Row("t", i, f"images/{i // 2:08d}.png", f"a caption of some thirty bytes {i}") for i in range(100_000))
     size = len(pickle.dumps(Captioned(rows, named=True), protocol=5)) / 100_000

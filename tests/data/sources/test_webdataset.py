@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mmjax.config import ConfigError
-from mmjax.data import archive, shards, storage
+from mmjax.data.files import archive, shards, storage
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.webdataset import Source
 from support.archives import write_tar, write_webdataset

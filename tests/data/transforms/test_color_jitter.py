@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from mmjax.config import ConfigError
-from mmjax.data import pixels
+from mmjax.data.pictures import pixels
 from mmjax.data.transforms.color_jitter import Transform
 from support.pictures import photograph
 from support.samples import sample

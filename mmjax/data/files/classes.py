@@ -1,0 +1,61 @@
+"""Names of classes and the templates that make prompts of them, as benchmarks store them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from mmjax.config import ConfigError
+from mmjax.data.files import storage
+from mmjax.data.text import clean
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+
+Names = str | tuple[str, ...] | None
+
+
+def names(value: Names | dict[str, str], *, key: str = "class_names") -> list[str] | dict[str, str] | None:
+    """Class names as they are given or as a file has them: ``.json`` a list or an object, else one a line.
+
+    An object is a mapping from the names of folders; ``{"0": "tench", "1": …}`` with all numbers is a list.
+    """
+    if value is None:
+        return None
+    found = _file(value, key) if isinstance(value, str) else value
+    texts = list(found.values()) if isinstance(found, dict) else found
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) and text for text in texts) or not texts:
+        raise ConfigError(f"{key}={value!r}: expected names, or a file with a list or an object of them; check it")
+    if not isinstance(found, dict):
+        return list(found)
+    if set(found) == {str(number) for number in range(len(found))}:
+        return [found[str(number)] for number in range(len(found))]
+    return dict(found)
+
+
+def templates(value: Names, *, key: str = "templates") -> list[str] | None:
+    """Templates as they are given or as a file has them, with ``{}`` for the class, which files write ``{c}`` too."""
+    if value is None:
+        return None
+    found = names(value, key=key)
+    texts = list(found.values()) if isinstance(found, dict) else found or []
+    made = [text.replace("{c}", "{}") for text in texts]
+    wrong = next((text for text in made if "{}" not in text), None)
+    if wrong is not None:
+        raise ConfigError(f"{key}={value!r}: {wrong!r} has no place for the class; write {{}} there")
+    return made
+
+
+def prompts(name: str, templates: Sequence[str] | None) -> list[str]:
+    """What is said of a picture of a class: each template with its name."""
+    return [template.replace("{}", name) for template in templates or DEFAULT_TEMPLATES]
+
+
+def _file(path: str, key: str) -> list[str] | dict[str, str]:
+    (path,) = storage.expand([path], key=key)
+    data = storage.read(path)
+    try:
+        if path.lower().endswith(".json"):
+            return json.loads(data)
+        return [clean(line) for line in data.rstrip().splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{key}={path!r}: {' '.join(str(error).split())}; expected UTF-8 text or JSON") from None

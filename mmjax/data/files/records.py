@@ -1,0 +1,235 @@
+"""Random access to the records of ArrayRecord and TFRecord shards."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import os
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from mmjax.config import ConfigError
+from mmjax.data.files import index, storage
+from mmjax.data.sample import Unreadable
+
+READERS_KEPT = 256
+
+Format = Literal["array_record", "tfrecord"]
+
+_HEADER = struct.Struct("<QI")  # length and its checksum; the payload and its own checksum follow
+_TRAILER = 4
+_SMALLEST = 65536  # bytes of any ArrayRecord file
+
+
+class Files(Protocol):
+    """Records by file and number in it; ``counts`` says how many each file has, ``torn`` where a file breaks off."""
+
+    paths: list[str]
+    counts: np.ndarray
+    torn: dict[int, str]
+
+    def read(self, file: int, number: int) -> bytes:
+        """One record; Unreadable where the file is damaged there."""
+
+
+def files(paths: Sequence[str], format: Format) -> Files:
+    """The records of shards of one format."""
+    return ArrayRecords(paths) if format == "array_record" else TFRecords(paths)
+
+
+def sniff(path: str) -> Format:
+    """Which of the two a file is, by its content."""
+    try:
+        head = storage.read_range(path, 0, min(storage.size(path), _HEADER.size))
+    except OSError as error:
+        raise ConfigError(f"path={path!r}: cannot be read ({error}); name files of records") from None
+    if len(head) == _HEADER.size:
+        checksum = _HEADER.unpack(head)[1]
+        if _masked_crc(head[:8]) == checksum:
+            return "tfrecord"
+    return "array_record"
+
+
+class Spans:
+    """Which record of which file an example is; a span is ``take`` records of ``file`` from ``skip`` on."""
+
+    def __init__(self, spans: Sequence[tuple[int, int, int]]):
+        self._spans = [span for span in spans if span[2]]
+        self._ends = list(itertools.accumulate(take for _, _, take in self._spans))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, number: int) -> tuple[int, int]:
+        span = bisect.bisect_right(self._ends, number)
+        file, skip, take = self._spans[span]
+        return file, skip + number - (self._ends[span] - take)
+
+
+class ArrayRecords:
+    """ArrayRecord files on local paths."""
+
+    torn: dict[int, str]
+
+    def __init__(self, paths: Sequence[str]):
+        for path in paths:
+            if storage.is_url(path):
+                raise ConfigError(f"path={path!r}: ArrayRecord files are read from local paths; copy or mount them")
+        self.paths = [storage.local(path) for path in paths]
+        self.torn = {}
+        self.counts = index.cached("array_record counts", self.paths, self._count)["counts"]
+        self._reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_lock", "_process")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def read(self, file: int, number: int) -> bytes:
+        """One record; Unreadable where the file is damaged there."""
+        if self._process != os.getpid():  # after a fork: open files would share their state
+            self._reset()
+        with self._lock:
+            reader = self._open.pop(file, None)
+            if reader is None:
+                if not os.path.exists(self.paths[file]):
+                    key = f"{_base(self.paths[file])}:{number}"
+                    raise Unreadable("missing file", "it was there at the start", key=key)
+                reader = _array_reader(self.paths[file])
+                if len(self._open) >= READERS_KEPT:
+                    self._open.popitem(last=False)  # closed when nobody reads from it any more
+            self._open[file] = reader
+        try:
+            return reader.read([number])[0]
+        except (RuntimeError, IndexError) as error:
+            with self._lock:
+                self._open.pop(file, None)  # what failed once may fail for good
+            raise Unreadable("torn archive", _line(error), key=f"{_base(self.paths[file])}:{number}") from None
+
+    def _count(self) -> dict[str, np.ndarray]:
+        return {"counts": np.array([_count(path) for path in self.paths], np.int64)}
+
+    def _reset(self) -> None:
+        self._open: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+
+class TFRecords:
+    """TFRecord files through an index of their offsets, which is kept. The checksums of lengths are verified by it."""
+
+    def __init__(self, paths: Sequence[str]):
+        self.paths = list(paths)
+        arrays = index.cached("tfrecord offsets", self.paths, self._scan)
+        self.counts = arrays["counts"]
+        self.torn = {int(file): str(why) for file, why in zip(arrays["torn"], arrays["why"], strict=True)}
+        self._begins = np.concatenate([[0], np.cumsum(self.counts)])
+        self._offsets, self._lengths = arrays["offsets"], arrays["lengths"]
+
+    def read(self, file: int, number: int) -> bytes:
+        """One record; Unreadable where the file has become shorter than its index."""
+        if not 0 <= number < self.counts[file]:
+            raise Unreadable("torn archive", "the file ends before", key=f"{_base(self.paths[file])}:{number}")
+        place = self._begins[file] + number
+        try:
+            return storage.read_range(self.paths[file], int(self._offsets[place]), int(self._lengths[place]))
+        except FileNotFoundError as error:
+            raise Unreadable("missing file", _line(error), key=f"{_base(self.paths[file])}:{number}") from None
+
+    def _scan(self) -> dict[str, np.ndarray]:
+        frames = [list(_frames(path)) for path in self.paths]
+        torn = [file for file, found in enumerate(frames) if found and isinstance(found[-1], str)]
+        why = [str(frames[file].pop()) for file in torn]
+        both = np.array([frame for found in frames for frame in found], np.int64).reshape(-1, 2)
+        return {
+            "counts": np.array([len(found) for found in frames], np.int64),
+            "offsets": both[:, 0],
+            "lengths": both[:, 1],
+            "torn": np.array(torn, np.int64),
+            "why": np.array(why, np.str_),
+        }
+
+
+def _frames(path: str) -> Iterator[tuple[int, int] | str]:
+    """Offset and length of each record's payload; at last, where the file breaks off, a word on it."""
+    try:
+        end = storage.size(path)
+        file = storage.open(path)
+    except OSError as error:
+        raise ConfigError(f"path={path!r}: cannot be read ({error}); name files of records") from None
+    with file:
+        if file.read(2) == b"\x1f\x8b":
+            raise ConfigError(f"path={path!r}: is packed by gzip, which has no random access; unpack it")
+        offset = 0
+        while offset < end:
+            file.seek(offset)
+            header = file.read(_HEADER.size)
+            if len(header) < _HEADER.size:
+                yield "the file ends within a record"
+                return
+            length, checksum = _HEADER.unpack(header)
+            if _masked_crc(header[:8]) != checksum:
+                if offset == 0:
+                    raise ConfigError(f"path={path!r}: no TFRecord file (the first checksum is wrong); copy it again")
+                yield f"the checksum at byte {offset} is wrong"
+                return
+            if offset + _HEADER.size + length + _TRAILER > end:
+                yield "the file ends within a record"
+                return
+            yield offset + _HEADER.size, length
+            offset += _HEADER.size + length + _TRAILER
+
+
+def _count(path: str) -> int:
+    reader = _array_reader(path)
+    count = reader.num_records() if reader.ok() else 0
+    try:
+        reader.close()
+    except RuntimeError as error:
+        reason = _line(error) or "its end is missing"
+        raise ConfigError(f"path={path!r}: no readable ArrayRecord file ({reason}); copy it again") from None
+    return count
+
+
+def _array_reader(path: str) -> Any:
+    from array_record.python import array_record_module
+
+    # Reading ahead would be of records that nobody has asked for.
+    return array_record_module.ArrayRecordReader(path, options="readahead_buffer_size:0", file_reader_buffer_size=32768)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _base(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _crc_table() -> list[int]:
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    return table
+
+
+_TABLE = _crc_table()
+
+
+def _masked_crc(data: bytes) -> int:
+    """CRC-32C as TFRecord stores it."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 255]
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + 0xA282EAD8) & 0xFFFFFFFF

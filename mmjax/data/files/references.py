@@ -1,0 +1,68 @@
+"""Pictures that a table or a caption file names."""
+
+from __future__ import annotations
+
+import operator
+import os
+
+from mmjax.config import ConfigError
+from mmjax.data.files import storage
+from mmjax.data.sample import Unreadable
+
+_TRIED = 4
+
+
+def resolve(root: str, name: str) -> str:
+    """Where a named picture lies: in ``root``, unless the name is an absolute path or a URL.
+
+    Tables of absolute paths are common; a relative name that leads out of ``root`` is a bad row.
+    """
+    if os.path.isabs(name) or storage.is_url(name):
+        return name
+    return storage.join(root, name)
+
+
+def picture(root: str, name: str, *, key: str) -> bytes:
+    """The bytes of a named picture."""
+    try:
+        data = storage.read(resolve(root, name))
+    except Unreadable as error:
+        raise Unreadable(error.reason, error.detail, key=key) from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise Unreadable("missing file", " ".join(str(error).split()), key=key) from None
+    if not data:
+        raise Unreadable("empty image", "the file has no bytes", key=key)
+    return data
+
+
+def check_root(root: str, names: list[str], *, key: str = "image_root") -> None:
+    """ConfigError where none of the first few pictures is there, which is a wrong folder rather than missing files."""
+    tried = []
+    for name in names[:_TRIED]:
+        try:
+            path = resolve(root, name)
+            if storage.exists(path):
+                return
+        except (Unreadable, OSError, ValueError):
+            continue
+        tried.append(path)
+    if tried:
+        raise ConfigError(
+            f"{key}={root!r}: none of the first {len(tried)} pictures is there, such as {tried[0]!r}; set {key} to the "
+            "folder that their names start from"
+        )
+
+
+def inside(index: int, size: int, name: str) -> int:
+    """``index`` as an int, if there is such an example."""
+    index = operator.index(index)
+    if not 0 <= index < size:
+        raise IndexError(f"index {index} is outside {name}, which has {size} examples")
+    return index
+
+
+def one_modality(modalities: tuple[str, ...]) -> tuple[str, ...]:
+    """``modalities`` of a source whose rows have one picture."""
+    if len(modalities) != 1:
+        raise ConfigError(f"modalities={tuple(modalities)!r}: each row has one picture; give it one name")
+    return tuple(modalities)

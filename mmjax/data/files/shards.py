@@ -1,0 +1,260 @@
+"""Samples of WebDataset tar shards: runs of members with one key, and where each of their parts lies.
+
+A key is a member's path up to the first dot of its base name, what follows is the part's extension in lower case; names
+without either are no parts. The table of a shard says nothing of which parts are wanted, so that it is built once.
+In memory a sample costs 8 bytes a part and its key's length + 4: 29 for a picture, a text and a key of nine digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import posixpath
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from mmjax.config import ConfigError
+from mmjax.data.files import archive, index, storage
+from mmjax.data.sample import Unreadable
+
+Arrays = dict[str, np.ndarray]
+
+LOCAL_THREADS, REMOTE_THREADS = 4, 16
+USABLE, DUPLICATE, TORN = 0, 1, 2  # a sample's status: one of a key that was there before, one that is there in part
+_PATIENCE, _INTERVAL = 2.0, 5.0  # seconds until progress is shown, and between its lines
+_LARGEST = (1 << 32) - 1  # bytes of a member that can be addressed; it stands for all larger ones
+_GAP = 1 << 16  # bytes between parts that are rather read than asked for separately
+_SMALL = 1 << 16  # bytes that are copied faster than read separately
+
+
+class Shard(NamedTuple):
+    """The samples of one archive. All of the archive's, or after ``choose`` those that are wanted."""
+
+    keys: np.ndarray  # u8[…], one after another
+    key_ends: np.ndarray  # u32[n], in ``keys``
+    parts: dict[str, tuple[np.ndarray, np.ndarray]]  # name -> block of its first byte u32[n] (0: absent), length u32[n]
+
+    def __len__(self) -> int:
+        return len(self.key_ends)
+
+    def key(self, place: int) -> str:
+        """A sample's key as text."""
+        start = int(self.key_ends[place - 1]) if place else 0
+        return bytes(self.keys[start : int(self.key_ends[place])]).decode("utf-8", "backslashreplace")
+
+    def choose(self, wanted: np.ndarray) -> Shard:
+        """The samples for which ``wanted`` (bool[n]) is set."""
+        if wanted.all():
+            return self
+        lengths = np.diff(self.key_ends, prepend=np.uint32(0))
+        ends = np.cumsum(lengths[wanted], dtype=np.uint32)
+        parts = {name: (block[wanted], size[wanted]) for name, (block, size) in self.parts.items()}
+        return Shard(self.keys[np.repeat(wanted, lengths)], ends, parts)
+
+
+class Found(NamedTuple):
+    """A shard with what is wrong with it."""
+
+    shard: Shard
+    status: np.ndarray  # u8[n]: usable, a key that was there before, or torn
+    tear: str
+
+
+def found(paths: Sequence[str], parts: Mapping[str, Sequence[str]]) -> Iterator[Found]:
+    """Each shard's samples with the first present of each part's extensions, in order; unknown shards are read.
+
+    ``parts``: name to extensions in order of preference. Progress goes to standard error where reading takes long.
+    """
+    stamps = storage.stamps(paths)
+    progress = _Progress(len(paths))
+
+    def one(path: str, stamp: str) -> Found:
+        table = index.cached("tar samples", [path], lambda: _table(path), stamps=[stamp])
+        progress.step()
+        return _select(table, parts)
+
+    with ThreadPoolExecutor(threads(paths)) as pool:
+        try:
+            yield from pool.map(one, paths, stamps)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def threads(paths: Sequence[str]) -> int:
+    """How many read at once: few from disks, where Python's own work is the larger part."""
+    return REMOTE_THREADS if any(map(storage.is_url, paths)) else LOCAL_THREADS
+
+
+class Samples:
+    """The samples of many shards, numbered through."""
+
+    def __init__(self, paths: Sequence[str], shards: Sequence[Shard], names: Sequence[str]):
+        self._paths = list(paths)
+        self._keys = [(shard.keys, shard.key_ends) for shard in shards]
+        self._starts = np.cumsum([0, *map(len, shards)])
+        self._parts = {
+            name: (
+                np.concatenate([shard.parts[name][0] for shard in shards]),
+                np.concatenate([shard.parts[name][1] for shard in shards]),
+            )
+            for name in names
+            if any(shard.parts[name][0].any() for shard in shards)
+        }
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def key(self, place: int) -> str:
+        """The shard's name and the sample's key in it."""
+        shard = self._shard(place)
+        key = Shard(*self._keys[shard], {}).key(place - int(self._starts[shard]))
+        return f"{posixpath.basename(self._paths[shard])}/{key}"
+
+    def has(self, name: str, place: int) -> bool:
+        """Whether a sample has that part."""
+        return name in self._parts and bool(self._parts[name][0][place])
+
+    def read(self, place: int, names: Sequence[str]) -> dict[str, bytes]:
+        """The bytes of a sample's parts of these names, of those it has."""
+        path = self._paths[self._shard(place)]
+        spans = []
+        for name in names:
+            if not self.has(name, place):
+                continue
+            block, size = (int(column[place]) for column in self._parts[name])
+            if size == _LARGEST:
+                raise Unreadable("image too large", f"{name} of 4 GiB or more")
+            spans.append((block * archive.BLOCK, size, name))
+        # Reading once more from a local file costs less than copying a large picture out of a joint read.
+        longest = sys.maxsize if storage.is_url(path) else _SMALL
+        return dict(itertools.chain.from_iterable(_joint(path, run) for run in _runs(sorted(spans), longest)))
+
+    def digest(self) -> str:
+        """Says which samples these are."""
+        digest = hashlib.sha256(self._starts.tobytes())
+        for keys, ends in self._keys:
+            digest.update(ends.tobytes())
+            digest.update(keys.tobytes())
+        return digest.hexdigest()[:16]
+
+    def _shard(self, place: int) -> int:
+        return int(np.searchsorted(self._starts, place, side="right")) - 1
+
+
+def _runs(spans: list[tuple[int, int, str]], longest: int) -> Iterator[list[tuple[int, int, str]]]:
+    """Spans in order of place, cut where a gap is large or a run would be longer than ``longest``."""
+    run: list[tuple[int, int, str]] = []
+    for span in spans:
+        if run and (span[0] - sum(run[-1][:2]) > _GAP or sum(span[:2]) - run[0][0] > longest):
+            yield run
+            run = []
+        run.append(span)
+    if run:
+        yield run
+
+
+def _joint(path: str, run: list[tuple[int, int, str]]) -> Iterator[tuple[str, bytes]]:
+    start = run[0][0]
+    if len(run) == 1:
+        return iter([(run[0][2], storage.read_range(path, start, run[0][1]))])
+    data = storage.read_range(path, start, max(begin + size for begin, size, _ in run) - start)
+    return ((name, data[begin - start :][:size]) for begin, size, name in run)
+
+
+def _table(path: str) -> Arrays:
+    """All samples of a shard with all their parts."""
+    members = archive.members(path)
+    keys: list[bytes] = []
+    first: list[int] = []
+    status: list[int] = []
+    extensions: dict[bytes, int] = {}
+    kinds: list[int] = []
+    blocks: list[int] = []
+    sizes: list[int] = []
+    known: set[bytes] = set()
+    seen: set[int] = set()
+    for name, offset, size in zip(members.names, members.offsets, members.sizes, strict=True):
+        key, extension = _parse(name)
+        if not key:
+            continue
+        kind = extensions.setdefault(extension, len(extensions))
+        # A part that comes again begins another sample of the same key.
+        if not keys or key != keys[-1] or kind in seen:
+            keys.append(key)
+            first.append(len(kinds))
+            status.append(DUPLICATE if key in known else USABLE)
+            known.add(key)
+            seen = set()
+        seen.add(kind)
+        kinds.append(kind)
+        blocks.append(offset // archive.BLOCK)
+        sizes.append(min(size, _LARGEST))
+    if keys and members.torn and _parse(members.torn)[0] == keys[-1]:
+        status[-1] = TORN
+    if blocks and blocks[-1] > _LARGEST:
+        raise ConfigError(f"path={path!r}: shards of 2 TiB and more are not supported; split it")
+    return {
+        "keys": np.frombuffer(b"".join(keys), np.uint8),
+        "key_ends": np.cumsum([len(key) for key in keys], dtype=np.uint32),
+        "first": np.array(first, np.int64),
+        "status": np.array(status, np.uint8),
+        "kind": np.array(kinds, np.uint32),
+        "block": np.array(blocks, np.uint32),
+        "size": np.array(sizes, np.uint32),
+        "extensions": np.frombuffer(b"\0".join(extensions), np.uint8),
+        "tear": np.array(members.tear),
+    }
+
+
+def _parse(name: bytes) -> tuple[bytes, bytes]:
+    """Key and extension of a member's name; nothing twice where it is no part of a sample."""
+    folder, slash, base = name.rpartition(b"/")
+    stem, dot, extension = base.partition(b".")
+    if not stem or not dot or b"\0" in name:
+        return b"", b""
+    return folder + slash + stem, extension.lower()
+
+
+def _select(table: Arrays, parts: Mapping[str, Sequence[str]]) -> Found:
+    extensions = {name: code for code, name in enumerate(bytes(table["extensions"]).split(b"\0"))}
+    first, count = table["first"], len(table["kind"])
+    columns = {}
+    for name, wanted in parts.items():
+        rank = np.full(len(extensions), len(wanted), np.int64)
+        for place, extension in reversed(list(enumerate(wanted))):
+            if (code := extensions.get(extension.lower().encode())) is not None:
+                rank[code] = place
+        block, size = np.zeros(len(first), np.uint32), np.zeros(len(first), np.uint32)
+        if count:
+            best = np.minimum.reduceat(rank[table["kind"]] * count + np.arange(count), first)
+            there = best // count < len(wanted)
+            block[there] = table["block"][best[there] % count]
+            size[there] = table["size"][best[there] % count]
+        columns[name] = (block, size)
+    return Found(Shard(table["keys"], table["key_ends"], columns), table["status"], str(table["tear"]))
+
+
+class _Progress:
+    """A line now and then on standard error, where reading takes longer than people wait in silence."""
+
+    def __init__(self, total: int):
+        self._total, self._done = total, 0
+        self._begin = time.monotonic()
+        self._due = self._begin + _PATIENCE
+        self._lock = threading.Lock()
+
+    def step(self) -> None:
+        """One more is done."""
+        with self._lock:
+            self._done += 1
+            now = time.monotonic()
+            if now >= self._due:
+                self._due = now + _INTERVAL
+                print(f"indexed {self._done} of {self._total} shards in {now - self._begin:.0f} s", file=sys.stderr)

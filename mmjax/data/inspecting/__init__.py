@@ -1,0 +1,1 @@
+"""`mmjax data inspect` and `bench`: what a source holds, what training sees of it, and how fast."""

@@ -1,0 +1,1 @@
+"""`mmjax data prepare`: any source to ArrayRecord shards in TFDS's layout."""

@@ -1,0 +1,226 @@
+"""The folder of a prepared data set: TFDS's layout, and beside it what was asked for and which shards are finished.
+
+NAME/VERSION/dataset_info.json, features.json          once a split is whole
+NAME/VERSION/NAME-train.array_record-00000-of-00008
+NAME/VERSION/skipped.jsonl                             {"split", "key", "reason", "detail"} of what was left out
+NAME/VERSION/.prepare/train/plan.json                  what was asked for, and what follows from it
+NAME/VERSION/.prepare/train/00000.json                 a finished shard: counts, bytes, what was skipped
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmjax.config import ConfigError
+from mmjax.data.files import storage
+from mmjax.data.preparing.packing import Schema, features
+
+PLAN = "plan.json"
+SKIPPED = "skipped.jsonl"
+_OWN = ".prepare"
+_SUFFIX = "array_record"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a split becomes. ``asked`` are the settings, which must be the same to go on with a split that was begun."""
+
+    asked: Mapping[str, Any]
+    schema: Schema
+    examples: int  # in the source
+    shards: int
+    formats: Mapping[str, str | None]  # of the pictures in each modality, where they are all alike
+    class_names: tuple[str, ...] | None
+    skipped: Sequence[tuple[str, str, str]]  # key, reason and detail of what the source itself left out
+
+    def range(self, shard: int) -> range:
+        """The examples of one shard; shards differ by one at most."""
+        return range(shard * self.examples // self.shards, (shard + 1) * self.examples // self.shards)
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``from_json`` reads it."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return json.loads(json.dumps(plain | {"schema": self.schema.to_json()}, default=str))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Plan:
+        """From what ``to_json`` gave."""
+        names = value["class_names"]
+        parts = {"schema": Schema.from_json(value["schema"]), "class_names": None if names is None else tuple(names)}
+        return cls(**{**value, **parts})
+
+
+def id_limit(folder: str) -> int | None:
+    """What the ids in a prepared data set are below, which have gaps where examples were left out; None: not known."""
+    own = f"{folder.rstrip('/')}/{_OWN}"
+    names = storage.listing(own) if storage.is_folder(own) else []
+    plans = [f"{own}/{name}/{PLAN}" for name in names if storage.exists(f"{own}/{name}/{PLAN}")]
+    limits = [json.loads(storage.read(path))["asked"].get("ids") for path in plans]
+    return None if None in limits else max(limits, default=None)
+
+
+class Folder:
+    """One split in ``output/name/version``."""
+
+    def __init__(self, output: str | os.PathLike[str], *, name: str, version: str, split: str):
+        if "://" in os.fspath(output):
+            raise ConfigError(f"--output={output}: must be a local folder; copy it to its place afterwards")
+        if not re.fullmatch(r"[a-zA-Z]\w*", name):
+            raise ConfigError(f"--name={name}: must be letters, digits and underscores, a letter first")
+        if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+            raise ConfigError(f"--version={version}: must be three numbers, as 1.0.0")
+        if not re.fullmatch(r"\w+", split):
+            raise ConfigError(f"--split={split}: must be letters, digits and underscores")
+        self.path = Path(output).expanduser() / name / version
+        self.name, self.version, self.split = name, version, split
+        self._own = self.path / _OWN / split
+
+    def shard(self, number: int, shards: int) -> Path:
+        """Where a finished shard lies."""
+        return self.path / f"{self.name}-{self.split}.{_SUFFIX}-{number:05d}-of-{shards:05d}"
+
+    def temporary(self, number: int) -> Path:
+        """Where this process writes a shard."""
+        return self._own / f"{number:05d}.{os.getpid()}.tmp"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else writes this split; what a killed process left half done is removed."""
+        if not self._own.is_dir():
+            foreign = [] if not self.path.is_dir() else [p.name for p in self.path.iterdir() if self._foreign(p)]
+            if foreign:
+                raise ConfigError(
+                    f"--output: {self.path} has {foreign[0]}, which was not made by this command; "
+                    "use another --name, --version or --output"
+                )
+        try:
+            self._own.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ConfigError(f"--output: {self.path} cannot be made, a file is in its place; use another") from None
+        with (self._own / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"--output: another process is writing {self.path}; wait for it") from None
+            for path in self._own.glob("*.tmp"):
+                path.unlink(missing_ok=True)
+            yield
+
+    def plan(self) -> Plan | None:
+        """The plan of this split, if it was begun."""
+        return self._plan(self._own)
+
+    def other_plans(self) -> list[tuple[str, Plan]]:
+        """Those of the data set's other splits."""
+        plans = ((path.name, self._plan(path)) for path in sorted(self._own.parent.iterdir()) if path != self._own)
+        return [(name, plan) for name, plan in plans if plan is not None]
+
+    def begin(self, plan: Plan) -> None:
+        """Makes ``plan`` this split's."""
+        _write(self._own / PLAN, plan.to_json())
+
+    def record(self, number: int) -> dict[str, Any] | None:
+        """What was noted of a finished shard; None while it is not finished."""
+        return self._record(self._own / f"{number:05d}.json")
+
+    def finish_shard(self, number: int, shards: int, record: Mapping[str, Any]) -> None:
+        """This process's temporary file is whole: gives it its name, then notes that it is finished."""
+        temporary = self.temporary(number)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, self.shard(number, shards))
+        _write(self._own / f"{number:05d}.json", record)
+
+    def publish(self) -> None:
+        """Writes TFDS's metadata and ``skipped.jsonl`` for all splits that are whole."""
+        whole = []
+        for name, plan in [(self.split, self.plan()), *self.other_plans()]:
+            if plan is not None:
+                records = [self._record(self._own.parent / name / f"{k:05d}.json") for k in range(plan.shards)]
+                if all(record is not None for record in records):
+                    whole.append((name, plan, [record for record in records if record is not None]))
+        whole.sort(key=lambda split: split[0])
+        _write_skipped(self.path / SKIPPED, whole)
+        stored = [split for split in whole if any(record["examples"] for record in split[2])]
+        if stored:
+            self._describe(stored)
+
+    def _describe(self, splits: Sequence[tuple[str, Plan, list[dict[str, Any]]]]) -> None:
+        import tensorflow_datasets as tfds
+
+        infos = [
+            tfds.core.SplitInfo(
+                name=name,
+                shard_lengths=[record["examples"] for record in records],
+                num_bytes=sum(record["record_bytes"] for record in records),
+                filename_template=tfds.core.ShardedFileTemplate(
+                    data_dir=self.path, dataset_name=self.name, split=name, filetype_suffix=_SUFFIX
+                ),
+            )
+            for name, _, records in splits
+        ]
+        plans = [plan for _, plan, _ in splits]
+        # Any split's schema would do: a later one has the first one's fields.
+        schema = plans[0].schema
+        formats: dict[str, str | None] = {}
+        for modality in schema.modalities:
+            kinds = {plan.formats.get(modality) for plan in plans}
+            formats[modality] = kinds.pop() if len(kinds) == 1 else None
+        names = next((plan.class_names for plan in plans if plan.class_names is not None), None)
+        tfds.folder_dataset.write_metadata(
+            data_dir=self.path,
+            features=features(schema, class_names=names, formats=formats),
+            split_infos=infos,
+            version=self.version,
+            check_data=False,
+            description=f"{self.name}, prepared by mmjax",
+        )
+
+    def _foreign(self, path: Path) -> bool:
+        return not ((self.path / _OWN).is_dir() or path.name.startswith("."))
+
+    @staticmethod
+    def _plan(folder: Path) -> Plan | None:
+        try:
+            return Plan.from_json(json.loads((folder / PLAN).read_text(encoding="utf-8")))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"--output: {folder / PLAN} cannot be read ({error}); remove {folder}") from None
+
+    @staticmethod
+    def _record(path: Path) -> dict[str, Any] | None:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+
+def _write(path: Path, value: Any) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # JSON reads back what the error handler makes of names that are not UTF-8.
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        json.dump(value, file, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _write_skipped(path: Path, splits: Sequence[tuple[str, Plan, list[dict[str, Any]]]]) -> None:
+    lines = [
+        json.dumps({"split": name, "key": key, "reason": reason, "detail": detail}, ensure_ascii=False)
+        for name, plan, records in splits
+        for key, reason, detail in [*plan.skipped, *(entry for record in records for entry in record["skipped"])]
+    ]
+    if lines:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+    else:
+        path.unlink(missing_ok=True)
