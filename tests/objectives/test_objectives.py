@@ -1,4 +1,3 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,50 +9,15 @@ from mmjax.objectives import contrastive, sigmoid
 from mmjax.objectives.targets import source_mass
 from mmjax.types import Provenance
 from support import objectives_reference as reference
+from support.objective_problems import computed, problem
 
 OBJECTIVES = {"contrastive": contrastive.Objective(), "sigmoid": sigmoid.Objective()}
-
-
-def problem(seed, *, n=6, m=9, k=2, d=5, padding=True):
-    """Random unit rows with shared sources, mixes, negatives of zero weight and padding."""
-    rng = np.random.default_rng(seed)
-
-    def rows(count):
-        z = rng.normal(size=(count, d))
-        return z / np.linalg.norm(z, axis=1, keepdims=True)
-
-    def sources(count):
-        ids = rng.integers(0, 5, (count, k)).astype(np.int32)
-        weight = rng.dirichlet(np.ones(k), count)
-        weight[1] = 0.0  # a negative for all
-        if padding:
-            ids[-1], weight[-1] = -1, 0.0
-        return ids, weight.astype(np.float32)
-
-    return rows(n), rows(m), sources(n), sources(m), 3.0 + rng.random(), rng.normal()
 
 
 def expected(name, problem_):
     image, text, (ii, iw), (ti, tw), scale, bias = problem_
     mass = reference.source_mass(ii, iw.astype(np.float64), ti, tw.astype(np.float64))
     return getattr(reference, name)(image, text, mass, ii[:, 0] >= 0, ti[:, 0] >= 0, scale, bias)
-
-
-def computed(objective, problem_, *, image=None, text=None):
-    z_image, z_text, (ii, iw), (ti, tw), scale, bias = problem_
-
-    def loss(image, text, scale, bias):
-        return objective(
-            image,
-            text,
-            image_source=Provenance(ids=jnp.asarray(ii), weight=jnp.asarray(iw)),
-            text_source=Provenance(ids=jnp.asarray(ti), weight=jnp.asarray(tw)),
-            scale=scale,
-            bias=bias,
-        )[0]
-
-    values = [jnp.float32(x) for x in (z_image, z_text, scale, bias)]
-    return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(*values)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -14,8 +14,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from mmjax.data import pictures
-from mmjax.data.pictures import decode, size_of
+from mmjax.data.pictures import decode, decoding, size_of
 from mmjax.data.sample import REASONS, Crop, Unreadable
 from support.pictures import encoded, opened, photograph
 
@@ -335,7 +334,7 @@ def test_bombs_are_refused_by_their_header():
 
 def test_large_is_not_too_large(monkeypatch):
     assert size_of(png(13000, 13000)) == (13000, 13000)  # Pillow warns of it
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 3000)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 3000)
     assert decode(encoded(photograph(50, 60))).shape == (50, 60, 3)
     for kind in ("JPEG", "PNG"):
         with pytest.raises(Unreadable, match="61 x 50"):
@@ -401,10 +400,10 @@ def test_importing_changes_nothing_and_nothing_is_printed():
     program = (
         "import cv2, sys; before = cv2.getNumThreads()\n"
         "from mmjax.data import pictures\n"
-        "from mmjax.data.sample import Crop\n"
+        "from mmjax.data.sample import Crop, Unreadable\n"
         "assert cv2.getNumThreads() == before and 'jax' not in sys.modules\n"
         "try: pictures.decode(bytes.fromhex(sys.argv[1]))\n"
-        "except pictures.Unreadable as error: print(error.reason)\n"
+        "except Unreadable as error: print(error.reason)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, tiff.hex()], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("corrupt image\n", "")

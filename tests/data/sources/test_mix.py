@@ -1,4 +1,5 @@
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -71,6 +72,17 @@ def test_thirty_sources_open_and_read_as_one():
     made = Batches(source, numbers, batch_size=60, seed=0)
     ends = np.cumsum([part.size for part in source.parts])
     assert len(np.unique(np.searchsorted(ends, made[0]["image_ids"][:, 0], side="right"))) >= 25
+
+
+def test_thirty_sources_are_read_by_as_many_threads_as_one():
+    counts = []
+    for sources in ((scenes(8),), tuple(scenes(8, title=f"set{i}") for i in range(30))):
+        before = threading.active_count()
+        stream = Batches(mix.Source("train", sources=sources), numbers, batch_size=32, seed=0).stream(threads=3)
+        next(stream)
+        counts.append(threading.active_count() - before)
+        stream.close()
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize(
