@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -77,8 +76,7 @@ def rate(
 def _rate(
     batches: Streams, start_step: int, workers: int, threads: int, seconds: float, clock: Callable[[], float]
 ) -> float:
-    # A copy, because batches keep their threads.
-    stream = copy.copy(batches).stream(start_step=start_step, workers=workers, threads=threads, prefetch=_PREFETCH)
+    stream = batches.stream(start_step=start_step, workers=workers, threads=threads, prefetch=_PREFETCH)
     try:
         # What lies ready when the first batch comes says nothing of the rate.
         return rate(stream, seconds=seconds, warm=1 + _PREFETCH * max(workers, 1), clock=clock)[0]

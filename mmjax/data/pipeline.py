@@ -21,6 +21,7 @@ are the batch that one process alone would make, for images and texts alike.
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -34,10 +35,10 @@ from mmjax.data.chain import Chain
 from mmjax.data.order import Arrangement, Order, Part
 from mmjax.data.reader import Captions, Reader, Source
 from mmjax.data.sample import Rows, Sample
+from mmjax.data.token_cache import TokenCache
 from mmjax.data.viewed import is_encoded
 
 _CHOICES = 1  # a stream of random numbers; the order has 0, the reader 2
-_CACHED_TEXTS = 1 << 17  # at 77 tokens about 70 MB, in each worker
 _CHUNK = 16  # rows that a thread makes at a time
 
 
@@ -115,12 +116,12 @@ class Batches:
         )
         share = batch_size // process_count
         self._rows = range(process_index * share, (process_index + 1) * share)
-        self._tokens = _TokenCache(tokenizer)
+        self._tokens = TokenCache(tokenizer)
         self._chain = chain or Chain((), image_size=0, modalities=source.modalities)
         self._partners = self._chain.partners(batch_size=batch_size, group=source.group, share=self._rows)
         self._needed = sorted({*self._rows, *(row for pairs in self._partners for row in pairs.values())})
         self._threads = 1
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: ThreadPoolExecutor | None = None  # of a stream's own copy
         self._reader = Reader(
             source,
             self._chain,
@@ -162,7 +163,7 @@ class Batches:
                 samples[at] = sample
 
         chunks = [range(at, min(at + _CHUNK, count)) for at in range(0, count, _CHUNK)]
-        for _ in map(make, chunks) if self._threads == 1 else self._threaded().map(make, chunks):
+        for _ in map(make, chunks) if self._pool is None else self._pool.map(make, chunks):
             pass
         rows = self._assemble([sample for sample in samples if sample is not None], images)
         rows = self._chain.combined(rows, partners=self._partners, start=start)
@@ -182,28 +183,32 @@ class Batches:
         for name, value, least in (("start_step", start_step, 0), ("workers", workers, 0), ("threads", threads, 0)):
             _at_least(name, value, least)
         _at_least("prefetch", prefetch, 1)
-        self._threads = max(threads, 1)
+        made = copy.copy(self)
+        made._start(max(threads, 1))
         steps = grain.MapDataset.range(start_step, sys.maxsize)
         # Two batches in the making: one's rows are read while another's are put together.
         ahead = grain.ReadOptions(
             num_threads=min(threads, prefetch, 2), prefetch_buffer_size=prefetch if threads else 0
         )
-        stream = steps.map(self.__getitem__).to_iter_dataset(ahead)
+        stream = steps.map(made.__getitem__).to_iter_dataset(ahead)
         if workers:
             from absl import flags
 
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which only absl's own main parses
             stream = stream.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch))
-        return iter(stream)
+        return _Ahead(iter(stream), made)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None}
 
-    def _threaded(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mmjax-rows")
-        return self._pool
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start(self._threads)
+
+    def _start(self, threads: int) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mmjax-rows") if threads > 1 else None
 
     def _check_divisible(self, process_count: int) -> None:
         size, group = len(self._source), self._source.group
@@ -267,22 +272,23 @@ class Batches:
         }
 
 
-class _TokenCache:
-    """A tokenizer that remembers the first ``_CACHED_TEXTS`` different texts; of a small source, all of them."""
+class _Ahead:
+    """Batches made ahead, and the threads that make them."""
 
-    def __init__(self, tokenizer: Callable[[Sequence[str]], np.ndarray]):
-        self._tokenizer = tokenizer
-        self._known: dict[str, np.ndarray] = {}
+    def __init__(self, batches: Any, made: Batches):
+        self._batches = batches
+        self._made = made
 
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        new = list({text: None for text in texts if text not in self._known})
-        fresh = dict(zip(new, self._tokenizer(new), strict=True)) if new else {}
-        if len(self._known) < _CACHED_TEXTS:
-            self._known.update(fresh)
-        return np.array([fresh[text] if text in fresh else self._known[text] for text in texts], np.int32)
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": {}}
+    def __next__(self) -> dict[str, Any]:
+        return next(self._batches)
+
+    def close(self) -> None:
+        self._batches.close()
+        if self._made._pool is not None:
+            self._made._pool.shutdown(cancel_futures=True)
 
 
 def _padded(texts: list[str], count: int) -> list[str | None]:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmjax.config import ConfigError
-from mmjax.data import order, pipeline
+from mmjax.data import order, pipeline, token_cache
 from mmjax.data.pipeline import Batches
 
 LENGTH = 6
@@ -300,11 +300,11 @@ class TestTokens:
         assert len(asked) == len(set(asked)) == 60
 
     def test_beyond_what_is_remembered_texts_are_still_right(self, monkeypatch):
-        monkeypatch.setattr(pipeline, "_CACHED_TEXTS", 3)
+        monkeypatch.setattr(token_cache, "_CACHED_TEXTS", 3)
         few, all_ = make(Source(20), 7), make(Source(20), 7)
         few[0]
         monkeypatch.undo()
-        monkeypatch.setattr(pipeline, "_CACHED_TEXTS", 3)
+        monkeypatch.setattr(token_cache, "_CACHED_TEXTS", 3)
         for step in range(5):
             np.testing.assert_array_equal(few[step]["tokens"][:, 0], few[step]["image_ids"][:, 0])
             assert_equal(few[step], all_[step])
