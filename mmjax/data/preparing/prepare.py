@@ -85,7 +85,7 @@ class Job:
                 record["captions"] += len(example["captions"])
                 record["bytes_in"] += sum(_size(example[name]) for name in plan.schema.modalities)
                 record["record_bytes"] += len(packed)
-                unknown.update(plan.schema.unknown(example))
+                unknown.update(name for name in plan.schema.unknown(example) if name not in plan.asked["drop"])
         finally:
             writer.close()
         count(len(plan.range(number)) % _COUNTED)
