@@ -35,7 +35,7 @@ while getopts ':n:d:p:g:h' flag; do
   esac
 done
 shift $((OPTIND - 1))
-(($# > 0)) || fail "nothing to run; put mmjax's subcommand after --, as in: local.sh -n 2 -- train --config=… --workdir=…"
+(($# > 0)) || fail "nothing to run; put mmjax's words after --, as in: local.sh -n 2 -- train --config=… --workdir=…"
 for value in "${number:-1}" "${port:-1}" "$grace"; do
   [[ $value =~ ^[0-9]{1,6}$ ]] || fail "'$value' is no whole number"
 done
@@ -74,6 +74,7 @@ elif taken "$port"; then
 fi
 
 logs=$(mktemp -d "${TMPDIR:-/tmp}/mmjax.XXXXXX")
+noise='/^\[Gloo\] Rank/d' # what the CPU's collectives say of every group of devices
 declare -A running=() # the number of each process by its id
 groups=() readers=()
 
@@ -105,7 +106,7 @@ for ((i = 0; i < number; i++)); do
     environment+=(JAX_PLATFORMS=cpu)
   fi
   mkfifo "$logs/$i.pipe"
-  (trap '' TERM && exec tee "$logs/$i") <"$logs/$i.pipe" > >(trap '' TERM && exec sed -u "/^\[Gloo\] Rank/d;s/^/[$i] /") &
+  (trap '' TERM && exec tee "$logs/$i") <"$logs/$i.pipe" > >(trap '' TERM && exec sed -u "$noise;s/^/[$i] /") &
   readers+=($!)
   if ((i == 0)) && [[ -t 1 ]]; then
     # Its live line stays a terminal's; only what it complains of is kept.
@@ -143,7 +144,7 @@ if [[ -n $first ]]; then
   ((result <= 128)) || how="signal $(kill -l $((result - 128)))"
   {
     echo "local.sh: process $first of $number failed first ($how); its last lines:"
-    tail -n 20 "$logs/$first" | sed "s/^/[$first] /"
+    sed "$noise;s/^/[$first] /" "$logs/$first" | tail -n 20
     echo "local.sh: all have stopped; the same command again goes on from the last checkpoint"
   } >&3
 fi

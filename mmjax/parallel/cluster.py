@@ -82,6 +82,8 @@ def detect(
     total = _whole(_said("--processes", processes, PROCESSES, environ))
     rank = _whole(_said("--process", process, PROCESS, environ))
     launcher = next((known for known in LAUNCHERS if _started_by(known, environ)), None)
+    if launcher is not None and total.value is not None and environ[launcher.total] == "1":
+        launcher = None  # its only task starts processes itself, as launch/local.sh does inside a job
     if launcher is not None:
         total, rank = _agreed(total, rank, launcher, environ)
     settings = {PROCESSES: total, PROCESS: rank, COORDINATOR: address}
@@ -138,8 +140,6 @@ def _started_by(launcher: Launcher, environ: Mapping[str, str]) -> bool:
 def _agreed(total: Said, rank: Said, launcher: Launcher, environ: Mapping[str, str]) -> tuple[Said, Said]:
     """Total and rank as the launcher says; whoever gives others too must mean the same."""
     known = [_whole(Said(f"{name}={environ[name]}", environ[name])) for name in (launcher.total, launcher.rank)]
-    if known[0].value == 1 and total.value is not None:
-        return total, rank  # a single task that starts processes itself, as launch/local.sh does inside a job
     for given, found in zip((total, rank), known, strict=True):
         if given.value is not None and given.value != found.value:
             raise ConfigError(f"{given.text}: {launcher.name} says {found.text}; unset the first, it is not needed")

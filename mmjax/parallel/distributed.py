@@ -51,8 +51,12 @@ def joined(
 
 
 @contextlib.contextmanager
-def failing_at_once(*, shared: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def failing_at_once(
+    *, shared: tuple[type[Exception], ...] = (), brief: tuple[type[Exception], ...] = (ConfigError,)
+) -> Iterator[None]:
     """One of several processes that fails in this block says why and is gone, with nothing tidied up.
+
+    Errors of ``shared`` pass through, because every process raises them; for those of ``brief`` one line says enough.
 
     To save, to close a checkpoint, or just to exit would wait for the others, who wait for this process in a
     collective. So they fail in that collective, or are told after ``HEARTBEAT_SECONDS``.
@@ -62,9 +66,9 @@ def failing_at_once(*, shared: tuple[type[Exception], ...] = ()) -> Iterator[Non
     except shared:
         raise
     except BaseException as error:
-        if jax.process_count() == 1:
+        if not jax.distributed.is_initialized():  # jax.process_count() would first wait for all devices
             raise
-        _abandon(error)
+        _abandon(error, brief)
 
 
 def is_first() -> bool:
@@ -130,14 +134,14 @@ def _connect(cluster: Cluster) -> bool:
     return True
 
 
-def _abandon(error: BaseException) -> None:
+def _abandon(error: BaseException, brief: tuple[type[Exception], ...]) -> None:
     """Prints why, and ends the process without the goodbye that would wait for the others."""
     status = 1
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
-    elif isinstance(error, ConfigError):
+    elif isinstance(error, brief):
         print(f"mmjax: {' '.join(str(error).split())}", file=sys.stderr)
-        status = 2
+        status = 2 if isinstance(error, ConfigError) else 1
     else:
         traceback.print_exception(error)
         if isinstance(error, jax.errors.JaxRuntimeError):

@@ -79,6 +79,16 @@ class MetricsWriter:
         self.close()
 
 
+class NoMetrics:
+    """What the other processes of a run have in place of a ``MetricsWriter``: the first one writes for all."""
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
     """The lines of ``metrics.jsonl`` in order, with whatever cannot be read left out; empty if there is no file."""
     path = Path(workdir) / METRICS_FILE
@@ -121,14 +131,19 @@ class Progress:
         total: int,
         *,
         stream: TextIO | None = None,
+        quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
         live_seconds: float = 0.1,
         plain_seconds: float = 10.0,
     ):
-        """``total`` steps; the line is drawn at most every ``live_seconds``, or ``plain_seconds`` in a file."""
+        """``total`` steps; the line is drawn at most every ``live_seconds``, or ``plain_seconds`` in a file.
+
+        Where it is ``quiet`` only warnings are shown: of several processes one speaks for all.
+        """
         self.total = total
         self._stream = sys.stdout if stream is None else stream
-        self._live = self._stream.isatty()
+        self._quiet = quiet
+        self._live = self._stream.isatty() and not quiet
         self._clock = clock
         self._pause = live_seconds if self._live else plain_seconds
         self._drawn_at = -math.inf
@@ -141,6 +156,8 @@ class Progress:
 
         ``data_wait`` is the share, 0 to 1, of the time spent waiting for data.
         """
+        if self._quiet:
+            return
         now = self._clock()
         if self._last is not None and step > self._last[0]:
             self._step_seconds.append((now - self._last[1]) / (step - self._last[0]))
@@ -170,6 +187,11 @@ class Progress:
 
     def note(self, text: str) -> None:
         """``text`` as lines of their own, above the live one."""
+        if not self._quiet:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """The same, said by every process: what is true of one of them alone."""
         self._stream.write(("\r\x1b[K" if self._live else "") + text + "\n")
         if self._live and self._line is not None:
             self._draw(self._clock())

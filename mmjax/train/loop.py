@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -13,15 +14,18 @@ from typing import Any
 
 import jax
 
+from mmjax.config import ConfigError
 from mmjax.data.order import shares
 from mmjax.data.pipeline import Batches
 from mmjax.data.reader import Skipped
+from mmjax.data.sample import DataError
 from mmjax.data.selection import Selected
+from mmjax.parallel import distributed
 from mmjax.train import assemble, report, rundir, skips
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.evaluate import Evaluation
 from mmjax.train.experiment import Experiment
-from mmjax.train.logging import MetricsWriter, Progress
+from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
 from mmjax.train.program import Program
 from mmjax.train.skips import Skips, check_index
 from mmjax.train.state import TrainState
@@ -58,15 +62,23 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
     evaluation.open()
     rows = assemble.rows(experiment, source, tokenizer)
     with rundir.claim(workdir, experiment, overrides=overrides) as switched:
-        tokenizer.save(workdir / "tokenizer")
+        first = distributed.is_first()
+        if first:
+            tokenizer.save(workdir / "tokenizer")
         checkpoints = Checkpoints(workdir, keep=experiment.checkpoint.keep, best=experiment.checkpoint.best)
-        with contextlib.closing(checkpoints), _asked_to_stop() as stop:
+        # Closing the checkpoints waits for all processes, so one that has failed must not come to that.
+        with (
+            contextlib.closing(checkpoints),
+            distributed.failing_at_once(shared=(Diverged,), brief=(ConfigError, DataError)),
+            _asked_to_stop() as stop,
+        ):
             saved = checkpoints.steps
             done = saved[-1] if saved else 0
-            if done == experiment.steps and (workdir / "report.html").exists():
-                print(f"already finished at step {done}; see {workdir / 'report.html'}", flush=True)
+            if distributed.same_for_all(done == experiment.steps and (workdir / "report.html").exists()):
+                if first:
+                    print(f"already finished at step {done}; see {workdir / 'report.html'}", flush=True)
                 return Outcome(finished=True, step=done, metrics={})
-            with Progress(experiment.steps) as progress:
+            with Progress(experiment.steps, quiet=not first) as progress:
                 if isinstance(source, Selected):
                     progress.note(source.describe())
                 for line in shares(source, rows=experiment.steps * experiment.batch_size):
@@ -99,9 +111,11 @@ class _Run:
     def train(self, rows: Batches, *, switched: Sequence[str], left_out: Sequence[Skipped]) -> Outcome:
         state = self._start(switched)
         step = int(jax.device_get(state.step))
-        self.writer = MetricsWriter(self.workdir, resume_step=step)
-        self.skips = Skips(self.workdir, limit=self.experiment.data.max_skipped)
-        self.skips.list(0, left_out)
+        first = distributed.is_first()
+        self.writer = MetricsWriter(self.workdir, resume_step=step) if first else NoMetrics()
+        self.skips = Skips(self.workdir, limit=self.experiment.data.max_skipped, process=jax.process_index())
+        if first:
+            self.skips.list(0, left_out)
         with contextlib.closing(self.writer):
             if step < self.experiment.steps:
                 state, step = self._steps(state, step, rows)
@@ -137,7 +151,7 @@ class _Run:
         batches = assemble.stream(settings, rows, start_step=step, note=self.progress.note)
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(batches))
-            waiting = stack.enter_context(contextlib.closing(Waiting(iter(batches), note=self.progress.note)))
+            waiting = stack.enter_context(contextlib.closing(Waiting(iter(batches), note=self.progress.warn)))
             arrays = self._taken(step, waiting)
             started = time.perf_counter()
             self.progress.note("compiling the training step …")
@@ -153,7 +167,7 @@ class _Run:
                     # The last step's numbers are read while this one runs, and no step is more than one ahead.
                     meter.push(step, metrics)
                     self._housekeeping(state, step, meter)
-                    if self.stop.asked:
+                    if self.stop.after(step):
                         break
                 meter.flush()
                 if self.stop.asked and step not in self.checkpoints.steps:
@@ -203,6 +217,8 @@ class _Run:
         self.writer.write(settings.steps, metrics)
         self.progress.metrics(chosen, metrics)
         panel, caption_panel = self.evaluation.panels(params, count=PANEL_IMAGES)
+        if not distributed.is_first():
+            return metrics
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, facts={"parameters": parameters})
         self.progress.note(f"report: {path}")
@@ -212,7 +228,14 @@ class _Run:
 class _Meter:
     """Reads the metrics of step n while step n + 1 runs; writes some of them, shows all."""
 
-    def __init__(self, settings: Experiment, progress: Progress, writer: MetricsWriter, waiting: Waiting, skips: Skips):
+    def __init__(
+        self,
+        settings: Experiment,
+        progress: Progress,
+        writer: MetricsWriter | NoMetrics,
+        waiting: Waiting,
+        skips: Skips,
+    ):
         self._settings = settings
         self._progress = progress
         self._writer = writer
@@ -270,17 +293,31 @@ class _Stop:
     asked: bool = False
     name: str = ""
 
+    def after(self, step: int) -> bool:
+        """Whether this step was the last for now; of several processes all say so at the same one."""
+        if distributed.asked_to_stop(step):
+            self.asked, self.name = True, signal.SIGTERM.name
+        return self.asked
+
 
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[_Stop]:
-    """Turns SIGTERM and the first Ctrl-C into a request that the loop looks at after each step."""
+    """Turns SIGTERM and the first Ctrl-C into a request that the loop looks at after each step.
+
+    With several processes jax itself listens for SIGTERM, and gets Ctrl-C as such.
+    """
     stop = _Stop()
+    alone = jax.process_count() == 1
 
     def ask(number: int, _: Any) -> None:
-        stop.asked, stop.name = True, signal.Signals(number).name
+        if alone:
+            stop.asked, stop.name = True, signal.Signals(number).name
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C means now
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,)
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield stop
     finally:

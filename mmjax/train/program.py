@@ -82,9 +82,10 @@ class Program:
     def place(self, arrays: dict[str, Any]) -> Batch:
         """This process's rows of a batch as their part of the global arrays."""
         sharding = batch_sharding(self.mesh)
-        return jax.tree.map(
-            lambda rows: jax.make_array_from_process_local_data(sharding, rows), Batch.from_arrays(arrays)
-        )
+        with jax.transfer_guard_host_to_device("allow"):  # of several processes each sends its rows implicitly
+            return jax.tree.map(
+                lambda rows: jax.make_array_from_process_local_data(sharding, rows), Batch.from_arrays(arrays)
+            )
 
     def batch_shape(self, arrays: dict[str, Any]) -> Batch:
         """Shapes and shardings of the global batch that ``arrays`` are this process's rows of."""

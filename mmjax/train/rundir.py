@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from mmjax.config import ConfigError
+from mmjax.parallel import distributed
 from mmjax.train.experiment import Experiment
 
 MAY_DIFFER = (
@@ -30,6 +31,8 @@ MAY_DIFFER = (
     "data.max_skipped",
 )
 """Keys that do not decide a run's results: a run may go on with others."""
+
+_SEEN_WITHIN = 60.0  # seconds: network file systems remember for a while that a file was not there
 
 SWITCHED = "augment"
 """The key that decides results and that a run may go on with another of: it is said, and kept with the start."""
@@ -50,10 +53,16 @@ PACKAGES = (
 
 @contextlib.contextmanager
 def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) -> Iterator[list[str]]:
-    """Makes ``workdir`` this experiment's, or checks that it already is; no second process may use it meanwhile.
+    """Makes ``workdir`` this experiment's, or checks that it already is; no second run may use it meanwhile.
 
-    Gives what has changed in its augmentations since it was last started.
+    Gives what has changed in its augmentations since it was last started. Of several processes the first one does
+    this for all, and the others wait for it.
     """
+    if not distributed.is_first():
+        distributed.meet("claim")
+        _await(workdir / "config.json")
+        yield []
+        return
     # Read as an experiment, so that a key which is newer than the folder has its default there.
     found = Experiment.of(read_config(workdir)).to_dict() if (workdir / "config.json").exists() else None
     config = experiment.to_dict()
@@ -81,6 +90,7 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
             ) from None
         _write(workdir / "config.json", config)
         _append_start(workdir, overrides, switched)
+        distributed.meet("claim")
         yield switched
 
 
@@ -119,9 +129,21 @@ def start_facts() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "git": _git_revision(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
         "host": platform.node(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _await(path: Path) -> None:
+    deadline = time.monotonic() + _SEEN_WITHIN
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"--workdir={path.parent}: process {jax.process_index()} on {platform.node()} does not see what the "
+                "first process has written there; use a folder that all machines share"
+            )
+        time.sleep(0.5)
 
 
 def _switched(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -14,17 +14,19 @@ from mmjax.data.reader import Skipped
 from mmjax.data.sample import DataError
 
 FILE = "skipped.jsonl"
+_FILES = "skipped*.jsonl"
 _SEEN_AT_LEAST = 1000  # before so many rows a share says little
 
 
 class Skips:
     """Keeps ``workdir/skipped.jsonl``: a line for each example that could not be used, once, however often it came up.
 
-    ``limit`` is the share of rows that may be skipped; among the first 1,000 rows that share of 1,000.
+    ``limit`` is the share of rows that may be skipped; among the first 1,000 rows that share of 1,000. Each
+    ``process`` of a run counts its own rows, and all but the first have files of their own beside it.
     """
 
-    def __init__(self, workdir: str | Path, *, limit: float):
-        self._path = Path(workdir) / FILE
+    def __init__(self, workdir: str | Path, *, limit: float, process: int = 0):
+        self._path = Path(workdir) / (f"skipped.{process}.jsonl" if process else FILE)
         self._limit = limit
         self._listed = {entry["key"] for entry in read(workdir)}
         self._rows = 0
@@ -88,13 +90,17 @@ def check_index(source: Any, *, limit: float) -> list[Skipped]:
 
 
 def read(workdir: str | Path) -> list[dict[str, Any]]:
-    """The lines of ``skipped.jsonl``, with whatever cannot be read left out; empty if there is no file."""
-    path = Path(workdir) / FILE
-    entries = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    """The lines of ``skipped.jsonl``, with whatever cannot be read left out; empty if there is no file.
+
+    Where a run has several such files, what more than one of them lists is there once.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(Path(workdir).glob(_FILES))]
+    for text in "\n".join(texts).splitlines():
         try:
             entry = json.loads(text)
-            entries.append({"step": int(entry["step"])} | {k: str(entry[k]) for k in ("key", "reason", "detail")})
+            read = {"step": int(entry["step"])} | {k: str(entry[k]) for k in ("key", "reason", "detail")}
+            entries.setdefault(str(read["key"]), read)
         except (ValueError, TypeError, KeyError):
             continue  # torn by a kill
-    return entries
+    return list(entries.values())

@@ -303,3 +303,13 @@ def test_any_loss_can_be_shown(monkeypatch, loss):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_quiet_one_says_only_what_is_true_of_it_alone(monkeypatch):
+    terminal = Terminal()
+    run(terminal, quiet=True, monkeypatch=monkeypatch)
+    with Progress(10, stream=terminal, quiet=True) as progress:
+        progress.note("11,905 parameters")
+        progress.metrics(5, {"val/rsum": 3.0})
+        progress.warn("waiting for data for 10 s")
+    assert terminal.getvalue() == "waiting for data for 10 s\n"

@@ -66,3 +66,15 @@ def test_the_summary_puts_the_most_frequent_first():
         skips.summary(collections.Counter({"missing file": 1, "no caption": 12_000}))
         == "12,000 no caption, 1 missing file"
     )
+
+
+def test_each_process_lists_its_own_and_all_are_read_once(tmp_path):
+    first, second = Skips(tmp_path, limit=0.5), Skips(tmp_path, limit=0.5, process=1)
+    first.count_batch(1, [("a", "truncated image", "x"), ("b", "missing file", "y")], rows=8)
+    second.count_batch(1, [("b", "missing file", "y"), ("c", "truncated image", "z")], rows=8)
+    assert [entry["key"] for entry in sorted(skips.read(tmp_path), key=lambda entry: entry["key"])] == ["a", "b", "c"]
+    assert first.count == second.count == 2
+    assert {path.name for path in tmp_path.glob("skipped*")} == {"skipped.jsonl", "skipped.1.jsonl"}
+    again = Skips(tmp_path, limit=0.5, process=1)
+    again.count_batch(2, [("a", "truncated image", "x")], rows=8)
+    assert len((tmp_path / "skipped.1.jsonl").read_text().splitlines()) == 2

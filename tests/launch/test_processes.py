@@ -1,0 +1,160 @@
+"""Training in two and four processes: the same losses, one death stops all, and any number goes on from there."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from support import command
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "local.sh"
+STEPS = 24
+DEVICES = 4
+UNTIMED = ("train/examples_per_second", "train/data_wait")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def words(folder, workdir):
+    config = folder / "tiny.py"
+    if not config.exists():
+        command.config_file(folder)
+    return (
+        "train", f"--config={config}", f"--workdir={folder / workdir}", f"--config.steps={STEPS}",
+        "--config.checkpoint.every_steps=4", "--config.eval.every_steps=8",
+    )  # fmt: skip
+
+
+def environment(folder, processes):
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={DEVICES // processes}"
+    return {
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "MMJAX": f"{sys.executable} -m mmjax",
+    }
+
+
+def start(folder, workdir, *, processes):
+    return subprocess.Popen(
+        [SCRIPT, "-n", str(processes), "-d", "cpu", "--", *words(folder, workdir)],
+        env=command.environment(**environment(folder, processes)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(process):
+    try:
+        return process.communicate(timeout=400)[0]
+    finally:
+        process.terminate()  # twice means now, also for what it has started
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+
+
+def lines(folder, workdir):
+    path = folder / workdir / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def wait_for_step(folder, workdir, step, process):
+    while not any(line["step"] >= step for line in lines(folder, workdir)):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def member(process, index):
+    """The process id of the one that was told it is ``index``."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        if f"MMJAX_PROCESS={index}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"process {index} is not there")
+
+
+def assert_same(folder, workdir):
+    want, got = lines(folder, "one"), lines(folder, workdir)
+    assert [line["step"] for line in got] == [line["step"] for line in want]
+    for a, b in zip(want, got, strict=True):
+        assert a.keys() == b.keys()
+        # Ranks among thousands of near ties move with the last bit; losses and norms may not.
+        for name in a.keys() - set(UNTIMED):
+            if name.startswith("train/"):
+                assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-5), (a["step"], name)
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    command.run(*words(folder, "one"), **environment(folder, 1))
+    assert [line["step"] for line in lines(folder, "one") if "train/loss" in line] == list(range(1, STEPS + 1))
+    return "one"
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_losses_are_those_of_one_process_with_as_many_devices(folder, alone, processes):
+    process = start(folder, f"{processes}", processes=processes)
+    said = ended(process)
+    assert process.returncode == 0, said
+    assert_same(folder, f"{processes}")
+    assert said.count(f"{DEVICES} x cpu") == 1 and said.count("report:") == 1  # one speaks for all
+    starts = [json.loads(line) for line in (folder / f"{processes}" / "starts.jsonl").read_text().splitlines()]
+    assert [start["processes"] for start in starts] == [processes]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_all_stop_and_the_same_command_goes_on(folder, alone, victim):
+    name = f"killed{victim}"
+    process = start(folder, name, processes=2)
+    wait_for_step(folder, name, 9, process)
+    os.kill(member(process, victim), signal.SIGKILL)
+    before = time.monotonic()
+    said = ended(process)
+    assert time.monotonic() - before < 60
+    assert process.returncode == 128 + signal.SIGKILL
+    assert f"process {victim} of 2 failed first (signal KILL)" in said
+    process = start(folder, name, processes=2)
+    said = ended(process)
+    assert process.returncode == 0, said
+    assert "going on from the checkpoint of step" in said
+    assert_same(folder, name)
+
+
+def test_sigterm_to_one_of_four_saves_all_and_two_go_on_with_the_same_batches(folder, alone):
+    process = start(folder, "fewer", processes=4)
+    wait_for_step(folder, "fewer", 9, process)
+    os.kill(member(process, 2), signal.SIGTERM)
+    said = ended(process)
+    assert process.returncode == 0, said
+    stopped = int(said.split("stopped by SIGTERM at step ")[1].split(",")[0])
+    assert stopped < STEPS and str(stopped) in os.listdir(folder / "fewer" / "checkpoints")
+    process = start(folder, "fewer", processes=2)
+    said = ended(process)
+    assert process.returncode == 0 and f"going on from the checkpoint of step {stopped}" in said, said
+    assert_same(folder, "fewer")
+    process = start(folder, "fewer", processes=2)
+    said = ended(process)
+    assert process.returncode == 0 and said.count("already finished") == 1
+
+
+def test_the_status_of_a_stopped_run_can_say_so(folder, alone, monkeypatch):
+    monkeypatch.setenv("MMJAX_STOPPED_STATUS", "75")
+    process = start(folder, "status", processes=2)
+    wait_for_step(folder, "status", 1, process)
+    process.send_signal(signal.SIGTERM)
+    said = ended(process)
+    assert process.returncode == 75 and "same command again" in said
