@@ -10,10 +10,10 @@ from jax.sharding import NamedSharding
 
 from mmjax.config import ConfigError
 from mmjax.objectives.sweep import Sweep, shards_of
-from mmjax.objectives.targets import Labelling, Labels, labels
+from mmjax.objectives.targets import Labelling, Labels
 from mmjax.types import Metrics, Provenance
 
-DENSE_PAIRS = 2**24
+DENSE_PAIRS = 2**22
 """Up to so many pairs a device ``auto`` keeps the whole matrix."""
 
 
@@ -75,4 +75,4 @@ class Base:
 
     def labels(self, source: Provenance) -> Labels:
         """What the loss uses of where rows come from."""
-        return labels(source, targets=self.targets, mask_partners=self.mask_partners)
+        return Labels.of(source, targets=self.targets, mask_partners=self.mask_partners)

@@ -60,9 +60,9 @@ class Objective(Base):
 class _Queries:
     """What the loss needs to know of each row's (or each column's) logits, as far as they were seen; f32[N] all."""
 
-    top: jax.Array  # the largest
-    total: jax.Array  # Σ exp(L - top)
     best: jax.Array  # the largest of a positive
+    rest: jax.Array  # the largest of all others; apart, because the compiler may round one logit in two ways
+    total: jax.Array  # Σ exp(L - top)
     positive: jax.Array  # Σ S L
     mass: jax.Array  # Σ S
 
@@ -70,30 +70,38 @@ class _Queries:
     def none(cls, rows: int) -> _Queries:
         """Before any logit."""
         zero = jnp.zeros(rows, jnp.float32)
-        return cls(top=zero + _EXCLUDED, total=zero, best=zero + 2 * _EXCLUDED, positive=zero, mass=zero)
+        return cls(best=zero + 2 * _EXCLUDED, rest=zero + _EXCLUDED, total=zero, positive=zero, mass=zero)
 
     @classmethod
     def of(cls, logits: jax.Array, target: jax.Array, *, axis: int) -> _Queries:
         """Of a block of the matrix."""
-        top = jax.lax.stop_gradient(jnp.max(logits, axis))
+        best = jax.lax.stop_gradient(jnp.max(jnp.where(target > 0, logits, 2 * _EXCLUDED), axis))
+        rest = jax.lax.stop_gradient(jnp.max(jnp.where(target > 0, _EXCLUDED, logits), axis))
+        top = jnp.maximum(best, rest)
         return cls(
-            top=top,
+            best=best,
+            rest=rest,
             total=jnp.sum(jnp.exp(logits - jnp.expand_dims(top, axis)), axis),
-            best=jnp.max(jnp.where(target > 0, logits, 2 * _EXCLUDED), axis),
             positive=jnp.sum(target * logits, axis),
             mass=jnp.sum(target, axis),
         )
 
     def merged(self, other: _Queries) -> _Queries:
         """Of these logits and others of the same queries."""
-        top = jnp.maximum(self.top, other.top)
+        best, rest = jnp.maximum(self.best, other.best), jnp.maximum(self.rest, other.rest)
+        top = jnp.maximum(best, rest)
         return _Queries(
-            top=top,
+            best=best,
+            rest=rest,
             total=self.total * jnp.exp(self.top - top) + other.total * jnp.exp(other.top - top),
-            best=jnp.maximum(self.best, other.best),
             positive=self.positive + other.positive,
             mass=self.mass + other.mass,
         )
+
+    @property
+    def top(self) -> jax.Array:
+        """The largest logit, f32[N]."""
+        return jnp.maximum(self.best, self.rest)
 
     @property
     def has(self) -> jax.Array:
@@ -114,7 +122,7 @@ class _Queries:
     @property
     def accuracy(self) -> jax.Array:
         """How often a positive is on top, f32[]; who ties with it has not beaten it."""
-        return jnp.sum(self.has & (self.best >= self.top), dtype=jnp.float32) / self.queries
+        return jnp.sum(self.has & (self.best >= self.rest), dtype=jnp.float32) / self.queries
 
     @property
     def slopes(self) -> _Slopes:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mmjax.objectives.tiles import Merge, Tile, count, walk
 
@@ -25,7 +26,7 @@ def ring(
 
     def onward(tree: Any) -> Any:
         to = [(device, (device + 1) % size) for device in range(size)]
-        return jax.tree.map(lambda x: jax.lax.ppermute(x, axes, to), tree)
+        return _packed(lambda x: jax.lax.ppermute(x, axes, to), tree)
 
     def hop(_: jax.Array, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         columns, of_rows, left_behind = carry
@@ -38,6 +39,22 @@ def ring(
     start = (columns, empty[0](count(rows)), empty[1](count(columns)))
     _, of_rows, of_columns = jax.lax.fori_loop(0, size, hop, start)
     return of_rows, onward(of_columns)
+
+
+def _packed(send: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
+    """``send`` of each array; vectors of one kind go together, as a message costs more than the few bytes of one."""
+    leaves, structure = jax.tree.flatten(tree)
+    kinds: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        kinds.setdefault(leaf.dtype if leaf.ndim == 1 else i, []).append(i)
+    for members in kinds.values():
+        if len(members) == 1:
+            leaves[members[0]] = send(leaves[members[0]])
+        else:
+            sent = send(jnp.stack([leaves[i] for i in members]))
+            for place, i in enumerate(members):
+                leaves[i] = sent[place]
+    return jax.tree.unflatten(structure, leaves)
 
 
 def gathered(

@@ -14,28 +14,39 @@ Labelling = Literal["provenance", "identity"]
 """``identity`` counts only a row's first source: the papers' own labels. ``provenance`` counts all."""
 
 
+Parts = tuple[tuple[jax.Array, jax.Array], ...]
+"""Ids i32[N] and weights f32[N] of every row's first source, then of the second, and so on.
+
+Apart, because a loop over tiles would read the columns of ``Provenance`` one number at a time.
+"""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labels:
     """What the loss knows of one side's rows beside their embeddings."""
 
-    source: Provenance  # as the labelling reads it
-    whole: Provenance | None  # as it is, where partners are masked
+    parts: Parts  # as the labelling reads them
+    whole: Parts  # as they are, where partners are masked; otherwise none
     valid: jax.Array  # bool[N]: False for padding
 
-
-def labels(source: Provenance, *, targets: Labelling, mask_partners: bool) -> Labels:
-    """Of rows from ``source``. Weights are data: no gradient goes through them."""
-    source = jax.lax.stop_gradient(source)
-    return Labels(source=labelled(source, targets), whole=source if mask_partners else None, valid=source.valid)
+    @classmethod
+    def of(cls, source: Provenance, *, targets: Labelling, mask_partners: bool) -> Labels:
+        """Of rows from ``source``. Weights are data: no gradient goes through them."""
+        source = jax.lax.stop_gradient(source)
+        read = source if targets == "provenance" else source.identity()
+        return cls(parts=_parts(read), whole=_parts(source) if mask_partners else (), valid=source.valid)
 
 
 def targets_of(image: Labels, text: Labels) -> tuple[jax.Array, jax.Array]:
-    """Targets f32[N, M], and which pairs bool[N, M] take part: those without padding, but for masked partners."""
-    target = source_mass(image.source, text.source)
+    """Targets f32[N, M], and which pairs bool[N, M] take part: all without padding, but for masked partners.
+
+    Partners share an original without being positives, such as a mixed row and its source under ``identity``.
+    """
+    target = _mass(image.parts, text.parts)
     pairs = image.valid[:, None] & text.valid[None, :]
-    if image.whole is not None and text.whole is not None:
-        pairs &= ~partners(image.whole, text.whole, target)
+    if image.whole and text.whole:
+        pairs &= (target > 0) | ~(_mass(image.whole, text.whole) > 0)
     return target, pairs
 
 
@@ -44,25 +55,20 @@ def source_mass(image: Provenance, text: Provenance) -> jax.Array:
 
     Returns f32[N, M]; K and L are loops, so that memory is N·M whatever the number of sources.
     """
-    mass = jnp.zeros((image.ids.shape[0], text.ids.shape[0]), jnp.float32)
-    for k in range(image.ids.shape[1]):
-        for m in range(text.ids.shape[1]):
-            same = image.ids[:, k, None] == text.ids[None, :, m]
-            mass += jnp.where(same, image.weight[:, k, None] * text.weight[None, :, m], 0.0)
+    return _mass(_parts(image), _parts(text))
+
+
+def _parts(source: Provenance) -> Parts:
+    return tuple((source.ids[:, k], source.weight[:, k]) for k in range(source.ids.shape[1]))
+
+
+def _mass(image: Parts, text: Parts) -> jax.Array:
+    mass = jnp.zeros((image[0][0].shape[0], text[0][0].shape[0]), jnp.float32)
+    for image_ids, image_weight in image:
+        for text_ids, text_weight in text:
+            same = image_ids[:, None] == text_ids[None, :]
+            mass += jnp.where(same, image_weight[:, None] * text_weight[None, :], 0.0)
     return mass
-
-
-def labelled(source: Provenance, labelling: Labelling) -> Provenance:
-    """``source`` as the chosen labelling reads it."""
-    return source if labelling == "provenance" else source.identity()
-
-
-def partners(image: Provenance, text: Provenance, target: jax.Array) -> jax.Array:
-    """bool[N, M]: pairs that share an original and are no positives of ``target``, such as a mixed row and its source.
-
-    Under ``identity`` they are negatives, although part of the one is in the other.
-    """
-    return (source_mass(image, text) > 0) & ~(target > 0)
 
 
 def similarity(image: jax.Array, text: jax.Array) -> jax.Array:

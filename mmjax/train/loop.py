@@ -155,8 +155,10 @@ class _Run:
             arrays = self._taken(step, waiting)
             started = time.perf_counter()
             self.progress.note("compiling the training step …")
-            compiled = self.program.compile(self.program.batch_shape(arrays))
-            self.progress.note(f"compiled in {time.perf_counter() - started:.1f} s")
+            shape = self.program.batch_shape(arrays)
+            compiled = self.program.compile(shape)
+            logits = self.program.objective.chosen(len(shape.image_source.ids), len(shape.tokens))
+            self.progress.note(f"compiled in {time.perf_counter() - started:.1f} s; the loss is {logits}")
             meter = _Meter(settings, self.progress, self.writer, waiting, self.skips)
             with jax.transfer_guard("disallow"):
                 while step < settings.steps:

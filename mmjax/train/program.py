@@ -40,7 +40,7 @@ class Program:
             keep_freed_memory()
         check_batch(experiment.batch_size, self.mesh, path="batch_size")
         check_batch(experiment.eval.batch_size, self.mesh, path="eval.batch_size")
-        objective = plugins.make(
+        self.objective = plugins.make(
             "mmjax.objectives",
             "Objective",
             experiment.objective,
@@ -56,7 +56,7 @@ class Program:
         )
         self.step = make_step(
             self.graph,
-            objective=objective,
+            objective=self.objective,
             tx=self.tx,
             schedule=learning_rate(settings, steps=experiment.steps),
             max_logit_scale=experiment.model.max_logit_scale,
