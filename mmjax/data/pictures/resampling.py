@@ -4,7 +4,7 @@
 ``bilinear`` the same with a triangle.
 ``nearest``  for pictures whose values are labels.
 ``fast``     OpenCV, some five times as fast: a side that shrinks much is averaged over its whole pixels, one that
-             shrinks by less is blurred in proportion, the rest is cubic interpolation. Closer to Pillow's bicubic than
+             shrinks by less is blurred in proportion, the rest is cubic interpolation. As close to Pillow's bicubic as
              Pillow's bilinear is.
 
 OpenCV would split one small picture over all cores, which the threads and processes that read pictures already keep
@@ -27,6 +27,7 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 # The blur before cubic interpolation, chosen as the one nearest to Pillow's bicubic on pictures with texture and edges.
 _BLUR_FROM = 1.15  # shrinking by less aliases little
 _BLUR = 0.35  # standard deviation, of a pixel of the result
+_BINOMIAL_FROM = 1.65  # 1 2 1 is then as near, and OpenCV has it in integers, in less than half the time
 _LONGEST = 16  # times the side of the result: resizing the whole of a longer picture, to see a part, is not worth it
 _TOLERANCE = 1e-6  # within which a number that was computed is a whole one
 _AVERAGE_FROM = 2.7  # three taps are too short then; a JPEG has been decoded smaller before that, at ratios up to 4 : 3
@@ -101,7 +102,9 @@ def _fast(
         pixels = cv2.resize(pixels, averaged[::-1], interpolation=cv2.INTER_AREA)
     down, across = (1.0 if span.averaged else span.length / n for span, n in zip(spans, size, strict=True))
     kernel = (3 if across > _BLUR_FROM else 1, 3 if down > _BLUR_FROM else 1)
-    if kernel != (1, 1):
+    if min(across, down) > _BINOMIAL_FROM:
+        pixels = cv2.GaussianBlur(pixels, kernel, 0)
+    elif kernel != (1, 1):
         pixels = cv2.GaussianBlur(pixels, kernel, sigmaX=_BLUR * across, sigmaY=_BLUR * down)
     if not (spans[0].whole and spans[1].whole):
         first = [span.offset + scale / 2 - 0.5 for span, scale in zip(spans, (down, across), strict=True)]
