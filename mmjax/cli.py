@@ -14,6 +14,7 @@ from typing import Any
 from mmjax import __version__, flags
 from mmjax.config import ConfigError
 
+STOPPED_STATUS = "MMJAX_STOPPED_STATUS"
 CACHE = "~/.cache/mmjax/compiled"
 LARGEST_SHEET_BATCH = 1024  # of rows, of which a contact sheet shows a few
 
@@ -41,18 +42,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """Trains to the end, or from the last checkpoint of the folder on."""
-    print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
     _prepare_jax()
     from mmjax.data.sample import DataError
+    from mmjax.parallel import distributed
     from mmjax.train import experiment, loop
 
-    settings = experiment.Experiment.of(experiment.read(options.config, overrides))
     try:
-        loop.train(settings, workdir=options.workdir, overrides=[f"{k}={v}" for k, v in overrides])
+        with distributed.joined(
+            coordinator=options.coordinator,
+            processes=options.processes,
+            process=options.process,
+            shared=(loop.Diverged,),
+        ):
+            if distributed.is_first():
+                print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
+            settings = experiment.Experiment.of(experiment.read(options.config, overrides))
+            outcome = loop.train(settings, workdir=options.workdir, overrides=[f"{k}={v}" for k, v in overrides])
     except (loop.Diverged, DataError) as error:
         print(f"mmjax train: {error}", file=sys.stderr)
         return 1
-    return 0
+    return 0 if outcome.finished else _stopped_status()
 
 
 def evaluate(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
@@ -80,6 +89,22 @@ def inspect(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> in
     facts = inspection.describe(options.workdir, which=flags.which(options.step))
     print(json.dumps(facts, indent=2) if options.json else inspection.table(facts))
     return 0
+
+
+def compile_step(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    """Compiles the training step for a TPU slice that is not there; status 1: it would not fit."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing runs, so it takes no accelerator from what does
+    jax.config.update("jax_enable_compilation_cache", False)  # programs for slices that are not there cannot be kept
+    from mmjax.parallel import aot
+    from mmjax.train import experiment, plan, plan_text
+
+    settings = experiment.Experiment.of(experiment.read(options.config, overrides))
+    make = plan.fit_batch if options.fit == "batch" else plan.of
+    made = make(settings, aot.topology(options.topology))
+    print(json.dumps(made, indent=2) if options.json else plan_text.text(made))
+    return 0 if made["fits"] else 1
 
 
 def bench_step(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
@@ -239,6 +264,14 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _stopped_status() -> int:
+    """The exit status of a run that was asked to stop: 0, or what tells a launcher to start it again."""
+    text = os.environ.get(STOPPED_STATUS, "0")
+    if not (text.isascii() and text.isdigit() and int(text) < 128):
+        raise ConfigError(f"{STOPPED_STATUS}={text}: must be from 0 to 127")
+    return int(text)
+
+
 def _prepare_jax() -> None:
     """Keeps compiled programs between runs: most of a small run's start-up is compilation."""
     import logging
@@ -256,6 +289,7 @@ COMMANDS: dict[str, flags.Run] = {
     "eval": evaluate,
     "inspect": inspect,
     "compare": compare,
+    "compile": compile_step,
     "bench step": bench_step,
     "data prepare": data_prepare,
     "data inspect": data_inspect,

@@ -26,6 +26,12 @@ def parser(run: Mapping[str, Run]) -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_config(command)
     command.add_argument("--workdir", required=True, metavar="DIR", help="the run folder; made if it is not there")
+    processes = command.add_argument_group(
+        "several processes", "Needless where Slurm, Open MPI, a TPU pod or a file of launch/ starts them."
+    )
+    processes.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process (or MMJAX_COORDINATOR)")
+    processes.add_argument("--processes", type=int, metavar="N", help="how many (or MMJAX_PROCESSES)")
+    processes.add_argument("--process", type=int, metavar="I", help="which of them, from 0 (or MMJAX_PROCESS)")
 
     command = _command(
         commands, "eval", run["eval"], "measure a checkpoint",
@@ -59,6 +65,19 @@ def parser(run: Mapping[str, Run]) -> argparse.ArgumentParser:
         "--metrics", default="test/rsum,test/pairwise/replace_shape,test/pairwise/replace_relation", metavar="A,B",
         help="the final metrics to compare (default: %(default)s)",
     )  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = _command(
+        commands, "compile", run["compile"], "plan training on a TPU slice that is not there",
+        "Compiles the step that training would run for a slice of TPU chips and prints its memory against theirs, its "
+        "arithmetic and collectives, and the step time that follows from the chips' published figures. Needs libtpu "
+        "(pip install 'mmjax[aot]'), no TPU and no data. The status is 1 where the step does not fit.",
+    )  # fmt: skip
+    _add_config(command)
+    command.add_argument(
+        "--topology", required=True, metavar="CHIP:AxB", help="the slice: v5e:16x16, v6e:4x4, v4:2x2x2, v5p:4x4x8, …"
+    )
+    command.add_argument("--fit", choices=["batch"], help="find the largest global batch that fits; compiles it often")
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = commands.add_parser("bench", help="measure speed and memory", description="Measures speed and memory.")

@@ -1,0 +1,46 @@
+"""FLOPs that a computation needs, counted in its trace: whatever compiler, devices and repetitions make of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def products(jaxpr: Any) -> float:
+    """FLOPs of all matrix products and convolutions, two a multiply-add, over all devices; loops by their length.
+
+    Of branches the dearest counts, and a loop whose length is not known counts once.
+    """
+    total = 0.0
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * math.prod(left[i] for i in contracted)
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+            # A gradient by a strided input reads zeros between its rows.
+            spread = math.prod(params["lhs_dilation"])
+            total += 2 * equation.outvars[0].aval.size * kernel.size / features / spread
+        elif name == "cond":
+            total += max(products(branch) for branch in params["branches"])
+        else:
+            total += _times(name, params) * sum(products(inner) for inner in _inner(name, params))
+    return total
+
+
+def _inner(name: str, params: dict[str, Any]) -> list[Any]:
+    if name == "while":
+        return [params["body_jaxpr"]]
+    return [value for value in params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
+
+
+def _times(name: str, params: dict[str, Any]) -> int:
+    if name == "scan":
+        return params["length"]
+    if name == "shard_map":  # its inner shapes are one device's
+        manual = next(axes for key, axes in params.items() if key.endswith("manual_axes"))
+        return math.prod(params["mesh"].shape[axis] for axis in manual)
+    return 1

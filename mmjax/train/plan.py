@@ -1,0 +1,214 @@
+"""From an experiment to its compiled step on a TPU slice that is not there, and what it will need and take."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+
+from mmjax.config import ConfigError
+from mmjax.parallel import aot, costs
+from mmjax.parallel.aot import Topology
+from mmjax.parallel.hlo import Module
+from mmjax.parallel.mesh import make_mesh
+from mmjax.parallel.sharding import batch_shardings
+from mmjax.train.dataless import batch_shapes, settled
+from mmjax.train.experiment import Experiment
+from mmjax.train.model_flops import products
+from mmjax.train.program import Program, with_shardings
+
+Plan = dict[str, Any]
+
+
+def of(experiment: Experiment, topology: Topology) -> Plan:
+    """All figures of one compilation (``text`` says what they are); where the step does not fit, those of its size."""
+    experiment, notes = settled(experiment, devices=len(topology.devices))
+    program = Program(experiment, devices=topology.devices)
+    batch = batch_shapes(experiment)
+    batch = with_shardings(batch, batch_shardings(batch, program.mesh))
+    devices = program.mesh.size
+    before = time.perf_counter()
+    lowered = program.lower(batch)
+    state, rows = (_bytes_a_device(tree) for tree in (program.state, batch))
+    plan: Plan = {
+        "topology": topology.name,
+        "chips": devices // topology.chip.devices,
+        "devices": devices,
+        "mesh": dict(program.mesh.shape),
+        "batch_size": experiment.batch_size,
+        "batch_size_a_device": experiment.batch_size // devices,
+        "precision": experiment.precision,
+        "remat": experiment.model.remat,
+        "state_bytes": state,
+        "batch_bytes": rows,
+        "hbm_bytes": topology.device.hbm,
+        "usable_bytes": topology.device.usable,
+        "notes": notes,
+    }
+    try:
+        compiled = aot.compile_for_slice(lowered)
+    except aot.TooLarge as error:
+        seconds = time.perf_counter() - before
+        advice = helps(experiment, plan, needed=error.needed)
+        return plan | {"fits": False, "needed_bytes": error.needed, "helps": advice, "compile_seconds": seconds}
+    plan["compile_seconds"] = time.perf_counter() - before
+    memory: Any = compiled.memory_analysis()
+    plan["memory"] = {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "output": memory.output_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+    }
+    parts = plan["memory"]
+    plan["needed_bytes"] = sum(parts.values()) - 2 * parts["aliased"]
+    plan["fits"] = plan["needed_bytes"] <= topology.device.usable
+    if not plan["fits"]:
+        plan["helps"] = helps(experiment, plan, needed=plan["needed_bytes"])
+    plan["model_flops"] = model_flops(experiment, topology) / devices
+    try:
+        module = Module(str(compiled.as_text()))
+    except jax.errors.JaxRuntimeError as error:  # the newest chips' programs have forms that only libtpu itself knows
+        notes.append(f"this jaxlib cannot read the compiled program, so its work is not known: {error}".splitlines()[0])
+        return plan
+    reported = compiled.cost_analysis() or {}
+    plan |= {
+        "flops": costs.flops(module),
+        "bytes": costs.memory_bytes(module),
+        "reported": {"flops": reported.get("flops"), "bytes": reported.get("bytes accessed")},
+        "unknown_loops": module.unknown_loops,
+        "collectives": _collectives(module, topology, program),
+    }
+    return plan | {"roofline": roofline(plan, topology)}
+
+
+def model_flops(experiment: Experiment, topology: Topology) -> float:
+    """Of a step over all devices, with nothing computed twice."""
+    plain = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat="none"))
+    program = Program(plain, devices=topology.devices)
+    return products(jax.make_jaxpr(program.step)(program.state, batch_shapes(plain)))
+
+
+def roofline(plan: Plan, topology: Topology) -> dict[str, Any]:
+    """The step time that the slowest of arithmetic, memory and links alone would take, and the MFU that follows."""
+    chip = topology.device
+    times = {
+        "compute": plan["flops"] / chip.bf16,
+        "memory": plan["bytes"] / chip.hbm_bandwidth,
+        "collectives": sum(row["seconds"] for row in plan["collectives"]),
+    }
+    bound = max(times, key=lambda name: times[name])
+    step = times[bound]
+    return {
+        "seconds": times,
+        "bound": bound,
+        "step_seconds": step,
+        "mfu": plan["model_flops"] / (step * chip.bf16),
+        "examples_per_second": plan["batch_size"] / step,
+    }
+
+
+def _collectives(module: Module, topology: Topology, program: Program) -> list[dict[str, Any]]:
+    order = list(program.mesh.devices.flat)
+    found = costs.collectives(module, devices=len(order))
+    return [
+        {
+            "kind": kind,
+            "axes": over,
+            "executions": sum(one.times for one in same),
+            "bytes": sum(one.times * one.bytes for one in same),
+            "sent_bytes": sum(one.times * one.sent for one in same),
+            "seconds": sum(topology.seconds(one, order) for one in same),
+        }
+        for kind, over, same in costs.by_kind(found, dict(program.mesh.shape))
+    ]
+
+
+def _bytes_a_device(tree: Any) -> int:
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def helps(experiment: Experiment, plan: Plan, *, needed: float) -> list[str]:
+    """What would make a plan that does not fit smaller, the cheapest first."""
+    usable, state = plan["usable_bytes"], plan["state_bytes"]
+    found = []
+    if experiment.precision == "float32":
+        found.append("precision=bfloat16: halves what is kept of the towers")
+    texts = plan["batch_size"] * (experiment.data.captions_per_image + experiment.data.negatives_per_image)
+    matrix = 4 * plan["batch_size"] * texts / plan["devices"]
+    if experiment.objective.get("impl") == "dense" and matrix > 0.05 * usable:
+        found.append(f"objective.impl=ring: the loss alone holds {matrix / 2**30:.1f} GiB for a matrix of logits")
+    if experiment.model.remat != "full":
+        found.append("model.remat=full: keeps the blocks' inputs alone, for a third more arithmetic")
+    if plan["mesh"].get("fsdp", 1) < plan["devices"] and state > 0.1 * usable:
+        found.append(f"mesh.fsdp={_more(plan)}: splits parameters and moments, {state / 2**30:.1f} GiB a device now")
+    if needed > state and usable > state:
+        each = math.floor(plan["batch_size_a_device"] * (usable - state) / (needed - state))
+        if each >= 1:
+            found.append(f"batch_size={each * plan['devices']}: about what fits, or more devices")
+    return found
+
+
+def _more(plan: Plan) -> int:
+    """A few times more shards than there are."""
+    now = plan["mesh"].get("fsdp", 1)
+    return next((now * factor for factor in (8, 4, 2) if plan["devices"] % (now * factor) == 0), plan["devices"])
+
+
+def fit_batch(experiment: Experiment, topology: Topology, *, compilations: int = 6) -> Plan:
+    """The plan of the largest global batch that fits, as near as so many compilations come; ``tried`` is all of them.
+
+    Memory grows almost as a line in the batch: through two of its points the next guess is drawn, and every guess is
+    compiled. A guess that goes wrong narrows the bracket, which is at least cut in half.
+    """
+    devices = make_mesh(experiment.mesh, devices=topology.devices).size
+    tried: dict[int, Plan] = {}
+    each = max(experiment.batch_size // devices, 1)
+    while len(tried) < compilations:
+        tried[each] = of(dataclasses.replace(experiment, batch_size=each * devices), topology)
+        guess = next_guess(
+            {size: (plan["fits"], plan["needed_bytes"]) for size, plan in tried.items()},
+            fixed=tried[each]["state_bytes"],
+            usable=topology.device.usable,
+        )
+        if guess is None:
+            break
+        each = guess
+    fitting = [size for size, plan in tried.items() if plan["fits"]]
+    if not fitting:
+        raise ConfigError(
+            f"--fit=batch: not even batch_size={min(tried) * devices} fits on {topology.name}; split the state over "
+            "more devices with mesh.fsdp, or take larger chips"
+        )
+    history = [
+        {"batch_size": size * devices, "fits": plan["fits"], "needed_bytes": plan["needed_bytes"]}
+        for size, plan in sorted(tried.items())
+    ]
+    return tried[max(fitting)] | {"tried": history}
+
+
+def next_guess(tried: dict[int, tuple[bool, float]], *, fixed: float, usable: float) -> int | None:
+    """The batch a device to try next, from what others needed; None where no better one is left to find.
+
+    ``fixed`` bytes are needed by any. A fiftieth more batch is not worth a compilation.
+    """
+    points = sorted({0: fixed, **{size: needed for size, (_, needed) in tried.items()}}.items())
+    low = max((size for size, (fits, _) in tried.items() if fits), default=0)
+    high = min((size for size, (fits, _) in tried.items() if not fits), default=None)
+    worth = max(1, low // 50)
+    if high is not None and high - low <= worth:
+        return None
+    near = sorted(sorted(points, key=lambda point: abs(point[1] - usable))[:2])
+    (left, below), (right, above) = near
+    slope = (above - below) / (right - left)
+    guess = math.floor(left + (usable - below) / slope) if slope > 0 else 2 * right
+    if high is None:
+        return guess if guess > low + worth else None
+    if 0 < low <= guess <= low + worth:  # the line says that this one is it
+        return None
+    if not low < guess < high:
+        guess = (low + high) // 2
+    return guess
