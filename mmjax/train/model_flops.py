@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
+
+import jax
+
+from mmjax.train.experiment import Experiment
+from mmjax.train.program import Program
+from mmjax.types import Batch
+
+
+def of_step(experiment: Experiment, batch: Batch, *, devices: Sequence[jax.Device] | None = None) -> float:
+    """Of one training step over all ``devices``, with nothing computed twice; ``batch`` may be shapes alone."""
+    plain = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat="none"))
+    program = Program(plain, devices=devices)
+    return products(jax.make_jaxpr(program.step)(program.state, batch))
 
 
 def products(jaxpr: Any) -> float:

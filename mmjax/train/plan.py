@@ -17,7 +17,7 @@ from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.sharding import batch_shardings
 from mmjax.train.dataless import batch_shapes, settled
 from mmjax.train.experiment import Experiment
-from mmjax.train.model_flops import products
+from mmjax.train.model_flops import of_step
 from mmjax.train.program import Program, with_shardings
 
 Plan = dict[str, Any]
@@ -68,7 +68,7 @@ def of(experiment: Experiment, topology: Topology) -> Plan:
     plan["fits"] = plan["needed_bytes"] <= topology.device.usable
     if not plan["fits"]:
         plan["helps"] = helps(experiment, plan, needed=plan["needed_bytes"])
-    plan["model_flops"] = model_flops(experiment, topology) / devices
+    plan["model_flops"] = of_step(experiment, batch_shapes(experiment), devices=topology.devices) / devices
     try:
         module = Module(str(compiled.as_text()))
     except jax.errors.JaxRuntimeError as error:  # the newest chips' programs have forms that only libtpu itself knows
@@ -83,13 +83,6 @@ def of(experiment: Experiment, topology: Topology) -> Plan:
         "collectives": _collectives(module, topology, program),
     }
     return plan | {"roofline": roofline(plan, topology)}
-
-
-def model_flops(experiment: Experiment, topology: Topology) -> float:
-    """Of a step over all devices, with nothing computed twice."""
-    plain = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat="none"))
-    program = Program(plain, devices=topology.devices)
-    return products(jax.make_jaxpr(program.step)(program.state, batch_shapes(plain)))
 
 
 def roofline(plan: Plan, topology: Topology) -> dict[str, Any]:

@@ -39,16 +39,19 @@ def start(tmp_path):
     def start(*words, **environment):
         given = {k: v for k, v in os.environ.items() if k not in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS", "MMJAX")}
         given |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(temporary), **environment}
-        process = subprocess.Popen(
-            [SCRIPT, *words], env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        # A shell that runs the tests in the background has them ignore Ctrl-C, and what is ignored cannot be trapped.
+        command = ["env", "--default-signal=INT", SCRIPT, *words]
+        process = subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         started.append(process)
         return process
 
     yield start
     for process in started:
-        process.kill()
-        process.communicate()
+        for _ in range(2):  # the second request ends all that the script has started; a kill would leave them behind
+            if process.poll() is None:
+                process.terminate()
+                time.sleep(0.2)
+        process.communicate(timeout=30)
     assert not list(temporary.iterdir())
 
 

@@ -311,11 +311,8 @@ class TestRealTopologies:
         more = self.command(tmp_path, *words, "--config.augment=(('lemda', {}),)")
         assert more["model_flops"] > plain["model_flops"]
 
-    def test_a_batch_too_large_is_refused_and_one_that_fits_is_found(self, tmp_path):
+    def test_a_batch_too_large_is_refused(self, tmp_path):
         words = ["--topology=v5e:2x2", "--config.batch_size=262144", "--config.objective.impl=dense"]
-        refused = self.command(tmp_path, *words)
-        assert not refused["fits"] and refused["needed_bytes"] > refused["usable_bytes"] and refused["helps"]
-        found = self.command(tmp_path, *words, "--fit=batch")
-        assert found["fits"] and found["batch_size"] < 262144
-        above = min(row["batch_size"] for row in found["tried"] if not row["fits"])
-        assert above <= 1.3 * found["batch_size"]
+        made = self.command(tmp_path, *words)
+        assert not made["fits"] and made["needed_bytes"] > made["usable_bytes"]
+        assert any(line.startswith("objective.impl=ring") for line in made["helps"])
