@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import time
@@ -140,10 +141,12 @@ def test_on_a_terminal_the_first_keeps_it_for_its_live_line(tmp_path):
     ours, its = pty.openpty()
     given = os.environ | {"MMJAX": str(tmp_path / "mmjax"), "TMPDIR": str(tmp_path)}
     subprocess.run([SCRIPT, "-n", "2", "-d", "cpu", "--", "looks"], env=given, stdout=its, stderr=its, check=True)
-    said = os.read(ours, 65536).decode().replace("\r\n", "\n").splitlines()
+    wanted, said, deadline = {"a terminal", "[1] no terminal", "[0] a complaint", "[1] a complaint"}, "", 10
+    while not wanted <= set(said.splitlines()) and select.select([ours], [], [], deadline)[0]:
+        said += os.read(ours, 65536).decode().replace("\r\n", "\n")
     os.close(ours)
     os.close(its)
-    assert {"a terminal", "[1] no terminal", "[0] a complaint", "[1] a complaint"} <= set(said)
+    assert wanted <= set(said.splitlines())
 
 
 def test_a_missing_command_is_said(start):

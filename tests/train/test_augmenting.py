@@ -28,8 +28,8 @@ from support.training import assembled, trained
 def config(tmp_path):
     path = tmp_path / "config.py"
     path.write_text(
-        "from mmjax.config import augmentations\nfrom support import tiny\n"
-        "def get_config(arg=''):\n    return tiny.sections(augment=augmentations(arg or 'none'))\n"
+        "from mmjax.config import entries\nfrom support import tiny\n"
+        "def get_config(arg=''):\n    return tiny.sections(augment=entries(arg or 'none'))\n"
     )
     return str(path)
 
