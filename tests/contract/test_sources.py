@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmjax import plugins
+from mmjax.config import ConfigError
 from mmjax.data import pictures, tokenizer
 from mmjax.data.chain import Chain
 from mmjax.data.opening import open_source
@@ -137,3 +138,33 @@ def test_a_mixture_takes_prepared_data_whose_ids_have_gaps(sections, tmp_path):
         part = {"name": name, "path": str(path)}
         mixed = open_source({"name": "mix", "sources": (part, part)}, split="train")
         assert sorted(mixed[i]["id"] for i in range(8)) == [6, 7, 8, 9, 16, 17, 18, 19]
+
+
+def test_prepared_data_is_selected_by_a_score(sections, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMJAX_CACHE", str(tmp_path / "cache"))
+
+    class Scored:
+        group, modalities = 1, ("image",)
+
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            example = {"id": index, "key": f"k{index:02d}", "image": formats.examples()[0][1], "captions": ["a"]}
+            return example | {"score": (index * 5 % 12) / 4}
+
+    target = Folder(tmp_path, name="scored", version="1.0.0", split="train")
+    prepare(Scored(), target, asked={}, reencoding=Reencoding(), shards=2, note=lambda _: None)
+    best = sorted(range(12), key=lambda i: -(i * 5 % 12))[:3]
+    for name, path in (("tfds", target.path), ("arrayrecord", target.path / "scored-train.array_record*")):
+        for _ in range(2):  # built, then from the index
+            section = {"name": name, "path": str(path), "selection": {"score": "score", "top": 0.25}}
+            source = open_source(section, split="train")
+            assert sorted(source[i]["id"] for i in range(len(source))) == sorted(best)
+        assert open_source({"name": name, "path": str(path)}, split="train").column("key").tolist() == [
+            f"k{i:02d}" for i in range(12)
+        ]
+    parts = [open_source({"name": "tfds", "path": str(target.path)}, split=f"train[{half}]") for half in (":6", "6:")]
+    assert [part.column("id").tolist() for part in parts] == [list(range(6)), list(range(6, 12))]
+    with pytest.raises(ConfigError, match=r"'scor'.*score"):
+        parts[0].column("scor")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.config import ConfigError, nearest
+from mmjax.data.files import scanned
 from mmjax.data.files.rows import as_text
 from mmjax.data.files.tabular import CAPTIONS
 from mmjax.data.sample import Example, Unreadable
@@ -16,6 +17,7 @@ from mmjax.data.text import Norm, captions_of
 OURS = ("id", "key", "captions")  # the features that prepared data sets have
 MODALITIES = ("image", "depth", "thermal")
 ID_LIMIT = 1 << 31
+_THREADS = 4
 
 _KEYS = ("key", "image/filename", "file_name", "filename", "__key__")
 _CAPTIONS = ("captions", "caption", *(name for name in CAPTIONS if name not in ("captions", "caption")))
@@ -89,6 +91,21 @@ def example(
         raise Unreadable(error.reason, error.detail, key=error.key or place) from None
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise Unreadable("bad row", f"unexpected features: {error}", key=place) from None
+
+
+def column(source: Any, name: str, *, paths: Sequence[str], part: str) -> np.ndarray:
+    """A field of all examples of a source of records, which is this ``part`` of the files."""
+
+    def value(place: int) -> Any:
+        try:
+            return source[place].get(name)
+        except Unreadable:  # counted when the example itself is read
+            return None
+
+    kind = f"record column {name} {part} {len(source)}"
+    return scanned.column(
+        kind, paths, len(source), value, name=name, threads=_THREADS, known=lambda: nearest(name, source[0])
+    )
 
 
 def _example(values: Mapping[str, Any], role: Roles, number: int, place: str, norm: Norm, most: int | None) -> Example:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from mmjax.config import ConfigError, choose
 from mmjax.data.files import featured, records, storage, tfexample
 from mmjax.data.files.references import inside
@@ -90,6 +92,13 @@ class Source:
             raise Unreadable(error.reason, error.detail, key=place) from None
         values |= {name: _single(value) for name, value in values.items() if name in self._roles.fields}
         return featured.example(values, self._roles, number=index, place=place, norm=self._norm, most=self._most)
+
+    def column(self, name: str) -> np.ndarray:
+        """``key``, ``id``, ``label`` or a further field of all examples; reads all records, once.
+
+        Numbers are nan, and texts empty, where an example has none or cannot be read.
+        """
+        return featured.column(self, name, paths=self._files.paths, part="")
 
     def _first(self) -> dict[str, Any]:
         failure: Unreadable | None = None

@@ -70,7 +70,8 @@ class Source:
             features = info.features
         except Exception as error:  # a damaged description can fail in any way
             raise ConfigError(f"path={path!r}: {folder} is damaged ({_line(error)}); prepare it again") from None
-        self._open(split, dict(splits or {}).get(split, split), info, folder)
+        self._wanted = dict(splits or {}).get(split, split)
+        self._open(split, self._wanted, info, folder)
         flat = dict(_flat(features, tfds))
         labels = [name for name, feature in flat.items() if isinstance(feature, tfds.features.ClassLabel)]
         if label_key is None and labels:
@@ -118,6 +119,13 @@ class Source:
         except Exception as error:  # TFDS decodes what a damaged record holds, and fails as that happens to
             raise Unreadable("bad row", _line(error), key=place) from None
         return featured.example(values, self._roles, number=index, place=place, norm=self._norm, most=self._most)
+
+    def column(self, name: str) -> np.ndarray:
+        """``key``, ``id``, ``label`` or a further field of all examples; reads all records, once.
+
+        Numbers are nan, and texts empty, where an example has none or cannot be read.
+        """
+        return featured.column(self, name, paths=self._files.paths, part=self._wanted)
 
     def _open(self, split: str, wanted: str, info: Any, folder: str) -> None:
         kind = info.file_format.value

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import posixpath
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from mmjax.config import ConfigError, nearest
-from mmjax.data.files import classes, index, shard_paths, shards
+from mmjax.data.files import classes, scanned, shard_paths, shards
 from mmjax.data.files.references import inside
 from mmjax.data.files.shards import Shard
 from mmjax.data.sample import Example, Reason, Unreadable
@@ -127,8 +126,15 @@ class Source:
         if name == "key":
             return np.array([self._samples.key(place) for place in range(len(self))])
         # A part of what follows is which samples there are, and that depends on the options.
-        kind = f"tar column {name} {self._samples.digest()}"
-        return index.cached(kind, self._paths, lambda: {"column": self._column(name)})["column"]
+        return scanned.column(
+            f"tar column {name} {self._samples.digest()}",
+            self._paths,
+            len(self),
+            lambda place: self._record(place).get(name),
+            name=name,
+            threads=shards.threads(self._paths),
+            known=lambda: nearest(name, self._record(0)),
+        )
 
     def _example(self, place: int, key: str) -> Example:
         samples = self._samples
@@ -185,22 +191,6 @@ class Source:
         if found.tear:
             self.skipped.append((path, "torn archive", found.tear))
         return shard.choose(usable)
-
-    def _column(self, name: str) -> np.ndarray:
-        def values(start: int) -> list[Any]:
-            return [self._record(place).get(name) for place in range(start, min(start + _CHUNK, len(self)))]
-
-        with ThreadPoolExecutor(shards.threads(self._paths)) as pool:
-            found = [value for chunk in pool.map(values, range(0, len(self), _CHUNK)) for value in chunk]
-        known = [value for value in found if value is not None]
-        if known and all(isinstance(value, (int, float)) for value in known):
-            return np.array([np.nan if value is None else float(value) for value in found])
-        if known and all(isinstance(value, str) for value in known):
-            return np.array(["" if value is None else value.replace("\0", "") for value in found])
-        if not known:
-            way_out = nearest(name, self._record(0))
-            raise ConfigError(f"column {name!r}: no sample's json has this field; {way_out}")
-        raise ConfigError(f"column {name!r}: the json's values are neither all numbers nor all texts; choose another")
 
     def _record(self, place: int) -> dict[str, Any]:
         if not self._samples.has(_JSON, place):
