@@ -32,6 +32,7 @@ def test_variants_from_words():
         compare.variants("configs/scenes.py", [], augment=[], extra=["wrong:stepz=60"])
 
 
+@pytest.mark.slow
 def test_paired_differences_of_a_whole_comparison(tmp_path):
     words = (
         "compare", f"--config={command.config_file(tmp_path)}", f"--workdir={tmp_path / 'runs'}", "--seeds=2",
