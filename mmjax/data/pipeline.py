@@ -145,8 +145,7 @@ class Batches:
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         start = step * self._batch_size
-        places = self._order.places(start, start + self._batch_size)
-        draws = self._draws(step)
+        places, draws = self._places(start), self._draws(step)
         count = len(self._needed)
         images = {name: np.empty((count, *shape), np.uint8) for name, shape in self._shapes.items()}
         samples: list[Sample | None] = [None] * count
@@ -154,9 +153,8 @@ class Batches:
 
         def make(chunk: range) -> None:
             for at in chunk:
-                row = self._needed[at]
-                place = places[row]
-                sample, skipped[at] = self._reader.sample(start + row, place, draws[row], part=self._order.part(place))
+                row, place = self._needed[at], places[at]
+                sample, skipped[at] = self._reader.sample(start + row, place, draws[at], part=self._order.part(place))
                 for name, shape in self._shapes.items():
                     images[name][at] = _checked(sample, name, shape)
                 sample.images = {}
@@ -226,10 +224,18 @@ class Batches:
                 f"{group}; use {near}"
             )
 
+    def _places(self, start: int) -> list[int]:
+        """Where in the source the needed rows are: this process's, and those of others that they are combined with."""
+        own = self._order.places(start + self._rows.start, start + self._rows.stop)
+        return [
+            own[row - self._rows.start] if row in self._rows else self._order.places(start + row, start + row + 1)[0]
+            for row in self._needed
+        ]
+
     def _draws(self, step: int) -> list[list[float]]:
-        """For each row of the global batch, one uniform number for each of its texts."""
+        """For each needed row, one uniform number for each of its texts."""
         random = np.random.default_rng((self._seed, _CHOICES, step))
-        return random.random((self._batch_size, self._caption_rows + self._negative_rows)).tolist()
+        return random.random((self._batch_size, self._caption_rows + self._negative_rows))[self._needed].tolist()
 
     def _assemble(self, samples: list[Sample], images: dict[str, np.ndarray]) -> Rows:
         texts: list[str | None] = []
