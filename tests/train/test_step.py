@@ -28,7 +28,7 @@ def curve(experiment, *, devices, steps):
 MESHES = [(1, 1, 1), (2, 2, 1), (8, 8, 1), (8, 1, 8), (8, 2, 4)]
 
 
-@pytest.mark.parametrize("objective", ["contrastive", "sigmoid"])
+@pytest.mark.parametrize("objective", ["contrastive", pytest.param("sigmoid", marks=pytest.mark.slow)])
 def test_losses_and_parameters_are_the_same_on_every_mesh(objective, monkeypatch):
     monkeypatch.setattr("mmjax.parallel.sharding.FSDP_MIN_SIZE", 1)
     bias = {"model__init_logit_bias": -10.0} if objective == "sigmoid" else {}
