@@ -18,7 +18,7 @@ from mmjax.config import ConfigError
 Arrangement = Literal["shuffled", "stored"]
 
 _STREAM = 0  # of random numbers
-_LARGEST_TABLE = 1 << 20  # a permutation of as many is 8 MB, and made in some 20 ms
+_LARGEST_TABLE = 1 << 20  # a permutation of as many is 4 MB, and made in some 20 ms
 _TURN = 1 << 32
 _GOLDEN = 0x9E3779B1  # _TURN by the golden ratio, odd: its multiples fill the circle most evenly
 
@@ -130,7 +130,7 @@ class Order:
         epochs = draws // size
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            units[here] = _permuted(size, self._seed, part, epoch, self._window, tuple((draws[here] % size).tolist()))
+            units[here] = _permuted(size, self._seed, part, epoch, self._window, draws[here] % size)
         return self._first[part] + units * self._group
 
 
@@ -159,24 +159,26 @@ def floor_sum(n: int, m: int, a: int, b: int) -> int:
     return total
 
 
-def _permuted(size: int, seed: int, part: int, epoch: int, window: int, positions: tuple[int, ...]) -> np.ndarray:
+def _permuted(size: int, seed: int, part: int, epoch: int, window: int, positions: np.ndarray) -> np.ndarray:
     """What stands at ``positions`` of one epoch's order."""
     units = _raw(size, seed, part, epoch, positions)
     if window and epoch:
         swaps = _swaps(size, seed, part, epoch, window)
         if swaps:
-            units = [swaps.get(position, unit) for position, unit in zip(positions, units, strict=True)]
-    return np.asarray(units, np.int64)
+            pairs = zip(positions.tolist(), units.tolist(), strict=True)
+            return np.array([swaps.get(position, unit) for position, unit in pairs], np.int64)
+    return units
 
 
-def _raw(size: int, seed: int, part: int, epoch: int, positions: Sequence[int]) -> list[int]:
+def _raw(size: int, seed: int, part: int, epoch: int, positions: np.ndarray) -> np.ndarray:
     if size <= _LARGEST_TABLE:
-        return _table(size, seed, part, epoch)[list(positions)].tolist()
+        return _table(size, seed, part, epoch)[positions]
     # In constant memory, but some microseconds each, and hundreds where the size is small.
     from grain.experimental import index_shuffle
 
     key = int(np.random.SeedSequence(_stream(seed, part, epoch)).generate_state(1)[0])
-    return [index_shuffle(i, max_index=size - 1, seed=key, rounds=4) for i in positions]
+    shuffled = [index_shuffle(i, max_index=size - 1, seed=key, rounds=4) for i in positions.tolist()]
+    return np.array(shuffled, np.int64)
 
 
 @functools.lru_cache(maxsize=64)
@@ -195,17 +197,13 @@ def _swaps(size: int, seed: int, part: int, epoch: int, window: int) -> dict[int
     What collides changes places with something from the middle, so every order still has each unit once and keeps its
     own last ``window``, which the next epoch looks at.
     """
-    last = set(_raw(size, seed, part, epoch - 1, range(size - window, size)))
-    begin = _raw(size, seed, part, epoch, range(window))
+    last = set(_raw(size, seed, part, epoch - 1, np.arange(size - window, size)).tolist())
+    # The next window is enough: what of it is in ``last``, and may not take a place, does not collide before it.
+    begin = _raw(size, seed, part, epoch, np.arange(2 * window)).tolist()
+    free = (position for position in range(window, 2 * window) if begin[position] not in last)
     swaps: dict[int, int] = {}
-    free = window
-    for position, unit in enumerate(begin):
-        if unit not in last:
-            continue
-        other = _raw(size, seed, part, epoch, [free])[0]
-        while other in last:
-            free += 1
-            other = _raw(size, seed, part, epoch, [free])[0]
-        swaps[position], swaps[free] = other, unit
-        free += 1
+    for position, unit in enumerate(begin[:window]):
+        if unit in last:
+            other = next(free)
+            swaps[position], swaps[other] = begin[other], unit
     return swaps

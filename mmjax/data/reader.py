@@ -57,10 +57,13 @@ class Reader:
         error: Unreadable | None = None
         for place in range(min(_TRIES, len(self._source))):
             try:
-                sample = self._made(self._source[place], 0, [0.0] * (self._caption_rows + self._negative_rows))
+                example = self._source[place]
+                sample = self._made(example, 0, [0.0] * (self._caption_rows + self._negative_rows))
             except Unreadable as found:
                 error = found
                 continue
+            if self._negative_rows and "negatives" not in example:
+                raise ConfigError(f"negatives_per_image={self._negative_rows}: the source supplies no negatives; use 0")
             if not sample.images:
                 raise ConfigError(
                     "the source's examples have no images: a modality is an array of uint8[H, W, channels] or an "
@@ -84,7 +87,7 @@ class Reader:
                 return self._made(example, number, draws), skipped
             except Unreadable as error:
                 skipped.append((error.key or key, error.reason, error.detail))
-            place = int(np.random.default_rng((self._seed, _STREAM, number, attempt)).choice(part))
+            place = int(np.random.default_rng((self._seed, _STREAM, number, attempt)).integers(part.start, part.stop))
         last = ": ".join(filter(None, skipped[-1]))
         raise DataError(f"{_TRIES} examples drawn one after the other cannot be used; the last one: {last}")
 
@@ -95,15 +98,10 @@ class Reader:
         else:
             sample.captions = different(sample.captions, draws[: self._caption_rows], sample.weights)
         sample = self._chain.viewed(sample, example, number=number)
-        sample.fields = {"negatives": self._negatives(sample, draws)}
+        # Of a mixture, or a table, not every example has some; its rows are padding then.
+        false = [text for _, _, text in sample.fields.get("negatives", ())] if self._negative_rows else []
+        sample.fields = {"negatives": different(false, draws[self._caption_rows :])}
         return sample
-
-    def _negatives(self, sample: Sample, draws: list[float]) -> list[str]:
-        if not self._negative_rows:
-            return []
-        if "negatives" not in sample.fields:
-            raise ConfigError(f"negatives_per_image={self._negative_rows}: the source supplies no negatives; use 0")
-        return different([false for _, _, false in sample.fields["negatives"]], draws[self._caption_rows :])
 
 
 def different(pool: Sequence[str], draws: list[float], weights: Sequence[float] | None = None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Literal
 
@@ -18,7 +19,7 @@ DENSE_PAIRS = 2**22
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Base:
+class Base(abc.ABC):
     """An objective; ``Objective`` of a module derives from it.
 
     ``impl`` says how the matrix of logits is held, with the same value and gradients:
@@ -46,6 +47,7 @@ class Base:
                 f"objective.chunk={self.chunk}: a tile has at least one row; leave it out for the default"
             )
 
+    @abc.abstractmethod
     def __call__(
         self,
         image: jax.Array,  # f32[N, D], unit rows
@@ -57,7 +59,6 @@ class Base:
         bias: jax.Array | None = None,
     ) -> tuple[jax.Array, Metrics]:
         """The loss f32[] and metrics, which have no gradient."""
-        raise NotImplementedError
 
     def chosen(self, n: int, m: int, shards: int | None = None) -> Literal["dense", "chunked", "ring"]:
         """What ``impl`` comes to for ``n`` images and ``m`` texts over ``shards`` devices (None: those of ``rows``)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,10 @@ def open_source(data: DataConfig, split: str) -> Any:
 def open_view(experiment: Experiment, split: str) -> Any:
     """The source of one split with its pictures as evaluation sees them."""
     source = open_source(experiment.data, split)
-    if not is_encoded(source) and experiment.data.preprocess is None:
-        return source
+    if experiment.data.preprocess is None and not is_encoded(source):
+        size = experiment.model.vision_cfg.image_size
+        if all(source[0][name].shape[:2] == (size, size) for name in experiment.data.modalities):
+            return source
     return Viewed(source, evaluation_chain(experiment))
 
 
@@ -59,19 +61,27 @@ def evaluation_chain(experiment: Experiment) -> Chain:
 
 def training_chain(experiment: Experiment, source: Any, tokens: Tokenizer) -> Chain:
     """What training does to examples and rows; pictures are cropped at random where nothing else crops them."""
-    data, seed = experiment.data, experiment.seed
-    given: dict[str, Any] = {
-        "image_size": experiment.model.vision_cfg.image_size,
-        "modalities": data.modalities,
-        "frame": Frame(tokens.bos_id, tokens.eos_id, tokens.pad_id, tokens.vocab_size, tokens.context_length),
-        "seed": seed,
-    }
-    chain = Chain(data.transforms, **given)
-    if chain.geometry is not None or not is_encoded(source):
-        return chain
-    captions = [entry for entry in data.transforms if chain.stage_of(entry[0]) == "captions"]
-    others = [entry for entry in data.transforms if entry not in captions]
-    return Chain((*captions, ("random_resized_crop", {}), *others), **given)
+    return Chain(
+        _transforms(experiment.data, source),
+        image_size=experiment.model.vision_cfg.image_size,
+        modalities=experiment.data.modalities,
+        frame=Frame(tokens.bos_id, tokens.eos_id, tokens.pad_id, tokens.vocab_size, tokens.context_length),
+        seed=experiment.seed,
+    )
+
+
+def _transforms(data: DataConfig, source: Any) -> list[tuple[str, Any]]:
+    """Those of the configuration, and the crop that encoded pictures cannot do without."""
+    entries = list(data.transforms)
+    if _crops(entries) or not is_encoded(source):
+        return entries
+    first = next((at for at, (name, _) in enumerate(entries) if Chain.stage_of(name) != "captions"), len(entries))
+    return [*entries[:first], ("random_resized_crop", {}), *entries[first:]]
+
+
+def _crops(entries: Sequence[tuple[str, Any]]) -> bool:
+    # Asked of the names: opening a transform may read large tables.
+    return any(Chain.stage_of(name) == "geometry" for name, _ in entries)
 
 
 def open_tokenizer(experiment: Experiment, source: Any, *, workdir: str | Path) -> Tokenizer:
@@ -109,8 +119,7 @@ def with_data(experiment: Experiment, source: Any, tokens: Tokenizer) -> Experim
         raise ConfigError(
             f"model.vision_cfg.modalities={vision.modalities}: data.modalities is {wanted}; make the two equal"
         )
-    chain = training_chain(experiment, source, tokens)
-    if is_encoded(source) or chain.geometry is not None:
+    if _crops(_transforms(experiment.data, source)):
         channels = (DECODED_CHANNELS,) * len(wanted)
     else:
         example = source[0]

