@@ -66,7 +66,8 @@ class Batches:
       negatives_per_image: hard negative rows an image: false captions, drawn from the example's ``negatives``.
       order: ``shuffled`` gives every example once an epoch, each epoch in another order; ``stored`` as in the source.
         Batches run across the end of an epoch: nothing is dropped.
-      distinct: no example twice in a batch, not even across the end of an epoch.
+      distinct: no example twice in a batch, not even across the end of an epoch; what stands in for an example that
+        cannot be used may be one that is there already.
       process_index: which share of the global batch.
       process_count: of how many.
     """
@@ -105,6 +106,10 @@ class Batches:
                 f"process_index={process_index}: must be from 0 to process_count - 1 = {process_count - 1}"
             )
         self._check_divisible(process_count)
+        if distinct and getattr(source, "rows_share_images", False):
+            raise ConfigError(
+                "distinct=True: rows of one image are examples of their own here; group them (the source's group=True)"
+            )
         self._order = Order(
             getattr(source, "parts", None) or (Part("the source", len(source), 1.0),),
             batch_size=batch_size,

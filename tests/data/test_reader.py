@@ -98,6 +98,39 @@ def test_when_nothing_can_be_used_it_ends_with_the_reason():
         made[0]
 
 
+def test_a_substitute_is_drawn_without_listing_the_places_of_a_huge_part():
+    class Huge(Source):
+        def __getitem__(self, index):
+            if index == 7:
+                raise Unreadable("missing file", key="7")
+            return {"id": 1, "image": np.zeros((4, 4, 3), np.uint8), "captions": ["1 1"]}
+
+    reader = Reader(Huge(), Chain((), image_size=4, modalities=("image",)), seed=0)
+    sample, skipped = reader.sample(3, 7, [0.5], part=range(10**13))  # as an array of places: 80 TB
+    assert sample.id == 1 and skipped == [("7", "missing file", "")]
+
+
+def test_examples_without_negatives_among_others_are_padding():
+    class Some(Source):
+        def __getitem__(self, index):
+            false = {} if index % 2 else {"negatives": [("swap", f"{index} 0", f"{index} 9")]}
+            return super().__getitem__(index) | false
+
+    batch = batches(Some(), negatives_per_image=1)[0]
+    odd = batch["image_ids"][:, 0] % 2 == 1
+    assert odd.any() and not odd.all()
+    np.testing.assert_array_equal(batch["text_ids"].reshape(8, 2)[:, 1] == -1, odd)
+
+
+def test_batches_without_repeats_want_the_rows_of_an_image_grouped():
+    class Ungrouped(Source):
+        rows_share_images = True
+
+    batches(Ungrouped())
+    with pytest.raises(ConfigError, match=r"distinct=True.*group=True"):
+        batches(Ungrouped(), distinct=True)
+
+
 def test_an_error_that_is_not_the_datas_is_not_hidden():
     class Wrong(Source):
         def __getitem__(self, index):

@@ -70,6 +70,7 @@ class Source:
         self._first = np.cumsum([0, *sizes])
         limits = [getattr(source, "id_limit", size) for source, size in zip(self._sources, sizes, strict=True)]
         self._first_id = np.cumsum([0, *limits])
+        self.rows_share_images = any(getattr(source, "rows_share_images", False) for source in self._sources)
         self.id_limit = int(self._first_id[-1])
         if self.id_limit > 1 << 31:
             known = ", ".join(f"{title} {limit:,}" for title, limit in zip(titles, limits, strict=True))

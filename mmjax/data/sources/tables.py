@@ -116,6 +116,7 @@ class Source:
             norm=check_norm(caption_norm),
             most=check_most(max_captions),
         )
+        self.rows_share_images = not group
         self.skipped = self._table.skipped
         if self._table.class_names is not None:
             self.class_names = self._table.class_names

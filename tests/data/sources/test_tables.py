@@ -98,6 +98,7 @@ def test_only_the_groups_that_are_read_last_are_kept(folder):
 def test_each_row_an_example_of_its_own(folder):
     tables.write_csv(folder / "t.csv", ITEMS)
     source = Source("train", path=str(folder / "t.csv"), group=False)
+    assert source.rows_share_images and not Source("train", path=str(folder / "t.csv")).rows_share_images
     rows = tables.rows(ITEMS)
     assert [(source[i]["key"], source[i]["captions"]) for i in range(len(source))] == [(k, [c]) for k, c in rows]
     keys = [key for key, _, _ in ITEMS]
