@@ -112,6 +112,8 @@ class Chain:
 
     def combined(self, rows: Rows, *, partners: Sequence[Mapping[int, int]], start: int) -> Rows:
         """The rows after all transforms of rows; ``start`` is the number of the global batch's first row."""
+        if not partners:
+            return rows
         at = {number: place for place, number in enumerate(rows.numbers.tolist())}
         for (name, transform), pairs in zip(self._stages["batch"], partners, strict=True):
             change: PerBatch = transform

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from mmjax.config import ConfigError
 from mmjax.data.transforms import rewrites
 from mmjax.train import assemble
+from mmjax.train import experiment as experiments
 from support import archives, tiny
 from support.pictures import encoded, photograph
 
@@ -54,3 +56,61 @@ def test_encoded_pictures_are_cropped_after_their_captions_are_chosen_and_tables
     assert len(opened) == 1
     assert rows[0]["images"]["image"].shape == (16, 32, 32, 3)
     assert assemble.training_chain(experiment, source, tokens).names == ["rewrites", "random_resized_crop", "flip"]
+
+
+def test_how_evaluation_brings_pictures_to_size_is_the_models_way_or_the_named_one(folder):
+    """A wide picture: its centre, all of it squashed, or all of it with bars."""
+    data = {"source": {"name": "webdataset", "path": str(folder / "tars" / "*.tar")}, "tokenizer": {"name": "word"}}
+    views = {
+        mode: assemble.open_view(tiny.experiment(data=data | {"preprocess": section}), "val")[0]["image"]
+        for mode, section in (
+            ("own", None), ("shortest", {"mode": "shortest"}), ("squash", {"name": "resize_crop", "mode": "squash"}),
+            ("longest", {"mode": "longest"}),
+        )
+    }  # fmt: skip
+    assert all(view.shape == (32, 32, 3) for view in views.values())
+    assert (views["own"] == views["shortest"]).all()
+    assert not (views["shortest"] == views["squash"]).all()
+    assert not views["longest"][:2].any() and views["squash"][:2].any()  # bars above and below
+    wrong = tiny.experiment(data=data | {"preprocess": {"name": "flip"}})
+    with pytest.raises(ConfigError, match=r"data\.preprocess\.name='flip'.*resize_crop"):
+        assemble.open_view(wrong, "val")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"workers": 0, "threads": 1}),  # pixels need no decoding
+        ({"threads": 3}, {"workers": 0, "threads": 3}),
+        ({"workers": 2, "threads": 4, "prefetch": 5}, {"workers": 2, "threads": 4, "prefetch": 5}),
+        ({"autotune": True}, {"workers": 7, "threads": 9}),
+    ],
+)
+def test_the_stream_is_read_as_the_configuration_says(monkeypatch, options, expected):
+    asked = {}
+
+    class Made:
+        decodes = False
+
+        def stream(self, **how):
+            asked.update(how)
+
+    monkeypatch.setattr(assemble.autotune, "tune", lambda made, *, cores, note: (note("measured"), (7, 9))[1])
+    notes = []
+    experiment = tiny.experiment(**{f"data__{name}": value for name, value in options.items()})
+    assemble.stream(experiment, Made(), start_step=4, note=notes.append)
+    assert asked["start_step"] == 4 and expected.items() <= asked.items()
+    assert notes == (["measured"] if "autotune" in options else [])
+
+
+def test_a_transforms_option_is_overridden_by_name(tmp_path):
+    (tmp_path / "config.py").write_text(tiny.CONFIG_FILE)
+    overrides = [
+        ("data.transforms", "(('flip', {}), ('mixgen', {'variant': 'a'}))"),
+        ("data.transforms.mixgen.variant", "e"),
+        ("data.transforms.flip.horizontal", "0.25"),
+    ]
+    sections = experiments.read(str(tmp_path / "config.py"), overrides)
+    assert sections["data"]["transforms"] == (("flip", {"horizontal": 0.25}), ("mixgen", {"variant": "e"}))
+    with pytest.raises(ConfigError, match=r"data\.transforms\.mixgenn\.variant=e.*'mixgen'"):
+        experiments.read(str(tmp_path / "config.py"), [*overrides[:1], ("data.transforms.mixgenn.variant", "e")])
