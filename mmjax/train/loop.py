@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import signal
 import time
@@ -26,16 +25,13 @@ from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.evaluate import Evaluation
 from mmjax.train.experiment import Experiment
 from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
+from mmjax.train.meter import Diverged, Meter
 from mmjax.train.program import Program
 from mmjax.train.skips import Skips, check_index
 from mmjax.train.state import TrainState
 from mmjax.train.waiting import Waiting
 
 PANEL_IMAGES = 12
-
-
-class Diverged(RuntimeError):
-    """The loss or its gradient stopped being a number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,7 +155,7 @@ class _Run:
             compiled = self.program.compile(shape)
             logits = self.program.objective.chosen(len(shape.image_source.ids), len(shape.tokens))
             self.progress.note(f"compiled in {time.perf_counter() - started:.1f} s; the loss is {logits}")
-            meter = _Meter(settings, self.progress, self.writer, waiting, self.skips)
+            meter = Meter(settings, self.progress, self.writer, waiting, self.skips)
             with jax.transfer_guard("disallow"):
                 while step < settings.steps:
                     state, metrics = compiled(state, self.program.place(arrays))
@@ -182,7 +178,7 @@ class _Run:
         self.skips.count_batch(step + 1, arrays.pop("skipped"), rows=len(arrays["image_ids"]))
         return arrays
 
-    def _housekeeping(self, state: TrainState, step: int, meter: _Meter) -> None:
+    def _housekeeping(self, state: TrainState, step: int, meter: Meter) -> None:
         settings = self.experiment
         last = step == settings.steps
         evaluate = bool(settings.eval.tasks) and (step % settings.eval.every_steps == 0 or last)
@@ -225,69 +221,6 @@ class _Run:
         path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, facts={"parameters": parameters})
         self.progress.note(f"report: {path}")
         return metrics
-
-
-class _Meter:
-    """Reads the metrics of step n while step n + 1 runs; writes some of them, shows all."""
-
-    def __init__(
-        self,
-        settings: Experiment,
-        progress: Progress,
-        writer: MetricsWriter | NoMetrics,
-        waiting: Waiting,
-        skips: Skips,
-    ):
-        self._settings = settings
-        self._progress = progress
-        self._writer = writer
-        self._waiting = waiting
-        self._skips = skips
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self.restart()
-
-    def restart(self) -> None:
-        """Starts a new interval of time, so that an evaluation or a save is not counted as slow steps."""
-        self._since = time.perf_counter()
-        self._waited = self._waiting.seconds
-        self._steps = 0
-
-    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of the step just dispatched and reads those of the one before."""
-        pending, self._pending = self._pending, (step, metrics)
-        if pending is not None:
-            self._read(*pending)
-
-    def flush(self) -> None:
-        """Reads what is still pending."""
-        if self._pending is not None:
-            self._read(*self._pending)
-            self._pending = None
-
-    def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {
-            name if name.startswith("augment/") else f"train/{name}": float(value)
-            for name, value in jax.device_get(metrics).items()
-        }
-        loss, norm = values["train/loss"], values["train/gradient_norm"]
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"the loss is {loss} and its gradient's norm {norm} at step {step}; lower optimizer.learning_rate "
-                f"({self._settings.optimizer.learning_rate}) or lengthen optimizer.warmup_steps "
-                f"({self._settings.optimizer.warmup_steps})"
-            )
-        self._steps += 1
-        elapsed = max(time.perf_counter() - self._since, 1e-9)
-        rates = {
-            "train/examples_per_second": self._steps * self._settings.batch_size / elapsed,
-            "train/data_wait": (self._waiting.seconds - self._waited) / elapsed,
-        }
-        if self._skips.count:
-            rates["train/skipped"] = self._skips.count
-        self._progress.step(step, values | rates)
-        if step % self._settings.log.every_steps == 0 or step in (1, self._settings.steps):
-            self._writer.write(step, values | rates)
-            self.restart()
 
 
 @dataclasses.dataclass

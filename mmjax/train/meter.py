@@ -1,0 +1,80 @@
+"""The metrics of the steps: read while the next step runs, shown, written now and then, and looked at."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import jax
+
+from mmjax.train.experiment import Experiment
+from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
+from mmjax.train.skips import Skips
+from mmjax.train.waiting import Waiting
+
+
+class Diverged(RuntimeError):
+    """The loss or its gradient stopped being a number."""
+
+
+class Meter:
+    """Reads the metrics of step n while step n + 1 runs; writes some of them, shows all."""
+
+    def __init__(
+        self,
+        settings: Experiment,
+        progress: Progress,
+        writer: MetricsWriter | NoMetrics,
+        waiting: Waiting,
+        skips: Skips,
+    ):
+        self._settings = settings
+        self._progress = progress
+        self._writer = writer
+        self._waiting = waiting
+        self._skips = skips
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts a new interval of time, so that an evaluation or a save is not counted as slow steps."""
+        self._since = time.perf_counter()
+        self._waited = self._waiting.seconds
+        self._steps = 0
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of the step just dispatched and reads those of the one before."""
+        pending, self._pending = self._pending, (step, metrics)
+        if pending is not None:
+            self._read(*pending)
+
+    def flush(self) -> None:
+        """Reads what is still pending."""
+        if self._pending is not None:
+            self._read(*self._pending)
+            self._pending = None
+
+    def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {
+            name if name.startswith("augment/") else f"train/{name}": float(value)
+            for name, value in jax.device_get(metrics).items()
+        }
+        loss, norm = values["train/loss"], values["train/gradient_norm"]
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Diverged(
+                f"the loss is {loss} and its gradient's norm {norm} at step {step}; lower optimizer.learning_rate "
+                f"({self._settings.optimizer.learning_rate}) or lengthen optimizer.warmup_steps "
+                f"({self._settings.optimizer.warmup_steps})"
+            )
+        self._steps += 1
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        rates = {
+            "train/examples_per_second": self._steps * self._settings.batch_size / elapsed,
+            "train/data_wait": (self._waiting.seconds - self._waited) / elapsed,
+        }
+        if self._skips.count:
+            rates["train/skipped"] = self._skips.count
+        self._progress.step(step, values | rates)
+        if step % self._settings.log.every_steps == 0 or step in (1, self._settings.steps):
+            self._writer.write(step, values | rates)
+            self.restart()
