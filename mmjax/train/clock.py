@@ -59,8 +59,14 @@ class Clock:
         self._longest = dict.fromkeys(ACTIVITIES, 0.0)
 
     @contextlib.contextmanager
-    def during(self, activity: Activity, what: str = "") -> Iterator[None]:
-        """The block's time is that of ``activity``, save what is spent in blocks within it; ``what`` is for people."""
+    def during(
+        self, activity: Activity, what: str = "", *, hidden: Callable[[], bool] = lambda: False
+    ) -> Iterator[None]:
+        """The block's time is that of ``activity``, save what is spent in blocks within it; ``what`` is for people.
+
+        Where at its end the devices are still at work it cost no time: then it is ``hidden``, and the activity around
+        it counts.
+        """
         with self._lock:
             self._settle()
             self._stack.append(_Entry(activity, what or activity))
@@ -68,6 +74,8 @@ class Clock:
             yield
         finally:
             with self._lock:
+                if hidden():
+                    self._stack[-1] = self._stack[-2]
                 self._settle()
                 self._stack.pop()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,24 +179,28 @@ class _Run:
             stack.enter_context(contextlib.closing(batches))
             coming = iter(batches)
             arrays = self._taken(step, coming)
-            compiled, rates = self._compile(arrays)
-            profiler = Profiler(self.profile, self.workdir, begin=step, program=compiled, note=self.progress.note)
+            compiled = self._compile(arrays)
+            profiler = Profiler(
+                self.profile, self.workdir, begin=step, program=compiled, clock=self.clock, note=self.progress.note
+            )
             stack.enter_context(self.clock.during("steps"))
             stack.enter_context(contextlib.closing(profiler))
-            meter = Meter(settings, self.progress, self.writer, rates, self.skips)
+            meter = Meter(settings, self.progress, self.writer, self.rates, self.skips)
             with jax.transfer_guard("disallow"):
                 while step < settings.steps:
                     with profiler.step(step + 1, after=state):
                         state, metrics = compiled(state, self.program.place(arrays))
                     step += 1
-                    profiler.done(step, metrics)
+                    traced = profiler.done(step, metrics)
                     if step < settings.steps:
-                        arrays = self._taken(step, coming)
+                        arrays = self._taken(step, coming, beside=metrics)
                     # The last step's numbers are read while this one runs, and no step is more than one ahead.
                     meter.push(step, metrics)
                     self.ledger.reached(step - 1)
                     self.saves.look()
                     self._housekeeping(state, step, meter)
+                    if traced:
+                        meter.restart()  # the writing and reading of a trace is no slow step
                     if self.stop.after(step):
                         break
                 meter.flush()
@@ -205,7 +209,7 @@ class _Run:
                     self.saves.save(state, step=step)
         return state, step
 
-    def _compile(self, arrays: dict[str, Any]) -> tuple[jax.stages.Compiled, Rates]:
+    def _compile(self, arrays: dict[str, Any]) -> jax.stages.Compiled:
         self.progress.note("compiling the training step …")
         started = time.perf_counter()
         shape = self.program.batch_shape(arrays)
@@ -217,20 +221,23 @@ class _Run:
         seconds = time.perf_counter() - started
         logits = self.program.objective.chosen(len(shape.image_source.ids), len(shape.tokens))
         self.progress.note(f"compiled in {seconds:.1f} s; the loss is {logits}")
-        rates = Rates(
+        self.rates = Rates(
             self.clock,
             batch_size=self.experiment.batch_size,
             devices=self.program.mesh.size,
             flops=flops,
             peak=peak_of(self.experiment.precision),
+            note=self.progress.note,
         )
-        rates.tell("compile_seconds", seconds)
-        self.saves.tell = rates.tell
-        return compiled, rates
+        self.rates.tell("compile_seconds", seconds)
+        self.saves.tell = self.rates.tell
+        return compiled
 
-    def _taken(self, step: int, coming: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        """The next batch's arrays, with what was skipped to make it counted."""
-        with self.clock.during("data"):
+    def _taken(
+        self, step: int, coming: Iterator[dict[str, Any]], *, beside: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The next batch's arrays, with what was skipped to make it counted; the step of ``beside`` runs meanwhile."""
+        with self.clock.during("data", hidden=lambda: not all(value.is_ready() for value in (beside or {}).values())):
             arrays = next(coming)
         self.skips.count_batch(step + 1, arrays.pop("skipped"), rows=len(arrays["image_ids"]))
         return arrays

@@ -13,6 +13,7 @@ import jax
 
 from mmjax.parallel import distributed
 from mmjax.train import trace, trace_text
+from mmjax.train.clock import Clock
 from mmjax.train.trace_kinds import kinds_of
 
 FOLDER = "profile"
@@ -33,15 +34,18 @@ class Profiler:
         *,
         begin: int,
         program: jax.stages.Compiled,
+        clock: Clock,
         note: Callable[[str], None],
     ):
         """``begin`` steps are already done; ``program`` is the step's, by which operations are told apart."""
         self._steps = steps
         self._begin = begin
         self._program = program
+        self._clock = clock
         self._note = note
         self._traced: list[int] = []
         self._tracing = False
+        self._result: Any = None
         if steps is None:
             return
         self._folder = Path(workdir) / FOLDER / f"steps-{steps[0]}-{steps[1]}"
@@ -65,19 +69,26 @@ class Profiler:
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
 
-    def done(self, step: int, result: Any) -> None:
+    def done(self, step: int, result: Any) -> bool:
         """After the dispatch of ``step``, which gives ``result``: the last one ends the trace when it is done."""
-        if self._tracing and self._steps is not None and step == self._steps[1]:
-            jax.block_until_ready(result)
+        self._result = result
+        last = self._tracing and self._steps is not None and step == self._steps[1]
+        if last:
             self.close()
+        return last
 
     def close(self) -> None:
         """Ends a trace that is still going on, because the run stops before the last of its steps."""
         if not self._tracing:
             return
         self._tracing = False
+        with self._clock.during("other"):
+            self._end()
+
+    def _end(self) -> None:
         asked, self._steps = self._steps, None
         try:
+            jax.block_until_ready(self._result)  # what is not done is not in the trace
             jax.profiler.stop_trace()
         except Exception as error:  # whatever a profiler finds fault with, the run can do without it
             self._note(f"the profile of steps {_range(*self._traced)} could not be written: {error}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 
-from mmjax.parallel.chips import peak_flops
+from mmjax.parallel.chips import GIB, peak_flops
 from mmjax.train.clock import Clock
 
 _MEASURED = frozenset(
@@ -30,16 +30,19 @@ class Rates:
         devices: int,
         flops: Callable[[], float | None],
         peak: float | None,
+        note: Callable[[str], None],
     ):
         """``flops`` are the model's, of a step on all ``devices``, or None while they are not known.
 
-        ``peak`` is a device's FLOP/s at the run's precision, None where there is no published one.
+        ``peak`` is a device's FLOP/s at the run's precision, None where there is no published one. ``note`` is told
+        once what memory the steps take.
         """
         self._clock = clock
         self._batch_size = batch_size
         self._devices = devices
         self._flops = flops
         self._peak = peak
+        self._note: Callable[[str], None] | None = note
         self._once: dict[str, float] = {}
         self.restart()
 
@@ -71,7 +74,13 @@ class Rates:
     def told(self) -> dict[str, float]:
         """What was told since the last call, and the memory in use."""
         once, self._once = self._once, {}
-        return once | memory()
+        found = memory()
+        if self._note is not None and "train/hbm_peak_bytes" in found:
+            most = max((device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices())
+            share = f" of {most / GIB:.1f}" if most else ""
+            self._note(f"device memory: at most {found['train/hbm_peak_bytes'] / GIB:.1f}{share} GiB in use so far")
+            self._note = None
+        return once | found
 
 
 def measured(name: str) -> bool:
