@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding
 
 from mmjax.models.presets import Activation, Remat
+from mmjax.rows import spread
 
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 Row = int | jax.Array
@@ -210,6 +212,7 @@ def run(
     valid: jax.Array | None = None,
     row: Row | None = None,
     before: Collection[int] = (),
+    rows: NamedSharding | None = None,
 ) -> tuple[jax.Array, dict[int, jax.Array]]:
     """Blocks ``start`` to ``stop`` (not included) of a stack: x [B,N,D] -> [B,N,D], and what enters ``before``.
 
@@ -218,6 +221,8 @@ def run(
 
     The blocks of ``before`` (from ``start`` to ``stop``, which stands for what leaves the last one) do not change
     the rest of the program: a loop in parts would be rounded otherwise than the whole one.
+
+    With ``rows`` what enters and leaves a block has its sequences over those devices.
     """
     graph, state = nnx.split(blocks)
     params = nnx.to_pure_dict(state)
@@ -232,7 +237,7 @@ def run(
 
         if remat != "none":
             block = jax.checkpoint(block, policy=_POLICIES[remat], prevent_cse=not scan)
-        return block(x, layer)
+        return spread(block(spread(x, rows), layer), rows)
 
     if not all(start <= k <= stop for k in before):
         raise ValueError(f"what enters blocks {sorted(before)}: only {start} to {stop} are run")

@@ -10,8 +10,9 @@ import jax
 from jax.sharding import NamedSharding
 
 from mmjax.config import ConfigError
-from mmjax.objectives.sweep import Sweep, shards_of
+from mmjax.objectives.sweep import Sweep
 from mmjax.objectives.targets import Labelling, Labels
+from mmjax.rows import shards_of
 from mmjax.types import Metrics, Provenance
 
 DENSE_PAIRS = 2**22

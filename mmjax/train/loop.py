@@ -56,7 +56,7 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
     program = Program(experiment)
     evaluation = Evaluation(program, tokenizer)
     evaluation.open()
-    rows = assemble.rows(experiment, source, tokenizer)
+    rows = assemble.rows(experiment, source, tokenizer, share=program.share)
     with rundir.claim(workdir, experiment, overrides=overrides) as switched:
         first = distributed.is_first()
         if first:
