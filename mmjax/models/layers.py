@@ -158,9 +158,11 @@ class Block(nnx.Module):
         self.ln_2 = LayerNorm(spec.width, eps=spec.ln_eps, dtype=dtype)
         self.mlp = Mlp(spec, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: jax.Array, *, valid: jax.Array | None, row: Row | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, valid: jax.Array | None, row: Row | None = None, rows: NamedSharding | None = None
+    ) -> jax.Array:
         """x [B,N,D], valid bool[B,N] of the keys that count -> [B,N,D], or [B,1,D]: position ``row`` alone."""
-        keys = self.ln_1(x)
+        keys = spread(self.ln_1(x), rows)
         queries = keys if row is None else take(keys, row)
         x = x if row is None else take(x, row)
         x = keep(x + self.attn(queries, keys, mask=self._mask(keys.shape[1], valid=valid, row=row)))
@@ -233,7 +235,7 @@ def run(
 
     def apply(x: jax.Array, layer: dict[str, Any], *, row: Row | None = None) -> jax.Array:
         def block(x: jax.Array, layer: dict[str, Any]) -> jax.Array:
-            return nnx.merge(graph, layer)(x, valid=valid, row=row)
+            return nnx.merge(graph, layer)(x, valid=valid, row=row, rows=rows)
 
         if remat != "none":
             block = jax.checkpoint(block, policy=_POLICIES[remat], prevent_cse=not scan)

@@ -104,7 +104,7 @@ class TextTower(nnx.Module):
             counted = valid.astype(jnp.float32)[..., None]
             total = jnp.sum(tokens.astype(jnp.float32) * counted, axis=1)
             pooled = (total / jnp.maximum(jnp.sum(counted, axis=1), 1)).astype(self.dtype)
-        return self.ln_final(pooled) if after else pooled, found
+        return spread(self.ln_final(pooled) if after else pooled, self.rows), found
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """The joint space: [M,width] -> f32[M,E]."""

@@ -84,9 +84,7 @@ class VisionTower(nnx.Module):
 
     def trunk(self, tokens: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
         """Blocks ``start`` to ``stop`` (not included; None: to the end): [N', T, width] -> [N', T, width]."""
-        return run(
-            self.blocks, tokens, start=start, stop=stop, scan=self.scan, remat=self.remat, rows=self.rows
-        )[0]
+        return run(self.blocks, tokens, start=start, stop=stop, scan=self.scan, remat=self.remat, rows=self.rows)[0]
 
     def pooled(self, tokens: jax.Array, *, start: int = 0) -> jax.Array:
         """The blocks from ``start`` on, then the final norm and pooling: [N', T, width] -> [N', width].
@@ -114,13 +112,13 @@ class VisionTower(nnx.Module):
         if not config.final_ln_after_pool:
             tokens = self.ln_post(tokens)
         if self.map_head is not None:
-            return self.map_head(tokens), found
+            return spread(self.map_head(tokens), self.rows), found
         if config.pool_type == "avg":
             patches = tokens[:, config.class_token + config.registers :]
             pooled = jnp.mean(patches.astype(jnp.float32), axis=1).astype(self.dtype)
         else:
             pooled = tokens[:, 0]
-        return self.ln_post(pooled) if config.final_ln_after_pool else pooled, found
+        return spread(self.ln_post(pooled) if config.final_ln_after_pool else pooled, self.rows), found
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """The joint space: [N', width] -> f32[N', E]."""

@@ -142,9 +142,8 @@ class Program:
 
     def _create(self) -> Clip:
         key = rng.key(self.experiment.seed, stream="init")
-        rows = self.rows if self.mesh.size > 1 else None  # a constraint of one device would still change its program
         dtype = DTYPES[self.experiment.precision]
-        return Clip(self.experiment.model, rngs=nnx.Rngs(params=key), dtype=dtype, rows=rows)
+        return Clip(self.experiment.model, rngs=nnx.Rngs(params=key), dtype=dtype, rows=self.rows)
 
     def _initial(self) -> TrainState:
         params: Params = nnx.to_pure_dict(nnx.state(self._create()))

@@ -57,7 +57,6 @@ def test_a_batch_is_split_by_rows_over_both_axes_and_copied_over_tensor():
         check_batch(3, mesh, path="batch_size")
 
 
-
 @pytest.mark.parametrize(
     ("held", "shares"),
     [
