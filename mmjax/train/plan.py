@@ -41,6 +41,7 @@ def of(experiment: Experiment, topology: Topology) -> Plan:
         "batch_size": experiment.batch_size,
         "batch_size_a_device": experiment.batch_size // devices,
         "precision": experiment.precision,
+        "micro_batches": experiment.micro_batches,
         "remat": experiment.model.remat,
         "state_bytes": state,
         "batch_bytes": rows,
@@ -136,10 +137,14 @@ def helps(experiment: Experiment, plan: Plan, *, needed: float) -> list[str]:
         found.append(f"objective.impl=ring: the loss alone holds {matrix / 2**30:.1f} GiB for a matrix of logits")
     if experiment.model.remat != "full":
         found.append("model.remat=full: keeps the blocks' inputs alone, for a third more arithmetic")
+    rows, parts = plan["batch_size_a_device"], experiment.micro_batches
+    if (more := next((k for k in range(2 * parts, rows + 1, parts) if rows % k == 0), None)) is not None:
+        once = "" if parts > 1 else ", for a third more arithmetic"
+        found.append(f"micro_batches={more}: the towers hold {rows // more} examples of {rows} at a time{once}")
     if plan["mesh"].get("fsdp", 1) < plan["devices"] and state > 0.1 * usable:
         found.append(f"mesh.fsdp={_more(plan)}: splits parameters and moments, {state / 2**30:.1f} GiB a device now")
     if needed > state and usable > state:
-        each = math.floor(plan["batch_size_a_device"] * (usable - state) / (needed - state))
+        each = math.floor(rows / parts * (usable - state) / (needed - state)) * parts
         if each >= 1:
             found.append(f"batch_size={each * plan['devices']}: about what fits, or more devices")
     return found
@@ -157,7 +162,7 @@ def fit_batch(experiment: Experiment, topology: Topology, *, compilations: int =
     Memory grows almost as a line in the batch: through two of its points the next guess is drawn, and every guess is
     compiled. A guess that goes wrong narrows the bracket, which is at least cut in half.
     """
-    devices = make_mesh(experiment.mesh, devices=topology.devices).size
+    devices = make_mesh(experiment.mesh, devices=topology.devices).size * experiment.micro_batches
     tried: dict[int, Plan] = {}
     each = max(experiment.batch_size // devices, 1)
     while len(tried) < compilations:
