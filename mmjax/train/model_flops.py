@@ -16,7 +16,8 @@ from mmjax.types import Batch
 
 def of_step(experiment: Experiment, batch: Batch, *, devices: Sequence[jax.Device] | None = None) -> float:
     """Of one training step over all ``devices``, with nothing computed twice; ``batch`` may be shapes alone."""
-    plain = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat="none"))
+    model = dataclasses.replace(experiment.model, remat="none")
+    plain = dataclasses.replace(experiment, model=model, micro_batches=1)
     program = Program(plain, devices=devices)
     return products(jax.make_jaxpr(program.step)(program.state, batch))
 

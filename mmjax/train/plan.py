@@ -44,6 +44,7 @@ def of(experiment: Experiment, topology: Topology) -> Plan:
         "batch_size": experiment.batch_size,
         "batch_size_a_device": experiment.batch_size // shards,
         "precision": experiment.precision,
+        "micro_batches": experiment.micro_batches,
         "remat": experiment.model.remat,
         "state_bytes": state,
         "batch_bytes": rows,
@@ -140,10 +141,14 @@ def helps(experiment: Experiment, plan: Plan, *, needed: float) -> list[str]:
         found.append(f"objective.impl=ring: the loss alone holds {matrix / 2**30:.1f} GiB for a matrix of logits")
     if experiment.model.remat != "full":
         found.append("model.remat=full: keeps the blocks' inputs alone, for a third more arithmetic")
+    rows, parts = plan["batch_size_a_device"], experiment.micro_batches
+    if (more := next((k for k in range(2 * parts, rows + 1, parts) if rows % k == 0), None)) is not None:
+        once = "" if parts > 1 else ", for a third more arithmetic"
+        found.append(f"micro_batches={more}: the towers hold {rows // more} examples of {rows} at a time{once}")
     if plan["mesh"].get("fsdp", 1) < shards and state > 0.1 * usable:
         found.append(f"mesh.fsdp={_more(plan)}: splits parameters and moments, {state / 2**30:.1f} GiB a device now")
     if needed > state and usable > state:
-        each = math.floor(plan["batch_size_a_device"] * (usable - state) / (needed - state))
+        each = math.floor(rows / parts * (usable - state) / (needed - state)) * parts
         if each >= 1:
             found.append(f"batch_size={each * shards}: about what fits, or more devices")
     return found
@@ -167,10 +172,11 @@ def fit_batch(experiment: Experiment, topology: Topology, *, compilations: int =
     compiled. A guess that goes wrong narrows the bracket, which is at least cut in half.
     """
     shards = shards_of(batch_sharding(make_mesh(experiment.mesh, devices=topology.devices)))
+    least = shards * experiment.micro_batches
     tried: dict[int, Plan] = {}
-    each = max(experiment.batch_size // shards, 1)
+    each = max(experiment.batch_size // least, 1)
     while len(tried) < compilations:
-        tried[each] = of(dataclasses.replace(experiment, batch_size=each * shards), topology)
+        tried[each] = of(dataclasses.replace(experiment, batch_size=each * least), topology)
         guess = next_guess(
             {size: (plan["fits"], plan["needed_bytes"]) for size, plan in tried.items()},
             fixed=tried[each]["state_bytes"],
@@ -182,11 +188,11 @@ def fit_batch(experiment: Experiment, topology: Topology, *, compilations: int =
     fitting = [size for size, plan in tried.items() if plan["fits"]]
     if not fitting:
         raise ConfigError(
-            f"--fit=batch: not even batch_size={min(tried) * shards} fits on {topology.name}; split the state over "
+            f"--fit=batch: not even batch_size={min(tried) * least} fits on {topology.name}; split the state over "
             "more devices with mesh.fsdp, or take larger chips"
         )
     history = [
-        {"batch_size": size * shards, "fits": plan["fits"], "needed_bytes": plan["needed_bytes"]}
+        {"batch_size": size * least, "fits": plan["fits"], "needed_bytes": plan["needed_bytes"]}
         for size, plan in sorted(tried.items())
     ]
     return tried[max(fitting)] | {"tried": history}

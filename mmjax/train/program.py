@@ -18,6 +18,7 @@ from mmjax.parallel.sharding import batch_shardings, state_shardings
 from mmjax.train.augmenting import Augmentations
 from mmjax.train.experiment import Experiment
 from mmjax.train.optim import learning_rate, make_optimizer
+from mmjax.train.parts import check_parts
 from mmjax.train.state import AugmentState, Params, TrainState
 from mmjax.train.step import make_step, merge
 from mmjax.train.taps import described
@@ -41,6 +42,8 @@ class Program:
         check_batch(experiment.batch_size, self.mesh, path="batch_size")
         check_batch(experiment.eval.batch_size, self.mesh, path="eval.batch_size")
         self.rows = batch_sharding(self.mesh)
+        [each] = self.rows.shard_shape((experiment.batch_size,))
+        check_parts(experiment.micro_batches, batch_size=experiment.batch_size, rows=each)
         self.objective = plugins.make(
             "mmjax.objectives",
             "Objective",
@@ -63,6 +66,7 @@ class Program:
             max_logit_scale=experiment.model.max_logit_scale,
             average=settings.average,
             augmentations=self.augmentations,
+            micro_batches=experiment.micro_batches,
         )
         state = jax.eval_shape(self._initial)
         self.shardings = state_shardings(

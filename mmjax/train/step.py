@@ -31,11 +31,13 @@ def make_step(
     max_logit_scale: float,
     average: float = 0.0,
     augmentations: Augmentations,
+    micro_batches: int = 1,
 ) -> Step:
     """The step for the model ``graph``: towers, augmentations, objective, optimizers, moving average; not yet jitted.
 
     The augmentations' own parameters get their gradients from the same backward pass: adversaries reverse theirs.
     """
+    loss = make_loss(graph, objective=objective, augmentations=augmentations, micro_batches=micro_batches)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         learned = {name: own.params for name, own in state.augment.items()}
@@ -66,6 +68,15 @@ def make_step(
         new = TrainState(step=state.step + 1, params=params, opt_state=opt_state, average=averaged, augment=augment)
         return new, metrics | more
 
+    return step
+
+
+def make_loss(graph: nnx.GraphDef, *, objective: Loss, augmentations: Augmentations, micro_batches: int = 1) -> Loss:
+    """What a step minimises, of parameters, augmentations' parameters, batch and step, with the metrics.
+
+    The towers take a batch in ``micro_batches`` parts; ``shares`` is one of ``augmentations.lengths``.
+    """
+
     def loss(
         params: Params, learned: dict[str, Params], batch: Batch, at: jax.Array, *, shares: tuple[float, ...]
     ) -> tuple[jax.Array, Metrics]:
@@ -78,6 +89,7 @@ def make_step(
             taps=augmentations.taps,
             shorten_images=shorten_images,
             shorten_texts=shorten_texts,
+            parts=micro_batches,
         )
         pooled = features["pooled"]
         value, metrics = objective(
@@ -100,10 +112,11 @@ def make_step(
             clean_loss=value,
             step=at,
             shorten_images=shorten_images,
+            parts=micro_batches,
         )
         return value + added, metrics | more
 
-    return step
+    return loss
 
 
 def merge(graph: nnx.GraphDef, params: Params) -> Any:
