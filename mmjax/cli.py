@@ -48,12 +48,7 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     from mmjax.train import experiment, loop, meter
 
     try:
-        with distributed.joined(
-            coordinator=options.coordinator,
-            processes=options.processes,
-            process=options.process,
-            shared=(meter.Diverged,),
-        ):
+        with distributed.joined(**flags.processes(options), shared=(meter.Diverged,)):
             if distributed.is_first():
                 print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
             settings = experiment.Experiment.of(experiment.read(options.config, overrides))
@@ -65,13 +60,17 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
 
 
 def evaluate(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
-    """Measures a checkpoint of a run folder."""
+    """Measures a checkpoint of a run folder; of several processes, which share the work, one says what was found."""
     _prepare_jax()
+    from mmjax.parallel import distributed
     from mmjax.train import evaluate as evaluation
 
-    metrics = evaluation.of_run(
-        options.workdir, which=flags.which(options.step), tasks=flags.words(options.tasks), split=options.split
-    )
+    which, tasks = flags.which(options.step), flags.words(options.tasks)
+    with distributed.joined(**flags.processes(options)):
+        metrics = evaluation.of_run(options.workdir, which=which, tasks=tasks, split=options.split)
+        first = distributed.is_first()
+    if not first:
+        return 0
     if options.json:
         print(json.dumps(metrics))
     else:

@@ -109,7 +109,12 @@ class _Run:
         step = int(jax.device_get(state.step))
         first = distributed.is_first()
         self.writer = MetricsWriter(self.workdir, resume_step=step) if first else NoMetrics()
-        self.skips = Skips(self.workdir, limit=self.experiment.data.max_skipped, process=jax.process_index())
+        self.skips = Skips(
+            self.workdir,
+            limit=self.experiment.data.max_skipped,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
         if first:
             self.skips.list(0, left_out)
         with contextlib.closing(self.writer):
@@ -209,6 +214,7 @@ class _Run:
                 params = self.checkpoints.restore_params(
                     self.program.state.params, which=chosen, averaged=state.average is not None
                 )
+        self.skips.gather()
         if self.skips.count:
             self.progress.note(f"skipped {self.skips.summary()}; see {self.workdir / skips.FILE}")
         metrics = self.evaluation.final(params) | {"final/weights_of_step": float(chosen)}

@@ -44,6 +44,8 @@ class Meter:
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the step just dispatched and reads those of the one before."""
+        if self._skips.shared and self._is_logged(step):
+            metrics = metrics | {"skipped": self._skips.total()}
         pending, self._pending = self._pending, (step, metrics)
         if pending is not None:
             self._read(*pending)
@@ -72,9 +74,17 @@ class Meter:
             "train/examples_per_second": self._steps * self._settings.batch_size / elapsed,
             "train/data_wait": (self._waiting.seconds - self._waited) / elapsed,
         }
-        if self._skips.count:
-            rates["train/skipped"] = self._skips.count
+        if self._skips.shared:
+            skipped = int(values.pop("train/skipped", 0))
+            self._skips.check(skipped, step=step)
+        else:
+            skipped = self._skips.count
+        if skipped:
+            rates["train/skipped"] = skipped
         self._progress.step(step, values | rates)
-        if step % self._settings.log.every_steps == 0 or step in (1, self._settings.steps):
+        if self._is_logged(step):
             self._writer.write(step, values | rates)
             self.restart()
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self._settings.log.every_steps == 0 or step in (1, self._settings.steps)
