@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from flax import nnx
 from mmjax.sphere import unit
 from mmjax.train import taps
 from mmjax.train.augmenting import Augmentations
-from mmjax.train.optim import moving_average
+from mmjax.train.optim import moving_average, updates_done
 from mmjax.train.state import Params, TrainState
 from mmjax.types import Batch, Metrics
 
@@ -36,6 +37,10 @@ def make_step(
     """The step for the model ``graph``: towers, augmentations, objective, optimizers, moving average; not yet jitted.
 
     The augmentations' own parameters get their gradients from the same backward pass: adversaries reverse theirs.
+
+    Where the loss, or the norm of the model's or of an augmentation's gradient, is not finite, the update is skipped:
+    all of the state but ``step`` stays as it was, and with it the place in the schedule. ``skipped_update`` is then
+    1, else 0; ``skipped_updates`` counts them since the first step.
     """
     loss = make_loss(graph, objective=objective, augmentations=augmentations, micro_batches=micro_batches)
 
@@ -60,12 +65,21 @@ def make_step(
         if averaged is not None:
             averaged = moving_average(averaged, params, step=state.step, decay=average)
         augment, more = augmentations.update(augment_grads, state.augment)
+        norm = optax.tree.norm(grads)
+        good = functools.reduce(
+            jnp.logical_and,
+            map(jnp.isfinite, [metrics["loss"], norm, *(more[f"augment/{name}/gradient_norm"] for name in augment)]),
+        )
+        new = TrainState(step=state.step, params=params, opt_state=opt_state, average=averaged, augment=augment)
+        new = jax.tree.map(functools.partial(jnp.where, good), new, state)
+        new = dataclasses.replace(new, step=state.step + 1)
         metrics |= {
-            "gradient_norm": optax.tree.norm(grads),
-            "learning_rate": schedule(state.step),
+            "gradient_norm": norm,
+            "learning_rate": schedule(updates_done(state.opt_state)),
             "logit_scale": jnp.exp(state.params["logit_scale"]),
+            "skipped_update": 1 - good.astype(jnp.float32),
+            "skipped_updates": new.step - updates_done(new.opt_state),
         }
-        new = TrainState(step=state.step + 1, params=params, opt_state=opt_state, average=averaged, augment=augment)
         return new, metrics | more
 
     return step
