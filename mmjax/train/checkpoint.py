@@ -117,6 +117,11 @@ class Checkpoints:
         named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
         return dict(sorted(named.items()))
 
+    @property
+    def saving(self) -> bool:
+        """Whether the last save is not yet on disk."""
+        return self._manager.is_saving_in_progress()
+
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
         self._manager.wait_until_finished()

@@ -152,7 +152,8 @@ class Progress:
         self._step_seconds: collections.deque[float] = collections.deque(maxlen=64)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """``step`` steps are done; of ``metrics``, shows loss, examples_per_second and data_wait (of ``train/``).
+        """``step`` steps are done; of ``metrics`` (of ``train/``) shows loss, examples_per_second, data_wait, and mfu
+        or else flops_per_second_per_device.
 
         ``data_wait`` is the share, 0 to 1, of the time spent waiting for data.
         """
@@ -167,6 +168,10 @@ class Progress:
             parts.append(f"loss {loss:.4g}")
         if (rate := metrics.get("train/examples_per_second")) is not None:
             parts.append(f"{_short(rate)} ex/s")
+        if (mfu := metrics.get("train/mfu")) is not None:
+            parts.append(f"MFU {mfu:.0%}")
+        elif (speed := metrics.get("train/flops_per_second_per_device")) is not None:
+            parts.append(f"{_short(speed, ' ')}FLOP/s")
         if step >= self.total:
             parts.append("done")
         elif self._step_seconds:
@@ -237,11 +242,11 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
-def _short(value: float) -> str:
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+def _short(value: float, space: str = "") -> str:
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}"
+            return f"{value / size:.3g}{space}{suffix}"
+    return f"{value:.3g}{space}"
 
 
 def _fit(parts: list[str], share: float, width: int | None, *, unicode: bool) -> str:

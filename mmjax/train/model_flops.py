@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,10 +17,29 @@ from mmjax.types import Batch
 
 def of_step(experiment: Experiment, batch: Batch, *, devices: Sequence[jax.Device] | None = None) -> float:
     """Of one training step over all ``devices``, with nothing computed twice; ``batch`` may be shapes alone."""
-    model = dataclasses.replace(experiment.model, remat="none")
-    plain = dataclasses.replace(experiment, model=model, micro_batches=1)
-    program = Program(plain, devices=devices)
+    program = Program(_plain(experiment), devices=devices)
     return products(jax.make_jaxpr(program.step)(program.state, batch))
+
+
+def beside(experiment: Experiment, batch: Batch, *, traced: jax.stages.Traced) -> Callable[[], float | None]:
+    """A function that gives ``of_step``, or None as long as it is not known; ``traced`` is the step as it is to run.
+
+    Where the step computes nothing twice its own trace is counted, which takes no time to speak of. Another one would:
+    it is made in a thread, while this one compiles.
+    """
+    if _plain(experiment) == experiment:
+        flops = products(traced.jaxpr)
+        return lambda: flops
+    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="mmjax-flops")
+    counted = pool.submit(of_step, experiment, batch)
+    pool.shutdown(wait=False)
+    return lambda: counted.result() if counted.done() else None
+
+
+def _plain(experiment: Experiment) -> Experiment:
+    """The same step with nothing computed twice."""
+    model = dataclasses.replace(experiment.model, remat="none")
+    return dataclasses.replace(experiment, model=model, micro_batches=1)
 
 
 def products(jaxpr: Any) -> float:

@@ -116,13 +116,17 @@ class Program:
 
     def lower(self, batch: Batch) -> jax.stages.Lowered:
         """The training step for batches of this shape, not yet compiled: enough to count its operations."""
+        return self.trace(batch).lower()
+
+    def trace(self, batch: Batch) -> jax.stages.Traced:
+        """The same as a trace, in which its arithmetic can be counted."""
         jitted = jax.jit(
             self.step,
             in_shardings=(self.shardings, batch_shardings(batch, self.mesh)),
             out_shardings=(self.shardings, replicated(self.mesh)),
             donate_argnums=0,
         )
-        return jitted.lower(self.state, batch)
+        return jitted.trace(self.state, batch)
 
     def embedder(self, tokenizer: Any, *, num_threads: int = 0) -> Embedder:
         """Both towers for evaluation; ``num_threads`` read the examples (0: none beside the caller)."""
