@@ -45,7 +45,7 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     _prepare_jax()
     from mmjax.data.sample import DataError
     from mmjax.parallel import distributed
-    from mmjax.train import experiment, loop, meter
+    from mmjax.train import damage, experiment, loop, meter
 
     try:
         with distributed.joined(
@@ -58,7 +58,7 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
                 print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
             settings = experiment.Experiment.of(experiment.read(options.config, overrides))
             outcome = loop.train(settings, workdir=options.workdir, overrides=[f"{k}={v}" for k, v in overrides])
-    except (meter.Diverged, DataError) as error:
+    except (meter.Diverged, DataError, damage.NotSaved) as error:
         print(f"mmjax train: {error}", file=sys.stderr)
         return 1
     return 0 if outcome.finished else _stopped_status()

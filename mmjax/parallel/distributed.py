@@ -89,6 +89,13 @@ def same_for_all(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(jnp.int32(value)))
 
 
+def true_for_all(here: bool) -> bool:
+    """Whether every process says so; all must ask."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(jnp.int32(here)).all())
+
+
 def asked_to_stop(step: int) -> bool:
     """Whether a process got SIGTERM and this is the step after which all are to stop; ask after every step.
 

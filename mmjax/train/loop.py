@@ -22,6 +22,7 @@ from mmjax.data.selection import Selected
 from mmjax.parallel import distributed
 from mmjax.train import assemble, report, rundir, skips
 from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.damage import NotSaved
 from mmjax.train.evaluate import Evaluation
 from mmjax.train.experiment import Experiment
 from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
@@ -65,7 +66,7 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
         # Closing the checkpoints waits for all processes, so one that has failed must not come to that.
         with (
             contextlib.closing(checkpoints),
-            distributed.failing_at_once(shared=(Diverged,), brief=(ConfigError, DataError)),
+            distributed.failing_at_once(shared=(Diverged,), brief=(ConfigError, DataError, NotSaved)),
             _asked_to_stop() as stop,
         ):
             saved = checkpoints.steps
@@ -75,6 +76,7 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
                     print(f"already finished at step {done}; see {workdir / 'report.html'}", flush=True)
                 return Outcome(finished=True, step=done, metrics={})
             with Progress(experiment.steps, quiet=not first) as progress:
+                checkpoints.say = progress.warn
                 if isinstance(source, Selected):
                     progress.note(source.describe())
                 for line in shares(source, rows=experiment.steps * experiment.batch_size):
@@ -115,7 +117,7 @@ class _Run:
         with contextlib.closing(self.writer):
             if step < self.experiment.steps:
                 state, step = self._steps(state, step, rows)
-            self.checkpoints.wait()
+            self.checkpoints.finish(step)
             if step < self.experiment.steps:
                 self.progress.note(
                     f"stopped by {self.stop.name} at step {step}, saved; run the same command again to go on"
@@ -130,7 +132,7 @@ class _Run:
             size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             self.progress.note(f"{size:,} parameters on {self.program.mesh.size} x {jax.devices()[0].device_kind}")
             return state
-        state = self.checkpoints.restore(self.program.state)
+        state = self.checkpoints.restore_newest(self.program.state)
         step = int(jax.device_get(state.step))
         self.progress.note(f"going on from the checkpoint of step {step}")
         if switched:
@@ -165,6 +167,7 @@ class _Run:
                     # The last step's numbers are read while this one runs, and no step is more than one ahead.
                     meter.push(step, metrics)
                     self._housekeeping(state, step, meter)
+                    self.checkpoints.check()
                     if self.stop.after(step):
                         break
                 meter.flush()
