@@ -46,10 +46,10 @@ def reason(error: BaseException) -> str:
             return last.strerror
         if code := re.search(r"os_error_code='(\d+)'", text):
             return os.strerror(int(code[1]))
-        if status := re.match(r"([A-Z]{2,}(?:_[A-Z]+)*): ", text):  # tensorstore's: the innermost file is what counts
-            files = re.findall(r'"(/[^"]+)"', text)
-            place = f" in {'/'.join(Path(files[-1]).parts[-3:])}" if files else ""
-            return f"{status[1].replace('_', ' ').lower()}{place}"
+        if files := re.findall(r'"(/[^"\\]+)', text):  # tensorstore's: of a long sentence the innermost file counts
+            status = re.search(r"\b[A-Z]+_[A-Z_]+\b", text)
+            what = status[0].replace("_", " ").lower() if status else "unreadable"
+            return f"{what} in {'/'.join(Path(files[-1]).parts[-2:])}"
         named = text if isinstance(last, (ValueError, OSError)) else f"{type(last).__name__}: {text}"
         last = last.__cause__ or (None if last.__suppress_context__ else last.__context__)
     return named if len(named) <= _LONGEST else named[: _LONGEST - 1] + "…"

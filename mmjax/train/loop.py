@@ -61,7 +61,7 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
     with rundir.claim(workdir, experiment, overrides=overrides) as switched:
         first = distributed.is_first()
         if first:
-            tokenizer.save(workdir / "tokenizer")
+            rundir.keep_tokenizer(tokenizer, workdir)
         checkpoints = Checkpoints(workdir, keep=experiment.checkpoint.keep, best=experiment.checkpoint.best)
         # Closing the checkpoints waits for all processes, so one that has failed must not come to that.
         with (
@@ -109,21 +109,23 @@ class _Run:
     def train(self, rows: Batches, *, switched: Sequence[str], left_out: Sequence[Skipped]) -> Outcome:
         state = self._start(switched)
         step = int(jax.device_get(state.step))
-        first = distributed.is_first()
-        self.writer = MetricsWriter(self.workdir, resume_step=step) if first else NoMetrics()
-        self.skips = Skips(self.workdir, limit=self.experiment.data.max_skipped, process=jax.process_index())
+        first, say = distributed.is_first(), self.progress.warn
+        self.writer = MetricsWriter(self.workdir, resume_step=step, say=say) if first else NoMetrics()
+        self.skips = Skips(self.workdir, limit=self.experiment.data.max_skipped, process=jax.process_index(), say=say)
         if first:
             self.skips.list(0, left_out)
         with contextlib.closing(self.writer):
             if step < self.experiment.steps:
                 state, step = self._steps(state, step, rows)
             self.checkpoints.finish(step)
+            self.writer.finish()
             if step < self.experiment.steps:
                 self.progress.note(
                     f"stopped by {self.stop.name} at step {step}, saved; run the same command again to go on"
                 )
                 return Outcome(finished=False, step=step, metrics={})
             metrics = self._finish(state)
+            self.writer.finish()
         return Outcome(finished=True, step=step, metrics=metrics)
 
     def _start(self, switched: Sequence[str]) -> TrainState:
@@ -221,7 +223,13 @@ class _Run:
         if not distributed.is_first():
             return metrics
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-        path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, facts={"parameters": parameters})
+        facts = {"parameters": parameters}
+        try:
+            path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, facts=facts)
+        except OSError as error:
+            raise NotSaved(
+                f"the report could not be written ({error.strerror}); make room and run the same command again"
+            ) from None
         self.progress.note(f"report: {path}")
         return metrics
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import collections
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmjax.config import ConfigError
 from mmjax.data.reader import Skipped
 from mmjax.data.sample import DataError
+from mmjax.train.lines import LineFile
 
 FILE = "skipped.jsonl"
 _FILES = "skipped*.jsonl"
@@ -25,8 +25,9 @@ class Skips:
     ``process`` of a run counts its own rows, and all but the first have files of their own beside it.
     """
 
-    def __init__(self, workdir: str | Path, *, limit: float, process: int = 0):
+    def __init__(self, workdir: str | Path, *, limit: float, process: int = 0, say: Callable[[str], None] = print):
         self._path = Path(workdir) / (f"skipped.{process}.jsonl" if process else FILE)
+        self._file = LineFile(self._path, say=say)
         self._limit = limit
         self._listed = {entry["key"] for entry in read(workdir)}
         self._rows = 0
@@ -39,17 +40,10 @@ class Skips:
 
     def list(self, step: int, skipped: Iterable[Skipped]) -> None:
         """Writes down those that are not listed yet."""
-        lines = []
         for key, reason, detail in skipped:
             if key not in self._listed:
                 self._listed.add(key)
-                lines.append(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}) + "\n")
-        if lines:
-            with self._path.open("a+", encoding="utf-8") as file:
-                file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
-                if file.read() not in ("", "\n"):  # the last line was torn by a kill
-                    file.write("\n")
-                file.writelines(lines)
+                self._file.write(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}))
 
     def count_batch(self, step: int, skipped: Sequence[Skipped], *, rows: int) -> None:
         """Takes what was skipped while a batch of ``rows`` was made; raises DataError where it has become too much."""
