@@ -49,7 +49,7 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     _prepare_jax()
     from mmjax.data.sample import DataError
     from mmjax.parallel import distributed
-    from mmjax.train import experiment, loop, meter
+    from mmjax.train import damage, experiment, loop, meter
 
     try:
         with distributed.joined(**flags.processes(options), shared=(meter.Diverged,)):
@@ -63,7 +63,7 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
                 profile=profile,
                 clock=clock,
             )
-    except (meter.Diverged, DataError) as error:
+    except (meter.Diverged, DataError, damage.NotSaved) as error:
         print(f"mmjax train: {error}", file=sys.stderr)
         return 1
     return 0 if outcome.finished else _stopped_status()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from mmjax.config import ConfigError
 from mmjax.data.reader import Skipped
 from mmjax.data.sample import DataError
 from mmjax.parallel import distributed
+from mmjax.train.lines import LineFile
 
 FILE = "skipped.jsonl"
 _FILES = "skipped*.jsonl"
@@ -29,8 +29,17 @@ class Skips:
     holds for all of them together.
     """
 
-    def __init__(self, workdir: str | Path, *, limit: float, process: int = 0, processes: int = 1):
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        limit: float,
+        process: int = 0,
+        processes: int = 1,
+        say: Callable[[str], None] = print,
+    ):
         self._path = Path(workdir) / (f"skipped.{process}.jsonl" if process else FILE)
+        self._file = LineFile(self._path, say=say)
         self._limit = limit
         self._listed = {entry["key"] for entry in read(workdir)}
         self._rows = 0
@@ -53,17 +62,10 @@ class Skips:
 
     def list(self, step: int, skipped: Iterable[Skipped]) -> None:
         """Writes down those that are not listed yet."""
-        lines = []
         for key, reason, detail in skipped:
             if key not in self._listed:
                 self._listed.add(key)
-                lines.append(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}) + "\n")
-        if lines:
-            with self._path.open("a+", encoding="utf-8") as file:
-                file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
-                if file.read() not in ("", "\n"):  # the last line was torn by a kill
-                    file.write("\n")
-                file.writelines(lines)
+                self._file.write(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}))
 
     def count_batch(self, step: int, skipped: Sequence[Skipped], *, rows: int) -> None:
         """Takes what was skipped while a batch of ``rows`` was made; raises DataError where it has become too much.
