@@ -49,15 +49,10 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     _prepare_jax()
     from mmjax.data.sample import DataError
     from mmjax.parallel import distributed
-    from mmjax.train import experiment, loop, meter
+    from mmjax.train import damage, experiment, loop, meter
 
     try:
-        with distributed.joined(
-            coordinator=options.coordinator,
-            processes=options.processes,
-            process=options.process,
-            shared=(meter.Diverged,),
-        ):
+        with distributed.joined(**flags.processes(options), shared=(meter.Diverged,)):
             if distributed.is_first():
                 print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
             settings = experiment.Experiment.of(experiment.read(options.config, overrides))
@@ -68,20 +63,24 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
                 profile=profile,
                 clock=clock,
             )
-    except (meter.Diverged, DataError) as error:
+    except (meter.Diverged, DataError, damage.NotSaved) as error:
         print(f"mmjax train: {error}", file=sys.stderr)
         return 1
     return 0 if outcome.finished else _stopped_status()
 
 
 def evaluate(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
-    """Measures a checkpoint of a run folder."""
+    """Measures a checkpoint of a run folder; of several processes, which share the work, one says what was found."""
     _prepare_jax()
+    from mmjax.parallel import distributed
     from mmjax.train import evaluate as evaluation
 
-    metrics = evaluation.of_run(
-        options.workdir, which=flags.which(options.step), tasks=flags.words(options.tasks), split=options.split
-    )
+    which, tasks = flags.which(options.step), flags.words(options.tasks)
+    with distributed.joined(**flags.processes(options)):
+        metrics = evaluation.of_run(options.workdir, which=which, tasks=tasks, split=options.split)
+        first = distributed.is_first()
+    if not first:
+        return 0
     if options.json:
         print(json.dumps(metrics))
     else:

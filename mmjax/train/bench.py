@@ -49,7 +49,7 @@ class _Timer:
         self.devices = jax.device_count()
         self.half = experiment.precision == "bfloat16"
         program = Program(experiment)
-        batches = assemble.batches(experiment, source, tokenizer)
+        batches = assemble.batches(experiment, source, tokenizer, share=program.share)
         arrays = next(iter(batches))
         batches.close()
         self.batch: Batch = program.place(arrays)

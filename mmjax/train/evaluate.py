@@ -95,8 +95,11 @@ def of_run(
     tasks = settings.final_tasks if tasks is None else tasks
     for task in tasks:
         choose(task, plugins.names(FOLDER), path="--tasks")
-    # The mesh that the run was trained on may not fit this machine; evaluation only splits batches.
-    experiment = dataclasses.replace(experiment, mesh=MeshConfig(), batch_size=jax.device_count())
+    # The mesh that the run was trained on may not fit these devices, nor its batches; evaluation only splits them, and
+    # a row's embedding does not depend on the others.
+    devices = jax.device_count()
+    settings = dataclasses.replace(settings, batch_size=-(-settings.batch_size // devices) * devices)
+    experiment = dataclasses.replace(experiment, mesh=MeshConfig(), batch_size=devices, eval=settings)
     checkpoints = Checkpoints(workdir, best=experiment.checkpoint.best, read_only=True)
     tokenizer = assemble.saved_tokenizer(experiment, workdir)
     program = Program(experiment)

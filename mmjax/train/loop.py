@@ -21,6 +21,7 @@ from mmjax.parallel import distributed
 from mmjax.train import assemble, goodput, model_flops, report, rundir, skips
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.clock import Clock
+from mmjax.train.damage import NotSaved
 from mmjax.train.evaluate import Evaluation
 from mmjax.train.experiment import Experiment
 from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
@@ -69,16 +70,16 @@ def train(
     program = Program(experiment)
     evaluation = Evaluation(program, tokenizer)
     evaluation.open()
-    rows = assemble.rows(experiment, source, tokenizer)
+    rows = assemble.rows(experiment, source, tokenizer, share=program.share)
     with rundir.claim(workdir, experiment, overrides=overrides) as switched:
         first = distributed.is_first()
         if first:
-            tokenizer.save(workdir / "tokenizer")
+            rundir.keep_tokenizer(tokenizer, workdir)
         checkpoints = Checkpoints(workdir, keep=experiment.checkpoint.keep, best=experiment.checkpoint.best)
         # Closing the checkpoints waits for all processes, so one that has failed must not come to that.
         with (
             contextlib.closing(checkpoints),
-            distributed.failing_at_once(shared=(Diverged,), brief=(ConfigError, DataError)),
+            distributed.failing_at_once(shared=(Diverged,), brief=(ConfigError, DataError, NotSaved)),
             asked_to_stop() as stop,
         ):
             saved = checkpoints.steps
@@ -93,6 +94,7 @@ def train(
                 contextlib.closing(goodput.Ledger(workdir, clock, note=progress.warn, writes=first)) as ledger,
                 clock.watched(note=progress.warn, tick=ledger.write),
             ):
+                checkpoints.say = progress.warn
                 if isinstance(source, Selected):
                     progress.note(source.describe())
                 for line in shares(source, rows=experiment.steps * experiment.batch_size):
@@ -134,22 +136,30 @@ class _Run:
     def train(self, rows: Batches, *, switched: Sequence[str], left_out: Sequence[Skipped]) -> Outcome:
         state = self._start(switched)
         step = int(jax.device_get(state.step))
-        first = distributed.is_first()
-        self.writer = MetricsWriter(self.workdir, resume_step=step) if first else NoMetrics()
+        first, say = distributed.is_first(), self.progress.warn
+        self.writer = MetricsWriter(self.workdir, resume_step=step, say=say) if first else NoMetrics()
         self.ledger.go_on(step)
-        self.skips = Skips(self.workdir, limit=self.experiment.data.max_skipped, process=jax.process_index())
+        self.skips = Skips(
+            self.workdir,
+            limit=self.experiment.data.max_skipped,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+            say=say,
+        )
         if first:
             self.skips.list(0, left_out)
         with contextlib.closing(self.writer):
             if step < self.experiment.steps:
                 state, step = self._steps(state, step, rows)
-            self.saves.wait()
+            self.saves.finish(step)
+            self.writer.finish()
             if step < self.experiment.steps:
                 self.progress.note(
                     f"stopped by {self.stop.name} at step {step}, saved; run the same command again to go on"
                 )
                 return Outcome(finished=False, step=step, metrics={})
             metrics = self._finish(state)
+            self.writer.finish()
         return Outcome(finished=True, step=step, metrics=metrics)
 
     def _start(self, switched: Sequence[str]) -> TrainState:
@@ -160,7 +170,7 @@ class _Run:
             self.progress.note(f"{size:,} parameters on {self.program.mesh.size} x {jax.devices()[0].device_kind}")
             return state
         with self.clock.during("restoring", f"reading the checkpoint of step {self.checkpoints.steps[-1]}"):
-            state = self.checkpoints.restore(self.program.state)
+            state = self.checkpoints.restore_newest(self.program.state)
         step = int(jax.device_get(state.step))
         self.progress.note(f"going on from the checkpoint of step {step}")
         if switched:
@@ -276,6 +286,7 @@ class _Run:
                 params = self.checkpoints.restore_params(
                     self.program.state.params, which=chosen, averaged=state.average is not None
                 )
+        self.skips.gather()
         if self.skips.count:
             self.progress.note(f"skipped {self.skips.summary()}; see {self.workdir / skips.FILE}")
         with self.clock.during("evaluation", "the final evaluation"):
@@ -288,7 +299,13 @@ class _Run:
         if not distributed.is_first():
             return metrics
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-        path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, facts={"parameters": parameters})
+        facts = {"parameters": parameters}
+        try:
+            path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, facts=facts)
+        except OSError as error:
+            raise NotSaved(
+                f"the report could not be written ({error.strerror}); make room and run the same command again"
+            ) from None
         if spent is not None:
             self.progress.note(spent.table())
         self.progress.note(f"report: {path}")

@@ -42,6 +42,8 @@ class Meter:
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the step just dispatched and reads those of the one before."""
+        if self._skips.shared and self._is_logged(step):
+            metrics = metrics | {"skipped": self._skips.total()}
         pending, self._pending = self._pending, (step, metrics)
         if pending is not None:
             self._read(*pending)
@@ -66,9 +68,17 @@ class Meter:
             )
         self._steps += 1
         rates = self._rates.over(self._steps)
-        if self._skips.count:
-            rates["train/skipped"] = self._skips.count
+        if self._skips.shared:
+            skipped = int(values.pop("train/skipped", 0))
+            self._skips.check(skipped, step=step)
+        else:
+            skipped = self._skips.count
+        if skipped:
+            rates["train/skipped"] = skipped
         self._progress.step(step, values | rates)
-        if step % self._settings.log.every_steps == 0 or step in (1, self._settings.steps):
+        if self._is_logged(step):
             self._writer.write(step, values | rates | self._rates.told())
             self.restart()
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self._settings.log.every_steps == 0 or step in (1, self._settings.steps)

@@ -38,7 +38,8 @@ def beside(experiment: Experiment, batch: Batch, *, traced: jax.stages.Traced) -
 
 def _plain(experiment: Experiment) -> Experiment:
     """The same step with nothing computed twice."""
-    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat="none"))
+    model = dataclasses.replace(experiment.model, remat="none")
+    return dataclasses.replace(experiment, model=model, micro_batches=1)
 
 
 def products(jaxpr: Any) -> float:

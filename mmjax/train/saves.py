@@ -36,16 +36,17 @@ class Saves:
         self.tell("checkpoint_seconds", held)
 
     def look(self) -> None:
-        """Whether the last one is on disk by now; to be asked after every step."""
+        """Whether the last one is on disk by now, or cannot be written; to be asked after every step."""
+        self._checkpoints.check()
         if self._begun is not None and not self._checkpoints.saving:
             self._done()
 
-    def wait(self) -> None:
-        """Returns when everything is on disk."""
+    def finish(self, step: int) -> None:
+        """As ``Checkpoints.finish``."""
         self.look()
         what = "waiting until the checkpoint" + (f" of step {self._begun[0]}" if self._begun else "") + " is on disk"
         with self._clock.during("checkpoint", what):
-            self._checkpoints.wait()
+            self._checkpoints.finish(step)
         self._done()
 
     def _done(self) -> None:
@@ -54,6 +55,8 @@ class Saves:
         step, began, held = self._begun
         seconds = time.monotonic() - began
         self._begun = None
+        if step not in self._checkpoints.steps:  # it could not be written, which has been said
+            return
         self.tell("checkpoint_disk_seconds", seconds)
         if self._first:
             self._first = False

@@ -255,5 +255,5 @@ def _last_start(workdir: Path) -> dict[str, Any]:
         except ValueError:
             continue
         if isinstance(start, dict):
-            return start
+            return {key: value for key, value in start.items() if key != "config"}
     return {}
