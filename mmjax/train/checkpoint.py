@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from mmjax.config import ConfigError
+from mmjax.train import checkpoint_dir
 from mmjax.train.state import AugmentState, Params, TrainState
 
 Which = int | Literal["last", "best"]
@@ -23,18 +24,28 @@ class Checkpoints:
     augmentations learn.
     """
 
-    def __init__(self, workdir: str | Path, *, keep: int = 1, best: str | None = None, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        directory: str | None = None,
+        keep: int = 1,
+        best: str | None = None,
+        read_only: bool = False,
+    ):
+        """``directory``: as in ``CheckpointConfig``; ``read_only``: nothing is saved or tidied up."""
         self._best = best
         policies: list[Any] = [LatestN(keep)]
         if best is not None:
             policies.append(
                 BestN(get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False)
             )
-        directory = Path(workdir).absolute() / "checkpoints"
-        if read_only and not directory.is_dir():
-            raise ConfigError(f"--workdir={workdir}: holds no checkpoints; train there first")
+        place = checkpoint_dir.locate(workdir, directory)
+        self._named = checkpoint_dir.named(workdir, directory)
+        if read_only and not place.is_dir():
+            raise ConfigError(f"{self._named}: holds no checkpoints; train there first")
         self._manager = ocp.CheckpointManager(
-            directory,
+            place,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
                 best_fn=None if best is None else lambda metrics: metrics[best],
@@ -52,7 +63,7 @@ class Checkpoints:
         """The step that ``which`` means."""
         steps = self.steps
         if not steps:
-            raise ConfigError(f"--workdir={Path(self._manager.directory).parent}: holds no finished checkpoint")
+            raise ConfigError(f"{self._named}: holds no finished checkpoint")
         if which == "last":
             return steps[-1]
         if which == "best":

@@ -61,7 +61,8 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
         first = distributed.is_first()
         if first:
             tokenizer.save(workdir / "tokenizer")
-        checkpoints = Checkpoints(workdir, keep=experiment.checkpoint.keep, best=experiment.checkpoint.best)
+        saving = experiment.checkpoint
+        checkpoints = Checkpoints(workdir, directory=saving.directory, keep=saving.keep, best=saving.best)
         # Closing the checkpoints waits for all processes, so one that has failed must not come to that.
         with (
             contextlib.closing(checkpoints),
