@@ -10,8 +10,7 @@ from etils import epath
 
 from mmjax.config import ConfigError
 
-INSTALL = {"gs": "gcsfs", "s3": "s3fs"}
-"""The kinds of buckets, and the package that reads and writes each."""
+_BUCKET = "gs://"  # the only kind that Orbax writes arrays to
 
 _CONFIG = "config.json"
 
@@ -20,20 +19,18 @@ def locate(workdir: str | Path, directory: str | None) -> epath.Path:
     """The place, seen to be within reach; ``directory`` as in ``CheckpointConfig``."""
     if directory is None:
         return epath.Path(Path(workdir).absolute() / "checkpoints")
-    kind, separator, _ = directory.partition("://")
-    if not separator:
+    if "://" not in directory:
         return epath.Path(Path(directory).expanduser().absolute())
-    if kind not in INSTALL:
+    if not directory.startswith(_BUCKET):
         raise ConfigError(
-            f"checkpoint.directory={directory}: no such kind of place; use a path, gs://BUCKET/… or s3://BUCKET/…"
+            f"checkpoint.directory={directory}: no such kind of place; use gs://BUCKET/… or a path, under which other "
+            "storage can be mounted"
         )
     place = epath.Path(directory)
     try:
         place.exists()
     except ImportError:
-        raise ConfigError(
-            f"checkpoint.directory={directory}: needs {INSTALL[kind]}; pip install {INSTALL[kind]}"
-        ) from None
+        raise ConfigError(f"checkpoint.directory={directory}: needs gcsfs; pip install gcsfs") from None
     except Exception as error:  # each file system has errors of its own
         raise _no_access(directory, "reached", error) from None
     return place
