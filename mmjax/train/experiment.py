@@ -83,8 +83,8 @@ class EvalConfig:
 class CheckpointConfig:
     """When to save and what to keep: the ``keep`` latest, and the best by the metric ``best`` if one is named.
 
-    ``directory`` (a path, or ``gs://BUCKET/…``) is where they lie, if not in the run folder. Then no machine but the first
-    needs to see the run folder, and a new, empty one goes on from what lies there.
+    ``directory`` (a path, or ``gs://BUCKET/…``) is where they lie, if not in the run folder. Then no machine but the
+    first needs to see the run folder, and a new, empty one goes on from what lies there.
     """
 
     every_steps: int = 500
