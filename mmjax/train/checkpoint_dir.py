@@ -66,9 +66,11 @@ def write_config(directory: str | None, config: dict[str, Any]) -> None:
     place = locate("", directory)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        part = place / f"{_CONFIG}.part"
+        in_bucket = directory.startswith(_BUCKET)  # where an object is there as a whole or not at all
+        part = place / (_CONFIG if in_bucket else f"{_CONFIG}.part")
         part.write_text(json.dumps(config, indent=2) + "\n")
-        part.replace(place / _CONFIG)
+        if not in_bucket:
+            part.replace(place / _CONFIG)
     except Exception as error:  # each file system has errors of its own
         raise _no_access(directory, "written", error) from None
 
