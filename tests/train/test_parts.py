@@ -24,7 +24,7 @@ DEEP = {"model__vision_cfg__layers": 2, "model__text_cfg__layers": 2}  # blocks 
 
 def program(*, devices=1, captions=1, negatives=1, **overrides):
     rows = {"data__captions_per_image": captions, "data__negatives_per_image": negatives}
-    experiment, _ = settled(tiny.experiment(**{"batch_size": 32} | DEEP | rows | overrides), devices=devices)
+    experiment, _ = settled(tiny.experiment(**{"batch_size": 32} | DEEP | rows | overrides), shards=devices)
     return Program(experiment, devices=jax.devices()[:devices])
 
 
