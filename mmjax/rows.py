@@ -21,7 +21,7 @@ def spread(x: jax.Array, rows: NamedSharding | None) -> jax.Array:
 
     Left to itself, the compiler divides activations as it finds parameters divided, by their width, and then holds
     all rows on every device. A number of rows that does not divide is left to it all the same: shares must be equal.
-    On one device nothing changes, where even an empty constraint would be rounded otherwise.
+    A program for one device stays as it is, to the bit.
     """
     if rows is None or rows.mesh.size == 1 or x.shape[0] % shards_of(rows):
         return x

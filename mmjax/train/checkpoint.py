@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any, Literal, TypeVar
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from mmjax.config import ConfigError
 from mmjax.parallel import distributed
-from mmjax.train import checksums, damage
+from mmjax.train import checkpoint_dir, checksums, damage
 from mmjax.train.damage import Damaged, NotSaved
 from mmjax.train.saved import FACTS, Saved
 from mmjax.train.state import AugmentState, Params, TrainState
@@ -47,19 +47,21 @@ class Checkpoints:
         self,
         workdir: str | Path,
         *,
+        directory: str | None = None,
         keep: int = 1,
         best: str | None = None,
         read_only: bool = False,
         say: Callable[[str], None] = _on_stderr,
     ):
+        """``directory``: as in ``CheckpointConfig``; ``read_only``: nothing is saved or tidied up."""
         self.say = say
         self._keep = keep
         self._best = best
         self._read_only = read_only
-        self._workdir = workdir
-        self._directory = Path(workdir).absolute() / "checkpoints"
+        self._directory = checkpoint_dir.locate(workdir, directory)
+        self._named = checkpoint_dir.named(workdir, directory)
         if read_only and not self._directory.is_dir():
-            raise ConfigError(f"--workdir={workdir}: holds no checkpoints; train there first")
+            raise ConfigError(f"{self._named}: holds no checkpoints; train there first")
         damage.quieten_orbax()
         self._saving: int | None = None
         self._failure = ""
@@ -94,7 +96,7 @@ class Checkpoints:
         """The step that ``which`` means."""
         steps = self.steps
         if not steps:
-            raise ConfigError(f"--workdir={self._workdir}: holds no finished checkpoint")
+            raise ConfigError(f"{self._named}: holds no finished checkpoint")
         if which == "last":
             return steps[-1]
         if which == "best":
@@ -178,7 +180,7 @@ class Checkpoints:
             return state
         found = "; ".join(f"step {error.step}: {error.cause}" for error in damaged)
         raise ConfigError(
-            f"--workdir={self._workdir}: none of its checkpoints can be read ({found}); they stay where they are: mend "
+            f"{self._named}: none of its checkpoints can be read ({found}); they stay where they are: mend "
             f"what keeps them from being read, or move {self._directory} away to train from the beginning"
         )
 
@@ -247,7 +249,8 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self._manager.close()
         for leftover in self._directory.glob(f"*{_UNFINISHED}*"):  # orbax would take them away, but when it gets to it
-            shutil.rmtree(leftover, ignore_errors=True)
+            with contextlib.suppress(Exception):
+                leftover.rmtree()
         self._open()
         if step in self.steps:  # it is there: what failed is the removal of older ones
             self.say(f"old checkpoints could not be removed ({damage.reason(error)})")
@@ -262,8 +265,8 @@ class Checkpoints:
             self._manager.close()
         self._open()
 
-    def _set_aside(self, step: int) -> Path:
-        place = damage.free_place(self._directory.parent / "damaged" / str(step))
+    def _set_aside(self, step: int) -> epath.Path:
+        place = damage.free_place(self._directory.with_name(f"{self._directory.name}.damaged") / str(step))
         if distributed.is_first():
             place.parent.mkdir(exist_ok=True)
             self._folder(step).rename(place)
@@ -277,7 +280,7 @@ class Checkpoints:
     def _listed(self) -> str:
         return ", ".join(map(str, self.steps)) or "none"
 
-    def _folder(self, step: int) -> Path:
+    def _folder(self, step: int) -> epath.Path:
         return self._directory / str(step)
 
     def _best_step(self, steps: Sequence[int]) -> int | None:

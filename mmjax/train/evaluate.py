@@ -100,7 +100,8 @@ def of_run(
     devices = jax.device_count()
     settings = dataclasses.replace(settings, batch_size=-(-settings.batch_size // devices) * devices)
     experiment = dataclasses.replace(experiment, mesh=MeshConfig(), batch_size=devices, eval=settings)
-    checkpoints = Checkpoints(workdir, best=experiment.checkpoint.best, read_only=True)
+    saved = experiment.checkpoint
+    checkpoints = Checkpoints(workdir, directory=saved.directory, best=saved.best, read_only=True)
     tokenizer = assemble.saved_tokenizer(experiment, workdir)
     program = Program(experiment)
     averaged = experiment.optimizer.average > 0

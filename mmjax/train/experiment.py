@@ -81,11 +81,16 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save and what to keep: the ``keep`` latest, and the best by the metric ``best`` if one is named."""
+    """When to save and what to keep: the ``keep`` latest, and the best by the metric ``best`` if one is named.
+
+    ``directory`` (a path, or ``gs://BUCKET/…``) is where they lie, if not in the run folder. Then no machine but the
+    first needs to see the run folder, and a new, empty one goes on from what lies there.
+    """
 
     every_steps: int = 500
     keep: int = 2
     best: str | None = None
+    directory: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

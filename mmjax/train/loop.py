@@ -75,7 +75,8 @@ def train(
         first = distributed.is_first()
         if first:
             rundir.keep_tokenizer(tokenizer, workdir)
-        checkpoints = Checkpoints(workdir, keep=experiment.checkpoint.keep, best=experiment.checkpoint.best)
+        saving = experiment.checkpoint
+        checkpoints = Checkpoints(workdir, directory=saving.directory, keep=saving.keep, best=saving.best)
         # Closing the checkpoints waits for all processes, so one that has failed must not come to that.
         with (
             contextlib.closing(checkpoints),

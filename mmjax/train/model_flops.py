@@ -76,7 +76,12 @@ def _inner(name: str, params: dict[str, Any]) -> list[Any]:
 def _times(name: str, params: dict[str, Any]) -> int:
     if name == "scan":
         return params["length"]
-    if name == "shard_map":  # its inner shapes are one device's
-        manual = next(axes for key, axes in params.items() if key.endswith("manual_axes"))
-        return math.prod(params["mesh"].shape[axis] for axis in manual)
+    if name == "shard_map":  # its inner shapes are one device's; along axes that split nothing there are copies
+        split = {
+            axis
+            for spec in params["in_specs"]
+            for part in spec
+            for axis in (part if isinstance(part, tuple) else (part,))
+        }
+        return math.prod(params["mesh"].shape[axis] for axis in split - {None})
     return 1

@@ -20,7 +20,7 @@ import jax
 
 from mmjax.config import ConfigError
 from mmjax.parallel import distributed
-from mmjax.train import damage
+from mmjax.train import checkpoint_dir, damage
 from mmjax.train.assemble import TOKENIZER_FOLDER
 from mmjax.train.experiment import Experiment
 from mmjax.train.lines import LineFile
@@ -30,6 +30,7 @@ STARTS = "starts.jsonl"
 MAY_DIFFER = (
     "log",
     "checkpoint.keep",
+    "checkpoint.directory",
     "data.workers",
     "data.threads",
     "data.prefetch",
@@ -64,9 +65,15 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
     Gives what has changed in its augmentations since it was last started. Of several processes the first one does
     this for all, and the others wait for it.
     """
+    elsewhere = experiment.checkpoint.directory is not None
     if not distributed.is_first():
         distributed.meet("claim")
-        _await(workdir / "config.json")
+        if elsewhere:  # so nothing here has to be seen by all machines; whichever comes first next time finds its own
+            workdir.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process of this machine was faster
+                _write(workdir / "config.json", experiment.to_dict())
+        else:
+            _await(workdir / "config.json")
         yield []
         return
     # Read as an experiment, so that a key which is newer than the folder has its default there.
@@ -84,6 +91,10 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
             )
     elif workdir.exists() and any(workdir.iterdir()):
         raise ConfigError(f"--workdir={workdir}: is not empty and is no run folder; use a new one")
+    if elsewhere or found is not None:
+        kept = _check_checkpoints(workdir, config, before=found)
+        if kept is not None and found is None:
+            switched = _switched(kept, config)
     with contextlib.ExitStack() as stack:
         with _writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
@@ -95,6 +106,7 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
                     f"--workdir={workdir}: another process is training there; wait for it or stop it"
                 ) from None
             _write(workdir / "config.json", config)
+            checkpoint_dir.write_config(experiment.checkpoint.directory, config)
             _append_start(workdir, config, overrides, switched)
         distributed.meet("claim")
         yield switched
@@ -136,6 +148,13 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     return started
 
 
+def checkpoint_directory(workdir: str | Path) -> str | None:
+    """Where the run's checkpoints lie, if not in its folder; also of a folder that has nothing but checkpoints."""
+    if not (Path(workdir) / "config.json").exists():
+        return None
+    return read_config(workdir).get("checkpoint", {}).get("directory")
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -> list[str]:
     """``key: old -> new`` for each key that differs and matters."""
     changes = []
@@ -164,13 +183,39 @@ def start_facts() -> dict[str, Any]:
     }
 
 
+def _check_checkpoints(
+    workdir: Path, config: dict[str, Any], *, before: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Raises where the checkpoints are another experiment's, or were left behind in another place.
+
+    Gives the configuration that lies beside them, if one does.
+    """
+    now = config["checkpoint"]["directory"]
+    kept = checkpoint_dir.read_config(now)
+    if kept is not None:
+        kept = Experiment.of(kept).to_dict()
+        changes = differences(kept | {SWITCHED: config[SWITCHED]}, config)
+        if changes:
+            raise ConfigError(
+                f"checkpoint.directory={now}: holds checkpoints of another experiment ({'; '.join(changes)}); use "
+                "another place, or give the settings that it was started with"
+            )
+    then = now if before is None else before["checkpoint"]["directory"]
+    if then != now and not checkpoint_dir.steps(workdir, now) and checkpoint_dir.steps(workdir, then):
+        raise ConfigError(
+            f"{checkpoint_dir.named(workdir, now)}: holds no checkpoints, and this run's lie in "
+            f"{checkpoint_dir.locate(workdir, then)}; copy them first, or leave checkpoint.directory as it was"
+        )
+    return kept
+
+
 def _await(path: Path) -> None:
     deadline = time.monotonic() + _SEEN_WITHIN
     while not path.exists():
         if time.monotonic() > deadline:
             raise ConfigError(
                 f"--workdir={path.parent}: process {jax.process_index()} on {platform.node()} does not see what the "
-                "first process has written there; use a folder that all machines share"
+                "first process has written there; use a folder that all machines share, or set checkpoint.directory"
             )
         time.sleep(0.5)
 

@@ -7,6 +7,8 @@ import pytest
 from mmjax.config import ConfigError
 from mmjax.parallel import mesh as meshes
 from mmjax.parallel.mesh import BATCH_AXES, MeshConfig, batch_sharding, check_batch, make_mesh, share_of
+from support import command, processes, tiny
+from support.training import assembled
 
 
 @pytest.mark.parametrize(
@@ -80,3 +82,43 @@ def test_shares_that_overlap_in_part_are_refused(held):
 def test_one_process_has_everything():
     for sizes in ({}, {"tensor": 8, "data": 1}, {"fsdp": 2, "tensor": 2}):
         assert share_of(0, batch_sharding(make_mesh(MeshConfig(**sizes)))) == (0, 1)
+
+
+ACROSS = """
+import sys
+sys.path[:0] = [{tests!r}]
+with distributed.joined():
+    from mmjax.train import assemble
+    from mmjax.train.program import Program
+    from support import tiny
+
+    experiment = tiny.experiment(mesh={{"data": 1, "tensor": 2}})
+    source = assemble.open_source(experiment.data, "train")
+    tokens = assemble.open_tokenizer(experiment, source, workdir="nowhere")
+    experiment = assemble.with_data(experiment, source, tokens)
+    program = Program(experiment)
+    batches = assemble.rows(experiment, source, tokens, share=program.share)
+    state, compiled = program.initialise(), program.compile(program.batch_shape(batches[0]))
+    for step in range(2):
+        state, metrics = compiled(state, program.place(batches[step]))
+        print("share", program.share, "loss", float(metrics["loss"]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_tensor_axis_over_two_processes_trains_as_over_one():
+    """Both make all rows of the batch."""
+    running = processes.start(ACROSS.format(tests=str(command.TESTS)), 2)
+    said = processes.outputs(running, timeout=300)
+    assert [process.wait() for process in running] == [0, 0], said
+    program, batches = assembled(tiny.experiment(mesh={"data": 1, "tensor": 2}), jax.devices()[:2])
+    state, compiled, losses = program.initialise(), None, []
+    for _ in range(2):
+        arrays = next(batches)
+        compiled = compiled or program.compile(program.batch_shape(arrays))
+        state, metrics = compiled(state, program.place(arrays))
+        losses.append(float(metrics["loss"]))
+    batches.close()
+    for text in said:
+        lines = [line for line in text.splitlines() if line.startswith("share (0, 1) loss ")]
+        np.testing.assert_allclose([float(line.split()[-1]) for line in lines], losses, rtol=1e-5)

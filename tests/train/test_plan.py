@@ -112,8 +112,9 @@ def test_flops_of_a_convolution_and_its_gradients_are_equal():
     assert products(jax.make_jaxpr(jax.grad(loss, argnums=1))(x, w)) == 2 * once
 
 
-def test_an_islands_flops_are_those_of_all_its_devices():
-    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_an_islands_flops_are_those_of_all_its_devices(tensor):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4 // tensor, tensor=tensor))
     rows = PartitionSpec(("data", "fsdp"))
     island = jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows)
     assert products(jax.make_jaxpr(island)(jnp.ones((16, 4)), jnp.ones((4, 6)))) == 2 * 16 * 4 * 6
