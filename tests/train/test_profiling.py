@@ -264,9 +264,11 @@ def test_a_profiler_that_fails_is_said_and_the_run_goes_on(compiled, tmp_path, m
 def test_the_page_has_the_dearest_operations_and_fits():
     found = trace.summarise(space(gpu(0)), steps=3, module="jit_step")
     many = [trace.Row(name="x" * 200, kind="other", seconds=1e-3, count=1.0)] * 40
-    page = trace_text.text(
-        trace.Summary(**{**vars(found), "rows": tuple(many)}), title="steps 1-3 on 1 x GPU", path="trace.pb"
-    )
+    shown = trace.Summary(**{**vars(found), "rows": tuple(many)})
+    host = {"data": 0.001, "evaluation": 3.21, "checkpoint": 0.5}
+    page = trace_text.text(shown, title="steps 1-3 on 1 x GPU", path="trace.pb", host=host)
+    assert "in between      evaluation 3.2s, saving checkpoints 0.5s\n" in page and "data" not in page
+    assert "in between" not in trace_text.text(shown, title="", path="", host={"data": 0.001})
     assert page.count("x…") == 1 * trace_text.SHOWN and "and 25 more" in page
     assert max(map(len, page.splitlines())) <= 100
     assert trace_text.brief(found).startswith("a step took 9.3 ms: matrix products and attention 43%")
