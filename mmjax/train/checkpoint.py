@@ -122,7 +122,9 @@ class Checkpoints:
 
     def read_params(self, *, which: Which = "last") -> dict[str, np.ndarray]:
         """The weights as flat numpy arrays by path, in sorted order; needs no model and no configuration."""
-        args = ocp.args.Composite(params=ocp.args.StandardRestore())
+        # Without a device for what other ones have saved, it would want those.
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(fallback_sharding=here))
         tree = self._manager.restore(self.resolve(which), args=args)["params"]
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}

@@ -30,7 +30,7 @@ def locate(workdir: str | Path, directory: str | None) -> epath.Path:
     try:
         place.exists()
     except ImportError:
-        raise ConfigError(f"checkpoint.directory={directory}: needs gcsfs; pip install gcsfs") from None
+        raise ConfigError(f"checkpoint.directory={directory}: needs gcsfs; pip install 'mmjax[gcs]'") from None
     except Exception as error:  # each file system has errors of its own
         raise _no_access(directory, "reached", error) from None
     return place

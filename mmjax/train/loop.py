@@ -59,8 +59,10 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
     rows = assemble.rows(experiment, source, tokenizer)
     with rundir.claim(workdir, experiment, overrides=overrides) as switched:
         first = distributed.is_first()
-        if first:
-            tokenizer.save(workdir / "tokenizer")
+        # Where no folder is common to all machines, each keeps what evaluation needs there.
+        own = experiment.checkpoint.directory is not None and not (workdir / assemble.TOKENIZER_FOLDER).is_dir()
+        if first or own:
+            tokenizer.save(workdir / assemble.TOKENIZER_FOLDER)
         saving = experiment.checkpoint
         checkpoints = Checkpoints(workdir, directory=saving.directory, keep=saving.keep, best=saving.best)
         # Closing the checkpoints waits for all processes, so one that has failed must not come to that.
