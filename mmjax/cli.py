@@ -42,18 +42,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """Trains to the end, or from the last checkpoint of the folder on."""
+    from mmjax.train.clock import Clock
+
+    clock = Clock()  # imports and the wait for other processes are a part of what a start costs
+    profile = flags.profiled(options.profile)
     _prepare_jax()
     from mmjax.data.sample import DataError
     from mmjax.parallel import distributed
-    from mmjax.train import experiment, loop, meter
+    from mmjax.train import damage, experiment, loop, meter
 
     try:
         with distributed.joined(**flags.processes(options), shared=(meter.Diverged,)):
             if distributed.is_first():
                 print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
             settings = experiment.Experiment.of(experiment.read(options.config, overrides))
-            outcome = loop.train(settings, workdir=options.workdir, overrides=[f"{k}={v}" for k, v in overrides])
-    except (meter.Diverged, DataError) as error:
+            outcome = loop.train(
+                settings,
+                workdir=options.workdir,
+                overrides=[f"{k}={v}" for k, v in overrides],
+                profile=profile,
+                clock=clock,
+            )
+    except (meter.Diverged, DataError, damage.NotSaved) as error:
         print(f"mmjax train: {error}", file=sys.stderr)
         return 1
     return 0 if outcome.finished else _stopped_status()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,10 @@ def parser(run: Mapping[str, Run]) -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_config(command)
     command.add_argument("--workdir", required=True, metavar="DIR", help="the run folder; made if it is not there")
+    command.add_argument(
+        "--profile", metavar="steps:A-B",
+        help="trace these steps into DIR/profile, with a page about where device time went; changes no result",
+    )  # fmt: skip
     _add_processes(command)
 
     command = _command(
@@ -241,6 +246,19 @@ def which(step: str) -> Any:
 def processes(options: argparse.Namespace) -> dict[str, Any]:
     """What the flags say of the other processes of a run."""
     return {name: getattr(options, name) for name in ("coordinator", "processes", "process")}
+
+
+def profiled(text: str | None) -> tuple[int, int] | None:
+    """``steps:10-15`` as its first and last step; None stays."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"steps:([0-9]{1,18})(?:-([0-9]{1,18}))?", text)
+    if found is None:
+        raise ConfigError(f"--profile={text}: expected steps:FIRST-LAST, as steps:10-15")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if not 1 <= first <= last:
+        raise ConfigError(f"--profile={text}: steps count from 1, the first before the last; as steps:10-15")
+    return first, last
 
 
 def words(text: str | None) -> tuple[str, ...] | None:

@@ -125,6 +125,13 @@ def _sum(whole: jax.NamedSharding) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(jnp.sum, out_shardings=whole)
 
 
+def true_for_all(here: bool) -> bool:
+    """Whether every process says so; all must ask."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(jnp.int32(here)).all())
+
+
 def asked_to_stop(step: int) -> bool:
     """Whether a process got SIGTERM and this is the step after which all are to stop; ask after every step.
 

@@ -95,10 +95,14 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Everything that decides a run's results, and how it is logged and saved."""
+    """Everything that decides a run's results, and how it is logged and saved.
+
+    The towers take a batch in ``micro_batches`` parts, one after another; the loss compares all of it.
+    """
 
     steps: int
     batch_size: int  # global
+    micro_batches: int = 1
     model: presets.ClipConfig
     data: DataConfig
     seed: int = 0
@@ -115,6 +119,7 @@ class Experiment:
         for name, value in (
             ("steps", self.steps),
             ("batch_size", self.batch_size),
+            ("micro_batches", self.micro_batches),
             ("log.every_steps", self.log.every_steps),
             ("eval.every_steps", self.eval.every_steps),
             ("eval.batch_size", self.eval.batch_size),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 
 import jax
 
 from mmjax.train.experiment import Experiment
 from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
+from mmjax.train.rates import Rates
 from mmjax.train.skips import Skips
-from mmjax.train.waiting import Waiting
 
 
 class Diverged(RuntimeError):
@@ -25,21 +24,20 @@ class Meter:
         settings: Experiment,
         progress: Progress,
         writer: MetricsWriter | NoMetrics,
-        waiting: Waiting,
+        rates: Rates,
         skips: Skips,
     ):
         self._settings = settings
         self._progress = progress
         self._writer = writer
-        self._waiting = waiting
+        self._rates = rates
         self._skips = skips
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self.restart()
 
     def restart(self) -> None:
         """Starts a new interval of time, so that an evaluation or a save is not counted as slow steps."""
-        self._since = time.perf_counter()
-        self._waited = self._waiting.seconds
+        self._rates.restart()
         self._steps = 0
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -69,13 +67,9 @@ class Meter:
                 f"({self._settings.optimizer.warmup_steps})"
             )
         self._steps += 1
-        elapsed = max(time.perf_counter() - self._since, 1e-9)
-        rates = {
-            "train/examples_per_second": self._steps * self._settings.batch_size / elapsed,
-            "train/data_wait": (self._waiting.seconds - self._waited) / elapsed,
-        }
+        rates = self._rates.over(self._steps)
         if self._skips.shared:
-            skipped = int(values.pop("train/skipped", 0))
+            skipped = self._skips.of_rows(int(values.pop("train/skipped", 0)))
             self._skips.check(skipped, step=step)
         else:
             skipped = self._skips.count
@@ -83,7 +77,7 @@ class Meter:
             rates["train/skipped"] = skipped
         self._progress.step(step, values | rates)
         if self._is_logged(step):
-            self._writer.write(step, values | rates)
+            self._writer.write(step, values | rates | self._rates.told())
             self.restart()
 
     def _is_logged(self, step: int) -> bool:

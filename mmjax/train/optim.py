@@ -116,6 +116,13 @@ def make_optimizer(config: OptimizerConfig, params: Params, *, steps: int) -> op
     return optax.partition({"trained": optax.chain(*parts), "frozen": optax.set_to_zero()}, labels)
 
 
+def updates_done(opt_state: Any) -> jax.Array:
+    """i32[]: how many updates an optimizer state of ``make_optimizer`` has seen; its schedule is at that place."""
+    is_place = lambda state: isinstance(state, optax.ScaleByScheduleState)  # noqa: E731
+    places = [state.count for state in jax.tree.leaves(opt_state, is_leaf=is_place) if is_place(state)]
+    return places[0]
+
+
 def parameter_paths(params: Params) -> Any:
     """A tree like ``params`` with each leaf's path, e.g. ``visual/blocks/attn/query/kernel``."""
     return jax.tree_util.tree_map_with_path(

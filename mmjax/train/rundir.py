@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -19,8 +20,12 @@ import jax
 
 from mmjax.config import ConfigError
 from mmjax.parallel import distributed
-from mmjax.train import checkpoint_dir
+from mmjax.train import checkpoint_dir, damage
+from mmjax.train.assemble import TOKENIZER_FOLDER
 from mmjax.train.experiment import Experiment
+from mmjax.train.lines import LineFile
+
+STARTS = "starts.jsonl"
 
 MAY_DIFFER = (
     "log",
@@ -64,15 +69,16 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
     if not distributed.is_first():
         distributed.meet("claim")
         if elsewhere:  # so nothing here has to be seen by all machines; whichever comes first next time finds its own
-            workdir.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # another process of this machine was faster
+            with _writing(workdir):
+                workdir.mkdir(parents=True, exist_ok=True)
                 _write(workdir / "config.json", experiment.to_dict())
         else:
             _await(workdir / "config.json")
         yield []
         return
     # Read as an experiment, so that a key which is newer than the folder has its default there.
-    found = Experiment.of(read_config(workdir)).to_dict() if (workdir / "config.json").exists() else None
+    known = (workdir / "config.json").exists() or _started_with(workdir) is not None
+    found = Experiment.of(read_config(workdir)).to_dict() if known else None
     config = experiment.to_dict()
     switched: list[str] = []
     if found is not None:
@@ -89,35 +95,62 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
         kept = _check_checkpoints(workdir, config, before=found)
         if kept is not None and found is None:
             switched = _switched(kept, config)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir}: cannot be made ({error.strerror}); use another folder") from None
-    with open(workdir / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"--workdir={workdir}: another process is training there; wait for it or stop it"
-            ) from None
-        _write(workdir / "config.json", config)
-        checkpoint_dir.write_config(experiment.checkpoint.directory, config)
-        _append_start(workdir, overrides, switched)
+    with contextlib.ExitStack() as stack:
+        with _writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(workdir / ".lock", "w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"--workdir={workdir}: another process is training there; wait for it or stop it"
+                ) from None
+            _write(workdir / "config.json", config)
+            checkpoint_dir.write_config(experiment.checkpoint.directory, config)
+            _append_start(workdir, config, overrides, switched)
         distributed.meet("claim")
         yield switched
 
 
+def keep_tokenizer(tokenizer: Any, workdir: Path) -> None:
+    """Puts the tokenizer into the run folder, where the next start and evaluation find it; once, and whole."""
+    folder = workdir / TOKENIZER_FOLDER
+    if not folder.exists():
+        part = folder.with_name(f".{folder.name}.{jax.process_index()}.part")
+        with _writing(workdir):
+            shutil.rmtree(part, ignore_errors=True)
+            tokenizer.save(part)
+            try:
+                os.replace(part, folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+                shutil.rmtree(part)  # another process of this machine was faster
+
+
 def read_config(workdir: str | Path) -> dict[str, Any]:
-    """The resolved configuration that a run folder was made from."""
+    """The resolved configuration that a run folder was made from; the last start keeps it too, should it be damaged."""
     path = Path(workdir) / "config.json"
+    started = _started_with(workdir)
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
+        if isinstance(config, dict):
+            return config
+        trouble = "is damaged (it holds no section)"
     except FileNotFoundError:
-        raise ConfigError(f"--workdir={workdir}: no run folder (it has no config.json); train there first") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"--workdir={workdir}: config.json is damaged ({error}); restore it or start afresh"
-        ) from None
+        if started is None:
+            raise ConfigError(
+                f"--workdir={workdir}: no run folder (it has no config.json); train there first"
+            ) from None
+        trouble = "is missing"
+    except (ValueError, RecursionError) as error:  # not JSON, or not even text
+        trouble = f"is damaged ({error})"
+    if started is None:
+        raise ConfigError(f"--workdir={workdir}: config.json {trouble}; restore it or start afresh")
+    print(
+        f"config.json in {workdir} {trouble}; the last start in {STARTS} says what it was", file=sys.stderr, flush=True
+    )
+    return started
 
 
 def checkpoint_directory(workdir: str | Path) -> str | None:
@@ -204,14 +237,42 @@ def _switched(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return words
 
 
-def _append_start(workdir: Path, overrides: Sequence[str], switched: Sequence[str]) -> None:
-    with open(workdir / "starts.jsonl", "a") as file:
-        file.write(json.dumps(start_facts() | {"overrides": list(overrides), "switched": list(switched)}) + "\n")
+def _started_with(workdir: str | Path) -> dict[str, Any] | None:
+    """The configuration of the last start that can be read."""
+    try:
+        lines = (Path(workdir) / STARTS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
+            config = json.loads(line)["config"]
+            if isinstance(config, dict):
+                return config
+    return None
+
+
+@contextlib.contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing narrower than this
+        raise ConfigError(
+            f"--workdir={workdir}: cannot be written to ({damage.reason(error)}); make room there or use another folder"
+        ) from error
+
+
+def _append_start(workdir: Path, config: dict[str, Any], overrides: Sequence[str], switched: Sequence[str]) -> None:
+    facts = start_facts() | {"overrides": list(overrides), "switched": list(switched), "config": config}
+    starts = LineFile(workdir / STARTS, say=lambda _: None)
+    if not starts.write(json.dumps(facts)):
+        raise OSError(None, starts.trouble)
 
 
 def _write(path: Path, value: Any) -> None:
     """Atomically, so that a kill leaves the old file or the new one."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{jax.process_index()}.part")
     part.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(part, path)
 

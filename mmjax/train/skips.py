@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from mmjax.config import ConfigError
 from mmjax.data.reader import Skipped
 from mmjax.data.sample import DataError
 from mmjax.parallel import distributed
+from mmjax.train.lines import LineFile
 
 FILE = "skipped.jsonl"
 _FILES = "skipped*.jsonl"
@@ -25,16 +25,27 @@ class Skips:
     """Keeps ``workdir/skipped.jsonl``: a line for each example that could not be used, once, however often it came up.
 
     ``limit`` is the share of rows that may be skipped; among the first 1,000 rows that share of 1,000. Each
-    ``process`` of ``processes`` reads its own rows, and all but the first have files of their own beside it; the limit
-    holds for all of them together.
+    ``process`` of ``processes`` reads one of the ``shares`` of the rows (fewer than processes where several hold the
+    same), and all but the first have files of their own beside it; the limit holds for all of them together.
     """
 
-    def __init__(self, workdir: str | Path, *, limit: float, process: int = 0, processes: int = 1):
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        limit: float,
+        process: int = 0,
+        processes: int = 1,
+        shares: int = 1,
+        say: Callable[[str], None] = print,
+    ):
         self._path = Path(workdir) / (f"skipped.{process}.jsonl" if process else FILE)
+        self._file = LineFile(self._path, say=say)
         self._limit = limit
         self._listed = {entry["key"] for entry in read(workdir)}
         self._rows = 0
         self._processes = processes
+        self._shares = shares
         self.reasons: collections.Counter[str] = collections.Counter()
 
     @property
@@ -48,22 +59,19 @@ class Skips:
         return self._processes > 1
 
     def total(self) -> jax.Array:
-        """The count of all processes, which all must ask for at the same step; on its way, so that none waits."""
+        """The sum of all processes' counts, on its way, so that none waits; all must ask for it at the same step."""
         return distributed.summed(self.count)
+
+    def of_rows(self, total: int) -> int:
+        """How many rows a sum over all processes means, of which several may have read the same."""
+        return total * self._shares // self._processes
 
     def list(self, step: int, skipped: Iterable[Skipped]) -> None:
         """Writes down those that are not listed yet."""
-        lines = []
         for key, reason, detail in skipped:
             if key not in self._listed:
                 self._listed.add(key)
-                lines.append(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}) + "\n")
-        if lines:
-            with self._path.open("a+", encoding="utf-8") as file:
-                file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
-                if file.read() not in ("", "\n"):  # the last line was torn by a kill
-                    file.write("\n")
-                file.writelines(lines)
+                self._file.write(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}))
 
     def count_batch(self, step: int, skipped: Sequence[Skipped], *, rows: int) -> None:
         """Takes what was skipped while a batch of ``rows`` was made; raises DataError where it has become too much.
@@ -79,8 +87,8 @@ class Skips:
             self.check(self.count, step=step)
 
     def check(self, count: int, *, step: int) -> None:
-        """Raises DataError where ``count``, of all processes, is more than the limit allows."""
-        rows = self._rows * self._processes
+        """Raises DataError where ``count``, of all rows, is more than the limit allows."""
+        rows = self._rows * self._shares
         if count > self._limit * max(rows, _SEEN_AT_LEAST):
             reasons = self.summary() or "none by this process"
             raise DataError(
@@ -91,7 +99,8 @@ class Skips:
     def gather(self) -> None:
         """Adds what the other processes have skipped, once and at the end; all must do so."""
         if self.shared:
-            self.reasons = sum(map(collections.Counter, distributed.gathered(self.reasons)), collections.Counter())
+            total = sum(map(collections.Counter, distributed.gathered(self.reasons)), collections.Counter[str]())
+            self.reasons = collections.Counter({reason: self.of_rows(count) for reason, count in total.items()})
 
     def summary(self) -> str:
         """``3 truncated image, 1 missing file``."""

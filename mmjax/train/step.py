@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from flax import nnx
 from mmjax.sphere import unit
 from mmjax.train import taps
 from mmjax.train.augmenting import Augmentations
-from mmjax.train.optim import moving_average
+from mmjax.train.optim import moving_average, updates_done
 from mmjax.train.state import Params, TrainState
 from mmjax.types import Batch, Metrics
 
@@ -31,11 +32,17 @@ def make_step(
     max_logit_scale: float,
     average: float = 0.0,
     augmentations: Augmentations,
+    micro_batches: int = 1,
 ) -> Step:
     """The step for the model ``graph``: towers, augmentations, objective, optimizers, moving average; not yet jitted.
 
     The augmentations' own parameters get their gradients from the same backward pass: adversaries reverse theirs.
+
+    Where the loss, or the norm of the model's or of an augmentation's gradient, is not finite, the update is skipped:
+    all of the state but ``step`` stays as it was, and with it the place in the schedule. ``skipped_update`` is then
+    1, else 0; ``skipped_updates`` counts them since the first step.
     """
+    loss = make_loss(graph, objective=objective, augmentations=augmentations, micro_batches=micro_batches)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         learned = {name: own.params for name, own in state.augment.items()}
@@ -58,13 +65,31 @@ def make_step(
         if averaged is not None:
             averaged = moving_average(averaged, params, step=state.step, decay=average)
         augment, more = augmentations.update(augment_grads, state.augment)
+        norm = optax.tree.norm(grads)
+        good = functools.reduce(
+            jnp.logical_and,
+            map(jnp.isfinite, [metrics["loss"], norm, *(more[f"augment/{name}/gradient_norm"] for name in augment)]),
+        )
+        new = TrainState(step=state.step, params=params, opt_state=opt_state, average=averaged, augment=augment)
+        new = jax.tree.map(functools.partial(jnp.where, good), new, state)
+        new = dataclasses.replace(new, step=state.step + 1)
         metrics |= {
-            "gradient_norm": optax.tree.norm(grads),
-            "learning_rate": schedule(state.step),
+            "gradient_norm": norm,
+            "learning_rate": schedule(updates_done(state.opt_state)),
             "logit_scale": jnp.exp(state.params["logit_scale"]),
+            "skipped_update": 1 - good.astype(jnp.float32),
+            "skipped_updates": new.step - updates_done(new.opt_state),
         }
-        new = TrainState(step=state.step + 1, params=params, opt_state=opt_state, average=averaged, augment=augment)
         return new, metrics | more
+
+    return step
+
+
+def make_loss(graph: nnx.GraphDef, *, objective: Loss, augmentations: Augmentations, micro_batches: int = 1) -> Loss:
+    """What a step minimises, of parameters, augmentations' parameters, batch and step, with the metrics.
+
+    The towers take a batch in ``micro_batches`` parts; ``shares`` is one of ``augmentations.lengths``.
+    """
 
     def loss(
         params: Params, learned: dict[str, Params], batch: Batch, at: jax.Array, *, shares: tuple[float, ...]
@@ -78,6 +103,7 @@ def make_step(
             taps=augmentations.taps,
             shorten_images=shorten_images,
             shorten_texts=shorten_texts,
+            parts=micro_batches,
         )
         pooled = features["pooled"]
         value, metrics = objective(
@@ -100,10 +126,11 @@ def make_step(
             clean_loss=value,
             step=at,
             shorten_images=shorten_images,
+            parts=micro_batches,
         )
         return value + added, metrics | more
 
-    return step
+    return loss
 
 
 def merge(graph: nnx.GraphDef, params: Params) -> Any:
