@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def locate(workdir: str | Path, directory: str | None) -> epath.Path:
             f"checkpoint.directory={directory}: no such kind of place; use gs://BUCKET/… or a path, under which other "
             "storage can be mounted"
         )
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the stack of what it raises besides
     place = epath.Path(directory)
     try:
         place.exists()

@@ -37,6 +37,10 @@ def test_machines_with_no_common_folder_train_and_a_new_one_goes_on(tmp_path):
             "--config.checkpoint.keep=1", *words, **options,
         )  # fmt: skip
 
+    def inspect(folder):
+        run = [sys.executable, "-m", "mmjax", "inspect", f"--workdir={folder}", "--json"]
+        return subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300)
+
     with buckets.bucket() as (where, objects):
         environment = command.environment(
             **where, MMJAX=str(launcher), JAX_PLATFORMS="cpu", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled")
@@ -61,11 +65,7 @@ def test_machines_with_no_common_folder_train_and_a_new_one_goes_on(tmp_path):
         shutil.rmtree(folders[0])
         said = train("--config.seed=1", status=2)
         assert "holds checkpoints of another experiment (seed: 0 there, 1 now)" in said
-        inspected = subprocess.run(
-            [sys.executable, "-m", "mmjax", "inspect", f"--workdir={folders[1]}", "--json"],
-            env=environment, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        assert json.loads(inspected.stdout)["steps"] == [6]
-    # The bucket is gone.
-    said = train(status=2)
-    assert "checkpoint.directory=gs://bucket/runs/one: cannot be reached" in said and "Traceback" not in said
+        assert json.loads(inspect(folders[1]).stdout)["steps"] == [6]
+    gone = inspect(folders[1])
+    assert gone.returncode == 2 and len(gone.stderr.splitlines()) == 1
+    assert "checkpoint.directory=gs://bucket/runs/one: cannot be reached" in gone.stderr
