@@ -69,8 +69,8 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
     if not distributed.is_first():
         distributed.meet("claim")
         if elsewhere:  # so nothing here has to be seen by all machines; whichever comes first next time finds its own
-            workdir.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # another process of this machine was faster
+            with _writing(workdir):
+                workdir.mkdir(parents=True, exist_ok=True)
                 _write(workdir / "config.json", experiment.to_dict())
         else:
             _await(workdir / "config.json")
@@ -116,11 +116,16 @@ def keep_tokenizer(tokenizer: Any, workdir: Path) -> None:
     """Puts the tokenizer into the run folder, where the next start and evaluation find it; once, and whole."""
     folder = workdir / TOKENIZER_FOLDER
     if not folder.exists():
-        part = folder.with_name(f".{folder.name}.part")
+        part = folder.with_name(f".{folder.name}.{jax.process_index()}.part")
         with _writing(workdir):
             shutil.rmtree(part, ignore_errors=True)
             tokenizer.save(part)
-            os.replace(part, folder)
+            try:
+                os.replace(part, folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+                shutil.rmtree(part)  # another process of this machine was faster
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
@@ -267,7 +272,7 @@ def _append_start(workdir: Path, config: dict[str, Any], overrides: Sequence[str
 
 def _write(path: Path, value: Any) -> None:
     """Atomically, so that a kill leaves the old file or the new one."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{jax.process_index()}.part")
     part.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(part, path)
 
