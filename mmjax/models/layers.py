@@ -121,9 +121,12 @@ class Attention(nnx.Module):
         self.ln_q = norm() if spec.qk_norm else None
         self.ln_k = norm() if spec.qk_norm else None
 
-    def __call__(self, x: jax.Array, keys: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, keys: jax.Array, *, mask: jax.Array | None = None, rows: NamedSharding | None = None
+    ) -> jax.Array:
         """x [B,Q,D], keys [B,K,D], mask bool [B or 1, 1, Q, K] of what may be seen -> [B,Q,D]."""
-        q, k, v = self.query(x), self.key(keys), self.value(keys)
+        # Each use for itself, as the gradients by keys are products of their own before they are added up.
+        q, k, v = self.query(x), self.key(spread(keys, rows)), self.value(spread(keys, rows))
         if self.ln_q is not None and self.ln_k is not None:
             q, k = self.ln_q(q), self.ln_k(k)
         # Heads go before positions once here, not in each of the six products of the two passes.
@@ -162,10 +165,10 @@ class Block(nnx.Module):
         self, x: jax.Array, *, valid: jax.Array | None, row: Row | None = None, rows: NamedSharding | None = None
     ) -> jax.Array:
         """x [B,N,D], valid bool[B,N] of the keys that count -> [B,N,D], or [B,1,D]: position ``row`` alone."""
-        keys = spread(self.ln_1(x), rows)
+        keys = self.ln_1(x)
         queries = keys if row is None else take(keys, row)
         x = x if row is None else take(x, row)
-        x = keep(x + self.attn(queries, keys, mask=self._mask(keys.shape[1], valid=valid, row=row)))
+        x = keep(x + self.attn(queries, keys, mask=self._mask(keys.shape[1], valid=valid, row=row), rows=rows))
         return x + self.mlp(self.ln_2(x))
 
     def _mask(self, length: int, *, valid: jax.Array | None, row: Row | None) -> jax.Array | None:
