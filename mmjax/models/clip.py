@@ -29,12 +29,9 @@ class Clip(nnx.Module):
     """
 
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
-        self.visual = VisionTower(
-            config.vision_cfg, embed_dim=config.embed_dim, scan=config.scan, remat=config.remat, rngs=rngs, dtype=dtype
-        )
-        self.text = TextTower(
-            config.text_cfg, embed_dim=config.embed_dim, scan=config.scan, remat=config.remat, rngs=rngs, dtype=dtype
-        )
+        shared: dict[str, Any] = {name: getattr(config, name) for name in ("embed_dim", "scan", "remat", "products")}
+        self.visual = VisionTower(config.vision_cfg, **shared, rngs=rngs, dtype=dtype)
+        self.text = TextTower(config.text_cfg, **shared, rngs=rngs, dtype=dtype)
         self.logit_scale = nnx.Param(jnp.float32(config.init_logit_scale))
         biased = config.init_logit_bias is not None
         self.logit_bias = nnx.Param(jnp.float32(config.init_logit_bias)) if biased else None

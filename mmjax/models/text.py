@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Collection
 from typing import Any
@@ -12,7 +13,7 @@ from flax import nnx
 
 from mmjax.config import ConfigError
 from mmjax.models.layers import BlockSpec, Dense, LayerNorm, Row, normal, run, stacked
-from mmjax.models.presets import Remat, TextConfig
+from mmjax.models.presets import Products, Remat, TextConfig
 
 
 class TextTower(nnx.Module):
@@ -22,14 +23,25 @@ class TextTower(nnx.Module):
     MLP's first matrix, N(0, 1/(2·layers·width)) for what is added to the residual stream; biases start at zero.
     """
 
-    def __init__(self, config: TextConfig, *, embed_dim: int, scan: bool, remat: Remat, rngs: nnx.Rngs, dtype: Any):
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        embed_dim: int,
+        scan: bool,
+        remat: Remat,
+        products: Products,
+        rngs: nnx.Rngs,
+        dtype: Any,
+    ):
         self.config, self.dtype = config, dtype
         width = config.width
         self.token_embed = TokenEmbed(_known(config, "vocab_size"), width, sd=config.token_init_sd, rngs=rngs)
         self.pad_id = _known(config, "pad_id") if config.pool_type == "mean" else None
         self.eos_id = _known(config, "eos_id") if config.pool_type == "eos" else None
         self.pos_embed = nnx.Param(normal(config.position_init_sd)(rngs.params(), (config.context_length, width)))
-        self.blocks = stacked(block_spec(config), layers=config.layers, rngs=rngs, dtype=dtype)
+        spec = dataclasses.replace(block_spec(config), products=products)
+        self.blocks = stacked(spec, layers=config.layers, rngs=rngs, dtype=dtype)
         self.scan, self.remat = scan, remat
         self.ln_final = LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         make_proj = functools.partial(Dense, (width,), (embed_dim,), init=normal(width**-0.5), bias=config.proj_bias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, Row, normal, run, stacked, uniform
-from mmjax.models.presets import Remat, VisionConfig
+from mmjax.models.presets import Products, Remat, VisionConfig
 from mmjax.models.stems import make_stem
 
 
@@ -24,7 +25,17 @@ class VisionTower(nnx.Module):
     projection; biases start at zero.
     """
 
-    def __init__(self, config: VisionConfig, *, embed_dim: int, scan: bool, remat: Remat, rngs: nnx.Rngs, dtype: Any):
+    def __init__(
+        self,
+        config: VisionConfig,
+        *,
+        embed_dim: int,
+        scan: bool,
+        remat: Remat,
+        products: Products,
+        rngs: nnx.Rngs,
+        dtype: Any,
+    ):
         self.config, self.dtype = config, dtype
         width = config.width
         point = normal(width**-0.5)
@@ -39,7 +50,8 @@ class VisionTower(nnx.Module):
         self.modality_embed = nnx.Param(point(rngs.params(), (several, width))) if several > 1 else None
         self.ln_pre = None if config.no_ln_pre else LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         spec = block_spec(config)
-        self.blocks = stacked(spec, layers=config.layers, rngs=rngs, dtype=dtype)
+        within = dataclasses.replace(spec, products=products)
+        self.blocks = stacked(within, layers=config.layers, rngs=rngs, dtype=dtype)
         self.scan, self.remat = scan, remat
         self.ln_post = LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         self.map_head = MapHead(spec, rngs=rngs, dtype=dtype) if config.pool_type == "map" else None
