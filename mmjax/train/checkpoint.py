@@ -74,6 +74,7 @@ class Checkpoints:
                 read_only=self._read_only,
             ),
         )
+        self._stale = False
         self._scores: dict[int, float] = {}
         for step in self.steps if self._best is not None else ():
             try:
@@ -108,7 +109,7 @@ class Checkpoints:
         """Starts saving; training goes on meanwhile. ``metrics`` are what the best one is chosen by."""
         if self._best is not None and metrics is not None and self._best not in metrics:
             raise ConfigError(f"checkpoint.best={self._best!r}: evaluation gives no such metric; {', '.join(metrics)}")
-        self._settle()
+        self.wait()
         trees: dict[str, Any] = {
             "params": state.params,
             "training": {"step": state.step, "opt_state": state.opt_state},
@@ -122,6 +123,10 @@ class Checkpoints:
         if self._best is not None and metrics is not None:
             self._scores[step] = float(metrics[self._best])
         try:
+            if distributed.is_first():
+                damage.check_writable(self._directory)
+            if self._stale:
+                self._reopen()
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
             self._failed(step, error)
@@ -130,11 +135,18 @@ class Checkpoints:
 
     def check(self) -> None:
         """Notices, without waiting, where what is being saved has failed."""
-        if self._saving is not None:
+        if self._saving is None:
+            return
+        if jax.process_count() == 1:
+            if not self._manager.is_saving_in_progress():
+                self.wait()
+        elif not distributed.is_first():
+            # Its writer would wait for the others, and they for it. Not in the first process: there to take the error
+            # from the writer is to let it remove the older checkpoints.
             try:
                 self._manager.check_for_errors()
-            except Exception:
-                self._settle()
+            except Exception as error:
+                self._failed(self._saving, error)
 
     def restore(self, target: TrainState, *, which: Which = "last") -> TrainState:
         """The state of a checkpoint, laid out as ``target`` (shapes with shardings) says; raises Damaged.
@@ -208,23 +220,20 @@ class Checkpoints:
                 raise ConfigError(f"--step={step}: was deleted while it was read; there are {self._listed()}")
             self.say(f"the checkpoint of step {step} was deleted while it was read; going on with {self._listed()}")
 
-    def wait(self) -> None:
-        """Returns when everything saved is on disk, or could not be written."""
-        self._settle()
-
     def finish(self, step: int) -> None:
         """Returns when the checkpoint of ``step`` is on disk; raises NotSaved where it cannot be written."""
-        self._settle()
+        self.wait()
         if step not in self.steps:
             raise NotSaved(f"{self._failure}; make room and run the same command again")
 
     def close(self) -> None:
         """Waits, then frees the writer's threads."""
-        self._settle()
+        self.wait()
         with contextlib.suppress(Exception):  # what could not be written has been said
             self._manager.close()
 
-    def _settle(self) -> None:
+    def wait(self) -> None:
+        """Returns when what is being saved is on disk, or could not be written."""
         if self._saving is None:
             return
         step, self._saving = self._saving, None
@@ -239,11 +248,9 @@ class Checkpoints:
         self._saving = None
         if jax.process_count() > 1:
             raise NotSaved(f"the checkpoint of step {step} could not be written ({damage.reason(error)})") from error
-        with contextlib.suppress(Exception):
-            self._manager.close()
-        for leftover in self._directory.glob(f"*{_UNFINISHED}*"):  # orbax would take them away, but when it gets to it
-            shutil.rmtree(leftover, ignore_errors=True)
-        self._open()
+        with contextlib.suppress(Exception):  # on such a disk anything may fail
+            self._reopen()
+        self._stale = True  # and what can be seen of it now may not be all
         if step in self.steps:  # it is there: what failed is the removal of older ones
             self.say(f"old checkpoints could not be removed ({damage.reason(error)})")
             return
@@ -252,9 +259,12 @@ class Checkpoints:
         self.say(f"{self._failure}; training goes on and tries again when the next one is due")
 
     def _reopen(self) -> None:
-        """Takes the folder as it is now."""
+        """Takes the folder as it is now, without what is left in it of saves that failed."""
         with contextlib.suppress(Exception):
             self._manager.close()
+        if not self._read_only:
+            for leftover in self._directory.glob(f"*{_UNFINISHED}*"):  # orbax gets to it, but only some time
+                shutil.rmtree(leftover, ignore_errors=True)
         self._open()
 
     def _set_aside(self, step: int) -> Path:

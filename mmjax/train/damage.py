@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -16,6 +17,7 @@ import numpy as np
 from mmjax.config import ConfigError
 
 _LONGEST = 160  # characters of a reason
+_PROBE = 1 << 16  # bytes that a folder must take before a save begins
 _VANISHES_WITHIN = 2.0  # seconds that a folder which is being deleted may still be there
 
 
@@ -64,6 +66,22 @@ def check_memory(tree: Any) -> None:
             f"--workdir: its weights claim to be {claimed / 2**30:,.0f} GiB, more than this machine's "
             f"{there / 2**30:,.0f} GiB of memory; read them on a larger one"
         )
+
+
+def check_writable(folder: Any) -> None:
+    """Raises OSError where nothing can be put into ``folder``.
+
+    Where orbax cannot begin a save, its threads would wait for minutes for the folder that it could not make.
+    """
+    probe = folder / ".writable"
+    try:
+        probe.mkdir(exist_ok=True)
+        (probe / "probe").write_bytes(bytes(_PROBE))
+    finally:
+        with contextlib.suppress(OSError):
+            (probe / "probe").unlink()
+        with contextlib.suppress(OSError):
+            probe.rmdir()
 
 
 def vanishes(folder: Any) -> bool:

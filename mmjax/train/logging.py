@@ -55,10 +55,13 @@ class MetricsWriter:
         self._folder = path.parent / "tensorboard"
         self._folder.mkdir(exist_ok=True)
         self._events: EventsWriter | None = None
+        self._closed = False
         self._event(resume_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line, which outlives the process once this returns; values may be anything that ``float`` takes."""
+        if self._closed:
+            raise ValueError(f"{METRICS_FILE} is closed")
         values = {key: float(value) for key, value in metrics.items()}
         if "step" in values:
             raise ValueError("a metric is named 'step', which is the key of the step itself; give it another name")
@@ -77,7 +80,8 @@ class MetricsWriter:
             )
 
     def close(self) -> None:
-        """Ends TensorBoard's file."""
+        """Ends TensorBoard's file; further writes fail."""
+        self._closed = True
         self._lines.flush()
         self._end_events()
 
@@ -110,9 +114,7 @@ class MetricsWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
