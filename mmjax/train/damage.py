@@ -8,6 +8,7 @@ import math
 import os
 import re
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,11 @@ class _NotOfOrbax(logging.Filter):
     """Keeps back the stack traces that every thread of a failed save logs; what failed is raised besides."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        futures = record.name == "asyncio" and "exception was never retrieved" in record.getMessage()
-        return not futures and not (record.name == "absl" and f"{os.sep}orbax{os.sep}" in record.pathname)
+        if record.name == "asyncio":
+            return "exception was never retrieved" not in record.getMessage()
+        trace = record.exc_info[2] if record.exc_info else None
+        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+        return not any(f"{os.sep}orbax{os.sep}" in file for file in files)
 
 
 _FILTER = _NotOfOrbax()
