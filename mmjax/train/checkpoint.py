@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,10 +27,6 @@ T = TypeVar("T")
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
-def _on_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 class Checkpoints:
     """The checkpoints of one run folder.
 
@@ -50,7 +45,7 @@ class Checkpoints:
         keep: int = 1,
         best: str | None = None,
         read_only: bool = False,
-        say: Callable[[str], None] = _on_stderr,
+        say: Callable[[str], None] = damage.on_stderr,
     ):
         self.say = say
         self._keep = keep
@@ -135,18 +130,13 @@ class Checkpoints:
 
     def check(self) -> None:
         """Notices, without waiting, where what is being saved has failed."""
+        # Not by the manager's check_for_errors: it takes the error away from the thread that then removes older ones.
         if self._saving is None:
             return
-        if jax.process_count() == 1:
-            if not self._manager.is_saving_in_progress():
-                self.wait()
-        elif not distributed.is_first():
-            # Its writer would wait for the others, and they for it. Not in the first process: there to take the error
-            # from the writer is to let it remove the older checkpoints.
-            try:
-                self._manager.check_for_errors()
-            except Exception as error:
-                self._failed(self._saving, error)
+        if jax.process_count() > 1 and (error := damage.noticed()) is not None:
+            self._failed(self._saving, error)
+        elif jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def restore(self, target: TrainState, *, which: Which = "last") -> TrainState:
         """The state of a checkpoint, laid out as ``target`` (shapes with shardings) says; raises Damaged.
@@ -242,7 +232,7 @@ class Checkpoints:
         except Exception as error:
             self._failed(step, error)
 
-    def _failed(self, step: int, error: Exception) -> None:
+    def _failed(self, step: int, error: BaseException) -> None:
         if isinstance(error, jax.errors.JaxRuntimeError):
             raise error  # the devices, not the disk
         self._saving = None
@@ -279,11 +269,11 @@ class Checkpoints:
     def _saved(self, step: int) -> Saved:
         return Saved(self._folder(step), step)
 
-    def _listed(self) -> str:
-        return ", ".join(map(str, self.steps)) or "none"
-
     def _folder(self, step: int) -> Path:
         return self._directory / str(step)
+
+    def _listed(self) -> str:
+        return ", ".join(map(str, self.steps)) or "none"
 
     def _best_step(self, steps: Sequence[int]) -> int | None:
         scored = [(self._scores[s], s) for s in steps if s in self._scores and not math.isnan(self._scores[s])]

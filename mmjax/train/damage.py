@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -36,6 +37,11 @@ class Damaged(ConfigError):
         )
         self.step = step
         self.cause = cause
+
+
+def on_stderr(text: str) -> None:
+    """Says it where no run is there to say it."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def reason(error: BaseException) -> str:
@@ -105,14 +111,24 @@ def free_place(path: Any) -> Any:
 
 
 class _NotOfOrbax(logging.Filter):
-    """Keeps back the stack traces that every thread of a failed save logs; what failed is raised besides."""
+    """Keeps back the stack traces that every thread of a failed save logs; what failed is raised besides.
+
+    With several processes it is raised only when the threads of all have given up waiting for each other, minutes
+    later. So the first error is remembered.
+    """
+
+    noticed: BaseException | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name == "asyncio":
             return "exception was never retrieved" not in record.getMessage()
         trace = record.exc_info[2] if record.exc_info else None
         files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
-        return not any(f"{os.sep}orbax{os.sep}" in file for file in files)
+        if not any(f"{os.sep}orbax{os.sep}" in file for file in files):
+            return True
+        assert record.exc_info
+        self.noticed = self.noticed or record.exc_info[1]
+        return False
 
 
 _FILTER = _NotOfOrbax()
@@ -122,3 +138,9 @@ def quieten_orbax() -> None:
     """Leaves saying what went wrong with a checkpoint to those who know the run."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_FILTER)  # a second time is the same as once
+
+
+def noticed() -> BaseException | None:
+    """The first error that a thread of orbax has logged since this was last asked."""
+    error, _FILTER.noticed = _FILTER.noticed, None
+    return error

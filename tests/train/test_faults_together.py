@@ -2,8 +2,6 @@
 
 import time
 
-import pytest
-
 from support import processes
 
 SETUP = """
@@ -74,7 +72,6 @@ with distributed.joined():
     assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["12", "8"]
 
 
-@pytest.mark.slow  # the other one learns of it from the heartbeat that is missing
 def test_where_one_cannot_write_all_end(tmp_path):
     running = processes.start(
         program(
