@@ -67,10 +67,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
             raise ValueError("a metric is named 'step', which is the key of the step itself; give it another name")
         line = {"step": int(step)} | {key: _encode(value) for key, value in values.items()}
         self._lines.write(json.dumps(line, allow_nan=False))
-        self._event(
-            int(step),
-            summary=Summary(value=[Summary.Value(tag=key, simple_value=value) for key, value in values.items()]),
-        )
+        entries = [Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
+        self._event(int(step), summary=Summary(value=entries))
 
     def finish(self) -> None:
         """Raises NotSaved where lines are still waiting for a disk that takes them."""
