@@ -45,20 +45,20 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     _prepare_jax()
     from mmjax.data.sample import DataError
     from mmjax.parallel import distributed
-    from mmjax.train import experiment, loop, meter
+    from mmjax.train import experiment, guard, loop
 
     try:
         with distributed.joined(
             coordinator=options.coordinator,
             processes=options.processes,
             process=options.process,
-            shared=(meter.Diverged,),
+            shared=(guard.Diverged,),
         ):
             if distributed.is_first():
                 print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
             settings = experiment.Experiment.of(experiment.read(options.config, overrides))
             outcome = loop.train(settings, workdir=options.workdir, overrides=[f"{k}={v}" for k, v in overrides])
-    except (meter.Diverged, DataError) as error:
+    except (guard.Diverged, DataError) as error:
         print(f"mmjax train: {error}", file=sys.stderr)
         return 1
     return 0 if outcome.finished else _stopped_status()

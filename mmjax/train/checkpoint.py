@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from mmjax.config import ConfigError
 from mmjax.train.state import AugmentState, Params, TrainState
+
+_LOSSES = "losses"
 
 Which = int | Literal["last", "best"]
 
@@ -62,8 +65,18 @@ class Checkpoints:
             raise ConfigError(f"--step={which}: no such checkpoint; there are {', '.join(map(str, steps))}")
         return which
 
-    def save(self, state: TrainState, *, step: int, metrics: dict[str, float] | None = None) -> None:
-        """Starts saving; training goes on meanwhile. ``metrics`` are what the best one is chosen by."""
+    def save(
+        self,
+        state: TrainState,
+        *,
+        step: int,
+        metrics: dict[str, float] | None = None,
+        losses: Sequence[float] | None = None,
+    ) -> None:
+        """Starts saving; training goes on meanwhile.
+
+        ``metrics`` are what the best one is chosen by, ``losses`` those that further ones are judged by.
+        """
         items = {
             "params": ocp.args.StandardSave(state.params),
             "training": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
@@ -72,6 +85,8 @@ class Checkpoints:
             items["average"] = ocp.args.StandardSave(state.average)
         for name, own in state.augment.items():
             items[_item(name)] = ocp.args.StandardSave(vars(own))
+        if losses is not None:
+            items[_LOSSES] = ocp.args.JsonSave({"values": list(losses)})
         if self._best is not None and metrics is not None and self._best not in metrics:
             raise ConfigError(f"checkpoint.best={self._best!r}: evaluation gives no such metric; {', '.join(metrics)}")
         chosen = metrics if self._best is not None else None
@@ -108,6 +123,17 @@ class Checkpoints:
         item = "average" if averaged else "params"
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
         return self._manager.restore(self.resolve(which), args=args)[item]
+
+    def read_losses(self, step: int) -> list[float]:
+        """The losses that were saved with the checkpoint of ``step``; none where there were none to save."""
+        if not (self._manager.directory / str(step) / _LOSSES).exists():
+            return []
+        return self._manager.restore(step, args=ocp.args.Composite(**{_LOSSES: ocp.args.JsonRestore()}))[_LOSSES]["values"]
+
+    def forget_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps; every process must ask."""
+        for later in [saved for saved in self.steps if saved > step]:
+            self._manager.delete(later)
 
     def read_params(self, *, which: Which = "last") -> dict[str, np.ndarray]:
         """The weights as flat numpy arrays by path, in sorted order; needs no model and no configuration."""

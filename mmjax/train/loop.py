@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mmjax.config import ConfigError
 from mmjax.data.order import shares
@@ -21,12 +22,15 @@ from mmjax.data.sample import DataError
 from mmjax.data.selection import Selected
 from mmjax.parallel import distributed
 from mmjax.train import assemble, report, rundir, skips
-from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.checkpoint import Checkpoints, Which
 from mmjax.train.evaluate import Evaluation
 from mmjax.train.experiment import Experiment
+from mmjax.train.guard import Diverged, Guard, Spike, all_finite
 from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
-from mmjax.train.meter import Diverged, Meter
+from mmjax.train.meter import Meter
+from mmjax.train.optim import updates_done
 from mmjax.train.program import Program
+from mmjax.train.rewinds import Rewinds
 from mmjax.train.skips import Skips, check_index
 from mmjax.train.state import TrainState
 from mmjax.train.waiting import Waiting
@@ -103,18 +107,27 @@ class _Run:
         self.progress = progress
         self.workdir = workdir
         self.stop = stop
+        self.rewinds = Rewinds(workdir)
+        self.compiled: jax.stages.Compiled | None = None
 
     def train(self, rows: Batches, *, switched: Sequence[str], left_out: Sequence[Skipped]) -> Outcome:
         state = self._start(switched)
         step = int(jax.device_get(state.step))
+        self.guard = self._guard(step)
         first = distributed.is_first()
         self.writer = MetricsWriter(self.workdir, resume_step=step) if first else NoMetrics()
         self.skips = Skips(self.workdir, limit=self.experiment.data.max_skipped, process=jax.process_index())
         if first:
             self.skips.list(0, left_out)
         with contextlib.closing(self.writer):
-            if step < self.experiment.steps:
-                state, step = self._steps(state, step, rows)
+            while step < self.experiment.steps and not self.stop.asked:
+                spike = None
+                try:
+                    state, step = self._steps(state, step, rows)
+                except Spike as found:
+                    spike = found.with_traceback(None)  # its frames would keep a second state alive
+                if spike is not None:
+                    state, step = self._rewind(spike)
             self.checkpoints.wait()
             if step < self.experiment.steps:
                 self.progress.note(
@@ -130,11 +143,15 @@ class _Run:
             size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             self.progress.note(f"{size:,} parameters on {self.program.mesh.size} x {jax.devices()[0].device_kind}")
             return state
-        state = self.checkpoints.restore(self.program.state)
+        state = self._restored("last")
         step = int(jax.device_get(state.step))
         self.progress.note(f"going on from the checkpoint of step {step}")
         if switched:
             self.progress.note(f"augmentation changes after step {step}: {'; '.join(switched)}")
+        return state
+
+    def _restored(self, which: Which) -> TrainState:
+        state = self.checkpoints.restore(self.program.state, which=which)
         new = [name for name in self.program.state.augment if name not in state.augment]
         if new:
             fresh = self.program.initialise_augmentations()
@@ -142,25 +159,51 @@ class _Run:
             self.progress.note(f"parameters of {', '.join(new)} start afresh")
         return state
 
+    def _guard(self, step: int) -> Guard:
+        """As it was when the checkpoint of ``step`` was saved."""
+        settings = self.experiment.guard
+        return Guard(
+            self.experiment,
+            note=self.progress.note,
+            losses=() if settings.spike is None else self.checkpoints.read_losses(step),
+            rewinds_left=0 if settings.spike is None else max(settings.rewinds - len(self.rewinds.all), 0),
+        )
+
+    def _rewind(self, spike: Spike) -> tuple[TrainState, int]:
+        """The state of before the spike; killed anywhere in here, the next start comes to the same one."""
+        self.checkpoints.wait()
+        goal = distributed.same_for_all(self.rewinds.goal(spike.step, saved=self.checkpoints.steps))
+        # First: once the batches are others, what was saved later belongs to no run.
+        self.checkpoints.forget_after(goal)
+        rewind = self.rewinds.add(spike=spike.step, after=goal)
+        self.writer.rewind(goal)
+        self.progress.note(
+            f"{spike}: going back to step {goal} and leaving out {rewind.skipped:,} batches "
+            f"({len(self.rewinds.all)} of guard.rewinds={self.experiment.guard.rewinds})"
+        )
+        self.guard = self._guard(goal)
+        return self._restored(goal) if goal else self.program.initialise(), goal
+
     def _steps(self, state: TrainState, step: int, rows: Batches) -> tuple[TrainState, int]:
+        """To the last step, to where batches are left out, or to where a signal stops it."""
         settings = self.experiment
-        batches = assemble.stream(settings, rows, start_step=step, note=self.progress.note)
+        until = min(settings.steps, self.rewinds.next_after(step))
+        batches = assemble.stream(
+            settings, rows, start_step=self.rewinds.batch_after(step), note=self.progress.note
+        )
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(batches))
             waiting = stack.enter_context(contextlib.closing(Waiting(iter(batches), note=self.progress.warn)))
             arrays = self._taken(step, waiting)
-            started = time.perf_counter()
-            self.progress.note("compiling the training step …")
-            shape = self.program.batch_shape(arrays)
-            compiled = self.program.compile(shape)
-            logits = self.program.objective.chosen(len(shape.image_source.ids), len(shape.tokens))
-            self.progress.note(f"compiled in {time.perf_counter() - started:.1f} s; the loss is {logits}")
-            meter = Meter(settings, self.progress, self.writer, waiting, self.skips)
-            with jax.transfer_guard("disallow"):
-                while step < settings.steps:
-                    state, metrics = compiled(state, self.program.place(arrays))
+            if self.compiled is None:
+                self.compiled = self._compile(arrays)
+            meter = Meter(settings, self.progress, self.writer, waiting, self.skips, self.guard)
+            stack.enter_context(jax.transfer_guard("disallow"))
+            try:
+                while step < until:
+                    state, metrics = self.compiled(state, self.program.place(arrays))
                     step += 1
-                    if step < settings.steps:
+                    if step < until:
                         arrays = self._taken(step, waiting)
                     # The last step's numbers are read while this one runs, and no step is more than one ahead.
                     meter.push(step, metrics)
@@ -169,8 +212,23 @@ class _Run:
                         break
                 meter.flush()
                 if self.stop.asked and step not in self.checkpoints.steps:
-                    self.checkpoints.save(state, step=step)
+                    self._save(state, step)
+            except Diverged:
+                with contextlib.suppress(Diverged):
+                    meter.flush()  # a further step is already done, and may have changed the state
+                if self.guard.streak:
+                    self._save(state, step)
+                raise
         return state, step
+
+    def _compile(self, arrays: dict[str, Any]) -> jax.stages.Compiled:
+        started = time.perf_counter()
+        self.progress.note("compiling the training step …")
+        shape = self.program.batch_shape(arrays)
+        compiled = self.program.compile(shape)
+        logits = self.program.objective.chosen(len(shape.image_source.ids), len(shape.tokens))
+        self.progress.note(f"compiled in {time.perf_counter() - started:.1f} s; the loss is {logits}")
+        return compiled
 
     def _taken(self, step: int, waiting: Waiting) -> dict[str, Any]:
         """The next batch's arrays, with what was skipped to make it counted."""
@@ -185,11 +243,26 @@ class _Run:
         due = step % settings.checkpoint.every_steps == 0 or last
         if evaluate or due:
             meter.flush()  # a step that diverged must not become the checkpoint that the next start goes on from
+            self.guard.check(step, state.params)
         measured = self._measure(state, step) if evaluate else None
         if due or (measured is not None and settings.checkpoint.best is not None):
-            self.checkpoints.save(state, step=step, metrics=measured)
+            self._save(state, step, metrics=measured)
         if measured is not None or due:
             meter.restart()
+
+    def _save(self, state: TrainState, step: int, metrics: dict[str, float] | None = None) -> None:
+        """Saves the state; after skipped updates it is that of the last update, and is saved as such.
+
+        So a start from there meets the same steps as this run. Whether any loss follows from that state is open: it
+        is no candidate for the best one, and not saved at all where it is no numbers.
+        """
+        good = step - self.guard.streak
+        if good < step:
+            if good in (0, *self.checkpoints.steps) or not all_finite(state.params):
+                return
+            at = jax.make_array_from_callback((), state.step.sharding, lambda _: np.asarray(good, np.int32))
+            state, metrics = dataclasses.replace(state, step=at), None
+        self.checkpoints.save(state, step=good, metrics=metrics, losses=self.guard.losses)
 
     def _measure(self, state: TrainState, step: int) -> dict[str, float]:
         params = state.params if state.average is None else state.average

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 import jax
 
 from mmjax.train.experiment import Experiment
+from mmjax.train.guard import Guard
 from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
 from mmjax.train.skips import Skips
 from mmjax.train.waiting import Waiting
 
 
-class Diverged(RuntimeError):
-    """The loss or its gradient stopped being a number."""
-
-
 class Meter:
-    """Reads the metrics of step n while step n + 1 runs; writes some of them, shows all."""
+    """Reads the metrics of step n while step n + 1 runs; writes some of them, shows all, has the guard judge them."""
 
     def __init__(
         self,
@@ -27,12 +23,14 @@ class Meter:
         writer: MetricsWriter | NoMetrics,
         waiting: Waiting,
         skips: Skips,
+        guard: Guard,
     ):
         self._settings = settings
         self._progress = progress
         self._writer = writer
         self._waiting = waiting
         self._skips = skips
+        self._guard = guard
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self.restart()
 
@@ -50,22 +48,15 @@ class Meter:
 
     def flush(self) -> None:
         """Reads what is still pending."""
-        if self._pending is not None:
-            self._read(*self._pending)
-            self._pending = None
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._read(*pending)
 
     def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {
             name if name.startswith("augment/") else f"train/{name}": float(value)
             for name, value in jax.device_get(metrics).items()
         }
-        loss, norm = values["train/loss"], values["train/gradient_norm"]
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"the loss is {loss} and its gradient's norm {norm} at step {step}; lower optimizer.learning_rate "
-                f"({self._settings.optimizer.learning_rate}) or lengthen optimizer.warmup_steps "
-                f"({self._settings.optimizer.warmup_steps})"
-            )
         self._steps += 1
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         rates = {
@@ -78,3 +69,4 @@ class Meter:
         if step % self._settings.log.every_steps == 0 or step in (1, self._settings.steps):
             self._writer.write(step, values | rates)
             self.restart()
+        self._guard.judge(step, values)

@@ -24,6 +24,7 @@ from mmjax.train.experiment import Experiment
 MAY_DIFFER = (
     "log",
     "checkpoint.keep",
+    "guard",
     "data.workers",
     "data.threads",
     "data.prefetch",
