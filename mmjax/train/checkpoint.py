@@ -128,7 +128,8 @@ class Checkpoints:
         """The losses that were saved with the checkpoint of ``step``; none where there were none to save."""
         if not (self._manager.directory / str(step) / _LOSSES).exists():
             return []
-        return self._manager.restore(step, args=ocp.args.Composite(**{_LOSSES: ocp.args.JsonRestore()}))[_LOSSES]["values"]
+        args = ocp.args.Composite(**{_LOSSES: ocp.args.JsonRestore()})
+        return self._manager.restore(step, args=args)[_LOSSES]["values"]
 
     def forget_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps; every process must ask."""

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.train.experiment import Experiment
-from mmjax.train.state import Params
+from mmjax.train.optim import updates_done
+from mmjax.train.state import Params, TrainState
 
 
 class Diverged(RuntimeError):
@@ -126,6 +127,12 @@ def all_finite(params: Params) -> bool:
     """Whether all parameters are numbers; every process must ask."""
     with jax.transfer_guard("allow"):
         return bool(_all_finite(params))
+
+
+def skipped_updates(state: TrainState) -> int:
+    """How many of the state's steps changed nothing."""
+    done, updates = jax.device_get((state.step, updates_done(state.opt_state)))
+    return int(done) - int(updates)
 
 
 @jax.jit

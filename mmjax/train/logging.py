@@ -38,11 +38,7 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int = -1):
-        self._path = Path(workdir) / METRICS_FILE
-        self._open(resume_step)
-
-    def _open(self, resume_step: int) -> None:
-        path = self._path
+        path = Path(workdir) / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _truncate(path, resume_step)
@@ -69,11 +65,6 @@ class MetricsWriter:
         self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=summary))
         self._events.flush()
 
-    def rewind(self, step: int) -> None:
-        """Forgets what was written of steps after ``step``."""
-        self.close()
-        self._open(step)
-
     def close(self) -> None:
         """Ends both files; further writes fail."""
         self._file.close()
@@ -92,9 +83,6 @@ class NoMetrics:
     """What the other processes of a run have in place of a ``MetricsWriter``: the first one writes for all."""
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def rewind(self, step: int) -> None:
         """Nothing."""
 
     def close(self) -> None:

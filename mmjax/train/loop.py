@@ -25,10 +25,9 @@ from mmjax.train import assemble, report, rundir, skips
 from mmjax.train.checkpoint import Checkpoints, Which
 from mmjax.train.evaluate import Evaluation
 from mmjax.train.experiment import Experiment
-from mmjax.train.guard import Diverged, Guard, Spike, all_finite
+from mmjax.train.guard import Diverged, Guard, Spike, skipped_updates
 from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
 from mmjax.train.meter import Meter
-from mmjax.train.optim import updates_done
 from mmjax.train.program import Program
 from mmjax.train.rewinds import Rewinds
 from mmjax.train.skips import Skips, check_index
@@ -115,11 +114,11 @@ class _Run:
         step = int(jax.device_get(state.step))
         self.guard = self._guard(step)
         first = distributed.is_first()
-        self.writer = MetricsWriter(self.workdir, resume_step=step) if first else NoMetrics()
+        self.writer = self._writer(step)
         self.skips = Skips(self.workdir, limit=self.experiment.data.max_skipped, process=jax.process_index())
         if first:
             self.skips.list(0, left_out)
-        with contextlib.closing(self.writer):
+        try:
             while step < self.experiment.steps and not self.stop.asked:
                 spike = None
                 try:
@@ -135,6 +134,8 @@ class _Run:
                 )
                 return Outcome(finished=False, step=step, metrics={})
             metrics = self._finish(state)
+        finally:
+            self.writer.close()
         return Outcome(finished=True, step=step, metrics=metrics)
 
     def _start(self, switched: Sequence[str]) -> TrainState:
@@ -159,6 +160,9 @@ class _Run:
             self.progress.note(f"parameters of {', '.join(new)} start afresh")
         return state
 
+    def _writer(self, step: int) -> MetricsWriter | NoMetrics:
+        return MetricsWriter(self.workdir, resume_step=step) if distributed.is_first() else NoMetrics()
+
     def _guard(self, step: int) -> Guard:
         """As it was when the checkpoint of ``step`` was saved."""
         settings = self.experiment.guard
@@ -176,7 +180,8 @@ class _Run:
         # First: once the batches are others, what was saved later belongs to no run.
         self.checkpoints.forget_after(goal)
         rewind = self.rewinds.add(spike=spike.step, after=goal)
-        self.writer.rewind(goal)
+        self.writer.close()
+        self.writer = self._writer(goal)
         self.progress.note(
             f"{spike}: going back to step {goal} and leaving out {rewind.skipped:,} batches "
             f"({len(self.rewinds.all)} of guard.rewinds={self.experiment.guard.rewinds})"
@@ -188,9 +193,7 @@ class _Run:
         """To the last step, to where batches are left out, or to where a signal stops it."""
         settings = self.experiment
         until = min(settings.steps, self.rewinds.next_after(step))
-        batches = assemble.stream(
-            settings, rows, start_step=self.rewinds.batch_after(step), note=self.progress.note
-        )
+        batches = assemble.stream(settings, rows, start_step=self.rewinds.batch_after(step), note=self.progress.note)
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(batches))
             waiting = stack.enter_context(contextlib.closing(Waiting(iter(batches), note=self.progress.warn)))
@@ -212,12 +215,13 @@ class _Run:
                         break
                 meter.flush()
                 if self.stop.asked and step not in self.checkpoints.steps:
-                    self._save(state, step)
+                    step = self._save(state, step)
             except Diverged:
                 with contextlib.suppress(Diverged):
                     meter.flush()  # a further step is already done, and may have changed the state
                 if self.guard.streak:
-                    self._save(state, step)
+                    with contextlib.suppress(Diverged):
+                        self._save(state, step)
                 raise
         return state, step
 
@@ -243,26 +247,32 @@ class _Run:
         due = step % settings.checkpoint.every_steps == 0 or last
         if evaluate or due:
             meter.flush()  # a step that diverged must not become the checkpoint that the next start goes on from
-            self.guard.check(step, state.params)
         measured = self._measure(state, step) if evaluate else None
         if due or (measured is not None and settings.checkpoint.best is not None):
-            self._save(state, step, metrics=measured)
+            self._save(state, step, metrics=measured, finished=last)
         if measured is not None or due:
             meter.restart()
 
-    def _save(self, state: TrainState, step: int, metrics: dict[str, float] | None = None) -> None:
-        """Saves the state; after skipped updates it is that of the last update, and is saved as such.
+    def _save(
+        self, state: TrainState, step: int, *, metrics: dict[str, float] | None = None, finished: bool = False
+    ) -> int:
+        """Saves the state and gives the step that it is saved as: after skipped updates that of the last update.
 
-        So a start from there meets the same steps as this run. Whether any loss follows from that state is open: it
-        is no candidate for the best one, and not saved at all where it is no numbers.
+        So a start from there meets the same steps as this run, which a ``finished`` one need not. It is no candidate
+        for the best one meanwhile, as no loss has yet come of it.
         """
-        good = step - self.guard.streak
+        self.guard.check(step, state.params)
+        good = step if finished else step - self.guard.streak
         if good < step:
-            if good in (0, *self.checkpoints.steps) or not all_finite(state.params):
-                return
-            at = jax.make_array_from_callback((), state.step.sharding, lambda _: np.asarray(good, np.int32))
-            state, metrics = dataclasses.replace(state, step=at), None
+            if good in self.checkpoints.steps:
+                return good
+            with jax.transfer_guard("allow"):
+                at = jax.make_array_from_callback((), state.step.sharding, lambda _: np.asarray(good, np.int32))
+            state = dataclasses.replace(state, step=at)
+        if self.guard.streak:
+            metrics = None
         self.checkpoints.save(state, step=good, metrics=metrics, losses=self.guard.losses)
+        return good
 
     def _measure(self, state: TrainState, step: int) -> dict[str, float]:
         params = state.params if state.average is None else state.average
@@ -284,14 +294,21 @@ class _Run:
                 )
         if self.skips.count:
             self.progress.note(f"skipped {self.skips.summary()}; see {self.workdir / skips.FILE}")
-        metrics = self.evaluation.final(params) | {"final/weights_of_step": float(chosen)}
+        facts = {"skipped updates": skipped_updates(state), "rewinds": len(self.rewinds.all)}
+        for name, count in facts.items():
+            if count:
+                self.progress.note(f"{name}: {count:,} of {settings.steps:,} steps")
+        metrics = self.evaluation.final(params) | {
+            "final/weights_of_step": float(chosen),
+            **{f"final/{name.replace(' ', '_')}": float(count) for name, count in facts.items()},
+        }
         self.writer.write(settings.steps, metrics)
         self.progress.metrics(chosen, metrics)
         panel, caption_panel = self.evaluation.panels(params, count=PANEL_IMAGES)
         if not distributed.is_first():
             return metrics
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-        path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, facts={"parameters": parameters})
+        facts["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
+        path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, facts=facts)
         self.progress.note(f"report: {path}")
         return metrics
 

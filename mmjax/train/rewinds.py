@@ -17,7 +17,7 @@ FILE = "rewinds.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rewind:
-    """At the loss of step ``spike`` the run went back to the state ``after`` a step, and on ``skipped`` batches later."""
+    """At the loss of step ``spike`` the run went back to the state ``after`` a step, and past ``skipped`` batches."""
 
     spike: int
     after: int
@@ -84,7 +84,9 @@ def _read(path: Path) -> list[Rewind]:
         return []
     except (ValueError, TypeError, UnicodeDecodeError) as error:
         # Without it the run would go on with batches that it is to leave out.
-        raise ConfigError(f"--workdir={path.parent}: {path.name} is damaged ({error}); restore it or start afresh") from None
+        raise ConfigError(
+            f"--workdir={path.parent}: {path.name} is damaged ({error}); restore it or start afresh"
+        ) from None
     return rewinds
 
 

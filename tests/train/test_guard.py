@@ -21,7 +21,7 @@ class Watched:
     """A guard, the step it is at, and what it said."""
 
     def __init__(self, *, losses=(), rewinds_left=0, augment=(), precision="float32", **options):
-        settings = tiny.experiment(guard=options, augment=augment, precision=precision) if options else tiny.experiment()
+        settings = tiny.experiment(guard=options, augment=augment, precision=precision)
         self.notes, self.step, self.total = [], 0, 0
         self.guard = Guard(settings, note=self.notes.append, losses=losses, rewinds_left=rewinds_left)
 
