@@ -295,9 +295,10 @@ class _Run:
         if self.skips.count:
             self.progress.note(f"skipped {self.skips.summary()}; see {self.workdir / skips.FILE}")
         facts = {"skipped updates": skipped_updates(state), "rewinds": len(self.rewinds.all)}
-        for name, count in facts.items():
-            if count:
-                self.progress.note(f"{name}: {count:,} of {settings.steps:,} steps")
+        if facts["skipped updates"]:
+            self.progress.note(f"{facts['skipped updates']:,} of {settings.steps:,} updates were skipped")
+        for rewind in self.rewinds.all:
+            self.progress.note(f"step {rewind.spike:,} was a spike, undone by going back to step {rewind.after:,}")
         metrics = self.evaluation.final(params) | {
             "final/weights_of_step": float(chosen),
             **{f"final/{name.replace(' ', '_')}": float(count) for name, count in facts.items()},

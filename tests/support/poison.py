@@ -1,5 +1,8 @@
 """Batches that spoil the loss: a factor on the loss of the batches of given numbers, NaN among them."""
 
+import os
+import signal
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,17 +22,17 @@ def prepare(patch=setattr):
     patch(Objective, "__call__", loss)
 
 
-def put(factors, patch=setattr, *, fatal=(), read=None):
-    """Batches whose number is in ``factors`` get these as weights; making one of ``fatal`` fails.
+def put(factors, patch=setattr, *, fatal=(), terminating=None):
+    """Batches whose number is in ``factors`` get these as weights.
 
-    The numbers of batches are added to ``read`` as they are made.
+    To make one of ``fatal`` fails; the one of number ``terminating`` sends this process a SIGTERM.
     """
 
     def batch(self, number):
-        if read is not None:
-            read.append(number)
         if number in fatal:
             raise RuntimeError(f"batch {number} kills")
+        if number == terminating:
+            os.kill(os.getpid(), signal.SIGTERM)
         arrays = _read(self, number)
         return arrays | {"image_weight": arrays["image_weight"] * np.float32(factors.get(number, 1.0))}
 

@@ -1,9 +1,11 @@
 """Runs that meet bad batches: what they skip, where they stop, what they save, and how they go back."""
 
 import contextlib
+import functools
 import json
 import math
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from mmjax.train import guard, loop, rewinds
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.program import Program
-from support import poison, tiny
+from support import poison, processes, tiny
 
 STEPS = 20
 NAN = math.nan
@@ -20,7 +22,7 @@ NAN = math.nan
 
 @pytest.fixture(scope="module", autouse=True)
 def shared():
-    """One compilation of the step and of the initial state for all runs here; the calls for one are counted."""
+    """One device and one compilation for all runs here; the calls for one are counted."""
     made, calls = {}, []
     compile_step, initialise = Program.compile, Program.initialise
 
@@ -39,21 +41,22 @@ def shared():
         poison.prepare(patch.setattr)
         patch.setattr(Program, "compile", compiled)
         patch.setattr(Program, "initialise", initial)
+        patch.setattr(loop, "Program", functools.partial(Program, devices=jax.devices()[:1]))
         yield calls
 
 
-def experiment(**options):
-    """Twenty steps, a checkpoint every four, nothing measured on the way; ``options`` are the guard's."""
-    return tiny.experiment(
-        steps=STEPS, guard=options or {"bad_steps": 10}, checkpoint__every_steps=4, checkpoint__keep=3,
-        eval__tasks=(), eval__final_tasks=(), optimizer__average=0.9, optimizer__warmup_steps=4,
-    )  # fmt: skip
+PLAN = {
+    "steps": STEPS, "checkpoint__every_steps": 4, "checkpoint__keep": 3, "eval__tasks": (), "eval__final_tasks": (),
+    "optimizer__average": 0.9, "optimizer__warmup_steps": 4, "data__threads": 0,
+}  # fmt: skip
+"""Twenty steps, a checkpoint every four, nothing measured on the way, each batch made when it is asked for."""
 
 
-def run(workdir, monkeypatch, factors=None, *, fatal=(), read=None, **options):
+def run(workdir, monkeypatch, factors=None, *, fatal=(), terminating=None, **options):
     with monkeypatch.context() as patch:
-        poison.put(factors or {}, patch.setattr, fatal=fatal, read=read)
-        return loop.train(experiment(**options), workdir=workdir)
+        poison.put(factors or {}, patch.setattr, fatal=fatal, terminating=terminating)
+        settings = tiny.experiment(**PLAN, guard=options or {"bad_steps": 10})
+        return loop.train(settings, workdir=workdir)
 
 
 def saved(workdir):
@@ -125,6 +128,16 @@ def test_killed_within_bad_steps_it_goes_on_to_the_same_bits(skipping, tmp_path,
     assert lines(tmp_path)[-1]["final/skipped_updates"] == len(SOME_BAD)
 
 
+def test_a_signal_within_bad_steps_saves_the_state_before_them(skipping, tmp_path, monkeypatch, capsys):
+    # Batch 7 is made while step 7 runs, whose update is skipped like that of no step before it.
+    outcome = run(tmp_path, monkeypatch, SOME_BAD, bad_steps=3, terminating=7)
+    assert not outcome.finished and outcome.step == 6
+    assert saved(tmp_path) == [4, 6] and "stopped by SIGTERM at step 6, saved" in capsys.readouterr().out
+    run(tmp_path, monkeypatch, SOME_BAD, bad_steps=3)
+    assert losses(tmp_path) == losses(skipping)
+    assert_same(parameters(tmp_path), parameters(skipping))
+
+
 def test_too_many_in_a_row_stop_after_the_last_good_state_is_saved(clean, tmp_path, monkeypatch):
     bad = dict.fromkeys(range(5, 9), NAN)
     for _ in range(2):  # started again it comes to the same end, and nothing else is lost to it
@@ -158,10 +171,10 @@ WATCH = {"spike": 3.0, "window": 5}
 
 @pytest.fixture(scope="module")
 def rewound(shared, tmp_path_factory):
-    workdir, read = tmp_path_factory.mktemp("rewound") / "run", []
+    workdir = tmp_path_factory.mktemp("rewound") / "run"
     before = len(shared)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        outcome = run(workdir, monkeypatch, SPIKE, read=read, **WATCH)
+        outcome = run(workdir, monkeypatch, SPIKE, **WATCH)
     assert outcome.finished and len(shared) == before + 1
     assert outcome.metrics["final/rewinds"] == 1
     return workdir
@@ -177,8 +190,7 @@ def test_a_spike_takes_the_run_back_and_past_its_batches(rewound, clean):
 def test_a_run_that_never_saw_the_spike_and_leaves_out_its_batches_is_the_same(rewound, tmp_path, monkeypatch):
     shutil.copy(rewound / "config.json", tmp_path)
     shutil.copy(rewound / rewinds.FILE, tmp_path)
-    read = []
-    run(tmp_path, monkeypatch, read=read, **WATCH)
+    run(tmp_path, monkeypatch, **WATCH)
     assert losses(tmp_path) == losses(rewound)
     assert_same(parameters(tmp_path), parameters(rewound))
 
@@ -195,7 +207,9 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("kind", KILLS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "before the metrics" else ()) for kind in KILLS]
+)
 def test_killed_at_any_point_of_a_rewind_it_goes_on_to_the_same_bits(kind, rewound, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="kill"):
         if KILLS[kind]:
@@ -228,3 +242,44 @@ def test_before_any_checkpoint_it_goes_back_to_the_start(tmp_path, monkeypatch):
     outcome = run(tmp_path, monkeypatch, {0: NAN, 1: NAN}, bad_steps=2, **WATCH)
     assert outcome.finished and outcome.metrics["final/skipped_updates"] == 0
     assert json.loads((tmp_path / rewinds.FILE).read_text()) == [{"spike": 2, "after": 0, "skipped": 2}]
+
+
+PROGRAM = """
+sys.path.insert(0, {tests!r})
+from mmjax.train import guard, loop
+from support import poison, tiny
+poison.prepare()
+
+def run(workdir, factors, **options):
+    poison.put(factors)
+    settings = tiny.experiment(**{experiment!r}, guard=options)
+    return loop.train(settings, workdir=workdir)
+
+nan, inf = float("nan"), float("inf")
+with distributed.joined(shared=(guard.Diverged,)):
+    outcome = run({folder!r} + "/rewound", {factors!r}, **{watch!r})
+    print("process", me, "ended with", outcome.metrics)
+    try:
+        run({folder!r} + "/stopped", dict.fromkeys(range(5, 9), nan), bad_steps=3)
+    except guard.Diverged as error:
+        print("process", me, "diverged:", error)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_decide_alike_and_as_one_does(tmp_path, monkeypatch):
+    factors = {4: NAN, 9: NAN, 10: math.inf, **SPIKE}
+    given = {"tests": str(Path(__file__).parents[1]), "experiment": PLAN, "folder": str(tmp_path)}
+    program = PROGRAM.format(**given, factors=factors, watch=WATCH)
+    together = processes.start(program, 2)
+    said = processes.outputs(together, timeout=400)
+    assert [process.returncode for process in together] == [0, 0], said
+    for process, text in enumerate(said):
+        ended = [line for line in text.splitlines() if line.startswith(f"process {process} ended with")]
+        assert len(ended) == 1 and "'final/skipped_updates': 3.0, 'final/rewinds': 1.0" in ended[0]
+        assert f"process {process} diverged: the loss is nan" in text and "that of step 5:" in text
+    assert saved(tmp_path / "stopped") == [4, 5]
+    run(tmp_path / "alone", monkeypatch, factors, **WATCH)
+    assert (tmp_path / "rewound" / rewinds.FILE).read_text() == (tmp_path / "alone" / rewinds.FILE).read_text()
+    together, one = ([float(loss) for loss in losses(tmp_path / name)] for name in ("rewound", "alone"))
+    np.testing.assert_allclose(together, one, rtol=1e-5)
