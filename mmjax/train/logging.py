@@ -152,8 +152,7 @@ class Progress:
         self._step_seconds: collections.deque[float] = collections.deque(maxlen=64)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """``step`` steps are done; of ``metrics``, shows loss, skipped_updates, examples_per_second and data_wait (of
-        ``train/``).
+        """``step`` steps are done; shows loss, skipped_updates, examples_per_second and data_wait of ``train/``.
 
         ``data_wait`` is the share, 0 to 1, of the time spent waiting for data.
         """
