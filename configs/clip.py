@@ -26,6 +26,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     sigmoid = config.model.init_logit_bias is not None
     config.objective = {"name": "sigmoid" if sigmoid else "contrastive"}
     config.optimizer = {"learning_rate": 5e-4, "warmup_steps": 500}
-    config.eval = {"every_steps": 2000, "batch_size": 64}
+    config.eval = {"every_steps": 2000, "batch_size": args.batch}  # whatever shares a training batch shares it too
     config.checkpoint = {"every_steps": 2000}
     return config

@@ -8,7 +8,7 @@ pictures, captions and rows).
 
 import ml_collections
 
-from mmjax.config import arguments, entries
+from mmjax.config import arguments, entries, measured, pairs
 from mmjax.models import presets
 
 
@@ -23,12 +23,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.precision = args.precision
     config.model = presets.load(args.model)
     config.augment = entries(args.augment)
-    config.data = {
-        "source": {"name": "auto", "path": args.train},
-        "evaluation": {"path": args.val} if args.val else {},
-        "transforms": entries(args.transforms),
-        "tokenizer": {"name": args.tokenizer},
-    }
+    config.data = pairs(args.train, args.val, tokenizer=args.tokenizer, transforms=entries(args.transforms))
     sigmoid = config.model.init_logit_bias is not None
     config.objective = {"name": "sigmoid" if sigmoid else "contrastive"}
     config.optimizer = {
@@ -37,7 +32,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "weight_decay": 0.2,
         "warmup_steps": min(500, args.steps // 10),
     }
-    tasks = ("retrieval",) if args.val else ()
-    config.eval = {"every_steps": 1000, "tasks": tasks, "final_split": "val", "final_tasks": tasks}
+    config.eval = measured("retrieval" if args.val else "none", batch_size=args.batch, every_steps=1000)
     config.checkpoint = {"every_steps": 1000}
     return config

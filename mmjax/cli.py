@@ -42,36 +42,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """Trains to the end, or from the last checkpoint of the folder on."""
+    from mmjax.train.clock import Clock
+
+    clock = Clock()  # imports and the wait for other processes are a part of what a start costs
+    profile = flags.profiled(options.profile)
     _prepare_jax()
     from mmjax.data.sample import DataError
     from mmjax.parallel import distributed
-    from mmjax.train import experiment, guard, loop
+    from mmjax.train import damage, experiment, guard, loop
 
     try:
-        with distributed.joined(
-            coordinator=options.coordinator,
-            processes=options.processes,
-            process=options.process,
-            shared=(guard.Diverged,),
-        ):
+        with distributed.joined(**flags.processes(options), shared=(guard.Diverged,)):
             if distributed.is_first():
                 print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
             settings = experiment.Experiment.of(experiment.read(options.config, overrides))
-            outcome = loop.train(settings, workdir=options.workdir, overrides=[f"{k}={v}" for k, v in overrides])
-    except (guard.Diverged, DataError) as error:
+            outcome = loop.train(
+                settings,
+                workdir=options.workdir,
+                overrides=[f"{k}={v}" for k, v in overrides],
+                profile=profile,
+                clock=clock,
+            )
+    except (guard.Diverged, DataError, damage.NotSaved) as error:
         print(f"mmjax train: {error}", file=sys.stderr)
         return 1
     return 0 if outcome.finished else _stopped_status()
 
 
 def evaluate(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
-    """Measures a checkpoint of a run folder."""
+    """Measures a checkpoint of a run folder; of several processes, which share the work, one says what was found."""
     _prepare_jax()
+    from mmjax.parallel import distributed
     from mmjax.train import evaluate as evaluation
 
-    metrics = evaluation.of_run(
-        options.workdir, which=flags.which(options.step), tasks=flags.words(options.tasks), split=options.split
-    )
+    which, tasks = flags.which(options.step), flags.words(options.tasks)
+    with distributed.joined(**flags.processes(options)):
+        metrics = evaluation.of_run(options.workdir, which=which, tasks=tasks, split=options.split)
+        first = distributed.is_first()
+    if not first:
+        return 0
     if options.json:
         print(json.dumps(metrics))
     else:

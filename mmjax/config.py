@@ -180,6 +180,37 @@ def arguments(text: str, **defaults: Any) -> types.SimpleNamespace:
     return types.SimpleNamespace(**values)
 
 
-def entries(text: str) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """``"lemda+m2mix"`` as entries of ``augment`` or ``data.transforms``, with defaults; ``"none"`` is no entry."""
-    return () if text == "none" else tuple((name, {}) for name in text.split("+"))
+def entries(text: str, **options: Mapping[str, Any]) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """``"lemda+m2mix"`` as entries of ``augment`` or ``data.transforms``; ``"none"`` is no entry.
+
+    Each has its defaults, or those of ``options`` that carry its name.
+    """
+    return () if text == "none" else tuple((name, dict(options.get(name, {}))) for name in text.split("+"))
+
+
+def pairs(train: str, val: str, *, tokenizer: str, transforms: Sequence[Any] = ()) -> dict[str, Any]:
+    """The data section of a run on pictures and captions that lie at ``train``, measured on those at ``val``.
+
+    Either path may hold ``{split}``; with the empty ``val`` the other splits are looked for at ``train``.
+    """
+    return {
+        "source": {"name": "auto", "path": train},
+        "evaluation": {"path": val} if val else {},
+        "transforms": tuple(transforms),
+        "tokenizer": {"name": tokenizer},
+    }
+
+
+def measured(tasks: str, *, batch_size: int, every_steps: int, final_split: str = "val") -> dict[str, Any]:
+    """The eval section of a run that is measured by ``tasks`` (``"retrieval+zeroshot"``, or ``"none"``).
+
+    Evaluation takes batches of the training's size: whatever devices can share the one can share the other.
+    """
+    names = () if tasks == "none" else tuple(tasks.split("+"))
+    return {
+        "every_steps": every_steps,
+        "batch_size": batch_size,
+        "tasks": names,
+        "final_split": final_split,
+        "final_tasks": names,
+    }

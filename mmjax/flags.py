@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,12 +27,11 @@ def parser(run: Mapping[str, Run]) -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_config(command)
     command.add_argument("--workdir", required=True, metavar="DIR", help="the run folder; made if it is not there")
-    processes = command.add_argument_group(
-        "several processes", "Needless where Slurm, Open MPI, a TPU pod or a file of launch/ starts them."
-    )
-    processes.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process (or MMJAX_COORDINATOR)")
-    processes.add_argument("--processes", type=int, metavar="N", help="how many (or MMJAX_PROCESSES)")
-    processes.add_argument("--process", type=int, metavar="I", help="which of them, from 0 (or MMJAX_PROCESS)")
+    command.add_argument(
+        "--profile", metavar="steps:A-B",
+        help="trace these steps into DIR/profile, with a page about where device time went; changes no result",
+    )  # fmt: skip
+    _add_processes(command)
 
     command = _command(
         commands, "eval", run["eval"], "measure a checkpoint",
@@ -40,6 +40,7 @@ def parser(run: Mapping[str, Run]) -> argparse.ArgumentParser:
     _add_checkpoint(command)
     command.add_argument("--split", metavar="NAME", help="the split to measure on (default: eval.final_split)")
     command.add_argument("--tasks", metavar="A,B", help="the evaluators to run (default: eval.final_tasks)")
+    _add_processes(command)
 
     command = _command(
         commands, "inspect", run["inspect"], "say what a checkpoint holds",
@@ -206,6 +207,15 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _add_processes(command: argparse.ArgumentParser) -> None:
+    processes = command.add_argument_group(
+        "several processes", "Needless where Slurm, Open MPI, a TPU pod or a file of launch/ starts them."
+    )
+    processes.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process (or MMJAX_COORDINATOR)")
+    processes.add_argument("--processes", type=int, metavar="N", help="how many (or MMJAX_PROCESSES)")
+    processes.add_argument("--process", type=int, metavar="I", help="which of them, from 0 (or MMJAX_PROCESS)")
+
+
 def overrides(words: Sequence[str], options: argparse.Namespace) -> list[tuple[str, str]]:
     """The (key, value) pairs of ``--config.KEY=VALUE`` among the words that no flag took; anything else is an error."""
     found = []
@@ -231,6 +241,24 @@ def which(step: str) -> Any:
     if not step.isdigit():
         raise ConfigError(f"--step={step}: expected a number, 'last' or 'best'")
     return int(step)
+
+
+def processes(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of the other processes of a run."""
+    return {name: getattr(options, name) for name in ("coordinator", "processes", "process")}
+
+
+def profiled(text: str | None) -> tuple[int, int] | None:
+    """``steps:10-15`` as its first and last step; None stays."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"steps:([0-9]{1,18})(?:-([0-9]{1,18}))?", text)
+    if found is None:
+        raise ConfigError(f"--profile={text}: expected steps:FIRST-LAST, as steps:10-15")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if not 1 <= first <= last:
+        raise ConfigError(f"--profile={text}: steps count from 1, the first before the last; as steps:10-15")
+    return first, last
 
 
 def words(text: str | None) -> tuple[str, ...] | None:

@@ -8,7 +8,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mmjax.augment.base import Towers
 from mmjax.augment.schedules import Strength
 from mmjax.augment.shortening import Shortening
 from mmjax.config import ConfigError
@@ -42,21 +41,17 @@ class Augmentation(Shortening):
                 "levels=1 where it is a schedule)"
             )
 
-    def images(self, tokens: jax.Array, key: jax.Array, *, share: float, towers: Towers) -> jax.Array:
-        """[N, T, D] -> [N, T', D]."""
+    def patches(self, key: jax.Array, *, rows: int, patches: int, share: float) -> jax.Array | None:
+        """i32[rows, kept]; None at a share of zero."""
         if share == 0:
-            return tokens
-        front, patches = tokens[:, : towers.extra], tokens[:, towers.extra :]
-        rows, n, _ = patches.shape
+            return None
         if self.kind == "random":
-            chosen = some(key, rows, n, share=share)
-        else:
-            side = math.isqrt(n)
-            if side * side != n or (self.kind == "grid" and side % 2):
-                even = " of an even side" if self.kind == "grid" else ""
-                raise ConfigError(f"augment.patch_dropout.kind={self.kind!r}: {n} patches are no square grid{even}")
-            chosen = windows(key, rows, side) if self.kind == "grid" else block(key, rows, side, share=share)
-        return jnp.concatenate([front, jnp.take_along_axis(patches, chosen[..., None], axis=1)], axis=1)
+            return some(key, rows, patches, share=share)
+        side = math.isqrt(patches)
+        if side * side != patches or (self.kind == "grid" and side % 2):
+            even = " of an even side" if self.kind == "grid" else ""
+            raise ConfigError(f"augment.patch_dropout.kind={self.kind!r}: {patches} patches are no square grid{even}")
+        return windows(key, rows, side) if self.kind == "grid" else block(key, rows, side, share=share)
 
 
 def some(key: jax.Array, rows: int, n: int, *, share: float) -> jax.Array:

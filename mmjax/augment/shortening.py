@@ -40,6 +40,14 @@ class Shortening:
         """Token ids i32[M, L] -> i32[M, L']; ``share`` is one of ``shares``."""
         return ids
 
-    def images(self, tokens: jax.Array, key: jax.Array, *, share: float, towers: Towers) -> jax.Array:
-        """What enters the first block: [N, T, D] -> [N, T', D]."""
+    def patches(self, key: jax.Array, *, rows: int, patches: int, share: float) -> jax.Array | None:
+        """Which patches of each image enter the first block, i32[rows, kept]; None: all of them."""
+        return None
+
+
+def keep_patches(tokens: jax.Array, chosen: jax.Array | None, *, extra: int) -> jax.Array:
+    """The ``chosen`` patches, i32[N, kept], after the ``extra`` tokens before them: [N, T, D] -> [N, T', D]."""
+    if chosen is None:
         return tokens
+    front, patches = tokens[:, :extra], tokens[:, extra:]
+    return jnp.concatenate([front, jnp.take_along_axis(patches, chosen[..., None], axis=1)], axis=1)

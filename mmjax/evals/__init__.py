@@ -1,3 +1,3 @@
 """Evaluators, one benchmark family a file: each has a class ``Evaluator``."""
 
-SHARED = ("embedder", "ranks")
+SHARED = ("embedder", "ranks", "shares")

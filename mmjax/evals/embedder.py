@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.config import ConfigError
 from mmjax.data.sample import Unreadable
+from mmjax.evals.shares import Share, told_to_all
 
 # Batches that may wait on the device for their turn: enough that it never idles, few enough that the pixels of
 # a large split do not all lie in its memory.
@@ -40,7 +42,7 @@ class Embedded(NamedTuple):
     """One split, read once: the vectors of its images and everything else that its examples say."""
 
     images: np.ndarray  # f32[n, E], unit rows
-    items: list[dict[str, Any]]  # the examples without their pixels
+    items: list[dict[str, Any]]  # the examples without their pixels, as JSON would say them
     rows: np.ndarray  # i64[n]: where in the split each of them is
     skipped: list[Unreadable]  # the examples that could not be read, and are in neither
 
@@ -51,7 +53,8 @@ class Embedder:
     ``encode_images(params, {modality: u8[B, H, W, C]}) -> [B, E]`` and ``encode_texts(params, i32[B, L]) -> [B, E]``
     are pure functions before normalisation, which happens here, in float32. With ``sharding`` (of a batch's rows)
     the batches are split over its mesh and the embeddings come back whole on every device. In a run of several
-    processes every process must make the same calls; each then holds all embeddings.
+    processes every process must make the same calls; each reads the examples of its own rows, and then holds all
+    embeddings and items, the same as one process with as many devices.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Embedder:
         self.sharding = sharding
         self.modalities = tuple(modalities)
         self.num_threads = num_threads
+        self.share = Share(batch_size, sharding)
         shardings: dict[str, Any] = {}
         if sharding is not None:
             shardings = {
@@ -131,13 +135,13 @@ class BoundEmbedder:
         if name not in self._splits:
             if not len(examples):
                 raise ValueError("there are no examples to embed")
-            items: list[dict[str, Any]] = []
-            rows: list[int] = []
-            skipped: list[Unreadable] = []
-            batches = self._image_batches(examples, items, rows, skipped)
-            images = self._run(self._embedder.embed_images, batches)
+            found: list[tuple[int, dict[str, Any] | Unreadable]] = []
+            images = self._run(self._embedder.embed_images, self._image_batches(examples, found))
+            rows, items, skipped = told_to_all(found)
+            if not len(rows):
+                raise _unreadable()
             # The examples are kept too: an id is only unique while its object lives.
-            self._splits[name] = (examples, Embedded(images, items, np.array(rows, np.int64), skipped))
+            self._splits[name] = (examples, Embedded(images[rows], items, rows, skipped))
         return self._splits[name][1]
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -155,77 +159,75 @@ class BoundEmbedder:
                     fresh.append(row)
                 self._row_of_text[text] = self._row_of_tokens[content]
             if fresh:
-                rows = self._run(self._embedder.embed_texts, self._text_batches(np.stack(fresh)))
+                rows = self._run(self._embedder.embed_texts, self._text_batches(np.stack(fresh)))[: len(fresh)]
                 self._texts = rows if self._texts is None else np.concatenate([self._texts, rows])
         assert self._texts is not None
         return self._texts[[self._row_of_text[text] for text in texts]]
 
     def _image_batches(
-        self,
-        examples: Sequence[dict[str, Any]],
-        items: list[dict[str, Any]],
-        found: list[int],
-        skipped: list[Unreadable],
-    ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        self, examples: Sequence[dict[str, Any]], found: list[tuple[int, dict[str, Any] | Unreadable]]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows of each batch; what they say goes to ``found``.
+
+        Every example has its place, readable or not, so that no process needs to know what another one could read.
+        """
+
         def read_or_not(row: int) -> dict[str, Any] | Unreadable:
             try:
                 return examples[row]
             except Unreadable as error:
                 return error
 
-        threads = self._embedder.num_threads
-        pool = ThreadPoolExecutor(threads) if threads else None
-        try:
-            for start in range(0, len(examples), self._embedder.batch_size):
-                rows = range(start, min(start + self._embedder.batch_size, len(examples)))
+        size, share, threads = self._embedder.batch_size, self._embedder.share, self._embedder.num_threads
+        stand_in: dict[str, np.ndarray] | None = None
+        with ThreadPoolExecutor(threads) if threads else contextlib.nullcontext() as pool:
+            for start in range(0, len(examples), size):
+                rows = (start + share.held)[start + share.held < len(examples)].tolist()
                 results = list(map(read_or_not, rows) if pool is None else pool.map(read_or_not, rows))
-                read = [result for result in results if not isinstance(result, Unreadable)]
-                skipped.extend(result for result in results if isinstance(result, Unreadable))
-                found.extend(row for row, result in zip(rows, results, strict=True) if isinstance(result, dict))
-                if not read:
-                    continue
-                items.extend(
-                    {k: v for k, v in e.items() if not (isinstance(v, np.ndarray) and v.ndim == 3)} for e in read
+                found.extend(
+                    entry for entry, told in zip(zip(rows, results, strict=True), share.told, strict=False) if told
                 )
-                images = {m: self._pad(_stack(read, m, start)) for m in self._embedder.modalities}
-                yield images, len(read)
-        finally:
-            if pool is not None:
-                pool.shutdown()
+                places = [at for at, result in enumerate(results) if not isinstance(result, Unreadable)]
+                if places:
+                    stacked = self._stacked([results[at] for at in places], [rows[at] for at in places])
+                    stand_in = {m: pictures[-1] for m, pictures in stacked.items()}
+                elif stand_in is None:
+                    stand_in = self._stand_in(examples)
+                if len(places) == len(share.held):
+                    yield stacked
+                    continue
+                images = {m: np.repeat(picture[None], len(share.held), axis=0) for m, picture in stand_in.items()}
+                if places:
+                    for m, pictures in stacked.items():
+                        images[m][places] = pictures
+                yield images
 
-    def _text_batches(self, tokens: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    def _stacked(self, examples: Sequence[Any], rows: Sequence[int]) -> dict[str, np.ndarray]:
+        return {m: _stack(examples, m, rows) for m in self.modalities}
+
+    def _stand_in(self, examples: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+        """The pictures of any example, for rows of a process that has none itself."""
+        for row in range(len(examples)):
+            with contextlib.suppress(Unreadable):
+                return {m: pictures[0] for m, pictures in self._stacked([examples[row]], [row]).items()}
+        raise _unreadable()
+
+    def _text_batches(self, tokens: np.ndarray) -> Iterator[np.ndarray]:
+        share = self._embedder.share
         for start in range(0, len(tokens), self._embedder.batch_size):
-            batch = tokens[start : start + self._embedder.batch_size]
-            yield self._pad(batch), len(batch)
+            # Padding repeats a real row: no tower has seen an all-zero text, and none should have to survive one.
+            yield tokens[np.minimum(start + share.held, len(tokens) - 1)]
 
-    def _pad(self, rows: np.ndarray) -> np.ndarray:
-        # Padding repeats a real row: no tower has seen an all-zero text, and none should have to survive one.
-        missing = self._embedder.batch_size - len(rows)
-        return rows if not missing else np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
-
-    def _run(self, function: Callable[..., jax.Array], batches: Iterable[tuple[Any, int]]) -> np.ndarray:
-        pending: collections.deque[tuple[jax.Array, int]] = collections.deque()
+    def _run(self, function: Callable[..., jax.Array], batches: Iterable[Any]) -> np.ndarray:
+        """f32[rows, E] of all batches; what they are padded with is the last ones'."""
+        pending: collections.deque[jax.Array] = collections.deque()
         done: list[np.ndarray] = []
-
-        def fetch() -> None:
-            rows, count = pending.popleft()
-            done.append(np.asarray(jax.device_get(rows))[:count])
-
-        for batch, count in batches:
-            pending.append((function(self._params, self._place(batch)), count))
+        for batch in batches:
+            pending.append(function(self._params, jax.tree.map(self._embedder.share.place, batch)))
             if len(pending) > IN_FLIGHT:
-                fetch()
-        while pending:
-            fetch()
-        if not done:
-            raise ConfigError("none of the split's examples can be read; check the source with `mmjax data inspect`")
+                done.append(np.asarray(jax.device_get(pending.popleft())))
+        done.extend(np.asarray(jax.device_get(rows)) for rows in pending)
         return np.concatenate(done)
-
-    def _place(self, batch: Any) -> Any:
-        sharding = self._embedder.sharding
-        if sharding is None:
-            return jax.device_put(batch)
-        return jax.tree.map(lambda x: place(x, sharding), batch)
 
 
 def place(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -259,17 +261,21 @@ def _normalised(encode: Callable[[Any, Any], jax.Array], rows: int, name: str) -
     return embed
 
 
-def _stack(examples: Sequence[dict[str, Any]], modality: str, start: int) -> np.ndarray:
-    for offset, example in enumerate(examples):
+def _stack(examples: Sequence[dict[str, Any]], modality: str, rows: Sequence[int]) -> np.ndarray:
+    for row, example in zip(rows, examples, strict=True):
         if modality not in example:
             raise ValueError(
-                f"example {start + offset} has no {modality!r}; it has {', '.join(map(repr, example))}: "
+                f"example {row} has no {modality!r}; it has {', '.join(map(repr, example))}: "
                 "change the evaluation's modalities or the source"
             )
         shape, first = example[modality].shape, examples[0][modality].shape
         if shape != first:
             raise ValueError(
-                f"example {start + offset}: {modality!r} has the shape {shape}, others of its batch {first}; "
+                f"example {row}: {modality!r} has the shape {shape}, others of its batch {first}; "
                 "let the source resize images to one size"
             )
     return np.stack([example[modality] for example in examples])
+
+
+def _unreadable() -> ConfigError:
+    return ConfigError("none of the split's examples can be read; check the source with `mmjax data inspect`")

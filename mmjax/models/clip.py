@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from mmjax.models.presets import ClipConfig
 from mmjax.models.text import TextTower
@@ -26,15 +27,17 @@ class Clip(nnx.Module):
         @jax.jit
         def embed(params, tokens):
             return nnx.merge(graph, nnx.State(params)).encode_text(tokens)
+
+    ``rows`` says over which devices whoever made a mesh wants the rows of activations; None: over whichever.
     """
 
-    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
-        self.visual = VisionTower(
-            config.vision_cfg, embed_dim=config.embed_dim, scan=config.scan, remat=config.remat, rngs=rngs, dtype=dtype
-        )
-        self.text = TextTower(
-            config.text_cfg, embed_dim=config.embed_dim, scan=config.scan, remat=config.remat, rngs=rngs, dtype=dtype
-        )
+    def __init__(
+        self, config: ClipConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, rows: NamedSharding | None = None
+    ):
+        shared: dict[str, Any] = {"embed_dim": config.embed_dim, "scan": config.scan, "remat": config.remat}
+        shared |= {"rngs": rngs, "dtype": dtype, "rows": rows}
+        self.visual = VisionTower(config.vision_cfg, **shared)
+        self.text = TextTower(config.text_cfg, **shared)
         self.logit_scale = nnx.Param(jnp.float32(config.init_logit_scale))
         biased = config.init_logit_bias is not None
         self.logit_bias = nnx.Param(jnp.float32(config.init_logit_bias)) if biased else None

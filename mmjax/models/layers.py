@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding
 
 from mmjax.models.presets import Activation, Remat
+from mmjax.rows import spread
 
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 Row = int | jax.Array
@@ -156,9 +158,11 @@ class Block(nnx.Module):
         self.ln_2 = LayerNorm(spec.width, eps=spec.ln_eps, dtype=dtype)
         self.mlp = Mlp(spec, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: jax.Array, *, valid: jax.Array | None, row: Row | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, valid: jax.Array | None, row: Row | None = None, rows: NamedSharding | None = None
+    ) -> jax.Array:
         """x [B,N,D], valid bool[B,N] of the keys that count -> [B,N,D], or [B,1,D]: position ``row`` alone."""
-        keys = self.ln_1(x)
+        keys = spread(self.ln_1(x), rows)
         queries = keys if row is None else take(keys, row)
         x = x if row is None else take(x, row)
         x = keep(x + self.attn(queries, keys, mask=self._mask(keys.shape[1], valid=valid, row=row)))
@@ -210,6 +214,7 @@ def run(
     valid: jax.Array | None = None,
     row: Row | None = None,
     before: Collection[int] = (),
+    rows: NamedSharding | None = None,
 ) -> tuple[jax.Array, dict[int, jax.Array]]:
     """Blocks ``start`` to ``stop`` (not included) of a stack: x [B,N,D] -> [B,N,D], and what enters ``before``.
 
@@ -218,6 +223,8 @@ def run(
 
     The blocks of ``before`` (from ``start`` to ``stop``, which stands for what leaves the last one) do not change
     the rest of the program: a loop in parts would be rounded otherwise than the whole one.
+
+    With ``rows`` what enters and leaves a block has its sequences over those devices.
     """
     graph, state = nnx.split(blocks)
     params = nnx.to_pure_dict(state)
@@ -228,11 +235,11 @@ def run(
 
     def apply(x: jax.Array, layer: dict[str, Any], *, row: Row | None = None) -> jax.Array:
         def block(x: jax.Array, layer: dict[str, Any]) -> jax.Array:
-            return nnx.merge(graph, layer)(x, valid=valid, row=row)
+            return nnx.merge(graph, layer)(x, valid=valid, row=row, rows=rows)
 
         if remat != "none":
             block = jax.checkpoint(block, policy=_POLICIES[remat], prevent_cse=not scan)
-        return block(x, layer)
+        return spread(block(spread(x, rows), layer), rows)
 
     if not all(start <= k <= stop for k in before):
         raise ValueError(f"what enters blocks {sorted(before)}: only {start} to {stop} are run")

@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from mmjax.config import ConfigError
 from mmjax.models.layers import BlockSpec, Dense, LayerNorm, Row, normal, run, stacked
 from mmjax.models.presets import Remat, TextConfig
+from mmjax.rows import spread
 
 
 class TextTower(nnx.Module):
@@ -22,8 +24,18 @@ class TextTower(nnx.Module):
     MLP's first matrix, N(0, 1/(2·layers·width)) for what is added to the residual stream; biases start at zero.
     """
 
-    def __init__(self, config: TextConfig, *, embed_dim: int, scan: bool, remat: Remat, rngs: nnx.Rngs, dtype: Any):
-        self.config, self.dtype = config, dtype
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        embed_dim: int,
+        scan: bool,
+        remat: Remat,
+        rngs: nnx.Rngs,
+        dtype: Any,
+        rows: NamedSharding | None = None,
+    ):
+        self.config, self.dtype, self.rows = config, dtype, rows
         width = config.width
         self.token_embed = TokenEmbed(_known(config, "vocab_size"), width, sd=config.token_init_sd, rngs=rngs)
         self.pad_id = _known(config, "pad_id") if config.pool_type == "mean" else None
@@ -49,7 +61,14 @@ class TextTower(nnx.Module):
     def trunk(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
         """Blocks ``start`` to ``stop`` (not included; None: to the end): [M,L,width] -> [M,L,width]."""
         return run(
-            self.blocks, tokens, start=start, stop=stop, scan=self.scan, remat=self.remat, valid=self._valid(ids)
+            self.blocks,
+            tokens,
+            start=start,
+            stop=stop,
+            scan=self.scan,
+            remat=self.remat,
+            valid=self._valid(ids),
+            rows=self.rows,
         )[0]
 
     def pooled(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0) -> jax.Array:
@@ -67,7 +86,15 @@ class TextTower(nnx.Module):
         valid = self._valid(ids)
         row = self._row(ids)
         tokens, found = run(
-            self.blocks, tokens, start=start, scan=self.scan, remat=self.remat, valid=valid, row=row, before=before
+            self.blocks,
+            tokens,
+            start=start,
+            scan=self.scan,
+            remat=self.remat,
+            valid=valid,
+            row=row,
+            before=before,
+            rows=self.rows,
         )
         if not after:
             tokens = self.ln_final(tokens)
@@ -77,11 +104,11 @@ class TextTower(nnx.Module):
             counted = valid.astype(jnp.float32)[..., None]
             total = jnp.sum(tokens.astype(jnp.float32) * counted, axis=1)
             pooled = (total / jnp.maximum(jnp.sum(counted, axis=1), 1)).astype(self.dtype)
-        return self.ln_final(pooled) if after else pooled, found
+        return spread(self.ln_final(pooled) if after else pooled, self.rows), found
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """The joint space: [M,width] -> f32[M,E]."""
-        return (pooled if self.proj is None else self.proj(pooled)).astype(jnp.float32)
+        return spread((pooled if self.proj is None else self.proj(pooled)).astype(jnp.float32), self.rows)
 
     def _valid(self, ids: jax.Array) -> jax.Array | None:
         return None if self.pad_id is None else ids != self.pad_id

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, Row, normal, run, stacked, uniform
 from mmjax.models.presets import Remat, VisionConfig
 from mmjax.models.stems import make_stem
+from mmjax.rows import spread
 
 
 class VisionTower(nnx.Module):
@@ -24,8 +26,18 @@ class VisionTower(nnx.Module):
     projection; biases start at zero.
     """
 
-    def __init__(self, config: VisionConfig, *, embed_dim: int, scan: bool, remat: Remat, rngs: nnx.Rngs, dtype: Any):
-        self.config, self.dtype = config, dtype
+    def __init__(
+        self,
+        config: VisionConfig,
+        *,
+        embed_dim: int,
+        scan: bool,
+        remat: Remat,
+        rngs: nnx.Rngs,
+        dtype: Any,
+        rows: NamedSharding | None = None,
+    ):
+        self.config, self.dtype, self.rows = config, dtype, rows
         width = config.width
         point = normal(width**-0.5)
         channels = sum(config.modality_channels) if config.fusion == "channels" else 3
@@ -72,7 +84,7 @@ class VisionTower(nnx.Module):
 
     def trunk(self, tokens: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
         """Blocks ``start`` to ``stop`` (not included; None: to the end): [N', T, width] -> [N', T, width]."""
-        return run(self.blocks, tokens, start=start, stop=stop, scan=self.scan, remat=self.remat)[0]
+        return run(self.blocks, tokens, start=start, stop=stop, scan=self.scan, remat=self.remat, rows=self.rows)[0]
 
     def pooled(self, tokens: jax.Array, *, start: int = 0) -> jax.Array:
         """The blocks from ``start`` on, then the final norm and pooling: [N', T, width] -> [N', width].
@@ -87,21 +99,31 @@ class VisionTower(nnx.Module):
         """``pooled``, and by block what enters those of ``before`` on the way."""
         config = self.config
         row: Row | None = 0 if config.pool_type == "tok" else None
-        tokens, found = run(self.blocks, tokens, start=start, row=row, scan=self.scan, remat=self.remat, before=before)
+        tokens, found = run(
+            self.blocks,
+            tokens,
+            start=start,
+            row=row,
+            scan=self.scan,
+            remat=self.remat,
+            before=before,
+            rows=self.rows,
+        )
         if not config.final_ln_after_pool:
             tokens = self.ln_post(tokens)
         if self.map_head is not None:
-            return self.map_head(tokens), found
+            return spread(self.map_head(tokens), self.rows), found
         if config.pool_type == "avg":
             patches = tokens[:, config.class_token + config.registers :]
             pooled = jnp.mean(patches.astype(jnp.float32), axis=1).astype(self.dtype)
         else:
             pooled = tokens[:, 0]
-        return self.ln_post(pooled) if config.final_ln_after_pool else pooled, found
+        return spread(self.ln_post(pooled) if config.final_ln_after_pool else pooled, self.rows), found
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """The joint space: [N', width] -> f32[N', E]."""
-        return (pooled if self.proj is None else self.proj(pooled)).astype(jnp.float32)
+        # The gradient comes over the same devices: each gets its own rows' sum, not all rows'.
+        return spread((pooled if self.proj is None else self.proj(pooled)).astype(jnp.float32), self.rows)
 
     def _present(self, images: Mapping[str, jax.Array]) -> list[str]:
         known = self.config.modalities

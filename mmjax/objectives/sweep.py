@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.objectives.ring import Empty, gathered, ring
 from mmjax.objectives.tiles import Merge, Tile, count, padded, shortened, walk
+from mmjax.rows import shards_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,3 @@ class Sweep:
             shared, padded(rows, -(-n // shards) * shards), padded(columns, -(-m // shards) * shards)
         )
         return shortened(of_rows, n), shortened(of_columns, m)
-
-
-def shards_of(rows: NamedSharding | None) -> int:
-    """Over how many devices rows are split."""
-    if rows is None or not rows.spec or rows.spec[0] is None:
-        return 1
-    axes = rows.spec[0] if isinstance(rows.spec[0], tuple) else (rows.spec[0],)
-    return math.prod(rows.mesh.shape[axis] for axis in axes)

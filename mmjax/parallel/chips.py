@@ -1,4 +1,4 @@
-"""Published figures of TPU generations, for plans of slices that are not there."""
+"""Published figures of TPU generations, for plans of slices that are not there, and the peaks of GPUs."""
 
 from __future__ import annotations
 
@@ -70,3 +70,27 @@ CHIPS = {
         ),
     )
 }  # fmt: skip
+
+GPUS_BF16 = {
+    "NVIDIA A10": 125e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GH200": 989e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+}
+"""Dense bfloat16 FLOP/s by the start of ``device_kind``: the data sheets', without their factor for sparsity."""
+
+
+def peak_flops(kind: str) -> float | None:
+    """Published dense bfloat16 FLOP/s of one device of this kind, or None where it is not known."""
+    peaks = dict(GPUS_BF16)
+    for chip in CHIPS.values():  # which some versions of libtpu call by their short names
+        peaks |= {chip.kind: chip.each.bf16, f"TPU {chip.name}": chip.each.bf16}
+    # The longest name that fits as whole words: an A100 is no A10, and a v5 lite no v5.
+    fitting = [name for name in peaks if kind == name or kind.startswith((name + " ", name + "-"))]
+    return peaks[max(fitting, key=len)] if fitting else None

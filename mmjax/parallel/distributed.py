@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import multiprocessing
 import os
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 
 from mmjax.config import ConfigError
@@ -87,6 +91,45 @@ def same_for_all(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(jnp.int32(value)))
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every process's value, in their order: anything that JSON can say, and as JSON says it (tuples are lists).
+
+    Nothing is unpickled, so a process can tell the others what it found, but cannot make them run it.
+    """
+    text = json.dumps(value).encode()
+    if jax.process_count() == 1:
+        return [json.loads(text)]
+    lengths = multihost_utils.process_allgather(np.int32(len(text)))
+    room = 1 << (int(lengths.max()) - 1).bit_length()  # few sizes, because each is a program of its own
+    mine = np.zeros(room, np.uint8)
+    mine[: len(text)] = np.frombuffer(text, np.uint8)
+    rows = multihost_utils.process_allgather(mine)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+
+def summed(value: int) -> jax.Array:
+    """The sum of every process's value, still on its way: nothing waits for it before it is read."""
+    mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.NamedSharding(mesh, jax.P("all"))
+    mine = np.zeros(jax.local_device_count(), np.int32)
+    mine[0] = value
+    with jax.transfer_guard_host_to_device("allow"):
+        array = jax.make_array_from_process_local_data(rows, mine)
+    return _sum(jax.NamedSharding(mesh, jax.P()))(array)
+
+
+@functools.cache
+def _sum(whole: jax.NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(jnp.sum, out_shardings=whole)
+
+
+def true_for_all(here: bool) -> bool:
+    """Whether every process says so; all must ask."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(jnp.int32(here)).all())
 
 
 def asked_to_stop(step: int) -> bool:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from mmjax.config import ConfigError, build
 from mmjax.data import autotune, opening, pipeline, tokenizer
 from mmjax.data.chain import Chain
@@ -133,9 +131,15 @@ def with_data(experiment: Experiment, source: Any, tokens: Tokenizer) -> Experim
     return dataclasses.replace(experiment, model=dataclasses.replace(model, vision_cfg=vision))
 
 
-def rows(experiment: Experiment, source: Any, tokens: Tokenizer) -> pipeline.Batches:
-    """This process's rows of the global batch of any step; raises where the data cannot make such batches."""
+def rows(
+    experiment: Experiment, source: Any, tokens: Tokenizer, *, share: tuple[int, int] = (0, 1)
+) -> pipeline.Batches:
+    """The rows of one ``share`` of how many of the global batch of any step (see ``Program.share``).
+
+    Raises where the data cannot make such batches.
+    """
     data = experiment.data
+    index, count = share
     return pipeline.Batches(
         source,
         tokens,
@@ -146,8 +150,8 @@ def rows(experiment: Experiment, source: Any, tokens: Tokenizer) -> pipeline.Bat
         captions_per_image=data.captions_per_image,
         negatives_per_image=data.negatives_per_image,
         distinct=data.distinct,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
     )
 
 
@@ -171,6 +175,8 @@ def stream(
     return made.stream(start_step=start_step, workers=workers, threads=each, prefetch=data.prefetch)
 
 
-def batches(experiment: Experiment, source: Any, tokens: Tokenizer) -> pipeline.Stream:
+def batches(
+    experiment: Experiment, source: Any, tokens: Tokenizer, *, share: tuple[int, int] = (0, 1)
+) -> pipeline.Stream:
     """The batches from the first step on."""
-    return stream(experiment, rows(experiment, source, tokens))
+    return stream(experiment, rows(experiment, source, tokens, share=share))

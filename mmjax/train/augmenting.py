@@ -23,7 +23,7 @@ from mmjax.config import ConfigError, bind
 from mmjax.models.clip import Clip
 from mmjax.sphere import unit
 from mmjax.train.state import AugmentState, Params
-from mmjax.train.taps import Shorten, embedded
+from mmjax.train.taps import Choose, Shorten, embedded, every_patch
 from mmjax.types import Metrics
 
 FOLDER = "mmjax.augment"
@@ -84,14 +84,19 @@ class Augmentations:
             index = index * len(shortening.shares) + shortening.level(step)
         return index
 
-    def shorten(self, shares: tuple[float, ...], step: jax.Array) -> tuple[Shorten, Shorten]:
-        """Of what enters the image tower's first block, and of token ids: all shortenings in turn."""
+    def shorten(self, shares: tuple[float, ...], step: jax.Array) -> tuple[Choose, Shorten]:
+        """Of the patches that enter the image tower's first block, and of token ids: all shortenings in turn."""
 
-        def images(tokens: jax.Array) -> jax.Array:
+        def images(rows: int, patches: int) -> jax.Array | None:
+            chosen = None
             for (name, shortening), share in zip(self.shortenings.items(), shares, strict=True):
                 key = rng.key(self.seed, stream=f"augment/{name}", step=step)
-                tokens = shortening.images(tokens, key, share=share, towers=self.towers)
-            return tokens
+                left = patches if chosen is None else chosen.shape[1]
+                found = shortening.patches(key, rows=rows, patches=left, share=share)
+                if chosen is not None and found is not None:
+                    found = jnp.take_along_axis(chosen, found, axis=1)
+                chosen = chosen if found is None else found
+            return chosen
 
         def texts(ids: jax.Array) -> jax.Array:
             for (name, shortening), share in zip(self.shortenings.items(), shares, strict=True):
@@ -141,13 +146,14 @@ class Augmentations:
         objective: Objective,
         clean_loss: jax.Array,
         step: jax.Array,
-        shorten_images: Shorten = lambda tokens: tokens,
+        shorten_images: Choose = every_patch,
+        parts: int = 1,
     ) -> tuple[jax.Array, Metrics]:
         """``Σ_a weight_a · (terms of a)``, to be added to the clean loss, and metrics: ``augment/NAME/…``, and
         how the clean rows lie on the sphere, to compare with.
 
         ``taps`` are the clean features at ``pooled`` and at the taps before it; ``rest`` makes the model of
-        ``model_params``.
+        ``model_params``; what runs for each row alone runs in ``parts`` (see ``mmjax.train.parts``).
 
         Nothing else is taken from the clean computation, and these clean rows are projected once more: gradients of
         the two computations then meet as finished products alone. Where they met in elementwise arithmetic the
@@ -176,7 +182,9 @@ class Augmentations:
         keys = {n: jax.random.split(rng.key(self.seed, stream=f"augment/{n}", step=step)) for n in modules}
         answers = {n: m.augment(taps[m.tap], key=keys[n][0], step=step) for n, m in modules.items()}
         views = [(m.tap, view) for n, m in modules.items() for view in answers[n].views]
-        rows_of_views = iter(embedded(views, rest=models, taps=taps, towers=self.towers, shorten_images=shorten_images))
+        rows_of_views = iter(
+            embedded(views, rest=models, taps=taps, towers=self.towers, shorten_images=shorten_images, parts=parts)
+        )
 
         total = jnp.zeros((), jnp.float32)
         metrics: Metrics = {

@@ -12,23 +12,13 @@ from typing import Any
 import jax
 
 from mmjax.config import ConfigError, entries
+from mmjax.parallel.chips import peak_flops
 from mmjax.train import assemble
 from mmjax.train.experiment import Experiment
 from mmjax.train.model_flops import of_step
 from mmjax.train.program import Program
 from mmjax.train.state import TrainState
 from mmjax.types import Batch
-
-PEAK_BF16 = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
-"""Published dense bfloat16 FLOP/s of a chip by the start of its ``device_kind``, longest match first."""
 
 
 def steps(sections: Mapping[str, Any], *, augmentations: Sequence[str] | None, repeats: int) -> list[dict[str, Any]]:
@@ -59,7 +49,7 @@ class _Timer:
         self.devices = jax.device_count()
         self.half = experiment.precision == "bfloat16"
         program = Program(experiment)
-        batches = assemble.batches(experiment, source, tokenizer)
+        batches = assemble.batches(experiment, source, tokenizer, share=program.share)
         arrays = next(iter(batches))
         batches.close()
         self.batch: Batch = program.place(arrays)
@@ -101,11 +91,6 @@ class _Timer:
             "compile_seconds": self.compile_seconds,
             "ratio": statistics.median(a / b for a, b in zip(self.seconds, first.seconds, strict=True)),
         }
-
-
-def peak_flops(kind: str) -> float | None:
-    """The published peak of a device kind, or None where it is not known."""
-    return next((PEAK_BF16[name] for name in sorted(PEAK_BF16, key=len, reverse=True) if kind.startswith(name)), None)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,50 +1,91 @@
-"""Checkpoints: asynchronous, atomic, the latest few and the best one."""
+"""Checkpoints: asynchronous, atomic, checked when they are read; the latest few and the best one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from etils import epath
 
 from mmjax.config import ConfigError
+from mmjax.parallel import distributed
+from mmjax.train import checkpoint_dir, checksums, damage
+from mmjax.train.damage import Damaged, NotSaved
+from mmjax.train.saved import FACTS, Saved
 from mmjax.train.state import AugmentState, Params, TrainState
 
-_LOSSES = "losses"
-
 Which = int | Literal["last", "best"]
+
+T = TypeVar("T")
+
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+def _on_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 class Checkpoints:
     """The checkpoints of one run folder.
 
     ``params`` (and ``average``) are items of their own, so that evaluation and export read only them; so is what the
-    augmentations learn.
+    augmentations learn. Beside them stand the checksums of all arrays.
+
+    A checkpoint that cannot be written is no reason to end a run that can go on: ``say`` hears of it, what was written
+    of it is removed, and the next ``save`` tries again. Of several processes the one that could not write raises
+    NotSaved, because the others cannot know.
     """
 
-    def __init__(self, workdir: str | Path, *, keep: int = 1, best: str | None = None, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        directory: str | None = None,
+        keep: int = 1,
+        best: str | None = None,
+        read_only: bool = False,
+        say: Callable[[str], None] = _on_stderr,
+    ):
+        """``directory``: as in ``CheckpointConfig``; ``read_only``: nothing is saved or tidied up."""
+        self.say = say
+        self._keep = keep
         self._best = best
-        policies: list[Any] = [LatestN(keep)]
-        if best is not None:
-            policies.append(
-                BestN(get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False)
-            )
-        directory = Path(workdir).absolute() / "checkpoints"
-        if read_only and not directory.is_dir():
-            raise ConfigError(f"--workdir={workdir}: holds no checkpoints; train there first")
+        self._read_only = read_only
+        self._directory = checkpoint_dir.locate(workdir, directory)
+        self._named = checkpoint_dir.named(workdir, directory)
+        if read_only and not self._directory.is_dir():
+            raise ConfigError(f"{self._named}: holds no checkpoints; train there first")
+        damage.quieten_orbax()
+        self._saving: int | None = None
+        self._failure = ""
+        self._open()
+
+    def _open(self) -> None:
         self._manager = ocp.CheckpointManager(
-            directory,
+            self._directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy(policies),
-                best_fn=None if best is None else lambda metrics: metrics[best],
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
+                preservation_policy=_Preserved(self._keep, self._best_step),
+                cleanup_tmp_directories=not self._read_only,
+                read_only=self._read_only,
             ),
         )
+        self._scores: dict[int, float] = {}
+        for step in self.steps if self._best is not None else ():
+            try:
+                measured = self._saved(step).facts()["metrics"] or {}
+            except Damaged as error:
+                if not damage.vanishes(self._folder(step)):
+                    self.say(f"what was measured at step {step} cannot be read ({error.cause})")
+                continue
+            if self._best in measured:
+                self._scores[step] = float(measured[self._best])
 
     @property
     def steps(self) -> list[int]:
@@ -55,14 +96,14 @@ class Checkpoints:
         """The step that ``which`` means."""
         steps = self.steps
         if not steps:
-            raise ConfigError(f"--workdir={Path(self._manager.directory).parent}: holds no finished checkpoint")
+            raise ConfigError(f"{self._named}: holds no finished checkpoint")
         if which == "last":
             return steps[-1]
         if which == "best":
-            best = self._manager.best_step()
+            best = self._best_step(steps)
             return steps[-1] if best is None else best
         if which not in steps:
-            raise ConfigError(f"--step={which}: no such checkpoint; there are {', '.join(map(str, steps))}")
+            raise ConfigError(f"--step={which}: no such checkpoint; there are {self._listed()}")
         return which
 
     def save(
@@ -77,89 +118,214 @@ class Checkpoints:
 
         ``metrics`` are what the best one is chosen by, ``losses`` those that further ones are judged by.
         """
-        items = {
-            "params": ocp.args.StandardSave(state.params),
-            "training": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-        }
-        if state.average is not None:
-            items["average"] = ocp.args.StandardSave(state.average)
-        for name, own in state.augment.items():
-            items[_item(name)] = ocp.args.StandardSave(vars(own))
-        if losses is not None:
-            items[_LOSSES] = ocp.args.JsonSave({"values": list(losses)})
         if self._best is not None and metrics is not None and self._best not in metrics:
             raise ConfigError(f"checkpoint.best={self._best!r}: evaluation gives no such metric; {', '.join(metrics)}")
-        chosen = metrics if self._best is not None else None
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=chosen, force=True)
+        self._settle()
+        trees: dict[str, Any] = {
+            "params": state.params,
+            "training": {"step": state.step, "opt_state": state.opt_state},
+        }
+        if state.average is not None:
+            trees["average"] = state.average
+        trees |= {_item(name): vars(own) for name, own in state.augment.items()}
+        facts = {
+            "checksums": checksums.of_trees(trees),
+            "metrics": metrics if self._best is not None else None,
+            "losses": losses,
+        }
+        items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items[FACTS] = ocp.args.JsonSave(facts)
+        if self._best is not None and metrics is not None:
+            self._scores[step] = float(metrics[self._best])
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except Exception as error:
+            self._failed(step, error)
+        else:
+            self._saving = step
+
+    def check(self) -> None:
+        """Notices, without waiting, where what is being saved has failed."""
+        if self._saving is not None:
+            try:
+                self._manager.check_for_errors()
+            except Exception:
+                self._settle()
 
     def restore(self, target: TrainState, *, which: Which = "last") -> TrainState:
-        """The state of a checkpoint, laid out as ``target`` (shapes with shardings) says.
+        """The state of a checkpoint, laid out as ``target`` (shapes with shardings) says; raises Damaged.
 
         Of ``target.augment`` it holds what the checkpoint has in the same shapes: augmentations may be switched.
         """
-        step = self.resolve(which)
-        items = {
-            "params": ocp.args.StandardRestore(target.params),
-            "training": ocp.args.StandardRestore({"step": target.step, "opt_state": target.opt_state}),
+        trees: dict[str, Any] = {
+            "params": target.params,
+            "training": {"step": target.step, "opt_state": target.opt_state},
         }
         if target.average is not None:
-            items["average"] = ocp.args.StandardRestore(target.average)
-        saved = self._manager.item_metadata(step)
-        learned = {
-            name: own for name, own in target.augment.items() if _shapes(vars(own)) == _shapes(saved.get(_item(name)))
-        }
-        items |= {_item(name): ocp.args.StandardRestore(vars(own)) for name, own in learned.items()}
-        found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            trees["average"] = target.average
+        learned = {_item(name): vars(own) for name, own in target.augment.items()}
+        found = self._saved(distributed.same_for_all(self.resolve(which))).read(trees, optional=learned)
         return TrainState(
             step=found["training"]["step"],
             params=found["params"],
             opt_state=found["training"]["opt_state"],
             average=found.get("average"),
-            augment={name: AugmentState(**found[_item(name)]) for name in learned},
+            augment={n: AugmentState(**found[_item(n)]) for n in target.augment if _item(n) in found},
+        )
+
+    def restore_newest(self, target: TrainState) -> TrainState:
+        """The state of the newest checkpoint that is whole; newer ones are named and moved aside.
+
+        They count as damaged because another one can be read. Where none can, that says more about the disk, the
+        memory or the versions than about all of them: it is an error, and they stay where they are.
+        """
+        damaged: list[Damaged] = []
+        left = self.steps
+        while (step := distributed.same_for_all(left[-1] if left else -1)) >= 0:
+            left = [older for older in left if older < step]
+            try:
+                state = self.restore(target, which=step)
+            except Damaged as error:
+                damaged.append(error)
+                continue
+            for other in damaged:
+                place = self._set_aside(other.step)
+                self.say(f"the checkpoint of step {other.step} is damaged ({other.cause}); it was moved to {place}")
+            return state
+        found = "; ".join(f"step {error.step}: {error.cause}" for error in damaged)
+        raise ConfigError(
+            f"{self._named}: none of its checkpoints can be read ({found}); they stay where they are: mend "
+            f"what keeps them from being read, or move {self._directory} away to train from the beginning"
         )
 
     def restore_params(self, target: Params, *, which: Which = "last", averaged: bool = False) -> Params:
-        """The weights alone, laid out as ``target`` says."""
+        """The weights alone, laid out as ``target`` says; raises Damaged."""
         item = "average" if averaged else "params"
-        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
-        return self._manager.restore(self.resolve(which), args=args)[item]
+        damage.check_memory(target)
+        return self.following(which, lambda step: self._saved(step).read({item: target})[item])[1]
 
     def read_losses(self, step: int) -> list[float]:
-        """The losses that were saved with the checkpoint of ``step``; none where there were none to save."""
-        if not (self._manager.directory / str(step) / _LOSSES).exists():
-            return []
-        args = ocp.args.Composite(**{_LOSSES: ocp.args.JsonRestore()})
-        return self._manager.restore(step, args=args)[_LOSSES]["values"]
+        """The losses that were saved with the checkpoint of ``step``; none where there is none, or none with it."""
+        return self._saved(step).facts()["losses"] if step in self.steps else []
 
     def forget_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps; every process must ask."""
+        self._settle()
         for later in [saved for saved in self.steps if saved > step]:
             self._manager.delete(later)
+            self._scores.pop(later, None)
 
     def read_params(self, *, which: Which = "last") -> dict[str, np.ndarray]:
         """The weights as flat numpy arrays by path, in sorted order; needs no model and no configuration."""
-        args = ocp.args.Composite(params=ocp.args.StandardRestore())
-        tree = self._manager.restore(self.resolve(which), args=args)["params"]
+        tree = self.following(which, lambda step: self._saved(step).read_params())[1]
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
-        return dict(sorted(named.items()))
+        return dict(sorted((jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves))
+
+    def following(self, which: Which, read: Callable[[int], T]) -> tuple[int, T]:
+        """The step, and what ``read`` makes of it; where training deletes that meanwhile, of the one it then is."""
+        while True:
+            step = distributed.same_for_all(self.resolve(which))
+            try:
+                return step, read(step)
+            except Damaged:
+                if not distributed.same_for_all(damage.vanishes(self._folder(step))):
+                    raise
+            self._reopen()
+            if isinstance(which, int):
+                raise ConfigError(f"--step={step}: was deleted while it was read; there are {self._listed()}")
+            self.say(f"the checkpoint of step {step} was deleted while it was read; going on with {self._listed()}")
+
+    @property
+    def saving(self) -> bool:
+        """Whether the last save is not yet on disk."""
+        return self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved is on disk, or could not be written."""
+        self._settle()
+
+    def finish(self, step: int) -> None:
+        """Returns when the checkpoint of ``step`` is on disk; raises NotSaved where it cannot be written."""
+        self._settle()
+        if step not in self.steps:
+            raise NotSaved(f"{self._failure}; make room and run the same command again")
 
     def close(self) -> None:
         """Waits, then frees the writer's threads."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        self._settle()
+        with contextlib.suppress(Exception):  # what could not be written has been said
+            self._manager.close()
+
+    def _settle(self) -> None:
+        if self._saving is None:
+            return
+        step, self._saving = self._saving, None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._failed(step, error)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            raise error  # the devices, not the disk
+        self._saving = None
+        if jax.process_count() > 1:
+            raise NotSaved(f"the checkpoint of step {step} could not be written ({damage.reason(error)})") from error
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        for leftover in self._directory.glob(f"*{_UNFINISHED}*"):  # orbax would take them away, but when it gets to it
+            with contextlib.suppress(Exception):
+                leftover.rmtree()
+        self._open()
+        if step in self.steps:  # it is there: what failed is the removal of older ones
+            self.say(f"old checkpoints could not be removed ({damage.reason(error)})")
+            return
+        last = f"the last one is of step {self.steps[-1]}" if self.steps else "there is none before it"
+        self._failure = f"the checkpoint of step {step} could not be written ({damage.reason(error)}); {last}"
+        self.say(f"{self._failure}; training goes on and tries again when the next one is due")
+
+    def _reopen(self) -> None:
+        """Takes the folder as it is now."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._open()
+
+    def _set_aside(self, step: int) -> epath.Path:
+        place = damage.free_place(self._directory.with_name(f"{self._directory.name}.damaged") / str(step))
+        if distributed.is_first():
+            place.parent.mkdir(exist_ok=True)
+            self._folder(step).rename(place)
+        distributed.meet("set aside")
+        self._reopen()
+        return place
+
+    def _saved(self, step: int) -> Saved:
+        return Saved(self._folder(step), step)
+
+    def _listed(self) -> str:
+        return ", ".join(map(str, self.steps)) or "none"
+
+    def _folder(self, step: int) -> epath.Path:
+        return self._directory / str(step)
+
+    def _best_step(self, steps: Sequence[int]) -> int | None:
+        scored = [(self._scores[s], s) for s in steps if s in self._scores and not math.isnan(self._scores[s])]
+        return max(scored)[1] if scored else None
+
+
+class _Preserved:
+    """Keeps the ``latest`` checkpoints, and the best one."""
+
+    def __init__(self, latest: int, best: Callable[[Sequence[int]], int | None]):
+        self._latest = latest
+        self._best = best
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each checkpoint whether it stays."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*sorted(steps)[-self._latest :], self._best(steps)}
+        return [step in kept for step in steps]
 
 
 def _item(augmentation: str) -> str:
     return f"augment.{augmentation}"
-
-
-def _shapes(tree: Any) -> Any:
-    """Paths and shapes of a tree, or of the metadata that a checkpoint keeps of one (a named tuple is a dictionary)."""
-    tree = getattr(tree, "tree", tree)
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

@@ -28,7 +28,7 @@ class _Tokens:
     eos_id: int
 
 
-def settled(experiment: Experiment, *, devices: int) -> tuple[Experiment, list[str]]:
+def settled(experiment: Experiment, *, shards: int) -> tuple[Experiment, list[str]]:
     """The experiment with what it takes from data filled in without any, and notes where that was a guess."""
     notes = []
     text, vision = experiment.model.text_cfg, experiment.model.vision_cfg
@@ -49,10 +49,10 @@ def settled(experiment: Experiment, *, devices: int) -> tuple[Experiment, list[s
     if vision.modalities != wanted:
         vision = dataclasses.replace(vision, modalities=wanted, modality_channels=(CHANNELS,) * len(wanted))
     evaluation = experiment.eval
-    if evaluation.batch_size % devices:
-        size = -(-evaluation.batch_size // devices) * devices
+    if evaluation.batch_size % shards:
+        size = -(-evaluation.batch_size // shards) * shards
         notes.append(
-            f"eval.batch_size={evaluation.batch_size}: does not divide over {devices} devices, so training would "
+            f"eval.batch_size={evaluation.batch_size}: does not divide over {shards} devices, so training would "
             f"refuse it; set it to {size}"
         )
         evaluation = dataclasses.replace(evaluation, batch_size=size)

@@ -95,9 +95,13 @@ def of_run(
     tasks = settings.final_tasks if tasks is None else tasks
     for task in tasks:
         choose(task, plugins.names(FOLDER), path="--tasks")
-    # The mesh that the run was trained on may not fit this machine; evaluation only splits batches.
-    experiment = dataclasses.replace(experiment, mesh=MeshConfig(), batch_size=jax.device_count())
-    checkpoints = Checkpoints(workdir, best=experiment.checkpoint.best, read_only=True)
+    # The mesh that the run was trained on may not fit these devices, nor its batches; evaluation only splits them, and
+    # a row's embedding does not depend on the others.
+    devices = jax.device_count()
+    settings = dataclasses.replace(settings, batch_size=-(-settings.batch_size // devices) * devices)
+    experiment = dataclasses.replace(experiment, mesh=MeshConfig(), batch_size=devices, eval=settings)
+    saved = experiment.checkpoint
+    checkpoints = Checkpoints(workdir, directory=saved.directory, best=saved.best, read_only=True)
     tokenizer = assemble.saved_tokenizer(experiment, workdir)
     program = Program(experiment)
     averaged = experiment.optimizer.average > 0

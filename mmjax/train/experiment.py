@@ -81,11 +81,16 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save and what to keep: the ``keep`` latest, and the best by the metric ``best`` if one is named."""
+    """When to save and what to keep: the ``keep`` latest, and the best by the metric ``best`` if one is named.
+
+    ``directory`` (a path, or ``gs://BUCKET/…``) is where they lie, if not in the run folder. Then no machine but the
+    first needs to see the run folder, and a new, empty one goes on from what lies there.
+    """
 
     every_steps: int = 500
     keep: int = 2
     best: str | None = None
+    directory: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,10 +112,14 @@ class GuardConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Everything that decides a run's results, and how it is logged and saved."""
+    """Everything that decides a run's results, and how it is logged and saved.
+
+    The towers take a batch in ``micro_batches`` parts, one after another; the loss compares all of it.
+    """
 
     steps: int
     batch_size: int  # global
+    micro_batches: int = 1
     model: presets.ClipConfig
     data: DataConfig
     seed: int = 0
@@ -128,6 +137,7 @@ class Experiment:
         for name, value in (
             ("steps", self.steps),
             ("batch_size", self.batch_size),
+            ("micro_batches", self.micro_batches),
             ("log.every_steps", self.log.every_steps),
             ("eval.every_steps", self.eval.every_steps),
             ("eval.batch_size", self.eval.batch_size),

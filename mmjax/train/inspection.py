@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.train import rundir
 from mmjax.train.checkpoint import Checkpoints, Which
 
 DEPTH = 2  # parts of a path that make a module's name in the table
@@ -16,9 +17,8 @@ DEPTH = 2  # parts of a path that make a module's name in the table
 
 def describe(workdir: str | Path, *, which: Which = "last") -> dict[str, Any]:
     """Step, parameters and bytes by module and in all, and the SHA-256 over all parameters."""
-    checkpoints = Checkpoints(workdir, read_only=True)
-    step = checkpoints.resolve(which)
-    params = checkpoints.read_params(which=step)
+    checkpoints = Checkpoints(workdir, directory=rundir.checkpoint_directory(workdir), read_only=True)
+    step, params = checkpoints.following(which, lambda step: checkpoints.read_params(which=step))
     checkpoints.close()
     modules: dict[str, dict[str, int]] = {}
     for path, array in params.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import json
 import math
@@ -20,6 +21,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from mmjax.train.damage import NotSaved
+from mmjax.train.lines import LineFile, shorten
+
 METRICS_FILE = "metrics.jsonl"
 
 HEADLINES = ("rsum", "image_to_text_R@1", "text_to_image_R@1", "acc@1", "macro", "group_score")
@@ -33,25 +37,25 @@ class MetricsWriter:
     ``"Infinity"`` and ``"-Infinity"`` (JSON has no such numbers; Python's ``float`` and protobuf read them).
 
     ``resume_step`` is the step of the checkpoint that the run goes on from; lines of later steps belong to work that
-    was lost and will be done again, so they are dropped, as is a last line that was torn by a kill. Without a
-    checkpoint (-1) all earlier lines are.
+    was lost and will be done again, so they are dropped, as is what cannot be read. Without a checkpoint (-1) all
+    earlier lines are.
+
+    A disk that takes no lines is no reason to stop: see ``LineFile``. TensorBoard's file is then ended and another
+    begun; it lacks what was measured in between.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int = -1):
+    def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int = -1, say: Callable[[str], None] = print):
         path = Path(workdir) / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _truncate(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
-        events = path.parent / "tensorboard"
-        events.mkdir(exist_ok=True)
-        # Not SummaryWriter: it hands events to a thread through a pipe, and its flush does not wait for either.
-        # Its file names tell seconds apart, and a second writer of the same second would overwrite the first.
-        self._events = EventsWriter(str(events / "events"), f".{time.time_ns() % 10**9:09d}")
-        # Tells TensorBoard to forget what an earlier file says of this step and later ones.
-        start = SessionLog(status=SessionLog.START)
-        self._events.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
-        self._events.flush()
+            _truncate(path, resume_step, say=say)
+        else:
+            path.touch()
+        self._lines = LineFile(path, say=say)
+        self._folder = path.parent / "tensorboard"
+        self._folder.mkdir(exist_ok=True)
+        self._events: EventsWriter | None = None
+        self._event(resume_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line, which outlives the process once this returns; values may be anything that ``float`` takes."""
@@ -59,16 +63,49 @@ class MetricsWriter:
         if "step" in values:
             raise ValueError("a metric is named 'step', which is the key of the step itself; give it another name")
         line = {"step": int(step)} | {key: _encode(value) for key, value in values.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        summary = Summary(value=[Summary.Value(tag=key, simple_value=value) for key, value in values.items()])
-        self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=summary))
-        self._events.flush()
+        self._lines.write(json.dumps(line, allow_nan=False))
+        self._event(
+            int(step),
+            summary=Summary(value=[Summary.Value(tag=key, simple_value=value) for key, value in values.items()]),
+        )
+
+    def finish(self) -> None:
+        """Raises NotSaved where lines are still waiting for a disk that takes them."""
+        if not self._lines.flush():
+            raise NotSaved(
+                f"{METRICS_FILE} could not be written ({self._lines.trouble}); make room and run the same command again"
+            )
 
     def close(self) -> None:
-        """Ends both files; further writes fail."""
-        self._file.close()
-        self._events.close()
+        """Ends TensorBoard's file."""
+        self._lines.flush()
+        self._end_events()
+
+    def _event(self, step: int, **content: Any) -> None:
+        """Writes an event, and before the first one of a file what makes TensorBoard forget that step and later ones.
+
+        What older files say of them is lost work.
+        """
+        try:
+            if self._events is None:
+                # Not SummaryWriter: it hands events to a thread through a pipe, and its flush does not wait for either.
+                # TensorBoard reads the files in the order of their names, which must not be that of a clock.
+                names = [path.name.partition(".")[0] for path in self._folder.glob("*.tfevents.*")]
+                number = max((int(name) for name in names if name.isdigit()), default=0) + 1
+                self._events = EventsWriter(str(self._folder / f"{number:06d}.events"))
+                start = SessionLog(status=SessionLog.START)
+                self._events.write_event(Event(wall_time=time.time(), step=step, session_log=start))
+            if content:
+                self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+            self._events.flush()
+        except OSError:
+            self._end_events()
+
+    def _end_events(self) -> None:
+        if self._events is not None:
+            with contextlib.suppress(OSError):
+                self._events.close()
+            self._events = None
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +122,9 @@ class NoMetrics:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Nothing."""
 
+    def finish(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Nothing."""
 
@@ -95,14 +135,13 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
     return [metrics for _, metrics in _lines(path)] if path.exists() else []
 
 
-def _truncate(path: Path, last: int) -> None:
-    kept = [text for text, metrics in _lines(path) if metrics["step"] <= last]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(text + "\n" for text in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _truncate(path: Path, last: int, *, say: Callable[[str], None]) -> None:
+    whole = path.read_bytes()
+    read = list(_lines(path))
+    unreadable = sum(1 for line in whole.splitlines() if line.strip()) - len(read)
+    if unreadable > 0:
+        say(f"{path.name}: {unreadable:,} of its lines cannot be read; they are left out")
+    shorten(path, "".join(text + "\n" for text, metrics in read if metrics["step"] <= last).encode())
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
@@ -152,7 +191,8 @@ class Progress:
         self._step_seconds: collections.deque[float] = collections.deque(maxlen=64)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """``step`` steps are done; shows loss, skipped_updates, examples_per_second and data_wait of ``train/``.
+        """``step`` steps are done; of ``metrics`` (of ``train/``) shows loss, skipped_updates, examples_per_second,
+        data_wait, and mfu or else flops_per_second_per_device.
 
         ``data_wait`` is the share, 0 to 1, of the time spent waiting for data.
         """
@@ -169,6 +209,10 @@ class Progress:
             parts.append(f"{skipped:,.0f} skipped")
         if (rate := metrics.get("train/examples_per_second")) is not None:
             parts.append(f"{_short(rate)} ex/s")
+        if (mfu := metrics.get("train/mfu")) is not None:
+            parts.append(f"MFU {mfu:.0%}")
+        elif (speed := metrics.get("train/flops_per_second_per_device")) is not None:
+            parts.append(f"{_short(speed, ' ')}FLOP/s")
         if step >= self.total:
             parts.append("done")
         elif self._step_seconds:
@@ -239,11 +283,11 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
-def _short(value: float) -> str:
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+def _short(value: float, space: str = "") -> str:
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}"
+            return f"{value / size:.3g}{space}{suffix}"
+    return f"{value:.3g}{space}"
 
 
 def _fit(parts: list[str], share: float, width: int | None, *, unicode: bool) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +19,23 @@ from mmjax.data.reader import Skipped
 from mmjax.data.sample import DataError
 from mmjax.data.selection import Selected
 from mmjax.parallel import distributed
-from mmjax.train import assemble, report, rundir, skips
-from mmjax.train.checkpoint import Checkpoints, Which
+from mmjax.train import assemble, goodput, model_flops, report, rundir, skips
+from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.clock import Clock
+from mmjax.train.damage import NotSaved
 from mmjax.train.evaluate import Evaluation
 from mmjax.train.experiment import Experiment
 from mmjax.train.guard import Diverged, Guard, Spike, skipped_updates
 from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
 from mmjax.train.meter import Meter
+from mmjax.train.profiling import Profiler
 from mmjax.train.program import Program
+from mmjax.train.rates import Rates, peak_of
 from mmjax.train.rewinds import Rewinds
+from mmjax.train.saves import Saves
 from mmjax.train.skips import Skips, check_index
 from mmjax.train.state import TrainState
-from mmjax.train.waiting import Waiting
+from mmjax.train.stopping import Stop, asked_to_stop
 
 PANEL_IMAGES = 12
 
@@ -46,12 +49,23 @@ class Outcome:
     metrics: dict[str, float]
 
 
-def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[str] = ()) -> Outcome:
+def train(
+    experiment: Experiment,
+    *,
+    workdir: str | Path,
+    overrides: Sequence[str] = (),
+    profile: tuple[int, int] | None = None,
+    clock: Clock | None = None,
+) -> Outcome:
     """Trains to ``experiment.steps``, going on from whatever ``workdir`` holds of the same experiment.
 
-    Nothing is written before everything that can be wrong with the experiment has been checked.
+    Nothing is written before everything that can be wrong with the experiment has been checked. ``profile`` are the
+    first and the last step to trace; ``clock`` has counted since this process began.
     """
     workdir = Path(workdir)
+    clock = Clock() if clock is None else clock
+    if profile is not None and profile[1] > experiment.steps:
+        raise ConfigError(f"--profile=steps:{profile[0]}-{profile[1]}: the run has but {experiment.steps} steps")
     source = assemble.open_source(experiment.data, "train")
     left_out = check_index(source, limit=experiment.data.max_skipped)
     tokenizer = assemble.open_tokenizer(experiment, source, workdir=workdir)
@@ -59,30 +73,39 @@ def train(experiment: Experiment, *, workdir: str | Path, overrides: Sequence[st
     program = Program(experiment)
     evaluation = Evaluation(program, tokenizer)
     evaluation.open()
-    rows = assemble.rows(experiment, source, tokenizer)
+    rows = assemble.rows(experiment, source, tokenizer, share=program.share)
     with rundir.claim(workdir, experiment, overrides=overrides) as switched:
         first = distributed.is_first()
         if first:
-            tokenizer.save(workdir / "tokenizer")
-        checkpoints = Checkpoints(workdir, keep=experiment.checkpoint.keep, best=experiment.checkpoint.best)
+            rundir.keep_tokenizer(tokenizer, workdir)
+        saving = experiment.checkpoint
+        checkpoints = Checkpoints(workdir, directory=saving.directory, keep=saving.keep, best=saving.best)
         # Closing the checkpoints waits for all processes, so one that has failed must not come to that.
         with (
             contextlib.closing(checkpoints),
-            distributed.failing_at_once(shared=(Diverged,), brief=(ConfigError, DataError)),
-            _asked_to_stop() as stop,
+            distributed.failing_at_once(shared=(Diverged,), brief=(ConfigError, DataError, NotSaved)),
+            asked_to_stop() as stop,
         ):
             saved = checkpoints.steps
             done = saved[-1] if saved else 0
             if distributed.same_for_all(done == experiment.steps and (workdir / "report.html").exists()):
                 if first:
-                    print(f"already finished at step {done}; see {workdir / 'report.html'}", flush=True)
+                    traced = "" if profile is None else "; nothing was left to profile"
+                    print(f"already finished at step {done}; see {workdir / 'report.html'}{traced}", flush=True)
                 return Outcome(finished=True, step=done, metrics={})
-            with Progress(experiment.steps, quiet=not first) as progress:
+            with (
+                Progress(experiment.steps, quiet=not first) as progress,
+                contextlib.closing(goodput.Ledger(workdir, clock, note=progress.warn, writes=first)) as ledger,
+                clock.watched(note=progress.warn, tick=ledger.write),
+            ):
+                checkpoints.say = progress.warn
                 if isinstance(source, Selected):
                     progress.note(source.describe())
                 for line in shares(source, rows=experiment.steps * experiment.batch_size):
                     progress.note(line)
-                run = _Run(experiment, program, evaluation, checkpoints, progress, workdir, stop)
+                run = _Run(
+                    experiment, program, evaluation, checkpoints, progress, workdir, stop, profile, clock, ledger
+                )
                 return run.train(rows, switched=switched, left_out=left_out)
 
 
@@ -97,7 +120,10 @@ class _Run:
         checkpoints: Checkpoints,
         progress: Progress,
         workdir: Path,
-        stop: _Stop,
+        stop: Stop,
+        profile: tuple[int, int] | None,
+        clock: Clock,
+        ledger: goodput.Ledger,
     ):
         self.experiment = experiment
         self.program = program
@@ -106,17 +132,25 @@ class _Run:
         self.progress = progress
         self.workdir = workdir
         self.stop = stop
-        self.rewinds = Rewinds(workdir)
+        self.profile = profile
+        self.clock = clock
+        self.ledger = ledger
+        self.saves = Saves(checkpoints, clock, note=progress.note)
+        self.rewinds = Rewinds(workdir, directory=experiment.checkpoint.directory)
         self.compiled: jax.stages.Compiled | None = None
 
     def train(self, rows: Batches, *, switched: Sequence[str], left_out: Sequence[Skipped]) -> Outcome:
         state = self._start(switched)
         step = int(jax.device_get(state.step))
-        self.guard = self._guard(step)
-        first = distributed.is_first()
-        self.writer = self._writer(step)
-        self.skips = Skips(self.workdir, limit=self.experiment.data.max_skipped, process=jax.process_index())
-        if first:
+        self._begin(step)
+        self.skips = Skips(
+            self.workdir,
+            limit=self.experiment.data.max_skipped,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+            say=self.progress.warn,
+        )
+        if distributed.is_first():
             self.skips.list(0, left_out)
         try:
             while step < self.experiment.steps and not self.stop.asked:
@@ -127,32 +161,35 @@ class _Run:
                     spike = found.with_traceback(None)  # its frames would keep a second state alive
                 if spike is not None:
                     state, step = self._rewind(spike)
-            self.checkpoints.wait()
+            self.saves.finish(step)
+            self.writer.finish()
             if step < self.experiment.steps:
                 self.progress.note(
                     f"stopped by {self.stop.name} at step {step}, saved; run the same command again to go on"
                 )
                 return Outcome(finished=False, step=step, metrics={})
             metrics = self._finish(state)
+            self.writer.finish()
         finally:
             self.writer.close()
         return Outcome(finished=True, step=step, metrics=metrics)
 
     def _start(self, switched: Sequence[str]) -> TrainState:
         if not self.checkpoints.steps:
-            state = self.program.initialise()
+            with self.clock.during("compiling", "making the initial state"):
+                state = self.program.initialise()
             size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             self.progress.note(f"{size:,} parameters on {self.program.mesh.size} x {jax.devices()[0].device_kind}")
             return state
-        state = self._restored("last")
+        with self.clock.during("restoring", f"reading the checkpoint of step {self.checkpoints.steps[-1]}"):
+            state = self.checkpoints.restore_newest(self.program.state)
         step = int(jax.device_get(state.step))
         self.progress.note(f"going on from the checkpoint of step {step}")
         if switched:
             self.progress.note(f"augmentation changes after step {step}: {'; '.join(switched)}")
-        return state
+        return self._with_new_augmentations(state)
 
-    def _restored(self, which: Which) -> TrainState:
-        state = self.checkpoints.restore(self.program.state, which=which)
+    def _with_new_augmentations(self, state: TrainState) -> TrainState:
         new = [name for name in self.program.state.augment if name not in state.augment]
         if new:
             fresh = self.program.initialise_augmentations()
@@ -160,13 +197,12 @@ class _Run:
             self.progress.note(f"parameters of {', '.join(new)} start afresh")
         return state
 
-    def _writer(self, step: int) -> MetricsWriter | NoMetrics:
-        return MetricsWriter(self.workdir, resume_step=step) if distributed.is_first() else NoMetrics()
-
-    def _guard(self, step: int) -> Guard:
-        """As it was when the checkpoint of ``step`` was saved."""
-        settings = self.experiment.guard
-        return Guard(
+    def _begin(self, step: int) -> None:
+        """What goes along with the steps, as it was after ``step``."""
+        settings, first = self.experiment.guard, distributed.is_first()
+        self.writer = MetricsWriter(self.workdir, resume_step=step, say=self.progress.warn) if first else NoMetrics()
+        self.ledger.go_on(step)
+        self.guard = Guard(
             self.experiment,
             note=self.progress.note,
             losses=() if settings.spike is None else self.checkpoints.read_losses(step),
@@ -180,14 +216,16 @@ class _Run:
         # First: once the batches are others, what was saved later belongs to no run.
         self.checkpoints.forget_after(goal)
         rewind = self.rewinds.add(spike=spike.step, after=goal)
-        self.writer.close()
-        self.writer = self._writer(goal)
         self.progress.note(
             f"{spike}: going back to step {goal} and leaving out {rewind.skipped:,} batches "
             f"({len(self.rewinds.all)} of guard.rewinds={self.experiment.guard.rewinds})"
         )
-        self.guard = self._guard(goal)
-        return self._restored(goal) if goal else self.program.initialise(), goal
+        self.writer.close()
+        self._begin(goal)
+        with self.clock.during("restoring", f"going back to step {goal}"):
+            if goal == 0:
+                return self.program.initialise(), 0
+            return self._with_new_augmentations(self.checkpoints.restore(self.program.state, which=goal)), goal
 
     def _steps(self, state: TrainState, step: int, rows: Batches) -> tuple[TrainState, int]:
         """To the last step, to where batches are left out, or to where a signal stops it."""
@@ -196,24 +234,35 @@ class _Run:
         batches = assemble.stream(settings, rows, start_step=self.rewinds.batch_after(step), note=self.progress.note)
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(batches))
-            waiting = stack.enter_context(contextlib.closing(Waiting(iter(batches), note=self.progress.warn)))
-            arrays = self._taken(step, waiting)
-            if self.compiled is None:
-                self.compiled = self._compile(arrays)
-            meter = Meter(settings, self.progress, self.writer, waiting, self.skips, self.guard)
+            coming = iter(batches)
+            arrays = self._taken(step, coming)
+            compiled = self.compiled = self.compiled or self._compile(arrays)
+            profiler = Profiler(
+                self.profile, self.workdir, begin=step, program=compiled, clock=self.clock, note=self.progress.note
+            )
+            stack.enter_context(self.clock.during("steps"))
+            stack.enter_context(contextlib.closing(profiler))
+            meter = Meter(settings, self.progress, self.writer, self.rates, self.skips, self.guard)
             stack.enter_context(jax.transfer_guard("disallow"))
             try:
                 while step < until:
-                    state, metrics = self.compiled(state, self.program.place(arrays))
+                    with profiler.step(step + 1, after=state):
+                        state, metrics = compiled(state, self.program.place(arrays))
                     step += 1
+                    traced = profiler.done(step, metrics)
                     if step < until:
-                        arrays = self._taken(step, waiting)
+                        arrays = self._taken(step, coming, beside=metrics)
                     # The last step's numbers are read while this one runs, and no step is more than one ahead.
                     meter.push(step, metrics)
+                    self.ledger.reached(step - 1)
+                    self.saves.look()
                     self._housekeeping(state, step, meter)
+                    if traced:
+                        meter.restart()  # the writing and reading of a trace is no slow step
                     if self.stop.after(step):
                         break
                 meter.flush()
+                self.ledger.reached(step)
                 if self.stop.asked and step not in self.checkpoints.steps:
                     step = self._save(state, step)
             except Diverged:
@@ -226,17 +275,35 @@ class _Run:
         return state, step
 
     def _compile(self, arrays: dict[str, Any]) -> jax.stages.Compiled:
-        started = time.perf_counter()
         self.progress.note("compiling the training step …")
+        started = time.perf_counter()
         shape = self.program.batch_shape(arrays)
-        compiled = self.program.compile(shape)
+        with self.clock.during("compiling", "compiling the training step"):
+            traced = self.program.trace(shape)
+            lowered = traced.lower()
+            flops = model_flops.beside(self.experiment, shape, traced=traced)
+            compiled = lowered.compile()
+        seconds = time.perf_counter() - started
         logits = self.program.objective.chosen(len(shape.image_source.ids), len(shape.tokens))
-        self.progress.note(f"compiled in {time.perf_counter() - started:.1f} s; the loss is {logits}")
+        self.progress.note(f"compiled in {seconds:.1f} s; the loss is {logits}")
+        self.rates = Rates(
+            self.clock,
+            batch_size=self.experiment.batch_size,
+            devices=self.program.mesh.size,
+            flops=flops,
+            peak=peak_of(self.experiment.precision),
+            note=self.progress.note,
+        )
+        self.rates.tell("compile_seconds", seconds)
+        self.saves.tell = self.rates.tell
         return compiled
 
-    def _taken(self, step: int, waiting: Waiting) -> dict[str, Any]:
-        """The next batch's arrays, with what was skipped to make it counted."""
-        arrays = next(waiting)
+    def _taken(
+        self, step: int, coming: Iterator[dict[str, Any]], *, beside: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The next batch's arrays, with what was skipped to make it counted; the step of ``beside`` runs meanwhile."""
+        with self.clock.during("data", hidden=lambda: not all(value.is_ready() for value in (beside or {}).values())):
+            arrays = next(coming)
         self.skips.count_batch(step + 1, arrays.pop("skipped"), rows=len(arrays["image_ids"]))
         return arrays
 
@@ -249,6 +316,8 @@ class _Run:
             meter.flush()  # a step that diverged must not become the checkpoint that the next start goes on from
         measured = self._measure(state, step) if evaluate else None
         if due or (measured is not None and settings.checkpoint.best is not None):
+            self.ledger.reached(step)
+            self.ledger.write()
             self._save(state, step, metrics=measured, finished=last)
         if measured is not None or due:
             meter.restart()
@@ -271,12 +340,13 @@ class _Run:
             state = dataclasses.replace(state, step=at)
         if self.guard.streak:
             metrics = None
-        self.checkpoints.save(state, step=good, metrics=metrics, losses=self.guard.losses)
+        self.saves.save(state, step=good, metrics=metrics, losses=self.guard.losses)
         return good
 
     def _measure(self, state: TrainState, step: int) -> dict[str, float]:
         params = state.params if state.average is None else state.average
-        with jax.transfer_guard("allow"):  # evaluation reads its own data; the guard is for the steps
+        # Evaluation reads its own data; the guard is for the steps.
+        with self.clock.during("evaluation", f"the evaluation of step {step}"), jax.transfer_guard("allow"):
             metrics = self.evaluation.during(params)
         self.writer.write(step, metrics)
         self.progress.metrics(step, metrics)
@@ -292,6 +362,7 @@ class _Run:
                 params = self.checkpoints.restore_params(
                     self.program.state.params, which=chosen, averaged=state.average is not None
                 )
+        self.skips.gather()
         if self.skips.count:
             self.progress.note(f"skipped {self.skips.summary()}; see {self.workdir / skips.FILE}")
         facts = {"skipped updates": skipped_updates(state), "rewinds": len(self.rewinds.all)}
@@ -299,53 +370,26 @@ class _Run:
             self.progress.note(f"{facts['skipped updates']:,} of {settings.steps:,} updates were skipped")
         for rewind in self.rewinds.all:
             self.progress.note(f"step {rewind.spike:,} was a spike, undone by going back to step {rewind.after:,}")
-        metrics = self.evaluation.final(params) | {
-            "final/weights_of_step": float(chosen),
-            **{f"final/{name.replace(' ', '_')}": float(count) for name, count in facts.items()},
-        }
-        self.writer.write(settings.steps, metrics)
-        self.progress.metrics(chosen, metrics)
-        panel, caption_panel = self.evaluation.panels(params, count=PANEL_IMAGES)
+        with self.clock.during("evaluation", "the final evaluation"):
+            metrics = self.evaluation.final(params) | {
+                "final/weights_of_step": float(chosen),
+                **{f"final/{name.replace(' ', '_')}": float(count) for name, count in facts.items()},
+            }
+            self.progress.metrics(chosen, metrics)
+            panel, caption_panel = self.evaluation.panels(params, count=PANEL_IMAGES)
+        self.ledger.write()
+        spent = goodput.of_run(self.workdir) if distributed.is_first() else None
+        self.writer.write(settings.steps, metrics | (spent.metrics() if spent else {}))
         if not distributed.is_first():
             return metrics
         facts["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
-        path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, facts=facts)
+        try:
+            path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, facts=facts)
+        except OSError as error:
+            raise NotSaved(
+                f"the report could not be written ({error.strerror}); make room and run the same command again"
+            ) from None
+        if spent is not None:
+            self.progress.note(spent.table())
         self.progress.note(f"report: {path}")
         return metrics
-
-
-@dataclasses.dataclass
-class _Stop:
-    asked: bool = False
-    name: str = ""
-
-    def after(self, step: int) -> bool:
-        """Whether this step was the last for now; of several processes all say so at the same one."""
-        if distributed.asked_to_stop(step):
-            self.asked, self.name = True, signal.SIGTERM.name
-        return self.asked
-
-
-@contextlib.contextmanager
-def _asked_to_stop() -> Iterator[_Stop]:
-    """Turns SIGTERM and the first Ctrl-C into a request that the loop looks at after each step.
-
-    With several processes jax itself listens for SIGTERM, and gets Ctrl-C as such.
-    """
-    stop = _Stop()
-    alone = jax.process_count() == 1
-
-    def ask(number: int, _: Any) -> None:
-        if alone:
-            stop.asked, stop.name = True, signal.Signals(number).name
-        else:
-            os.kill(os.getpid(), signal.SIGTERM)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C means now
-
-    numbers = (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,)
-    before = {number: signal.signal(number, ask) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

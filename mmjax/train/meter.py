@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import jax
 
 from mmjax.train.experiment import Experiment
 from mmjax.train.guard import Guard
 from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
+from mmjax.train.rates import Rates
 from mmjax.train.skips import Skips
-from mmjax.train.waiting import Waiting
 
 
 class Meter:
@@ -21,14 +19,14 @@ class Meter:
         settings: Experiment,
         progress: Progress,
         writer: MetricsWriter | NoMetrics,
-        waiting: Waiting,
+        rates: Rates,
         skips: Skips,
         guard: Guard,
     ):
         self._settings = settings
         self._progress = progress
         self._writer = writer
-        self._waiting = waiting
+        self._rates = rates
         self._skips = skips
         self._guard = guard
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -36,12 +34,13 @@ class Meter:
 
     def restart(self) -> None:
         """Starts a new interval of time, so that an evaluation or a save is not counted as slow steps."""
-        self._since = time.perf_counter()
-        self._waited = self._waiting.seconds
+        self._rates.restart()
         self._steps = 0
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the step just dispatched and reads those of the one before."""
+        if self._skips.shared and self._is_logged(step):
+            metrics = metrics | {"skipped": self._skips.total()}
         pending, self._pending = self._pending, (step, metrics)
         if pending is not None:
             self._read(*pending)
@@ -58,15 +57,19 @@ class Meter:
             for name, value in jax.device_get(metrics).items()
         }
         self._steps += 1
-        elapsed = max(time.perf_counter() - self._since, 1e-9)
-        rates = {
-            "train/examples_per_second": self._steps * self._settings.batch_size / elapsed,
-            "train/data_wait": (self._waiting.seconds - self._waited) / elapsed,
-        }
-        if self._skips.count:
-            rates["train/skipped"] = self._skips.count
+        rates = self._rates.over(self._steps)
+        if self._skips.shared:
+            skipped = int(values.pop("train/skipped", 0))
+            self._skips.check(skipped, step=step)
+        else:
+            skipped = self._skips.count
+        if skipped:
+            rates["train/skipped"] = skipped
         self._progress.step(step, values | rates)
-        if step % self._settings.log.every_steps == 0 or step in (1, self._settings.steps):
-            self._writer.write(step, values | rates)
+        if self._is_logged(step):
+            self._writer.write(step, values | rates | self._rates.told())
             self.restart()
         self._guard.judge(step, values)
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self._settings.log.every_steps == 0 or step in (1, self._settings.steps)

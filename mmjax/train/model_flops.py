@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +17,29 @@ from mmjax.types import Batch
 
 def of_step(experiment: Experiment, batch: Batch, *, devices: Sequence[jax.Device] | None = None) -> float:
     """Of one training step over all ``devices``, with nothing computed twice; ``batch`` may be shapes alone."""
-    plain = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat="none"))
-    program = Program(plain, devices=devices)
+    program = Program(_plain(experiment), devices=devices)
     return products(jax.make_jaxpr(program.step)(program.state, batch))
+
+
+def beside(experiment: Experiment, batch: Batch, *, traced: jax.stages.Traced) -> Callable[[], float | None]:
+    """A function that gives ``of_step``, or None as long as it is not known; ``traced`` is the step as it is to run.
+
+    Where the step computes nothing twice its own trace is counted, which takes no time to speak of. Another one would:
+    it is made in a thread, while this one compiles.
+    """
+    if _plain(experiment) == experiment:
+        flops = products(traced.jaxpr)
+        return lambda: flops
+    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="mmjax-flops")
+    counted = pool.submit(of_step, experiment, batch)
+    pool.shutdown(wait=False)
+    return lambda: counted.result() if counted.done() else None
+
+
+def _plain(experiment: Experiment) -> Experiment:
+    """The same step with nothing computed twice."""
+    model = dataclasses.replace(experiment.model, remat="none")
+    return dataclasses.replace(experiment, model=model, micro_batches=1)
 
 
 def products(jaxpr: Any) -> float:
@@ -55,7 +76,12 @@ def _inner(name: str, params: dict[str, Any]) -> list[Any]:
 def _times(name: str, params: dict[str, Any]) -> int:
     if name == "scan":
         return params["length"]
-    if name == "shard_map":  # its inner shapes are one device's
-        manual = next(axes for key, axes in params.items() if key.endswith("manual_axes"))
-        return math.prod(params["mesh"].shape[axis] for axis in manual)
+    if name == "shard_map":  # its inner shapes are one device's; along axes that split nothing there are copies
+        split = {
+            axis
+            for spec in params["in_specs"]
+            for part in spec
+            for axis in (part if isinstance(part, tuple) else (part,))
+        }
+        return math.prod(params["mesh"].shape[axis] for axis in split - {None})
     return 1

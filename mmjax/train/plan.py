@@ -13,8 +13,9 @@ from mmjax.config import ConfigError
 from mmjax.parallel import aot, costs
 from mmjax.parallel.aot import Topology
 from mmjax.parallel.hlo import Module
-from mmjax.parallel.mesh import make_mesh
+from mmjax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
 from mmjax.parallel.sharding import batch_shardings
+from mmjax.rows import shards_of
 from mmjax.train.dataless import batch_shapes, settled
 from mmjax.train.experiment import Experiment
 from mmjax.train.model_flops import of_step
@@ -25,7 +26,9 @@ Plan = dict[str, Any]
 
 def of(experiment: Experiment, topology: Topology) -> Plan:
     """All figures of one compilation (``text`` says what they are); where the step does not fit, those of its size."""
-    experiment, notes = settled(experiment, devices=len(topology.devices))
+    mesh = make_mesh(experiment.mesh, devices=topology.devices)
+    shards = shards_of(batch_sharding(mesh))
+    experiment, notes = settled(experiment, shards=shards)
     program = Program(experiment, devices=topology.devices)
     batch = batch_shapes(experiment)
     batch = with_shardings(batch, batch_shardings(batch, program.mesh))
@@ -39,8 +42,9 @@ def of(experiment: Experiment, topology: Topology) -> Plan:
         "devices": devices,
         "mesh": dict(program.mesh.shape),
         "batch_size": experiment.batch_size,
-        "batch_size_a_device": experiment.batch_size // devices,
+        "batch_size_a_device": experiment.batch_size // shards,
         "precision": experiment.precision,
+        "micro_batches": experiment.micro_batches,
         "remat": experiment.model.remat,
         "state_bytes": state,
         "batch_bytes": rows,
@@ -131,24 +135,34 @@ def helps(experiment: Experiment, plan: Plan, *, needed: float) -> list[str]:
     if experiment.precision == "float32":
         found.append("precision=bfloat16: halves what is kept of the towers")
     texts = plan["batch_size"] * (experiment.data.captions_per_image + experiment.data.negatives_per_image)
-    matrix = 4 * plan["batch_size"] * texts / plan["devices"]
+    shards = _shards(plan)
+    matrix = 4 * plan["batch_size"] * texts / shards
     if experiment.objective.get("impl") == "dense" and matrix > 0.05 * usable:
         found.append(f"objective.impl=ring: the loss alone holds {matrix / 2**30:.1f} GiB for a matrix of logits")
     if experiment.model.remat != "full":
         found.append("model.remat=full: keeps the blocks' inputs alone, for a third more arithmetic")
-    if plan["mesh"].get("fsdp", 1) < plan["devices"] and state > 0.1 * usable:
+    rows, parts = plan["batch_size_a_device"], experiment.micro_batches
+    if (more := next((k for k in range(2 * parts, rows + 1, parts) if rows % k == 0), None)) is not None:
+        once = "" if parts > 1 else ", for a third more arithmetic"
+        found.append(f"micro_batches={more}: the towers hold {rows // more} examples of {rows} at a time{once}")
+    if plan["mesh"].get("fsdp", 1) < shards and state > 0.1 * usable:
         found.append(f"mesh.fsdp={_more(plan)}: splits parameters and moments, {state / 2**30:.1f} GiB a device now")
     if needed > state and usable > state:
-        each = math.floor(plan["batch_size_a_device"] * (usable - state) / (needed - state))
+        each = math.floor(rows / parts * (usable - state) / (needed - state)) * parts
         if each >= 1:
-            found.append(f"batch_size={each * plan['devices']}: about what fits, or more devices")
+            found.append(f"batch_size={each * shards}: about what fits, or more devices")
     return found
+
+
+def _shards(plan: Plan) -> int:
+    """Over how many devices the batch is split."""
+    return math.prod(plan["mesh"].get(axis, 1) for axis in BATCH_AXES)
 
 
 def _more(plan: Plan) -> int:
     """A few times more shards than there are."""
-    now = plan["mesh"].get("fsdp", 1)
-    return next((now * factor for factor in (8, 4, 2) if plan["devices"] % (now * factor) == 0), plan["devices"])
+    now, shards = plan["mesh"].get("fsdp", 1), _shards(plan)
+    return next((now * factor for factor in (8, 4, 2) if shards % (now * factor) == 0), shards)
 
 
 def fit_batch(experiment: Experiment, topology: Topology, *, compilations: int = 6) -> Plan:
@@ -157,11 +171,12 @@ def fit_batch(experiment: Experiment, topology: Topology, *, compilations: int =
     Memory grows almost as a line in the batch: through two of its points the next guess is drawn, and every guess is
     compiled. A guess that goes wrong narrows the bracket, which is at least cut in half.
     """
-    devices = make_mesh(experiment.mesh, devices=topology.devices).size
+    shards = shards_of(batch_sharding(make_mesh(experiment.mesh, devices=topology.devices)))
+    least = shards * experiment.micro_batches
     tried: dict[int, Plan] = {}
-    each = max(experiment.batch_size // devices, 1)
+    each = max(experiment.batch_size // least, 1)
     while len(tried) < compilations:
-        tried[each] = of(dataclasses.replace(experiment, batch_size=each * devices), topology)
+        tried[each] = of(dataclasses.replace(experiment, batch_size=each * least), topology)
         guess = next_guess(
             {size: (plan["fits"], plan["needed_bytes"]) for size, plan in tried.items()},
             fixed=tried[each]["state_bytes"],
@@ -173,11 +188,11 @@ def fit_batch(experiment: Experiment, topology: Topology, *, compilations: int =
     fitting = [size for size, plan in tried.items() if plan["fits"]]
     if not fitting:
         raise ConfigError(
-            f"--fit=batch: not even batch_size={min(tried) * devices} fits on {topology.name}; split the state over "
+            f"--fit=batch: not even batch_size={min(tried) * least} fits on {topology.name}; split the state over "
             "more devices with mesh.fsdp, or take larger chips"
         )
     history = [
-        {"batch_size": size * devices, "fits": plan["fits"], "needed_bytes": plan["needed_bytes"]}
+        {"batch_size": size * least, "fits": plan["fits"], "needed_bytes": plan["needed_bytes"]}
         for size, plan in sorted(tried.items())
     ]
     return tried[max(fitting)] | {"tried": history}

@@ -20,7 +20,7 @@ def text(plan: Plan) -> str:
     lines = [
         f"{plan['topology']}: {plan['chips']} chips, mesh {mesh}",
         f"global batch {plan['batch_size']}, {plan['batch_size_a_device']} a device, {plan['precision']}, "
-        f"remat {plan['remat']}; compiled in {plan['compile_seconds']:.0f} s",
+        f"{_parts(plan)}remat {plan['remat']}; compiled in {plan['compile_seconds']:.0f} s",
         "",
         *_memory(plan),
     ]
@@ -32,6 +32,10 @@ def text(plan: Plan) -> str:
         lines.append(f"note: how often the loop {loop} runs is not known; it is counted once")
     lines += [f"note: {note}" for note in plan["notes"]]
     return "\n".join(lines)
+
+
+def _parts(plan: Plan) -> str:
+    return f"{plan['micro_batches']} micro-batches, " if plan["micro_batches"] > 1 else ""
 
 
 def _memory(plan: Plan) -> list[str]:

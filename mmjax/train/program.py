@@ -13,11 +13,12 @@ from mmjax import plugins, rng
 from mmjax.evals.embedder import Embedder
 from mmjax.models.clip import Clip
 from mmjax.parallel.host_memory import keep_freed_memory
-from mmjax.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated
+from mmjax.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated, share_of
 from mmjax.parallel.sharding import batch_shardings, state_shardings
 from mmjax.train.augmenting import Augmentations
 from mmjax.train.experiment import Experiment
 from mmjax.train.optim import learning_rate, make_optimizer
+from mmjax.train.parts import check_parts
 from mmjax.train.state import AugmentState, Params, TrainState
 from mmjax.train.step import make_step, merge
 from mmjax.train.taps import described
@@ -40,12 +41,15 @@ class Program:
             keep_freed_memory()
         check_batch(experiment.batch_size, self.mesh, path="batch_size")
         check_batch(experiment.eval.batch_size, self.mesh, path="eval.batch_size")
+        self.rows = batch_sharding(self.mesh)
+        [each] = self.rows.shard_shape((experiment.batch_size,))
+        check_parts(experiment.micro_batches, batch_size=experiment.batch_size, rows=each)
         self.objective = plugins.make(
             "mmjax.objectives",
             "Objective",
             experiment.objective,
             path="objective",
-            rows=batch_sharding(self.mesh),
+            rows=self.rows,
         )
         self.graph, params = nnx.split(nnx.eval_shape(self._create))
         shapes: Params = nnx.to_pure_dict(params)
@@ -62,12 +66,22 @@ class Program:
             max_logit_scale=experiment.model.max_logit_scale,
             average=settings.average,
             augmentations=self.augmentations,
+            micro_batches=experiment.micro_batches,
         )
         state = jax.eval_shape(self._initial)
         self.shardings = state_shardings(
-            state, self.tx, self.mesh, augment={name: self.augmentations.optimizer(name) for name in state.augment}
+            state,
+            self.tx,
+            self.mesh,
+            augment={name: self.augmentations.optimizer(name) for name in state.augment},
+            policy=experiment.mesh.parameters,
         )
         self.state = with_shardings(state, self.shardings)
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which of how many shares of a batch this process makes."""
+        return share_of(jax.process_index(), self.rows)
 
     def initialise(self) -> TrainState:
         """A fresh state, made where it is to live; its values do not depend on the mesh."""
@@ -81,17 +95,17 @@ class Program:
 
     def place(self, arrays: dict[str, Any]) -> Batch:
         """This process's rows of a batch as their part of the global arrays."""
-        sharding = batch_sharding(self.mesh)
         with jax.transfer_guard_host_to_device("allow"):  # of several processes each sends its rows implicitly
             return jax.tree.map(
-                lambda rows: jax.make_array_from_process_local_data(sharding, rows), Batch.from_arrays(arrays)
+                lambda rows: jax.make_array_from_process_local_data(self.rows, rows), Batch.from_arrays(arrays)
             )
 
     def batch_shape(self, arrays: dict[str, Any]) -> Batch:
         """Shapes and shardings of the global batch that ``arrays`` are this process's rows of."""
+        _, shares = self.share
 
         def shape(rows: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((rows.shape[0] * jax.process_count(), *rows.shape[1:]), rows.dtype)
+            return jax.ShapeDtypeStruct((rows.shape[0] * shares, *rows.shape[1:]), rows.dtype)
 
         batch = jax.tree.map(shape, Batch.from_arrays(arrays))
         return with_shardings(batch, batch_shardings(batch, self.mesh))
@@ -102,13 +116,17 @@ class Program:
 
     def lower(self, batch: Batch) -> jax.stages.Lowered:
         """The training step for batches of this shape, not yet compiled: enough to count its operations."""
+        return self.trace(batch).lower()
+
+    def trace(self, batch: Batch) -> jax.stages.Traced:
+        """The same as a trace, in which its arithmetic can be counted."""
         jitted = jax.jit(
             self.step,
             in_shardings=(self.shardings, batch_shardings(batch, self.mesh)),
             out_shardings=(self.shardings, replicated(self.mesh)),
             donate_argnums=0,
         )
-        return jitted.lower(self.state, batch)
+        return jitted.trace(self.state, batch)
 
     def embedder(self, tokenizer: Any, *, num_threads: int = 0) -> Embedder:
         """Both towers for evaluation; ``num_threads`` read the examples (0: none beside the caller)."""
@@ -125,14 +143,15 @@ class Program:
             encode_texts,
             tokenizer=tokenizer,
             batch_size=self.experiment.eval.batch_size,
-            sharding=batch_sharding(self.mesh),
+            sharding=self.rows,
             modalities=evaluated_modalities(self.experiment),
             num_threads=num_threads,
         )
 
     def _create(self) -> Clip:
         key = rng.key(self.experiment.seed, stream="init")
-        return Clip(self.experiment.model, rngs=nnx.Rngs(params=key), dtype=DTYPES[self.experiment.precision])
+        dtype = DTYPES[self.experiment.precision]
+        return Clip(self.experiment.model, rngs=nnx.Rngs(params=key), dtype=dtype, rows=self.rows)
 
     def _initial(self) -> TrainState:
         params: Params = nnx.to_pure_dict(nnx.state(self._create()))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from etils import epath
+
 from mmjax.config import ConfigError
 from mmjax.parallel import distributed
+from mmjax.train import checkpoint_dir, damage
+from mmjax.train.damage import NotSaved
 
 FILE = "rewinds.json"
 
@@ -33,9 +36,12 @@ class Rewinds:
     before an earlier one takes that one's place.
     """
 
-    def __init__(self, workdir: str | Path):
-        self._path = Path(workdir) / FILE
-        self.all: Sequence[Rewind] = _read(self._path)
+    def __init__(self, workdir: str | Path, *, directory: str | None = None):
+        """``directory``, as in ``CheckpointConfig``: the file lies with the checkpoints that are not in ``workdir``."""
+        self._path = (epath.Path(workdir) if directory is None else checkpoint_dir.locate(workdir, directory)) / FILE
+        # Others than the first process need not see it, or not yet as it is.
+        found = [dataclasses.asdict(rewind) for rewind in _read(self._path)] if distributed.is_first() else []
+        self.all: Sequence[Rewind] = [Rewind(**entry) for entry in distributed.gathered(found)[0]]
 
     def batch_after(self, step: int) -> int:
         """The number of the batch that the step after ``step`` is trained on."""
@@ -63,7 +69,13 @@ class Rewinds:
         added = Rewind(spike=spike, after=after, skipped=self.batch_after(spike - 1) + 1 - after - kept)
         self.all = [*self.all, added]
         if distributed.is_first():
-            _write(self._path, self.all)
+            text = json.dumps([dataclasses.asdict(rewind) for rewind in self.all], indent=2) + "\n"
+            try:
+                checkpoint_dir.write_whole(self._path, text)
+            except OSError as error:
+                raise NotSaved(
+                    f"{FILE} could not be written ({damage.reason(error)}); make room and run the same command again"
+                ) from error
         distributed.meet("rewind")
         return added
 
@@ -74,7 +86,7 @@ class Rewinds:
         return rewinds
 
 
-def _read(path: Path) -> list[Rewind]:
+def _read(path: epath.Path) -> list[Rewind]:
     try:
         entries = json.loads(path.read_text())
         rewinds = [Rewind(**entry) for entry in entries]
@@ -84,18 +96,5 @@ def _read(path: Path) -> list[Rewind]:
         return []
     except (ValueError, TypeError, UnicodeDecodeError) as error:
         # Without it the run would go on with batches that it is to leave out.
-        raise ConfigError(
-            f"--workdir={path.parent}: {path.name} is damaged ({error}); restore it or start afresh"
-        ) from None
+        raise ConfigError(f"{path} is damaged ({error}); restore it or start afresh") from None
     return rewinds
-
-
-def _write(path: Path, rewinds: Sequence[Rewind]) -> None:
-    """Atomically, and on disk before any checkpoint that relies on it."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w") as file:
-        json.dump([dataclasses.asdict(rewind) for rewind in rewinds], file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -19,11 +20,17 @@ import jax
 
 from mmjax.config import ConfigError
 from mmjax.parallel import distributed
+from mmjax.train import checkpoint_dir, damage
+from mmjax.train.assemble import TOKENIZER_FOLDER
 from mmjax.train.experiment import Experiment
+from mmjax.train.lines import LineFile
+
+STARTS = "starts.jsonl"
 
 MAY_DIFFER = (
     "log",
     "checkpoint.keep",
+    "checkpoint.directory",
     "guard",
     "data.workers",
     "data.threads",
@@ -59,13 +66,20 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
     Gives what has changed in its augmentations since it was last started. Of several processes the first one does
     this for all, and the others wait for it.
     """
+    elsewhere = experiment.checkpoint.directory is not None
     if not distributed.is_first():
         distributed.meet("claim")
-        _await(workdir / "config.json")
+        if elsewhere:  # so nothing here has to be seen by all machines; whichever comes first next time finds its own
+            workdir.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process of this machine was faster
+                _write(workdir / "config.json", experiment.to_dict())
+        else:
+            _await(workdir / "config.json")
         yield []
         return
     # Read as an experiment, so that a key which is newer than the folder has its default there.
-    found = Experiment.of(read_config(workdir)).to_dict() if (workdir / "config.json").exists() else None
+    known = (workdir / "config.json").exists() or _started_with(workdir) is not None
+    found = Experiment.of(read_config(workdir)).to_dict() if known else None
     config = experiment.to_dict()
     switched: list[str] = []
     if found is not None:
@@ -78,34 +92,68 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
             )
     elif workdir.exists() and any(workdir.iterdir()):
         raise ConfigError(f"--workdir={workdir}: is not empty and is no run folder; use a new one")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir}: cannot be made ({error.strerror}); use another folder") from None
-    with open(workdir / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"--workdir={workdir}: another process is training there; wait for it or stop it"
-            ) from None
-        _write(workdir / "config.json", config)
-        _append_start(workdir, overrides, switched)
+    if elsewhere or found is not None:
+        kept = _check_checkpoints(workdir, config, before=found)
+        if kept is not None and found is None:
+            switched = _switched(kept, config)
+    with contextlib.ExitStack() as stack:
+        with _writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(workdir / ".lock", "w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"--workdir={workdir}: another process is training there; wait for it or stop it"
+                ) from None
+            _write(workdir / "config.json", config)
+            checkpoint_dir.write_config(experiment.checkpoint.directory, config)
+            _append_start(workdir, config, overrides, switched)
         distributed.meet("claim")
         yield switched
 
 
+def keep_tokenizer(tokenizer: Any, workdir: Path) -> None:
+    """Puts the tokenizer into the run folder, where the next start and evaluation find it; once, and whole."""
+    folder = workdir / TOKENIZER_FOLDER
+    if not folder.exists():
+        part = folder.with_name(f".{folder.name}.part")
+        with _writing(workdir):
+            shutil.rmtree(part, ignore_errors=True)
+            tokenizer.save(part)
+            os.replace(part, folder)
+
+
 def read_config(workdir: str | Path) -> dict[str, Any]:
-    """The resolved configuration that a run folder was made from."""
+    """The resolved configuration that a run folder was made from; the last start keeps it too, should it be damaged."""
     path = Path(workdir) / "config.json"
+    started = _started_with(workdir)
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
+        if isinstance(config, dict):
+            return config
+        trouble = "is damaged (it holds no section)"
     except FileNotFoundError:
-        raise ConfigError(f"--workdir={workdir}: no run folder (it has no config.json); train there first") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"--workdir={workdir}: config.json is damaged ({error}); restore it or start afresh"
-        ) from None
+        if started is None:
+            raise ConfigError(
+                f"--workdir={workdir}: no run folder (it has no config.json); train there first"
+            ) from None
+        trouble = "is missing"
+    except (ValueError, RecursionError) as error:  # not JSON, or not even text
+        trouble = f"is damaged ({error})"
+    if started is None:
+        raise ConfigError(f"--workdir={workdir}: config.json {trouble}; restore it or start afresh")
+    print(
+        f"config.json in {workdir} {trouble}; the last start in {STARTS} says what it was", file=sys.stderr, flush=True
+    )
+    return started
+
+
+def checkpoint_directory(workdir: str | Path) -> str | None:
+    """Where the run's checkpoints lie, if not in its folder; also of a folder that has nothing but checkpoints."""
+    if not (Path(workdir) / "config.json").exists():
+        return None
+    return read_config(workdir).get("checkpoint", {}).get("directory")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -> list[str]:
@@ -136,13 +184,39 @@ def start_facts() -> dict[str, Any]:
     }
 
 
+def _check_checkpoints(
+    workdir: Path, config: dict[str, Any], *, before: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Raises where the checkpoints are another experiment's, or were left behind in another place.
+
+    Gives the configuration that lies beside them, if one does.
+    """
+    now = config["checkpoint"]["directory"]
+    kept = checkpoint_dir.read_config(now)
+    if kept is not None:
+        kept = Experiment.of(kept).to_dict()
+        changes = differences(kept | {SWITCHED: config[SWITCHED]}, config)
+        if changes:
+            raise ConfigError(
+                f"checkpoint.directory={now}: holds checkpoints of another experiment ({'; '.join(changes)}); use "
+                "another place, or give the settings that it was started with"
+            )
+    then = now if before is None else before["checkpoint"]["directory"]
+    if then != now and not checkpoint_dir.steps(workdir, now) and checkpoint_dir.steps(workdir, then):
+        raise ConfigError(
+            f"{checkpoint_dir.named(workdir, now)}: holds no checkpoints, and this run's lie in "
+            f"{checkpoint_dir.locate(workdir, then)}; copy them first, or leave checkpoint.directory as it was"
+        )
+    return kept
+
+
 def _await(path: Path) -> None:
     deadline = time.monotonic() + _SEEN_WITHIN
     while not path.exists():
         if time.monotonic() > deadline:
             raise ConfigError(
                 f"--workdir={path.parent}: process {jax.process_index()} on {platform.node()} does not see what the "
-                "first process has written there; use a folder that all machines share"
+                "first process has written there; use a folder that all machines share, or set checkpoint.directory"
             )
         time.sleep(0.5)
 
@@ -159,9 +233,37 @@ def _switched(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return words
 
 
-def _append_start(workdir: Path, overrides: Sequence[str], switched: Sequence[str]) -> None:
-    with open(workdir / "starts.jsonl", "a") as file:
-        file.write(json.dumps(start_facts() | {"overrides": list(overrides), "switched": list(switched)}) + "\n")
+def _started_with(workdir: str | Path) -> dict[str, Any] | None:
+    """The configuration of the last start that can be read."""
+    try:
+        lines = (Path(workdir) / STARTS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
+            config = json.loads(line)["config"]
+            if isinstance(config, dict):
+                return config
+    return None
+
+
+@contextlib.contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing narrower than this
+        raise ConfigError(
+            f"--workdir={workdir}: cannot be written to ({damage.reason(error)}); make room there or use another folder"
+        ) from error
+
+
+def _append_start(workdir: Path, config: dict[str, Any], overrides: Sequence[str], switched: Sequence[str]) -> None:
+    facts = start_facts() | {"overrides": list(overrides), "switched": list(switched), "config": config}
+    starts = LineFile(workdir / STARTS, say=lambda _: None)
+    if not starts.write(json.dumps(facts)):
+        raise OSError(None, starts.trouble)
 
 
 def _write(path: Path, value: Any) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import collections
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from mmjax.config import ConfigError
 from mmjax.data.reader import Skipped
 from mmjax.data.sample import DataError
+from mmjax.parallel import distributed
+from mmjax.train.lines import LineFile
 
 FILE = "skipped.jsonl"
 _FILES = "skipped*.jsonl"
@@ -22,48 +25,75 @@ class Skips:
     """Keeps ``workdir/skipped.jsonl``: a line for each example that could not be used, once, however often it came up.
 
     ``limit`` is the share of rows that may be skipped; among the first 1,000 rows that share of 1,000. Each
-    ``process`` of a run counts its own rows, and all but the first have files of their own beside it.
+    ``process`` of ``processes`` reads its own rows, and all but the first have files of their own beside it; the limit
+    holds for all of them together.
     """
 
-    def __init__(self, workdir: str | Path, *, limit: float, process: int = 0):
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        limit: float,
+        process: int = 0,
+        processes: int = 1,
+        say: Callable[[str], None] = print,
+    ):
         self._path = Path(workdir) / (f"skipped.{process}.jsonl" if process else FILE)
+        self._file = LineFile(self._path, say=say)
         self._limit = limit
         self._listed = {entry["key"] for entry in read(workdir)}
         self._rows = 0
+        self._processes = processes
         self.reasons: collections.Counter[str] = collections.Counter()
 
     @property
     def count(self) -> int:
-        """How many rows had to be drawn again since the start of this process."""
+        """How many of this process's rows had to be drawn again since its start."""
         return sum(self.reasons.values())
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes have skipped rows, too, so that ``count`` is not all."""
+        return self._processes > 1
+
+    def total(self) -> jax.Array:
+        """The count of all processes, which all must ask for at the same step; on its way, so that none waits."""
+        return distributed.summed(self.count)
 
     def list(self, step: int, skipped: Iterable[Skipped]) -> None:
         """Writes down those that are not listed yet."""
-        lines = []
         for key, reason, detail in skipped:
             if key not in self._listed:
                 self._listed.add(key)
-                lines.append(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}) + "\n")
-        if lines:
-            with self._path.open("a+", encoding="utf-8") as file:
-                file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
-                if file.read() not in ("", "\n"):  # the last line was torn by a kill
-                    file.write("\n")
-                file.writelines(lines)
+                self._file.write(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}))
 
     def count_batch(self, step: int, skipped: Sequence[Skipped], *, rows: int) -> None:
-        """Takes what was skipped while a batch of ``rows`` was made; raises DataError where it has become too much."""
+        """Takes what was skipped while a batch of ``rows`` was made; raises DataError where it has become too much.
+
+        Of several processes none knows that alone: they ``check`` the ``total`` now and then.
+        """
         self._rows += rows
         if not skipped:
             return
         self.list(step, skipped)
         self.reasons.update(reason for _, reason, _ in skipped)
-        allowed = self._limit * max(self._rows, _SEEN_AT_LEAST)
-        if self.count > allowed:
+        if not self.shared:
+            self.check(self.count, step=step)
+
+    def check(self, count: int, *, step: int) -> None:
+        """Raises DataError where ``count``, of all processes, is more than the limit allows."""
+        rows = self._rows * self._processes
+        if count > self._limit * max(rows, _SEEN_AT_LEAST):
+            reasons = self.summary() or "none by this process"
             raise DataError(
-                f"{self.count} of the {self._rows} rows up to step {step} could not be used ({self.summary()}), more "
+                f"{count} of the {rows} rows up to step {step} could not be used ({reasons}), more "
                 f"than data.max_skipped={self._limit} allows; they are listed in {self._path}"
             )
+
+    def gather(self) -> None:
+        """Adds what the other processes have skipped, once and at the end; all must do so."""
+        if self.shared:
+            self.reasons = sum(map(collections.Counter, distributed.gathered(self.reasons)), collections.Counter())
 
     def summary(self) -> str:
         """``3 truncated image, 1 missing file``."""

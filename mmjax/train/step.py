@@ -32,6 +32,7 @@ def make_step(
     max_logit_scale: float,
     average: float = 0.0,
     augmentations: Augmentations,
+    micro_batches: int = 1,
 ) -> Step:
     """The step for the model ``graph``: towers, augmentations, objective, optimizers, moving average; not yet jitted.
 
@@ -41,6 +42,7 @@ def make_step(
     all of the state but ``step`` stays as it was, and with it the place in the schedule. ``skipped_update`` is then
     1, else 0; ``skipped_updates`` counts them since the first step.
     """
+    loss = make_loss(graph, objective=objective, augmentations=augmentations, micro_batches=micro_batches)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         learned = {name: own.params for name, own in state.augment.items()}
@@ -80,6 +82,15 @@ def make_step(
         }
         return new, metrics | more
 
+    return step
+
+
+def make_loss(graph: nnx.GraphDef, *, objective: Loss, augmentations: Augmentations, micro_batches: int = 1) -> Loss:
+    """What a step minimises, of parameters, augmentations' parameters, batch and step, with the metrics.
+
+    The towers take a batch in ``micro_batches`` parts; ``shares`` is one of ``augmentations.lengths``.
+    """
+
     def loss(
         params: Params, learned: dict[str, Params], batch: Batch, at: jax.Array, *, shares: tuple[float, ...]
     ) -> tuple[jax.Array, Metrics]:
@@ -92,6 +103,7 @@ def make_step(
             taps=augmentations.taps,
             shorten_images=shorten_images,
             shorten_texts=shorten_texts,
+            parts=micro_batches,
         )
         pooled = features["pooled"]
         value, metrics = objective(
@@ -114,10 +126,11 @@ def make_step(
             clean_loss=value,
             step=at,
             shorten_images=shorten_images,
+            parts=micro_batches,
         )
         return value + added, metrics | more
 
-    return step
+    return loss
 
 
 def merge(graph: nnx.GraphDef, params: Params) -> Any:

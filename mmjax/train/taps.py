@@ -10,14 +10,23 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.augment.base import Features, Tap, Towers, View, Words
+from mmjax.augment.shortening import keep_patches
 from mmjax.models.clip import Clip
 from mmjax.models.presets import ClipConfig
 from mmjax.sphere import unit
+from mmjax.train.parts import in_parts
 from mmjax.types import Batch, Provenance
 
 Shorten = Callable[[jax.Array], jax.Array]
+Choose = Callable[[int, int], jax.Array | None]
+"""Which patches of so many images, of so many each, enter the first block: i32[rows, kept], or None for all."""
 
 _Key = TypeVar("_Key", bound=Hashable)
+
+
+def every_patch(rows: int, patches: int) -> jax.Array | None:
+    """Drops none."""
+    return None
 
 
 def described(config: ClipConfig) -> Towers:
@@ -44,24 +53,34 @@ def clean(
     *,
     towers: Towers,
     taps: Iterable[Tap] = (),
-    shorten_images: Shorten = lambda tokens: tokens,
+    shorten_images: Choose = every_patch,
     shorten_texts: Shorten = lambda ids: ids,
+    parts: int = 1,
 ) -> dict[Tap, Features]:
-    """Features at ``taps`` and at ``pooled``, from one run of each tower.
+    """Features at ``taps`` and at ``pooled``, from one run of each tower, in ``parts`` (see ``mmjax.train.parts``).
 
-    ``shorten_texts`` changes token ids, and ``shorten_images`` what enters the first block of the image tower.
+    ``shorten_texts`` changes token ids, and ``shorten_images`` chooses what enters the image tower's first block.
     """
     wanted = [tap for tap in taps if tap.startswith(("input", "tokens"))]
     blocks = {tap: towers.blocks(tap) for tap in wanted}
     ids = shorten_texts(batch.tokens)
-    image = shorten_images(model.visual.embed(batch.images))
-    text = model.text.embed(ids)
-    pooled_image, images = model.visual.stages(image, before={k for k, _ in blocks.values()})
-    pooled_text, texts = model.text.stages(text, ids, before={k for _, k in blocks.values()})
     examples = batch.image_source.ids.shape[0]
+
+    def of_images(rows: tuple[Any, Any]) -> tuple[jax.Array, dict[int, jax.Array]]:
+        return model.visual.stages(_entering(model, rows, extra=towers.extra), before={k for k, _ in blocks.values()})
+
+    def of_texts(ids: jax.Array) -> tuple[jax.Array, dict[int, jax.Array], jax.Array | None]:
+        text = model.text.embed(ids)
+        pooled, found = model.text.stages(text, ids, before={k for _, k in blocks.values()})
+        return pooled, found, text if "input" in blocks else None
+
+    # Drawn for all rows at once: each then keeps the same patches in whichever part it is.
+    chosen = _chosen(model, batch.images, shorten_images, towers=towers)
+    pooled_image, images = in_parts(of_images, (batch.images, chosen), parts=parts, count=examples)
+    pooled_text, texts, embedded_text = in_parts(of_texts, ids, parts=parts, count=ids.shape[0])
     make = functools.partial(
         Features,
-        image_source=_repeated(batch.image_source, image.shape[0] // examples),
+        image_source=_repeated(batch.image_source, pooled_image.shape[0] // examples),
         text_source=batch.text_source,
         examples=examples,
     )
@@ -69,10 +88,10 @@ def clean(
     found = {
         tap: make(image=images[k], text=texts[m], words=words, extra=towers.extra) for tap, (k, m) in blocks.items()
     }
-    if "input" in found:
+    if "input" in found and embedded_text is not None:
         # Apart from the tower's own use of them: the two would be fused.
         pixels = {name: jax.lax.optimization_barrier(x).astype(jnp.float32) for name, x in batch.images.items()}
-        found["input"] = make(image=pixels, text=text, image_source=batch.image_source, words=words)
+        found["input"] = make(image=pixels, text=embedded_text, image_source=batch.image_source, words=words)
     return found | {"pooled": make(image=pooled_image, text=pooled_text)}
 
 
@@ -82,9 +101,12 @@ def embedded(
     rest: Mapping[str, Clip],
     taps: Mapping[Tap, Features],
     towers: Towers,
-    shorten_images: Shorten = lambda tokens: tokens,
+    shorten_images: Choose = every_patch,
+    parts: int = 1,
 ) -> list[Features]:
     """Views as unit embeddings: what is left of the network runs once for all that leave from one place.
+
+    Its blocks, and what is before them, take the rows in ``parts``.
 
     ``rest`` are the models for views whose projection is ``trained`` or ``frozen``; sides that a view leaves out are
     the clean ones of ``taps``, which at ``embedding`` are not yet of length one.
@@ -100,14 +122,24 @@ def embedded(
 
     for i, image in enumerate(images):
         if isinstance(image, Mapping):
-            images[i] = shorten_images(rest[projections[i]].visual.embed(image))
+            model = rest[projections[i]]
+            chosen = _chosen(model, image, shorten_images, towers=towers)
+            images[i] = in_parts(
+                functools.partial(_entering, model, extra=towers.extra),
+                (image, chosen),
+                parts=parts,
+                count=next(iter(image.values())).shape[0],
+            )
 
     def image_pooled(key: tuple[str, Any], tokens: jax.Array, members: list[int]) -> jax.Array:
-        return rest[key[0]].visual.pooled(tokens, start=key[1])
+        pool = functools.partial(rest[key[0]].visual.pooled, start=key[1])
+        return in_parts(pool, tokens, parts=parts, count=tokens.shape[0])
 
     def text_pooled(key: tuple[str, Any], tokens: jax.Array, members: list[int]) -> jax.Array:
         own = jnp.stack([jnp.asarray(ids[i]) for i in members], axis=1)
-        return rest[key[0]].text.pooled(tokens, own.reshape(-1, own.shape[-1]), start=key[1])
+        rows = tokens, own.reshape(-1, own.shape[-1])
+        tower = rest[key[0]].text
+        return in_parts(lambda rows: tower.pooled(*rows, start=key[1]), rows, parts=parts, count=tokens.shape[0])
 
     def project(side: str, key: tuple[str, str], rows: jax.Array, members: list[int]) -> jax.Array:
         return getattr(rest[key[0]], side).project(rows)
@@ -134,6 +166,18 @@ def embedded(
             )
         )
     return found
+
+
+def _chosen(model: Clip, images: Mapping[str, jax.Array], choose: Choose, *, towers: Towers) -> jax.Array | None:
+    """What ``choose`` says of these images' tokens."""
+    tokens = jax.eval_shape(model.visual.embed, images)
+    return choose(tokens.shape[0], tokens.shape[1] - towers.extra)
+
+
+def _entering(model: Clip, rows: tuple[Mapping[str, jax.Array], jax.Array | None], *, extra: int) -> jax.Array:
+    """What enters the image tower's first block: of pixels and of the patches chosen, [N, T', D]."""
+    images, chosen = rows
+    return keep_patches(model.visual.embed(images), chosen, extra=extra)
 
 
 def _sequences(tap: Tap) -> bool:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mmjax.augment.patch_dropout import Augmentation
+from mmjax.augment.shortening import keep_patches
 from mmjax.config import ConfigError
-from support.features import TOWERS
 
 
 def marked(rows, patches, extra=1):
@@ -18,8 +18,8 @@ def marked(rows, patches, extra=1):
 
 def kept(kind, share, *, rows=6, patches=16, seed=0):
     module = Augmentation(share=share, kind=kind)
-    tokens = module.images(marked(rows, patches), jax.random.key(seed), share=share, towers=TOWERS)
-    tokens = np.asarray(tokens)
+    chosen = module.patches(jax.random.key(seed), rows=rows, patches=patches, share=share)
+    tokens = np.asarray(keep_patches(marked(rows, patches), chosen, extra=1))
     np.testing.assert_array_equal(tokens[..., 1], np.broadcast_to(np.arange(rows)[:, None], tokens.shape[:2]))
     np.testing.assert_array_equal(tokens[:, 0, 0], -1)  # the class token
     return tokens[:, 1:, 0].astype(int)
@@ -58,7 +58,8 @@ def test_the_key_alone_decides_and_a_share_of_zero_drops_nothing():
     np.testing.assert_array_equal(kept("random", 0.5, seed=1), kept("random", 0.5, seed=1))
     assert not np.array_equal(kept("random", 0.5, seed=1), kept("random", 0.5, seed=2))
     tokens = marked(2, 9)
-    assert Augmentation().images(tokens, jax.random.key(0), share=0.0, towers=TOWERS) is tokens
+    none = Augmentation().patches(jax.random.key(0), rows=2, patches=9, share=0.0)
+    assert keep_patches(tokens, none, extra=1) is tokens
 
 
 def test_levels_round_a_share_that_changes_and_leave_a_constant_one_alone():

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from support import command
+from mmjax.train.rates import measured
+from support import archives, command
+from support.pictures import encoded, photograph
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "local.sh"
 STEPS = 24
 DEVICES = 4
-UNTIMED = ("train/examples_per_second", "train/data_wait")
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,9 @@ def environment(folder, processes):
     }
 
 
-def start(folder, workdir, *, processes):
+def start(folder, workdir, *, processes, run=None):
     return subprocess.Popen(
-        [SCRIPT, "-n", str(processes), "-d", "cpu", "--", *words(folder, workdir)],
+        [SCRIPT, "-n", str(processes), "-d", "cpu", "--", *(run or words(folder, workdir))],
         env=command.environment(**environment(folder, processes)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -93,8 +94,8 @@ def assert_same(folder, workdir):
     for a, b in zip(want, got, strict=True):
         assert a.keys() == b.keys()
         # Ranks among thousands of near ties move with the last bit; losses and norms may not.
-        for name in a.keys() - set(UNTIMED):
-            if name.startswith("train/"):
+        for name in a:
+            if name.startswith("train/") and not measured(name):
                 assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-5), (a["step"], name)
 
 
@@ -114,6 +115,16 @@ def test_the_losses_are_those_of_one_process_with_as_many_devices(folder, alone,
     assert said.count(f"{DEVICES} x cpu") == 1 and said.count("report:") == 1  # one speaks for all
     starts = [json.loads(line) for line in (folder / f"{processes}" / "starts.jsonl").read_text().splitlines()]
     assert [start["processes"] for start in starts] == [processes]
+
+
+def test_a_checkpoint_measures_the_same_in_two_processes_and_one_says_so(folder, alone):
+    run = ("eval", f"--workdir={folder / alone}", "--json", "--tasks=retrieval,zeroshot", "--split=val")
+    wanted = json.loads(command.run(*run, **environment(folder, 1)))
+    process = start(folder, alone, processes=2, run=run)
+    said = ended(process)
+    assert process.returncode == 0, said
+    (line,) = [line for line in said.splitlines() if "val/rsum" in line]
+    assert line.startswith("[0] ") and json.loads(line.removeprefix("[0] ")) == wanted
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -158,3 +169,41 @@ def test_the_status_of_a_stopped_run_can_say_so(folder, alone, monkeypatch):
     process.send_signal(signal.SIGTERM)
     said = ended(process)
     assert process.returncode == 75 and "same command again" in said
+
+
+FROM_FILES = """
+from support import tiny
+
+def get_config(arg=""):
+    return tiny.sections(
+        steps=8, eval__final_split="val", data__max_skipped=float(arg or 1.0), data__transforms=(("flip", {}),),
+        data__source={"name": "webdataset", "path": FOLDER + "/{split}/*.tar"}, data__train={},
+    )
+"""
+
+
+def test_what_is_skipped_is_counted_over_all_processes(folder):
+    pictures = [(f"{i:04d}", encoded(photograph(40, 48, seed=i)), [f"picture number {i}"]) for i in range(64)]
+    broken = [(key, picture[:99] if key.endswith("3") else picture, texts) for key, picture, texts in pictures]
+    archives.write_webdataset(folder / "train", broken, shards=2)
+    archives.write_webdataset(folder / "val", broken[:20])
+    (folder / "files.py").write_text(FROM_FILES.replace("FOLDER", repr(str(folder))))
+
+    def run(workdir, limit=1.0):
+        return "train", f"--config={folder / 'files.py'}:{limit}", f"--workdir={folder / workdir}"
+
+    def skipped(workdir):
+        return [line["train/skipped"] for line in lines(folder, workdir) if "train/skipped" in line]
+
+    command.run(*run("files-one"), **environment(folder, 1))
+    process = start(folder, "", processes=2, run=run("files-two"))
+    said = ended(process)
+    assert process.returncode == 0, said
+    assert skipped("files-two")[-1] == skipped("files-one")[-1] > 10
+    counted = f"skipped {skipped('files-one')[-1]:.0f} truncated image"
+    assert said.count(counted) == 1 and "[0] " in said.split(counted)[0].splitlines()[-1]
+    assert [line["val/num_skipped"] for line in lines(folder, "files-two") if "val/num_skipped" in line][-1] == 2
+
+    process = start(folder, "", processes=2, run=run("files-strict", limit=0.001))
+    said = ended(process)
+    assert process.returncode == 1 and "data.max_skipped=0.001 allows" in said and "Traceback" not in said

@@ -30,8 +30,9 @@ names = pytest.mark.parametrize("name", MODULES)
 
 
 @functools.cache
-def rows_of(data, fsdp=1):
-    return batch_sharding(make_mesh(MeshConfig(data=data, fsdp=fsdp), devices=jax.devices()[: data * fsdp]))
+def rows_of(data, fsdp=1, tensor=1):
+    devices = jax.devices()[: data * fsdp * tensor]
+    return batch_sharding(make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), devices=devices))
 
 
 def norm(tree):
@@ -74,9 +75,9 @@ def test_tiles_equal_the_reference_and_the_whole_matrix(name, chunk, k):
 
 @names
 @pytest.mark.parametrize("impl", ["chunked", "ring"])
-@pytest.mark.parametrize("mesh", [(1,), (2,), (4,), (8,), (2, 4)])
+@pytest.mark.parametrize("mesh", [(1,), (2,), (4,), (8,), (2, 4), (2, 2, 2)])
 def test_on_any_mesh(name, impl, mesh):
-    """Rows over both axes; each device has several tiles, which do not divide its rows."""
+    """Rows over both axes, copies over the third; each device has several tiles, which do not divide its rows."""
     rows = rows_of(*mesh)
     spread = jax.jit(computing(MODULES[name].Objective(impl=impl, chunk=3, rows=rows)))
     for seed in range(2):

@@ -15,11 +15,10 @@ def test_ring_and_dense_train_alike():
             tiny.experiment(
                 objective={"name": "contrastive", "impl": impl, "chunk": 3},
                 augment=(("embedding_mixgen", {}),),
-                mesh__data=2,
-                mesh__fsdp=2,
+                mesh={"data": 2, "fsdp": 2, "tensor": 2},
             ),
             steps=2,
-            devices=4,
+            devices=8,
         )
         for impl in ("dense", "ring")
     ]

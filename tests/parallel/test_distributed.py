@@ -29,6 +29,8 @@ with distributed.joined():
     assert jax.process_count() == 2 and jax.process_index() == me
     print("first", distributed.is_first(), "sum", total(me + 1.0), "same", distributed.same_for_all(10 + me))
     distributed.meet("here")
+    told = distributed.gathered({"pi": (me, "ü" * 9 * me)})
+    print("told", told == [{"pi": [0, ""]}, {"pi": [1, "ü" * 9]}], "sum", int(distributed.summed(5 + me)))
     time.sleep(1.0 * me)
 print("left")
 """,
@@ -37,7 +39,7 @@ print("left")
     said = processes.outputs(running)
     assert statuses(running) == [0, 0], said
     assert "first True sum 3.0 same 10" in said[0] and "first False sum 3.0 same 10" in said[1]
-    assert all("left" in text for text in said)
+    assert all("told True sum 11" in text and "left" in text for text in said)
 
 
 def test_sigterm_to_one_stops_all_after_the_same_step():

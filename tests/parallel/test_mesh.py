@@ -3,55 +3,122 @@
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 
 from mmjax.config import ConfigError
-from mmjax.parallel import sharding
-from mmjax.parallel.mesh import BATCH_AXES, MeshConfig, batch_sharding, check_batch, make_mesh
+from mmjax.parallel import mesh as meshes
+from mmjax.parallel.mesh import BATCH_AXES, MeshConfig, batch_sharding, check_batch, make_mesh, share_of
+from support import command, processes, tiny
+from support.training import assembled
 
 
-@pytest.mark.parametrize(("data", "fsdp", "shape"), [(-1, 1, (8, 1)), (2, -1, (2, 4)), (4, 2, (4, 2)), (-1, 8, (1, 8))])
-def test_minus_one_takes_what_is_left(data, fsdp, shape):
-    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp))
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ({}, (8, 1, 1)),
+        ({"data": 2, "fsdp": -1}, (2, 4, 1)),
+        ({"data": 4, "fsdp": 2}, (4, 2, 1)),
+        ({"fsdp": 8}, (1, 8, 1)),
+        ({"fsdp": 2, "tensor": 2}, (2, 2, 2)),
+        ({"data": 1, "tensor": -1}, (1, 1, 8)),
+    ],
+)
+def test_minus_one_takes_what_is_left(sizes, shape):
+    mesh = make_mesh(MeshConfig(**sizes))
     assert tuple(mesh.shape.values()) == shape
-    assert tuple(mesh.axis_names) == BATCH_AXES
+    assert tuple(mesh.axis_names) == (*BATCH_AXES, "tensor")
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(3, -1), (-1, 16), (2, 2), (16, 1)])
-def test_sizes_that_do_not_fit_are_refused(data, fsdp):
-    with pytest.raises(ConfigError, match=r"mesh\..*8"):
-        make_mesh(MeshConfig(data=data, fsdp=fsdp))
+@pytest.mark.parametrize(
+    ("sizes", "mention"),
+    [
+        ({"data": 3, "fsdp": -1}, r"mesh\.data=3: .*8 devices"),
+        ({"fsdp": 16}, r"mesh\.fsdp=16: .*8 devices"),
+        ({"fsdp": 2, "tensor": 3}, r"mesh\.fsdp=2 x mesh\.tensor=3: .*8 devices"),
+        ({"data": 2, "fsdp": 2}, r"mesh\.data=2 x mesh\.fsdp=2 x mesh\.tensor=1 is 4 devices, but 8"),
+        ({"data": 16}, r"is 16 devices, but 8"),
+        ({"tensor": -1}, r"mesh\.data=-1 and mesh\.tensor=-1: .*set the other$"),
+        ({"tensor": 0}, r"mesh\.tensor=0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes, mention):
+    with pytest.raises(ConfigError, match=mention):
+        make_mesh(MeshConfig(**sizes))
 
 
-def test_a_batch_is_split_by_rows_over_both_axes():
+def test_a_batch_is_split_by_rows_over_both_axes_and_copied_over_tensor():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    rows = jax.device_put(np.arange(8), batch_sharding(mesh))
+    assert [s.data.tolist() for s in rows.addressable_shards] == [[2 * (i // 2), 2 * (i // 2) + 1] for i in range(8)]
+    check_batch(12, mesh, path="batch_size")
+    with pytest.raises(ConfigError, match=r"batch_size=14: .* 4 shares of mesh.data x mesh.fsdp; .*: 12, 16$"):
+        check_batch(14, mesh, path="batch_size")
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    rows = jax.device_put(np.arange(16), batch_sharding(mesh))
-    assert [s.data.tolist() for s in rows.addressable_shards] == [[2 * i, 2 * i + 1] for i in range(8)]
     with pytest.raises(ConfigError, match=r"batch_size=20.*16, 24"):
         check_batch(20, mesh, path="batch_size")
     with pytest.raises(ConfigError, match=r"batch_size=3.*: 8$"):
         check_batch(3, mesh, path="batch_size")
 
 
-def test_the_policy_splits_the_largest_dimension_that_divides_of_large_arrays_only():
-    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    shapes = {
-        "stacked": (12, 64, 256),
-        "square": (12, 256, 256),
-        "odd": (127, 255),
-        "second": (8, 4097),
-        "small": (8, 8),
-        "scalar": (),
-    }
-    params = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
-    specs = {name: s.spec for name, s in sharding.parameter_shardings(params, mesh).items()}
-    assert specs == {
-        "stacked": PartitionSpec(None, None, "fsdp"),
-        "square": PartitionSpec(None, None, "fsdp"),  # a tie goes to the last
-        "odd": PartitionSpec(),
-        "second": PartitionSpec("fsdp"),
-        "small": PartitionSpec(),
-        "scalar": PartitionSpec(),
-    }
-    alone = sharding.parameter_shardings(params, make_mesh(MeshConfig(data=8)))
-    assert all(s.spec == PartitionSpec() for s in alone.values())
+@pytest.mark.parametrize(
+    ("held", "shares"),
+    [
+        ({0: {0, 1}, 1: {2, 3}}, [(0, 2), (1, 2)]),
+        ({0: {0}, 1: {0}}, [(0, 1), (0, 1)]),  # one tensor group over both
+        ({0: {0, 1}, 1: {0, 1}, 2: {2, 3}, 3: {2, 3}}, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ({0: {0, 2}, 1: {1, 3}}, [(0, 2), (1, 2)]),  # devices in another order than processes
+        ({0: {2, 3}, 1: {0, 1}}, [(1, 2), (0, 2)]),
+    ],
+)
+def test_a_process_makes_the_rows_that_its_devices_hold(held, shares):
+    assert [meshes._share(process, held) for process in held] == shares
+
+
+@pytest.mark.parametrize("held", [{0: {0, 1}, 1: {1, 2}}, {0: {0, 1}, 1: {2}}, {0: {0, 1}, 1: {1}}])
+def test_shares_that_overlap_in_part_are_refused(held):
+    with pytest.raises(ConfigError, match=r"mesh: 2 processes .*mesh\.tensor"):
+        meshes._share(0, held)
+
+
+def test_one_process_has_everything():
+    for sizes in ({}, {"tensor": 8, "data": 1}, {"fsdp": 2, "tensor": 2}):
+        assert share_of(0, batch_sharding(make_mesh(MeshConfig(**sizes)))) == (0, 1)
+
+
+ACROSS = """
+import sys
+sys.path[:0] = [{tests!r}]
+with distributed.joined():
+    from mmjax.train import assemble
+    from mmjax.train.program import Program
+    from support import tiny
+
+    experiment = tiny.experiment(mesh={{"data": 1, "tensor": 2}})
+    source = assemble.open_source(experiment.data, "train")
+    tokens = assemble.open_tokenizer(experiment, source, workdir="nowhere")
+    experiment = assemble.with_data(experiment, source, tokens)
+    program = Program(experiment)
+    batches = assemble.rows(experiment, source, tokens, share=program.share)
+    state, compiled = program.initialise(), program.compile(program.batch_shape(batches[0]))
+    for step in range(2):
+        state, metrics = compiled(state, program.place(batches[step]))
+        print("share", program.share, "loss", float(metrics["loss"]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_tensor_axis_over_two_processes_trains_as_over_one():
+    """Both make all rows of the batch."""
+    running = processes.start(ACROSS.format(tests=str(command.TESTS)), 2)
+    said = processes.outputs(running, timeout=300)
+    assert [process.wait() for process in running] == [0, 0], said
+    program, batches = assembled(tiny.experiment(mesh={"data": 1, "tensor": 2}), jax.devices()[:2])
+    state, compiled, losses = program.initialise(), None, []
+    for _ in range(2):
+        arrays = next(batches)
+        compiled = compiled or program.compile(program.batch_shape(arrays))
+        state, metrics = compiled(state, program.place(arrays))
+        losses.append(float(metrics["loss"]))
+    batches.close()
+    for text in said:
+        lines = [line for line in text.splitlines() if line.startswith("share (0, 1) loss ")]
+        np.testing.assert_allclose([float(line.split()[-1]) for line in lines], losses, rtol=1e-5)

@@ -236,9 +236,13 @@ def test_a_step_with_augmentations_is_the_same_on_every_mesh(monkeypatch):
         ("patch_dropout", {"share": 0.25}),
     )
     found = []
-    for devices, fsdp in ((1, 1), (8, 4)):
+    for devices, split in ((1, 1), (8, 2)):
         experiment = tiny.experiment(
-            augment=augment, objective={"name": "sigmoid"}, model__init_logit_bias=-10.0, mesh__fsdp=fsdp
+            augment=augment,
+            objective={"name": "sigmoid"},
+            model__init_logit_bias=-10.0,
+            mesh__fsdp=split,
+            mesh__tensor=split,
         )
         found.append(trained(experiment, steps=3, devices=devices))
     for (one, want), (other, got) in zip(*found, strict=True):

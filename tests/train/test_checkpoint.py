@@ -17,7 +17,7 @@ from support import tiny
 def programs():
     ready = {"model__text_cfg__vocab_size": 40, "model__text_cfg__pad_id": 0, "model__text_cfg__eos_id": 2}
     whole = Program(tiny.experiment(optimizer__average=0.9, mesh__data=8, **ready))
-    split = Program(tiny.experiment(optimizer__average=0.9, mesh__data=2, mesh__fsdp=4, **ready))
+    split = Program(tiny.experiment(optimizer__average=0.9, mesh={"data": 2, "fsdp": 2, "tensor": 2}, **ready))
     return whole, split
 
 

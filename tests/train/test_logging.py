@@ -178,6 +178,27 @@ def metrics(loss=2.345678, rate=12345.0, wait=0.031):
     return {"train/loss": loss, "train/examples_per_second": rate, "train/data_wait": wait, "train/other": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"train/mfu": 0.4149, "train/flops_per_second_per_device": 4e14}, "MFU 41%"),
+        ({"train/flops_per_second_per_device": 3.82e10}, "38.2 GFLOP/s"),
+        ({"train/flops_per_second_per_device": 1.5e12}, "1.5 TFLOP/s"),
+    ],
+)
+def test_the_line_has_the_share_of_the_peak_or_else_the_arithmetic_and_still_fits(monkeypatch, more, words):
+    monkeypatch.setattr(logging.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    stream, clock = Terminal(), Clock()
+    progress = Progress(1_000_000, stream=stream, clock=clock)
+    for step in (123_455, 123_456):
+        clock.now += 0.2
+        progress.step(step, metrics() | more)
+    (line,) = screen(stream.getvalue(), 80)
+    for part in ("step 123,456/1,000,000", "loss 2.346", "ex/s", words, "ETA 2d00h"):
+        assert part in line, part
+    assert ("MFU" in line) == ("train/mfu" in more)
+
+
 def run(stream, *, steps=range(1, 6), total=10, seconds=2.0, width=100, monkeypatch=None, **options):
     if monkeypatch is not None:
         monkeypatch.setattr(logging.shutil, "get_terminal_size", lambda: os.terminal_size((width, 24)))

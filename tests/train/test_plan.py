@@ -59,27 +59,27 @@ def test_shapes_are_those_that_the_data_pipeline_makes(overrides):
     real = assemble.with_data(given, source, tokenizer)
     arrays = assemble.rows(real, source, tokenizer)[0]
     wanted = Program(real).batch_shape(arrays)
-    settled, _ = dataless.settled(given, devices=8)
+    settled, _ = dataless.settled(given, shards=8)
     found = dataless.batch_shapes(settled)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(lambda x: (x.shape, x.dtype), wanted)
     assert settled.model.vision_cfg == real.model.vision_cfg
 
 
 def test_a_transform_that_training_would_refuse_is_refused():
-    settled, _ = dataless.settled(tiny.experiment(data__transforms=(("mixgen", {"num": 9}),)), devices=8)
+    settled, _ = dataless.settled(tiny.experiment(data__transforms=(("mixgen", {"num": 9}),)), shards=8)
     with pytest.raises(ConfigError, match="num=9"):
         dataless.batch_shapes(settled)
 
 
 def test_what_is_guessed_is_said():
-    settled, notes = dataless.settled(tiny.experiment(eval__batch_size=50), devices=8)
+    settled, notes = dataless.settled(tiny.experiment(eval__batch_size=50), shards=8)
     assert settled.model.text_cfg.vocab_size == 8192 and settled.eval.batch_size == 56
     assert any("vocab_size" in note and "8192" in note for note in notes)
     assert any("eval.batch_size=50" in note and "56" in note for note in notes)
     told = tiny.experiment(data__tokenizer={"name": "bpe", "vocab_size": 500})
-    assert dataless.settled(told, devices=8)[0].model.text_cfg.vocab_size == 500
+    assert dataless.settled(told, shards=8)[0].model.text_cfg.vocab_size == 500
     own = tiny.experiment(model="ViT-B-16", data__source__image_size=224)
-    assert dataless.settled(own, devices=8)[1] == []
+    assert dataless.settled(own, shards=8)[1] == []
 
 
 def test_flops_of_a_trace():
@@ -112,15 +112,16 @@ def test_flops_of_a_convolution_and_its_gradients_are_equal():
     assert products(jax.make_jaxpr(jax.grad(loss, argnums=1))(x, w)) == 2 * once
 
 
-def test_an_islands_flops_are_those_of_all_its_devices():
-    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_an_islands_flops_are_those_of_all_its_devices(tensor):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4 // tensor, tensor=tensor))
     rows = PartitionSpec(("data", "fsdp"))
     island = jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows)
     assert products(jax.make_jaxpr(island)(jnp.ones((16, 4)), jnp.ones((4, 6)))) == 2 * 16 * 4 * 6
 
 
 def test_a_plans_figures_agree_with_each_other(planned, topology):
-    assert planned["fits"] and planned["mesh"] == {"data": 2, "fsdp": 4}
+    assert planned["fits"] and planned["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
     memory = planned["memory"]
     assert memory["arguments"] == pytest.approx(planned["state_bytes"] + planned["batch_bytes"], rel=0.02)
     assert memory["aliased"] == pytest.approx(planned["state_bytes"], rel=0.05)  # donated

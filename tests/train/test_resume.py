@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from mmjax.train.rates import measured
 from support import command
 
 STEPS = 24
@@ -64,10 +65,12 @@ def test_killed_three_times_it_ends_with_the_same_bits(config, environment, undi
         process.communicate()
     output = command.run(*arguments(config, workdir), **environment)
     assert "going on from the checkpoint" in output or "already finished" in output
+    if "already finished" not in output:
+        assert "4 starts" in output and "goodput" in output and "between starts" in output
     want, got = fingerprint(undisturbed, environment), fingerprint(workdir, environment)
     assert (got["step"], got["sha256"]) == (STEPS, want["sha256"])
     untimed = lambda lines: [  # noqa: E731
-        {k: v for k, v in line.items() if k not in ("train/examples_per_second", "train/data_wait")} for line in lines
+        {k: v for k, v in line.items() if not measured(k)} for line in lines
     ]
     assert untimed(metrics(workdir)) == untimed(metrics(undisturbed))
 
@@ -87,9 +90,36 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_with_0(config, environment, u
     assert fingerprint(workdir, environment)["sha256"] == fingerprint(undisturbed, environment)["sha256"]
 
 
+def test_a_profile_changes_no_bit(config, environment, undisturbed, tmp_path):
+    workdir = tmp_path / "profiled"
+    # Step 8 is evaluated and saved: another program runs amid the traced steps.
+    output = command.run(*arguments(config, workdir), "--profile=steps:6-9", **environment)
+    summary = (workdir / "profile" / "steps-6-9" / "summary.txt").read_text()
+    assert "(4 steps)" in summary and "matrix products" in summary and "other programs" in summary
+    assert "a step took" in output and "summary.txt" in output
+    assert fingerprint(workdir, environment)["sha256"] == fingerprint(undisturbed, environment)["sha256"]
+
+
+def test_a_run_says_where_its_time_went(undisturbed):
+    lines = metrics(undisturbed)
+    assert lines[0]["train/compile_seconds"] > 0
+    trained = [line for line in lines if "train/loss" in line][-1]
+    assert trained["train/examples_per_second"] > 0 and trained["train/flops_per_second_per_device"] > 0
+    assert "train/mfu" not in trained  # a CPU has no published peak
+    assert any("train/checkpoint_seconds" in line for line in lines)
+    assert any("train/checkpoint_disk_seconds" in line for line in lines)
+    times = {key.removeprefix("goodput/"): value for key, value in lines[-1].items() if measured(key)}
+    parts = ("steps", "data", "compiling", "evaluation", "checkpoint", "restoring", "lost", "other")
+    assert sum(times[f"{part}_seconds"] for part in parts) == pytest.approx(times["total_seconds"], abs=1e-6)
+    assert 0 < times["goodput"] < 1 and times["lost_seconds"] == 0 and times["starts"] == 1
+    assert all(times[f"{part}_seconds"] > 0 for part in ("steps", "compiling", "evaluation", "checkpoint", "other"))
+    assert "Where the time went" in (undisturbed / "report.html").read_text()
+
+
 def test_a_finished_run_stays_as_it_is(config, environment, undisturbed):
     before = {path: path.read_bytes() for path in (undisturbed / "metrics.jsonl", undisturbed / "report.html")}
-    assert "already finished" in command.run(*arguments(config, undisturbed), **environment)
+    output = command.run(*arguments(config, undisturbed), "--profile=steps:6-9", **environment)
+    assert "already finished" in output and "nothing was left to profile" in output
     assert {path: path.read_bytes() for path in before} == before
 
 

@@ -78,3 +78,13 @@ def test_each_process_lists_its_own_and_all_are_read_once(tmp_path):
     again = Skips(tmp_path, limit=0.5, process=1)
     again.count_batch(2, [("a", "truncated image", "x")], rows=8)
     assert len((tmp_path / "skipped.1.jsonl").read_text().splitlines()) == 2
+
+
+def test_of_several_processes_none_ends_the_run_alone_and_the_limit_holds_for_all(tmp_path):
+    made = Skips(tmp_path, limit=0.01, process=1, processes=4)
+    for step in range(100):
+        made.count_batch(step, [BAD], rows=8)  # an eighth of its own rows
+    made.check(32, step=100)  # exactly 1 % of the 3,200 rows of all
+    with pytest.raises(DataError, match=r"33 of the 3200 rows up to step 100 .*max_skipped=0\.01"):
+        made.check(33, step=100)
+    assert int(made.total()) == made.count == 100  # of the one process that there is here

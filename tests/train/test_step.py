@@ -25,7 +25,7 @@ def curve(experiment, *, devices, steps):
     return np.array(losses), state
 
 
-MESHES = [(1, 1, 1), (2, 2, 1), (8, 8, 1), (8, 1, 8), (8, 2, 4)]
+MESHES = [(1, 1, 1, 1), (8, 8, 1, 1), (8, 1, 8, 1), (4, 2, 1, 2), (8, 2, 2, 2)]
 
 
 @pytest.mark.parametrize("objective", ["contrastive", pytest.param("sigmoid", marks=pytest.mark.slow)])
@@ -33,9 +33,13 @@ def test_losses_and_parameters_are_the_same_on_every_mesh(objective, monkeypatch
     monkeypatch.setattr("mmjax.parallel.sharding.FSDP_MIN_SIZE", 1)
     bias = {"model__init_logit_bias": -10.0} if objective == "sigmoid" else {}
     reference = None
-    for devices, data, fsdp in MESHES:
+    for devices, data, fsdp, tensor in MESHES:
         experiment = tiny.experiment(
-            steps=20, objective={"name": objective}, mesh__data=data, mesh__fsdp=fsdp, optimizer__average=0.9, **bias
+            steps=20,
+            objective={"name": objective},
+            mesh={"data": data, "fsdp": fsdp, "tensor": tensor},
+            optimizer__average=0.9,
+            **bias,
         )
         losses, state = curve(experiment, devices=jax.devices()[:devices], steps=20)
         if reference is None:

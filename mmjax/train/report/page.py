@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.train.logging import duration, read_metrics
-from mmjax.train.report import tables
+from mmjax.train.report import tables, times
 from mmjax.train.report.chart import Series, line_chart, number
 from mmjax.train.report.panels import caption_cards, image_cards
 from mmjax.train.report.style import STYLE
@@ -55,6 +56,7 @@ def write(
         tables.tasks(lines),
         image_cards(panel),
         caption_cards(caption_panel),
+        times.section(lines),
         _about(config, _last_start(workdir) | dict(facts or {})),
         _latest(lines),
     ]
@@ -89,6 +91,9 @@ def _head(workdir: Path, lines: list[dict[str, float]], config: dict[str, Any] |
     rate = [y for _, y in _curve(lines, "train", ("examples_per_second",))]
     if rate:
         results.append(("examples/s", number(sorted(rate)[len(rate) // 2])))
+    goodput = [line["goodput"] for line in lines if "goodput" in line]
+    if goodput:
+        results.append(("goodput", f"{goodput[-1]:.0%}" if math.isfinite(goodput[-1]) else "–"))
     note = "" if config is not None else '<p class="note">No readable config.json in this run folder.</p>'
     if not lines:
         note += '<p class="note">No readable metrics.jsonl in this run folder: nothing was measured yet.</p>'
@@ -126,9 +131,19 @@ def _curves(lines: list[dict[str, float]]) -> str:
         *_views(lines),
         line_chart("Learning rate", [Series("learning rate", _curve(lines, "train", ("learning_rate", "lr")))]),
         line_chart("Examples a second", [Series("examples/s", _curve(lines, "train", ("examples_per_second",)))]),
+        *_speed(lines),
     ]
     charts = [chart for chart in charts if chart]
     return f'<section><h2>Curves</h2><div class="charts">{"".join(charts)}</div></section>' if charts else ""
+
+
+def _speed(lines: list[dict[str, float]]) -> list[str]:
+    """The share of the devices' peak where there is one to compare with, else the model's arithmetic a second."""
+    used = _percent(_curve(lines, "train", ("mfu",)))
+    if used:
+        return [line_chart("Model FLOPs, of the published peak", [Series("MFU", used)], unit="%")]
+    speed = _curve(lines, "train", ("flops_per_second_per_device",))
+    return [line_chart("Model GFLOP/s of a device", [Series("GFLOP/s", [(x, y / 1e9) for x, y in speed])])]
 
 
 def _views(lines: list[dict[str, float]]) -> list[str]:
@@ -240,5 +255,5 @@ def _last_start(workdir: Path) -> dict[str, Any]:
         except ValueError:
             continue
         if isinstance(start, dict):
-            return start
+            return {key: value for key, value in start.items() if key != "config"}
     return {}

@@ -1,0 +1,53 @@
+"""CLIP ViT-B/16 on the captions of COCO, five epochs at batch 256: the plain control beside NegCLIP and its kind.
+
+Slice: v5e:4x4 (16 chips, 16 images each).
+
+It is a recipe for weights that are good already, and mmjax cannot bring in weights yet: as it stands the run starts
+from random ones, which a learning rate of 1e-6 hardly moves. So today it plans and times the step; to learn something
+from scratch raise ``--config.optimizer.learning_rate`` to 5e-4 or so and take more epochs.
+
+Batch, learning rate, epochs and warm-up are NegCLIP's (arXiv:2210.01936, the command in the README of
+github.com/mertyg/vision-language-models-are-bows, there a ViT-B/32 of OpenAI's on one GPU), weight decay, betas, eps
+and no clipping of gradients the defaults of open_clip, which it runs. Our own choices: the B/16, an epoch in which each
+picture comes once with one of its captions, drawn anew each time, bfloat16, and to keep the best by recall.
+
+Arguments: ``train=PATH`` (Karpathy's ``dataset_coco.json`` beside its pictures), ``val=PATH`` (another file, left out:
+that one's own splits), ``batch=N`` (global), ``epochs=N``, ``augment=NAME[+NAME]``, ``transforms=NAME[+NAME]``.
+"""
+
+import ml_collections
+
+from mmjax.config import arguments, entries, measured, pairs
+from mmjax.models import presets
+
+IMAGES = 113_287  # Karpathy's train and restval
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    args = arguments(arg, train="", val="", batch=256, epochs=5, augment="none", transforms="none")
+    epoch = max(IMAGES // args.batch, 1)
+    config = ml_collections.ConfigDict()
+    config.steps = args.epochs * epoch
+    config.batch_size = args.batch
+    config.precision = "bfloat16"
+    config.model = presets.load("ViT-B-16")
+    config.augment = entries(args.augment)
+    config.data = pairs(
+        args.train, args.val, tokenizer="openai/clip-vit-base-patch16", transforms=entries(args.transforms)
+    )
+    config.objective = {"name": "contrastive"}
+    config.optimizer = {
+        "learning_rate": 1e-6,
+        "warmup_steps": 50,
+        "weight_decay": 0.2,
+        "b1": 0.9,
+        "b2": 0.98,
+        "eps": 1e-6,
+        "clip_norm": None,
+    }
+    config.mesh = {"data": -1}
+    config.log = {"every_steps": 20}
+    config.eval = measured("retrieval", batch_size=args.batch, every_steps=epoch, final_split="test")
+    config.eval.weights = "best"
+    config.checkpoint = {"every_steps": epoch, "best": "val/mean_recall@1"}
+    return config

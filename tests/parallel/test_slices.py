@@ -1,0 +1,110 @@
+"""With the compiler of TPUs itself: what grows with the number of chips and what does not. Needs libtpu."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from support import command
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install 'mmjax[aot]'"),
+]
+
+COUNTS = [2, 4, 16, 64, 256]
+
+RING = """
+import json, math, sys
+import jax
+jax.config.update("jax_enable_compilation_cache", False)
+import jax.numpy as jnp
+from mmjax import plugins
+from mmjax.parallel import aot
+from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
+from mmjax.types import Provenance
+from support.objective_problems import computing
+
+for name in ("v5e:1x2", "v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16"):
+    devices = aot.topology(name).devices
+    rows = batch_sharding(make_mesh(MeshConfig(), devices=devices))
+    whole = jax.NamedSharding(rows.mesh, jax.P())
+    n = 1024 * len(devices)
+    z = jax.ShapeDtypeStruct((n, 512), jnp.float32, sharding=rows)
+    one = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+    source = Provenance(
+        ids=jax.ShapeDtypeStruct((n, 2), jnp.int32, sharding=rows),
+        weight=jax.ShapeDtypeStruct((n, 2), jnp.float32, sharding=rows),
+    )
+    for objective in ("contrastive", "sigmoid"):
+        made = plugins.make(
+            "mmjax.objectives", "Objective", {"name": objective, "impl": "ring"}, path="objective", rows=rows
+        )
+        compiled = jax.jit(computing(made)).lower((z, z, one, one), (source, source)).compile()
+        print(json.dumps([objective, len(devices), compiled.memory_analysis().temp_size_in_bytes]), flush=True)
+"""
+
+STEPS = """
+import json, sys
+import jax
+jax.config.update("jax_enable_compilation_cache", False)
+from mmjax.parallel import aot
+from mmjax.train import plan
+from support import tiny
+
+sizes = json.loads(sys.argv[1])
+for name, chips in (("v5e:2x2", 4), ("v5e:4x4", 16), ("v5e:8x8", 64)):
+    model = {
+        "vision_cfg": {"image_size": 32, "patch_size": 4, "width": 512, "layers": 4, "head_width": 64},
+        "text_cfg": {"width": 512, "heads": 8, "layers": 4, "context_length": 16, "vocab_size": 512,
+                     "pad_id": 0, "eos_id": 2},
+        "embed_dim": 64, "remat": "none",
+    }
+    experiment = tiny.experiment(
+        model=model, precision="bfloat16", batch_size=32 * chips, eval__batch_size=chips, mesh=sizes,
+        objective={"name": "contrastive", "impl": "dense"},
+    )
+    made = plan.of(experiment, aot.topology(name))
+    print(json.dumps({key: made[key] for key in ("devices", "flops", "collectives", "batch_size")}), flush=True)
+"""
+
+
+def said(program, *words):
+    """The lines of JSON that ``program`` prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        env=command.environment(JAX_PLATFORMS="cpu", ALLOW_MULTIPLE_LIBTPU_LOAD="1"),
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_temporaries_of_the_ring_do_not_grow_with_the_chips():
+    """1,024 rows a chip of 512 numbers, two sources a row."""
+    found = said(RING)
+    for objective in ("contrastive", "sigmoid"):
+        sizes = {chips: size for name, chips, size in found if name == objective}
+        assert list(sizes) == COUNTS
+        assert max(sizes.values()) <= 1.02 * min(sizes.values()), sizes
+        assert max(sizes.values()) < 32 * 2**20  # of 1,024 by 262,144 logits one matrix would be a GiB
+
+
+@pytest.mark.parametrize("sizes", [{}, {"data": 1, "fsdp": -1}])
+def test_work_and_collectives_a_chip_do_not_grow_with_the_chips(sizes):
+    """But for the embeddings, of which each chip gets all."""
+    plans = said(STEPS, json.dumps(sizes))
+    flops = [made["flops"] for made in plans]
+    sent = []
+    for made in plans:
+        share = (made["devices"] - 1) / made["devices"]
+        # Texts to all, and of their gradient each its own: the loss needs as much, whatever divides the parameters.
+        embeddings = 2 * 4 * 64 * made["batch_size"] * share
+        # A ring of n sends (n - 1)/n of what one of very many would.
+        sent.append((sum(row["sent_bytes"] for row in made["collectives"]) - embeddings) / share)
+    assert max(sent) <= 1.1 * min(sent), sent
+    assert max(flops) <= 1.02 * min(flops), flops
