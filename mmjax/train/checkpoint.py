@@ -102,8 +102,18 @@ class Checkpoints:
             raise ConfigError(f"--step={which}: no such checkpoint; there are {self._listed()}")
         return which
 
-    def save(self, state: TrainState, *, step: int, metrics: dict[str, float] | None = None) -> None:
-        """Starts saving; training goes on meanwhile. ``metrics`` are what the best one is chosen by."""
+    def save(
+        self,
+        state: TrainState,
+        *,
+        step: int,
+        metrics: dict[str, float] | None = None,
+        losses: Sequence[float] | None = None,
+    ) -> None:
+        """Starts saving; training goes on meanwhile.
+
+        ``metrics`` are what the best one is chosen by, ``losses`` those that further ones are judged by.
+        """
         if self._best is not None and metrics is not None and self._best not in metrics:
             raise ConfigError(f"checkpoint.best={self._best!r}: evaluation gives no such metric; {', '.join(metrics)}")
         self.wait()
@@ -114,7 +124,11 @@ class Checkpoints:
         if state.average is not None:
             trees["average"] = state.average
         trees |= {_item(name): vars(own) for name, own in state.augment.items()}
-        facts = {"checksums": checksums.of_trees(trees), "metrics": metrics if self._best is not None else None}
+        facts = {
+            "checksums": checksums.of_trees(trees),
+            "metrics": metrics if self._best is not None else None,
+            "losses": losses,
+        }
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items[FACTS] = ocp.args.JsonSave(facts)
         if self._best is not None and metrics is not None:
@@ -191,6 +205,17 @@ class Checkpoints:
         item = "average" if averaged else "params"
         damage.check_memory(target)
         return self.following(which, lambda step: self._saved(step).read({item: target})[item])[1]
+
+    def read_losses(self, step: int) -> list[float]:
+        """The losses that were saved with the checkpoint of ``step``; none where there is none, or none with it."""
+        return self._saved(step).facts()["losses"] if step in self.steps else []
+
+    def forget_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps; every process must ask."""
+        self.wait()
+        for later in [saved for saved in self.steps if saved > step]:
+            self._manager.delete(later)
+            self._scores.pop(later, None)
 
     def read_params(self, *, which: Which = "last") -> dict[str, np.ndarray]:
         """The weights as flat numpy arrays by path, in sorted order; needs no model and no configuration."""

@@ -31,6 +31,7 @@ MAY_DIFFER = (
     "log",
     "checkpoint.keep",
     "checkpoint.directory",
+    "guard",
     "data.workers",
     "data.threads",
     "data.prefetch",
