@@ -138,6 +138,7 @@ class _Run:
         self.saves = Saves(checkpoints, clock, note=progress.note)
         self.rewinds = Rewinds(workdir, directory=experiment.checkpoint.directory)
         self.compiled: jax.stages.Compiled | None = None
+        self.profiler: Profiler | None = None
 
     def train(self, rows: Batches, *, switched: Sequence[str], left_out: Sequence[Skipped]) -> Outcome:
         state = self._start(switched)
@@ -238,7 +239,7 @@ class _Run:
             coming = iter(batches)
             arrays = self._taken(step, coming)
             compiled = self.compiled = self.compiled or self._compile(arrays)
-            profiler = Profiler(
+            profiler = self.profiler = self.profiler or Profiler(  # one: a run that goes back traces its steps once
                 self.profile, self.workdir, begin=step, program=compiled, clock=self.clock, note=self.progress.note
             )
             stack.enter_context(self.clock.during("steps"))
