@@ -121,7 +121,7 @@ class Writer:
     def check(self):
         self.checks += 1
 
-    def save(self, state, *, step, metrics=None):
+    def save(self, state, *, step, metrics=None, losses=()):
         self.hand.now += 2.0 + (30.0 if self.saving else 0.0)
         self.saving = True
         self.saved.append((step, metrics))
