@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -24,13 +25,15 @@ NAN = math.nan
 def shared():
     """One device and one compilation for all runs here; the calls for one are counted."""
     made, calls = {}, []
-    compile_step, initialise = Program.compile, Program.initialise
+    trace, initialise = Program.trace, Program.initialise
 
-    def compiled(self, batch):
+    def traced(self, batch):
         calls.append(batch)
-        if "step" not in made:
-            made["step"] = compile_step(self, batch)
-        return made["step"]
+        if "trace" not in made:
+            found = trace(self, batch)
+            step = found.lower().compile()
+            made["trace"] = SimpleNamespace(jaxpr=found.jaxpr, lower=lambda: SimpleNamespace(compile=lambda: step))
+        return made["trace"]
 
     def initial(self):
         if "state" not in made:
@@ -39,7 +42,7 @@ def shared():
 
     with pytest.MonkeyPatch.context() as patch:
         poison.prepare(patch.setattr)
-        patch.setattr(Program, "compile", compiled)
+        patch.setattr(Program, "trace", traced)
         patch.setattr(Program, "initialise", initial)
         patch.setattr(loop, "Program", functools.partial(Program, devices=jax.devices()[:1]))
         yield calls
