@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # A run on all workers of a Cloud TPU slice, until it is finished, through preemptions.
 #
-#   TPU=my-slice ZONE=us-east5-b launch/tpu_vm.sh train --config=configs/quickstart.py --workdir=gs://bucket/runs/first
+#   TPU=my-slice ZONE=us-east5-b launch/tpu_vm.sh train --config=configs/quickstart.py --workdir=runs/first \
+#     --config.checkpoint.directory=gs://bucket/runs/first
+#
+# Each worker has a run folder of its own; what outlives a preemption is the checkpoints in the bucket.
 #
 # What to edit: nothing; these variables say what is yours.
 #   TPU, ZONE         the slice (gcloud compute tpus tpu-vm list); PROJECT where it is not gcloud's default
-#   SETUP             a command for each worker before the first start (default: pip install -q "mmjax[tpu]")
+#   SETUP             a command for each worker before the first start (default: pip install -q "mmjax[tpu,gcs]")
 #   MMJAX             the command that is run there (default: ~/.local/bin/mmjax)
 #   ATTEMPTS          how often to start at most (default: 100)
 #   POLL              seconds between looks at the slice's state (default: 15)
@@ -20,10 +23,11 @@ fail() {
   exit 2
 }
 
-: "${SETUP=pip install -q \"mmjax[tpu]\"}" "${MMJAX:=~/.local/bin/mmjax}" "${ATTEMPTS:=100}" "${CREATE:=}" "${POLL:=15}"
+: "${SETUP=pip install -q \"mmjax[tpu,gcs]\"}" "${MMJAX:=~/.local/bin/mmjax}"
+: "${ATTEMPTS:=100}" "${CREATE:=}" "${POLL:=15}"
 [[ -n ${TPU:-} ]] || fail "TPU is not set: the name of the slice"
 [[ -n ${ZONE:-} ]] || fail "ZONE is not set: where the slice is, such as us-east5-b"
-(($# > 0)) || fail "nothing to run; add mmjax's subcommand, as in: tpu_vm.sh train --config=… --workdir=gs://…"
+(($# > 0)) || fail "nothing to run; add mmjax's subcommand, as in: tpu_vm.sh train --config=… --workdir=…"
 [[ $ATTEMPTS =~ ^[1-9][0-9]{0,5}$ ]] || fail "ATTEMPTS=$ATTEMPTS: must be a whole number, at least 1"
 command -v gcloud >/dev/null || fail "gcloud: not found; install the Google Cloud CLI"
 

@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         overrides = flags.overrides(rest, options)
+        flags.check(options)
         return options.run(options, overrides)
     except ConfigError as error:
         print(f"mmjax {options.command}: {' '.join(str(error).split())}", file=sys.stderr)

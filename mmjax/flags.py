@@ -234,6 +234,16 @@ def overrides(words: Sequence[str], options: argparse.Namespace) -> list[tuple[s
     return found
 
 
+def check(options: argparse.Namespace) -> None:
+    """Raises where a flag cannot mean what it says, whatever the command."""
+    workdir = getattr(options, "workdir", None) or ""
+    if "://" in workdir:
+        raise ConfigError(
+            f"--workdir={workdir}: a run folder is on this machine; name one, and give "
+            f"--config.checkpoint.directory={workdir} when you train, for the checkpoints to lie there"
+        )
+
+
 def which(step: str) -> Any:
     """A checkpoint's step, ``last`` or ``best``."""
     if step in ("last", "best"):

@@ -104,6 +104,16 @@ def test_a_folder_that_is_no_run(name, content, tmp_path, capfd):
     assert {path.name for path in tmp_path.iterdir()} == set(content)
 
 
+@pytest.mark.parametrize("name", ["train", "eval", "inspect"])
+def test_a_run_folder_is_no_url(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = [f"--config={command.config_file(tmp_path)}"] if name == "train" else []
+    assert cli.main([name, *config, "--workdir=gs://bucket/run"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "--config.checkpoint.directory=gs://bucket/run" in error
+    assert [path.name for path in tmp_path.iterdir()] == (["tiny.py"] if config else [])
+
+
 def test_a_folder_with_other_things_in_it_is_refused_and_untouched(tmp_path, capfd):
     workdir = tmp_path / "run"
     workdir.mkdir()

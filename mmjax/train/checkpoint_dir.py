@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ def locate(workdir: str | Path, directory: str | None) -> epath.Path:
             f"checkpoint.directory={directory}: no such kind of place; use gs://BUCKET/… or a path, under which other "
             "storage can be mounted"
         )
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the stack of what it raises besides
     place = epath.Path(directory)
     try:
         place.exists()
     except ImportError:
-        raise ConfigError(f"checkpoint.directory={directory}: needs gcsfs; pip install gcsfs") from None
+        raise ConfigError(f"checkpoint.directory={directory}: needs gcsfs; pip install 'mmjax[gcs]'") from None
     except Exception as error:  # each file system has errors of its own
         raise _no_access(directory, "reached", error) from None
     return place

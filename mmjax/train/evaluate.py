@@ -99,7 +99,7 @@ def of_run(
     # a row's embedding does not depend on the others.
     devices = jax.device_count()
     settings = dataclasses.replace(settings, batch_size=-(-settings.batch_size // devices) * devices)
-    experiment = dataclasses.replace(experiment, mesh=MeshConfig(), batch_size=devices, eval=settings)
+    experiment = dataclasses.replace(experiment, mesh=MeshConfig(), batch_size=devices, micro_batches=1, eval=settings)
     saved = experiment.checkpoint
     checkpoints = Checkpoints(workdir, directory=saved.directory, best=saved.best, read_only=True)
     tokenizer = assemble.saved_tokenizer(experiment, workdir)

@@ -76,7 +76,7 @@ def train(
     rows = assemble.rows(experiment, source, tokenizer, share=program.share)
     with rundir.claim(workdir, experiment, overrides=overrides) as switched:
         first = distributed.is_first()
-        if first:
+        if first or experiment.checkpoint.directory is not None:  # a folder of its own has what evaluation needs
             rundir.keep_tokenizer(tokenizer, workdir)
         saving = experiment.checkpoint
         checkpoints = Checkpoints(workdir, directory=saving.directory, keep=saving.keep, best=saving.best)
@@ -148,6 +148,7 @@ class _Run:
             limit=self.experiment.data.max_skipped,
             process=jax.process_index(),
             processes=jax.process_count(),
+            shares=self.program.share[1],
             say=self.progress.warn,
         )
         if distributed.is_first():

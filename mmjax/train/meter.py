@@ -59,7 +59,7 @@ class Meter:
         self._steps += 1
         rates = self._rates.over(self._steps)
         if self._skips.shared:
-            skipped = int(values.pop("train/skipped", 0))
+            skipped = self._skips.of_rows(int(values.pop("train/skipped", 0)))
             self._skips.check(skipped, step=step)
         else:
             skipped = self._skips.count

@@ -70,8 +70,8 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
     if not distributed.is_first():
         distributed.meet("claim")
         if elsewhere:  # so nothing here has to be seen by all machines; whichever comes first next time finds its own
-            workdir.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # another process of this machine was faster
+            with _writing(workdir):
+                workdir.mkdir(parents=True, exist_ok=True)
                 _write(workdir / "config.json", experiment.to_dict())
         else:
             _await(workdir / "config.json")
@@ -90,7 +90,7 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
                 f"--workdir={workdir}: belongs to another experiment ({'; '.join(changes)}); use another folder, or "
                 "give the settings that it was started with"
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise ConfigError(f"--workdir={workdir}: is not empty and is no run folder; use a new one")
     if elsewhere or found is not None:
         kept = _check_checkpoints(workdir, config, before=found)
@@ -117,11 +117,16 @@ def keep_tokenizer(tokenizer: Any, workdir: Path) -> None:
     """Puts the tokenizer into the run folder, where the next start and evaluation find it; once, and whole."""
     folder = workdir / TOKENIZER_FOLDER
     if not folder.exists():
-        part = folder.with_name(f".{folder.name}.part")
+        part = folder.with_name(f".{folder.name}.{jax.process_index()}.part")
         with _writing(workdir):
             shutil.rmtree(part, ignore_errors=True)
             tokenizer.save(part)
-            os.replace(part, folder)
+            try:
+                os.replace(part, folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+                shutil.rmtree(part)  # another process of this machine was faster
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
@@ -139,13 +144,11 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
                 f"--workdir={workdir}: no run folder (it has no config.json); train there first"
             ) from None
         trouble = "is missing"
-    except (ValueError, RecursionError) as error:  # not JSON, or not even text
+    except (ValueError, RecursionError, OSError) as error:  # not JSON, not even text, or not to be read
         trouble = f"is damaged ({error})"
     if started is None:
         raise ConfigError(f"--workdir={workdir}: config.json {trouble}; restore it or start afresh")
-    print(
-        f"config.json in {workdir} {trouble}; the last start in {STARTS} says what it was", file=sys.stderr, flush=True
-    )
+    damage.on_stderr(f"config.json in {workdir} {trouble}; the last start in {STARTS} says what it was")
     return started
 
 
@@ -268,7 +271,7 @@ def _append_start(workdir: Path, config: dict[str, Any], overrides: Sequence[str
 
 def _write(path: Path, value: Any) -> None:
     """Atomically, so that a kill leaves the old file or the new one."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{jax.process_index()}.part")
     part.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(part, path)
 

@@ -67,7 +67,10 @@ class Saved:
             handler = ocp.StandardCheckpointHandler()
             shapes = handler.metadata(self.folder / "params").tree
             damage.check_memory(shapes)
-            params = jax.tree.map(np.asarray, handler.restore(self.folder / "params", args=ocp.args.StandardRestore()))
+            # Without a place for what other devices have saved, it would want those.
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            args = ocp.args.StandardRestore(fallback_sharding=here)
+            params = jax.tree.map(np.asarray, handler.restore(self.folder / "params", args=args))
         except ConfigError:
             raise
         except Exception as error:

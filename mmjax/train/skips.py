@@ -25,8 +25,8 @@ class Skips:
     """Keeps ``workdir/skipped.jsonl``: a line for each example that could not be used, once, however often it came up.
 
     ``limit`` is the share of rows that may be skipped; among the first 1,000 rows that share of 1,000. Each
-    ``process`` of ``processes`` reads its own rows, and all but the first have files of their own beside it; the limit
-    holds for all of them together.
+    ``process`` of ``processes`` reads one of the ``shares`` of the rows (fewer than processes where several hold the
+    same), and all but the first have files of their own beside it; the limit holds for all of them together.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Skips:
         limit: float,
         process: int = 0,
         processes: int = 1,
+        shares: int = 1,
         say: Callable[[str], None] = print,
     ):
         self._path = Path(workdir) / (f"skipped.{process}.jsonl" if process else FILE)
@@ -44,6 +45,7 @@ class Skips:
         self._listed = {entry["key"] for entry in read(workdir)}
         self._rows = 0
         self._processes = processes
+        self._shares = shares
         self.reasons: collections.Counter[str] = collections.Counter()
 
     @property
@@ -57,8 +59,12 @@ class Skips:
         return self._processes > 1
 
     def total(self) -> jax.Array:
-        """The count of all processes, which all must ask for at the same step; on its way, so that none waits."""
+        """The sum of all processes' counts, on its way, so that none waits; all must ask for it at the same step."""
         return distributed.summed(self.count)
+
+    def of_rows(self, total: int) -> int:
+        """How many rows a sum over all processes means, of which several may have read the same."""
+        return total * self._shares // self._processes
 
     def list(self, step: int, skipped: Iterable[Skipped]) -> None:
         """Writes down those that are not listed yet."""
@@ -81,8 +87,8 @@ class Skips:
             self.check(self.count, step=step)
 
     def check(self, count: int, *, step: int) -> None:
-        """Raises DataError where ``count``, of all processes, is more than the limit allows."""
-        rows = self._rows * self._processes
+        """Raises DataError where ``count``, of all rows, is more than the limit allows."""
+        rows = self._rows * self._shares
         if count > self._limit * max(rows, _SEEN_AT_LEAST):
             reasons = self.summary() or "none by this process"
             raise DataError(
@@ -93,7 +99,8 @@ class Skips:
     def gather(self) -> None:
         """Adds what the other processes have skipped, once and at the end; all must do so."""
         if self.shared:
-            self.reasons = sum(map(collections.Counter, distributed.gathered(self.reasons)), collections.Counter())
+            total = sum(map(collections.Counter, distributed.gathered(self.reasons)), collections.Counter[str]())
+            self.reasons = collections.Counter({reason: self.of_rows(count) for reason, count in total.items()})
 
     def summary(self) -> str:
         """``3 truncated image, 1 missing file``."""

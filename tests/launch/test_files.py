@@ -1,6 +1,9 @@
 """The files of ``launch/``: what a linter and the structures they are read by say of them."""
 
+import copy
+import functools
 import itertools
+import operator
 import re
 import shutil
 import subprocess
@@ -10,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from support.launch_schemas import JOBSET, SKYPILOT, errors
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path for path in (ROOT / "launch").iterdir() if path.is_file())
@@ -55,58 +60,54 @@ def test_skypilots_commands_pass_shellcheck(block, tmp_path):
     shellcheck(script)
 
 
-# The fields that JobSet v1alpha2, batch/v1 and core/v1 have at each place, of those that may stand in such a file.
-JOBSET = {"apiVersion": str, "kind": str, "metadata": dict, "spec": dict}
-JOBSET_SPEC = {
-    "replicatedJobs": list, "network": dict, "successPolicy": dict, "failurePolicy": dict, "startupPolicy": dict,
-    "suspend": bool, "coordinator": dict, "managedBy": str, "ttlSecondsAfterFinished": int,
-}  # fmt: skip
-REPLICATED_JOB = {"name": str, "template": dict, "replicas": int, "dependsOn": list, "groupName": str}
-JOB_SPEC = {
-    "parallelism": int, "completions": int, "completionMode": str, "backoffLimit": int, "podFailurePolicy": dict,
-    "activeDeadlineSeconds": int, "template": dict,
-}  # fmt: skip
-POD_SPEC = {
-    "restartPolicy": str, "terminationGracePeriodSeconds": int, "nodeSelector": dict, "tolerations": list,
-    "containers": list, "volumes": list, "serviceAccountName": str, "hostNetwork": bool, "subdomain": str,
-}  # fmt: skip
-CONTAINER = {
-    "name": str, "image": str, "command": list, "args": list, "env": list, "ports": list, "resources": dict,
-    "volumeMounts": list, "securityContext": dict,
-}  # fmt: skip
-
-
-def conforms(value, fields, *, required=()):
-    assert isinstance(value, dict)
-    for key, inner in value.items():
-        assert key in fields, f"{key}: no such field"
-        assert isinstance(inner, fields[key]), f"{key}: {inner!r} is no {fields[key].__name__}"
-    assert not set(required) - set(value)
-
-
-def test_the_jobset_has_the_fields_of_its_apis():
+def test_the_jobset_conforms_to_its_schema_and_names_only_what_it_has():
     jobset = read("gke_jobset.yaml")
-    conforms(jobset, JOBSET, required=JOBSET)
-    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    spec = jobset["spec"]
-    conforms(spec, JOBSET_SPEC, required=("replicatedJobs", "coordinator", "failurePolicy"))
-    conforms(spec["coordinator"], {"replicatedJob": str, "jobIndex": int, "podIndex": int})
-    conforms(spec["failurePolicy"], {"maxRestarts": int, "restartStrategy": str, "rules": list})
-    for rule in spec["failurePolicy"]["rules"]:
-        conforms(rule, {"name": str, "action": str, "targetReplicatedJobs": list, "onJobFailureReasons": list})
-        assert rule["action"] in ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts")
-        known = {"BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded"}
-        assert set(rule["onJobFailureReasons"]) <= known | {"PodFailurePolicy"}
-    (job,) = spec["replicatedJobs"]
-    conforms(job, REPLICATED_JOB, required=("name", "template"))
-    assert spec["coordinator"]["replicatedJob"] == job["name"]
-    conforms(job["template"]["spec"], JOB_SPEC, required=("parallelism", "completions", "template"))
+    assert errors(jobset, JOBSET) == []
+    (job,) = jobset["spec"]["replicatedJobs"]
+    assert jobset["spec"]["coordinator"]["replicatedJob"] == job["name"]
     pod = job["template"]["spec"]["template"]["spec"]
-    conforms(pod, POD_SPEC, required=("restartPolicy", "containers"))
     (container,) = pod["containers"]
-    conforms(container, CONTAINER, required=("name", "image", "args", "env"))
-    mounts = {mount["name"] for mount in container["volumeMounts"]}
-    assert mounts == {volume["name"] for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+def changed(document, path, value):
+    """The document with the value at a dotted path set, or removed where it is None."""
+    document = copy.deepcopy(document)
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    place = functools.reduce(operator.getitem, parents, document)
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return document
+
+
+POD = "spec.replicatedJobs.0.template.spec.template.spec"
+
+
+@pytest.mark.parametrize(
+    ("name", "schema", "path", "value", "message"),
+    [
+        ("gke_jobset.yaml", JOBSET, "apiVersion", "jobset.x-k8s.io/v1", "none of"),
+        ("gke_jobset.yaml", JOBSET, "metadata.name", "My_Run", "not of the form"),
+        ("gke_jobset.yaml", JOBSET, "metadata.name", None, ".metadata.name is missing"),
+        ("gke_jobset.yaml", JOBSET, "spec.failurePolicy.rules.0.action", "Fail", "none of"),
+        ("gke_jobset.yaml", JOBSET, "spec.replicatedJobs.0.template.spec.completion", 2, "completion: no such field"),
+        ("gke_jobset.yaml", JOBSET, f"{POD}.containers.0.env.2.value", 2, "2 is no str"),
+        ("gke_jobset.yaml", JOBSET, f"{POD}.containers.0.env.0.valueFrom.fieldRef.fieldPath", "labels", "of the form"),
+        ("gke_jobset.yaml", JOBSET, f"{POD}.containers.0.ports", {"containerPort": 1}, "is no list"),
+        ("gke_jobset.yaml", JOBSET, f"{POD}.restartPolicy", "Always", "none of"),
+        ("gke_jobset.yaml", JOBSET, f"{POD}.hostNetwork", "yes", "is no bool"),
+        ("skypilot.yaml", SKYPILOT, "num_nodes", True, "is no int"),
+        ("skypilot.yaml", SKYPILOT, "resources.spot", True, "spot: no such field"),
+        ("skypilot.yaml", SKYPILOT, "resources.job_recovery.strategy", "EAGER", "none of"),
+        ("skypilot.yaml", SKYPILOT, "file_mounts.runs", "s3://x", "runs: no such field"),
+        ("skypilot.yaml", SKYPILOT, "envs.MY-RUN", "x", "MY-RUN: no such field"),
+    ],
+)
+def test_the_schemas_refuse_what_the_servers_would(name, schema, path, value, message):
+    (error, *_) = errors(changed(read(name), path, value), schema)
+    assert message in error
 
 
 def test_the_jobset_tells_each_pod_which_process_it_is():
@@ -128,21 +129,11 @@ def test_the_jobset_tells_each_pod_which_process_it_is():
     assert job["template"]["spec"]["restartPolicy"] == "Never"  # a pod failure policy allows no other
 
 
-def test_skypilots_file_has_its_fields_and_joins_the_nodes():
+def test_skypilots_file_conforms_to_its_schema_and_restarts_what_was_stopped():
     task = read("skypilot.yaml")
-    conforms(
-        task,
-        {
-            "name": str, "workdir": str, "num_nodes": int, "resources": dict, "envs": dict, "file_mounts": dict,
-            "setup": str, "run": str,
-        },
-    )  # fmt: skip
-    conforms(task["resources"], {"accelerators": str, "use_spot": bool, "job_recovery": dict})
-    recovery = task["resources"]["job_recovery"]
-    conforms(recovery, {"strategy": str, "max_restarts_on_errors": int, "recover_on_exit_codes": list})
-    assert recovery["strategy"] in ("FAILOVER", "EAGER_NEXT_REGION")
+    assert errors(task, SKYPILOT) == []
     status = re.search(r"MMJAX_STOPPED_STATUS=(\d+)", task["run"])[1]
-    assert recovery["recover_on_exit_codes"] == [int(status)]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [int(status)]
 
 
 def test_skypilots_run_tells_each_node_which_process_it_is(tmp_path):

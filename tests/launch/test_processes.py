@@ -125,6 +125,9 @@ def test_a_checkpoint_measures_the_same_in_two_processes_and_one_says_so(folder,
     assert process.returncode == 0, said
     (line,) = [line for line in said.splitlines() if "val/rsum" in line]
     assert line.startswith("[0] ") and json.loads(line.removeprefix("[0] ")) == wanted
+    # What a checkpoint holds is said with one device as with those that have saved it.
+    shown = [json.loads(command.run("inspect", run[1], "--json", **environment(folder, n))) for n in (1, DEVICES)]
+    assert shown[0] == shown[1]
 
 
 @pytest.mark.parametrize("victim", [0, 1])

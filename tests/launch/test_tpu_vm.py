@@ -51,11 +51,11 @@ def start(tmp_path):
 
 
 def test_all_workers_get_the_words_as_they_were_given(start, tmp_path):
-    process = start("fine", "train", "--config=a b.py", "--workdir=gs://x")
+    process = start("fine", "train", "--config=a b.py", "--workdir=x")
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 0, said
     starts = (tmp_path / "starts").read_text().splitlines()
-    assert starts == ["set up", "start: train --config=a b.py --workdir=gs://x stopped=75"]
+    assert starts == ["set up", "start: train --config=a b.py --workdir=x stopped=75"]
     assert (
         "--worker=all" in (tmp_path / "calls").read_text() and "slice --zone=zone" in (tmp_path / "calls").read_text()
     )

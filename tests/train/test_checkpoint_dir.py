@@ -111,7 +111,7 @@ def test_a_place_that_cannot_be_is_one_line(directory, message, tmp_path):
 
 def test_what_a_bucket_needs_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # not installed
-    with pytest.raises(ConfigError, match=r"=gs://bucket/x: needs gcsfs; pip install gcsfs"):
+    with pytest.raises(ConfigError, match=r"=gs://bucket/x: needs gcsfs; pip install 'mmjax\[gcs\]'"):
         checkpoint_dir.locate("", "gs://bucket/x")
 
 

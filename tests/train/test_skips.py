@@ -81,9 +81,10 @@ def test_each_process_lists_its_own_and_all_are_read_once(tmp_path):
 
 
 def test_of_several_processes_none_ends_the_run_alone_and_the_limit_holds_for_all(tmp_path):
-    made = Skips(tmp_path, limit=0.01, process=1, processes=4)
+    made = Skips(tmp_path, limit=0.01, process=1, processes=8, shares=4)  # each row is read by two
     for step in range(100):
         made.count_batch(step, [BAD], rows=8)  # an eighth of its own rows
+    assert made.of_rows(64) == 32
     made.check(32, step=100)  # exactly 1 % of the 3,200 rows of all
     with pytest.raises(DataError, match=r"33 of the 3200 rows up to step 100 .*max_skipped=0\.01"):
         made.check(33, step=100)
