@@ -23,7 +23,7 @@ class AugmentState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Everything a checkpoint holds; randomness and the place in the data follow from ``step``."""
+    """Everything a checkpoint holds; randomness and the batch follow from ``step`` (and ``Rewinds``)."""
 
     step: jax.Array  # i32[], steps done
     params: Params
