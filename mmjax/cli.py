@@ -50,10 +50,10 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     _prepare_jax()
     from mmjax.data.sample import DataError
     from mmjax.parallel import distributed
-    from mmjax.train import damage, experiment, loop, meter
+    from mmjax.train import damage, experiment, guard, loop
 
     try:
-        with distributed.joined(**flags.processes(options), shared=(meter.Diverged,)):
+        with distributed.joined(**flags.processes(options), shared=(guard.Diverged,)):
             if distributed.is_first():
                 print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
             settings = experiment.Experiment.of(experiment.read(options.config, overrides))
@@ -64,7 +64,7 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
                 profile=profile,
                 clock=clock,
             )
-    except (meter.Diverged, DataError, damage.NotSaved) as error:
+    except (guard.Diverged, DataError, damage.NotSaved) as error:
         print(f"mmjax train: {error}", file=sys.stderr)
         return 1
     return 0 if outcome.finished else _stopped_status()

@@ -200,7 +200,8 @@ def _from_transformers(name: str) -> Any:
     # The second loader is for a slow class (SigLIP's needs sentencepiece) whose folder has a fast file all the same.
     for loader in (transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast):
         try:
-            loaded = loader.from_pretrained(name, local_files_only=offline)
+            # Unless told not to, transformers asks on the terminal whether to run code that lies in the folder.
+            loaded = loader.from_pretrained(name, local_files_only=offline, trust_remote_code=False)
         except Exception as e:  # transformers raises anything from KeyError to RuntimeError on a damaged folder
             error = error or e
             continue

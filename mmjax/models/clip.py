@@ -34,7 +34,7 @@ class Clip(nnx.Module):
     def __init__(
         self, config: ClipConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, rows: NamedSharding | None = None
     ):
-        shared: dict[str, Any] = {"embed_dim": config.embed_dim, "scan": config.scan, "remat": config.remat}
+        shared: dict[str, Any] = {name: getattr(config, name) for name in ("embed_dim", "scan", "remat", "products")}
         shared |= {"rngs": rngs, "dtype": dtype, "rows": rows}
         self.visual = VisionTower(config.vision_cfg, **shared)
         self.text = TextTower(config.text_cfg, **shared)

@@ -17,7 +17,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 
-from mmjax.models.presets import Activation, Remat
+from mmjax.models.low_precision import product
+from mmjax.models.presets import Activation, Products, Remat
 from mmjax.rows import spread
 
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
@@ -36,7 +37,7 @@ def uniform(bound: float) -> Init:
 
 
 def keep(x: jax.Array) -> jax.Array:
-    """Marks what a block keeps for its backward pass under ``remat="dots"``."""
+    """Marks what a block keeps for its backward pass under ``remat="dots"`` and ``"offload"``."""
     return checkpoint_name(x, "product")
 
 
@@ -61,8 +62,9 @@ class Dense(nnx.Module):
         rngs: nnx.Rngs,
         dtype: Any,
         bias: bool = True,
+        products: Products = "full",
     ):
-        self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
+        self.inputs, self.outputs, self.dtype, self.products = inputs, outputs, dtype, products
         self.kernel = nnx.Param(init(rngs.params(), (*inputs, *outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
@@ -70,7 +72,8 @@ class Dense(nnx.Module):
         """x [..., *inputs] -> [..., *outputs]."""
         lead = x.shape[: x.ndim - len(self.inputs)]
         rows = x.reshape(-1, math.prod(self.inputs)).astype(self.dtype)
-        y = rows @ self.kernel[...].reshape(rows.shape[1], -1).astype(self.dtype)
+        kernel = self.kernel[...].reshape(rows.shape[1], -1)
+        y = rows @ kernel.astype(self.dtype) if self.products == "full" else product(rows, kernel, self.products)
         if self.bias is not None:
             y = y + self.bias[...].reshape(-1).astype(self.dtype)
         return y.reshape(*lead, *self.outputs)
@@ -107,6 +110,7 @@ class BlockSpec:
     init_out: Init
     init_fc1: Init
     init_fc2: Init
+    products: Products = "full"
 
 
 class Attention(nnx.Module):
@@ -114,16 +118,20 @@ class Attention(nnx.Module):
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
         split = (spec.heads, spec.width // spec.heads)
-        make = functools.partial(Dense, (spec.width,), split, init=spec.init_qkv, rngs=rngs, dtype=dtype)
+        dense = functools.partial(Dense, rngs=rngs, dtype=dtype, products=spec.products)
+        make = functools.partial(dense, (spec.width,), split, init=spec.init_qkv)
         self.query, self.key, self.value = make(), make(), make()
-        self.out = Dense(split, (spec.width,), init=spec.init_out, rngs=rngs, dtype=dtype)
+        self.out = dense(split, (spec.width,), init=spec.init_out)
         norm = functools.partial(LayerNorm, split[1], eps=spec.ln_eps, dtype=dtype)
         self.ln_q = norm() if spec.qk_norm else None
         self.ln_k = norm() if spec.qk_norm else None
 
-    def __call__(self, x: jax.Array, keys: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, keys: jax.Array, *, mask: jax.Array | None = None, rows: NamedSharding | None = None
+    ) -> jax.Array:
         """x [B,Q,D], keys [B,K,D], mask bool [B or 1, 1, Q, K] of what may be seen -> [B,Q,D]."""
-        q, k, v = self.query(x), self.key(keys), self.value(keys)
+        # Each use for itself, as the gradients by keys are products of their own before they are added up.
+        q, k, v = self.query(x), self.key(spread(keys, rows)), self.value(spread(keys, rows))
         if self.ln_q is not None and self.ln_k is not None:
             q, k = self.ln_q(q), self.ln_k(k)
         # Heads go before positions once here, not in each of the six products of the two passes.
@@ -140,8 +148,9 @@ class Mlp(nnx.Module):
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
         self.activation = spec.activation
-        self.fc1 = Dense((spec.width,), (spec.hidden,), init=spec.init_fc1, rngs=rngs, dtype=dtype)
-        self.fc2 = Dense((spec.hidden,), (spec.width,), init=spec.init_fc2, rngs=rngs, dtype=dtype)
+        dense = functools.partial(Dense, rngs=rngs, dtype=dtype, products=spec.products)
+        self.fc1 = dense((spec.width,), (spec.hidden,), init=spec.init_fc1)
+        self.fc2 = dense((spec.hidden,), (spec.width,), init=spec.init_fc2)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., width] -> the same shape."""
@@ -162,10 +171,10 @@ class Block(nnx.Module):
         self, x: jax.Array, *, valid: jax.Array | None, row: Row | None = None, rows: NamedSharding | None = None
     ) -> jax.Array:
         """x [B,N,D], valid bool[B,N] of the keys that count -> [B,N,D], or [B,1,D]: position ``row`` alone."""
-        keys = spread(self.ln_1(x), rows)
+        keys = self.ln_1(x)
         queries = keys if row is None else take(keys, row)
         x = x if row is None else take(x, row)
-        x = keep(x + self.attn(queries, keys, mask=self._mask(keys.shape[1], valid=valid, row=row)))
+        x = keep(x + self.attn(queries, keys, mask=self._mask(keys.shape[1], valid=valid, row=row), rows=rows))
         return x + self.mlp(self.ln_2(x))
 
     def _mask(self, length: int, *, valid: jax.Array | None, row: Row | None) -> jax.Array | None:
@@ -199,6 +208,12 @@ def stacked(spec: BlockSpec, *, layers: int, rngs: nnx.Rngs, dtype: Any) -> Bloc
 _POLICIES = {
     # Norms and activations are cheap to compute again from the products before them, and large to keep.
     "dots": jax.checkpoint_policies.save_only_these_names("product"),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["product"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -15,8 +15,13 @@ from mmjax.config import ConfigError, choose
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 """Exact (erf) GELU, its tanh approximation (flax's and SigLIP's), or ``x·sigmoid(1.702 x)`` (OpenAI's CLIP)."""
 
-Remat = Literal["none", "dots", "full"]
-"""What a block keeps for its backward pass: everything, its matrix products, or its input alone."""
+Remat = Literal["none", "dots", "offload", "full"]
+"""What a block keeps for its backward pass: everything, its matrix products (on the device, or ``offload``: in the
+host's memory), or its input alone.
+"""
+
+Products = Literal["full", "int8", "fp8"]
+"""The numbers that the blocks' linear maps multiply; see ``low_precision``."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -173,6 +178,7 @@ class ClipConfig:
     max_logit_scale: float = 100.0  # training clips the scale to it after each update
     scan: bool = True  # loop over the blocks in the program instead of writing each one out: compiles faster
     remat: Remat = "dots"
+    products: Products = "full"
     vision_cfg: VisionConfig = dataclasses.field(default_factory=VisionConfig)
     text_cfg: TextConfig = dataclasses.field(default_factory=TextConfig)
 

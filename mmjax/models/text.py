@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Collection
 from typing import Any
@@ -13,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from mmjax.config import ConfigError
 from mmjax.models.layers import BlockSpec, Dense, LayerNorm, Row, normal, run, stacked
-from mmjax.models.presets import Remat, TextConfig
+from mmjax.models.presets import Products, Remat, TextConfig
 from mmjax.rows import spread
 
 
@@ -31,6 +32,7 @@ class TextTower(nnx.Module):
         embed_dim: int,
         scan: bool,
         remat: Remat,
+        products: Products,
         rngs: nnx.Rngs,
         dtype: Any,
         rows: NamedSharding | None = None,
@@ -41,7 +43,8 @@ class TextTower(nnx.Module):
         self.pad_id = _known(config, "pad_id") if config.pool_type == "mean" else None
         self.eos_id = _known(config, "eos_id") if config.pool_type == "eos" else None
         self.pos_embed = nnx.Param(normal(config.position_init_sd)(rngs.params(), (config.context_length, width)))
-        self.blocks = stacked(block_spec(config), layers=config.layers, rngs=rngs, dtype=dtype)
+        spec = dataclasses.replace(block_spec(config), products=products)
+        self.blocks = stacked(spec, layers=config.layers, rngs=rngs, dtype=dtype)
         self.scan, self.remat = scan, remat
         self.ln_final = LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         make_proj = functools.partial(Dense, (width,), (embed_dim,), init=normal(width**-0.5), bias=config.proj_bias)

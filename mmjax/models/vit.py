@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, Row, normal, run, stacked, uniform
-from mmjax.models.presets import Remat, VisionConfig
+from mmjax.models.presets import Products, Remat, VisionConfig
 from mmjax.models.stems import make_stem
 from mmjax.rows import spread
 
@@ -33,6 +34,7 @@ class VisionTower(nnx.Module):
         embed_dim: int,
         scan: bool,
         remat: Remat,
+        products: Products,
         rngs: nnx.Rngs,
         dtype: Any,
         rows: NamedSharding | None = None,
@@ -51,7 +53,8 @@ class VisionTower(nnx.Module):
         self.modality_embed = nnx.Param(point(rngs.params(), (several, width))) if several > 1 else None
         self.ln_pre = None if config.no_ln_pre else LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         spec = block_spec(config)
-        self.blocks = stacked(spec, layers=config.layers, rngs=rngs, dtype=dtype)
+        within = dataclasses.replace(spec, products=products)
+        self.blocks = stacked(within, layers=config.layers, rngs=rngs, dtype=dtype)
         self.scan, self.remat = scan, remat
         self.ln_post = LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         self.map_head = MapHead(spec, rngs=rngs, dtype=dtype) if config.pool_type == "map" else None

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from mmjax.config import ConfigError
 from mmjax.objectives.sweep import Sweep
 from mmjax.objectives.targets import Labelling, Labels
-from mmjax.rows import shards_of, spread
+from mmjax.rows import shards_of
 from mmjax.types import Metrics, Provenance
 
 DENSE_PAIRS = 2**22
@@ -74,13 +74,6 @@ class Base(abc.ABC):
         """The walk over the matrix of so many rows, or None where it is held as a whole."""
         impl = self.chosen(n, m)
         return None if impl == "dense" else Sweep(chunk=self.chunk, ring=impl == "ring", rows=self.rows)
-
-    def spread(self, image: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Both sides' embeddings over the devices, for the whole matrix.
-
-        Its gradient by the texts is a sum over all devices' images, of which each then gets its own rows alone.
-        """
-        return spread(image, self.rows), spread(text, self.rows)
 
     def labels(self, source: Provenance) -> Labels:
         """What the loss uses of where rows come from."""

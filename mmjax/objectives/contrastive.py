@@ -52,7 +52,6 @@ class Objective(Base):
         sweep = self.sweep(count(image), count(text))
         if sweep is not None:
             return _in_tiles(sweep, image, text, scales, sides)
-        image, text = self.spread(image, text)
         return _result(*_seen(scales, (image, sides[0]), (text, sides[1])))
 
 

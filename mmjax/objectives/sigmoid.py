@@ -52,7 +52,6 @@ class Objective(Base):
         sweep = self.sweep(count(image), count(text))
         if sweep is not None:
             return _in_tiles(sweep, image, text, (scale, bias), sides)
-        image, text = self.spread(image, text)
         sums, _ = _seen((scale, bias), (image, sides[0]), (text, sides[1]))
         return sums.result(_images(sides))
 

@@ -119,7 +119,10 @@ class Module:
         ]
 
     def trips(self, loop: Instruction, within: Computation) -> int | None:
-        """How often a ``while`` runs: as the compiler noted, or from a condition of the form ``i < n``."""
+        """How often a ``while`` runs: as the compiler noted, or from a condition of the form ``i < n``.
+
+        Loops that the compiler makes of a gathered product take two of its parts at a time: ``i`` grows by two.
+        """
         noted = _KNOWN_TRIPS.search(loop.rest)
         if noted:
             return int(noted[1])
@@ -132,7 +135,8 @@ class Module:
             return None
         index = int(re.findall(r"index=(\d+)", counter.rest)[0])
         start = _constant(within, within.by_name[loop.operands[0]], index)
-        return None if start is None else max(int(limit.literal) - start, 0)
+        step = _growth(self.computations[loop.called("body")[0]], index)
+        return None if start is None else max(-(-(int(limit.literal) - start) // step), 0)
 
     def _walk(self, name: str, times: int, *, fused: bool) -> Iterator[Executed]:
         computation = self.computations[name]
@@ -158,6 +162,21 @@ class Module:
             found.times * sum(array.bytes for array in found.instruction.arrays)
             for found in self._walk(name, 1, fused=False)
         )
+
+
+def _growth(body: Computation, index: int) -> int:
+    """What a loop's body adds to the number at ``index`` of its value; one, where that is not seen."""
+    if body.root.opcode != "tuple":
+        return 1
+    value, total = body.by_name[body.root.operands[index]], 0
+    while value.opcode in ("add", "copy", "bitcast"):
+        given = [body.by_name[name] for name in value.operands]
+        numbers = [int(one.literal) for one in given if one.opcode == "constant" and one.literal.isdigit()]
+        following = [one for one in given if one.opcode != "constant"]
+        if len(following) != 1:
+            return 1
+        value, total = following[0], total + sum(numbers)
+    return total if value.opcode == "get-tuple-element" and total > 0 else 1
 
 
 def _constant(within: Computation, operand: Instruction, index: int) -> int | None:

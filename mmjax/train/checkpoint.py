@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,10 +27,6 @@ T = TypeVar("T")
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
-def _on_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 class Checkpoints:
     """The checkpoints of one run folder.
 
@@ -51,7 +46,7 @@ class Checkpoints:
         keep: int = 1,
         best: str | None = None,
         read_only: bool = False,
-        say: Callable[[str], None] = _on_stderr,
+        say: Callable[[str], None] = damage.on_stderr,
     ):
         """``directory``: as in ``CheckpointConfig``; ``read_only``: nothing is saved or tidied up."""
         self.say = say
@@ -76,6 +71,7 @@ class Checkpoints:
                 read_only=self._read_only,
             ),
         )
+        self._stale = False
         self._scores: dict[int, float] = {}
         for step in self.steps if self._best is not None else ():
             try:
@@ -106,11 +102,21 @@ class Checkpoints:
             raise ConfigError(f"--step={which}: no such checkpoint; there are {self._listed()}")
         return which
 
-    def save(self, state: TrainState, *, step: int, metrics: dict[str, float] | None = None) -> None:
-        """Starts saving; training goes on meanwhile. ``metrics`` are what the best one is chosen by."""
+    def save(
+        self,
+        state: TrainState,
+        *,
+        step: int,
+        metrics: dict[str, float] | None = None,
+        losses: Sequence[float] | None = None,
+    ) -> None:
+        """Starts saving; training goes on meanwhile.
+
+        ``metrics`` are what the best one is chosen by, ``losses`` those that further ones are judged by.
+        """
         if self._best is not None and metrics is not None and self._best not in metrics:
             raise ConfigError(f"checkpoint.best={self._best!r}: evaluation gives no such metric; {', '.join(metrics)}")
-        self._settle()
+        self.wait()
         trees: dict[str, Any] = {
             "params": state.params,
             "training": {"step": state.step, "opt_state": state.opt_state},
@@ -118,12 +124,20 @@ class Checkpoints:
         if state.average is not None:
             trees["average"] = state.average
         trees |= {_item(name): vars(own) for name, own in state.augment.items()}
-        facts = {"checksums": checksums.of_trees(trees), "metrics": metrics if self._best is not None else None}
+        facts = {
+            "checksums": checksums.of_trees(trees),
+            "metrics": metrics if self._best is not None else None,
+            "losses": losses,
+        }
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items[FACTS] = ocp.args.JsonSave(facts)
         if self._best is not None and metrics is not None:
             self._scores[step] = float(metrics[self._best])
         try:
+            if distributed.is_first():
+                damage.check_writable(self._directory)
+            if self._stale:
+                self._reopen()
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
             self._failed(step, error)
@@ -132,11 +146,13 @@ class Checkpoints:
 
     def check(self) -> None:
         """Notices, without waiting, where what is being saved has failed."""
-        if self._saving is not None:
-            try:
-                self._manager.check_for_errors()
-            except Exception:
-                self._settle()
+        # Not by the manager's check_for_errors: it takes the error away from the thread that then removes older ones.
+        if self._saving is None:
+            return
+        if jax.process_count() > 1 and (error := damage.noticed()) is not None:
+            self._failed(self._saving, error)
+        elif jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def restore(self, target: TrainState, *, which: Which = "last") -> TrainState:
         """The state of a checkpoint, laid out as ``target`` (shapes with shardings) says; raises Damaged.
@@ -190,6 +206,17 @@ class Checkpoints:
         damage.check_memory(target)
         return self.following(which, lambda step: self._saved(step).read({item: target})[item])[1]
 
+    def read_losses(self, step: int) -> list[float]:
+        """The losses that were saved with the checkpoint of ``step``; none where there is none, or none with it."""
+        return self._saved(step).facts()["losses"] if step in self.steps else []
+
+    def forget_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps; every process must ask."""
+        self.wait()
+        for later in [saved for saved in self.steps if saved > step]:
+            self._manager.delete(later)
+            self._scores.pop(later, None)
+
     def read_params(self, *, which: Which = "last") -> dict[str, np.ndarray]:
         """The weights as flat numpy arrays by path, in sorted order; needs no model and no configuration."""
         tree = self.following(which, lambda step: self._saved(step).read_params())[1]
@@ -215,23 +242,20 @@ class Checkpoints:
         """Whether the last save is not yet on disk."""
         return self._manager.is_saving_in_progress()
 
-    def wait(self) -> None:
-        """Returns when everything saved is on disk, or could not be written."""
-        self._settle()
-
     def finish(self, step: int) -> None:
         """Returns when the checkpoint of ``step`` is on disk; raises NotSaved where it cannot be written."""
-        self._settle()
+        self.wait()
         if step not in self.steps:
             raise NotSaved(f"{self._failure}; make room and run the same command again")
 
     def close(self) -> None:
         """Waits, then frees the writer's threads."""
-        self._settle()
+        self.wait()
         with contextlib.suppress(Exception):  # what could not be written has been said
             self._manager.close()
 
-    def _settle(self) -> None:
+    def wait(self) -> None:
+        """Returns when what is being saved is on disk, or could not be written."""
         if self._saving is None:
             return
         step, self._saving = self._saving, None
@@ -240,18 +264,15 @@ class Checkpoints:
         except Exception as error:
             self._failed(step, error)
 
-    def _failed(self, step: int, error: Exception) -> None:
+    def _failed(self, step: int, error: BaseException) -> None:
         if isinstance(error, jax.errors.JaxRuntimeError):
             raise error  # the devices, not the disk
         self._saving = None
         if jax.process_count() > 1:
             raise NotSaved(f"the checkpoint of step {step} could not be written ({damage.reason(error)})") from error
-        with contextlib.suppress(Exception):
-            self._manager.close()
-        for leftover in self._directory.glob(f"*{_UNFINISHED}*"):  # orbax would take them away, but when it gets to it
-            with contextlib.suppress(Exception):
-                leftover.rmtree()
-        self._open()
+        with contextlib.suppress(Exception):  # on such a disk anything may fail
+            self._reopen()
+        self._stale = True  # and what can be seen of it now may not be all
         if step in self.steps:  # it is there: what failed is the removal of older ones
             self.say(f"old checkpoints could not be removed ({damage.reason(error)})")
             return
@@ -260,9 +281,13 @@ class Checkpoints:
         self.say(f"{self._failure}; training goes on and tries again when the next one is due")
 
     def _reopen(self) -> None:
-        """Takes the folder as it is now."""
+        """Takes the folder as it is now, without what is left in it of saves that failed."""
         with contextlib.suppress(Exception):
             self._manager.close()
+        if not self._read_only:
+            for leftover in self._directory.glob(f"*{_UNFINISHED}*"):  # orbax gets to it, but only some time
+                with contextlib.suppress(Exception):
+                    leftover.rmtree()
         self._open()
 
     def _set_aside(self, step: int) -> epath.Path:
@@ -277,11 +302,11 @@ class Checkpoints:
     def _saved(self, step: int) -> Saved:
         return Saved(self._folder(step), step)
 
-    def _listed(self) -> str:
-        return ", ".join(map(str, self.steps)) or "none"
-
     def _folder(self, step: int) -> epath.Path:
         return self._directory / str(step)
+
+    def _listed(self) -> str:
+        return ", ".join(map(str, self.steps)) or "none"
 
     def _best_step(self, steps: Sequence[int]) -> int | None:
         scored = [(self._scores[s], s) for s in steps if s in self._scores and not math.isnan(self._scores[s])]

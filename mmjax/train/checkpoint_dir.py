@@ -68,13 +68,19 @@ def write_config(directory: str | None, config: dict[str, Any]) -> None:
     place = locate("", directory)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        in_bucket = directory.startswith(_BUCKET)  # where an object is there as a whole or not at all
-        part = place / (_CONFIG if in_bucket else f"{_CONFIG}.part")
-        part.write_text(json.dumps(config, indent=2) + "\n")
-        if not in_bucket:
-            part.replace(place / _CONFIG)
+        write_whole(place / _CONFIG, json.dumps(config, indent=2) + "\n")
     except Exception as error:  # each file system has errors of its own
         raise _no_access(directory, "written", error) from None
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Writes a small file so that a kill leaves the old one or the new one."""
+    if str(path).startswith(_BUCKET):  # where an object is there as a whole or not at all
+        path.write_text(text)
+        return
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def _no_access(directory: str, what: str, error: Exception) -> ConfigError:

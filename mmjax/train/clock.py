@@ -26,8 +26,8 @@ PATIENCE: dict[Activity, float] = {
 SLOW_STEP = 10.0  # a step that takes so many times the longest before it is worth a word
 WORDS: dict[Activity, str] = {
     "data": "waiting for data for {seconds:.0f} s; `mmjax data bench` tells which part of the pipeline is slow",
-    "checkpoint": "{what} has taken {seconds:.0f} s; the file system of the run folder is slow, full or away",
-    "restoring": "{what} has taken {seconds:.0f} s; the file system of the run folder is slow or away",
+    "checkpoint": "{what} has taken {seconds:.0f} s; the file system of the checkpoints is slow, full or away",
+    "restoring": "{what} has taken {seconds:.0f} s; the file system of the checkpoints is slow or away",
     "steps": "a step has taken {seconds:.0f} s; the device hangs, or one of several processes holds up all: "
     "its own output says why",
     "compiling": "{what} has taken {seconds:.0f} s; model.scan=True compiles a stack of layers as one",

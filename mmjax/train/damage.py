@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import re
+import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import numpy as np
 from mmjax.config import ConfigError
 
 _LONGEST = 160  # characters of a reason
+_PROBE = 1 << 16  # bytes that a folder must take before a save begins
 _VANISHES_WITHIN = 2.0  # seconds that a folder which is being deleted may still be there
 
 
@@ -33,6 +37,11 @@ class Damaged(ConfigError):
         )
         self.step = step
         self.cause = cause
+
+
+def on_stderr(text: str) -> None:
+    """Says it where no run is there to say it."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def reason(error: BaseException) -> str:
@@ -66,6 +75,22 @@ def check_memory(tree: Any) -> None:
         )
 
 
+def check_writable(folder: Any) -> None:
+    """Raises OSError where nothing can be put into ``folder``.
+
+    Where orbax cannot begin a save, its threads would wait for minutes for the folder that it could not make.
+    """
+    probe = folder / ".writable"
+    try:
+        probe.mkdir(exist_ok=True)
+        (probe / "probe").write_bytes(bytes(_PROBE))
+    finally:
+        with contextlib.suppress(OSError):
+            (probe / "probe").unlink()
+        with contextlib.suppress(OSError):
+            probe.rmdir()
+
+
 def vanishes(folder: Any) -> bool:
     """Whether ``folder`` is gone, or is so in a moment: deleting takes a while."""
     deadline = time.monotonic() + _VANISHES_WITHIN
@@ -86,11 +111,24 @@ def free_place(path: Any) -> Any:
 
 
 class _NotOfOrbax(logging.Filter):
-    """Keeps back the stack traces that every thread of a failed save logs; what failed is raised besides."""
+    """Keeps back the stack traces that every thread of a failed save logs; what failed is raised besides.
+
+    With several processes it is raised only when the threads of all have given up waiting for each other, minutes
+    later. So the first error is remembered.
+    """
+
+    noticed: BaseException | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        futures = record.name == "asyncio" and "exception was never retrieved" in record.getMessage()
-        return not futures and not (record.name == "absl" and f"{os.sep}orbax{os.sep}" in record.pathname)
+        if record.name == "asyncio":
+            return "exception was never retrieved" not in record.getMessage()
+        trace = record.exc_info[2] if record.exc_info else None
+        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+        if not any(f"{os.sep}orbax{os.sep}" in file for file in files):
+            return True
+        assert record.exc_info
+        self.noticed = self.noticed or record.exc_info[1]
+        return False
 
 
 _FILTER = _NotOfOrbax()
@@ -100,3 +138,9 @@ def quieten_orbax() -> None:
     """Leaves saying what went wrong with a checkpoint to those who know the run."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_FILTER)  # a second time is the same as once
+
+
+def noticed() -> BaseException | None:
+    """The first error that a thread of orbax has logged since this was last asked."""
+    error, _FILTER.noticed = _FILTER.noticed, None
+    return error

@@ -94,6 +94,23 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What happens where the loss goes wrong.
+
+    A step whose loss or gradient is not finite changes nothing, and ``bad_steps`` of them in a row end the run.
+
+    With ``spike``, a loss above so many times the median of the last ``window`` ones takes the run back to the last
+    checkpoint before it, and past the batches between the two (Chowdhery et al. 2022, arXiv:2204.02311, section 5.1);
+    so do ``bad_steps`` in a row. At most ``rewinds`` times.
+    """
+
+    bad_steps: int = 10
+    spike: float | None = None
+    window: int = 100
+    rewinds: int = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that decides a run's results, and how it is logged and saved.
 
@@ -114,6 +131,7 @@ class Experiment:
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -126,6 +144,9 @@ class Experiment:
             ("checkpoint.every_steps", self.checkpoint.every_steps),
             ("checkpoint.keep", self.checkpoint.keep),
             ("data.captions_per_image", self.data.captions_per_image),
+            ("guard.bad_steps", self.guard.bad_steps),
+            ("guard.window", self.guard.window),
+            ("guard.rewinds", self.guard.rewinds),
         ):
             if value < 1:
                 raise ConfigError(f"{name}={value}: must be at least 1")
@@ -138,6 +159,8 @@ class Experiment:
             raise ConfigError(f"data.max_skipped={self.data.max_skipped}: a share; set it between 0 and 1")
         for name, _ in self.augment:
             config.choose(name, plugins.names("mmjax.augment"), path="augment")
+        if self.guard.spike is not None and self.guard.spike <= 1:
+            raise ConfigError(f"guard.spike={self.guard.spike}: a factor above 1, e.g. 2.0; None turns it off")
         if self.eval.weights == "best" and self.checkpoint.best is None:
             raise ConfigError("eval.weights='best': needs a metric to go by; set checkpoint.best, e.g. 'val/rsum'")
 

@@ -30,7 +30,7 @@ HEADLINES = ("rsum", "image_to_text_R@1", "text_to_image_R@1", "acc@1", "macro",
 """The metrics of an evaluation that are worth a place on the terminal, by the last part of their keys."""
 
 
-class MetricsWriter:
+class MetricsWriter(contextlib.AbstractContextManager):
     """Appends scalars to ``workdir/metrics.jsonl`` and to TensorBoard events in ``workdir/tensorboard``.
 
     A line is one JSON object: ``step`` and slash-keys. What is not finite is written as the strings ``"NaN"``,
@@ -55,19 +55,20 @@ class MetricsWriter:
         self._folder = path.parent / "tensorboard"
         self._folder.mkdir(exist_ok=True)
         self._events: EventsWriter | None = None
+        self._closed = False
         self._event(resume_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line, which outlives the process once this returns; values may be anything that ``float`` takes."""
+        if self._closed:
+            raise ValueError(f"{METRICS_FILE} is closed")
         values = {key: float(value) for key, value in metrics.items()}
         if "step" in values:
             raise ValueError("a metric is named 'step', which is the key of the step itself; give it another name")
         line = {"step": int(step)} | {key: _encode(value) for key, value in values.items()}
         self._lines.write(json.dumps(line, allow_nan=False))
-        self._event(
-            int(step),
-            summary=Summary(value=[Summary.Value(tag=key, simple_value=value) for key, value in values.items()]),
-        )
+        entries = [Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
+        self._event(int(step), summary=Summary(value=entries))
 
     def finish(self) -> None:
         """Raises NotSaved where lines are still waiting for a disk that takes them."""
@@ -77,15 +78,13 @@ class MetricsWriter:
             )
 
     def close(self) -> None:
-        """Ends TensorBoard's file."""
+        """Ends TensorBoard's file; further writes fail."""
+        self._closed = True
         self._lines.flush()
         self._end_events()
 
     def _event(self, step: int, **content: Any) -> None:
-        """Writes an event, and before the first one of a file what makes TensorBoard forget that step and later ones.
-
-        What older files say of them is lost work.
-        """
+        """An event; before the first of a file, what makes TensorBoard forget that step and later ones: lost work."""
         try:
             if self._events is None:
                 # Not SummaryWriter: it hands events to a thread through a pipe, and its flush does not wait for either.
@@ -107,12 +106,7 @@ class MetricsWriter:
                 self._events.close()
             self._events = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -191,8 +185,8 @@ class Progress:
         self._step_seconds: collections.deque[float] = collections.deque(maxlen=64)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """``step`` steps are done; of ``metrics`` (of ``train/``) shows loss, examples_per_second, data_wait, and mfu
-        or else flops_per_second_per_device.
+        """``step`` steps are done; of ``metrics`` (of ``train/``) shows loss, skipped_updates, examples_per_second,
+        data_wait, and mfu or else flops_per_second_per_device.
 
         ``data_wait`` is the share, 0 to 1, of the time spent waiting for data.
         """
@@ -205,6 +199,8 @@ class Progress:
         parts = [f"step {step:,}/{self.total:,}"]
         if (loss := metrics.get("train/loss")) is not None:
             parts.append(f"loss {loss:.4g}")
+        if skipped := metrics.get("train/skipped_updates"):
+            parts.append(f"{skipped:,.0f} skipped")
         if (rate := metrics.get("train/examples_per_second")) is not None:
             parts.append(f"{_short(rate)} ex/s")
         if (mfu := metrics.get("train/mfu")) is not None:
@@ -236,17 +232,15 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """The same, said by every process: what is true of one of them alone."""
-        self._stream.write(("\r\x1b[K" if self._live else "") + text + "\n")
+        self._put(("\r\x1b[K" if self._live else "") + text + "\n")
         if self._live and self._line is not None:
             self._draw(self._clock())
-        self._stream.flush()
 
     def close(self) -> None:
         """Leaves the last state of the line standing and the cursor on a fresh one; harmless if repeated."""
         if self._live and self._line is not None:
             self._draw(self._clock())
-            self._stream.write("\n")
-            self._stream.flush()
+            self._put("\n")
         self._line = None
 
     def __enter__(self) -> Self:
@@ -263,10 +257,18 @@ class Progress:
         if self._live:
             # One column is left free: many terminals wrap when the last one is written.
             width = shutil.get_terminal_size().columns - 1
-            self._stream.write("\r" + self._line(width) + "\x1b[K")
+            self._put("\r" + self._line(width) + "\x1b[K")
         else:
-            self._stream.write(self._line(None) + "\n")
-        self._stream.flush()
+            self._put(self._line(None) + "\n")
+
+    def _put(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError:  # a log on the disk that is full is no reason to stop
+            pass
 
     def _unicode(self) -> bool:
         return (getattr(self._stream, "encoding", None) or "").lower().replace("-", "") == "utf8"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mmjax.config import ConfigError
 from mmjax.data.order import shares
@@ -24,11 +25,13 @@ from mmjax.train.clock import Clock
 from mmjax.train.damage import NotSaved
 from mmjax.train.evaluate import Evaluation
 from mmjax.train.experiment import Experiment
+from mmjax.train.guard import Diverged, Guard, Spike, skipped_updates
 from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
-from mmjax.train.meter import Diverged, Meter
+from mmjax.train.meter import Meter
 from mmjax.train.profiling import Profiler
 from mmjax.train.program import Program
 from mmjax.train.rates import Rates, peak_of
+from mmjax.train.rewinds import Rewinds
 from mmjax.train.saves import Saves
 from mmjax.train.skips import Skips, check_index
 from mmjax.train.state import TrainState
@@ -133,26 +136,32 @@ class _Run:
         self.clock = clock
         self.ledger = ledger
         self.saves = Saves(checkpoints, clock, note=progress.note)
+        self.rewinds = Rewinds(workdir, directory=experiment.checkpoint.directory)
+        self.compiled: jax.stages.Compiled | None = None
 
     def train(self, rows: Batches, *, switched: Sequence[str], left_out: Sequence[Skipped]) -> Outcome:
         state = self._start(switched)
         step = int(jax.device_get(state.step))
-        first, say = distributed.is_first(), self.progress.warn
-        self.writer = MetricsWriter(self.workdir, resume_step=step, say=say) if first else NoMetrics()
-        self.ledger.go_on(step)
+        self._begin(step)
         self.skips = Skips(
             self.workdir,
             limit=self.experiment.data.max_skipped,
             process=jax.process_index(),
             processes=jax.process_count(),
             shares=self.program.share[1],
-            say=say,
+            say=self.progress.warn,
         )
-        if first:
+        if distributed.is_first():
             self.skips.list(0, left_out)
-        with contextlib.closing(self.writer):
-            if step < self.experiment.steps:
-                state, step = self._steps(state, step, rows)
+        try:
+            while step < self.experiment.steps and not self.stop.asked:
+                spike = None
+                try:
+                    state, step = self._steps(state, step, rows)
+                except Spike as found:
+                    spike = found.with_traceback(None)  # its frames would keep a second state alive
+                if spike is not None:
+                    state, step = self._rewind(spike)
             self.saves.finish(step)
             self.writer.finish()
             if step < self.experiment.steps:
@@ -162,6 +171,8 @@ class _Run:
                 return Outcome(finished=False, step=step, metrics={})
             metrics = self._finish(state)
             self.writer.finish()
+        finally:
+            self.writer.close()
         return Outcome(finished=True, step=step, metrics=metrics)
 
     def _start(self, switched: Sequence[str]) -> TrainState:
@@ -177,6 +188,9 @@ class _Run:
         self.progress.note(f"going on from the checkpoint of step {step}")
         if switched:
             self.progress.note(f"augmentation changes after step {step}: {'; '.join(switched)}")
+        return self._with_new_augmentations(state)
+
+    def _with_new_augmentations(self, state: TrainState) -> TrainState:
         new = [name for name in self.program.state.augment if name not in state.augment]
         if new:
             fresh = self.program.initialise_augmentations()
@@ -184,27 +198,60 @@ class _Run:
             self.progress.note(f"parameters of {', '.join(new)} start afresh")
         return state
 
+    def _begin(self, step: int) -> None:
+        """What goes along with the steps, as it was after ``step``."""
+        settings, first = self.experiment.guard, distributed.is_first()
+        self.writer = MetricsWriter(self.workdir, resume_step=step, say=self.progress.warn) if first else NoMetrics()
+        self.ledger.go_on(step)
+        self.guard = Guard(
+            self.experiment,
+            note=self.progress.note,
+            losses=() if settings.spike is None else self.checkpoints.read_losses(step),
+            rewinds_left=0 if settings.spike is None else max(settings.rewinds - len(self.rewinds.all), 0),
+        )
+
+    def _rewind(self, spike: Spike) -> tuple[TrainState, int]:
+        """The state of before the spike; killed anywhere in here, the next start comes to the same one."""
+        self.checkpoints.wait()
+        goal = distributed.same_for_all(self.rewinds.goal(spike.step, saved=self.checkpoints.steps))
+        # First: once the batches are others, what was saved later belongs to no run.
+        self.checkpoints.forget_after(goal)
+        rewind = self.rewinds.add(spike=spike.step, after=goal)
+        self.progress.note(
+            f"{spike}: going back to step {goal} and leaving out {rewind.skipped:,} batches "
+            f"({len(self.rewinds.all)} of guard.rewinds={self.experiment.guard.rewinds})"
+        )
+        self.writer.close()
+        self._begin(goal)
+        with self.clock.during("restoring", f"going back to step {goal}"):
+            if goal == 0:
+                return self.program.initialise(), 0
+            return self._with_new_augmentations(self.checkpoints.restore(self.program.state, which=goal)), goal
+
     def _steps(self, state: TrainState, step: int, rows: Batches) -> tuple[TrainState, int]:
+        """To the last step, to where batches are left out, or to where a signal stops it."""
         settings = self.experiment
-        batches = assemble.stream(settings, rows, start_step=step, note=self.progress.note)
+        until = min(settings.steps, self.rewinds.next_after(step))
+        batches = assemble.stream(settings, rows, start_step=self.rewinds.batch_after(step), note=self.progress.note)
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(batches))
             coming = iter(batches)
             arrays = self._taken(step, coming)
-            compiled = self._compile(arrays)
+            compiled = self.compiled = self.compiled or self._compile(arrays)
             profiler = Profiler(
                 self.profile, self.workdir, begin=step, program=compiled, clock=self.clock, note=self.progress.note
             )
             stack.enter_context(self.clock.during("steps"))
             stack.enter_context(contextlib.closing(profiler))
-            meter = Meter(settings, self.progress, self.writer, self.rates, self.skips)
-            with jax.transfer_guard("disallow"):
-                while step < settings.steps:
+            meter = Meter(settings, self.progress, self.writer, self.rates, self.skips, self.guard)
+            stack.enter_context(jax.transfer_guard("disallow"))
+            try:
+                while step < until:
                     with profiler.step(step + 1, after=state):
                         state, metrics = compiled(state, self.program.place(arrays))
                     step += 1
                     traced = profiler.done(step, metrics)
-                    if step < settings.steps:
+                    if step < until:
                         arrays = self._taken(step, coming, beside=metrics)
                     # The last step's numbers are read while this one runs, and no step is more than one ahead.
                     meter.push(step, metrics)
@@ -218,7 +265,14 @@ class _Run:
                 meter.flush()
                 self.ledger.reached(step)
                 if self.stop.asked and step not in self.checkpoints.steps:
-                    self.saves.save(state, step=step)
+                    step = self._save(state, step)
+            except Diverged:
+                with contextlib.suppress(Diverged):
+                    meter.flush()  # a further step is already done, and may have changed the state
+                if self.guard.streak:
+                    with contextlib.suppress(Diverged):
+                        self._save(state, step)
+                raise
         return state, step
 
     def _compile(self, arrays: dict[str, Any]) -> jax.stages.Compiled:
@@ -265,9 +319,30 @@ class _Run:
         if due or (measured is not None and settings.checkpoint.best is not None):
             self.ledger.reached(step)
             self.ledger.write()
-            self.saves.save(state, step=step, metrics=measured)
+            self._save(state, step, metrics=measured, finished=last)
         if measured is not None or due:
             meter.restart()
+
+    def _save(
+        self, state: TrainState, step: int, *, metrics: dict[str, float] | None = None, finished: bool = False
+    ) -> int:
+        """Saves the state and gives the step that it is saved as: after skipped updates that of the last update.
+
+        So a start from there meets the same steps as this run, which a ``finished`` one need not. It is no candidate
+        for the best one meanwhile, as no loss has yet come of it.
+        """
+        self.guard.check(step, state.params)
+        good = step if finished else step - self.guard.streak
+        if good < step:
+            if good in self.checkpoints.steps:
+                return good
+            with jax.transfer_guard("allow"):
+                at = jax.make_array_from_callback((), state.step.sharding, lambda _: np.asarray(good, np.int32))
+            state = dataclasses.replace(state, step=at)
+        if self.guard.streak:
+            metrics = None
+        self.saves.save(state, step=good, metrics=metrics, losses=self.guard.losses)
+        return good
 
     def _measure(self, state: TrainState, step: int) -> dict[str, float]:
         params = state.params if state.average is None else state.average
@@ -291,8 +366,16 @@ class _Run:
         self.skips.gather()
         if self.skips.count:
             self.progress.note(f"skipped {self.skips.summary()}; see {self.workdir / skips.FILE}")
+        facts = {"skipped updates": skipped_updates(state), "rewinds": len(self.rewinds.all)}
+        if facts["skipped updates"]:
+            self.progress.note(f"{facts['skipped updates']:,} of {settings.steps:,} updates were skipped")
+        for rewind in self.rewinds.all:
+            self.progress.note(f"step {rewind.spike:,} was a spike, undone by going back to step {rewind.after:,}")
         with self.clock.during("evaluation", "the final evaluation"):
-            metrics = self.evaluation.final(params) | {"final/weights_of_step": float(chosen)}
+            metrics = self.evaluation.final(params) | {
+                "final/weights_of_step": float(chosen),
+                **{f"final/{name.replace(' ', '_')}": float(count) for name, count in facts.items()},
+            }
             self.progress.metrics(chosen, metrics)
             panel, caption_panel = self.evaluation.panels(params, count=PANEL_IMAGES)
         self.ledger.write()
@@ -300,8 +383,7 @@ class _Run:
         self.writer.write(settings.steps, metrics | (spent.metrics() if spent else {}))
         if not distributed.is_first():
             return metrics
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-        facts = {"parameters": parameters}
+        facts["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
         try:
             path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, facts=facts)
         except OSError as error:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 
 from mmjax.train.experiment import Experiment
+from mmjax.train.guard import Guard
 from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
 from mmjax.train.rates import Rates
 from mmjax.train.skips import Skips
 
 
-class Diverged(RuntimeError):
-    """The loss or its gradient stopped being a number."""
-
-
 class Meter:
-    """Reads the metrics of step n while step n + 1 runs; writes some of them, shows all."""
+    """Reads the metrics of step n while step n + 1 runs; writes some of them, shows all, has the guard judge them."""
 
     def __init__(
         self,
@@ -26,12 +21,14 @@ class Meter:
         writer: MetricsWriter | NoMetrics,
         rates: Rates,
         skips: Skips,
+        guard: Guard,
     ):
         self._settings = settings
         self._progress = progress
         self._writer = writer
         self._rates = rates
         self._skips = skips
+        self._guard = guard
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self.restart()
 
@@ -50,22 +47,15 @@ class Meter:
 
     def flush(self) -> None:
         """Reads what is still pending."""
-        if self._pending is not None:
-            self._read(*self._pending)
-            self._pending = None
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._read(*pending)
 
     def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {
             name if name.startswith("augment/") else f"train/{name}": float(value)
             for name, value in jax.device_get(metrics).items()
         }
-        loss, norm = values["train/loss"], values["train/gradient_norm"]
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"the loss is {loss} and its gradient's norm {norm} at step {step}; lower optimizer.learning_rate "
-                f"({self._settings.optimizer.learning_rate}) or lengthen optimizer.warmup_steps "
-                f"({self._settings.optimizer.warmup_steps})"
-            )
         self._steps += 1
         rates = self._rates.over(self._steps)
         if self._skips.shared:
@@ -79,6 +69,7 @@ class Meter:
         if self._is_logged(step):
             self._writer.write(step, values | rates | self._rates.told())
             self.restart()
+        self._guard.judge(step, values)
 
     def _is_logged(self, step: int) -> bool:
         return step % self._settings.log.every_steps == 0 or step in (1, self._settings.steps)

@@ -13,7 +13,7 @@ import jax
 
 from mmjax.parallel import distributed
 from mmjax.train import trace, trace_text
-from mmjax.train.clock import Clock
+from mmjax.train.clock import Activity, Clock
 from mmjax.train.trace_kinds import kinds_of
 
 FOLDER = "profile"
@@ -46,6 +46,8 @@ class Profiler:
         self._traced: list[int] = []
         self._tracing = False
         self._result: Any = None
+        self._before: dict[Activity, float] = {}
+        self._host: dict[Activity, float] = {}
         if steps is None:
             return
         self._folder = Path(workdir) / FOLDER / f"steps-{steps[0]}-{steps[1]}"
@@ -82,6 +84,8 @@ class Profiler:
         if not self._tracing:
             return
         self._tracing = False
+        spent = self._clock.spent()
+        self._host = {name: spent[name] - before for name, before in self._before.items() if name != "steps"}
         with self._clock.during("other"):
             self._end()
 
@@ -107,6 +111,7 @@ class Profiler:
         try:
             jax.profiler.start_trace(self._folder, profiler_options=options)
             self._tracing = True
+            self._before = self._clock.spent()
         except Exception as error:  # as above
             self._note(f"profiling is not possible here: {error}")
             self._steps = None
@@ -120,7 +125,7 @@ class Profiler:
             summary = trace.summarise(
                 jax.profiler.ProfileData.from_file(str(path)), steps=len(self._traced), kinds=kinds, module=module
             )
-            text = trace_text.text(summary, title=self._title(), path=path)
+            text = trace_text.text(summary, title=self._title(), path=path, host=self._host)
             (self._folder / SUMMARY).write_text(text, encoding="utf-8")
         except Exception as error:  # as above; the trace itself is there
             self._note(f"the trace in {session} could not be summed up: {type(error).__name__}: {error}")

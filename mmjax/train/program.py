@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -10,8 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax import plugins, rng
+from mmjax.config import ConfigError
 from mmjax.evals.embedder import Embedder
 from mmjax.models.clip import Clip
+from mmjax.models.low_precision import check_products
+from mmjax.models.presets import ClipConfig
 from mmjax.parallel.host_memory import keep_freed_memory
 from mmjax.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated, share_of
 from mmjax.parallel.sharding import batch_shardings, state_shardings
@@ -44,6 +47,7 @@ class Program:
         self.rows = batch_sharding(self.mesh)
         [each] = self.rows.shard_shape((experiment.batch_size,))
         check_parts(experiment.micro_batches, batch_size=experiment.batch_size, rows=each)
+        check_device(experiment.model, _nearest(self.mesh.devices.flat))
         self.objective = plugins.make(
             "mmjax.objectives",
             "Objective",
@@ -162,6 +166,24 @@ class Program:
             average=jax.tree.map(jnp.copy, params) if self.experiment.optimizer.average else None,
             augment=self.augmentations.initial(),
         )
+
+
+def check_device(model: ClipConfig, device: jax.Device) -> None:
+    """Raises where ``device`` cannot do what the model asks of it."""
+    check_products(model.products, device)
+    if model.remat == "offload":
+        kinds = [memory.kind for memory in device.addressable_memories()]
+        if "pinned_host" not in kinds:
+            raise ConfigError(
+                f"model.remat='offload': {device.device_kind} has no memory 'pinned_host' (it has "
+                f"{', '.join(kinds)}); use 'dots' or 'full'"
+            )
+
+
+def _nearest(devices: Iterable[jax.Device]) -> jax.Device:
+    """One of this process, where it has any."""
+    found = list(devices)
+    return next((device for device in found if device.process_index == jax.process_index()), found[0])
 
 
 def evaluated_modalities(experiment: Experiment) -> tuple[str, ...]:

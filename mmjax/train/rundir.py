@@ -31,6 +31,7 @@ MAY_DIFFER = (
     "log",
     "checkpoint.keep",
     "checkpoint.directory",
+    "guard",
     "data.workers",
     "data.threads",
     "data.prefetch",
@@ -89,7 +90,7 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
                 f"--workdir={workdir}: belongs to another experiment ({'; '.join(changes)}); use another folder, or "
                 "give the settings that it was started with"
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise ConfigError(f"--workdir={workdir}: is not empty and is no run folder; use a new one")
     if elsewhere or found is not None:
         kept = _check_checkpoints(workdir, config, before=found)
@@ -143,13 +144,11 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
                 f"--workdir={workdir}: no run folder (it has no config.json); train there first"
             ) from None
         trouble = "is missing"
-    except (ValueError, RecursionError) as error:  # not JSON, or not even text
+    except (ValueError, RecursionError, OSError) as error:  # not JSON, not even text, or not to be read
         trouble = f"is damaged ({error})"
     if started is None:
         raise ConfigError(f"--workdir={workdir}: config.json {trouble}; restore it or start afresh")
-    print(
-        f"config.json in {workdir} {trouble}; the last start in {STARTS} says what it was", file=sys.stderr, flush=True
-    )
+    damage.on_stderr(f"config.json in {workdir} {trouble}; the last start in {STARTS} says what it was")
     return started
 
 

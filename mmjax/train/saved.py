@@ -15,7 +15,7 @@ from mmjax.train import checksums, damage
 from mmjax.train.damage import Damaged
 
 FACTS = "facts"
-"""The item that says what the others must be (``checksums``), and what was measured then (``metrics``)."""
+"""The item that says what the others must be (``checksums``), and what was known then (``metrics``, ``losses``)."""
 
 
 class Saved:
@@ -29,10 +29,11 @@ class Saved:
         self.step = step
 
     def facts(self) -> dict[str, Any]:
-        """``checksums`` of the items by name, and ``metrics`` or None."""
+        """``checksums`` of the items by name, ``metrics`` or None, and ``losses``, of which there may be none."""
         try:
             facts = ocp.JsonCheckpointHandler().restore(self.folder / FACTS)
-            return {"checksums": dict(facts["checksums"]), "metrics": facts["metrics"]}
+            losses = [float(loss) for loss in facts.get("losses") or ()]
+            return {"checksums": dict(facts["checksums"]), "metrics": facts["metrics"], "losses": losses}
         except Exception as error:  # orbax and tensorstore raise anything on a damaged file
             raise Damaged(self.step, damage.reason(error)) from error
 

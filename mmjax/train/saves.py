@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.clock import Clock
@@ -21,7 +21,14 @@ class Saves:
         self._first = True
         self.tell: Callable[[str, float], None] = lambda name, seconds: None
 
-    def save(self, state: TrainState, *, step: int, metrics: dict[str, float] | None = None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        *,
+        step: int,
+        metrics: dict[str, float] | None = None,
+        losses: Sequence[float] | None = None,
+    ) -> None:
         """As ``Checkpoints.save``; a save before that is not yet on disk is waited for."""
         self.look()
         what = f"saving the checkpoint of step {step}"
@@ -29,7 +36,7 @@ class Saves:
             what += f", which waits until that of step {self._begun[0]} is on disk,"
         began = time.monotonic()
         with self._clock.during("checkpoint", what):
-            self._checkpoints.save(state, step=step, metrics=metrics)
+            self._checkpoints.save(state, step=step, metrics=metrics, losses=losses)
         held = time.monotonic() - began
         self._done()
         self._begun = step, began, held

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
+from mmjax.train.clock import Activity
+from mmjax.train.goodput import NAMES as TIMES
+from mmjax.train.goodput import span
 from mmjax.train.trace import Summary
 from mmjax.train.trace_kinds import Kind
 
@@ -19,8 +23,8 @@ NAMES: dict[Kind, str] = {
 }
 
 
-def text(summary: Summary, *, title: str, path: Path) -> str:
-    """The whole page."""
+def text(summary: Summary, *, title: str, path: Path, host: Mapping[Activity, float]) -> str:
+    """The whole page; ``host`` is what the process did beside the steps meanwhile, in seconds."""
     mean = statistics.mean(summary.step_seconds)
     lines = [
         f"Where device time went: {title}",
@@ -28,6 +32,7 @@ def text(summary: Summary, *, title: str, path: Path) -> str:
         f"step time, ms   mean {1e3 * mean:.2f}   min {1e3 * min(summary.step_seconds):.2f}   "
         f"max {1e3 * max(summary.step_seconds):.2f}   ({summary.steps} steps)",
         f"idle            {summary.idle:.1%} of a step",
+        *_beside(host),
         "",
         f"{'kind':32}{'share':>8}{'ms a step':>11}{'hidden, ms':>12}",
     ]
@@ -53,6 +58,12 @@ def text(summary: Summary, *, title: str, path: Path) -> str:
     if rest:
         lines.append(f"{f'… and {len(rest)} more':64}{1e3 * sum(row.seconds for row in rest):>10.3f}")
     return "\n".join([*lines, "", f"trace: {path}", ""])
+
+
+def _beside(host: Mapping[Activity, float]) -> list[str]:
+    """The line of what the steps' times and idleness hold that is none of theirs."""
+    words = [f"{TIMES[name]} {span(seconds)}" for name, seconds in host.items() if seconds >= 0.05]
+    return [f"in between      {', '.join(words)}"] if words else []
 
 
 def brief(summary: Summary) -> str:

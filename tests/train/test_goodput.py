@@ -44,7 +44,7 @@ class Start:
 
 
 def lines(workdir):
-    return (workdir / goodput.FILE).read_text().splitlines()
+    return (workdir / goodput.FILE).read_text(errors="replace").splitlines()
 
 
 def test_an_undisturbed_run(tmp_path):
@@ -152,6 +152,7 @@ def test_a_torn_or_damaged_line_costs_no_other(tmp_path, damage):
     second.ledger.close()
     found = goodput.of_run(tmp_path)
     assert (found.starts, found.seconds["steps"], found.seconds["lost"], found.total) == (2, 8, 0, 18)
+    assert sum(line.startswith('{"start": "') and '"data": 0.0' in line for line in lines(tmp_path)) == 6
 
 
 def test_the_first_lines_of_a_start_may_be_missing(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mmjax.train import logging
+from mmjax.train.damage import NotSaved
 from mmjax.train.logging import MetricsWriter, Progress, duration, read_metrics
 
 
@@ -56,7 +57,7 @@ def test_events_are_on_disk_for_tensorboard(tmp_path):
         (length,) = struct.unpack("<Q", data[:8])
         events.append(Event.FromString(data[12 : 12 + length]))
         data = data[16 + length :]
-    assert path.name.startswith("events.out.tfevents.")
+    assert ".out.tfevents." in path.name  # by which TensorBoard knows it
     assert events[0].file_version == "brain.Event:2"
     assert (events[1].step, events[1].session_log.status) == (7, SessionLog.START)
     assert events[2].step == 7 and events[2].wall_time > 1e9
@@ -118,14 +119,16 @@ def test_no_file_is_no_metrics(tmp_path):
 def test_a_kill_in_the_middle_of_the_rewrite_loses_nothing(tmp_path, monkeypatch):
     with MetricsWriter(tmp_path) as writer:
         writer.write(1, {"a": 1.0})
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("damaged\n" + path.read_text())  # so that what is kept is not the beginning of the file
 
     def killed(*paths):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(logging.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        MetricsWriter(tmp_path, resume_step=0)
-    assert len(lines(tmp_path)) == 1
+        MetricsWriter(tmp_path, resume_step=1)
+    assert len(lines(tmp_path)) == 2
 
 
 def test_lines_outlive_a_process_that_is_killed(tmp_path):
@@ -334,3 +337,52 @@ def test_a_quiet_one_says_only_what_is_true_of_it_alone(monkeypatch):
         progress.metrics(5, {"val/rsum": 3.0})
         progress.warn("waiting for data for 10 s")
     assert terminal.getvalue() == "waiting for data for 10 s\n"
+
+
+class Full(Terminal):
+    def flush(self):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_log_on_a_full_disk_stops_nothing():
+    with Progress(2, stream=Full()) as progress:
+        progress.step(1, {"train/loss": 1.0})
+        progress.note("said")
+        progress.warn("said louder")
+
+
+def test_event_files_are_in_the_order_of_their_starts_whatever_the_clock_says(tmp_path, monkeypatch):
+    for now in (2e9, 1e9, 3e9):
+        monkeypatch.setattr(logging.time, "time", lambda now=now: now)
+        MetricsWriter(tmp_path).close()
+    times = [path.name.split("tfevents.")[1][:10] for path in sorted((tmp_path / "tensorboard").iterdir())]
+    assert times == ["2000000000", "1000000000", "3000000000"]
+
+
+def test_what_cannot_be_read_is_said(tmp_path):
+    said = []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1.0}\n\x00\x00\n{"step": 2, "a": 2.0}\n{"st')
+    MetricsWriter(tmp_path, resume_step=1, say=said.append).close()
+    assert said == ["metrics.jsonl: 2 of its lines cannot be read; they are left out"]
+    assert [m["step"] for m in read_metrics(tmp_path)] == [1]
+    MetricsWriter(tmp_path, resume_step=1, say=said.append).close()
+    assert len(said) == 1
+
+
+def test_metrics_of_a_disk_that_fails_for_a_while_are_all_there_and_at_the_end_it_is_an_error(tmp_path):
+    said = []
+    writer = MetricsWriter(tmp_path, say=said.append)
+    writer.write(1, {"a": 1.0})
+    path = tmp_path / "metrics.jsonl"
+    path.rename(tmp_path / "away")
+    path.mkdir()
+    writer.write(2, {"a": 2.0})
+    with pytest.raises(NotSaved, match=r"metrics.jsonl could not be written .*same command again"):
+        writer.finish()
+    path.rmdir()
+    (tmp_path / "away").rename(path)
+    writer.write(3, {"a": 3.0})
+    writer.finish()
+    writer.close()
+    assert [m["step"] for m in read_metrics(tmp_path)] == [1, 2, 3]
+    assert len(said) == 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmjax.config import ConfigError
-from mmjax.train import evaluate, loop, meter, rundir
+from mmjax.train import evaluate, guard, loop, rundir
 from mmjax.train.checkpoint import Checkpoints
 from support import tiny
 
@@ -53,7 +53,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path):
         checkpoint__keep=30,
         eval__every_steps=30,
     )
-    with pytest.raises(meter.Diverged, match=r"loss is .* at step .*optimizer\.learning_rate"):
+    with pytest.raises(guard.Diverged, match=r"loss is .* at step .*optimizer\.learning_rate"):
         loop.train(experiment, workdir=tmp_path)
     with contextlib.closing(Checkpoints(tmp_path, read_only=True)) as checkpoints:
         assert checkpoints.steps and checkpoints.steps[-1] < 30

@@ -123,9 +123,11 @@ def test_a_tpus_operations_belong_to_the_programs_that_run_above_them():
         "Steps": [("0", 0, 20, {})],
         "Async XLA Ops": [("%x = copy-start()", 0, 40, {})],
     }
+    sparse = {"XLA Ops": [("%gather.1 = f32[] gather()", 0, 1, {})]}
     found = trace.summarise(
-        space(("/device:TPU:0", plane), ("/device:TPU:0 SparseCore 0", plane)), steps=2, module="jit_step"
+        space(("/device:TPU:0", plane), ("/device:TPU:0 SparseCore 0", sparse)), steps=2, module="jit_step"
     )
+    assert found.devices == 1
     assert found.step_seconds == pytest.approx((0.020, 0.012))
     assert found.shares["matrix"] == pytest.approx(12 / 32) and found.shares["collective"] == pytest.approx(8 / 32)
     assert found.shares["control"] == pytest.approx(4 / 32) and found.shares["elsewhere"] == pytest.approx(4 / 32)
@@ -239,9 +241,11 @@ def test_a_run_that_ends_within_the_steps_or_begins_after_them_says_so(compiled,
 
 
 def test_a_profile_made_again_replaces_the_first(compiled, tmp_path):
-    for _ in range(2):
-        profiled(tmp_path, compiled, (3, 3), until=4)
-    assert len(list(tmp_path.rglob("*.xplane.pb"))) == 1
+    profiled(tmp_path, compiled, (3, 3), until=4)
+    (path,) = tmp_path.rglob("*.xplane.pb")
+    path.rename(path.with_name("another-machine.xplane.pb"))
+    notes, _ = profiled(tmp_path, compiled, (3, 3), until=4)
+    assert len(list(tmp_path.rglob("*.xplane.pb"))) == 1 and "a step took" in notes[0]
 
 
 def test_a_profiler_that_fails_is_said_and_the_run_goes_on(compiled, tmp_path, monkeypatch):
@@ -260,9 +264,11 @@ def test_a_profiler_that_fails_is_said_and_the_run_goes_on(compiled, tmp_path, m
 def test_the_page_has_the_dearest_operations_and_fits():
     found = trace.summarise(space(gpu(0)), steps=3, module="jit_step")
     many = [trace.Row(name="x" * 200, kind="other", seconds=1e-3, count=1.0)] * 40
-    page = trace_text.text(
-        trace.Summary(**{**vars(found), "rows": tuple(many)}), title="steps 1-3 on 1 x GPU", path="trace.pb"
-    )
+    shown = trace.Summary(**{**vars(found), "rows": tuple(many)})
+    host = {"data": 0.001, "evaluation": 3.21, "checkpoint": 0.5}
+    page = trace_text.text(shown, title="steps 1-3 on 1 x GPU", path="trace.pb", host=host)
+    assert "in between      evaluation 3.2s, saving checkpoints 0.5s\n" in page and "data" not in page
+    assert "in between" not in trace_text.text(shown, title="", path="", host={"data": 0.001})
     assert page.count("x…") == 1 * trace_text.SHOWN and "and 25 more" in page
     assert max(map(len, page.splitlines())) <= 100
     assert trace_text.brief(found).startswith("a step took 9.3 ms: matrix products and attention 43%")

@@ -96,6 +96,7 @@ def test_a_profile_changes_no_bit(config, environment, undisturbed, tmp_path):
     output = command.run(*arguments(config, workdir), "--profile=steps:6-9", **environment)
     summary = (workdir / "profile" / "steps-6-9" / "summary.txt").read_text()
     assert "(4 steps)" in summary and "matrix products" in summary and "other programs" in summary
+    assert "in between      " in summary and "evaluation" in summary
     assert "a step took" in output and "summary.txt" in output
     assert fingerprint(workdir, environment)["sha256"] == fingerprint(undisturbed, environment)["sha256"]
 

@@ -1,0 +1,384 @@
+"""Disks that are full, checkpoints that are damaged, deleted or a stranger's: what is said, and what goes on."""
+
+import contextlib
+import errno
+import gc
+import json
+import os
+import re
+import shutil
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.config import ConfigError
+from mmjax.train import checksums, damage, inspection
+from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.damage import Damaged, NotSaved
+from mmjax.train.lines import LineFile
+from mmjax.train.state import TrainState
+
+# Behind a save or read that fails, threads of tensorstore still call back, and coroutines of orbax are left behind.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def left_behind():
+    """Collected here, not in the middle of another test."""
+    yield
+    gc.collect()
+
+
+def state(step):
+    """A small state whose every array is another at every step."""
+    base = jnp.arange(2000, dtype=jnp.float32) + step
+    params = {"tower": {"kernel": jnp.sin(base), "bias": base[:7]}, "scale": base[0]}
+    return TrainState(
+        step=jnp.int32(step), params=params, opt_state=(jax.tree.map(jnp.cos, params), jnp.int32(step)), average=None
+    )
+
+
+def shapes():
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))
+
+
+def equal(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(jax.device_get(x), jax.device_get(y)) for x, y in pairs)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A folder with checkpoints of steps 4 and 8, the earlier one the best; not to be changed."""
+    folder = tmp_path_factory.mktemp("pristine")
+    with contextlib.closing(Checkpoints(folder, keep=2, best="m")) as checkpoints:
+        for step, score in ((4, 2.0), (8, 1.0)):
+            checkpoints.save(state(step), step=step, metrics={"m": score})
+    return folder
+
+
+@pytest.fixture
+def folder(pristine, tmp_path):
+    return shutil.copytree(pristine, tmp_path / "run")
+
+
+@contextlib.contextmanager
+def opened(folder, said=None, **options):
+    options = {"keep": 2, "say": (said if said is not None else []).append} | options
+    with contextlib.closing(Checkpoints(folder, **options)) as checkpoints:
+        yield checkpoints
+
+
+# What is wrong with a checkpoint
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def largest(folder):
+    """The file with the arrays' content."""
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+DAMAGE = {
+    "a flipped bit": lambda f: flip(largest(f / "params")),
+    "a flipped bit in the moments": lambda f: flip(largest(f / "training")),
+    "half a file": lambda f: halve(largest(f / "params")),
+    "an empty file": lambda f: largest(f / "params").write_bytes(b""),
+    "a missing file": lambda f: largest(f / "training").unlink(),
+    "no manifest": lambda f: (f / "params" / "manifest.ocdbt").unlink(),
+    "half the metadata": lambda f: halve(f / "params" / "_METADATA"),
+    "no item": lambda f: shutil.rmtree(f / "training"),
+    "no checksums": lambda f: shutil.rmtree(f / "facts"),
+    "torn checksums": lambda f: halve(f / "facts" / "metadata"),
+    "other checksums": lambda f: (f / "facts" / "metadata").write_text('{"checksums": {}, "metrics": null}'),
+    "nothing at all": lambda f: [shutil.rmtree(p) if p.is_dir() else p.unlink() for p in f.iterdir()],
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_named_moved_aside_and_the_one_before_it_restored(folder, kind):
+    DAMAGE[kind](folder / "checkpoints" / "8")
+    before = sorted(p.relative_to(folder / "checkpoints" / "8") for p in (folder / "checkpoints" / "8").rglob("*"))
+    said = []
+    with opened(folder, said) as checkpoints:
+        assert equal(checkpoints.restore_newest(shapes()), state(4))
+        assert checkpoints.steps == [4] and names(folder / "checkpoints") == ["4"]
+    (line,) = said
+    assert "step 8 is damaged" in line and "\n" not in line and "()" not in line
+    place = folder / "checkpoints.damaged" / "8"
+    assert str(place) in line and sorted(p.relative_to(place) for p in place.rglob("*")) == before
+    # The same step is saved again, and spoilt again: nothing is overwritten.
+    with opened(folder) as checkpoints:
+        checkpoints.save(state(8), step=8)
+    DAMAGE[kind](folder / "checkpoints" / "8")
+    with opened(folder) as checkpoints:
+        checkpoints.restore_newest(shapes())
+    assert names(folder / "checkpoints.damaged") == ["8", "8.2"]
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in DAMAGE if "moments" not in kind and kind not in ("a missing file", "no item")]
+)
+def test_readers_say_it_and_leave_everything_as_it_is(folder, kind, monkeypatch):
+    monkeypatch.setattr(damage, "_VANISHES_WITHIN", 0.0)
+    DAMAGE[kind](folder / "checkpoints" / "8")
+    before = sorted(folder.rglob("*"))
+    with opened(folder, read_only=True) as checkpoints:
+        with pytest.raises(Damaged, match=r"step=8: this checkpoint is damaged \(.+\)"):
+            checkpoints.restore_params(shapes().params)
+        assert equal(checkpoints.restore_params(shapes().params, which=4), state(4).params)
+    with pytest.raises(Damaged, match="step=8"):
+        inspection.describe(folder)
+    assert inspection.describe(folder, which=4)["step"] == 4
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_where_none_can_be_read_nothing_is_moved(folder):
+    for step in ("4", "8"):
+        halve(largest(folder / "checkpoints" / step / "params"))
+    with (
+        opened(folder) as checkpoints,
+        pytest.raises(ConfigError, match=r"none of its.*step 8: .*; step 4: ") as caught,
+    ):
+        checkpoints.restore_newest(shapes())
+    assert "\n" not in str(caught.value)
+    assert names(folder / "checkpoints") == ["4", "8"] and not (folder / "checkpoints.damaged").exists()
+
+
+def test_a_score_that_cannot_be_read_is_said_and_the_others_decide(folder):
+    halve(folder / "checkpoints" / "4" / "facts" / "metadata")
+    said = []
+    with opened(folder, said, best="m", read_only=True) as checkpoints:
+        assert checkpoints.resolve("best") == 8
+    assert len(said) == 1 and "step 4" in said[0]
+
+
+def test_checksums_are_the_same_on_devices_and_on_the_host_and_see_every_single_bit():
+    rng = np.random.default_rng(0)
+    arrays = [
+        rng.normal(size=(3, 5, 7)).astype(np.float32),
+        np.array(9, np.int32),
+        rng.normal(size=(8, 16)).astype(jnp.bfloat16),
+        np.array([True, False, True]),
+        np.arange(10, dtype=np.uint8),
+        np.zeros((0, 3), np.float32),
+    ]
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = [
+        jax.device_put(a, jax.NamedSharding(mesh, jax.P("d") if a.shape[:1] == (8,) else jax.P())) for a in arrays
+    ]
+    expected = checksums.of_arrays(arrays)
+    assert checksums.of_trees({"a": spread, "nothing": {}}) == {"a": expected}
+    # By the definition, in Python's own integers.
+    assert expected[1] == 9 and expected[4] == sum((2 * i + 1) * i for i in range(10))
+    bits = arrays[0].view(np.uint32).reshape(-1).tolist()
+    assert expected[0] == sum((2 * i + 1) * b for i, b in enumerate(bits)) % 2**32
+    for position in (0, 51, 104):
+        for bit in range(32):
+            changed = arrays[0].copy()
+            changed.view(np.uint32).reshape(-1)[position] ^= np.uint32(1 << bit)
+            assert checksums.of_arrays([changed]) != [expected[0]], (position, bit)
+    assert checksums.of_arrays([arrays[0][::-1]]) != [expected[0]]
+
+
+# A disk that takes no checkpoint
+
+
+@contextlib.contextmanager
+def unwritable(folder):
+    """``checkpoints`` can be neither read nor written, whoever asks: something else is in its place."""
+    there = folder / "checkpoints"
+    there.rename(folder / "elsewhere")
+    there.write_text("")
+    yield
+    there.unlink()
+    (folder / "elsewhere").rename(there)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_and_the_next_one_is(folder):
+    said = []
+    with opened(folder, said) as checkpoints:
+        with unwritable(folder):
+            checkpoints.save(state(12), step=12)
+            checkpoints.wait()
+            (line,) = said
+            assert "step 12 could not be written" in line and "\n" not in line
+            checkpoints.save(state(16), step=16)
+            with pytest.raises(NotSaved, match=r"step 16 could not be written .*same command again"):
+                checkpoints.finish(16)
+        checkpoints.save(state(20), step=20)
+        checkpoints.finish(20)
+        assert checkpoints.steps == [8, 20] and len(said) == 2
+        assert equal(checkpoints.restore(shapes()), state(20))
+    assert names(folder / "checkpoints") == ["20", "8"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or os.system("unshare -m true 2>/dev/null") != 0, reason="needs to mount")
+def test_a_full_disk_costs_no_older_checkpoint_and_leaves_nothing_half_written(pristine, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.system(f"mount -t tmpfs -o size=400k tmpfs {disk} 2>/dev/null"):
+        pytest.skip("cannot mount")
+    try:
+        shutil.copytree(pristine, disk, dirs_exist_ok=True)
+        said = []
+        with opened(disk, said) as checkpoints:
+            filler = disk / "filler"
+            filler.write_bytes(bytes(shutil.disk_usage(disk).free - 8192))
+            for step in (12, 16):
+                checkpoints.save(state(step), step=step)
+                checkpoints.wait()
+                assert checkpoints.steps == [4, 8]
+                assert [n for n in names(disk / "checkpoints") if not n.isdigit()] == []
+                assert "No space left on device" in said[-1] and "last one is of step 8" in said[-1]
+            assert equal(checkpoints.restore(shapes()), state(8))
+            filler.unlink()
+            checkpoints.save(state(20), step=20)
+            checkpoints.finish(20)
+            assert checkpoints.steps == [8, 20] and len(said) == 2
+        assert inspection.describe(disk)["step"] == 20
+    finally:
+        os.system(f"umount {disk}")
+
+
+def test_what_fails_while_training_goes_on_is_noticed_without_another_save(folder, monkeypatch):
+    said = []
+    with opened(folder, said) as checkpoints:
+        monkeypatch.setattr(os, "rename", _no_space)  # the last thing that a save does
+        monkeypatch.setattr(os, "replace", _no_space)
+        checkpoints.save(state(12), step=12)
+        for _ in range(2000):
+            checkpoints.check()
+            if said:
+                break
+            threading.Event().wait(0.005)
+        monkeypatch.undo()
+        assert len(said) == 1 and "step 12" in said[0] and "No space left" in said[0]
+        assert checkpoints.steps == [4, 8]
+
+
+def _no_space(*paths, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+# Deleted while it is read
+
+
+def test_a_checkpoint_deleted_under_a_reader_is_followed_or_named(folder):
+    said = []
+    with opened(folder, said, read_only=True) as reader:
+        with opened(folder, keep=1) as training:  # goes on and keeps the newest alone
+            training.save(state(12), step=12)
+        assert equal(reader.restore_params(shapes().params, which="last"), state(12).params)
+        (line,) = said
+        assert "step 8 was deleted while it was read" in line and "12" in line
+    with opened(folder, read_only=True) as reader:
+        shutil.rmtree(folder / "checkpoints" / "12")
+        with pytest.raises(ConfigError, match=r"--step=12: was deleted while it was read; there are none"):
+            reader.restore_params(shapes().params, which=12)
+        with pytest.raises(ConfigError, match="holds no finished checkpoint"):
+            reader.restore_params(shapes().params, which="last")
+
+
+def test_deleted_half_way_it_is_not_called_damaged(folder, monkeypatch):
+    with opened(folder, [], best="m") as training:
+        training.save(state(12), step=12, metrics={"m": 9.0})
+    said = []
+    shutil.rmtree(folder / "checkpoints" / "12" / "params")  # the rest follows while the reader looks
+    timer = threading.Timer(0.3, lambda: shutil.rmtree(folder / "checkpoints" / "12"))
+    with opened(folder, said, read_only=True, best="m") as reader:
+        timer.start()
+        assert equal(reader.restore_params(shapes().params, which="best"), state(8).params)
+    timer.join()
+    assert "step 12 was deleted" in said[0]
+
+
+# Files of lines
+
+
+def test_a_line_is_there_whole_or_not_at_all_and_none_is_lost(tmp_path, monkeypatch):
+    path, said = tmp_path / "metrics.jsonl", []
+    lines = LineFile(path, say=said.append)
+    assert lines.write("one")
+    path.rename(tmp_path / "away")
+    path.mkdir()  # nothing can be written there
+    assert not lines.write("two") and not lines.write("three")
+    path.rmdir()
+    (tmp_path / "away").rename(path)
+    assert lines.write("four")
+    assert path.read_text().split() == ["one", "two", "three", "four"]
+    assert len(said) == 2 and "cannot be written" in said[0] and "can be written again" in said[1]
+
+
+def test_a_line_that_only_half_fits_leaves_no_trace(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=8k tmpfs {disk} 2>/dev/null"):
+        pytest.skip("cannot mount")
+    try:
+        lines = LineFile(disk / "metrics.jsonl", say=lambda text: None)
+        written = [f"{i:03d}" + "x" * 600 for i in range(40)]
+        taken = [lines.write(line) for line in written]
+        assert True in taken and False in taken
+        whole = (disk / "metrics.jsonl").read_text().splitlines()
+        assert whole == written[: taken.count(True)]
+        os.system(f"mount -o remount,size=64k {disk}")
+        assert lines.flush() and (disk / "metrics.jsonl").read_text().splitlines() == written
+    finally:
+        os.system(f"umount {disk}")
+
+
+def test_a_torn_end_is_ended_before_the_next_line(tmp_path):
+    path = tmp_path / "starts.jsonl"
+    path.write_text('{"a": 1}\n{"b"')
+    assert LineFile(path, say=print).write('{"c": 3}')
+    assert path.read_text() == '{"a": 1}\n{"b"\n{"c": 3}\n'
+
+
+# Strangers
+
+
+def test_claims_of_more_than_the_machine_holds_are_an_error_before_anything_is_read(folder):
+    for path in (folder / "checkpoints" / "8" / "params").rglob("process_0"):
+        if path.is_file():
+            path.unlink()  # the shapes that the arrays themselves claim are what counts then
+    huge = {"w": jax.ShapeDtypeStruct((1 << 40, 1 << 10), jnp.float32, sharding=None)}
+    with pytest.raises(ConfigError, match=r"4,194,304 GiB.*memory"):
+        damage.check_memory(huge)
+    with opened(folder, read_only=True) as checkpoints, pytest.raises(ConfigError, match="memory"):
+        checkpoints.restore_params(huge)
+
+
+def test_reasons_are_short_and_name_the_cause():
+    def chained():
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise RuntimeError("while saving\nmany things") from error
+
+    with pytest.raises(RuntimeError) as caught:
+        chained()
+    assert damage.reason(caught.value) == "No space left on device"
+    long = ValueError('DATA_LOSS: Error reading "b" at local file "/a/b/8/params/manifest.ocdbt": ' + "x" * 999)
+    assert damage.reason(long) == "data loss in params/manifest.ocdbt"
+    assert len(damage.reason(ValueError("y" * 999))) <= 160
+    assert re.fullmatch(r"KeyError: 'a'", damage.reason(KeyError("a")))
+    assert json.dumps(damage.reason(FileNotFoundError(2, "gone", "/x/metadata"))) == '"metadata is missing"'
