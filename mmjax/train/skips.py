@@ -94,7 +94,7 @@ class Skips:
         """Raises TooManySkipped where ``count``, of all rows, is more than the limit allows."""
         rows = self._rows * self._shares
         if count > self._limit * max(rows, _SEEN_AT_LEAST):
-            reasons = self.summary() or "none by this process"
+            reasons = f"of this process's {self.summary() or 'none'}" if self.shared else self.summary()
             raise TooManySkipped(
                 f"{count} of the {rows} rows up to step {step} could not be used ({reasons}), more "
                 f"than data.max_skipped={self._limit} allows; they are listed in {self._path}"
