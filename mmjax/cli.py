@@ -50,10 +50,10 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     _prepare_jax()
     from mmjax.data.sample import DataError
     from mmjax.parallel import distributed
-    from mmjax.train import damage, experiment, guard, loop
+    from mmjax.train import damage, experiment, guard, loop, skips
 
     try:
-        with distributed.joined(**flags.processes(options), shared=(guard.Diverged,)):
+        with distributed.joined(**flags.processes(options), shared=(guard.Diverged, skips.TooManySkipped)):
             if distributed.is_first():
                 print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
             settings = experiment.Experiment.of(experiment.read(options.config, overrides))

@@ -33,7 +33,7 @@ from mmjax.train.program import Program
 from mmjax.train.rates import Rates, peak_of
 from mmjax.train.rewinds import Rewinds
 from mmjax.train.saves import Saves
-from mmjax.train.skips import Skips, check_index
+from mmjax.train.skips import Skips, TooManySkipped, check_index
 from mmjax.train.state import TrainState
 from mmjax.train.stopping import Stop, asked_to_stop
 
@@ -83,7 +83,7 @@ def train(
         # Closing the checkpoints waits for all processes, so one that has failed must not come to that.
         with (
             contextlib.closing(checkpoints),
-            distributed.failing_at_once(shared=(Diverged,), brief=(ConfigError, DataError, NotSaved)),
+            distributed.failing_at_once(shared=(Diverged, TooManySkipped), brief=(ConfigError, DataError, NotSaved)),
             asked_to_stop() as stop,
         ):
             saved = checkpoints.steps

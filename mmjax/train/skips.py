@@ -21,6 +21,10 @@ _FILES = "skipped*.jsonl"
 _SEEN_AT_LEAST = 1000  # before so many rows a share says little
 
 
+class TooManySkipped(DataError):
+    """More than the limit; of several processes all raise it at the same step."""
+
+
 class Skips:
     """Keeps ``workdir/skipped.jsonl``: a line for each example that could not be used, once, however often it came up.
 
@@ -74,7 +78,7 @@ class Skips:
                 self._file.write(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}))
 
     def count_batch(self, step: int, skipped: Sequence[Skipped], *, rows: int) -> None:
-        """Takes what was skipped while a batch of ``rows`` was made; raises DataError where it has become too much.
+        """Takes what was skipped while a batch of ``rows`` was made; raises TooManySkipped where it has become so.
 
         Of several processes none knows that alone: they ``check`` the ``total`` now and then.
         """
@@ -87,11 +91,11 @@ class Skips:
             self.check(self.count, step=step)
 
     def check(self, count: int, *, step: int) -> None:
-        """Raises DataError where ``count``, of all rows, is more than the limit allows."""
+        """Raises TooManySkipped where ``count``, of all rows, is more than the limit allows."""
         rows = self._rows * self._shares
         if count > self._limit * max(rows, _SEEN_AT_LEAST):
-            reasons = self.summary() or "none by this process"
-            raise DataError(
+            reasons = f"of this process's {self.summary() or 'none'}" if self.shared else self.summary()
+            raise TooManySkipped(
                 f"{count} of the {rows} rows up to step {step} could not be used ({reasons}), more "
                 f"than data.max_skipped={self._limit} allows; they are listed in {self._path}"
             )

@@ -91,9 +91,12 @@ def test_what_is_told_is_plain_and_in_order():
     assert (skipped.reason, skipped.detail, skipped.key) == ("missing file", "x.jpg", "k")
 
 
-def embedded(count, *, batch_size=8, devices=2, threads=0):
+def embedded(count, *, copies=False, batch_size=8, devices=2, threads=0):
+    """With ``copies`` no two devices share a batch: each has all of it."""
     towers, source = Towers(), Damaged(retrieval_source(count))
     sharding = data_sharding(devices)
+    if copies:
+        sharding = jax.NamedSharding(sharding.mesh, jax.P("data"))  # of one device; they differ along the other axis
     whole = jax.NamedSharding(sharding.mesh, jax.P())
     params = jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, whole, x.__getitem__), towers.params)
     bound = towers.embedder(batch_size=batch_size, sharding=sharding, num_threads=threads).bind(params)
@@ -115,8 +118,8 @@ PROGRAM = """
 sys.path.insert(0, FOLDER)
 with distributed.joined():
     from evals import test_shares as tests
-    for count in (23, 3):
-        digest, asked, found = tests.embedded(count, threads=2)
+    for count, copies in ((23, False), (3, False), (11, True)):
+        digest, asked, found = tests.embedded(count, copies=copies, threads=2)
         print(count, "digest", digest, "asked", asked)
 """
 
@@ -126,12 +129,15 @@ def test_two_processes_read_a_half_each_and_both_end_with_what_one_has():
     running = processes.start(PROGRAM.replace("FOLDER", repr(folder)), 2)
     said = processes.outputs(running)
     assert [process.returncode for process in running] == [0, 0], said
-    for count in (23, 3):
-        digest, everything, _ = embedded(count)
+    for count, copies in ((23, False), (3, False), (11, True)):
+        digest, everything, _ = embedded(count, copies=copies)
         assert everything == list(range(count))
         lines = [next(line for line in text.splitlines() if line.startswith(f"{count} ")) for text in said]
         assert all(f"digest {digest}" in line for line in lines), said
         asked = [json.loads(line.partition("asked ")[2]) for line in lines]
+        if copies:
+            assert asked == [everything, everything]
+            continue
         halves = [[row for row in range(count) if row % 8 // 4 == process] for process in (0, 1)]
         assert asked[0] == halves[0]
         # Of three examples all lie in the first one's half; the other one needs a picture of the right size.
