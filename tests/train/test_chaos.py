@@ -167,7 +167,8 @@ def damaged(run, rng):
         return killed(run, rng)
     files = sorted(path for path in whole[-1].rglob("*") if path.is_file() and path.stat().st_size)
     kind = rng.choice(["emptied", "halved", "flipped", "removed"])
-    content = sorted(files, key=lambda path: path.stat().st_size)[-1] if kind == "flipped" else None
+    data = [path for path in files if path.parent.name == "d"]
+    content = max(data, key=lambda path: path.stat().st_size) if kind == "flipped" else None
     for path in [content] if content else rng.sample(files, 3):
         data = bytearray(path.read_bytes())
         if kind == "removed":
@@ -198,13 +199,22 @@ def clock_jumps(run, rng):
 
 
 def deleted_while_read(run, rng):
+    """It is held back, or it would be done before the reader has begun."""
     run.start()
     run.some_steps(rng)
-    reading = subprocess.run(
+    reader = subprocess.Popen(
         [sys.executable, "-m", "mmjax", "eval", f"--workdir={run.workdir}", "--tasks=retrieval"],
-        env=run.environment, capture_output=True, text=True, timeout=PATIENCE,
+        env=run.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert reading.returncode == 0 and "rsum" in reading.stdout, reading.stderr
+    for _ in range(6):
+        if reader.poll() is None and run.process.poll() is None:
+            aim = run.step() + EVERY
+            run.process.send_signal(signal.SIGCONT)
+            run.until(lambda aim=aim: run.step() >= aim)
+            run.process.send_signal(signal.SIGSTOP)
+            time.sleep(1.0)
+    output, trouble = reader.communicate(timeout=PATIENCE)
+    assert reader.returncode == 0 and "rsum" in output, trouble
     run.kill()
 
 
