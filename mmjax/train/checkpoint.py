@@ -58,6 +58,7 @@ class Checkpoints:
         damage.quieten_orbax()
         self._saving: int | None = None
         self._failure = ""
+        self._metrics: dict[str, float] | None = None
         self._open()
 
     def _open(self) -> None:
@@ -105,6 +106,7 @@ class Checkpoints:
         if self._best is not None and metrics is not None and self._best not in metrics:
             raise ConfigError(f"checkpoint.best={self._best!r}: evaluation gives no such metric; {', '.join(metrics)}")
         self.wait()
+        self._metrics = metrics
         trees: dict[str, Any] = {
             "params": state.params,
             "training": {"step": state.step, "opt_state": state.opt_state},
@@ -210,9 +212,12 @@ class Checkpoints:
                 raise ConfigError(f"--step={step}: was deleted while it was read; there are {self._listed()}")
             self.say(f"the checkpoint of step {step} was deleted while it was read; going on with {self._listed()}")
 
-    def finish(self, step: int) -> None:
-        """Returns when the checkpoint of ``step`` is on disk; raises NotSaved where it cannot be written."""
+    def finish(self, state: TrainState, *, step: int) -> None:
+        """Returns when the checkpoint of ``step`` is on disk; raises NotSaved where that fails a second time too."""
         self.wait()
+        if step not in self.steps:  # orbax looks at the clock while it waits, so it may have been that alone
+            self.save(state, step=step, metrics=self._metrics)
+            self.wait()
         if step not in self.steps:
             raise NotSaved(f"{self._failure}; make room and run the same command again")
 

@@ -117,7 +117,7 @@ class _Run:
         with contextlib.closing(self.writer):
             if step < self.experiment.steps:
                 state, step = self._steps(state, step, rows)
-            self.checkpoints.finish(step)
+            self.checkpoints.finish(state, step=step)
             self.writer.finish()
             if step < self.experiment.steps:
                 self.progress.note(

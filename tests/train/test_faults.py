@@ -224,10 +224,10 @@ def test_a_checkpoint_that_cannot_be_written_is_said_and_the_next_one_is(folder)
             assert "step 12 could not be written" in line and "\n" not in line
             checkpoints.save(state(16), step=16)
             with pytest.raises(NotSaved, match=r"step 16 could not be written .*same command again"):
-                checkpoints.finish(16)
+                checkpoints.finish(state(16), step=16)
         checkpoints.save(state(20), step=20)
-        checkpoints.finish(20)
-        assert checkpoints.steps == [8, 20] and len(said) == 2
+        checkpoints.finish(state(20), step=20)
+        assert checkpoints.steps == [8, 20] and len(said) == 3
         assert equal(checkpoints.restore(shapes()), state(20))
     assert names(folder / "checkpoints") == ["20", "8"]
 
@@ -253,7 +253,7 @@ def test_a_full_disk_costs_no_older_checkpoint_and_leaves_nothing_half_written(p
             assert equal(checkpoints.restore(shapes()), state(8))
             filler.unlink()
             checkpoints.save(state(20), step=20)
-            checkpoints.finish(20)
+            checkpoints.finish(state(20), step=20)
             assert checkpoints.steps == [8, 20] and len(said) == 2
         assert inspection.describe(disk)["step"] == 20
     finally:
@@ -424,3 +424,18 @@ def test_a_run_that_cannot_save_its_last_step_says_so_and_ends_as_failed(tmp_pat
         4,
         4,
     ]
+
+
+def test_a_save_that_the_clock_spoils_at_the_end_is_done_again(folder, monkeypatch):
+    said = []
+    with opened(folder, said, best="m", keep=1) as checkpoints:
+        monkeypatch.setattr(
+            damage, "check_writable", lambda folder: (_ for _ in ()).throw(TimeoutError("waited a year"))
+        )
+        checkpoints.save(state(12), step=12, metrics={"m": 5.0})
+        monkeypatch.undo()
+        checkpoints.finish(state(12), step=12)
+        assert checkpoints.steps == [12] and checkpoints.resolve("best") == 12
+    assert len(said) == 1 and "waited a year" in said[0]
+    with opened(folder, read_only=True, best="m") as checkpoints:
+        assert checkpoints.resolve("best") == 12
