@@ -60,6 +60,7 @@ class Checkpoints:
         damage.quieten_orbax()
         self._saving: int | None = None
         self._failure = ""
+        self._beside: dict[str, Any] = {}  # what the last save was given beside the state
         self._open()
 
     def _open(self) -> None:
@@ -117,6 +118,7 @@ class Checkpoints:
         if self._best is not None and metrics is not None and self._best not in metrics:
             raise ConfigError(f"checkpoint.best={self._best!r}: evaluation gives no such metric; {', '.join(metrics)}")
         self.wait()
+        self._beside = {"metrics": metrics, "losses": losses}
         trees: dict[str, Any] = {
             "params": state.params,
             "training": {"step": state.step, "opt_state": state.opt_state},
@@ -242,9 +244,12 @@ class Checkpoints:
         """Whether the last save is not yet on disk."""
         return self._manager.is_saving_in_progress()
 
-    def finish(self, step: int) -> None:
-        """Returns when the checkpoint of ``step`` is on disk; raises NotSaved where it cannot be written."""
+    def finish(self, state: TrainState, *, step: int) -> None:
+        """Returns when the checkpoint of ``step`` is on disk; raises NotSaved where that fails a second time too."""
         self.wait()
+        if step not in self.steps:  # orbax looks at the clock while it waits, so it may have been that alone
+            self.save(state, step=step, **self._beside)
+            self.wait()
         if step not in self.steps:
             raise NotSaved(f"{self._failure}; make room and run the same command again")
 

@@ -163,7 +163,7 @@ class _Run:
                     spike = found.with_traceback(None)  # its frames would keep a second state alive
                 if spike is not None:
                     state, step = self._rewind(spike)
-            self.saves.finish(step)
+            self.saves.finish(_as_of(step, state), step=step)
             self.writer.finish()
             if step < self.experiment.steps:
                 self.progress.note(
@@ -337,9 +337,7 @@ class _Run:
         if good < step:
             if good in self.checkpoints.steps:
                 return good
-            with jax.transfer_guard("allow"):
-                at = jax.make_array_from_callback((), state.step.sharding, lambda _: np.asarray(good, np.int32))
-            state = dataclasses.replace(state, step=at)
+            state = _as_of(good, state)
         if self.guard.streak:
             metrics = None
         self.saves.save(state, step=good, metrics=metrics, losses=self.guard.losses)
@@ -395,3 +393,13 @@ class _Run:
             self.progress.note(spent.table())
         self.progress.note(f"report: {path}")
         return metrics
+
+
+def _as_of(step: int, state: TrainState) -> TrainState:
+    """The state with the number of a step that it did not change since."""
+    with jax.transfer_guard("allow"):
+        if int(state.step) == step:
+            return state
+        return dataclasses.replace(
+            state, step=jax.make_array_from_callback((), state.step.sharding, lambda _: np.asarray(step, np.int32))
+        )

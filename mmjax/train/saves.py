@@ -48,12 +48,12 @@ class Saves:
         if self._begun is not None and not self._checkpoints.saving:
             self._done()
 
-    def finish(self, step: int) -> None:
+    def finish(self, state: TrainState, *, step: int) -> None:
         """As ``Checkpoints.finish``."""
         self.look()
         what = "waiting until the checkpoint" + (f" of step {self._begun[0]}" if self._begun else "") + " is on disk"
         with self._clock.during("checkpoint", what):
-            self._checkpoints.finish(step)
+            self._checkpoints.finish(state, step=step)
         self._done()
 
     def _done(self) -> None:

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from mmjax.config import ConfigError
-from mmjax.train import checksums, damage, inspection
+from mmjax.train import checksums, damage, inspection, loop
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.damage import Damaged, NotSaved
 from mmjax.train.lines import LineFile
 from mmjax.train.state import TrainState
+from support import tiny
 
 # Behind a save or read that fails, threads of tensorstore still call back, and coroutines of orbax are left behind.
 pytestmark = [
@@ -94,7 +95,7 @@ def halve(path):
 
 def largest(folder):
     """The file with the arrays' content."""
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    return max((p for p in folder.rglob("d/*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
 DAMAGE = {
@@ -223,10 +224,10 @@ def test_a_checkpoint_that_cannot_be_written_is_said_and_the_next_one_is(folder)
             assert "step 12 could not be written" in line and "\n" not in line
             checkpoints.save(state(16), step=16)
             with pytest.raises(NotSaved, match=r"step 16 could not be written .*same command again"):
-                checkpoints.finish(16)
+                checkpoints.finish(state(16), step=16)
         checkpoints.save(state(20), step=20)
-        checkpoints.finish(20)
-        assert checkpoints.steps == [8, 20] and len(said) == 2
+        checkpoints.finish(state(20), step=20)
+        assert checkpoints.steps == [8, 20] and len(said) == 3
         assert equal(checkpoints.restore(shapes()), state(20))
     assert names(folder / "checkpoints") == ["20", "8"]
 
@@ -252,7 +253,7 @@ def test_a_full_disk_costs_no_older_checkpoint_and_leaves_nothing_half_written(p
             assert equal(checkpoints.restore(shapes()), state(8))
             filler.unlink()
             checkpoints.save(state(20), step=20)
-            checkpoints.finish(20)
+            checkpoints.finish(state(20), step=20)
             assert checkpoints.steps == [8, 20] and len(said) == 2
         assert inspection.describe(disk)["step"] == 20
     finally:
@@ -382,3 +383,59 @@ def test_reasons_are_short_and_name_the_cause():
     assert len(damage.reason(ValueError("y" * 999))) <= 160
     assert re.fullmatch(r"KeyError: 'a'", damage.reason(KeyError("a")))
     assert json.dumps(damage.reason(FileNotFoundError(2, "gone", "/x/metadata"))) == '"metadata is missing"'
+
+
+@pytest.mark.slow  # two trainings each
+def test_a_run_whose_last_checkpoint_is_damaged_does_the_lost_steps_again_with_the_same_bits(tmp_path, capsys):
+    experiment = tiny.experiment(steps=6, eval__every_steps=6)
+    loop.train(experiment, workdir=tmp_path)
+    want = inspection.describe(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    flip(largest(tmp_path / "checkpoints" / "6" / "params"))
+    (tmp_path / "report.html").unlink()  # else it is finished
+    capsys.readouterr()
+    assert loop.train(experiment, workdir=tmp_path).finished
+    said = capsys.readouterr().out
+    assert "step 6 is damaged" in said and "going on from the checkpoint of step 3" in said
+    assert inspection.describe(tmp_path)["sha256"] == want["sha256"]
+    again = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in again] == [line["step"] for line in lines]
+    assert [line.get("train/loss") for line in again] == [line.get("train/loss") for line in lines]
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_save_its_last_step_says_so_and_ends_as_failed(tmp_path, monkeypatch, capsys):
+    experiment = tiny.experiment(steps=4, eval__tasks=(), eval__final_tasks=(), checkpoint__every_steps=3)
+
+    def full(folder):
+        if (folder / "3").exists():
+            _no_space()
+
+    monkeypatch.setattr(damage, "check_writable", full)
+    with pytest.raises(NotSaved, match=r"step 4 could not be written \(No space left on device\); the last one is of"):
+        loop.train(experiment, workdir=tmp_path)
+    assert "training goes on and tries again" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert loop.train(experiment, workdir=tmp_path).finished
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+        4,
+    ]
+
+
+def test_a_save_that_the_clock_spoils_at_the_end_is_done_again(folder, monkeypatch):
+    said = []
+    with opened(folder, said, best="m", keep=1) as checkpoints:
+        monkeypatch.setattr(
+            damage, "check_writable", lambda folder: (_ for _ in ()).throw(TimeoutError("waited a year"))
+        )
+        checkpoints.save(state(12), step=12, metrics={"m": 5.0})
+        monkeypatch.undo()
+        checkpoints.finish(state(12), step=12)
+        assert checkpoints.steps == [12] and checkpoints.resolve("best") == 12
+    assert len(said) == 1 and "waited a year" in said[0]
+    with opened(folder, read_only=True, best="m") as checkpoints:
+        assert checkpoints.resolve("best") == 12

@@ -39,7 +39,7 @@ with distributed.joined():
     checkpoints = Checkpoints(folder, keep=3)
     for step in (4, 8, 12):
         checkpoints.save(state(step), step=step)
-    checkpoints.finish(12)
+    checkpoints.finish(state(12), step=12)
     # Of step 12 a bit has flipped, which all see; step 8 is unreadable for the second process alone.
     if me == 0:
         path = max((folder / "checkpoints" / "12" / "params").rglob("d/*"), key=lambda p: p.stat().st_size)
@@ -82,7 +82,7 @@ with distributed.joined():
     with distributed.failing_at_once(brief=(ConfigError, NotSaved)):
         checkpoints = Checkpoints(folder, keep=3)
         checkpoints.save(state(4), step=4)
-        checkpoints.finish(4)
+        checkpoints.finish(state(4), step=4)
         if me == 1: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         checkpoints.save(state(8), step=8)
         for step in range(100_000):

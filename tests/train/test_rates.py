@@ -126,7 +126,7 @@ class Writer:
         self.saving = True
         self.saved.append((step, metrics))
 
-    def finish(self, step):
+    def finish(self, state, *, step):
         assert step == 7
         self.hand.now += 7.0
         self.saving = False
@@ -149,6 +149,6 @@ def test_a_save_has_two_times_and_waits_for_the_one_before(hand, monkeypatch):
     saves.save(None, step=6)
     saves.save(None, step=7)
     assert told[2:] == [("checkpoint_seconds", 2.0), ("checkpoint_seconds", 32.0)]
-    saves.finish(7)
+    saves.finish(None, step=7)
     assert told[4:] == [("checkpoint_disk_seconds", 39.0)] and len(notes) == 1
     assert clock.seconds("checkpoint") == 2 + 2 + 32 + 7
