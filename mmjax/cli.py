@@ -111,8 +111,11 @@ def compile_step(options: argparse.Namespace, overrides: list[tuple[str, str]]) 
     from mmjax.train import experiment, plan, plan_text
 
     settings = experiment.Experiment.of(experiment.read(options.config, overrides))
-    make = plan.fit_batch if options.fit == "batch" else plan.of
-    made = make(settings, aot.topology(options.topology))
+    topology = aot.topology(options.topology)
+    if options.fit == "batch":
+        made = plan.fit_batch(settings, topology, note=lambda line: print(line, file=sys.stderr, flush=True))
+    else:
+        made = plan.of(settings, topology)
     print(json.dumps(made, indent=2) if options.json else plan_text.text(made))
     return 0 if made["fits"] else 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax
 from mmjax.config import ConfigError
 from mmjax.parallel import aot, costs
 from mmjax.parallel.aot import Topology
+from mmjax.parallel.chips import GIB
 from mmjax.parallel.hlo import Module
 from mmjax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
 from mmjax.parallel.sharding import batch_shardings
@@ -22,6 +24,12 @@ from mmjax.train.model_flops import of_step
 from mmjax.train.program import Program, with_shardings
 
 Plan = dict[str, Any]
+
+LEAST_TRIED = 8
+"""Rows a device: of fewer, what does not grow with them is nearly all that a program needs."""
+
+TARGET = 0.98
+"""Of a device's memory, where a guess is to come out."""
 
 
 def of(experiment: Experiment, topology: Topology) -> Plan:
@@ -165,18 +173,29 @@ def _more(plan: Plan) -> int:
     return next((now * factor for factor in (8, 4, 2) if shards % (now * factor) == 0), shards)
 
 
-def fit_batch(experiment: Experiment, topology: Topology, *, compilations: int = 6) -> Plan:
+def fit_batch(
+    experiment: Experiment,
+    topology: Topology,
+    *,
+    compilations: int = 6,
+    note: Callable[[str], None] = lambda _: None,
+) -> Plan:
     """The plan of the largest global batch that fits, as near as so many compilations come; ``tried`` is all of them.
 
     Memory grows almost as a line in the batch: through two of its points the next guess is drawn, and every guess is
-    compiled. A guess that goes wrong narrows the bracket, which is at least cut in half.
+    compiled. A guess that goes wrong narrows the bracket, which is at least cut in half. A compilation takes minutes
+    for a large model: ``note`` hears of each.
     """
     shards = shards_of(batch_sharding(make_mesh(experiment.mesh, devices=topology.devices)))
     least = shards * experiment.micro_batches
     tried: dict[int, Plan] = {}
-    each = max(experiment.batch_size // least, 1)
+    each = max(experiment.batch_size // least, LEAST_TRIED)
     while len(tried) < compilations:
-        tried[each] = of(dataclasses.replace(experiment, batch_size=each * least), topology)
+        tried[each] = plan = of(dataclasses.replace(experiment, batch_size=each * least), topology)
+        note(
+            f"batch_size={each * least}: needs {plan['needed_bytes'] / GIB:.2f} GiB of "
+            f"{topology.device.usable / GIB:.2f}; compiled in {plan['compile_seconds']:.0f} s"
+        )
         guess = next_guess(
             {size: (plan["fits"], plan["needed_bytes"]) for size, plan in tried.items()},
             fixed=tried[each]["state_bytes"],
@@ -201,18 +220,20 @@ def fit_batch(experiment: Experiment, topology: Topology, *, compilations: int =
 def next_guess(tried: dict[int, tuple[bool, float]], *, fixed: float, usable: float) -> int | None:
     """The batch a device to try next, from what others needed; None where no better one is left to find.
 
-    ``fixed`` bytes are needed by any. A fiftieth more batch is not worth a compilation.
+    ``fixed`` bytes are needed by any. A twentieth more batch is not worth a compilation; and the line is followed to
+    a little less than what is there, because a program that just does not fit says nothing of one that does.
     """
     points = sorted({0: fixed, **{size: needed for size, (_, needed) in tried.items()}}.items())
     low = max((size for size, (fits, _) in tried.items() if fits), default=0)
     high = min((size for size, (fits, _) in tried.items() if not fits), default=None)
-    worth = max(1, low // 50)
-    if high is not None and high - low <= worth:
+    worth = max(1, low // 20)
+    if (high is not None and high - low <= worth) or (low and tried[low][1] >= 0.95 * usable):
         return None
     near = sorted(sorted(points, key=lambda point: abs(point[1] - usable))[:2])
     (left, below), (right, above) = near
+    target = TARGET * usable
     slope = (above - below) / (right - left)
-    guess = math.floor(left + (usable - below) / slope) if slope > 0 else 2 * right
+    guess = math.floor(left + (target - below) / slope) if slope > 0 else 2 * right
     if high is None:
         return guess if guess > low + worth else None
     if 0 < low <= guess <= low + worth:  # the line says that this one is it

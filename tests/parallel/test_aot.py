@@ -287,6 +287,41 @@ def test_a_tpus_ways_to_write_collectives_count_once_each():
     assert {costs.axes(one, {"data": 2, "fsdp": 2}) for one in found} == {"fsdp"}
 
 
+@pytest.mark.parametrize(("next_", "trips"), [("%k.2", 8), ("%k.3", 4), ("%k.4", 3), ("%k", 8), ("%k.5", 8)])
+def test_a_loop_that_takes_several_parts_at_a_time_runs_as_much_less_often(next_, trips):
+    """By one, by two in one or two additions (three in two), and where what it adds is not seen."""
+    text = f"""%condition (c: (s32[], f32[4])) -> pred[] {{
+  %c = (s32[], f32[4]) parameter(0)
+  %i = s32[] get-tuple-element(%c), index=0
+  %n = s32[] constant(8)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}}
+
+%body (c: (s32[], f32[4])) -> (s32[], f32[4]) {{
+  %c.1 = (s32[], f32[4]) parameter(0)
+  %k = s32[] get-tuple-element(%c.1), index=0
+  %one = s32[] constant(1)
+  %two = s32[] constant(2)
+  %k.2 = s32[] add(%k, %one)
+  %k.3 = s32[] add(%k.2, %one)
+  %half = s32[] copy(%k.2)
+  %k.4 = s32[] add(%two, %half)
+  %k.5 = s32[] add(%k, %k)
+  %x = f32[4] get-tuple-element(%c.1), index=1
+  ROOT %next = (s32[], f32[4]) tuple({next_}, %x)
+}}
+
+ENTRY %main (x: f32[4]) -> f32[4] {{
+  %x.1 = f32[4] parameter(0)
+  %zero = s32[] constant(0)
+  %first = (s32[], f32[4]) tuple(%zero, %x.1)
+  %last = (s32[], f32[4]) while(%first), condition=%condition, body=%body
+  ROOT %result = f32[4] get-tuple-element(%last), index=1
+}}
+"""
+    assert [one.times for one in Module(text).executed() if one.instruction.name.strip("%") == "x"] == [trips]
+
+
 def test_collectives_that_are_started_and_finished_apart_count_once():
     text = """ENTRY %main (x: f32[4,8]) -> f32[16,8] {
   %x = f32[4,8]{1,0} parameter(0)

@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install 'mmjax[aot]'"),
 ]
 
-COUNTS = [2, 4, 16, 64, 256]
+COUNTS = [2, 16, 256]
 
 RING = """
 import json, math, sys
@@ -27,7 +27,7 @@ from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from mmjax.types import Provenance
 from support.objective_problems import computing
 
-for name in ("v5e:1x2", "v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16"):
+for name in ("v5e:1x2", "v5e:4x4", "v5e:16x16"):
     devices = aot.topology(name).devices
     rows = batch_sharding(make_mesh(MeshConfig(), devices=devices))
     whole = jax.NamedSharding(rows.mesh, jax.P())
@@ -90,8 +90,8 @@ def test_temporaries_of_the_ring_do_not_grow_with_the_chips():
     for objective in ("contrastive", "sigmoid"):
         sizes = {chips: size for name, chips, size in found if name == objective}
         assert list(sizes) == COUNTS
-        assert max(sizes.values()) <= 1.02 * min(sizes.values()), sizes
-        assert max(sizes.values()) < 32 * 2**20  # of 1,024 by 262,144 logits one matrix would be a GiB
+        assert max(sizes.values()) <= 1.02 * sizes[2], sizes
+        assert max(sizes.values()) < 2**20  # of 1,024 by 262,144 logits one matrix would be a GiB
 
 
 @pytest.mark.parametrize("sizes", [{}, {"data": 1, "fsdp": -1}])
