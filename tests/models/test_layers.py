@@ -58,10 +58,12 @@ def equations(jaxpr):
 
 def test_loops_and_what_is_kept_change_nothing():
     results = {}
-    for scan, remat in ((False, "none"), (True, "none"), (True, "dots"), (False, "full")):
+    for scan, remat in ((False, "none"), (True, "none"), (True, "dots"), (True, "offload"), (False, "full")):
         config, graph, params = prepared(SHORT, scan=scan, remat=remat)
         value, _ = scalar(graph, clip_models.images(config))
-        results[scan, remat] = jax.jit(jax.value_and_grad(value))(params)
+        lowered = jax.jit(jax.value_and_grad(value)).lower(params)
+        assert ('"pinned_host"' in lowered.as_text()) == (remat == "offload")
+        results[scan, remat] = lowered.compile()(params)
     value, gradient = results.pop((False, "none"))
     for got_value, got_gradient in results.values():
         assert_close(got_value, value, tolerance=1e-6)

@@ -219,6 +219,21 @@ def test_advice_follows_what_is_large(given, changes, mention):
     assert not any(line.startswith(mention) for line in plain)
 
 
+@pytest.mark.parametrize(("parts", "each", "more"), [(1, 8, 2), (1, 9, 3), (2, 8, 4), (4, 12, 12), (8, 8, None)])
+def test_advice_names_the_next_number_of_parts(parts, each, more):
+    made = {
+        "usable_bytes": 16 * GIB, "state_bytes": 0, "batch_size": 8 * each, "batch_size_a_device": each, "devices": 8,
+        "mesh": {"data": 8, "fsdp": 1},
+    }  # fmt: skip
+    advice = plan.helps(tiny.experiment(micro_batches=parts), made, needed=20 * GIB)
+    named = [line.split(":")[0] for line in advice if line.startswith("micro_batches")]
+    assert named == ([] if more is None else [f"micro_batches={more}"])
+    [size] = [
+        int(line.split(":")[0].removeprefix("batch_size=")) for line in advice if line.startswith("batch_size=")
+    ] or [0]
+    assert size % (8 * parts) == 0
+
+
 @pytest.mark.parametrize("start", [1, 8, 60, 64, 500, 100_000])
 @pytest.mark.parametrize("bend", [0.0, 0.3, -0.2])
 def test_the_search_for_a_batch_needs_few_compilations(start, bend):
