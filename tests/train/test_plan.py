@@ -190,14 +190,14 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(topology,
         raise aot.TooLarge("too large for HLO temporaries", needed=20 * GIB, usable=15.75 * GIB)
 
     monkeypatch.setattr(aot, "compile_for_slice", refuse)
-    made = plan.of(tiny.experiment(batch_size=64), topology)
+    made = plan.of(tiny.experiment(batch_size=64, micro_batches=2), topology)
     assert not made["fits"]
     assert made["needed_bytes"] == 20 * GIB
     advice = "\n".join(made["helps"])
     assert "precision=bfloat16" in advice and "model.remat=full" in advice and "batch_size=48" in advice
     assert "mesh.fsdp" not in advice  # the state of this model is next to nothing
     shown = plan_text.text(made)
-    assert "does not fit, by 4.25 GiB" in shown and "batch_size=48" in shown
+    assert "does not fit, by 4.25 GiB" in shown and "batch_size=48" in shown and "2 micro-batches, remat" in shown
 
 
 @pytest.mark.parametrize(
