@@ -88,7 +88,7 @@ def clean(
     found = {
         tap: make(image=images[k], text=texts[m], words=words, extra=towers.extra) for tap, (k, m) in blocks.items()
     }
-    if "input" in found and embedded_text is not None:
+    if embedded_text is not None:
         # Apart from the tower's own use of them: the two would be fused.
         pixels = {name: jax.lax.optimization_barrier(x).astype(jnp.float32) for name, x in batch.images.items()}
         found["input"] = make(image=pixels, text=embedded_text, image_source=batch.image_source, words=words)

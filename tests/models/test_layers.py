@@ -58,7 +58,7 @@ def equations(jaxpr):
 
 def test_loops_and_what_is_kept_change_nothing():
     results = {}
-    for scan, remat in ((False, "none"), (True, "none"), (True, "dots"), (False, "full")):
+    for scan, remat in ((False, "none"), (True, "none"), (True, "dots"), (True, "offload"), (False, "full")):
         config, graph, params = prepared(SHORT, scan=scan, remat=remat)
         value, _ = scalar(graph, clip_models.images(config))
         results[scan, remat] = jax.jit(jax.value_and_grad(value))(params)
@@ -66,6 +66,17 @@ def test_loops_and_what_is_kept_change_nothing():
     for got_value, got_gradient in results.values():
         assert_close(got_value, value, tolerance=1e-6)
         assert_close(got_gradient, gradient, tolerance=1e-5)
+
+
+def test_what_is_offloaded_is_in_the_hosts_memory_between_the_passes():
+    """As a TPU would be told; a CPU's memory is the host's."""
+    count = {}
+    for remat in ("dots", "offload"):
+        config, graph, params = prepared(SHORT, remat=remat)
+        value, _ = scalar(graph, clip_models.images(config))
+        text = jax.jit(jax.grad(value)).trace(params).lower(lowering_platforms=("tpu",)).as_text()
+        count[remat] = text.count('_xla_buffer_placement = "pinned_host"')
+    assert count["dots"] == 0 and count["offload"] >= 14  # seven products a block, in two towers
 
 
 @pytest.mark.parametrize("scan", [False, True], ids=["written out", "loop"])

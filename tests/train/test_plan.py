@@ -191,14 +191,14 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(topology,
         raise aot.TooLarge("too large for HLO temporaries", needed=20 * GIB, usable=15.75 * GIB)
 
     monkeypatch.setattr(aot, "compile_for_slice", refuse)
-    made = plan.of(tiny.experiment(batch_size=64), topology)
+    made = plan.of(tiny.experiment(batch_size=64, micro_batches=2), topology)
     assert not made["fits"]
     assert made["needed_bytes"] == 20 * GIB
     advice = "\n".join(made["helps"])
     assert "precision=bfloat16" in advice and "model.remat=full" in advice and "batch_size=48" in advice
     assert "mesh.fsdp" not in advice  # the state of this model is next to nothing
     shown = plan_text.text(made)
-    assert "does not fit, by 4.25 GiB" in shown and "batch_size=48" in shown
+    assert "does not fit, by 4.25 GiB" in shown and "batch_size=48" in shown and "2 micro-batches, remat" in shown
 
 
 @pytest.mark.parametrize(
@@ -218,6 +218,21 @@ def test_advice_follows_what_is_large(given, changes, mention):
     assert any(line.startswith(mention) for line in advice), advice
     plain = plan.helps(tiny.experiment(**given), made, needed=20 * GIB)
     assert not any(line.startswith(mention) for line in plain)
+
+
+@pytest.mark.parametrize(("parts", "each", "more"), [(1, 8, 2), (1, 9, 3), (2, 8, 4), (4, 12, 12), (8, 8, None)])
+def test_advice_names_the_next_number_of_parts(parts, each, more):
+    made = {
+        "usable_bytes": 16 * GIB, "state_bytes": 0, "batch_size": 8 * each, "batch_size_a_device": each, "devices": 8,
+        "mesh": {"data": 8, "fsdp": 1},
+    }  # fmt: skip
+    advice = plan.helps(tiny.experiment(micro_batches=parts), made, needed=20 * GIB)
+    named = [line.split(":")[0] for line in advice if line.startswith("micro_batches")]
+    assert named == ([] if more is None else [f"micro_batches={more}"])
+    [size] = [
+        int(line.split(":")[0].removeprefix("batch_size=")) for line in advice if line.startswith("batch_size=")
+    ] or [0]
+    assert size % (8 * parts) == 0
 
 
 @pytest.mark.parametrize("start", [1, 8, 60, 64, 500, 100_000])
