@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmjax.train.clock import ACTIVITIES, Activity, Clock
+from mmjax.train.lines import LineFile
 from mmjax.train.logging import duration
 
 FILE = "times.jsonl"
@@ -44,16 +45,14 @@ class Ledger:
         self, workdir: str | os.PathLike[str], clock: Clock, *, note: Callable[[str], None], writes: bool = True
     ):
         """Of several processes one ``writes``."""
-        self._path = Path(workdir) / FILE
+        self._file = LineFile(Path(workdir) / FILE, say=note)
         self._clock = clock
-        self._note = note
         self._lock = threading.Lock()
         self._id = uuid.uuid4().hex[:12]
         self._stretch = 0
         self._began: int | None = None
         self._step: int | None = None
         self._writes = writes
-        self._failed = False
         self.write()
 
     def go_on(self, step: int) -> None:
@@ -68,7 +67,7 @@ class Ledger:
         self._step = step
 
     def write(self) -> None:
-        """One line. Where the disk is full or read-only it is left out, and that is said once: the run goes on."""
+        """One line; a disk that takes none ends no run (see ``LineFile``)."""
         if not self._writes:
             return
         with self._lock:
@@ -76,16 +75,7 @@ class Ledger:
                 "start": self._id, "at": round(time.time(), 3), "stretch": self._stretch, "from": self._began,
                 "step": self._step, "seconds": {k: round(v, 4) for k, v in self._clock.spent().items()},
             }  # fmt: skip
-            try:
-                with self._path.open("ab+") as file:
-                    torn = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-                    # A line that a kill or a full disk has torn must not take the next one with it.
-                    file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
-                self._failed = False
-            except OSError as error:
-                if not self._failed:
-                    self._note(f"{self._path}: cannot be written ({error.strerror}); goodput will lack this time")
-                self._failed = True
+            self._file.write(json.dumps(line))
 
     def close(self) -> None:
         """The last line."""

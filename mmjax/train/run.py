@@ -1,0 +1,342 @@
+"""A run from its first step to its last: keeps the devices busy, measures, evaluates, saves, and stops when asked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax.data.pipeline import Batches
+from mmjax.data.reader import Skipped
+from mmjax.parallel import distributed
+from mmjax.train import assemble, goodput, model_flops, report, skips
+from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.clock import Clock
+from mmjax.train.damage import NotSaved
+from mmjax.train.evaluate import Evaluation
+from mmjax.train.experiment import Experiment
+from mmjax.train.guard import Diverged, Guard, Spike, skipped_updates
+from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
+from mmjax.train.meter import Meter
+from mmjax.train.profiling import Profiler
+from mmjax.train.program import Program
+from mmjax.train.rates import Rates, peak_of
+from mmjax.train.rewinds import Rewinds
+from mmjax.train.saves import Saves
+from mmjax.train.skips import Skips
+from mmjax.train.state import TrainState
+from mmjax.train.stopping import Stop
+
+PANEL_IMAGES = 12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a call to ``train`` ended; ``finished`` is False where a signal stopped it early."""
+
+    finished: bool
+    step: int
+    metrics: dict[str, float]
+
+
+class Run:
+    """One process's part in a run, from the first step after the last checkpoint to the last step."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        program: Program,
+        evaluation: Evaluation,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        workdir: Path,
+        stop: Stop,
+        profile: tuple[int, int] | None,
+        clock: Clock,
+        ledger: goodput.Ledger,
+    ):
+        self.experiment = experiment
+        self.program = program
+        self.evaluation = evaluation
+        self.checkpoints = checkpoints
+        self.progress = progress
+        self.workdir = workdir
+        self.stop = stop
+        self.profile = profile
+        self.clock = clock
+        self.ledger = ledger
+        self.saves = Saves(checkpoints, clock, note=progress.note)
+        self.rewinds = Rewinds(workdir, directory=experiment.checkpoint.directory)
+        self.compiled: jax.stages.Compiled | None = None
+        self.profiler: Profiler | None = None
+
+    def train(self, rows: Batches, *, switched: Sequence[str], left_out: Sequence[Skipped]) -> Outcome:
+        """To the last step, or to where a signal stops it; ``switched`` and ``left_out`` are said and listed."""
+        state = self._start(switched)
+        step = int(jax.device_get(state.step))
+        self._begin(step)
+        self.skips = Skips(
+            self.workdir,
+            limit=self.experiment.data.max_skipped,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+            shares=self.program.share[1],
+            say=self.progress.warn,
+        )
+        if distributed.is_first():
+            self.skips.list(0, left_out)
+        try:
+            while step < self.experiment.steps and not self.stop.asked:
+                spike = None
+                try:
+                    state, step = self._steps(state, step, rows)
+                except Spike as found:
+                    spike = found.with_traceback(None)  # its frames would keep a second state alive
+                if spike is not None:
+                    state, step = self._rewind(spike)
+            self.saves.finish(_as_of(step, state), step=step)
+            self.writer.finish()
+            if step < self.experiment.steps:
+                self.progress.note(
+                    f"stopped by {self.stop.name} at step {step}, saved; run the same command again to go on"
+                )
+                return Outcome(finished=False, step=step, metrics={})
+            metrics = self._finish(state)
+            self.writer.finish()
+        finally:
+            self.writer.close()
+        return Outcome(finished=True, step=step, metrics=metrics)
+
+    def _start(self, switched: Sequence[str]) -> TrainState:
+        if not self.checkpoints.steps:
+            with self.clock.during("compiling", "making the initial state"):
+                state = self.program.initialise()
+            size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+            self.progress.note(f"{size:,} parameters on {self.program.mesh.size} x {jax.devices()[0].device_kind}")
+            return state
+        with self.clock.during("restoring", f"reading the checkpoint of step {self.checkpoints.steps[-1]}"):
+            state = self.checkpoints.restore_newest(self.program.state)
+        step = int(jax.device_get(state.step))
+        self.progress.note(f"going on from the checkpoint of step {step}")
+        if switched:
+            self.progress.note(f"augmentation changes after step {step}: {'; '.join(switched)}")
+        return self._with_new_augmentations(state)
+
+    def _with_new_augmentations(self, state: TrainState) -> TrainState:
+        new = [name for name in self.program.state.augment if name not in state.augment]
+        if new:
+            fresh = self.program.initialise_augmentations()
+            state = dataclasses.replace(state, augment={n: state.augment.get(n, fresh[n]) for n in fresh})
+            self.progress.note(f"parameters of {', '.join(new)} start afresh")
+        return state
+
+    def _begin(self, step: int) -> None:
+        """What goes along with the steps, as it was after ``step``."""
+        settings, first = self.experiment.guard, distributed.is_first()
+        self.writer = MetricsWriter(self.workdir, resume_step=step, say=self.progress.warn) if first else NoMetrics()
+        self.ledger.go_on(step)
+        self.guard = Guard(
+            self.experiment,
+            note=self.progress.note,
+            losses=() if settings.spike is None else self.checkpoints.read_losses(step),
+            rewinds_left=0 if settings.spike is None else max(settings.rewinds - len(self.rewinds.all), 0),
+        )
+
+    def _rewind(self, spike: Spike) -> tuple[TrainState, int]:
+        """The state of before the spike; killed anywhere in here, the next start comes to the same one."""
+        self.checkpoints.wait()
+        goal = distributed.same_for_all(self.rewinds.goal(spike.step, saved=self.checkpoints.steps))
+        # First: once the batches are others, what was saved later belongs to no run.
+        self.checkpoints.forget_after(goal)
+        rewind = self.rewinds.add(spike=spike.step, after=goal)
+        self.progress.note(
+            f"{spike}: going back to step {goal} and leaving out {rewind.skipped:,} batches "
+            f"({len(self.rewinds.all)} of guard.rewinds={self.experiment.guard.rewinds})"
+        )
+        self.writer.close()
+        self._begin(goal)
+        with self.clock.during("restoring", f"going back to step {goal}"):
+            if goal == 0:
+                return self.program.initialise(), 0
+            return self._with_new_augmentations(self.checkpoints.restore(self.program.state, which=goal)), goal
+
+    def _steps(self, state: TrainState, step: int, rows: Batches) -> tuple[TrainState, int]:
+        """To the last step, to where batches are left out, or to where a signal stops it."""
+        settings = self.experiment
+        until = min(settings.steps, self.rewinds.next_after(step))
+        batches = assemble.stream(settings, rows, start_step=self.rewinds.batch_after(step), note=self.progress.note)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(batches))
+            coming = iter(batches)
+            arrays = self._taken(step, coming)
+            compiled = self.compiled = self.compiled or self._compile(arrays)
+            profiler = self.profiler = self.profiler or Profiler(  # one: a run that goes back traces its steps once
+                self.profile, self.workdir, begin=step, program=compiled, clock=self.clock, note=self.progress.note
+            )
+            stack.enter_context(self.clock.during("steps"))
+            stack.enter_context(contextlib.closing(profiler))
+            meter = Meter(settings, self.progress, self.writer, self.rates, self.skips, self.guard)
+            stack.enter_context(jax.transfer_guard("disallow"))
+            try:
+                while step < until:
+                    with profiler.step(step + 1, after=state):
+                        state, metrics = compiled(state, self.program.place(arrays))
+                    step += 1
+                    traced = profiler.done(step, metrics)
+                    if step < until:
+                        arrays = self._taken(step, coming, beside=metrics)
+                    # The last step's numbers are read while this one runs, and no step is more than one ahead.
+                    meter.push(step, metrics)
+                    self.ledger.reached(step - 1)
+                    self.saves.look()
+                    self._housekeeping(state, step, meter)
+                    if traced:
+                        meter.restart()  # the writing and reading of a trace is no slow step
+                    if self.stop.after(step):
+                        break
+                meter.flush()
+                self.ledger.reached(step)
+                if self.stop.asked and step not in self.checkpoints.steps:
+                    step = self._save(state, step)
+            except Diverged:
+                with contextlib.suppress(Diverged):
+                    meter.flush()  # a further step is already done, and may have changed the state
+                if self.guard.streak:
+                    with contextlib.suppress(Diverged):
+                        self._save(state, step)
+                raise
+        return state, step
+
+    def _compile(self, arrays: dict[str, Any]) -> jax.stages.Compiled:
+        self.progress.note("compiling the training step …")
+        started = time.perf_counter()
+        shape = self.program.batch_shape(arrays)
+        with self.clock.during("compiling", "compiling the training step"):
+            traced = self.program.trace(shape)
+            lowered = traced.lower()
+            flops = model_flops.beside(self.experiment, shape, traced=traced)
+            compiled = lowered.compile()
+        seconds = time.perf_counter() - started
+        logits = self.program.objective.chosen(len(shape.image_source.ids), len(shape.tokens))
+        self.progress.note(f"compiled in {seconds:.1f} s; the loss is {logits}")
+        self.rates = Rates(
+            self.clock,
+            batch_size=self.experiment.batch_size,
+            devices=self.program.mesh.size,
+            flops=flops,
+            peak=peak_of(self.experiment.precision),
+            note=self.progress.note,
+        )
+        self.rates.tell("compile_seconds", seconds)
+        self.saves.tell = self.rates.tell
+        return compiled
+
+    def _taken(
+        self, step: int, coming: Iterator[dict[str, Any]], *, beside: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The next batch's arrays, with what was skipped to make it counted; the step of ``beside`` runs meanwhile."""
+        with self.clock.during("data", hidden=lambda: not all(value.is_ready() for value in (beside or {}).values())):
+            arrays = next(coming)
+        self.skips.count_batch(step + 1, arrays.pop("skipped"), rows=len(arrays["image_ids"]))
+        return arrays
+
+    def _housekeeping(self, state: TrainState, step: int, meter: Meter) -> None:
+        settings = self.experiment
+        last = step == settings.steps
+        evaluate = bool(settings.eval.tasks) and (step % settings.eval.every_steps == 0 or last)
+        due = step % settings.checkpoint.every_steps == 0 or last
+        if evaluate or due:
+            meter.flush()  # a step that diverged must not become the checkpoint that the next start goes on from
+        measured = self._measure(state, step) if evaluate else None
+        if due or (measured is not None and settings.checkpoint.best is not None):
+            self.ledger.reached(step)
+            self.ledger.write()
+            self._save(state, step, metrics=measured, finished=last)
+        if measured is not None or due:
+            meter.restart()
+
+    def _save(
+        self, state: TrainState, step: int, *, metrics: dict[str, float] | None = None, finished: bool = False
+    ) -> int:
+        """Saves the state and gives the step that it is saved as: after skipped updates that of the last update.
+
+        So a start from there meets the same steps as this run, which a ``finished`` one need not. It is no candidate
+        for the best one meanwhile, as no loss has yet come of it.
+        """
+        self.guard.check(step, state.params)
+        good = step if finished else step - self.guard.streak
+        if good < step:
+            if good in self.checkpoints.steps:
+                return good
+            state = _as_of(good, state)
+        if self.guard.streak:
+            metrics = None
+        self.saves.save(state, step=good, metrics=metrics, losses=self.guard.losses)
+        return good
+
+    def _measure(self, state: TrainState, step: int) -> dict[str, float]:
+        params = state.params if state.average is None else state.average
+        # Evaluation reads its own data; the guard is for the steps.
+        with self.clock.during("evaluation", f"the evaluation of step {step}"), jax.transfer_guard("allow"):
+            metrics = self.evaluation.during(params)
+        self.writer.write(step, metrics)
+        self.progress.metrics(step, metrics)
+        return metrics
+
+    def _finish(self, state: TrainState) -> dict[str, float]:
+        settings = self.experiment
+        params = state.params if state.average is None else state.average
+        chosen = settings.steps
+        if settings.eval.weights == "best":
+            chosen = self.checkpoints.resolve("best")
+            if chosen != settings.steps:
+                params = self.checkpoints.restore_params(
+                    self.program.state.params, which=chosen, averaged=state.average is not None
+                )
+        self.skips.gather()
+        if self.skips.count:
+            self.progress.note(f"skipped {self.skips.summary()}; see {self.workdir / skips.FILE}")
+        facts = {"skipped updates": skipped_updates(state), "rewinds": len(self.rewinds.all)}
+        if facts["skipped updates"]:
+            self.progress.note(f"{facts['skipped updates']:,} of {settings.steps:,} updates were skipped")
+        for rewind in self.rewinds.all:
+            self.progress.note(f"step {rewind.spike:,} was a spike, undone by going back to step {rewind.after:,}")
+        with self.clock.during("evaluation", "the final evaluation"):
+            metrics = self.evaluation.final(params) | {
+                "final/weights_of_step": float(chosen),
+                **{f"final/{name.replace(' ', '_')}": float(count) for name, count in facts.items()},
+            }
+            self.progress.metrics(chosen, metrics)
+            panel, caption_panel = self.evaluation.panels(params, count=PANEL_IMAGES)
+        self.ledger.write()
+        spent = goodput.of_run(self.workdir) if distributed.is_first() else None
+        self.writer.write(settings.steps, metrics | (spent.metrics() if spent else {}))
+        if not distributed.is_first():
+            return metrics
+        facts["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
+        try:
+            path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, facts=facts)
+        except OSError as error:
+            raise NotSaved(
+                f"the report could not be written ({error.strerror}); make room and run the same command again"
+            ) from None
+        if spent is not None:
+            self.progress.note(spent.table())
+        self.progress.note(f"report: {path}")
+        return metrics
+
+
+def _as_of(step: int, state: TrainState) -> TrainState:
+    """The state with the number of a step that it did not change since."""
+    with jax.transfer_guard("allow"):
+        if int(state.step) == step:
+            return state
+        return dataclasses.replace(
+            state, step=jax.make_array_from_callback((), state.step.sharding, lambda _: np.asarray(step, np.int32))
+        )
