@@ -198,6 +198,7 @@ def test_a_spike_takes_the_run_back_and_past_its_batches(rewound, clean):
     assert losses(rewound)[:12] == losses(clean)[:12]
     assert max(losses(rewound)) < 10 and len(losses(rewound)) == STEPS
     assert losses(rewound)[12] != losses(clean)[12]
+    assert lines(rewound)[-1]["goodput/lost_seconds"] > 0 == lines(clean)[-1]["goodput/lost_seconds"]
 
 
 def test_a_run_that_never_saw_the_spike_and_leaves_out_its_batches_is_the_same(rewound, tmp_path, monkeypatch):
