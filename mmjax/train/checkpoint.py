@@ -119,27 +119,20 @@ class Checkpoints:
             raise ConfigError(f"checkpoint.best={self._best!r}: evaluation gives no such metric; {', '.join(metrics)}")
         self.wait()
         self._beside = {"metrics": metrics, "losses": losses}
-        trees: dict[str, Any] = {
-            "params": state.params,
-            "training": {"step": state.step, "opt_state": state.opt_state},
-        }
+        trees: dict[str, Any] = {"params": state.params}
+        trees["training"] = {"step": state.step, "opt_state": state.opt_state}
         if state.average is not None:
             trees["average"] = state.average
         trees |= {_item(name): vars(own) for name, own in state.augment.items()}
-        facts = {
-            "checksums": checksums.of_trees(trees),
-            "metrics": metrics if self._best is not None else None,
-            "losses": losses,
-        }
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        items[FACTS] = ocp.args.JsonSave(facts)
-        if self._best is not None and metrics is not None:
-            self._scores[step] = float(metrics[self._best])
+        items[FACTS] = ocp.args.JsonSave({"checksums": checksums.of_trees(trees), **self._beside})
         try:
             if distributed.is_first():
                 damage.check_writable(self._directory)
             if self._stale:
                 self._reopen()
+            if self._best is not None and metrics is not None:
+                self._scores[step] = float(metrics[self._best])
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
             self._failed(step, error)
@@ -275,7 +268,7 @@ class Checkpoints:
         self._saving = None
         if jax.process_count() > 1:
             raise NotSaved(f"the checkpoint of step {step} could not be written ({damage.reason(error)})") from error
-        with contextlib.suppress(Exception):  # on such a disk anything may fail
+        with contextlib.suppress(Exception):
             self._reopen()
         self._stale = True  # and what can be seen of it now may not be all
         if step in self.steps:  # it is there: what failed is the removal of older ones
