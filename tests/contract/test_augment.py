@@ -52,6 +52,7 @@ def test_an_augmentation_is_documented_and_every_option_has_a_default(name):
             assert option == "weight" or f"``{option}``" in cls.__doc__, option
 
 
+@pytest.mark.slow
 def test_in_the_step_weights_of_zero_change_no_bit_and_their_schedules_compile_once():
     """All of them at once, in the program that training compiles, whose fusions could round otherwise."""
     late = {"value": 0.5, "start": LATE}

@@ -34,7 +34,7 @@ CONFIG = ClipConfig(
     ),
     text_cfg=TextConfig(context_length=8, vocab_size=64, width=24, heads=3, layers=3, eos_id=2, pad_id=0),
 )
-TOWER = {"embed_dim": 24, "scan": True, "remat": "none", "dtype": jnp.float32}
+TOWER = {"products": "full", "embed_dim": 24, "scan": True, "remat": "none", "dtype": jnp.float32}
 
 
 @pytest.fixture(scope="module")

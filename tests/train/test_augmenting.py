@@ -59,6 +59,7 @@ def test_entries_that_cannot_be_used_are_named(augment, message):
         assembled(tiny.experiment(augment=augment))
 
 
+@pytest.mark.slow
 def test_bench_times_augmentations_side_by_side(config, capsys):
     command = ["bench", "step", f"--config={config}", "--augment=none,latent_noise", "--repeats=1"]
     assert cli.main(command) == 0
@@ -89,6 +90,7 @@ def test_each_tower_runs_once():
 LEMDA = {"z_dim": 3, "layers": 1}
 
 
+@pytest.mark.slow
 def test_full_size_models_cost_at_most_a_hundredth_more():
     """Compiled FLOPs at ViT-B-16, counted from the program before compilation: each layer alike, so two are enough."""
 
@@ -226,6 +228,7 @@ def back_to(workdir, step):
     (workdir / "report.html").unlink()
 
 
+@pytest.mark.slow
 def test_a_step_with_augmentations_is_the_same_on_every_mesh(monkeypatch):
     """With networks of their own, sequences, dropped tokens and the sigmoid objective's bias."""
     monkeypatch.setattr("mmjax.parallel.sharding.FSDP_MIN_SIZE", 1)

@@ -90,6 +90,7 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_with_0(config, environment, u
     assert fingerprint(workdir, environment)["sha256"] == fingerprint(undisturbed, environment)["sha256"]
 
 
+@pytest.mark.slow
 def test_a_profile_changes_no_bit(config, environment, undisturbed, tmp_path):
     workdir = tmp_path / "profiled"
     # Step 8 is evaluated and saved: another program runs amid the traced steps.

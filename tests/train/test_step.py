@@ -28,7 +28,8 @@ def curve(experiment, *, devices, steps):
 MESHES = [(1, 1, 1, 1), (8, 8, 1, 1), (8, 1, 8, 1), (4, 2, 1, 2), (8, 2, 2, 2)]
 
 
-@pytest.mark.parametrize("objective", ["contrastive", pytest.param("sigmoid", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["contrastive", "sigmoid"])
 def test_losses_and_parameters_are_the_same_on_every_mesh(objective, monkeypatch):
     monkeypatch.setattr("mmjax.parallel.sharding.FSDP_MIN_SIZE", 1)
     bias = {"model__init_logit_bias": -10.0} if objective == "sigmoid" else {}
