@@ -296,9 +296,10 @@ class Run:
         if settings.eval.weights == "best":
             chosen = self.checkpoints.resolve("best")
             if chosen != settings.steps:
-                params = self.checkpoints.restore_params(
-                    self.program.state.params, which=chosen, averaged=state.average is not None
-                )
+                with self.clock.during("restoring", f"reading the weights of step {chosen}"):
+                    params = self.checkpoints.restore_params(
+                        self.program.state.params, which=chosen, averaged=state.average is not None
+                    )
         self.skips.gather()
         if self.skips.count:
             self.progress.note(f"skipped {self.skips.summary()}; see {self.workdir / skips.FILE}")

@@ -18,9 +18,8 @@ from mmjax.config import ConfigError
 from mmjax.train import checksums, damage, inspection, loop
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.damage import Damaged, NotSaved
-from mmjax.train.lines import LineFile
 from mmjax.train.state import TrainState
-from support import tiny
+from support import disks, tiny
 
 # Behind a save or read that fails, threads of tensorstore still call back, and coroutines of orbax are left behind.
 pytestmark = [
@@ -232,13 +231,8 @@ def test_a_checkpoint_that_cannot_be_written_is_said_and_the_next_one_is(folder)
     assert names(folder / "checkpoints") == ["20", "8"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or os.system("unshare -m true 2>/dev/null") != 0, reason="needs to mount")
 def test_a_full_disk_costs_no_older_checkpoint_and_leaves_nothing_half_written(pristine, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.system(f"mount -t tmpfs -o size=400k tmpfs {disk} 2>/dev/null"):
-        pytest.skip("cannot mount")
-    try:
+    with disks.mounted(tmp_path / "disk", size="400k") as disk:
         shutil.copytree(pristine, disk, dirs_exist_ok=True)
         said = []
         with opened(disk, said) as checkpoints:
@@ -256,8 +250,6 @@ def test_a_full_disk_costs_no_older_checkpoint_and_leaves_nothing_half_written(p
             checkpoints.finish(state(20), step=20)
             assert checkpoints.steps == [8, 20] and len(said) == 2
         assert inspection.describe(disk)["step"] == 20
-    finally:
-        os.system(f"umount {disk}")
 
 
 def test_what_fails_while_training_goes_on_is_noticed_without_another_save(folder, monkeypatch):
@@ -310,48 +302,6 @@ def test_deleted_half_way_it_is_not_called_damaged(folder, monkeypatch):
         assert equal(reader.restore_params(shapes().params, which="best"), state(8).params)
     timer.join()
     assert "step 12 was deleted" in said[0]
-
-
-# Files of lines
-
-
-def test_a_line_is_there_whole_or_not_at_all_and_none_is_lost(tmp_path, monkeypatch):
-    path, said = tmp_path / "metrics.jsonl", []
-    lines = LineFile(path, say=said.append)
-    assert lines.write("one")
-    path.rename(tmp_path / "away")
-    path.mkdir()  # nothing can be written there
-    assert not lines.write("two") and not lines.write("three")
-    path.rmdir()
-    (tmp_path / "away").rename(path)
-    assert lines.write("four")
-    assert path.read_text().split() == ["one", "two", "three", "four"]
-    assert len(said) == 2 and "cannot be written" in said[0] and "can be written again" in said[1]
-
-
-def test_a_line_that_only_half_fits_leaves_no_trace(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=8k tmpfs {disk} 2>/dev/null"):
-        pytest.skip("cannot mount")
-    try:
-        lines = LineFile(disk / "metrics.jsonl", say=lambda text: None)
-        written = [f"{i:03d}" + "x" * 600 for i in range(40)]
-        taken = [lines.write(line) for line in written]
-        assert True in taken and False in taken
-        whole = (disk / "metrics.jsonl").read_text().splitlines()
-        assert whole == written[: taken.count(True)]
-        os.system(f"mount -o remount,size=64k {disk}")
-        assert lines.flush() and (disk / "metrics.jsonl").read_text().splitlines() == written
-    finally:
-        os.system(f"umount {disk}")
-
-
-def test_a_torn_end_is_ended_before_the_next_line(tmp_path):
-    path = tmp_path / "starts.jsonl"
-    path.write_text('{"a": 1}\n{"b"')
-    assert LineFile(path, say=print).write('{"c": 3}')
-    assert path.read_text() == '{"a": 1}\n{"b"\n{"c": 3}\n'
 
 
 # Strangers
