@@ -16,7 +16,7 @@ Arguments: ``train=PATH`` (as ``/data/cc12m/{00000..01242}.tar``), ``val=PATH`` 
 
 import ml_collections
 
-from mmjax.config import arguments, entries, measured, pairs
+from mmjax.core.config import arguments, entries, measured, pairs
 from mmjax.models import presets
 
 IMAGES = 10_968_539  # as counted in the README of open_clip; fewer and fewer of the links still answer

@@ -16,7 +16,7 @@ Arguments: ``train=PATH`` (as ``/data/cc3m/{00000..00331}.tar``), ``val=PATH`` (
 
 import ml_collections
 
-from mmjax.config import arguments, entries, measured, pairs
+from mmjax.core.config import arguments, entries, measured, pairs
 from mmjax.models import presets
 
 IMAGES = 3_318_333  # published (Sharma et al. 2018); fewer and fewer of the links still answer

@@ -5,7 +5,7 @@ Arguments: ``augment=NAME[+NAME]``, ``model=NAME`` (a preset), ``batch=N`` (glob
 
 import ml_collections
 
-from mmjax.config import arguments, entries
+from mmjax.core.config import arguments, entries
 from mmjax.models import presets
 
 

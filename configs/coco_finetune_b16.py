@@ -17,7 +17,7 @@ that one's own splits), ``batch=N`` (global), ``epochs=N``, ``augment=NAME[+NAME
 
 import ml_collections
 
-from mmjax.config import arguments, entries, measured, pairs
+from mmjax.core.config import arguments, entries, measured, pairs
 from mmjax.models import presets
 
 IMAGES = 113_287  # Karpathy's train and restval

@@ -21,7 +21,7 @@ learnt from:
 
 import ml_collections
 
-from mmjax.config import arguments, choose, entries, measured, pairs
+from mmjax.core.config import arguments, choose, entries, measured, pairs
 from mmjax.models import presets
 
 SAMPLES = 128_000_000

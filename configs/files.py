@@ -8,7 +8,7 @@ pictures, captions and rows).
 
 import ml_collections
 
-from mmjax.config import arguments, entries, measured, pairs
+from mmjax.core.config import arguments, entries, measured, pairs
 from mmjax.models import presets
 
 

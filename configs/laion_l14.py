@@ -14,7 +14,7 @@ Arguments: ``train=PATH`` (as ``/data/laion400m/{00000..41407}.tar``), ``val=PAT
 
 import ml_collections
 
-from mmjax.config import arguments, entries, measured, pairs
+from mmjax.core.config import arguments, entries, measured, pairs
 from mmjax.models import presets
 
 IMAGES = 407_332_084  # of one epoch in the table of runs beside arXiv:2212.07143

@@ -5,7 +5,7 @@ Arguments: ``augment=NAME[+NAME]``, ``transforms=NAME[+NAME]``, ``modalities=ima
 
 import ml_collections
 
-from mmjax.config import arguments, entries
+from mmjax.core.config import arguments, entries
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

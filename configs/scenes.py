@@ -8,7 +8,7 @@ validation split are kept, and the best one is measured.
 
 import ml_collections
 
-from mmjax.config import arguments, choose, entries
+from mmjax.core.config import arguments, choose, entries
 
 SIZES = {"small": (1024, 600), "medium": (4096, 1200), "large": (16384, 2400)}  # images, steps
 

@@ -17,7 +17,7 @@ Arguments: ``train=PATH`` (as ``/data/pairs/{00000..41407}.tar``), ``val=PATH`` 
 
 import ml_collections
 
-from mmjax.config import arguments, entries, measured, pairs
+from mmjax.core.config import arguments, entries, measured, pairs
 from mmjax.models import presets
 
 SAMPLES = 9_000_000_000

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjax import __version__, flags
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 
 STOPPED_STATUS = "MMJAX_STOPPED_STATUS"
 CACHE = "~/.cache/mmjax/compiled"
@@ -43,17 +43,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """Trains to the end, or from the last checkpoint of the folder on."""
-    from mmjax.train.clock import Clock
+    from mmjax.runs.timing import Clock
 
     clock = Clock()  # imports and the wait for other processes are a part of what a start costs
     profile = flags.profiled(options.profile)
     _prepare_jax()
+    from mmjax import experiment
+    from mmjax.checkpoints import orbax_errors
     from mmjax.data.sample import DataError
     from mmjax.parallel import distributed
-    from mmjax.train import damage, experiment, guard, loop, skips
+    from mmjax.runs import unreadable_examples
+    from mmjax.train import guard, loop
 
     try:
-        with distributed.joined(**flags.processes(options), shared=(guard.Diverged, skips.TooManySkipped)):
+        with distributed.joined(
+            **flags.processes(options), shared=(guard.Diverged, unreadable_examples.TooManySkipped)
+        ):
             if distributed.is_first():
                 print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
             settings = experiment.Experiment.of(experiment.read(options.config, overrides))
@@ -64,7 +69,7 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
                 profile=profile,
                 clock=clock,
             )
-    except (guard.Diverged, DataError, damage.NotSaved) as error:
+    except (guard.Diverged, DataError, orbax_errors.NotSaved) as error:
         print(f"mmjax train: {error}", file=sys.stderr)
         return 1
     return 0 if outcome.finished else _stopped_status()
@@ -74,7 +79,7 @@ def evaluate(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> i
     """Measures a checkpoint of a run folder; of several processes, which share the work, one says what was found."""
     _prepare_jax()
     from mmjax.parallel import distributed
-    from mmjax.train import evaluate as evaluation
+    from mmjax.train import evaluation as evaluation
 
     which, tasks = flags.which(options.step), flags.words(options.tasks)
     with distributed.joined(**flags.processes(options)):
@@ -107,11 +112,12 @@ def compile_step(options: argparse.Namespace, overrides: list[tuple[str, str]]) 
 
     jax.config.update("jax_platforms", "cpu")  # nothing runs, so it takes no accelerator from what does
     jax.config.update("jax_enable_compilation_cache", False)  # programs for slices that are not there cannot be kept
-    from mmjax.parallel import aot
-    from mmjax.train import experiment, plan, plan_text
+    from mmjax import experiment
+    from mmjax.planning import plan, plan_text
+    from mmjax.program import topology as slices
 
     settings = experiment.Experiment.of(experiment.read(options.config, overrides))
-    topology = aot.topology(options.topology)
+    topology = slices.topology(options.topology)
     if options.fit == "batch":
         made = plan.fit_batch(settings, topology, note=lambda line: print(line, file=sys.stderr, flush=True))
     else:
@@ -123,7 +129,8 @@ def compile_step(options: argparse.Namespace, overrides: list[tuple[str, str]]) 
 def bench_step(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """Times the compiled training step of one or several augmentations in one process."""
     _prepare_jax()
-    from mmjax.train import bench, experiment
+    from mmjax import experiment
+    from mmjax.train import bench
 
     sections = experiment.read(options.config, overrides)
     rows = bench.steps(sections, augmentations=flags.words(options.augment), repeats=options.repeats)
@@ -262,7 +269,7 @@ def _experiment(options: argparse.Namespace, overrides: list[tuple[str, str]]) -
 
     # Data needs none, and one that a training run uses has no memory left for us.
     jax.config.update("jax_platforms", "cpu")
-    from mmjax.train import experiment
+    from mmjax import experiment
 
     if options.config:
         for name in ("path", "option", "modalities"):

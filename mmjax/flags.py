@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmjax import __version__
-from mmjax.config import ConfigError, literal, nearest
+from mmjax.core.config import ConfigError, literal, nearest
 
 Run = Callable[[argparse.Namespace, list[tuple[str, str]]], int]
 _NO_FLAGS = ("run", "command", "bench", "data", "overridable")

@@ -81,7 +81,7 @@ def test_a_config_file_that_cannot_be_read(spec, mentions, tmp_path, capfd, monk
     (tmp_path / "broken.py").write_text(BROKEN_FILE)
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "sizes.py").write_text(
-        "from mmjax.config import arguments, choose\n\n"
+        "from mmjax.core.config import arguments, choose\n\n"
         "def get_config(arg):\n    choose(arguments(arg, size='small').size, ['small'], path='size')\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -134,7 +134,7 @@ def test_help_explains_each_command(words, capsys):
 
 @pytest.mark.parametrize("name", ["quickstart", "scenes", "clip"])
 def test_every_shipped_config_is_a_valid_experiment(name):
-    from mmjax.train import experiment
+    from mmjax import experiment
 
     settings = experiment.Experiment.of(experiment.read(f"configs/{name}.py:augment=none"))
     assert settings.steps > 0 and settings.augment == ()
@@ -142,7 +142,7 @@ def test_every_shipped_config_is_a_valid_experiment(name):
 
 
 def test_overrides_reach_any_key_also_those_the_file_leaves_out(tmp_path):
-    from mmjax.train import experiment
+    from mmjax import experiment
 
     spec = str(command.config_file(tmp_path))
     overrides = [("optimizer.average", "0.5"), ("model", "scenes-tiny"), ("model.text_cfg.layers", "3"), ("seed", "7")]

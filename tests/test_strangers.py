@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import pytest
 
 import mmjax
-from mmjax.config import ConfigError
+from mmjax.checkpoints import orbax_errors
+from mmjax.checkpoints.manager import Checkpoints
+from mmjax.core.config import ConfigError
+from mmjax.core.state import TrainState
 from mmjax.data import tokenizer
-from mmjax.train import damage, inspection, rundir
-from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.experiment import Experiment
-from mmjax.train.state import TrainState
+from mmjax.experiment import Experiment
+from mmjax.runs import folder as run_folder
+from mmjax.train import inspection
 from support import tiny
 
 PACKAGE = Path(mmjax.__file__).parent
@@ -89,12 +91,12 @@ def test_a_tokenizer_folder_with_code_is_refused_without_asking(tmp_path, monkey
     ],
 )
 def test_names_in_a_config_name_only_what_mmjax_has(tmp_path, change):
-    with rundir.claim(tmp_path, tiny.experiment(), overrides=[]):
+    with run_folder.claim(tmp_path, tiny.experiment(), overrides=[]):
         pass
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ConfigError):
-        experiment = Experiment.of(rundir.read_config(tmp_path))
+        experiment = Experiment.of(run_folder.read_config(tmp_path))
         from mmjax.train.assemble import open_source
         from mmjax.train.program import Program
 
@@ -104,7 +106,7 @@ def test_names_in_a_config_name_only_what_mmjax_has(tmp_path, change):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(damage, "_VANISHES_WITHIN", 0.0)
+    monkeypatch.setattr(orbax_errors, "_VANISHES_WITHIN", 0.0)
 
 
 def forged(folder, arrays):

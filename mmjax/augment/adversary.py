@@ -10,7 +10,7 @@ from flax import nnx
 
 from mmjax.augment.base import Terms, reversed_gradient
 from mmjax.augment.networks import dropped
-from mmjax.types import Metrics
+from mmjax.core.types import Metrics
 
 Game = Literal["minimax", "nonsaturating"]
 """How the generator is trained: by the discriminator's loss reversed, or by one of its own (see ``played``)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mmjax.sphere import unit
+from mmjax.core.sphere import unit
 
 _EXCLUDED = -1e30
 _EXACT = jax.lax.Precision.HIGHEST

@@ -16,8 +16,8 @@ from flax import nnx
 
 from mmjax.augment import schedules
 from mmjax.augment.schedules import Strength
-from mmjax.config import ConfigError
-from mmjax.types import Metrics, Provenance
+from mmjax.core.config import ConfigError
+from mmjax.core.types import Metrics, Provenance
 
 Tap = str
 """A place in both towers, from front to back:

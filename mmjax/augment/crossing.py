@@ -13,7 +13,7 @@ from flax import nnx
 from mmjax.augment.adversary import dense
 from mmjax.augment.base import Features
 from mmjax.augment.mixing import flipped
-from mmjax.types import Provenance
+from mmjax.core.types import Provenance
 
 Side = Literal["text", "image"]
 

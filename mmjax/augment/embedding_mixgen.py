@@ -9,7 +9,7 @@ from mmjax.augment import base, schedules
 from mmjax.augment.base import Augmented, Features, LateTap, View
 from mmjax.augment.mixing import Targets, lerp, mixed_source
 from mmjax.augment.schedules import Strength
-from mmjax.types import Provenance
+from mmjax.core.types import Provenance
 
 
 class Augmentation(base.Base):

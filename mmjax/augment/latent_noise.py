@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mmjax.augment import base, schedules
 from mmjax.augment.base import Augmented, Features, LateTap, View
 from mmjax.augment.schedules import Strength
-from mmjax.sphere import unit
+from mmjax.core.sphere import unit
 
 
 class Augmentation(base.Base):

@@ -16,8 +16,8 @@ from mmjax.augment.consistency import Mask, bernoulli_consistency, softmax_consi
 from mmjax.augment.mixing import shared_source
 from mmjax.augment.schedules import Strength
 from mmjax.augment.vae import AttentionVae, MlpVae
-from mmjax.config import ConfigError
-from mmjax.types import Metrics
+from mmjax.core.config import ConfigError
+from mmjax.core.types import Metrics
 
 
 class Augmentation(base.Base):

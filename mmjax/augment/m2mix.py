@@ -12,9 +12,9 @@ from mmjax.augment import base, schedules
 from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, View
 from mmjax.augment.mixing import Draw, Targets, beta_share, flipped, mixed_source, share_metrics, shared_source
 from mmjax.augment.schedules import Strength
-from mmjax.config import ConfigError
-from mmjax.sphere import slerp, unit
-from mmjax.types import Metrics, Provenance
+from mmjax.core.config import ConfigError
+from mmjax.core.sphere import slerp, unit
+from mmjax.core.types import Metrics, Provenance
 
 Mode = Literal["m2", "v", "l", "vl"]
 

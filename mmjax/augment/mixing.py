@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mmjax.types import Provenance
+from mmjax.core.types import Provenance
 
 Targets = Literal["provenance", "identity"]
 """Labels of a mix: by all that is in it, or by its first source alone, as if nothing had been mixed in."""

@@ -11,7 +11,7 @@ from mmjax.augment import base, schedules
 from mmjax.augment.base import Augmented, Features, Tap, Towers, View, Words
 from mmjax.augment.mixing import Draw, Targets, beta_share, flipped, lerp, mixed_source, share_metrics
 from mmjax.augment.schedules import Strength
-from mmjax.types import Provenance
+from mmjax.core.types import Provenance
 
 
 class Augmentation(base.Base):

@@ -11,8 +11,8 @@ from mmjax.augment import base, schedules
 from mmjax.augment.base import Augmented, Features, LateTap, View
 from mmjax.augment.mixing import Draw, Targets, mixed_source
 from mmjax.augment.schedules import Strength
-from mmjax.config import ConfigError
-from mmjax.types import Metrics, Provenance
+from mmjax.core.config import ConfigError
+from mmjax.core.types import Metrics, Provenance
 
 
 class Augmentation(base.Base):

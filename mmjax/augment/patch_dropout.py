@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mmjax.augment.schedules import Strength
 from mmjax.augment.shortening import Shortening
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 
 Kind = Literal["random", "grid", "block"]
 

@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

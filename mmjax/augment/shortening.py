@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mmjax.augment import schedules
 from mmjax.augment.base import Towers
 from mmjax.augment.schedules import Schedule, Strength
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 
 
 class Shortening:

@@ -25,8 +25,8 @@ from mmjax.augment.crossing import (
 from mmjax.augment.divergences import jensen_shannon
 from mmjax.augment.mixing import flipped, shared_source
 from mmjax.augment.schedules import Schedule, Strength
-from mmjax.config import ConfigError
-from mmjax.types import Metrics, Provenance
+from mmjax.core.config import ConfigError
+from mmjax.core.types import Metrics, Provenance
 
 _EXCLUDED = -1e30
 

@@ -16,9 +16,9 @@ from mmjax.augment import base, schedules
 from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, Towers, View, Words
 from mmjax.augment.divergences import jensen_shannon
 from mmjax.augment.schedules import Strength
-from mmjax.config import ConfigError
-from mmjax.sphere import unit
-from mmjax.types import Metrics, Provenance
+from mmjax.core.config import ConfigError
+from mmjax.core.sphere import unit
+from mmjax.core.types import Metrics, Provenance
 
 Side = Literal["image", "text"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import plugins
-from mmjax.config import ConfigError, bind
+from mmjax.core import plugins
+from mmjax.core.config import ConfigError, bind
 from mmjax.data import pictures
 from mmjax.data.sample import Crop, Example, Frame, Rows, Sample, Unreadable
 from mmjax.data.transforms.base import STAGES, Captions, Geometry, PerBatch, PerSample, Stage

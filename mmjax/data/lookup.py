@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.files import storage
 from mmjax.data.files.delimited import records
 from mmjax.data.sample import Unreadable

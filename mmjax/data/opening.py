@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmjax import plugins
-from mmjax.config import ConfigError, bind
+from mmjax.core import plugins
+from mmjax.core.config import ConfigError, bind
 from mmjax.data.selection import Selected, Selection
 
 FOLDER = "mmjax.data.sources"

@@ -30,7 +30,7 @@ from typing import Any, Protocol, get_args
 
 import numpy as np
 
-from mmjax.config import ConfigError, choose
+from mmjax.core.config import ConfigError, choose
 from mmjax.data.chain import Chain
 from mmjax.data.order import Arrangement, Order, Part
 from mmjax.data.reader import Captions, Reader, Source

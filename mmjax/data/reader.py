@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.chain import Chain
 from mmjax.data.sample import DataError, Example, Sample, Unreadable
 

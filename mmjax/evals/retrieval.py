@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.evals.embedder import BoundEmbedder, open_split
 from mmjax.evals.ranks import Ranks, Ties, count
 

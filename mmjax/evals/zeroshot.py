@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.evals.embedder import BoundEmbedder, open_split
 from mmjax.evals.ranks import Ties, count
 

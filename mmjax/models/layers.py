@@ -17,9 +17,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 
+from mmjax.core.row_sharding import spread
 from mmjax.models.low_precision import product
 from mmjax.models.presets import Activation, Products, Remat
-from mmjax.rows import spread
 
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 Row = int | jax.Array

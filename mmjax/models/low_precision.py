@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.models.presets import Products
 
 _TINY = 1e-30  # what a row of zeros is divided by

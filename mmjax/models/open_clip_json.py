@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mmjax.config import ConfigError, build
+from mmjax.core.config import ConfigError, build
 from mmjax.models.presets import ClipConfig, TextConfig, VisionConfig
 
 # What each key of open_clip's that we do not build must be for the file to mean a model that we do build.

@@ -10,7 +10,7 @@ import math
 import os
 from typing import Any, Literal, Protocol
 
-from mmjax.config import ConfigError, choose
+from mmjax.core.config import ConfigError, choose
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 """Exact (erf) GELU, its tanh approximation (flax's and SigLIP's), or ``x·sigmoid(1.702 x)`` (OpenAI's CLIP)."""

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
+from mmjax.core.row_sharding import spread
 from mmjax.models.layers import BlockSpec, Dense, LayerNorm, Row, normal, run, stacked
 from mmjax.models.presets import Products, Remat, TextConfig
-from mmjax.rows import spread
 
 
 class TextTower(nnx.Module):

@@ -13,10 +13,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from mmjax.core.row_sharding import spread
 from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, Row, normal, run, stacked, uniform
 from mmjax.models.presets import Products, Remat, VisionConfig
 from mmjax.models.stems import make_stem
-from mmjax.rows import spread
 
 
 class VisionTower(nnx.Module):

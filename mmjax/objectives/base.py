@@ -9,11 +9,11 @@ from typing import Literal
 import jax
 from jax.sharding import NamedSharding
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
+from mmjax.core.row_sharding import shards_of
+from mmjax.core.types import Metrics, Provenance
 from mmjax.objectives.sweep import Sweep
 from mmjax.objectives.targets import Labelling, Labels
-from mmjax.rows import shards_of
-from mmjax.types import Metrics, Provenance
 
 DENSE_PAIRS = 2**22
 """Up to so many pairs a device ``auto`` keeps the whole matrix."""

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mmjax.core.row_sharding import shards_of
 from mmjax.objectives.ring import Empty, gathered, ring
 from mmjax.objectives.tiles import Merge, Tile, count, padded, shortened, walk
-from mmjax.rows import shards_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mmjax.types import Provenance
+from mmjax.core.types import Provenance
 
 Labelling = Literal["provenance", "identity"]
 """``identity`` counts only a row's first source: the papers' own labels. ``provenance`` counts all."""

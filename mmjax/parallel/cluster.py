@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 
 COORDINATOR, PROCESSES, PROCESS = "MMJAX_COORDINATOR", "MMJAX_PROCESSES", "MMJAX_PROCESS"
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.parallel.cluster import COORDINATOR, Cluster, detect
 
 INITIALISATION_SECONDS = 300  # machines of one job start minutes apart

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mmjax.config import ConfigError
-from mmjax.rows import shards_of
+from mmjax.core.config import ConfigError
+from mmjax.core.row_sharding import shards_of
 
 BATCH_AXES = ("data", "fsdp")
 """Both axes split the batch; they differ only in what becomes of the parameters. ``tensor`` has copies of its rows."""

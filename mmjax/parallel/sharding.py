@@ -22,10 +22,10 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
+from mmjax.core.state import AugmentState, TrainState
 from mmjax.parallel.mesh import Policy, Spec, batch_sharding, replicated
 from mmjax.train.optim import parameter_paths
-from mmjax.train.state import AugmentState, TrainState
 
 Parameters = Policy | tuple[tuple[str, Policy | Spec], ...]
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax.config import ConfigError, build
+from mmjax.core.config import ConfigError, build
 from mmjax.data import autotune, opening, pipeline, tokenizer
 from mmjax.data.chain import Chain
 from mmjax.data.sample import Frame, Unreadable
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.viewed import Viewed, is_encoded
+from mmjax.experiment import DataConfig, Experiment
 from mmjax.models import presets
-from mmjax.train.experiment import DataConfig, Experiment
 
 TOKENIZER_FOLDER = "tokenizer"
 VOCABULARY_EXAMPLES = 4096  # enough for the small vocabularies that are trained at start, and read in a second

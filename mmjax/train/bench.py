@@ -11,14 +11,14 @@ from typing import Any
 
 import jax
 
-from mmjax.config import ConfigError, entries
-from mmjax.parallel.chips import peak_flops
+from mmjax.core.config import ConfigError, entries
+from mmjax.core.state import TrainState
+from mmjax.core.types import Batch
+from mmjax.experiment import Experiment
+from mmjax.program.chips import peak_flops
 from mmjax.train import assemble
-from mmjax.train.experiment import Experiment
-from mmjax.train.model_flops import of_step
+from mmjax.train.flops import of_step
 from mmjax.train.program import Program
-from mmjax.train.state import TrainState
-from mmjax.types import Batch
 
 
 def steps(sections: Mapping[str, Any], *, augmentations: Sequence[str] | None, repeats: int) -> list[dict[str, Any]]:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from mmjax.config import ConfigError, choose
-from mmjax.train import experiment
-from mmjax.train.logging import duration, read_metrics
+from mmjax import experiment
+from mmjax.core.config import ConfigError, choose
+from mmjax.runs.console import duration, read_metrics
 
 CONFIDENCE = 0.95
 

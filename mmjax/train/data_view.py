@@ -8,8 +8,8 @@ from typing import Any
 
 from mmjax.data.chain import Chain
 from mmjax.data.pipeline import Batches
+from mmjax.experiment import DataConfig, Experiment
 from mmjax.train import assemble
-from mmjax.train.experiment import DataConfig, Experiment
 
 _UNTIL_CROPPED = ("captions", "geometry")  # stages
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from mmjax.train.experiment import Experiment
+from mmjax.core.state import Params, TrainState
+from mmjax.experiment import Experiment
 from mmjax.train.optim import updates_done
-from mmjax.train.state import Params, TrainState
 
 
 class Diverged(RuntimeError):

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.train import rundir
-from mmjax.train.checkpoint import Checkpoints, Which
+from mmjax.checkpoints.manager import Checkpoints, Which
+from mmjax.runs import folder as run_folder
 
 DEPTH = 2  # parts of a path that make a module's name in the table
 
 
 def describe(workdir: str | Path, *, which: Which = "last") -> dict[str, Any]:
     """Step, parameters and bytes by module and in all, and the SHA-256 over all parameters."""
-    checkpoints = Checkpoints(workdir, directory=rundir.checkpoint_directory(workdir), read_only=True)
+    checkpoints = Checkpoints(workdir, directory=run_folder.checkpoint_directory(workdir), read_only=True)
     step, params = checkpoints.following(which, lambda step: checkpoints.read_params(which=step))
     checkpoints.close()
     modules: dict[str, dict[str, int]] = {}

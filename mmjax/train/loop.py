@@ -6,23 +6,25 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmjax.config import ConfigError
+from mmjax.checkpoints.manager import Checkpoints
+from mmjax.checkpoints.orbax_errors import NotSaved
+from mmjax.core.config import ConfigError
 from mmjax.data.order import shares
 from mmjax.data.sample import DataError
 from mmjax.data.selection import Selected
+from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
-from mmjax.train import assemble, goodput, rundir
-from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.clock import Clock
-from mmjax.train.damage import NotSaved
-from mmjax.train.evaluate import Evaluation
-from mmjax.train.experiment import Experiment
+from mmjax.parallel.preemption import asked_to_stop
+from mmjax.runs import folder as run_folder
+from mmjax.runs import goodput
+from mmjax.runs.console import Progress
+from mmjax.runs.timing import Clock
+from mmjax.runs.unreadable_examples import TooManySkipped, check_index
+from mmjax.train import assemble
+from mmjax.train.evaluation import Evaluation
 from mmjax.train.guard import Diverged
-from mmjax.train.logging import Progress
 from mmjax.train.program import Program
 from mmjax.train.run import Outcome, Run
-from mmjax.train.skips import TooManySkipped, check_index
-from mmjax.train.stopping import asked_to_stop
 
 
 def train(
@@ -50,10 +52,10 @@ def train(
     evaluation = Evaluation(program, tokenizer)
     evaluation.open()
     rows = assemble.rows(experiment, source, tokenizer, share=program.share)
-    with rundir.claim(workdir, experiment, overrides=overrides) as switched:
+    with run_folder.claim(workdir, experiment, overrides=overrides) as switched:
         first = distributed.is_first()
         if first or experiment.checkpoint.directory is not None:  # a folder of its own has what evaluation needs
-            rundir.keep_tokenizer(tokenizer, workdir)
+            run_folder.keep_tokenizer(tokenizer, workdir)
         saving = experiment.checkpoint
         checkpoints = Checkpoints(workdir, directory=saving.directory, keep=saving.keep, best=saving.best)
         # Closing the checkpoints waits for all processes, so one that has failed must not come to that.

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmjax.config import ConfigError
-from mmjax.train.state import Params
+from mmjax.core.config import ConfigError
+from mmjax.core.state import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,23 +9,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax import plugins, rng
-from mmjax.config import ConfigError
+from mmjax.core import plugins, rng
+from mmjax.core.config import ConfigError
+from mmjax.core.state import AugmentState, Params, TrainState
+from mmjax.core.types import Batch
 from mmjax.evals.embedder import Embedder
+from mmjax.experiment import Experiment
 from mmjax.models.clip import Clip
 from mmjax.models.low_precision import check_products
 from mmjax.models.presets import ClipConfig
 from mmjax.parallel.host_memory import keep_freed_memory
 from mmjax.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated, share_of
 from mmjax.parallel.sharding import batch_shardings, state_shardings
-from mmjax.train.augmenting import Augmentations
-from mmjax.train.experiment import Experiment
+from mmjax.train.augmentation import Augmentations
+from mmjax.train.forward import described
+from mmjax.train.micro_batches import check_parts
 from mmjax.train.optim import learning_rate, make_optimizer
-from mmjax.train.parts import check_parts
-from mmjax.train.state import AugmentState, Params, TrainState
 from mmjax.train.step import make_step, merge
-from mmjax.train.taps import described
-from mmjax.types import Batch
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import jax
 
-from mmjax.parallel.chips import GIB, peak_flops
-from mmjax.train.clock import Clock
+from mmjax.program.chips import GIB, peak_flops
+from mmjax.runs.timing import Clock
 
 _MEASURED = frozenset(
     f"train/{name}"

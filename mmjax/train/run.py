@@ -12,26 +12,28 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmjax import report
+from mmjax.checkpoints.manager import Checkpoints
+from mmjax.checkpoints.orbax_errors import NotSaved
+from mmjax.core.state import TrainState
 from mmjax.data.pipeline import Batches
 from mmjax.data.reader import Skipped
+from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
-from mmjax.train import assemble, goodput, model_flops, report, skips
-from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.clock import Clock
-from mmjax.train.damage import NotSaved
-from mmjax.train.evaluate import Evaluation
-from mmjax.train.experiment import Experiment
+from mmjax.parallel.preemption import Stop
+from mmjax.runs import goodput, unreadable_examples
+from mmjax.runs.console import MetricsWriter, NoMetrics, Progress
+from mmjax.runs.rewinds import Rewinds
+from mmjax.runs.timing import Clock
+from mmjax.runs.unreadable_examples import Skips
+from mmjax.train import assemble, flops
+from mmjax.train.evaluation import Evaluation
 from mmjax.train.guard import Diverged, Guard, Spike, skipped_updates
-from mmjax.train.logging import MetricsWriter, NoMetrics, Progress
-from mmjax.train.meter import Meter
-from mmjax.train.profiling import Profiler
+from mmjax.train.metrics import Meter
+from mmjax.train.profiler import Profiler
 from mmjax.train.program import Program
 from mmjax.train.rates import Rates, peak_of
-from mmjax.train.rewinds import Rewinds
 from mmjax.train.saves import Saves
-from mmjax.train.skips import Skips
-from mmjax.train.state import TrainState
-from mmjax.train.stopping import Stop
 
 PANEL_IMAGES = 12
 
@@ -220,7 +222,7 @@ class Run:
         with self.clock.during("compiling", "compiling the training step"):
             traced = self.program.trace(shape)
             lowered = traced.lower()
-            flops = model_flops.beside(self.experiment, shape, traced=traced)
+            model_flops = flops.beside(self.experiment, shape, traced=traced)
             compiled = lowered.compile()
         seconds = time.perf_counter() - started
         logits = self.program.objective.chosen(len(shape.image_source.ids), len(shape.tokens))
@@ -229,7 +231,7 @@ class Run:
             self.clock,
             batch_size=self.experiment.batch_size,
             devices=self.program.mesh.size,
-            flops=flops,
+            flops=model_flops,
             peak=peak_of(self.experiment.precision),
             note=self.progress.note,
         )
@@ -302,7 +304,7 @@ class Run:
                     )
         self.skips.gather()
         if self.skips.count:
-            self.progress.note(f"skipped {self.skips.summary()}; see {self.workdir / skips.FILE}")
+            self.progress.note(f"skipped {self.skips.summary()}; see {self.workdir / unreadable_examples.FILE}")
         facts = {"skipped updates": skipped_updates(state), "rewinds": len(self.rewinds.all)}
         if facts["skipped updates"]:
             self.progress.note(f"{facts['skipped updates']:,} of {settings.steps:,} updates were skipped")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.clock import Clock
-from mmjax.train.state import TrainState
+from mmjax.checkpoints.manager import Checkpoints
+from mmjax.core.state import TrainState
+from mmjax.runs.timing import Clock
 
 
 class Saves:

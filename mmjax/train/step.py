@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mmjax.sphere import unit
-from mmjax.train import taps
-from mmjax.train.augmenting import Augmentations
+from mmjax.core.sphere import unit
+from mmjax.core.state import Params, TrainState
+from mmjax.core.types import Batch, Metrics
+from mmjax.train import forward
+from mmjax.train.augmentation import Augmentations
 from mmjax.train.optim import moving_average, updates_done
-from mmjax.train.state import Params, TrainState
-from mmjax.types import Batch, Metrics
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Loss = Callable[..., tuple[jax.Array, Metrics]]
@@ -96,7 +96,7 @@ def make_loss(graph: nnx.GraphDef, *, objective: Loss, augmentations: Augmentati
     ) -> tuple[jax.Array, Metrics]:
         model = merge(graph, params)
         shorten_images, shorten_texts = augmentations.shorten(shares, at)
-        features = taps.clean(
+        features = forward.clean(
             model,
             batch,
             towers=augmentations.towers,

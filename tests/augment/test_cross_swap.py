@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.sphere import unit
+from mmjax.core.sphere import unit
 from support import features
 
 

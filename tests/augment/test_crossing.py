@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmjax.augment.crossing import aligned, same_example, token_mix
-from mmjax.types import Provenance
+from mmjax.core.types import Provenance
 
 
 def nearest(other, free, onto):

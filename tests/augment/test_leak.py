@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from mmjax import plugins
 from mmjax.augment import base
 from mmjax.augment.base import Augmented, Features, View, Words
 from mmjax.augment.shortening import Shortening
-from mmjax.train.augmenting import Augmentations
-from mmjax.types import Provenance
+from mmjax.core import plugins
+from mmjax.core.types import Provenance
+from mmjax.train.augmentation import Augmentations
 from support import features
 
 ROWS, STEPS = 64, 300

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax import rng
 from mmjax.augment.base import Features, Similarity, Words, reversed_gradient
 from mmjax.augment.schedules import Schedule
-from mmjax.config import ConfigError
+from mmjax.core import rng
+from mmjax.core.config import ConfigError
+from mmjax.core.sphere import unit
+from mmjax.core.types import Batch, Provenance
 from mmjax.objectives import sigmoid
 from mmjax.objectives.contrastive import Objective
-from mmjax.sphere import unit
-from mmjax.train import taps
-from mmjax.train.augmenting import Augmentations
-from mmjax.types import Batch, Provenance
+from mmjax.train import forward
+from mmjax.train.augmentation import Augmentations
 from support import clip_models, features
 
 KINDS = ("mlp", "attention")
@@ -300,7 +300,7 @@ def test_at_tokens_views_are_whole_sequences_with_their_ids(dtype):
 def test_in_the_network_the_blocks_after_the_tokens_run_again():
     config = clip_models.config({"layers": 1}, {"layers": 1}, init_logit_bias=-1.0)
     graph, shapes = clip_models.split(config)
-    towers, source = taps.described(config), Provenance.of(jnp.arange(4, dtype=jnp.int32))
+    towers, source = forward.described(config), Provenance.of(jnp.arange(4, dtype=jnp.int32))
     options = {
         "kind": "attention",
         "tap": "tokens@-1",
@@ -318,7 +318,7 @@ def test_in_the_network_the_blocks_after_the_tokens_run_again():
 
     def loss(learned, params):
         model, objective = clip_models.model(graph, params), sigmoid.Objective()
-        found = taps.clean(model, batch, towers=towers, taps=augmentations.taps)
+        found = forward.clean(model, batch, towers=towers, taps=augmentations.taps)
         image, text = model.visual.project(found["pooled"].image), model.text.project(found["pooled"].text)
         scale, bias = jnp.exp(params["logit_scale"]), params["logit_bias"]
         sources = {"image_source": source, "text_source": source}

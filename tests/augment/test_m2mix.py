@@ -5,8 +5,8 @@ import pytest
 
 from mmjax.augment.base import Similarity
 from mmjax.augment.m2mix import mixed_negatives
-from mmjax.config import ConfigError
-from mmjax.sphere import slerp, unit
+from mmjax.core.config import ConfigError
+from mmjax.core.sphere import slerp, unit
 from support import features
 from support import objectives_reference as reference
 

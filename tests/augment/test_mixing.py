@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mmjax.augment.mixing import beta_share, flipped, mixed_source
+from mmjax.core.types import Provenance
 from mmjax.objectives.targets import source_mass
-from mmjax.types import Provenance
 from support import objectives_reference as reference
 
 

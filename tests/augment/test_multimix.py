@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from mmjax.augment.multimix import combined, dirichlet
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
+from mmjax.core.types import Provenance
 from mmjax.objectives.targets import source_mass
-from mmjax.types import Provenance
 from support import features
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from mmjax.augment.patch_dropout import Augmentation
 from mmjax.augment.shortening import keep_patches
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 
 
 def marked(rows, patches, extra=1):

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax import plugins
 from mmjax.augment import base
 from mmjax.augment.mixing import flipped, mixed_source
 from mmjax.augment.schedules import Schedule
 from mmjax.augment.shortening import Shortening
+from mmjax.core import plugins
+from mmjax.core.sphere import unit
+from mmjax.core.types import Provenance
 from mmjax.objectives import contrastive
-from mmjax.sphere import unit
-from mmjax.train.augmenting import Augmentations
-from mmjax.types import Provenance
+from mmjax.train.augmentation import Augmentations
 from support import features
 
 FOLDER = "mmjax.augment"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmjax.augment.schedules import Schedule, at, check
-from mmjax.config import ConfigError, coerce
+from mmjax.core.config import ConfigError, coerce
 
 
 def reference(s, step):

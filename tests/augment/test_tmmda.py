@@ -14,9 +14,9 @@ from mmjax.augment import tmmda
 from mmjax.augment.base import Features, Similarity, Towers, Words
 from mmjax.augment.crossing import aligned
 from mmjax.augment.schedules import Schedule
-from mmjax.config import ConfigError
-from mmjax.sphere import unit
-from mmjax.types import Provenance
+from mmjax.core.config import ConfigError
+from mmjax.core.sphere import unit
+from mmjax.core.types import Provenance
 
 TOWERS = Towers(
     image_width=8,

@@ -11,9 +11,9 @@ from flax import nnx
 
 from mmjax.augment import tmmda
 from mmjax.augment.base import Features, Similarity, Towers, Words
+from mmjax.core.sphere import unit
+from mmjax.core.types import Provenance
 from mmjax.objectives.contrastive import Objective
-from mmjax.sphere import unit
-from mmjax.types import Provenance
 
 TOWERS = Towers(
     image_width=8,

@@ -13,9 +13,9 @@ from flax import nnx
 from mmjax.augment.base import Features, Similarity, Towers, Words
 from mmjax.augment.schedules import Schedule
 from mmjax.augment.xmda import Augmentation
-from mmjax.config import ConfigError
-from mmjax.sphere import unit
-from mmjax.types import Provenance
+from mmjax.core.config import ConfigError
+from mmjax.core.sphere import unit
+from mmjax.core.types import Provenance
 
 TOWERS = Towers(
     image_width=4, text_width=6, embed_dim=5, image_layers=2, text_layers=2, vocab_size=9, eos_id=8, pad_id=0, extra=1

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax import plugins
 from mmjax.augment.shortening import Shortening
-from mmjax.config import ConfigError
+from mmjax.core import plugins
+from mmjax.core.config import ConfigError
 from support import features, tiny
 from support.training import trained
 

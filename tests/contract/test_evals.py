@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax import plugins
+from mmjax.core import plugins
 from mmjax.evals.embedder import Embedder
 
 FOLDER = "mmjax.evals"

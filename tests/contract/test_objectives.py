@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax import plugins
-from mmjax.types import Provenance
+from mmjax.core import plugins
+from mmjax.core.types import Provenance
 
 NAMES = plugins.names("mmjax.objectives")
 

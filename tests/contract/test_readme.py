@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax import plugins
-from mmjax.config import ConfigError
-from mmjax.train.augmenting import Augmentations
+from mmjax.core import plugins
+from mmjax.core.config import ConfigError
+from mmjax.train.augmentation import Augmentations
 from support import features, tiny
 from support.training import assembled, trained
 

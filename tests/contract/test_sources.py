@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from mmjax import plugins
-from mmjax.config import ConfigError
+from mmjax.core import plugins
+from mmjax.core.config import ConfigError
 from mmjax.data import pictures, tokenizer
 from mmjax.data.chain import Chain
 from mmjax.data.opening import open_source

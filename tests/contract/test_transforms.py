@@ -8,8 +8,8 @@ import pickle
 import numpy as np
 import pytest
 
-from mmjax import plugins
-from mmjax.config import ConfigError
+from mmjax.core import plugins
+from mmjax.core.config import ConfigError
 from mmjax.data.chain import Chain
 from mmjax.data.sample import Crop, Frame, Rows, Sample
 from mmjax.data.transforms.base import STAGES

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data import tokenizer
 from mmjax.data.chain import Chain
 from mmjax.data.pipeline import Batches

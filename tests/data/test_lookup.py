@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data import lookup
 
 

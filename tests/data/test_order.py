@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data import order
 from mmjax.data.order import Order, Part, floor_sum, shares
 

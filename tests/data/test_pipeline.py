@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data import order, pipeline, token_cache
 from mmjax.data.pipeline import Batches
 

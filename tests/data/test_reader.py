@@ -3,7 +3,7 @@ import collections
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.chain import Chain
 from mmjax.data.pipeline import Batches
 from mmjax.data.reader import Reader, different

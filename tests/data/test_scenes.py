@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError, build
+from mmjax.core.config import ConfigError, build
 from mmjax.data.scenes.render import render
 from mmjax.data.scenes.world import WORLDS
 from mmjax.data.sources.scenes import SPLITS, Source

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mmjax import config
-from mmjax.config import ConfigError
+from mmjax.core import config
+from mmjax.core.config import ConfigError
 from mmjax.data.sample import Unreadable
 from mmjax.data.selection import Selected, Selection
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data import tokenizer
 from mmjax.data.tokenizer import load
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.evals import embedder as module
 from mmjax.evals.embedder import num_shards, open_split
 from support.towers import WIDTH, Source, Tokenizer, Towers, data_sharding, image, reference, retrieval_source

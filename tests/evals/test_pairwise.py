@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.evals.pairwise import Evaluator
 from support.towers import Source, Tokenizer, Towers, data_sharding, image, reference
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.evals.retrieval import Evaluator, modality_gap, uniformity
 from support.towers import Source, Towers, data_sharding, image, reference, retrieval_source
 

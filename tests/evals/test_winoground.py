@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.evals.winoground import Evaluator
 from support.towers import Source, Towers, data_sharding, image, reference
 

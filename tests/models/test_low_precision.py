@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.models.low_precision import check_products, product, quantised
 from support import clip_models, tiny
 from support.training import trained

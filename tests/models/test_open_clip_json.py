@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mmjax.config import ConfigError, build
+from mmjax.core.config import ConfigError, build
 from mmjax.models import presets
 from mmjax.models.presets import ClipConfig
 

@@ -10,7 +10,7 @@ import types
 import jax
 import pytest
 
-from mmjax.config import ConfigError, build
+from mmjax.core.config import ConfigError, build
 from mmjax.models import presets
 from mmjax.models.presets import ClipConfig, TextConfig, VisionConfig, with_tokenizer
 from support import clip_models

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mmjax import plugins
-from mmjax.config import ConfigError
+from mmjax.core import plugins
+from mmjax.core.config import ConfigError
+from mmjax.core.types import Provenance
 from mmjax.objectives import base, contrastive, sigmoid
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
-from mmjax.types import Provenance
 from support import objectives_reference as reference
 from support.objective_problems import arguments, computing, problem
 

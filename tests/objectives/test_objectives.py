@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
+from mmjax.core.types import Provenance
 from mmjax.objectives import contrastive, sigmoid
 from mmjax.objectives.targets import source_mass
-from mmjax.types import Provenance
 from support import objectives_reference as reference
 from support.objective_problems import computed, problem
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.parallel import cluster
 from mmjax.parallel.cluster import Cluster, detect
 

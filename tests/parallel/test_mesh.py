@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.parallel import mesh as meshes
 from mmjax.parallel.mesh import BATCH_AXES, MeshConfig, batch_sharding, check_batch, make_mesh, share_of
 from support import command, processes, tiny

@@ -10,17 +10,18 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
+from mmjax.core.row_sharding import shards_of, spread
+from mmjax.experiment import Experiment
 from mmjax.models.clip import Clip
 from mmjax.models.presets import ClipConfig, TextConfig, VisionConfig
 from mmjax.models.text import TextTower
-from mmjax.parallel import costs, sharding
-from mmjax.parallel.hlo import Module
+from mmjax.parallel import sharding
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from mmjax.parallel.sharding import batch_shardings, parameter_shardings
-from mmjax.rows import shards_of, spread
-from mmjax.train import dataless
-from mmjax.train.experiment import Experiment
+from mmjax.planning import abstract_data
+from mmjax.program import costs
+from mmjax.program.hlo import Module
 from mmjax.train.optim import parameter_paths
 from mmjax.train.program import Program, with_shardings
 from support import tiny
@@ -222,7 +223,7 @@ class TestRows:
     @staticmethod
     def lowered(given, devices=8):
         program = Program(given, devices=jax.devices()[:devices])
-        batch = dataless.batch_shapes(given)
+        batch = abstract_data.batch_shapes(given)
         return program.lower(with_shardings(batch, batch_shardings(batch, program.mesh)))
 
     def test_of_a_number_that_divides_are_spread(self):

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from mmjax import plugins
 from mmjax.parallel import aot
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
-from mmjax.types import Provenance
+from mmjax.core.types import Provenance
 from support.objective_problems import computing
 
 for name in ("v5e:1x2", "v5e:4x4", "v5e:16x16"):

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.augment.base import Features, Towers, Words
+from mmjax.core.sphere import unit
+from mmjax.core.types import Provenance
 from mmjax.objectives import contrastive
-from mmjax.sphere import unit
-from mmjax.train.augmenting import Augmentations
-from mmjax.types import Provenance
+from mmjax.train.augmentation import Augmentations
 
 TOWERS = Towers(
     image_width=6, text_width=8, embed_dim=8, image_layers=2, text_layers=2, vocab_size=12, eos_id=2, pad_id=0, extra=1

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.types import Provenance
+from mmjax.core.types import Provenance
 
 
 def problem(seed, *, n=6, m=9, k=2, d=5, padding=True):

@@ -8,7 +8,7 @@ import sys
 PREAMBLE = """
 import os, signal, sys, time
 import jax, jax.numpy as jnp
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.parallel import distributed
 me = int(os.environ["MMJAX_PROCESS"])
 

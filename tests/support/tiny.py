@@ -3,8 +3,8 @@
 import copy
 from typing import Any
 
+from mmjax.experiment import Experiment
 from mmjax.models import presets
-from mmjax.train.experiment import Experiment
 
 _MODEL = presets.load("scenes-tiny")
 _MODEL["embed_dim"] = 16

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax import experiment as experiments
+from mmjax.core.config import ConfigError
 from mmjax.data.transforms import rewrites
 from mmjax.train import assemble
-from mmjax.train import experiment as experiments
 from support import archives, tiny
 from support.pictures import encoded, photograph
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.train import compare
 from support import command
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mmjax.config import ConfigError, bind
+from mmjax.core.config import ConfigError, bind
 from mmjax.data.selection import Selection
+from mmjax.experiment import Experiment, read
 from mmjax.parallel.mesh import MeshConfig
-from mmjax.train.dataless import batch_shapes, settled
-from mmjax.train.experiment import Experiment, read
+from mmjax.planning.abstract_data import batch_shapes, settled
 from mmjax.train.program import Program
 from support import command
 

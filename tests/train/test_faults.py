@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
-from mmjax.train import checksums, damage, inspection, loop
-from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.damage import Damaged, NotSaved
-from mmjax.train.state import TrainState
+from mmjax.checkpoints import checksums, orbax_errors
+from mmjax.checkpoints.manager import Checkpoints
+from mmjax.checkpoints.orbax_errors import Damaged, NotSaved
+from mmjax.core.config import ConfigError
+from mmjax.core.state import TrainState
+from mmjax.train import inspection, loop
 from support import disks, tiny
 
 # Behind a save or read that fails, threads of tensorstore still call back, and coroutines of orbax are left behind.
@@ -138,7 +139,7 @@ def test_a_damaged_checkpoint_is_named_moved_aside_and_the_one_before_it_restore
     "kind", [kind for kind in DAMAGE if "moments" not in kind and kind not in ("a missing file", "no item")]
 )
 def test_readers_say_it_and_leave_everything_as_it_is(folder, kind, monkeypatch):
-    monkeypatch.setattr(damage, "_VANISHES_WITHIN", 0.0)
+    monkeypatch.setattr(orbax_errors, "_VANISHES_WITHIN", 0.0)
     DAMAGE[kind](folder / "checkpoints" / "8")
     before = sorted(folder.rglob("*"))
     with opened(folder, read_only=True) as checkpoints:
@@ -313,7 +314,7 @@ def test_claims_of_more_than_the_machine_holds_are_an_error_before_anything_is_r
             path.unlink()  # the shapes that the arrays themselves claim are what counts then
     huge = {"w": jax.ShapeDtypeStruct((1 << 40, 1 << 10), jnp.float32, sharding=None)}
     with pytest.raises(ConfigError, match=r"4,194,304 GiB.*memory"):
-        damage.check_memory(huge)
+        orbax_errors.check_memory(huge)
     with opened(folder, read_only=True) as checkpoints, pytest.raises(ConfigError, match="memory"):
         checkpoints.restore_params(huge)
 
@@ -327,12 +328,12 @@ def test_reasons_are_short_and_name_the_cause():
 
     with pytest.raises(RuntimeError) as caught:
         chained()
-    assert damage.reason(caught.value) == "No space left on device"
+    assert orbax_errors.reason(caught.value) == "No space left on device"
     long = ValueError('DATA_LOSS: Error reading "b" at local file "/a/b/8/params/manifest.ocdbt": ' + "x" * 999)
-    assert damage.reason(long) == "data loss in params/manifest.ocdbt"
-    assert len(damage.reason(ValueError("y" * 999))) <= 160
-    assert re.fullmatch(r"KeyError: 'a'", damage.reason(KeyError("a")))
-    assert json.dumps(damage.reason(FileNotFoundError(2, "gone", "/x/metadata"))) == '"metadata is missing"'
+    assert orbax_errors.reason(long) == "data loss in params/manifest.ocdbt"
+    assert len(orbax_errors.reason(ValueError("y" * 999))) <= 160
+    assert re.fullmatch(r"KeyError: 'a'", orbax_errors.reason(KeyError("a")))
+    assert json.dumps(orbax_errors.reason(FileNotFoundError(2, "gone", "/x/metadata"))) == '"metadata is missing"'
 
 
 @pytest.mark.slow  # two trainings each
@@ -361,7 +362,7 @@ def test_a_run_that_cannot_save_its_last_step_says_so_and_ends_as_failed(tmp_pat
         if (folder / "3").exists():
             _no_space()
 
-    monkeypatch.setattr(damage, "check_writable", full)
+    monkeypatch.setattr(orbax_errors, "check_writable", full)
     with pytest.raises(NotSaved, match=r"step 4 could not be written \(No space left on device\); the last one is of"):
         loop.train(experiment, workdir=tmp_path)
     assert "training goes on and tries again" in capsys.readouterr().out
@@ -380,7 +381,7 @@ def test_a_save_that_the_clock_spoils_at_the_end_is_done_again(folder, monkeypat
     said = []
     with opened(folder, said, best="m", keep=1) as checkpoints:
         monkeypatch.setattr(
-            damage, "check_writable", lambda folder: (_ for _ in ()).throw(TimeoutError("waited a year"))
+            orbax_errors, "check_writable", lambda folder: (_ for _ in ()).throw(TimeoutError("waited a year"))
         )
         checkpoints.save(state(12), step=12, metrics={"m": 5.0})
         monkeypatch.undo()

@@ -7,9 +7,9 @@ from support import processes
 SETUP = """
 import pathlib
 import numpy as np
-from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.damage import Damaged, NotSaved
-from mmjax.train.state import TrainState
+from mmjax.checkpoints.manager import Checkpoints
+from mmjax.checkpoints.orbax_errors import Damaged, NotSaved
+from mmjax.core.state import TrainState
 
 folder = pathlib.Path(FOLDER)
 

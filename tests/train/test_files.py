@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.sample import DataError
-from mmjax.train import loop, skips
+from mmjax.runs import unreadable_examples
+from mmjax.train import loop
 from support import archives, tiny
 from support.pictures import encoded, photograph
 
@@ -51,14 +52,14 @@ def test_a_run_skips_counts_and_lists_what_is_damaged(folder, tmp_path, capsys):
     outcome = loop.train(experiment(folder), workdir=tmp_path)
     assert outcome.finished and np.isfinite(outcome.metrics["val/rsum"])
     assert outcome.metrics["val/num_images"] == 19 and outcome.metrics["val/num_skipped"] == 1
-    listed = skips.read(tmp_path)
+    listed = unreadable_examples.read(tmp_path)
     assert {entry["reason"] for entry in listed} == {"truncated image"}
     assert sorted(entry["key"][-4:] for entry in listed) == [f"{i:04d}" for i in DAMAGED]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     count = max(row.get("train/skipped", 0) for row in rows)
     assert 4 <= count <= 6  # two epochs of 64 in 8 steps of 16, and now and then a damaged one in a damaged one's place
     printed = capsys.readouterr().out
-    assert f"skipped {count:.0f} truncated image" in printed and skips.FILE in printed
+    assert f"skipped {count:.0f} truncated image" in printed and unreadable_examples.FILE in printed
     # With other numbers of threads and another limit it is the same experiment, which is finished.
     again = loop.train(experiment(folder, data__threads=3, data__max_skipped=0.5), workdir=tmp_path)
     assert again.finished and "already finished" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.train.guard import Diverged, Guard, Spike, all_finite
 from support import tiny
 

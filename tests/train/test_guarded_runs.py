@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax.train import guard, loop, rewinds
-from mmjax.train.checkpoint import Checkpoints
+from mmjax.checkpoints.manager import Checkpoints
+from mmjax.runs import rewinds
+from mmjax.train import guard, loop
 from mmjax.train.program import Program
 from support import poison, processes, tiny
 

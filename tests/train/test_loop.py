@@ -7,9 +7,10 @@ import jax.monitoring
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
-from mmjax.train import evaluate, guard, loop, rundir
-from mmjax.train.checkpoint import Checkpoints
+from mmjax.checkpoints.manager import Checkpoints
+from mmjax.core.config import ConfigError
+from mmjax.runs import folder as run_folder
+from mmjax.train import evaluation, guard, loop
 from support import tiny
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -69,12 +70,12 @@ def test_the_best_checkpoint_is_the_one_measured(tmp_path):
     scores = {line["step"]: line["val/rsum"] for line in lines(tmp_path) if "val/rsum" in line}
     chosen = int(outcome.metrics["final/weights_of_step"])
     assert scores[chosen] == max(scores.values())
-    again = evaluate.of_run(tmp_path, which="best", split="val")
+    again = evaluation.of_run(tmp_path, which="best", split="val")
     assert again["val/rsum"] == pytest.approx(scores[chosen], abs=1e-6)
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
     experiment = tiny.experiment()
-    second = rundir.claim(tmp_path, experiment, overrides=[])
-    with rundir.claim(tmp_path, experiment, overrides=[]), pytest.raises(ConfigError, match="another process"):
+    second = run_folder.claim(tmp_path, experiment, overrides=[])
+    with run_folder.claim(tmp_path, experiment, overrides=[]), pytest.raises(ConfigError, match="another process"):
         second.__enter__()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.train.optim import OptimizerConfig, learning_rate, make_optimizer, parameter_paths
 
 STEPS, WARMUP, PEAK = 100, 10, 0.5

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.train.program import check_device
 from support import tiny
 

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmjax.parallel.chips import GIB
-from mmjax.train import dataless, model_flops, rates
-from mmjax.train.clock import Clock
+from mmjax.planning import abstract_data
+from mmjax.program.chips import GIB
+from mmjax.runs.timing import Clock
+from mmjax.train import flops, rates
 from mmjax.train.program import Program
 from mmjax.train.rates import Rates, measured
 from mmjax.train.saves import Saves
@@ -95,17 +96,17 @@ def test_what_a_run_computes_is_not_taken_for_a_measurement_of_speed():
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_flops_beside_compilation_are_those_of_the_step_with_nothing_computed_twice(remat):
-    experiment, _ = dataless.settled(tiny.experiment(), shards=8)
+    experiment, _ = abstract_data.settled(tiny.experiment(), shards=8)
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat=remat))
-    batch = dataless.batch_shapes(experiment)
+    batch = abstract_data.batch_shapes(experiment)
     traced = Program(experiment).trace(batch)
-    flops = model_flops.beside(experiment, batch, traced=traced)
-    assert remat == "full" or flops() is not None  # with no waiting
+    counted = flops.beside(experiment, batch, traced=traced)
+    assert remat == "full" or counted() is not None  # with no waiting
     deadline = time.monotonic() + 60
-    while flops() is None and time.monotonic() < deadline:
+    while counted() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert flops() == model_flops.of_step(experiment, batch) > 0
-    assert (model_flops.products(traced.jaxpr) > flops()) == (remat == "full")
+    assert counted() == flops.of_step(experiment, batch) > 0
+    assert (flops.products(traced.jaxpr) > counted()) == (remat == "full")
 
 
 class Writer:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.train.augmenting import Augmentations
+from mmjax.train.augmentation import Augmentations
 from support import poison, tiny
 from support.training import assembled
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.files import storage
 from mmjax.data.sample import Unreadable
 

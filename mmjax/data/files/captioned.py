@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.files.rows import Broken, Row, Skipped, Taken
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.text import Norm, captions_of

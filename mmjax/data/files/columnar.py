@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.files import storage
 from mmjax.data.sample import Unreadable
 

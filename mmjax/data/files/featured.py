@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax.config import ConfigError, nearest
+from mmjax.core.config import ConfigError, nearest
 from mmjax.data.files import scanned
 from mmjax.data.files.rows import as_text
 from mmjax.data.files.tabular import CAPTIONS

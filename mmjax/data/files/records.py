@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.files import index, storage
 from mmjax.data.sample import Unreadable
 

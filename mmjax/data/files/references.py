@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.files import storage
 from mmjax.data.sample import Unreadable
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.files import index
 
 _CHUNK = 256

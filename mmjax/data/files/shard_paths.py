@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from typing import Any, NamedTuple
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.files import storage
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.files import archive, index, storage
 from mmjax.data.sample import Unreadable
 

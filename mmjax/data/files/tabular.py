@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from mmjax.config import ConfigError, nearest
+from mmjax.core.config import ConfigError, nearest
 from mmjax.data.files import storage
 from mmjax.data.files.columnar import Columns
 from mmjax.data.files.delimited import records

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.preparing.planning import spread
 
 _PAPER, _INK, _FAINT, _FALSE, _EDGE = "#ffffff", "#1f2328", "#6e7781", "#b42318", "#d0d7de"

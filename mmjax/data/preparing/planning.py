@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.preparing.packing import Schema, schema_of
 from mmjax.data.preparing.prepared import Folder, Plan
 from mmjax.data.preparing.reencoding import Reencoding, format_of

@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.preparing.planning import check_same, common_schema, planned, read
 from mmjax.data.preparing.prepared import SKIPPED, Folder, Plan
 from mmjax.data.preparing.progress import Counter, amount, time_left

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from mmjax.config import ConfigError, choose
+from mmjax.core.config import ConfigError, choose
 from mmjax.data import pictures
 from mmjax.data.sample import Crop, Unreadable
 

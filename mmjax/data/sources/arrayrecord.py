@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmjax.config import ConfigError, choose
+from mmjax.core.config import ConfigError, choose
 from mmjax.data.files import featured, records, storage, tfexample
 from mmjax.data.files.references import inside
 from mmjax.data.preparing import prepared

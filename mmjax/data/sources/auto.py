@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mmjax import plugins
-from mmjax.config import ConfigError, bind
+from mmjax.core import plugins
+from mmjax.core.config import ConfigError, bind
 from mmjax.data.files import storage
 from mmjax.data.sample import Example
 

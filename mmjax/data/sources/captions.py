@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmjax.config import ConfigError, choose
+from mmjax.core.config import ConfigError, choose
 from mmjax.data.files import storage
 from mmjax.data.files.captioned import Captioned
 from mmjax.data.files.references import check_root, inside, one_modality, picture

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.files import classes, storage
 from mmjax.data.files.references import inside, picture
 from mmjax.data.sample import Example, Reason, Unreadable

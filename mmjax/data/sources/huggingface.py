@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.files import storage
 from mmjax.data.files.captioned import Captioned
 from mmjax.data.files.columnar import Arrow, Columns, Parquet

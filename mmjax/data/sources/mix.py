@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.opening import open_source
 from mmjax.data.order import Part
 from mmjax.data.sample import Example, Reason

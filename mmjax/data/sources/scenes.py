@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.config import ConfigError, choose
+from mmjax.core.config import ConfigError, choose
 from mmjax.data.scenes import edits, language, negatives, render
 from mmjax.data.scenes import world as worlds
 from mmjax.data.scenes.world import Scene

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mmjax.config import ConfigError, choose
+from mmjax.core.config import ConfigError, choose
 from mmjax.data.files import storage
 from mmjax.data.files.captioned import Captioned
 from mmjax.data.files.columnar import Parquet

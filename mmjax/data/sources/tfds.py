@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.config import ConfigError, nearest
+from mmjax.core.config import ConfigError, nearest
 from mmjax.data.files import featured, records, storage, tfexample
 from mmjax.data.files.references import inside
 from mmjax.data.preparing import prepared

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.config import ConfigError, nearest
+from mmjax.core.config import ConfigError, nearest
 from mmjax.data.files import classes, scanned, shard_paths, shards
 from mmjax.data.files.references import inside
 from mmjax.data.files.shards import Shard

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 
 
 class Box(NamedTuple):

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.pictures import pixels
 from mmjax.data.sample import Sample
 from mmjax.data.transforms.base import Stage

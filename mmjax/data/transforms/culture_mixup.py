@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, get_args
 
 import numpy as np
 
-from mmjax.config import ConfigError, choose
+from mmjax.core.config import ConfigError, choose
 from mmjax.data import lookup, pictures
 from mmjax.data.files import storage
 from mmjax.data.sample import Crop, Sample, Unreadable

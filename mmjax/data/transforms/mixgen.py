@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from mmjax.config import ConfigError, choose
+from mmjax.core.config import ConfigError, choose
 from mmjax.data.framing import Bodies, bodies, chosen, framed
 from mmjax.data.sample import Frame, Rows
 from mmjax.data.transforms.base import Stage

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from mmjax.config import ConfigError, choose
+from mmjax.core.config import ConfigError, choose
 from mmjax.data.pictures.resampling import Resample
 from mmjax.data.sample import Crop
 from mmjax.data.transforms.base import Stage

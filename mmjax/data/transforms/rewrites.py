@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from mmjax.config import ConfigError, choose
+from mmjax.core.config import ConfigError, choose
 from mmjax.data import lookup
 from mmjax.data.files import storage
 from mmjax.data.sample import Sample, Unreadable

@@ -14,7 +14,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.pictures import pixels
 from mmjax.data.sample import Rows
 from mmjax.data.transforms.base import Stage

@@ -8,7 +8,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.files import archive, storage
 from support.archives import write_tar
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.inspecting import contact_sheet
 from mmjax.data.inspecting.contact_sheet import Cell, cells, draw, fitted, wrapped
 

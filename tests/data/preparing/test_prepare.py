@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.opening import open_source
 from mmjax.data.preparing import prepare
 from mmjax.data.preparing.planning import SAMPLED, spread

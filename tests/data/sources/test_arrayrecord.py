@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.files import storage
 from mmjax.data.files.tfexample import encode
 from mmjax.data.sample import Unreadable

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.sources import folders, webdataset
 from mmjax.data.sources.auto import SNIFFERS, Source, recognise
 from support.archives import write_folder, write_tar, write_webdataset

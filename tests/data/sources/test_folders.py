@@ -6,7 +6,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.folders import Source
 from support.archives import write_folder

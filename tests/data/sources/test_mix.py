@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.order import shares
 from mmjax.data.pipeline import Batches
 from mmjax.data.sources import mix

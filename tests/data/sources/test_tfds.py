@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from PIL import Image
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.tfds import Source
 from support import tables

@@ -11,7 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.files import archive, shards, storage
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.webdataset import Source

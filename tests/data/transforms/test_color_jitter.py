@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.pictures import pixels
 from mmjax.data.transforms.color_jitter import Transform
 from support.pictures import photograph

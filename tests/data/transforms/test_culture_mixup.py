@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.sample import Crop, Sample, Unreadable
 from mmjax.data.transforms.culture_mixup import Transform
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.transforms.flip import ACROSS, DOWN, Transform, exchanged
 from support.samples import sample
 

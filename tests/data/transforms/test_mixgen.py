@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.sample import Frame, Rows
 from mmjax.data.transforms.mixgen import Transform, blended
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.transforms.randaugment import GEOMETRIC, OPERATIONS, PHOTOMETRIC, Transform, operation
 from support.pictures import photograph
 from support.samples import sample

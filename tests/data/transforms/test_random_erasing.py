@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.transforms.random_erasing import Transform
 from support.samples import sample
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.pictures import decode
 from mmjax.data.transforms.random_resized_crop import Transform
 from support.pictures import encoded, photograph

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.pictures import decode, size_of
 from mmjax.data.transforms.resize_crop import Transform
 from support.pictures import encoded, opened, photograph

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.sample import Sample, Unreadable
 from mmjax.data.transforms import caption_fields
 from mmjax.data.transforms.rewrites import Transform

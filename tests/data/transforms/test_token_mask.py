@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmjax.config import ConfigError
+from mmjax.core.config import ConfigError
 from mmjax.data.sample import Frame, Rows
 from mmjax.data.transforms.token_mask import Transform
 

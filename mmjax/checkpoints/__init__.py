@@ -1,0 +1,1 @@
+"""Checkpoints: saved beside training, verified by checksums, read back onto any mesh."""

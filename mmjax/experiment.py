@@ -1,0 +1,274 @@
+"""An experiment as typed values: what a config file and the command line's overrides add up to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import runpy
+import traceback
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from mmjax.core import config, plugins
+from mmjax.core.config import ConfigError
+from mmjax.models import presets
+from mmjax.parallel.mesh import MeshConfig
+from mmjax.train.optim import OptimizerConfig
+
+Section = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where examples come from and how rows are made of them.
+
+    ``source`` names a module of ``mmjax.data.sources`` and its options; ``train`` are further options of the
+    training split alone, ``evaluation`` of all others (either with a ``name``: another source). An image has
+    ``captions_per_image`` rows of text, and ``negatives_per_image`` more that are nobody's positive. ``distinct``:
+    no example twice in a batch.
+
+    ``transforms`` are what training does to examples and rows (``mmjax.data.transforms``), ``preprocess`` how
+    evaluation brings a picture to the model's size: ``resize_crop`` by the model's own convention, if left out.
+
+    ``workers`` processes with ``threads`` each read ahead (None: a thread a core where pictures must be decoded);
+    ``autotune`` measures which numbers are best here, at every start. Training stops when more than ``max_skipped``
+    of the examples cannot be used.
+    """
+
+    source: Section
+    train: Section = dataclasses.field(default_factory=dict)
+    evaluation: Section = dataclasses.field(default_factory=dict)
+    transforms: tuple[tuple[str, Section], ...] = ()
+    preprocess: Section | None = None
+    tokenizer: Section = dataclasses.field(default_factory=lambda: {"name": "word"})
+    modalities: tuple[str, ...] = ("image",)
+    captions: Literal["random", "first"] = "random"
+    captions_per_image: int = 1
+    negatives_per_image: int = 0
+    distinct: bool = False
+    max_skipped: float = 0.01
+    workers: int = 0
+    threads: int | None = None
+    prefetch: int = 8
+    autotune: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """How often the metrics of a step are written."""
+
+    every_steps: int = 50
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What is measured during training (``tasks`` on ``split``) and after it (``final_tasks`` on ``final_split``).
+
+    ``weights`` are those of the final measurement: the last step's, or those of the best checkpoint. With
+    ``optimizer.average`` both are the moving average's.
+    """
+
+    every_steps: int = 500
+    batch_size: int = 256
+    split: str = "val"
+    tasks: tuple[str, ...] = ("retrieval",)
+    final_split: str = "test"
+    final_tasks: tuple[str, ...] = ("retrieval", "zeroshot", "pairwise", "winoground")
+    weights: Literal["last", "best"] = "last"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save and what to keep: the ``keep`` latest, and the best by the metric ``best`` if one is named.
+
+    ``directory`` (a path, or ``gs://BUCKET/…``) is where they lie, if not in the run folder. Then no machine but the
+    first needs to see the run folder, and a new, empty one goes on from what lies there.
+    """
+
+    every_steps: int = 500
+    keep: int = 2
+    best: str | None = None
+    directory: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What happens where the loss goes wrong.
+
+    A step whose loss or gradient is not finite changes nothing, and ``bad_steps`` of them in a row end the run.
+
+    With ``spike``, a loss above so many times the median of the last ``window`` ones takes the run back to the last
+    checkpoint before it, and past the batches between the two (Chowdhery et al. 2022, arXiv:2204.02311, section 5.1);
+    so do ``bad_steps`` in a row. At most ``rewinds`` times.
+    """
+
+    bad_steps: int = 10
+    spike: float | None = None
+    window: int = 100
+    rewinds: int = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that decides a run's results, and how it is logged and saved.
+
+    The towers take a batch in ``micro_batches`` parts, one after another; the loss compares all of it.
+    """
+
+    steps: int
+    batch_size: int  # global
+    micro_batches: int = 1
+    model: presets.ClipConfig
+    data: DataConfig
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    augment: tuple[tuple[str, Section], ...] = ()
+    objective: Section = dataclasses.field(default_factory=lambda: {"name": "contrastive"})
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("steps", self.steps),
+            ("batch_size", self.batch_size),
+            ("micro_batches", self.micro_batches),
+            ("log.every_steps", self.log.every_steps),
+            ("eval.every_steps", self.eval.every_steps),
+            ("eval.batch_size", self.eval.batch_size),
+            ("checkpoint.every_steps", self.checkpoint.every_steps),
+            ("checkpoint.keep", self.checkpoint.keep),
+            ("data.captions_per_image", self.data.captions_per_image),
+            ("guard.bad_steps", self.guard.bad_steps),
+            ("guard.window", self.guard.window),
+            ("guard.rewinds", self.guard.rewinds),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name}={value}: must be at least 1")
+        for name, tasks in (("eval.tasks", self.eval.tasks), ("eval.final_tasks", self.eval.final_tasks)):
+            for task in tasks:
+                config.choose(task, plugins.names("mmjax.evals"), path=name)
+        for name, _ in self.data.transforms:
+            config.choose(name, plugins.names("mmjax.data.transforms"), path="data.transforms")
+        if not 0 <= self.data.max_skipped <= 1:
+            raise ConfigError(f"data.max_skipped={self.data.max_skipped}: a share; set it between 0 and 1")
+        for name, _ in self.augment:
+            config.choose(name, plugins.names("mmjax.augment"), path="augment")
+        if self.guard.spike is not None and self.guard.spike <= 1:
+            raise ConfigError(f"guard.spike={self.guard.spike}: a factor above 1, e.g. 2.0; None turns it off")
+        if self.eval.weights == "best" and self.checkpoint.best is None:
+            raise ConfigError("eval.weights='best': needs a metric to go by; set checkpoint.best, e.g. 'val/rsum'")
+
+    @classmethod
+    def of(cls, section: Section) -> Experiment:
+        """From nested mappings; a model may be given by its preset's name alone."""
+        values = dict(section.items())
+        values["model"] = expand_model(values.get("model", {}))
+        return config.build(cls, values, path="")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries with every key explicit, as the run folder keeps them."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def expand_model(model: Any) -> Any:
+    """A preset's name, or the path of an open_clip configuration, as a section; a section with ``preset`` likewise."""
+    return presets.load(model) if isinstance(model, str) else model
+
+
+def read(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
+    """The sections of a config file with overrides applied in order; not yet checked.
+
+    ``spec`` is ``PATH[:ARGUMENT]``; the file's ``get_config(argument)`` returns the configuration. An override is
+    a dotted key and a Python literal (``"none"`` and other plain words are strings).
+    """
+    path, _, argument = spec.partition(":")
+    if not Path(path).is_file():
+        shipped = sorted(str(p) for p in Path("configs").glob("*.py"))
+        near = f"; here: {', '.join(shipped)}" if shipped else "; give the path of a config file"
+        raise ConfigError(f"--config={path}: no such file{near}")
+    try:
+        module = runpy.run_path(path)
+    except Exception as error:
+        raise ConfigError(f"--config={path}: {_where(error, path)}{type(error).__name__}: {error}") from error
+    if "get_config" not in module:
+        raise ConfigError(f"--config={path}: defines no function get_config(argument)")
+    try:
+        result = module["get_config"](argument)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--config={path}: {_where(error, path)}{type(error).__name__}: {error}") from error
+    sections = _plain(result)
+    for key, text in overrides:
+        _override(sections, key, text)
+    return sections
+
+
+def _override(sections: dict[str, Any], key: str, text: str) -> None:
+    value = config.literal(text)
+    *parents, last = key.split(".")
+    for listed in ("augment", "data.transforms"):
+        if key.startswith(f"{listed}.") and key.count(".") > listed.count(".") + 1:
+            _override_listed(sections, listed, key, text)
+            return
+    place = sections
+    for depth, parent in enumerate(parents):
+        inner = place[parent] if parent in place else _default_section(parents[: depth + 1])
+        if place is sections and parent == "model":
+            inner = expand_model(inner)
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key}={text}: {parent!r} is not a section but {inner!r}")
+        place[parent] = inner
+        place = inner
+    if isinstance(place.get(last), dict) and not (isinstance(value, dict) or key == "model"):
+        keys = ", ".join(place[last])
+        raise ConfigError(f"{key}={text}: {last!r} is a section; set one of its keys, e.g. --config.{key}.KEY ({keys})")
+    place[last] = value
+
+
+def _default_section(path: list[str]) -> dict[str, Any]:
+    """What a section that the config file leaves out starts from: its plug-in's name, where it has a default one."""
+    kind: Any = Experiment
+    for name in path:
+        field = next((field for field in dataclasses.fields(kind) if field.name == name), None)
+        if field is None:
+            return {}
+        if field.default_factory is not dataclasses.MISSING and isinstance(start := field.default_factory(), dict):
+            return start
+        kind = typing.get_type_hints(kind)[name]
+        if not dataclasses.is_dataclass(kind):
+            return {}
+    return {}
+
+
+def _override_listed(sections: dict[str, Any], listed: str, key: str, text: str) -> None:
+    """``augment.NAME.KEY`` (or a key of its schedule), and likewise for transforms: the entries are pairs, in order."""
+    name, *keys = key.removeprefix(f"{listed}.").split(".")
+    *parents, last = listed.split(".")
+    place = sections
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    entries = [(entry, dict(options)) for entry, options in place.get(last, ())]
+    options = dict(entries).get(name)
+    if options is None:
+        raise ConfigError(f"{key}={text}: {listed} has no such entry; {config.nearest(name, dict(entries))}")
+    _override(options, ".".join(keys), text)
+    place[last] = tuple(entries)
+
+
+def _plain(value: Any) -> Any:
+    """ConfigDicts as dictionaries."""
+    if hasattr(value, "items"):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _where(error: BaseException, path: str) -> str:
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    return f"line {lines[-1]}: " if lines else ""

@@ -1,0 +1,1 @@
+"""A training step compiled for accelerators that are not attached, and what it would need there."""

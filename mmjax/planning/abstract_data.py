@@ -1,0 +1,119 @@
+"""What of an experiment otherwise comes from its data, without any: sizes of the vocabulary and of a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax.core.types import Batch
+from mmjax.data.chain import Chain
+from mmjax.data.sample import Frame, Rows
+from mmjax.experiment import Experiment
+from mmjax.models import presets
+
+TRAINED_VOCABULARY = 8192  # the most that a tokenizer holds that is trained at start, unless it is told otherwise
+CHANNELS = 3
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Tokens:
+    """Stands in for the tokenizer, of which a program knows these numbers alone."""
+
+    vocab_size: int
+    context_length: int
+    pad_id: int
+    eos_id: int
+
+
+def settled(experiment: Experiment, *, shards: int) -> tuple[Experiment, list[str]]:
+    """The experiment with what it takes from data filled in without any, and notes where that was a guess."""
+    notes = []
+    text, vision = experiment.model.text_cfg, experiment.model.vision_cfg
+    vocabulary = text.vocab_size
+    if vocabulary is None:
+        vocabulary = int(experiment.data.tokenizer.get("vocab_size", TRAINED_VOCABULARY))
+        notes.append(
+            f"model.text_cfg.vocab_size=None: counted as {vocabulary} tokens, the most that the tokenizer may have"
+        )
+    tokens = _Tokens(
+        vocab_size=vocabulary,
+        context_length=text.context_length,
+        pad_id=0 if text.pad_id is None else text.pad_id,
+        eos_id=2 if text.eos_id is None else text.eos_id,
+    )
+    model = presets.with_tokenizer(experiment.model, tokens)
+    wanted = experiment.data.modalities
+    if vision.modalities != wanted:
+        vision = dataclasses.replace(vision, modalities=wanted, modality_channels=(CHANNELS,) * len(wanted))
+    evaluation = experiment.eval
+    if evaluation.batch_size % shards:
+        size = -(-evaluation.batch_size // shards) * shards
+        notes.append(
+            f"eval.batch_size={evaluation.batch_size}: does not divide over {shards} devices, so training would "
+            f"refuse it; set it to {size}"
+        )
+        evaluation = dataclasses.replace(evaluation, batch_size=size)
+    model = dataclasses.replace(model, vision_cfg=vision)
+    return dataclasses.replace(experiment, model=model, eval=evaluation), notes
+
+
+def sources_a_row(experiment: Experiment) -> int:
+    """How many examples a row may be made of: the transforms of rows are tried on a blank one."""
+    model, data = experiment.model, experiment.data
+    length, texts = model.text_cfg.context_length, data.captions_per_image + data.negatives_per_image
+    frame = Frame(1, 2, 0, model.text_cfg.vocab_size or TRAINED_VOCABULARY, length)
+    chain = Chain(
+        data.transforms,
+        image_size=model.vision_cfg.image_size,
+        modalities=data.modalities,
+        frame=frame,
+        seed=experiment.seed,
+    )
+    tokens = np.full((1, texts, length), frame.pad_id, np.int32)
+    tokens[:, :, :2] = 1, frame.eos_id
+    shapes = image_shapes(experiment)
+    blank = Rows(
+        numbers=np.zeros(1, np.int64),
+        partner=np.full(1, -1, np.int64),
+        images={name: np.zeros((1, *shape), np.uint8) for name, shape in shapes.items()},
+        image_ids=np.zeros((1, 1), np.int32),
+        image_weight=np.ones((1, 1), np.float32),
+        tokens=tokens,
+        text_ids=np.zeros((1, texts, 1), np.int32),
+        text_weight=np.ones((1, texts, 1), np.float32),
+        captions=data.captions_per_image,
+    )
+    partners = chain.partners(batch_size=experiment.batch_size, group=1, share=range(experiment.batch_size))
+    return chain.combined(blank, partners=partners, start=0).image_ids.shape[1]
+
+
+def image_shapes(experiment: Experiment) -> dict[str, tuple[int, int, int]]:
+    """Modalities and their [H, W, channels] in a batch."""
+    vision = experiment.model.vision_cfg
+    size = vision.image_size
+    return {
+        name: (size, size, channels) for name, channels in zip(vision.modalities, vision.modality_channels, strict=True)
+    }
+
+
+def batch_shapes(experiment: Experiment) -> Batch:
+    """The global batch that the data pipeline would make, as shapes."""
+    images = experiment.batch_size
+    data, length = experiment.data, experiment.model.text_cfg.context_length
+    texts = images * (data.captions_per_image + data.negatives_per_image)
+    sources = sources_a_row(experiment)
+
+    def shape(*dims: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(dims, dtype)
+
+    arrays: dict[str, Any] = {
+        "images": {name: shape(images, *dims, dtype=np.uint8) for name, dims in image_shapes(experiment).items()},
+        "tokens": shape(texts, length, dtype=np.int32),
+    }
+    for side, rows in (("image", images), ("text", texts)):
+        arrays[f"{side}_ids"] = shape(rows, sources, dtype=np.int32)
+        arrays[f"{side}_weight"] = shape(rows, sources, dtype=np.float32)
+    return Batch.from_arrays(arrays)

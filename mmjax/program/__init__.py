@@ -1,0 +1,1 @@
+"""Compiled programs: what is in one, what it costs, on which chips, and what a trace of it shows."""

@@ -1,0 +1,95 @@
+"""What is kept, what is best, and that a checkpoint comes back on another mesh with the same bits."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax.checkpoints.manager import Checkpoints
+from mmjax.core.config import ConfigError
+from mmjax.train import inspection
+from mmjax.train.program import Program
+from support import tiny
+
+
+@pytest.fixture(scope="module")
+def programs():
+    ready = {"model__text_cfg__vocab_size": 40, "model__text_cfg__pad_id": 0, "model__text_cfg__eos_id": 2}
+    whole = Program(tiny.experiment(optimizer__average=0.9, mesh__data=8, **ready))
+    split = Program(tiny.experiment(optimizer__average=0.9, mesh={"data": 2, "fsdp": 2, "tensor": 2}, **ready))
+    return whole, split
+
+
+def equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(jax.device_get(x), jax.device_get(y))
+
+
+def test_every_part_of_the_state_comes_back_also_on_another_mesh(programs, tmp_path):
+    whole, split = programs
+    state = whole.initialise()
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(state, step=3)
+        checkpoints.wait()
+        for program in programs:
+            restored = checkpoints.restore(program.state)
+            equal(restored, state)
+            for got, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(program.shardings), strict=True):
+                assert got.sharding == wanted
+        equal(checkpoints.restore_params(split.state.params), state.params)
+        equal(checkpoints.restore_params(split.state.params, averaged=True), state.average)
+
+
+def test_the_latest_and_the_best_are_kept(programs, tmp_path):
+    state = programs[0].initialise()
+    with contextlib.closing(Checkpoints(tmp_path, keep=2, best="val/rsum")) as checkpoints:
+        for step, score in enumerate([1.0, 9.0, 3.0, 4.0, 2.0]):
+            checkpoints.save(state, step=step, metrics={"val/rsum": score})
+        checkpoints.save(state, step=5)  # stopped by a signal: not measured
+        checkpoints.wait()
+        assert checkpoints.steps == [1, 4, 5]
+        assert (checkpoints.resolve("best"), checkpoints.resolve("last")) == (1, 5)
+        with pytest.raises(ConfigError, match=r"--step=3.*1, 4, 5"):
+            checkpoints.resolve(3)
+    with contextlib.closing(Checkpoints(tmp_path, best="val/rsum", read_only=True)) as checkpoints:
+        assert checkpoints.resolve("best") == 1
+
+
+def test_a_metric_that_is_not_measured_is_named(programs, tmp_path):
+    checkpoints = Checkpoints(tmp_path, best="val/rsumm")
+    with contextlib.closing(checkpoints), pytest.raises(ConfigError, match=r"val/rsumm.*val/rsum"):
+        checkpoints.save(programs[0].initialise(), step=1, metrics={"val/rsum": 1.0})
+
+
+def test_leftovers_of_a_save_that_was_cut_off_are_not_checkpoints(programs, tmp_path):
+    state = programs[0].initialise()
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(state, step=1)
+    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-7").mkdir()
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        assert checkpoints.steps == [1]
+        equal(checkpoints.restore(programs[0].state), state)
+
+
+def test_inspection_counts_and_its_fingerprint_sees_one_bit(programs, tmp_path):
+    state = programs[0].initialise()
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(state, step=1)
+    facts = inspection.describe(tmp_path)
+    params = jax.device_get(state.params)
+    assert facts["parameters"] == sum(x.size for x in jax.tree.leaves(params))
+    assert facts["bytes"] == 4 * facts["parameters"]
+    assert sum(row["parameters"] for row in facts["modules"].values()) == facts["parameters"]
+    shown = inspection.table(facts)
+    assert f"{facts['parameters']:,}" in shown and facts["sha256"] in shown
+    flat = {
+        jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree_util.tree_leaves_with_path(params)
+    }
+    assert inspection.fingerprint(flat) == facts["sha256"]
+    assert inspection.fingerprint(dict(reversed(flat.items()))) == facts["sha256"]
+    name = "visual/proj/kernel"
+    changed = flat[name].copy()
+    changed.view(np.uint32)[0, 0] ^= 1
+    assert inspection.fingerprint(flat | {name: changed}) != facts["sha256"]
+    assert inspection.fingerprint(flat | {name: flat[name].T}) != facts["sha256"]

@@ -1,0 +1,155 @@
+"""The accounting of wall time, and the words about what lasts long."""
+
+import contextlib
+import random
+import re
+import threading
+import time
+
+import pytest
+
+from mmjax.runs.timing import ACTIVITIES, PATIENCE, WORDS, Clock
+
+
+class Hand:
+    """A clock that the test sets."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def hand():
+    return Hand()
+
+
+def test_the_inner_activity_counts(hand):
+    clock = Clock(now=hand)
+    hand.now += 1
+    with clock.during("steps"):
+        hand.now += 2
+        with clock.during("data"):
+            hand.now += 4
+            assert (clock.seconds("data"), clock.seconds("steps")) == (4, 2)
+            with clock.during("steps"):
+                hand.now += 8
+        hand.now += 16
+        with clock.during("checkpoint"):
+            pass
+    hand.now += 32
+    assert {name: spent for name, spent in clock.spent().items() if spent} == {"other": 33, "steps": 26, "data": 4}
+
+
+def test_an_error_ends_its_activity(hand):
+    clock = Clock(now=hand)
+    with contextlib.suppress(ValueError), clock.during("evaluation"), clock.during("restoring"):
+        hand.now += 1
+        raise ValueError
+    hand.now += 5
+    assert (clock.seconds("restoring"), clock.seconds("other")) == (1, 5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_second_is_that_of_exactly_one_activity(hand, seed):
+    draw, clock, expected = random.Random(seed), Clock(now=hand), dict.fromkeys(ACTIVITIES, 0.0)
+
+    def work(activity, depth):
+        for _ in range(draw.randrange(4)):
+            seconds = draw.random()
+            hand.now += seconds
+            expected[activity] += seconds
+            if depth < 4 and draw.random() < 0.7:
+                inner = draw.choice(ACTIVITIES)
+                with clock.during(inner):
+                    work(inner, depth + 1)
+
+    for _ in range(20):
+        work("other", 0)
+    assert clock.spent() == pytest.approx(expected)
+    assert sum(clock.spent().values()) == pytest.approx(hand.now - 100.0)
+
+
+def test_a_wait_behind_which_the_devices_were_at_work_cost_nothing(hand):
+    clock = Clock(now=hand)
+    with clock.during("steps"):
+        for busy in (True, False):
+            with clock.during("data", hidden=lambda busy=busy: busy):
+                hand.now += 3
+    assert (clock.seconds("data"), clock.seconds("steps")) == (3, 3)
+
+
+def test_setting_the_machines_time_changes_nothing(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(time, "time", lambda: -1e9)
+    with clock.during("data"):
+        time.sleep(0.02)
+    assert 0.02 <= clock.seconds("data") < 20
+
+
+class Notes(list):
+    """Collects what is said, and lets a test wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.said = threading.Event()
+
+    def __call__(self, text):
+        self.append(text)
+        self.said.set()
+
+
+@pytest.mark.parametrize("activity", ["data", "checkpoint", "restoring"])
+def test_a_long_stall_is_told_with_its_cause_while_it_lasts_and_ever_more_rarely(activity):
+    notes, clock = Notes(), Clock()
+    with clock.watched(note=notes, patience=0.005):
+        with clock.during(activity, "saving the checkpoint of step 500"):
+            assert notes.said.wait(20)
+            time.sleep(0.5)
+            count = len(notes)
+        time.sleep(0.1)
+        assert len(notes) <= count + 1  # one may have been under way
+    assert 1 <= count <= 6  # after 0.05, 0.1, 0.2, 0.4, … seconds
+    causes = {"data": "mmjax data bench", "checkpoint": "step 500.*file system", "restoring": "step 500.*file system"}
+    assert re.search(causes[activity], notes[0]), notes[0]
+
+
+def test_what_is_short_or_known_to_take_long_is_not_told():
+    notes, clock = Notes(), Clock()
+    with clock.watched(note=notes, patience=0.05):
+        for activity in ("compiling", "evaluation"):
+            with clock.during(activity):
+                time.sleep(0.6)  # more than the patience with data
+        for _ in range(30):
+            with clock.during("data"):
+                time.sleep(0.01)
+    assert notes == []
+    assert PATIENCE["compiling"] >= 300 and PATIENCE["evaluation"] >= 300
+
+
+def test_a_step_may_take_ten_times_the_longest_before_it():
+    notes, clock = Notes(), Clock()
+    with clock.watched(note=notes, patience=0.005), clock.during("steps"):
+        time.sleep(0.1)
+        with clock.during("other"):
+            pass
+        time.sleep(0.5)  # longer than the 0.3 s of the first, and five times as long as it was: no stall
+        assert notes == []
+        assert notes.said.wait(20)
+    assert "a step has taken" in notes[0]
+
+
+def test_the_watch_calls_the_tick_and_ends_with_its_block():
+    ticks, clock = threading.Semaphore(0), Clock()
+    before = threading.active_count()
+    with pytest.raises(KeyError), clock.watched(note=print, tick=ticks.release, every=0.01, patience=0.01):
+        assert ticks.acquire(timeout=20) and ticks.acquire(timeout=20)
+        raise KeyError
+    assert threading.active_count() == before
+
+
+def test_every_activity_that_has_a_word_says_how_long():
+    for activity, words in WORDS.items():
+        assert activity in ACTIVITIES
+        assert "12 s" in words.format(what="it", seconds=12.3)

@@ -1,0 +1,162 @@
+"""The towers in stages: the same numbers whatever is tapped, and views that come out as if they had come in."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.augment.base import View, Words
+from mmjax.augment.mixup import longer
+from mmjax.core.config import ConfigError
+from mmjax.core.sphere import unit
+from mmjax.train import forward
+from mmjax.train.step import merge
+from support import tiny
+from support.training import assembled, trained
+
+PLACES = ["input", "tokens@0", "tokens@1", "tokens@-1", "tokens@3", "pooled", "embedding"]
+
+
+@pytest.fixture(scope="module")
+def ready():
+    """A model of three blocks with a class token, its parameters, and a batch."""
+    layers = {"model__vision_cfg__layers": 3, "model__text_cfg__layers": 3}
+    pool = {"model__vision_cfg__pool_type": "tok", "model__vision_cfg__class_token": True}
+    program, batches = assembled(tiny.experiment(**layers, **pool), jax.devices()[:1])
+    batch = program.place(next(batches))
+    batches.close()
+    return program, program.initialise().params, batch
+
+
+def embedded_clean(ready, place):
+    """The clean features of a tap as a view, through what is left of the network; and plainly embedded."""
+    program, params, batch = ready
+    towers = program.augmentations.towers
+
+    @jax.jit
+    def run(params, batch):
+        model = merge(program.graph, params)
+        found = forward.clean(model, batch, towers=towers, taps=[place])
+        pooled = found["pooled"]
+        found["embedding"] = dataclasses.replace(
+            pooled, image=model.visual.project(pooled.image), text=model.text.project(pooled.text)
+        )
+        there = found[place]
+        view = View(image=there.image, text=there.text)
+        rest = {"trained": model}
+        [row] = forward.embedded([(place, view)], rest=rest, taps=found, towers=towers)
+        [text] = forward.embedded([(place, View(text=there.text))], rest=rest, taps=found, towers=towers)
+        plain = unit(model.encode_image(batch.images)), unit(model.encode_text(batch.tokens))
+        return there, row, text, plain
+
+    return run(params, batch)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_clean_features_of_any_tap_end_where_the_network_ends(ready, place):
+    there, row, text, (image, words) = embedded_clean(ready, place)
+    np.testing.assert_allclose(row.image, image, atol=2e-6)
+    np.testing.assert_allclose(row.text, words, atol=2e-6)
+    np.testing.assert_allclose(text.image, image, atol=2e-6)  # the side that a view leaves out
+    _, _, batch = ready
+    np.testing.assert_array_equal(row.image_source.ids, batch.image_source.ids)
+    if place.startswith(("input", "tokens")):
+        assert there.words is not None and there.text.shape[:2] == batch.tokens.shape
+        assert (there.extra == 1) == place.startswith("tokens")
+    if place == "input":
+        np.testing.assert_array_equal(there.image["image"], np.float32(batch.images["image"]))
+
+
+def test_what_a_place_holds_is_what_enters_that_block(ready):
+    program, params, batch = ready
+    model = merge(program.graph, params)
+    found = forward.clean(model, batch, towers=program.augmentations.towers, taps=["tokens@1", "tokens@-1", "tokens@2"])
+    entering = model.visual.embed(batch.images)
+    first = model.visual.trunk(entering, stop=1)
+    np.testing.assert_allclose(found["tokens@1"].image, first, atol=1e-5)
+    np.testing.assert_array_equal(found["tokens@-1"].image, found["tokens@2"].image)
+    np.testing.assert_array_equal(found["tokens@-1"].text, found["tokens@2"].text)
+    assert not np.allclose(found["tokens@1"].text, found["tokens@2"].text)
+
+
+def test_words_end_with_the_first_end_token():
+    ids = jnp.asarray([[1, 5, 6, 2, 0, 0], [1, 5, 2, 2, 2, 2], [1, 3, 4, 5, 6, 7], [1, 2, 0, 0, 0, 0]])
+    words = Words.of(ids, eos_id=2)
+    np.testing.assert_array_equal(jnp.sum(words.valid, axis=1), [4, 3, 6, 2])
+    np.testing.assert_array_equal(
+        words.free, np.array([[0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 1, 1, 1, 1, 0], [0] * 6], bool)
+    )
+    np.testing.assert_array_equal(longer(words), np.asarray(ids)[[0, 2, 2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("tap", "message"),
+    [
+        ("tokens", r"expected tokens@K with a block K from -1 to 1"),
+        ("tokens@2", r"expected tokens@K with a block K from -1 to 1"),
+        ("tokens@-2", r"expected tokens@K"),
+        ("tokens@x", r"expected tokens@K"),
+        ("pooled@1", r"must be one of 'input', 'tokens@K', 'pooled', 'embedding'"),
+        ("head", r"must be one of 'input', 'tokens@K', 'pooled', 'embedding'"),
+    ],
+)
+def test_taps_that_are_not_there_are_named(tap, message):
+    with pytest.raises(ConfigError, match=rf"augment\.mixup\.tap={tap!r}: {message}"):
+        assembled(tiny.experiment(augment=(("mixup", {"tap": tap}),)))
+
+
+def test_texts_of_another_length_need_their_ids(ready):
+    program, params, batch = ready
+    model = merge(program.graph, params)
+    found = forward.clean(model, batch, towers=program.augmentations.towers, taps=["tokens@0"])
+    found["embedding"] = found["pooled"]
+    view = View(text=found["tokens@0"].text[:, :4])
+    with pytest.raises(ValueError, match="need their ids"):
+        forward.embedded([("tokens@0", view)], rest={"trained": model}, taps=found, towers=program.augmentations.towers)
+
+
+LATE = {"value": 0.5, "start": 2}
+DEEP = {"model__vision_cfg__layers": 2, "model__text_cfg__layers": 2}
+
+
+def test_blocks_that_are_tapped_are_rounded_as_if_they_were_not():
+    """In the middle of a scanned tower, and after its last block, at weight zero."""
+    plain = trained(tiny.experiment(**DEEP), steps=1, optimised=True)
+    augment = (("mixup", {"tap": "tokens@1", "sides": "both", "weight": LATE}),)
+    tapped = trained(tiny.experiment(**DEEP, augment=augment), steps=1, optimised=True)
+    for a, b in zip(jax.tree.leaves(tapped[0][0].params), jax.tree.leaves(plain[0][0].params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_three_modalities_and_text_go_through_every_tap():
+    augment = (
+        ("mixup", {"tap": "input"}), ("tmmda", {}), ("xmda", {"sides": "both"}), ("patch_dropout", {"share": 0.25}),
+    )  # fmt: skip
+    several = {"data__modalities": ("image", "depth", "thermal")}
+    [(_, metrics)] = trained(tiny.experiment(augment=augment, **several), steps=1)
+    assert np.isfinite(list(metrics.values())).all()
+    assert 0.2 < metrics["augment/mixup/task_image_cosine"] <= 1
+    assert 0.3 < metrics["augment/tmmda/image_mixed_share"] < 0.6  # 0.15 from each of three others
+    assert 0.3 < metrics["augment/tmmda/text_mixed_share"] < 0.6
+
+
+def test_a_share_that_changes_switches_the_length_and_compiles_once():
+    """Before the change the steps are those of whole sequences, after it those of the constant share."""
+    history = trained(tiny.experiment(augment=(("patch_dropout", {"share": LATE, "levels": 1}),)), steps=3)
+    whole = trained(tiny.experiment(), steps=3)
+    assert [m["augment/patch_dropout/share"] for _, m in history] == [0, 0, 0.5]
+    for (_, got), (_, want) in zip(history[:2], whole[:2], strict=True):
+        assert got["loss"] == pytest.approx(want["loss"], rel=1e-4)
+    assert history[2][1]["loss"] != pytest.approx(whole[2][1]["loss"], rel=1e-3)
+
+
+def test_a_shortened_tower_does_less_work():
+    def flops(share):
+        program, batches = assembled(tiny.experiment(augment=(("patch_dropout", {"share": share}),)), jax.devices()[:1])
+        lowered = program.lower(program.batch_shape(next(batches)))
+        batches.close()
+        return lowered.cost_analysis()["flops"]
+
+    assert flops(0.75) < 0.9 * flops(0.0)
