@@ -13,6 +13,7 @@ from typing import Any
 
 from mmjax import __version__, flags
 from mmjax.core.config import ConfigError
+from mmjax.runs import console
 
 STOPPED_STATUS = "MMJAX_STOPPED_STATUS"
 CACHE = "~/.cache/mmjax/compiled"
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(options, "run"):
         parser.print_help()
         return 2
+    console.log_to_stderr()
     try:
         overrides = flags.overrides(rest, options)
         flags.check(options)
@@ -118,10 +120,8 @@ def compile_step(options: argparse.Namespace, overrides: list[tuple[str, str]]) 
 
     settings = experiment.Experiment.of(experiment.read(options.config, overrides))
     topology = slices.topology(options.topology)
-    if options.fit == "batch":
-        made = plan.fit_batch(settings, topology, note=lambda line: print(line, file=sys.stderr, flush=True))
-    else:
-        made = plan.of(settings, topology)
+    make = plan.fit_batch if options.fit == "batch" else plan.of
+    made = make(settings, topology)
     print(json.dumps(made, indent=2) if options.json else plan_text.text(made))
     return 0 if made["fits"] else 1
 

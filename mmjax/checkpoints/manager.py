@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ Which = int | Literal["last", "best"]
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
@@ -33,9 +36,9 @@ class Checkpoints:
     ``params`` (and ``average``) are items of their own, so that evaluation and export read only them; so is what the
     augmentations learn. Beside them stand the checksums of all arrays.
 
-    A checkpoint that cannot be written is no reason to end a run that can go on: ``say`` hears of it, what was written
-    of it is removed, and the next ``save`` tries again. Of several processes the one that could not write raises
-    NotSaved, because the others cannot know.
+    A checkpoint that cannot be written does not end a run that can go on: a warning is logged, what was written of it
+    is removed, and the next ``save`` tries again. With several processes the one that could not write raises NotSaved,
+    because the others cannot know.
     """
 
     def __init__(
@@ -46,10 +49,8 @@ class Checkpoints:
         keep: int = 1,
         best: str | None = None,
         read_only: bool = False,
-        say: Callable[[str], None] = orbax_errors.on_stderr,
     ):
         """``directory``: as in ``CheckpointConfig``; ``read_only``: nothing is saved or tidied up."""
-        self.say = say
         self._keep = keep
         self._best = best
         self._read_only = read_only
@@ -79,7 +80,7 @@ class Checkpoints:
                 measured = self._saved(step).facts()["metrics"] or {}
             except Damaged as error:
                 if not orbax_errors.vanishes(self._folder(step)):
-                    self.say(f"what was measured at step {step} cannot be read ({error.cause})")
+                    logger.warning(f"what was measured at step {step} cannot be read ({error.cause})")
                 continue
             if self._best in measured:
                 self._scores[step] = float(measured[self._best])
@@ -187,7 +188,9 @@ class Checkpoints:
                 continue
             for other in damaged:
                 place = self._set_aside(other.step)
-                self.say(f"the checkpoint of step {other.step} is damaged ({other.cause}); it was moved to {place}")
+                logger.warning(
+                    f"the checkpoint of step {other.step} is damaged ({other.cause}); it was moved to {place}"
+                )
             return state
         found = "; ".join(f"step {error.step}: {error.cause}" for error in damaged)
         raise ConfigError(
@@ -230,7 +233,9 @@ class Checkpoints:
             self._reopen()
             if isinstance(which, int):
                 raise ConfigError(f"--step={step}: was deleted while it was read; there are {self._listed()}")
-            self.say(f"the checkpoint of step {step} was deleted while it was read; going on with {self._listed()}")
+            logger.warning(
+                f"the checkpoint of step {step} was deleted while it was read; going on with {self._listed()}"
+            )
 
     @property
     def saving(self) -> bool:
@@ -274,11 +279,11 @@ class Checkpoints:
             self._reopen()
         self._stale = True  # and what can be seen of it now may not be all
         if step in self.steps:  # it is there: what failed is the removal of older ones
-            self.say(f"old checkpoints could not be removed ({orbax_errors.reason(error)})")
+            logger.warning(f"old checkpoints could not be removed ({orbax_errors.reason(error)})")
             return
         last = f"the last one is of step {self.steps[-1]}" if self.steps else "there is none before it"
         self._failure = f"the checkpoint of step {step} could not be written ({orbax_errors.reason(error)}); {last}"
-        self.say(f"{self._failure}; training goes on and tries again when the next one is due")
+        logger.warning(f"{self._failure}; training goes on and tries again when the next one is due")
 
     def _reopen(self) -> None:
         """Takes the folder as it is now, without what is left in it of saves that failed."""

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import re
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -37,11 +36,6 @@ class Damaged(ConfigError):
         )
         self.step = step
         self.cause = cause
-
-
-def on_stderr(text: str) -> None:
-    """Says it where no run is there to say it."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def reason(error: BaseException) -> str:

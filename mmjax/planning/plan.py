@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +23,8 @@ from mmjax.program.hlo import Module
 from mmjax.program.topology import Topology
 from mmjax.train.flops import of_step
 from mmjax.train.program import Program, with_shardings
+
+logger = logging.getLogger(__name__)
 
 Plan = dict[str, Any]
 
@@ -179,7 +181,6 @@ def fit_batch(
     topology: Topology,
     *,
     compilations: int = 6,
-    note: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """The plan of the largest global batch that fits, as near as so many compilations come; ``tried`` is all of them.
 
@@ -193,7 +194,7 @@ def fit_batch(
     each = max(experiment.batch_size // least, LEAST_TRIED)
     while len(tried) < compilations:
         tried[each] = plan = of(dataclasses.replace(experiment, batch_size=each * least), topology)
-        note(
+        logger.info(
             f"batch_size={each * least}: needs {plan['needed_bytes'] / GIB:.2f} GiB of "
             f"{topology.device.usable / GIB:.2f}; compiled in {plan['compile_seconds']:.0f} s"
         )

@@ -15,7 +15,8 @@ from mmjax.report import tables, times
 from mmjax.report.chart import Series, line_chart, number
 from mmjax.report.panels import caption_cards, image_cards
 from mmjax.report.style import STYLE
-from mmjax.runs.console import duration, read_metrics
+from mmjax.runs.console import duration
+from mmjax.runs.metrics_file import read_metrics
 
 HIGHLIGHTS = (
     ("model", "model.name"),

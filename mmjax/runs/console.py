@@ -1,162 +1,40 @@
-"""What a run says while it runs: ``metrics.jsonl`` and TensorBoard events on disk, one live line on the terminal."""
+"""What a run shows while it runs: one live line, and above it what the package's loggers say."""
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import functools
-import json
+import logging
 import math
-import os
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Self, TextIO
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+logger = logging.getLogger(__name__)
 
-from mmjax.checkpoints.orbax_errors import NotSaved
-from mmjax.runs.jsonl import LineFile, shorten
-
-METRICS_FILE = "metrics.jsonl"
+_PACKAGE = logging.getLogger("mmjax")
 
 HEADLINES = ("rsum", "image_to_text_R@1", "text_to_image_R@1", "acc@1", "macro", "group_score")
 """The metrics of an evaluation that are worth a place on the terminal, by the last part of their keys."""
 
 
-class MetricsWriter(contextlib.AbstractContextManager):
-    """Appends scalars to ``workdir/metrics.jsonl`` and to TensorBoard events in ``workdir/tensorboard``.
-
-    A line is one JSON object: ``step`` and slash-keys. What is not finite is written as the strings ``"NaN"``,
-    ``"Infinity"`` and ``"-Infinity"`` (JSON has no such numbers; Python's ``float`` and protobuf read them).
-
-    ``resume_step`` is the step of the checkpoint that the run goes on from; lines of later steps belong to work that
-    was lost and will be done again, so they are dropped, as is what cannot be read. Without a checkpoint (-1) all
-    earlier lines are.
-
-    A disk that takes no lines is no reason to stop: see ``LineFile``. TensorBoard's file is then ended and another
-    begun; it lacks what was measured in between.
-    """
-
-    def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int = -1, say: Callable[[str], None] = print):
-        path = Path(workdir) / METRICS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _truncate(path, resume_step, say=say)
-        else:
-            path.touch()
-        self._lines = LineFile(path, say=say)
-        self._folder = path.parent / "tensorboard"
-        self._folder.mkdir(exist_ok=True)
-        self._events: EventsWriter | None = None
-        self._closed = False
-        self._event(resume_step + 1)
-
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """One line, which outlives the process once this returns; values may be anything that ``float`` takes."""
-        if self._closed:
-            raise ValueError(f"{METRICS_FILE} is closed")
-        values = {key: float(value) for key, value in metrics.items()}
-        if "step" in values:
-            raise ValueError("a metric is named 'step', which is the key of the step itself; give it another name")
-        line = {"step": int(step)} | {key: _encode(value) for key, value in values.items()}
-        self._lines.write(json.dumps(line, allow_nan=False))
-        entries = [Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
-        self._event(int(step), summary=Summary(value=entries))
-
-    def finish(self) -> None:
-        """Raises NotSaved where lines are still waiting for a disk that takes them."""
-        if not self._lines.flush():
-            raise NotSaved(
-                f"{METRICS_FILE} could not be written ({self._lines.trouble}); make room and run the same command again"
-            )
-
-    def close(self) -> None:
-        """Ends TensorBoard's file; further writes fail."""
-        self._closed = True
-        self._lines.flush()
-        self._end_events()
-
-    def _event(self, step: int, **content: Any) -> None:
-        """An event; before the first of a file, what makes TensorBoard forget that step and later ones: lost work."""
-        try:
-            if self._events is None:
-                # Not SummaryWriter: it hands events to a thread through a pipe, and its flush does not wait for either.
-                # TensorBoard reads the files in the order of their names, which must not be that of a clock.
-                names = [path.name.partition(".")[0] for path in self._folder.glob("*.tfevents.*")]
-                number = max((int(name) for name in names if name.isdigit()), default=0) + 1
-                self._events = EventsWriter(str(self._folder / f"{number:06d}.events"))
-                start = SessionLog(status=SessionLog.START)
-                self._events.write_event(Event(wall_time=time.time(), step=step, session_log=start))
-            if content:
-                self._events.write_event(Event(wall_time=time.time(), step=step, **content))
-            self._events.flush()
-        except OSError:
-            self._end_events()
-
-    def _end_events(self) -> None:
-        if self._events is not None:
-            with contextlib.suppress(OSError):
-                self._events.close()
-            self._events = None
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+def log_to_stderr() -> None:
+    """Shows what the package's loggers say, one message a line; for commands without a live line."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _PACKAGE.handlers = [handler]
+    _PACKAGE.setLevel(logging.INFO)
 
 
-class NoMetrics:
-    """What the other processes of a run have in place of a ``MetricsWriter``: the first one writes for all."""
+class Progress(logging.Handler):
+    """One live line on a terminal, or plain lines now and then in a file, with the log messages above it.
 
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def finish(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """The lines of ``metrics.jsonl`` in order, with whatever cannot be read left out; empty if there is no file."""
-    path = Path(workdir) / METRICS_FILE
-    return [metrics for _, metrics in _lines(path)] if path.exists() else []
-
-
-def _truncate(path: Path, last: int, *, say: Callable[[str], None]) -> None:
-    whole = path.read_bytes()
-    read = list(_lines(path))
-    unreadable = sum(1 for line in whole.splitlines() if line.strip()) - len(read)
-    if unreadable > 0:
-        say(f"{path.name}: {unreadable:,} of its lines cannot be read; they are left out")
-    shorten(path, "".join(text + "\n" for text, metrics in read if metrics["step"] <= last).encode())
-
-
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-            yield text, {"step": int(line["step"])} | {k: float(v) for k, v in line.items() if k != "step"}
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-            continue  # torn by a kill, or not ours
-
-
-def _encode(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-class Progress:
-    """One live line on a terminal, plain lines now and then where output goes to a file.
-
-    Use it as a context manager: however the block ends, the terminal's next line starts clean.
+    As a context manager it takes the place of the ``mmjax`` logger's other handlers, and leaves the terminal at the
+    start of a line however the block ends.
     """
 
     def __init__(
@@ -164,19 +42,24 @@ class Progress:
         total: int,
         *,
         stream: TextIO | None = None,
-        quiet: bool = False,
+        primary: bool = True,
         clock: Callable[[], float] = time.monotonic,
         live_seconds: float = 0.1,
         plain_seconds: float = 10.0,
     ):
-        """``total`` steps; the line is drawn at most every ``live_seconds``, or ``plain_seconds`` in a file.
-
-        Where it is ``quiet`` only warnings are shown: of several processes one speaks for all.
+        """Args:
+        total: The number of steps.
+        stream: Where to write; standard output by default.
+        primary: Whether to show the line and news. The other processes of a run show warnings alone.
+        clock: Seconds that only increase.
+        live_seconds: The shortest time between two drawings on a terminal.
+        plain_seconds: The same for lines in a file.
         """
+        super().__init__(logging.INFO if primary else logging.WARNING)
         self.total = total
         self._stream = sys.stdout if stream is None else stream
-        self._quiet = quiet
-        self._live = self._stream.isatty() and not quiet
+        self._primary = primary
+        self._live = self._stream.isatty() and primary
         self._clock = clock
         self._pause = live_seconds if self._live else plain_seconds
         self._drawn_at = -math.inf
@@ -190,7 +73,7 @@ class Progress:
 
         ``data_wait`` is the share, 0 to 1, of the time spent waiting for data.
         """
-        if self._quiet:
+        if not self._primary:
             return
         now = self._clock()
         if self._last is not None and step > self._last[0]:
@@ -223,16 +106,11 @@ class Progress:
         """The results of an evaluation, as a line above the live one; all of them are in ``metrics.jsonl``."""
         shown = {key: value for key, value in metrics.items() if key.rsplit("/", 1)[-1] in HEADLINES}
         values = "  ".join(f"{key} {value:.4g}" for key, value in (shown or metrics).items())
-        self.note(f"step {step:,}  {values}")
+        logger.info(f"step {step:,}  {values}")
 
-    def note(self, text: str) -> None:
-        """``text`` as lines of their own, above the live one."""
-        if not self._quiet:
-            self.warn(text)
-
-    def warn(self, text: str) -> None:
-        """The same, said by every process: what is true of one of them alone."""
-        self._put(("\r\x1b[K" if self._live else "") + text + "\n")
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a log message above the live line."""
+        self._put(("\r\x1b[K" if self._live else "") + self.format(record) + "\n")
         if self._live and self._line is not None:
             self._draw(self._clock())
 
@@ -242,14 +120,20 @@ class Progress:
             self._draw(self._clock())
             self._put("\n")
         self._line = None
+        super().close()
 
     def __enter__(self) -> Self:
+        self._replaced = _PACKAGE.handlers, _PACKAGE.level
+        _PACKAGE.handlers = [self]
+        _PACKAGE.setLevel(logging.INFO)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        _PACKAGE.handlers, level = self._replaced
+        _PACKAGE.setLevel(level)
 
     def _draw(self, now: float) -> None:
         assert self._line is not None

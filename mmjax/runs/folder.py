@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shutil
@@ -24,6 +25,8 @@ from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
 from mmjax.runs.jsonl import LineFile
 from mmjax.train.assemble import TOKENIZER_FOLDER
+
+logger = logging.getLogger(__name__)
 
 STARTS = "starts.jsonl"
 
@@ -148,7 +151,7 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
         trouble = f"is damaged ({error})"
     if started is None:
         raise ConfigError(f"--workdir={workdir}: config.json {trouble}; restore it or start afresh")
-    orbax_errors.on_stderr(f"config.json in {workdir} {trouble}; the last start in {STARTS} says what it was")
+    logger.warning(f"config.json in {workdir} {trouble}; the last start in {STARTS} says what it was")
     return started
 
 
@@ -265,7 +268,7 @@ def _writing(workdir: Path) -> Iterator[None]:
 
 def _append_start(workdir: Path, config: dict[str, Any], overrides: Sequence[str], switched: Sequence[str]) -> None:
     facts = start_facts() | {"overrides": list(overrides), "switched": list(switched), "config": config}
-    starts = LineFile(workdir / STARTS, say=lambda _: None)
+    starts = LineFile(workdir / STARTS)
     if not starts.write(json.dumps(facts)):
         raise OSError(None, starts.trouble)
 

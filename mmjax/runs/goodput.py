@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,11 +41,9 @@ class Ledger:
     the step that the stretch began from, the last step read, and the seconds of each activity since the start began.
     """
 
-    def __init__(
-        self, workdir: str | os.PathLike[str], clock: Clock, *, note: Callable[[str], None], writes: bool = True
-    ):
+    def __init__(self, workdir: str | os.PathLike[str], clock: Clock, *, writes: bool = True):
         """Of several processes one ``writes``."""
-        self._file = LineFile(Path(workdir) / FILE, say=note)
+        self._file = LineFile(Path(workdir) / FILE)
         self._clock = clock
         self._lock = threading.Lock()
         self._id = uuid.uuid4().hex[:12]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from mmjax.core.config import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _KEPT = 100_000  # lines in memory while the disk takes none
 
@@ -17,14 +19,13 @@ _KEPT = 100_000  # lines in memory while the disk takes none
 class LineFile:
     """Appends lines to ``path``; each outlives the process once ``write`` has returned True.
 
-    What cannot be written (the disk is full, the folder read-only) is cut off again and kept, and goes first at the
-    next ``write``: ``say`` hears once that it began and once that it is over. The file is opened for each line, so that
-    nothing depends on what becomes of it meanwhile.
+    A line that cannot be written (the disk is full, the folder read-only) stays in memory and is written before the
+    next one; a warning is logged when that begins and when it is over. The file is opened for each line, so that it may
+    be moved or deleted in between.
     """
 
-    def __init__(self, path: Path, *, say: Callable[[str], None]):
+    def __init__(self, path: Path):
         self._path = path
-        self._say = say
         self._waiting: collections.deque[bytes] = collections.deque(maxlen=_KEPT)
         self._size: int | None = None  # up to where the file is whole; None: not looked at yet
         self.trouble = ""
@@ -41,11 +42,13 @@ class LineFile:
                 self._append()
         except OSError as error:
             if not self.trouble:
-                self._say(f"{self._path.name} cannot be written ({error.strerror}); its lines are kept until it can be")
+                logger.warning(
+                    f"{self._path.name} cannot be written ({error.strerror}); its lines are kept until it can be"
+                )
             self.trouble = error.strerror or str(error)
             return False
         if self.trouble:
-            self._say(f"{self._path.name} can be written again; no line is lost")
+            logger.warning(f"{self._path.name} can be written again; no line is lost")
             self.trouble = ""
         return True
 

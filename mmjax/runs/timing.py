@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, get_args
+
+logger = logging.getLogger(__name__)
 
 Activity = Literal["steps", "data", "compiling", "evaluation", "checkpoint", "restoring", "other"]
 ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
@@ -93,19 +96,18 @@ class Clock:
     def watched(
         self,
         *,
-        note: Callable[[str], None],
         tick: Callable[[], None] | None = None,
         every: float = _TICK,
         patience: float = 1.0,
     ) -> Iterator[None]:
-        """Tells ``note`` what lasts long while it lasts, and calls ``tick`` now and then, both from a thread.
+        """Logs a warning while something lasts too long, and calls ``tick`` now and then, both from a thread.
 
         A stalled file system or a worker without memory would otherwise look like a slow step. ``patience`` scales
         all of ``PATIENCE``.
         """
         closed = threading.Event()
         watch = threading.Thread(
-            target=self._watch, args=(closed, note, tick, every, patience), name="mmjax-clock", daemon=True
+            target=self._watch, args=(closed, tick, every, patience), name="mmjax-clock", daemon=True
         )
         watch.start()
         try:
@@ -126,7 +128,6 @@ class Clock:
     def _watch(
         self,
         closed: threading.Event,
-        note: Callable[[str], None],
         tick: Callable[[], None] | None,
         every: float,
         patience: float,
@@ -142,7 +143,7 @@ class Clock:
                     due = max(due, SLOW_STEP * longest)
             lasted = self._now() - since
             if lasted >= due:
-                note(WORDS[entry.activity].format(what=entry.what, seconds=lasted))
+                logger.warning(WORDS[entry.activity].format(what=entry.what, seconds=lasted))
                 due *= 2
             if tick is not None and self._now() - ticked >= every:
                 ticked = self._now()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,9 @@ class Skips:
         process: int = 0,
         processes: int = 1,
         shares: int = 1,
-        say: Callable[[str], None] = print,
     ):
         self._path = Path(workdir) / (f"skipped.{process}.jsonl" if process else FILE)
-        self._file = LineFile(self._path, say=say)
+        self._file = LineFile(self._path)
         self._limit = limit
         self._listed = {entry["key"] for entry in read(workdir)}
         self._rows = 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.viewed import Viewed, is_encoded
 from mmjax.experiment import DataConfig, Experiment
 from mmjax.models import presets
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FOLDER = "tokenizer"
 VOCABULARY_EXAMPLES = 4096  # enough for the small vocabularies that are trained at start, and read in a second
@@ -165,13 +168,12 @@ def stream(
     made: pipeline.Batches,
     *,
     start_step: int = 0,
-    note: Callable[[str], None] = lambda _: None,
 ) -> pipeline.Stream:
-    """The batches from ``start_step`` on, read ahead as ``data`` says; ``note`` hears what is measured for that."""
+    """The batches from ``start_step`` on, read ahead as ``data`` says."""
     data = experiment.data
     workers, each = data.workers, threads(data) if data.threads is not None or made.decodes else 1
     if data.autotune:
-        workers, each = autotune.tune(made, cores=len(os.sched_getaffinity(0)), note=note)
+        workers, each = autotune.tune(made, cores=len(os.sched_getaffinity(0)), note=logger.info)
     return made.stream(start_step=start_step, workers=workers, threads=each, prefetch=data.prefetch)
 
 

@@ -16,7 +16,8 @@ from scipy import stats
 
 from mmjax import experiment
 from mmjax.core.config import ConfigError, choose
-from mmjax.runs.console import duration, read_metrics
+from mmjax.runs.console import duration
+from mmjax.runs.metrics_file import read_metrics
 
 CONFIDENCE = 0.95
 

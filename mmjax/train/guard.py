@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import collections
+import logging
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 from mmjax.core.state import Params, TrainState
 from mmjax.experiment import Experiment
 from mmjax.train.optim import updates_done
+
+logger = logging.getLogger(__name__)
 
 
 class Diverged(RuntimeError):
@@ -39,13 +42,11 @@ class Guard:
         self,
         settings: Experiment,
         *,
-        note: Callable[[str], None],
         losses: Sequence[float] = (),
         rewinds_left: int = 0,
     ):
         """``losses`` are those that the guard of the run's earlier part had kept."""
         self._settings = settings
-        self._note = note
         self._rewinds_left = rewinds_left
         self._losses = collections.deque(losses, maxlen=settings.guard.window)
         self._within_spike = False
@@ -90,7 +91,7 @@ class Guard:
             raise Diverged(f"{what} at step {step}; {self._way_out(step)}")
         if count == 10 ** (len(str(count)) - 1):
             total = f", the {_th(count)} of this run" if count > 1 else ""
-            self._note(
+            logger.info(
                 f"step {step:,}: {what}: the update is skipped{total}; guard.bad_steps={allowed} in a row end the run"
             )
 
@@ -116,7 +117,7 @@ class Guard:
             if self._rewinds_left:
                 raise Spike(what, step=step)
             if not self._within_spike:
-                self._note(f"{what}; guard.rewinds={self._settings.guard.rewinds} are used up, so training goes on")
+                logger.info(f"{what}; guard.rewinds={self._settings.guard.rewinds} are used up, so training goes on")
             self._within_spike = True
         else:
             self._within_spike = False

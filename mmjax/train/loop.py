@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from mmjax.train.evaluation import Evaluation
 from mmjax.train.guard import Diverged
 from mmjax.train.program import Program
 from mmjax.train.run import Outcome, Run
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -72,14 +75,13 @@ def train(
                     print(f"already finished at step {done}; see {workdir / 'report.html'}{traced}", flush=True)
                 return Outcome(finished=True, step=done, metrics={})
             with (
-                Progress(experiment.steps, quiet=not first) as progress,
-                contextlib.closing(goodput.Ledger(workdir, clock, note=progress.warn, writes=first)) as ledger,
-                clock.watched(note=progress.warn, tick=ledger.write),
+                Progress(experiment.steps, primary=first) as progress,
+                contextlib.closing(goodput.Ledger(workdir, clock, writes=first)) as ledger,
+                clock.watched(tick=ledger.write),
             ):
-                checkpoints.say = progress.warn
                 if isinstance(source, Selected):
-                    progress.note(source.describe())
+                    logger.info(source.describe())
                 for line in shares(source, rows=experiment.steps * experiment.batch_size):
-                    progress.note(line)
+                    logger.info(line)
                 run = Run(experiment, program, evaluation, checkpoints, progress, workdir, stop, profile, clock, ledger)
                 return run.train(rows, switched=switched, left_out=left_out)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 
 from mmjax.experiment import Experiment
-from mmjax.runs.console import MetricsWriter, NoMetrics, Progress
+from mmjax.runs.console import Progress
+from mmjax.runs.metrics_file import MetricsWriter, NoMetrics
 from mmjax.runs.unreadable_examples import Skips
 from mmjax.train.guard import Guard
 from mmjax.train.rates import Rates

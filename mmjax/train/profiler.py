@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from mmjax.parallel import distributed
 from mmjax.program import trace, trace_text
 from mmjax.program.op_kinds import kinds_of
 from mmjax.runs.timing import Activity, Clock
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "profile"
 SUMMARY = "summary.txt"
@@ -35,14 +38,12 @@ class Profiler:
         begin: int,
         program: jax.stages.Compiled,
         clock: Clock,
-        note: Callable[[str], None],
     ):
         """``begin`` steps are already done; ``program`` is the step's, by which operations are told apart."""
         self._steps = steps
         self._begin = begin
         self._program = program
         self._clock = clock
-        self._note = note
         self._traced: list[int] = []
         self._tracing = False
         self._result: Any = None
@@ -53,10 +54,10 @@ class Profiler:
         self._folder = Path(workdir) / FOLDER / f"steps-{steps[0]}-{steps[1]}"
         self._session = f"process-{jax.process_index()}"
         if begin >= steps[1]:
-            self._note(f"nothing to profile: the run goes on from step {begin}, beyond steps {_range(*steps)}")
+            logger.info(f"nothing to profile: the run goes on from step {begin}, beyond steps {_range(*steps)}")
             self._steps = None
         elif begin >= steps[0]:
-            self._note(f"profiling steps {_range(begin + 1, steps[1])} alone: the run goes on from step {begin}")
+            logger.info(f"profiling steps {_range(begin + 1, steps[1])} alone: the run goes on from step {begin}")
 
     @contextlib.contextmanager
     def step(self, step: int, *, after: Any) -> Iterator[None]:
@@ -95,10 +96,10 @@ class Profiler:
             jax.block_until_ready(self._result)  # what is not done is not in the trace
             jax.profiler.stop_trace()
         except Exception as error:  # whatever a profiler finds fault with, the run can do without it
-            self._note(f"the profile of steps {_range(*self._traced)} could not be written: {error}")
+            logger.info(f"the profile of steps {_range(*self._traced)} could not be written: {error}")
             return
         if asked is not None and self._traced[-1] < asked[1]:
-            self._note(f"the run ends within the steps to profile: {_range(*self._traced)} of {_range(*asked)}")
+            logger.info(f"the run ends within the steps to profile: {_range(*self._traced)} of {_range(*asked)}")
         if distributed.is_first():
             self._sum_up()
 
@@ -113,7 +114,7 @@ class Profiler:
             self._tracing = True
             self._before = self._clock.spent()
         except Exception as error:  # as above
-            self._note(f"profiling is not possible here: {error}")
+            logger.info(f"profiling is not possible here: {error}")
             self._steps = None
 
     def _sum_up(self) -> None:
@@ -128,9 +129,9 @@ class Profiler:
             text = trace_text.text(summary, title=self._title(), path=path, host=self._host)
             (self._folder / SUMMARY).write_text(text, encoding="utf-8")
         except Exception as error:  # as above; the trace itself is there
-            self._note(f"the trace in {session} could not be summed up: {type(error).__name__}: {error}")
+            logger.info(f"the trace in {session} could not be summed up: {type(error).__name__}: {error}")
             return
-        self._note(
+        logger.info(
             f"{trace_text.brief(summary)}\nprofile: {self._folder / SUMMARY} (read in "
             f"{time.perf_counter() - before:.1f} s); the trace beside it opens in TensorBoard and Perfetto"
         )

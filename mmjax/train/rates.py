@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -9,6 +10,8 @@ import jax
 
 from mmjax.program.chips import GIB, peak_flops
 from mmjax.runs.timing import Clock
+
+logger = logging.getLogger(__name__)
 
 _MEASURED = frozenset(
     f"train/{name}"
@@ -30,19 +33,17 @@ class Rates:
         devices: int,
         flops: Callable[[], float | None],
         peak: float | None,
-        note: Callable[[str], None],
     ):
         """``flops`` are the model's, of a step on all ``devices``, or None while they are not known.
 
-        ``peak`` is a device's FLOP/s at the run's precision, None where there is no published one. ``note`` is told
-        once what memory the steps take.
+        ``peak`` is a device's FLOP/s at the run's precision, None where there is no published one.
         """
         self._clock = clock
         self._batch_size = batch_size
         self._devices = devices
         self._flops = flops
         self._peak = peak
-        self._note: Callable[[str], None] | None = note
+        self._memory_logged = False
         self._once: dict[str, float] = {}
         self.restart()
 
@@ -75,11 +76,11 @@ class Rates:
         """What was told since the last call, and the memory in use."""
         once, self._once = self._once, {}
         found = memory()
-        if self._note is not None and "train/hbm_peak_bytes" in found:
+        if not self._memory_logged and "train/hbm_peak_bytes" in found:
             most = max((device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices())
             share = f" of {most / GIB:.1f}" if most else ""
-            self._note(f"device memory: at most {found['train/hbm_peak_bytes'] / GIB:.1f}{share} GiB in use so far")
-            self._note = None
+            logger.info(f"device memory: at most {found['train/hbm_peak_bytes'] / GIB:.1f}{share} GiB in use so far")
+            self._memory_logged = True
         return once | found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
 from mmjax.parallel.preemption import Stop
 from mmjax.runs import goodput, unreadable_examples
-from mmjax.runs.console import MetricsWriter, NoMetrics, Progress
+from mmjax.runs.console import Progress
+from mmjax.runs.metrics_file import MetricsWriter, NoMetrics
 from mmjax.runs.rewinds import Rewinds
 from mmjax.runs.timing import Clock
 from mmjax.runs.unreadable_examples import Skips
@@ -34,6 +36,8 @@ from mmjax.train.profiler import Profiler
 from mmjax.train.program import Program
 from mmjax.train.rates import Rates, peak_of
 from mmjax.train.saves import Saves
+
+logger = logging.getLogger(__name__)
 
 PANEL_IMAGES = 12
 
@@ -73,7 +77,7 @@ class Run:
         self.profile = profile
         self.clock = clock
         self.ledger = ledger
-        self.saves = Saves(checkpoints, clock, note=progress.note)
+        self.saves = Saves(checkpoints, clock)
         self.rewinds = Rewinds(workdir, directory=experiment.checkpoint.directory)
         self.compiled: jax.stages.Compiled | None = None
         self.profiler: Profiler | None = None
@@ -89,7 +93,6 @@ class Run:
             process=jax.process_index(),
             processes=jax.process_count(),
             shares=self.program.share[1],
-            say=self.progress.warn,
         )
         if distributed.is_first():
             self.skips.list(0, left_out)
@@ -105,9 +108,7 @@ class Run:
             self.saves.finish(_as_of(step, state), step=step)
             self.writer.finish()
             if step < self.experiment.steps:
-                self.progress.note(
-                    f"stopped by {self.stop.name} at step {step}, saved; run the same command again to go on"
-                )
+                logger.info(f"stopped by {self.stop.name} at step {step}, saved; run the same command again to go on")
                 return Outcome(finished=False, step=step, metrics={})
             metrics = self._finish(state)
             self.writer.finish()
@@ -120,14 +121,14 @@ class Run:
             with self.clock.during("compiling", "making the initial state"):
                 state = self.program.initialise()
             size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-            self.progress.note(f"{size:,} parameters on {self.program.mesh.size} x {jax.devices()[0].device_kind}")
+            logger.info(f"{size:,} parameters on {self.program.mesh.size} x {jax.devices()[0].device_kind}")
             return state
         with self.clock.during("restoring", f"reading the checkpoint of step {self.checkpoints.steps[-1]}"):
             state = self.checkpoints.restore_newest(self.program.state)
         step = int(jax.device_get(state.step))
-        self.progress.note(f"going on from the checkpoint of step {step}")
+        logger.info(f"going on from the checkpoint of step {step}")
         if switched:
-            self.progress.note(f"augmentation changes after step {step}: {'; '.join(switched)}")
+            logger.info(f"augmentation changes after step {step}: {'; '.join(switched)}")
         return self._with_new_augmentations(state)
 
     def _with_new_augmentations(self, state: TrainState) -> TrainState:
@@ -135,17 +136,16 @@ class Run:
         if new:
             fresh = self.program.initialise_augmentations()
             state = dataclasses.replace(state, augment={n: state.augment.get(n, fresh[n]) for n in fresh})
-            self.progress.note(f"parameters of {', '.join(new)} start afresh")
+            logger.info(f"parameters of {', '.join(new)} start afresh")
         return state
 
     def _begin(self, step: int) -> None:
         """What goes along with the steps, as it was after ``step``."""
         settings, first = self.experiment.guard, distributed.is_first()
-        self.writer = MetricsWriter(self.workdir, resume_step=step, say=self.progress.warn) if first else NoMetrics()
+        self.writer = MetricsWriter(self.workdir, resume_step=step) if first else NoMetrics()
         self.ledger.go_on(step)
         self.guard = Guard(
             self.experiment,
-            note=self.progress.note,
             losses=() if settings.spike is None else self.checkpoints.read_losses(step),
             rewinds_left=0 if settings.spike is None else max(settings.rewinds - len(self.rewinds.all), 0),
         )
@@ -157,7 +157,7 @@ class Run:
         # First: once the batches are others, what was saved later belongs to no run.
         self.checkpoints.forget_after(goal)
         rewind = self.rewinds.add(spike=spike.step, after=goal)
-        self.progress.note(
+        logger.info(
             f"{spike}: going back to step {goal} and leaving out {rewind.skipped:,} batches "
             f"({len(self.rewinds.all)} of guard.rewinds={self.experiment.guard.rewinds})"
         )
@@ -172,14 +172,14 @@ class Run:
         """To the last step, to where batches are left out, or to where a signal stops it."""
         settings = self.experiment
         until = min(settings.steps, self.rewinds.next_after(step))
-        batches = assemble.stream(settings, rows, start_step=self.rewinds.batch_after(step), note=self.progress.note)
+        batches = assemble.stream(settings, rows, start_step=self.rewinds.batch_after(step))
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(batches))
             coming = iter(batches)
             arrays = self._taken(step, coming)
             compiled = self.compiled = self.compiled or self._compile(arrays)
             profiler = self.profiler = self.profiler or Profiler(  # one: a run that goes back traces its steps once
-                self.profile, self.workdir, begin=step, program=compiled, clock=self.clock, note=self.progress.note
+                self.profile, self.workdir, begin=step, program=compiled, clock=self.clock
             )
             stack.enter_context(self.clock.during("steps"))
             stack.enter_context(contextlib.closing(profiler))
@@ -216,7 +216,7 @@ class Run:
         return state, step
 
     def _compile(self, arrays: dict[str, Any]) -> jax.stages.Compiled:
-        self.progress.note("compiling the training step …")
+        logger.info("compiling the training step …")
         started = time.perf_counter()
         shape = self.program.batch_shape(arrays)
         with self.clock.during("compiling", "compiling the training step"):
@@ -226,14 +226,13 @@ class Run:
             compiled = lowered.compile()
         seconds = time.perf_counter() - started
         logits = self.program.objective.chosen(len(shape.image_source.ids), len(shape.tokens))
-        self.progress.note(f"compiled in {seconds:.1f} s; the loss is {logits}")
+        logger.info(f"compiled in {seconds:.1f} s; the loss is {logits}")
         self.rates = Rates(
             self.clock,
             batch_size=self.experiment.batch_size,
             devices=self.program.mesh.size,
             flops=model_flops,
             peak=peak_of(self.experiment.precision),
-            note=self.progress.note,
         )
         self.rates.tell("compile_seconds", seconds)
         self.saves.tell = self.rates.tell
@@ -304,12 +303,12 @@ class Run:
                     )
         self.skips.gather()
         if self.skips.count:
-            self.progress.note(f"skipped {self.skips.summary()}; see {self.workdir / unreadable_examples.FILE}")
+            logger.info(f"skipped {self.skips.summary()}; see {self.workdir / unreadable_examples.FILE}")
         facts = {"skipped updates": skipped_updates(state), "rewinds": len(self.rewinds.all)}
         if facts["skipped updates"]:
-            self.progress.note(f"{facts['skipped updates']:,} of {settings.steps:,} updates were skipped")
+            logger.info(f"{facts['skipped updates']:,} of {settings.steps:,} updates were skipped")
         for rewind in self.rewinds.all:
-            self.progress.note(f"step {rewind.spike:,} was a spike, undone by going back to step {rewind.after:,}")
+            logger.info(f"step {rewind.spike:,} was a spike, undone by going back to step {rewind.after:,}")
         with self.clock.during("evaluation", "the final evaluation"):
             metrics = self.evaluation.final(params) | {
                 "final/weights_of_step": float(chosen),
@@ -330,8 +329,8 @@ class Run:
                 f"the report could not be written ({error.strerror}); make room and run the same command again"
             ) from None
         if spent is not None:
-            self.progress.note(spent.table())
-        self.progress.note(f"report: {path}")
+            logger.info(spent.table())
+        logger.info(f"report: {path}")
         return metrics
 
 

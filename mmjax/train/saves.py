@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -9,14 +10,15 @@ from mmjax.checkpoints.manager import Checkpoints
 from mmjax.core.state import TrainState
 from mmjax.runs.timing import Clock
 
+logger = logging.getLogger(__name__)
+
 
 class Saves:
     """Starts saves, and tells how long each took: ``tell(name, seconds)``."""
 
-    def __init__(self, checkpoints: Checkpoints, clock: Clock, *, note: Callable[[str], None]):
+    def __init__(self, checkpoints: Checkpoints, clock: Clock):
         self._checkpoints = checkpoints
         self._clock = clock
-        self._note = note
         self._begun: tuple[int, float, float] | None = None  # step, when, and how long training was held up
         self._first = True
         self.tell: Callable[[str, float], None] = lambda name, seconds: None
@@ -67,6 +69,6 @@ class Saves:
         self.tell("checkpoint_disk_seconds", seconds)
         if self._first:
             self._first = False
-            self._note(
+            logger.info(
                 f"the checkpoint of step {step} held training up for {held:.1f} s, on disk after {seconds:.1f} s"
             )

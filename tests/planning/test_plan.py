@@ -254,18 +254,17 @@ def test_the_search_for_a_batch_needs_few_compilations(start, bend):
     assert found >= best - max(2, best // 14)
 
 
-def test_the_largest_batch_is_that_of_the_plans_tried(topology, monkeypatch):
+def test_the_largest_batch_is_that_of_the_plans_tried(topology, monkeypatch, messages):
     def pretend(experiment, _):
         needed = 2e9 + 1e8 * experiment.batch_size / 8
         made = {"batch_size": experiment.batch_size, "state_bytes": 2e9, "needed_bytes": needed, "compile_seconds": 7}
         return made | {"fits": needed <= topology.device.usable}
 
     monkeypatch.setattr(plan, "of", pretend)
-    said = []
-    found = plan.fit_batch(tiny.experiment(), topology, note=said.append)
+    found = plan.fit_batch(tiny.experiment(), topology)
     best = int((topology.device.usable - 2e9) / 1e8)
     assert found["fits"] and 0.95 * best <= found["batch_size"] / 8 <= best
-    assert len(said) == len(found["tried"]) <= 3 and f"batch_size={found['batch_size']}: needs" in said[-1]
+    assert len(messages) == len(found["tried"]) <= 3 and f"batch_size={found['batch_size']}: needs" in messages[-1]
     assert [row["batch_size"] for row in found["tried"]] == sorted({row["batch_size"] for row in found["tried"]})
     small = dataclasses.replace(topology, chip=dataclasses.replace(topology.chip, usable=1e9))
     monkeypatch.setattr(plan, "of", lambda e, _: pretend(e, _) | {"fits": False})

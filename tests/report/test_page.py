@@ -8,7 +8,7 @@ import pytest
 
 from mmjax import report
 from mmjax.report.chart import Series, line_chart, number, thin
-from mmjax.runs.console import MetricsWriter
+from mmjax.runs.metrics_file import MetricsWriter
 
 VOID = {"meta", "img"}
 

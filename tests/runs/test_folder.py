@@ -26,12 +26,12 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_config_is_known_from_the_last_start_and_written_anew(tmp_path, capsys, kind):
+def test_a_damaged_config_is_known_from_the_last_start_and_written_anew(tmp_path, messages, kind):
     claim(tmp_path)
     whole = (tmp_path / "config.json").read_bytes()
     DAMAGE[kind](tmp_path / "config.json")
     assert run_folder.read_config(tmp_path) == json.loads(whole)
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = messages
     assert "config.json" in line and "starts.jsonl" in line and len(line) < 400
     with pytest.raises(ConfigError, match=r"another experiment.*batch_size: 16 there, 32 now"):
         claim(tmp_path, batch_size=32)

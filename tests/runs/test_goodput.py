@@ -25,11 +25,10 @@ class Start:
     def __init__(self, workdir, monkeypatch=None, *, at=1000.0, begin=0, setup=5.0):
         self.hand = Hand()
         self.clock = Clock(now=self.hand)
-        self.notes = []
         self.hand.now += setup
         if monkeypatch is not None:
             monkeypatch.setattr(goodput.time, "time", lambda: at + self.hand.now)
-        self.ledger = goodput.Ledger(workdir, self.clock, note=self.notes.append)
+        self.ledger = goodput.Ledger(workdir, self.clock)
         self.ledger.go_on(begin)
 
     def steps(self, first, last, seconds=1.0):
@@ -179,12 +178,12 @@ def test_a_clock_that_was_set_makes_the_break_unknown_and_nothing_else(tmp_path,
     assert all(math.isfinite(value) for value in found.metrics().values())
 
 
-def test_a_full_disk_is_said_once_and_stops_nothing(tmp_path):
+def test_a_full_disk_is_said_once_and_stops_nothing(tmp_path, messages):
     os.symlink("/dev/full", tmp_path / goodput.FILE)
     start = Start(tmp_path)
     start.steps(1, 3)
     start.ledger.close()
-    assert len(start.notes) == 1 and "No space left" in start.notes[0] and goodput.FILE in start.notes[0]
+    assert len(messages) == 1 and "No space left" in messages[0] and goodput.FILE in messages[0]
 
 
 def test_nothing_is_known_of_a_folder_without_times(tmp_path):
@@ -194,7 +193,7 @@ def test_nothing_is_known_of_a_folder_without_times(tmp_path):
 
 
 def test_of_several_processes_one_writes(tmp_path):
-    ledger = goodput.Ledger(tmp_path, Clock(), note=print, writes=False)
+    ledger = goodput.Ledger(tmp_path, Clock(), writes=False)
     ledger.go_on(3)
     ledger.close()
     assert not (tmp_path / goodput.FILE).exists()

@@ -6,9 +6,9 @@ from mmjax.runs.jsonl import LineFile
 from support import disks
 
 
-def test_a_line_is_there_whole_or_not_at_all_and_none_is_lost(tmp_path, monkeypatch):
-    path, said = tmp_path / "metrics.jsonl", []
-    lines = LineFile(path, say=said.append)
+def test_a_line_is_there_whole_or_not_at_all_and_none_is_lost(tmp_path, messages):
+    path = tmp_path / "metrics.jsonl"
+    lines = LineFile(path)
     assert lines.write("one")
     path.rename(tmp_path / "away")
     path.mkdir()  # nothing can be written there
@@ -17,12 +17,12 @@ def test_a_line_is_there_whole_or_not_at_all_and_none_is_lost(tmp_path, monkeypa
     (tmp_path / "away").rename(path)
     assert lines.write("four")
     assert path.read_text().split() == ["one", "two", "three", "four"]
-    assert len(said) == 2 and "cannot be written" in said[0] and "can be written again" in said[1]
+    assert len(messages) == 2 and "cannot be written" in messages[0] and "can be written again" in messages[1]
 
 
 def test_a_line_that_only_half_fits_leaves_no_trace(tmp_path):
     with disks.mounted(tmp_path / "disk", size="8k") as disk:
-        lines = LineFile(disk / "metrics.jsonl", say=lambda text: None)
+        lines = LineFile(disk / "metrics.jsonl")
         written = [f"{i:03d}" + "x" * 600 for i in range(40)]
         taken = [lines.write(line) for line in written]
         assert True in taken and False in taken
@@ -35,5 +35,5 @@ def test_a_line_that_only_half_fits_leaves_no_trace(tmp_path):
 def test_a_torn_end_is_ended_before_the_next_line(tmp_path):
     path = tmp_path / "starts.jsonl"
     path.write_text('{"a": 1}\n{"b"')
-    assert LineFile(path, say=print).write('{"c": 3}')
+    assert LineFile(path).write('{"c": 3}')
     assert path.read_text() == '{"a": 1}\n{"b"\n{"c": 3}\n'

@@ -88,62 +88,50 @@ def test_setting_the_machines_time_changes_nothing(monkeypatch):
     assert 0.02 <= clock.seconds("data") < 20
 
 
-class Notes(list):
-    """Collects what is said, and lets a test wait for it."""
-
-    def __init__(self):
-        super().__init__()
-        self.said = threading.Event()
-
-    def __call__(self, text):
-        self.append(text)
-        self.said.set()
-
-
 @pytest.mark.parametrize("activity", ["data", "checkpoint", "restoring"])
-def test_a_long_stall_is_told_with_its_cause_while_it_lasts_and_ever_more_rarely(activity):
-    notes, clock = Notes(), Clock()
-    with clock.watched(note=notes, patience=0.005):
+def test_a_long_stall_is_told_with_its_cause_while_it_lasts_and_ever_more_rarely(activity, messages):
+    clock = Clock()
+    with clock.watched(patience=0.005):
         with clock.during(activity, "saving the checkpoint of step 500"):
-            assert notes.said.wait(20)
+            assert messages.arrived.wait(20)
             time.sleep(0.5)
-            count = len(notes)
+            count = len(messages)
         time.sleep(0.1)
-        assert len(notes) <= count + 1  # one may have been under way
+        assert len(messages) <= count + 1  # one may have been under way
     assert 1 <= count <= 6  # after 0.05, 0.1, 0.2, 0.4, … seconds
     causes = {"data": "mmjax data bench", "checkpoint": "step 500.*file system", "restoring": "step 500.*file system"}
-    assert re.search(causes[activity], notes[0]), notes[0]
+    assert re.search(causes[activity], messages[0]), messages[0]
 
 
-def test_what_is_short_or_known_to_take_long_is_not_told():
-    notes, clock = Notes(), Clock()
-    with clock.watched(note=notes, patience=0.05):
+def test_what_is_short_or_known_to_take_long_is_not_told(messages):
+    clock = Clock()
+    with clock.watched(patience=0.05):
         for activity in ("compiling", "evaluation"):
             with clock.during(activity):
                 time.sleep(0.6)  # more than the patience with data
         for _ in range(30):
             with clock.during("data"):
                 time.sleep(0.01)
-    assert notes == []
+    assert messages == []
     assert PATIENCE["compiling"] >= 300 and PATIENCE["evaluation"] >= 300
 
 
-def test_a_step_may_take_ten_times_the_longest_before_it():
-    notes, clock = Notes(), Clock()
-    with clock.watched(note=notes, patience=0.005), clock.during("steps"):
+def test_a_step_may_take_ten_times_the_longest_before_it(messages):
+    clock = Clock()
+    with clock.watched(patience=0.005), clock.during("steps"):
         time.sleep(0.1)
         with clock.during("other"):
             pass
         time.sleep(0.5)  # longer than the 0.3 s of the first, and five times as long as it was: no stall
-        assert notes == []
-        assert notes.said.wait(20)
-    assert "a step has taken" in notes[0]
+        assert messages == []
+        assert messages.arrived.wait(20)
+    assert "a step has taken" in messages[0]
 
 
 def test_the_watch_calls_the_tick_and_ends_with_its_block():
     ticks, clock = threading.Semaphore(0), Clock()
     before = threading.active_count()
-    with pytest.raises(KeyError), clock.watched(note=print, tick=ticks.release, every=0.01, patience=0.01):
+    with pytest.raises(KeyError), clock.watched(tick=ticks.release, every=0.01, patience=0.01):
         assert ticks.acquire(timeout=20) and ticks.acquire(timeout=20)
         raise KeyError
     assert threading.active_count() == before

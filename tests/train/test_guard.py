@@ -18,12 +18,12 @@ def metrics(loss=2.0, *, skipped=0, total=0, **others):
 
 
 class Watched:
-    """A guard, the step it is at, and what it said."""
+    """A guard, and the step it is at."""
 
     def __init__(self, *, losses=(), rewinds_left=0, augment=(), precision="float32", **options):
         settings = tiny.experiment(guard=options, augment=augment, precision=precision)
-        self.notes, self.step, self.total = [], 0, 0
-        self.guard = Guard(settings, note=self.notes.append, losses=losses, rewinds_left=rewinds_left)
+        self.step, self.total = 0, 0
+        self.guard = Guard(settings, losses=losses, rewinds_left=rewinds_left)
 
     def good(self, loss=2.0, times=1):
         for _ in range(times):
@@ -52,14 +52,14 @@ def test_so_many_skipped_in_a_row_end_the_run_and_not_one_fewer(allowed):
     assert watched.guard.streak == allowed
 
 
-def test_the_first_skipped_update_and_each_tenth_power_is_noted():
+def test_the_first_skipped_update_and_each_tenth_power_is_noted(messages):
     watched = Watched(bad_steps=5)
     for _ in range(250):
         watched.bad()
         watched.good()
-    assert len(watched.notes) == 3
-    assert [note.split(":")[0] for note in watched.notes] == ["step 1", "step 19", "step 199"]
-    assert "the 100th of this run" in watched.notes[2] and "bad_steps=5" in watched.notes[0]
+    assert len(messages) == 3
+    assert [message.split(":")[0] for message in messages] == ["step 1", "step 19", "step 199"]
+    assert "the 100th of this run" in messages[2] and "bad_steps=5" in messages[0]
 
 
 def test_the_way_out_names_what_this_run_can_change():
@@ -121,13 +121,13 @@ def test_a_guard_goes_on_where_another_one_stopped():
     fresh.good(2.1)
 
 
-def test_without_rewinds_left_a_spike_is_noted_once_and_becomes_the_new_normal():
+def test_without_rewinds_left_a_spike_is_noted_once_and_becomes_the_new_normal(messages):
     watched = Watched(spike=2.0, window=3)
     watched.good(1.0, times=3)
     watched.good(9.0, times=20)
-    assert len(watched.notes) == 1 and "guard.rewinds=3 are used up" in watched.notes[0]
+    assert len(messages) == 1 and "guard.rewinds=3 are used up" in messages[0]
     watched.good(30.0)
-    assert len(watched.notes) == 2
+    assert len(messages) == 2
 
 
 def test_too_many_skipped_in_a_row_are_a_spike_while_rewinds_are_left():
@@ -136,11 +136,11 @@ def test_too_many_skipped_in_a_row_are_a_spike_while_rewinds_are_left():
         watched.bad(times=2)
 
 
-def test_without_a_factor_no_loss_is_a_spike_and_none_is_kept():
+def test_without_a_factor_no_loss_is_a_spike_and_none_is_kept(messages):
     watched = Watched(bad_steps=3)
     watched.good(1.0, times=200)
     watched.good(1e9)
-    assert watched.guard.losses is None and not watched.notes
+    assert watched.guard.losses is None and not messages
 
 
 def test_parameters_are_looked_at_after_skipped_updates_alone():

@@ -191,11 +191,10 @@ def test_a_compiled_programs_instructions_have_kinds(compiled):
     assert all(kind == "collective" for name, kind in kinds.items() if name.startswith("all-reduce"))
 
 
-def profiled(workdir, compiled, steps, *, begin=0, until=9, notes=None):
+def profiled(workdir, compiled, steps, *, begin=0, until=9):
     """A run of the small program that ends after ``until`` steps."""
     program, x, w = compiled
-    notes = [] if notes is None else notes
-    profiler = Profiler(steps, workdir, begin=begin, program=program, clock=Clock(), note=notes.append)
+    profiler = Profiler(steps, workdir, begin=begin, program=program, clock=Clock())
     ended = []
     for step in range(begin + 1, until + 1):
         with profiler.step(step, after=x):
@@ -203,11 +202,11 @@ def profiled(workdir, compiled, steps, *, begin=0, until=9, notes=None):
         ended.append(profiler.done(step, total))
     profiler.close()
     profiler.close()
-    return notes, ended
+    return ended
 
 
-def test_a_profile_of_steps_here(compiled, tmp_path):
-    notes, ended = profiled(tmp_path, compiled, (3, 6))
+def test_a_profile_of_steps_here(compiled, tmp_path, messages):
+    ended = profiled(tmp_path, compiled, (3, 6))
     assert ended == [False] * 5 + [True] + [False] * 3
     folder = tmp_path / "profile" / "steps-3-6"
     summary = (folder / "summary.txt").read_text()
@@ -222,44 +221,49 @@ def test_a_profile_of_steps_here(compiled, tmp_path):
         len(found.step_seconds) == 4 and 1 in rows.values() and 3 in rows.values()
     )  # the loop's body runs three times
     assert sum(found.shares.values()) + found.idle == pytest.approx(1)
-    assert len(notes) == 1 and "summary.txt" in notes[0] and "a step took" in notes[0]
+    assert len(messages) == 1 and "summary.txt" in messages[-1] and "a step took" in messages[-1]
 
 
-def test_a_run_that_ends_within_the_steps_or_begins_after_them_says_so(compiled, tmp_path):
-    notes, _ = profiled(tmp_path, compiled, (7, 12))
+def test_a_run_that_ends_within_the_steps_or_begins_after_them_says_so(compiled, tmp_path, messages):
+    profiled(tmp_path, compiled, (7, 12))
     assert (
-        "7-9 of 7-12" in notes[0] and "(3 steps)" in (tmp_path / "profile" / "steps-7-12" / "summary.txt").read_text()
+        "7-9 of 7-12" in messages[0]
+        and "(3 steps)" in (tmp_path / "profile" / "steps-7-12" / "summary.txt").read_text()
     )
-    notes, ended = profiled(tmp_path / "late", compiled, (2, 4), begin=4)
-    assert notes == ["nothing to profile: the run goes on from step 4, beyond steps 2-4"] and not any(ended)
+    messages.clear()
+    ended = profiled(tmp_path / "late", compiled, (2, 4), begin=4)
+    assert messages == ["nothing to profile: the run goes on from step 4, beyond steps 2-4"] and not any(ended)
     assert not (tmp_path / "late").exists()
-    notes, _ = profiled(tmp_path / "within", compiled, (2, 6), begin=4)
+    profiled(tmp_path / "within", compiled, (2, 6), begin=4)
     assert (
-        "steps 5-6 alone" in notes[0] and "(2 steps)" in (tmp_path / "within/profile/steps-2-6/summary.txt").read_text()
+        "steps 5-6 alone" in messages[0]
+        and "(2 steps)" in (tmp_path / "within/profile/steps-2-6/summary.txt").read_text()
     )
-    notes, _ = profiled(tmp_path / "before", compiled, (20, 21))
-    assert notes == []
+    messages.clear()
+    profiled(tmp_path / "before", compiled, (20, 21))
+    assert not messages
 
 
-def test_a_profile_made_again_replaces_the_first(compiled, tmp_path):
+def test_a_profile_made_again_replaces_the_first(compiled, tmp_path, messages):
     profiled(tmp_path, compiled, (3, 3), until=4)
     (path,) = tmp_path.rglob("*.xplane.pb")
     path.rename(path.with_name("another-machine.xplane.pb"))
-    notes, _ = profiled(tmp_path, compiled, (3, 3), until=4)
-    assert len(list(tmp_path.rglob("*.xplane.pb"))) == 1 and "a step took" in notes[0]
+    profiled(tmp_path, compiled, (3, 3), until=4)
+    assert len(list(tmp_path.rglob("*.xplane.pb"))) == 1 and "a step took" in messages[-1]
 
 
-def test_a_profiler_that_fails_is_said_and_the_run_goes_on(compiled, tmp_path, monkeypatch):
+def test_a_profiler_that_fails_is_said_and_the_run_goes_on(compiled, tmp_path, monkeypatch, messages):
     def broken(*_, **__):
         raise RuntimeError("no permission for counters")
 
     with monkeypatch.context() as patch:
         patch.setattr(profiler.jax.profiler, "start_trace", broken)
-        notes, ended = profiled(tmp_path, compiled, (2, 3))
-    assert notes == ["profiling is not possible here: no permission for counters"] and len(ended) == 9
+        ended = profiled(tmp_path, compiled, (2, 3))
+    assert messages == ["profiling is not possible here: no permission for counters"] and len(ended) == 9
+    messages.clear()
     monkeypatch.setattr(profiler.trace, "summarise", broken)
-    notes, _ = profiled(tmp_path, compiled, (2, 3))
-    assert len(notes) == 1 and "could not be summed up: RuntimeError: no permission" in notes[0]
+    profiled(tmp_path, compiled, (2, 3))
+    assert len(messages) == 1 and "could not be summed up: RuntimeError: no permission" in messages[-1]
 
 
 def test_the_page_has_the_dearest_operations_and_fits():

@@ -30,10 +30,9 @@ def hand(monkeypatch):
     return hand
 
 
-def made(hand, *, flops=lambda: None, peak=None, devices=4, notes=None):
+def made(hand, *, flops=lambda: None, peak=None, devices=4):
     clock = Clock(now=hand)
-    note = (lambda text: None) if notes is None else notes.append
-    return clock, Rates(clock, batch_size=32, devices=devices, flops=flops, peak=peak, note=note)
+    return clock, Rates(clock, batch_size=32, devices=devices, flops=flops, peak=peak)
 
 
 def test_rates_are_those_since_the_restart(hand):
@@ -69,15 +68,14 @@ def test_times_are_told_once_and_add_up(hand):
     assert one.told() == {}
 
 
-def test_the_memory_of_the_fullest_device_is_shown_once_and_always_written(hand, monkeypatch):
+def test_the_memory_of_the_fullest_device_is_shown_once_and_always_written(hand, monkeypatch, messages):
     stats = [{"bytes_in_use": n * GIB, "peak_bytes_in_use": 2 * n * GIB, "bytes_limit": 80 * GIB} for n in (3, 5)]
     devices = [SimpleNamespace(memory_stats=lambda s=s: s) for s in (*stats, None, {})]
     monkeypatch.setattr(rates.jax, "local_devices", lambda: devices)
-    notes = []
-    _, one = made(hand, notes=notes)
+    _, one = made(hand)
     for _ in range(2):
         assert one.told() == {"train/hbm_bytes": 5 * GIB, "train/hbm_peak_bytes": 10 * GIB}
-    assert notes == ["device memory: at most 10.0 of 80.0 GiB in use so far"]
+    assert messages == ["device memory: at most 10.0 of 80.0 GiB in use so far"]
 
 
 @pytest.mark.parametrize(
@@ -133,10 +131,10 @@ class Writer:
         self.saving = False
 
 
-def test_a_save_has_two_times_and_waits_for_the_one_before(hand, monkeypatch):
+def test_a_save_has_two_times_and_waits_for_the_one_before(hand, monkeypatch, messages):
     monkeypatch.setattr("mmjax.train.saves.time.monotonic", hand)
-    clock, writer, notes, told = Clock(now=hand), Writer(hand), [], []
-    saves = Saves(writer, clock, note=notes.append)
+    clock, writer, told = Clock(now=hand), Writer(hand), []
+    saves = Saves(writer, clock)
     saves.tell = lambda name, seconds: told.append((name, seconds))
     saves.save(None, step=5, metrics={"val/rsum": 1.0})
     hand.now += 3
@@ -146,10 +144,10 @@ def test_a_save_has_two_times_and_waits_for_the_one_before(hand, monkeypatch):
     saves.look()
     saves.look()
     assert told[1:] == [("checkpoint_disk_seconds", 5.0)]
-    assert notes == ["the checkpoint of step 5 held training up for 2.0 s, on disk after 5.0 s"]
+    assert messages == ["the checkpoint of step 5 held training up for 2.0 s, on disk after 5.0 s"]
     saves.save(None, step=6)
     saves.save(None, step=7)
     assert told[2:] == [("checkpoint_seconds", 2.0), ("checkpoint_seconds", 32.0)]
     saves.finish(None, step=7)
-    assert told[4:] == [("checkpoint_disk_seconds", 39.0)] and len(notes) == 1
+    assert told[4:] == [("checkpoint_disk_seconds", 39.0)] and len(messages) == 1
     assert clock.seconds("checkpoint") == 2 + 2 + 32 + 7
