@@ -37,7 +37,7 @@ Terms = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Towers:
+class TowerInfo:
     """What an augmentation may know of the model."""
 
     image_width: int
@@ -48,7 +48,7 @@ class Towers:
     vocab_size: int
     eos_id: int
     pad_id: int
-    extra: int  # image tokens in front of the patches: class token and registers
+    num_prefix_tokens: int  # image tokens in front of the patches: class token and registers
 
     def check(self, tap: Tap, *, kinds: Sequence[Kind], path: str) -> None:
         """Raises unless the tap is of one of these kinds and lies within both towers; ``path`` is the option."""
@@ -75,20 +75,20 @@ class Towers:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Words:
+class TokenMask:
     """What the positions of texts hold."""
 
     ids: jax.Array  # i32[M, L]
     valid: jax.Array  # bool[M, L]: up to the end token, and it
-    free: jax.Array  # bool[M, L]: neither the first position, where a start token may be, nor the end, nor padding
+    content: jax.Array  # bool[M, L]: neither the first position, where a start token may be, nor the end, nor padding
 
     @classmethod
-    def of(cls, ids: jax.Array, *, eos_id: int) -> Words:
+    def from_ids(cls, ids: jax.Array, *, eos_id: int) -> TokenMask:
         """From token ids; the first end token ends a text, whatever pads it."""
         place = jnp.arange(ids.shape[1])
         ended = ids == eos_id
         end = jnp.where(jnp.any(ended, axis=1), jnp.argmax(ended, axis=1), ids.shape[1] - 1)[:, None]
-        return cls(ids=ids, valid=place <= end, free=(place > 0) & (place < end))
+        return cls(ids=ids, valid=place <= end, content=(place > 0) & (place < end))
 
 
 @jax.tree_util.register_dataclass
@@ -105,9 +105,9 @@ class Features:
     text: jax.Array  # [M, D_text] or [M, L, D_text]
     image_source: Provenance  # of N rows
     text_source: Provenance  # of M rows
-    words: Words | None = None  # where texts are sequences
+    token_mask: TokenMask | None = None  # where texts are sequences
     examples: int = dataclasses.field(metadata={"static": True})
-    extra: int = dataclasses.field(default=0, metadata={"static": True})  # see Towers
+    num_prefix_tokens: int = dataclasses.field(default=0, metadata={"static": True})  # see TowerInfo
 
     def pairs(self) -> Features:
         """Each image row beside its example's first caption: N rows on both sides, row i with row i."""
@@ -118,8 +118,8 @@ class Features:
             rows = x.reshape(self.examples, -1, *x.shape[1:])[:, 0]
             return rows if views == 1 else jnp.tile(rows, (views,) + (1,) * (rows.ndim - 1))
 
-        text, source, words = jax.tree.map(first, (self.text, self.text_source, self.words))
-        return dataclasses.replace(self, text=text, text_source=source, words=words, examples=rows)
+        text, source, token_mask = jax.tree.map(first, (self.text, self.text_source, self.token_mask))
+        return dataclasses.replace(self, text=text, text_source=source, token_mask=token_mask, examples=rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

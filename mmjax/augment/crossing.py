@@ -29,28 +29,34 @@ class Modality:
     tokens: jax.Array  # [B, T, D]
     still: jax.Array  # the same, standardised and without a gradient
     valid: jax.Array  # bool[B, T]: no padding
-    free: jax.Array  # bool[B, T]: words or patches, of examples that are no padding
+    content: jax.Array  # bool[B, T]: words or patches, of examples that are no padding
     source: Provenance  # of B rows
 
 
 def modalities_of(clean: Features) -> list[Modality]:
     """Language, by each example's first caption, and then the modalities of images in their order."""
     pairs, n = clean.pairs(), clean.examples
-    if pairs.words is None:
+    if pairs.token_mask is None:
         raise ValueError(f"text features of shape {pairs.text.shape}: expected sequences, and what is in them")
 
-    def made(side: Side, tokens: jax.Array, valid: jax.Array, free: jax.Array, source: Provenance) -> Modality:
+    def made(side: Side, tokens: jax.Array, valid: jax.Array, content: jax.Array, source: Provenance) -> Modality:
         still = jax.lax.stop_gradient(standardised(tokens)[0])
-        free = free & source.valid[:, None]
-        return Modality(side=side, tokens=tokens, still=still, valid=valid, free=free, source=source)
+        content = content & source.valid[:, None]
+        return Modality(side=side, tokens=tokens, still=still, valid=valid, content=content, source=source)
 
-    text, words, source = jax.tree.map(lambda x: x[:n], (pairs.text, pairs.words, pairs.text_source))
-    found = [made("text", text, words.valid, words.free, source)]
+    text, token_mask, source = jax.tree.map(lambda x: x[:n], (pairs.text, pairs.token_mask, pairs.text_source))
+    found = [made("text", text, token_mask.valid, token_mask.content, source)]
     for at in range(0, clean.image.shape[0], n):
         tokens, source = jax.tree.map(lambda x, at=at: x[at : at + n], (clean.image, clean.image_source))
         everywhere = jnp.ones(tokens.shape[:2], bool)
         found.append(
-            made("image", tokens, everywhere, everywhere & (jnp.arange(tokens.shape[1]) >= clean.extra), source)
+            made(
+                "image",
+                tokens,
+                everywhere,
+                everywhere & (jnp.arange(tokens.shape[1]) >= clean.num_prefix_tokens),
+                source,
+            )
         )
     return found
 
@@ -70,19 +76,19 @@ def standardised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return (rows / spread).astype(x.dtype), spread
 
 
-def aligned(other: jax.Array, free: jax.Array, *, onto: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For each place of sequences whose free places are ``onto``, the token at the same relative place of another.
+def aligned(other: jax.Array, content: jax.Array, *, onto: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each place of sequences whose content places are ``onto``, the token at the same relative place of another.
 
-    The r-th of n free places (from 0) gets the free token ``⌊(r + ½) m / n⌋`` of the other's m. Lengths stay what
-    they are, whatever is free: other [B, T, D], free bool[B, T], onto bool[B, L] -> [B, L, D] and bool[B, L], whether
-    there is such a token.
+    The r-th of n content places (from 0) gets the content token ``⌊(r + ½) m / n⌋`` of the other's m. Lengths stay
+    what they are, whatever is content: other [B, T, D], content bool[B, T], onto bool[B, L] -> [B, L, D] and
+    bool[B, L], whether there is such a token.
     """
-    mine, theirs = (jnp.sum(f, axis=1, keepdims=True, dtype=jnp.int32) for f in (onto, free))
+    mine, theirs = (jnp.sum(f, axis=1, keepdims=True, dtype=jnp.int32) for f in (onto, content))
     rank = jnp.cumsum(onto, axis=1, dtype=jnp.int32) - 1
     # In whole numbers: a rounded product could miss its floor by one.
     nearest = (2 * rank + 1) * theirs // jnp.maximum(2 * mine, 1)
     nearest = jnp.clip(nearest, 0, jnp.maximum(theirs - 1, 0))
-    places = jnp.argsort(~free, axis=1, stable=True)  # the free ones first, in their order
+    places = jnp.argsort(~content, axis=1, stable=True)  # the content ones first, in their order
     index = jnp.take_along_axis(places, nearest, axis=1)
     return jnp.take_along_axis(other, index[..., None], axis=1), onto & (theirs > 0)
 
@@ -93,18 +99,18 @@ def token_mix(
     u: jax.Array,  # f32[B, L] ~ U(0, 1)
     *,
     probabilities: tuple[jax.Array, jax.Array],  # of the first other, and of each further one
-    free: jax.Array,  # bool[B, L]
+    content: jax.Array,  # bool[B, L]
 ) -> tuple[jax.Array, jax.Array]:
     """Sequences of which each token is one of own or of others, and which: i32[B, L], 0 for own.
 
-    With ``p, q = probabilities`` a free place gets the first other's token where ``u > 1 - p``, and the m-th one's,
+    With ``p, q = probabilities`` a content place gets the first other's token where ``u > 1 - p``, and the m-th one's,
     m ≥ 2, where ``(m - 2) q ≤ u < (m - 1) q``.
     """
     first, further = probabilities
     mixed, source = own, jnp.zeros(u.shape, jnp.int32)
     for m, (tokens, there) in enumerate(others, 1):
         drawn = u > 1 - first if m == 1 else (u >= (m - 2) * further) & (u < (m - 1) * further)
-        taken = drawn & there & free
+        taken = drawn & there & content
         mixed = jnp.where(taken[..., None], tokens, mixed)
         source = jnp.where(taken, m, source)
     return mixed, source

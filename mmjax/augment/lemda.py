@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, Towers, View, reversed_gradient
+from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, TowerInfo, View, reversed_gradient
 from mmjax.augment.consistency import Mask, bernoulli_consistency, softmax_consistency
 from mmjax.augment.mixing import shared_source
 from mmjax.augment.schedules import Strength
@@ -57,7 +57,7 @@ class Augmentation(base.Base):
     def __init__(
         self,
         *,
-        towers: Towers,
+        towers: TowerInfo,
         rngs: nnx.Rngs,
         weight: Strength = 1.0,
         kind: Literal["mlp", "attention"] = "mlp",
@@ -124,7 +124,7 @@ class Augmentation(base.Base):
         """Changed pairs to train on, and the same to compare."""
         pairs = clean.pairs()
         still = [jax.lax.stop_gradient(x).astype(jnp.float32) for x in (pairs.image, pairs.text)]
-        valid = None if pairs.words is None else pairs.words.valid
+        valid = None if pairs.token_mask is None else pairs.token_mask.valid
         seen = {} if valid is None else {"valid": valid}
         deltas, divergence = self.network(still[0], still[1], key, dropout=self.dropout, **seen)
         factor = schedules.at(self.adversarial, step)
@@ -140,7 +140,7 @@ class Augmentation(base.Base):
             text=trained[1],
             image_source=pairs.image_source,
             text_source=pairs.text_source,
-            ids=None if pairs.words is None else pairs.words.ids,
+            ids=None if pairs.token_mask is None else pairs.token_mask.ids,
         )
         # What C is measured on: the same values, with other gradients.
         compared = dataclasses.replace(

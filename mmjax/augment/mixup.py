@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, Tap, Towers, View, Words
+from mmjax.augment.base import Augmented, Features, Tap, TokenMask, TowerInfo, View
 from mmjax.augment.mixing import Draw, Targets, beta_share, flipped, lerp, mixed_source, share_metrics
 from mmjax.augment.schedules import Strength
 from mmjax.core.types import Provenance
@@ -34,7 +34,7 @@ class Augmentation(base.Base):
     def __init__(
         self,
         *,
-        towers: Towers,
+        towers: TowerInfo,
         weight: Strength = 0.5,
         alpha: Strength = 1.0,
         draw: Draw = "batch",
@@ -62,7 +62,7 @@ class Augmentation(base.Base):
             text=mixed(pairs.text) if texts else None,
             image_source=self._source(pairs.image_source, share) if images else None,
             text_source=self._source(pairs.text_source, share) if texts else None,
-            ids=longer(pairs.words) if texts and pairs.words is not None else None,
+            ids=longer(pairs.token_mask) if texts and pairs.token_mask is not None else None,
         )
         return Augmented(views=[view], metrics=share_metrics(share))
 
@@ -71,7 +71,7 @@ class Augmentation(base.Base):
         return mixed_source([(source, share), (partner, 1 - share)], self.targets)
 
 
-def longer(words: Words) -> jax.Array:
+def longer(token_mask: TokenMask) -> jax.Array:
     """i32[M, L]: the ids of the longer text of each row and its partner."""
-    length = jnp.sum(words.valid, axis=1, keepdims=True)
-    return jnp.where(flipped(length) > length, flipped(words.ids), words.ids)
+    length = jnp.sum(token_mask.valid, axis=1, keepdims=True)
+    return jnp.where(flipped(length) > length, flipped(token_mask.ids), token_mask.ids)

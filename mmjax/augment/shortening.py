@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.augment import schedules
-from mmjax.augment.base import Towers
+from mmjax.augment.base import TowerInfo
 from mmjax.augment.schedules import Schedule, Strength
 from mmjax.core.config import ConfigError
 
@@ -36,7 +36,7 @@ class Shortening:
         """i32[]: which of ``shares`` is the nearest at a traced step."""
         return jnp.argmin(jnp.abs(jnp.asarray(self.shares) - schedules.at(self.share, step))).astype(jnp.int32)
 
-    def texts(self, ids: jax.Array, key: jax.Array, *, share: float, towers: Towers) -> jax.Array:
+    def texts(self, ids: jax.Array, key: jax.Array, *, share: float, towers: TowerInfo) -> jax.Array:
         """Token ids i32[M, L] -> i32[M, L']; ``share`` is one of ``shares``."""
         return ids
 
@@ -45,9 +45,9 @@ class Shortening:
         return None
 
 
-def keep_patches(tokens: jax.Array, chosen: jax.Array | None, *, extra: int) -> jax.Array:
-    """The ``chosen`` patches, i32[N, kept], after the ``extra`` tokens before them: [N, T, D] -> [N, T', D]."""
+def keep_patches(tokens: jax.Array, chosen: jax.Array | None, *, num_prefix_tokens: int) -> jax.Array:
+    """The ``chosen`` patches, i32[N, kept], after the tokens in front of them: [N, T, D] -> [N, T', D]."""
     if chosen is None:
         return tokens
-    front, patches = tokens[:, :extra], tokens[:, extra:]
+    front, patches = tokens[:, :num_prefix_tokens], tokens[:, num_prefix_tokens:]
     return jnp.concatenate([front, jnp.take_along_axis(patches, chosen[..., None], axis=1)], axis=1)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from mmjax.augment import base, schedules
 from mmjax.augment.adversary import Discriminator, Game, Generator, dense, mean_where, played
-from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, Towers, View
+from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, TowerInfo, View
 from mmjax.augment.crossing import (
     CrossAttention,
     Modality,
@@ -77,7 +77,7 @@ class Augmentation(base.Base):
     def __init__(
         self,
         *,
-        towers: Towers,
+        towers: TowerInfo,
         rngs: nnx.Rngs,
         weight: Strength = 1.0,
         tap: Tap = "tokens@-1",
@@ -126,7 +126,7 @@ class Augmentation(base.Base):
         modalities = modalities_of(clean)
         self._check_room(others=len(modalities) - 1)
         keys = jax.random.split(key, 3)
-        longest = max(m.free.shape[1] for m in modalities)
+        longest = max(m.content.shape[1] for m in modalities)
         enhanced: dict[Side, jax.Array] = {}
         terms: Terms = {}
         metrics: Metrics = {}
@@ -148,7 +148,7 @@ class Augmentation(base.Base):
             text=text,
             image_source=clean.image_source,
             text_source=clean.text_source if text is None else jax.tree.map(lambda x: x[:n], pairs.text_source),
-            ids=None if text is None or pairs.words is None else pairs.words.ids[:n],
+            ids=None if text is None or pairs.token_mask is None else pairs.token_mask.ids[:n],
         )
         return Augmented(views=[view], terms=terms, metrics=metrics)
 
@@ -191,20 +191,22 @@ class Augmentation(base.Base):
         own = [k for k, modality in enumerate(modalities) if modality.side == side]
         mixes = []
         for k in own:
-            still, free = modalities[k].still, modalities[k].free
+            still, content = modalities[k].still, modalities[k].content
             others = [self._lent(m, modalities[k], networks) for m in (*modalities[k + 1 :], *modalities[:k])]
-            mixes.append(token_mix(still, others, u[:, : free.shape[1]], probabilities=probabilities, free=free))
-        tokens, still, valid, free = (
-            _joined([getattr(modalities[k], name) for k in own]) for name in ("tokens", "still", "valid", "free")
+            mixes.append(
+                token_mix(still, others, u[:, : content.shape[1]], probabilities=probabilities, content=content)
+            )
+        tokens, still, valid, content = (
+            _joined([getattr(modalities[k], name) for k in own]) for name in ("tokens", "still", "valid", "content")
         )
         mixed, source = (_joined(parts) for parts in zip(*mixes, strict=True))
         keys = jax.random.split(jax.random.fold_in(key, 1), 3)
         noise = schedules.at(self.noise, step) * jax.random.normal(keys[0], mixed.shape, jnp.float32)
         made = networks.generator(mixed + noise.astype(mixed.dtype), keys[1], dropout=self.dropout)
         game, metrics = played(
-            networks.discriminator, still, made, where=free, game=self.adversary, key=keys[2], dropout=self.dropout
+            networks.discriminator, still, made, where=content, game=self.adversary, key=keys[2], dropout=self.dropout
         )
-        divergence = mean_where(jensen_shannon(still, made), free)
+        divergence = mean_where(jensen_shannon(still, made), content)
         factor = schedules.at(self.adversarial, step)
         terms = {name: factor * value for name, value in game.items()}
         terms["jsd"] = schedules.at(self.jsd, step) * divergence
@@ -215,22 +217,22 @@ class Augmentation(base.Base):
         enhanced = jnp.where(valid[..., None], enhanced.astype(tokens.dtype), tokens)
         metrics |= {
             "divergence": divergence,
-            "mixed_share": mean_where(source > 0, free),
-            "made_length": _length(made, free) / jnp.maximum(_length(still, free), 1e-6),
+            "mixed_share": mean_where(source > 0, content),
+            "made_length": _length(made, content) / jnp.maximum(_length(still, content), 1e-6),
             "added_length": _length(added, valid) / jnp.maximum(_length(still, valid), 1e-6),
         }
         return enhanced, terms, metrics
 
     def _lent(self, other: Modality, onto: Modality, networks: Enhancer) -> tuple[jax.Array, jax.Array]:
         """Tokens for each place of another modality, and where there are any."""
-        tokens, free = other.still, other.free
+        tokens, content = other.still, other.content
         if other.side != onto.side:
             tokens = dense(networks.projection, tokens)
         if self.foreign == "other":
             # A partner that shows the same example would lend this pair's own tokens.
             stranger = ~same_example(onto.source) & ~same_example(other.source)
-            tokens, free = flipped(tokens), flipped(free) & stranger[:, None]
-        return aligned(tokens, free, onto=onto.free)
+            tokens, content = flipped(tokens), flipped(content) & stranger[:, None]
+        return aligned(tokens, content, onto=onto.content)
 
     def _check_room(self, *, others: int) -> None:
         first, second = (max(s.extremes) if isinstance(s, Schedule) else s for s in (self.first, self.second))

@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mmjax.augment.base import Towers, Words
+from mmjax.augment.base import TokenMask, TowerInfo
 from mmjax.augment.schedules import Strength
 from mmjax.augment.shortening import Shortening
 
@@ -42,13 +42,13 @@ class Augmentation(Shortening):
         super().__init__(share=share, levels=levels)
         self.of, self.kind = of, kind
 
-    def texts(self, ids: jax.Array, key: jax.Array, *, share: float, towers: Towers) -> jax.Array:
+    def texts(self, ids: jax.Array, key: jax.Array, *, share: float, towers: TowerInfo) -> jax.Array:
         """i32[M, L] -> i32[M, L']."""
         rows, length = ids.shape
         if share == 0 or length <= 2:
             return ids
-        words = Words.of(ids, eos_id=towers.eos_id)
-        count = jnp.sum(words.free, axis=1, keepdims=True)
+        token_mask = TokenMask.from_ids(ids, eos_id=towers.eos_id)
+        count = jnp.sum(token_mask.content, axis=1, keepdims=True)
         most = kept_words(length - 2, share)
         if self.of == "words":
             # Looked up, not computed: every device and precision then rounds a count in the same way.
@@ -57,14 +57,14 @@ class Augmentation(Shortening):
             keep = jnp.minimum(count, most)
         place = jnp.arange(length) - 1  # of a word among the words
         if self.kind == "random":
-            order = jnp.where(words.free, jax.random.uniform(key, ids.shape), 2.0)
+            order = jnp.where(token_mask.content, jax.random.uniform(key, ids.shape), 2.0)
             chosen = jnp.argsort(jnp.argsort(order, axis=1), axis=1) < keep
         else:
             draw = jax.random.uniform(key, (rows, 1))
             first = jnp.floor(draw * (count - keep + 1).astype(jnp.float32)).astype(jnp.int32)
             first = jnp.minimum(first, count - keep) if self.kind == "block" else jnp.zeros_like(count)
             chosen = (place >= first) & (place < first + keep)
-        stays = words.valid & (chosen | ~words.free)
+        stays = token_mask.valid & (chosen | ~token_mask.content)
         # What stays moves to the front in its order; sorting is by distinct numbers.
         order = jnp.argsort(jnp.where(stays, 0, length) + jnp.arange(length), axis=1)[:, : most + 2]
         kept = jnp.take_along_axis(ids, order, axis=1)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from mmjax.augment import alignment as align
 from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, Towers, View, Words
+from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, TokenMask, TowerInfo, View
 from mmjax.augment.divergences import jensen_shannon
 from mmjax.augment.schedules import Strength
 from mmjax.core.config import ConfigError
@@ -71,7 +71,7 @@ class Augmentation(base.Base):
     def __init__(
         self,
         *,
-        towers: Towers,
+        towers: TowerInfo,
         rngs: nnx.Rngs,
         weight: Strength = 0.1,
         tap: Tap = "tokens@0",
@@ -133,17 +133,17 @@ class Augmentation(base.Base):
     def augment(self, clean: Features, *, key: jax.Array, step: jax.Array) -> Augmented:
         """One view for each side whose tokens are replaced."""
         pairs = clean.pairs()
-        assert pairs.words is not None
+        assert pairs.token_mask is not None
         keys = jax.random.split(key, 3)
         valid = pairs.image_source.valid & pairs.text_source.valid
-        patches, words = pairs.image[:, pairs.extra :], pairs.words
+        patches, token_mask = pairs.image[:, pairs.num_prefix_tokens :], pairs.token_mask
         terms: Terms = {}
         metrics: Metrics = {}
         is_open = jax.random.uniform(keys[0]) < schedules.at(self.gate, step)
         position = None
         if self.recogniser is not None:
             logits = self.recogniser(patches.astype(jnp.float32))
-            position, loss = recognised(logits, words, valid, blank=self.blank)
+            position, loss = recognised(logits, token_mask, valid, blank=self.blank)
             terms["recognition"] = schedules.at(self.recognition, step) * loss
             metrics["ctc"] = loss
             if self.recognised_below is not None:
@@ -153,10 +153,10 @@ class Augmentation(base.Base):
         for side, part in zip(self.sides, keys[1:], strict=False):
             if side == "image":
                 own, other, into = patches, pairs.text, self.into_image
-                own_free, other_free = jnp.ones(own.shape[:2], bool), words.free
+                own_free, other_free = jnp.ones(own.shape[:2], bool), token_mask.content
             else:
                 own, other, into = pairs.text, patches, self.into_text
-                own_free, other_free = words.free, jnp.ones(other.shape[:2], bool)
+                own_free, other_free = token_mask.content, jnp.ones(other.shape[:2], bool)
             assert into is not None
             brought = into(other.astype(jnp.float32))
             weights = self._aligned(own, brought, own_free, other_free, position)
@@ -170,10 +170,10 @@ class Augmentation(base.Base):
             replaced = free & (jax.random.uniform(part, own.shape[:2]) >= schedules.at(self.keep, step))
             mixed = jnp.where(replaced[..., None], there, own)
             if side == "image":
-                mixed = jnp.concatenate([pairs.image[:, : pairs.extra], mixed], axis=1)
+                mixed = jnp.concatenate([pairs.image[:, : pairs.num_prefix_tokens], mixed], axis=1)
                 view = View(image=mixed, image_source=_gated(pairs.image_source, gate))
             else:
-                view = View(text=mixed, text_source=_gated(pairs.text_source, gate), ids=words.ids)
+                view = View(text=mixed, text_source=_gated(pairs.text_source, gate), ids=token_mask.ids)
             views.append(dataclasses.replace(view, role="consistency", name=side))
             held = jax.lax.stop_gradient(own) if self.gradient == "mixed" else own
             cosine = jnp.sum(unit(held) * unit(there), axis=-1)
@@ -232,7 +232,7 @@ class Augmentation(base.Base):
 
 def recognised(
     logits: jax.Array,  # f32[B, T, K] of frames
-    words: Words,
+    token_mask: TokenMask,
     valid: jax.Array,  # bool[B]
     *,
     blank: int,
@@ -242,7 +242,7 @@ def recognised(
     Captions without words or with more than the frames can spell have positions of -1, and no loss.
     """
     # Free words are neighbours, and the first position is none of them.
-    labels, given = words.ids[:, 1:], words.free[:, 1:]
+    labels, given = token_mask.ids[:, 1:], token_mask.content[:, 1:]
     path, feasible = align.ctc_path(jax.nn.log_softmax(logits, axis=-1), labels, given, blank=blank)
     spelt = valid & feasible
     with jax.numpy_dtype_promotion("standard"):  # optax adds integers to floats

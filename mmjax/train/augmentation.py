@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 from mmjax.augment import schedules
-from mmjax.augment.base import Base, Features, Similarity, Tap, Towers, View
+from mmjax.augment.base import Base, Features, Similarity, Tap, TowerInfo, View
 from mmjax.augment.shortening import Shortening
 from mmjax.core import plugins, rng
 from mmjax.core.config import ConfigError, bind
@@ -41,11 +41,11 @@ class Augmentations:
     modules: Mapping[str, Base]  # of shapes alone
     shortenings: Mapping[str, Shortening]
     create: Callable[[], dict[str, Base]]
-    towers: Towers
+    towers: TowerInfo
     seed: int
 
     @classmethod
-    def of(cls, entries: Sequence[tuple[str, Mapping[str, Any]]], *, towers: Towers, seed: int) -> Augmentations:
+    def of(cls, entries: Sequence[tuple[str, Mapping[str, Any]]], *, towers: TowerInfo, seed: int) -> Augmentations:
         """From the key ``augment``."""
         shortenings: dict[str, Shortening] = {}
         constructors: dict[str, Callable[..., Base]] = {}
@@ -216,7 +216,7 @@ class Augmentations:
         return {f"augment/{name}/share": jnp.float32(share) for name, share in named}
 
 
-def _constructor(name: str, options: Mapping[str, Any], *, towers: Towers) -> tuple[type, Callable[..., Any]]:
+def _constructor(name: str, options: Mapping[str, Any], *, towers: TowerInfo) -> tuple[type, Callable[..., Any]]:
     """The class ``name`` and how to make one, its options checked; takes ``rngs``, which some have no use for."""
     target = plugins.load(FOLDER, name, path="augment").Augmentation
     wanted = inspect.signature(target.__init__).parameters

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from mmjax.augment.base import Features, Tap, Towers, View, Words
+from mmjax.augment.base import Features, Tap, TokenMask, TowerInfo, View
 from mmjax.augment.shortening import keep_patches
 from mmjax.core.sphere import unit
 from mmjax.core.types import Batch, Provenance
@@ -29,12 +29,12 @@ def every_patch(rows: int, patches: int) -> jax.Array | None:
     return None
 
 
-def described(config: ClipConfig) -> Towers:
+def described(config: ClipConfig) -> TowerInfo:
     """What augmentations may know of a model that knows its vocabulary."""
     vision, text = config.vision_cfg, config.text_cfg
     if text.vocab_size is None or text.eos_id is None or text.pad_id is None:
         raise ValueError("text_cfg.vocab_size, eos_id and pad_id come from the tokenizer, before anything is built")
-    return Towers(
+    return TowerInfo(
         image_width=vision.width,
         text_width=text.width,
         embed_dim=config.embed_dim,
@@ -43,7 +43,7 @@ def described(config: ClipConfig) -> Towers:
         vocab_size=text.vocab_size,
         eos_id=text.eos_id,
         pad_id=text.pad_id,
-        extra=vision.class_token + vision.registers,
+        num_prefix_tokens=vision.class_token + vision.registers,
     )
 
 
@@ -51,7 +51,7 @@ def clean(
     model: Clip,
     batch: Batch,
     *,
-    towers: Towers,
+    towers: TowerInfo,
     taps: Iterable[Tap] = (),
     shorten_images: Choose = every_patch,
     shorten_texts: Shorten = lambda ids: ids,
@@ -67,7 +67,9 @@ def clean(
     examples = batch.image_source.ids.shape[0]
 
     def of_images(rows: tuple[Any, Any]) -> tuple[jax.Array, dict[int, jax.Array]]:
-        return model.visual.stages(_entering(model, rows, extra=towers.extra), before={k for k, _ in blocks.values()})
+        return model.visual.stages(
+            _entering(model, rows, num_prefix_tokens=towers.num_prefix_tokens), before={k for k, _ in blocks.values()}
+        )
 
     def of_texts(ids: jax.Array) -> tuple[jax.Array, dict[int, jax.Array], jax.Array | None]:
         text = model.text.embed(ids)
@@ -84,14 +86,15 @@ def clean(
         text_source=batch.text_source,
         examples=examples,
     )
-    words = Words.of(ids, eos_id=towers.eos_id) if wanted else None
+    token_mask = TokenMask.from_ids(ids, eos_id=towers.eos_id) if wanted else None
     found = {
-        tap: make(image=images[k], text=texts[m], words=words, extra=towers.extra) for tap, (k, m) in blocks.items()
+        tap: make(image=images[k], text=texts[m], token_mask=token_mask, num_prefix_tokens=towers.num_prefix_tokens)
+        for tap, (k, m) in blocks.items()
     }
     if embedded_text is not None:
         # Apart from the tower's own use of them: the two would be fused.
         pixels = {name: jax.lax.optimization_barrier(x).astype(jnp.float32) for name, x in batch.images.items()}
-        found["input"] = make(image=pixels, text=embedded_text, image_source=batch.image_source, words=words)
+        found["input"] = make(image=pixels, text=embedded_text, image_source=batch.image_source, token_mask=token_mask)
     return found | {"pooled": make(image=pooled_image, text=pooled_text)}
 
 
@@ -100,7 +103,7 @@ def embedded(
     *,
     rest: Mapping[str, Clip],
     taps: Mapping[Tap, Features],
-    towers: Towers,
+    towers: TowerInfo,
     shorten_images: Choose = every_patch,
     parts: int = 1,
 ) -> list[Features]:
@@ -125,7 +128,7 @@ def embedded(
             model = rest[projections[i]]
             chosen = _chosen(model, image, shorten_images, towers=towers)
             images[i] = in_parts(
-                functools.partial(_entering, model, extra=towers.extra),
+                functools.partial(_entering, model, num_prefix_tokens=towers.num_prefix_tokens),
                 (image, chosen),
                 parts=parts,
                 count=next(iter(image.values())).shape[0],
@@ -168,16 +171,18 @@ def embedded(
     return found
 
 
-def _chosen(model: Clip, images: Mapping[str, jax.Array], choose: Choose, *, towers: Towers) -> jax.Array | None:
+def _chosen(model: Clip, images: Mapping[str, jax.Array], choose: Choose, *, towers: TowerInfo) -> jax.Array | None:
     """What ``choose`` says of these images' tokens."""
     tokens = jax.eval_shape(model.visual.embed, images)
-    return choose(tokens.shape[0], tokens.shape[1] - towers.extra)
+    return choose(tokens.shape[0], tokens.shape[1] - towers.num_prefix_tokens)
 
 
-def _entering(model: Clip, rows: tuple[Mapping[str, jax.Array], jax.Array | None], *, extra: int) -> jax.Array:
+def _entering(
+    model: Clip, rows: tuple[Mapping[str, jax.Array], jax.Array | None], *, num_prefix_tokens: int
+) -> jax.Array:
     """What enters the image tower's first block: of pixels and of the patches chosen, [N, T', D]."""
     images, chosen = rows
-    return keep_patches(model.visual.embed(images), chosen, extra=extra)
+    return keep_patches(model.visual.embed(images), chosen, num_prefix_tokens=num_prefix_tokens)
 
 
 def _sequences(tap: Tap) -> bool:
@@ -185,11 +190,11 @@ def _sequences(tap: Tap) -> bool:
 
 
 def _ids(there: Features, view: View) -> jax.Array | None:
-    if view.text is None or there.words is None:
+    if view.text is None or there.token_mask is None:
         return None
-    if view.text.shape[:2] != there.words.ids.shape:
+    if view.text.shape[:2] != there.token_mask.ids.shape:
         raise ValueError(f"view {view.name!r}: texts of shape {view.text.shape} need their ids, [M', L]")
-    return there.words.ids
+    return there.token_mask.ids
 
 
 def _together(

@@ -44,7 +44,7 @@ def test_alignment_is_by_relative_place_among_what_is_free():
 
 @jax.jit
 def mix(own, others, u, first, second, free):
-    return token_mix(own, others, u, probabilities=(first, second), free=free)
+    return token_mix(own, others, u, probabilities=(first, second), content=free)
 
 
 @pytest.mark.parametrize("others", [1, 2, 3])

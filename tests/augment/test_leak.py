@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from mmjax.augment import base
-from mmjax.augment.base import Augmented, Features, View, Words
+from mmjax.augment.base import Augmented, Features, TokenMask, View
 from mmjax.augment.shortening import Shortening
 from mmjax.core import plugins
 from mmjax.core.types import Provenance
@@ -40,7 +40,7 @@ def lowest(augmentations):
     sequences = any(module.tap.startswith("tokens") for module in augmentations.modules.values())
     shape = (2, ROWS, 5, 10) if sequences else (2, ROWS, 10)
     ids = jnp.tile(jnp.asarray([[1, 5, 6, 7, features.TOWERS.eos_id]], jnp.int32), (ROWS, 1))
-    words = Words.of(ids, eos_id=features.TOWERS.eos_id) if sequences else None
+    token_mask = TokenMask.from_ids(ids, eos_id=features.TOWERS.eos_id) if sequences else None
 
     def loss(params, learned, key, step):
         # With a constant among the inputs, towers can put the two modalities in different places.
@@ -50,9 +50,9 @@ def lowest(augmentations):
             text=noise[1] @ params["towers"]["text"],
             image_source=source,
             text_source=source,
-            words=words,
+            token_mask=token_mask,
             examples=ROWS,
-            extra=features.TOWERS.extra,
+            num_prefix_tokens=features.TOWERS.num_prefix_tokens,
         )
         return features.added(augmentations, learned, params["head"], at_tap, step=step)
 

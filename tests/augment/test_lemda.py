@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.augment.base import Features, Similarity, Words, reversed_gradient
+from mmjax.augment.base import Features, Similarity, TokenMask, reversed_gradient
 from mmjax.augment.schedules import Schedule
 from mmjax.core import rng
 from mmjax.core.config import ConfigError
@@ -262,8 +262,8 @@ def sequences(seed=0, *, dtype=jnp.float32, patches=3):
         pooled,
         image=jnp.asarray(random.normal(size=(4, patches, 6)), dtype),
         text=jnp.asarray(random.normal(size=(8, 5, 8)), dtype),
-        words=Words.of(jnp.asarray(np.stack([IDS, other], 1).reshape(8, 5), jnp.int32), eos_id=2),
-        extra=1,
+        token_mask=TokenMask.from_ids(jnp.asarray(np.stack([IDS, other], 1).reshape(8, 5), jnp.int32), eos_id=2),
+        num_prefix_tokens=1,
     )
 
 

@@ -10,16 +10,16 @@ from mmjax.augment.shortening import keep_patches
 from mmjax.core.config import ConfigError
 
 
-def marked(rows, patches, extra=1):
-    """Tokens that say where they stood: [rows, extra + patches, 2], class token first."""
-    place = np.arange(-extra, patches, dtype=np.float32)
+def marked(rows, patches, num_prefix_tokens=1):
+    """Tokens that say where they stood: [rows, num_prefix_tokens + patches, 2], class token first."""
+    place = np.arange(-num_prefix_tokens, patches, dtype=np.float32)
     return jnp.asarray(np.stack(np.broadcast_arrays(place[None, :], np.arange(rows)[:, None]), axis=-1), jnp.float32)
 
 
 def kept(kind, share, *, rows=6, patches=16, seed=0):
     module = Augmentation(share=share, kind=kind)
     chosen = module.patches(jax.random.key(seed), rows=rows, patches=patches, share=share)
-    tokens = np.asarray(keep_patches(marked(rows, patches), chosen, extra=1))
+    tokens = np.asarray(keep_patches(marked(rows, patches), chosen, num_prefix_tokens=1))
     np.testing.assert_array_equal(tokens[..., 1], np.broadcast_to(np.arange(rows)[:, None], tokens.shape[:2]))
     np.testing.assert_array_equal(tokens[:, 0, 0], -1)  # the class token
     return tokens[:, 1:, 0].astype(int)
@@ -59,7 +59,7 @@ def test_the_key_alone_decides_and_a_share_of_zero_drops_nothing():
     assert not np.array_equal(kept("random", 0.5, seed=1), kept("random", 0.5, seed=2))
     tokens = marked(2, 9)
     none = Augmentation().patches(jax.random.key(0), rows=2, patches=9, share=0.0)
-    assert keep_patches(tokens, none, extra=1) is tokens
+    assert keep_patches(tokens, none, num_prefix_tokens=1) is tokens
 
 
 def test_levels_round_a_share_that_changes_and_leave_a_constant_one_alone():

@@ -11,14 +11,14 @@ import pytest
 from flax import nnx
 
 from mmjax.augment import tmmda
-from mmjax.augment.base import Features, Similarity, Towers, Words
+from mmjax.augment.base import Features, Similarity, TokenMask, TowerInfo
 from mmjax.augment.crossing import aligned
 from mmjax.augment.schedules import Schedule
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit
 from mmjax.core.types import Provenance
 
-TOWERS = Towers(
+TOWERS = TowerInfo(
     image_width=8,
     text_width=6,
     embed_dim=8,
@@ -27,7 +27,7 @@ TOWERS = Towers(
     vocab_size=10,
     eos_id=9,
     pad_id=0,
-    extra=2,
+    num_prefix_tokens=2,
 )
 LENGTH, TOKENS = 8, 7  # of texts, of images
 STILL = {"dropout": 0.0, "noise": 0.0}
@@ -49,9 +49,9 @@ def features(seed=0, *, lengths=(5, 3, 6, 1, 0, 4), views=1, texts=1, ids=None, 
         text=draw(n * texts, LENGTH, 6),
         image_source=Provenance.of(jnp.asarray(np.tile(ids, views), jnp.int32)),
         text_source=Provenance.of(jnp.asarray(np.repeat(ids, texts), jnp.int32)),
-        words=Words.of(jnp.asarray(words.reshape(n * texts, LENGTH)), eos_id=9),
+        token_mask=TokenMask.from_ids(jnp.asarray(words.reshape(n * texts, LENGTH)), eos_id=9),
         examples=n,
-        extra=2,
+        num_prefix_tokens=2,
     )
 
 
@@ -118,7 +118,10 @@ def js(a, b):
 def sequences(f):
     """By side: standardised tokens, and which are words or patches of an example."""
     n, rows = f.examples, np.asarray(f.image_source.valid)[:, None]
-    free = {"text": np.asarray(f.words.free)[:n] & rows[:n], "image": rows & (np.arange(TOKENS) >= f.extra)}
+    free = {
+        "text": np.asarray(f.token_mask.content)[:n] & rows[:n],
+        "image": rows & (np.arange(TOKENS) >= f.num_prefix_tokens),
+    }
     return {"text": standardised(f.text[:n])[0], "image": standardised(f.image)[0]}, free
 
 
@@ -207,7 +210,7 @@ def test_all_of_it_is_its_equations():
     f, module = features(ids=[1, 2, -1, 4, 5, 6], views=2), made(**OPTIONS)
     view, terms, metrics = answer(f, 0)
     still, free = sequences(f)
-    valid = {"text": np.asarray(f.words.valid), "image": np.ones((12, TOKENS), bool)}
+    valid = {"text": np.asarray(f.token_mask.valid), "image": np.ones((12, TOKENS), bool)}
     games, divergences = [], []
     for side, x in (("text", f.text), ("image", f.image)):
         nets, t, there = getattr(module, side), still[side], free[side]
@@ -240,7 +243,7 @@ def test_padding_is_in_no_loss():
     f = features(ids=[1, 2, -1, 4, 5, 6], views=2)
     view, terms, metrics = answer(f, MIXED)
     assert metrics["text_mixed_share"] > 0.2 and metrics["image_mixed_share"] > 0.2
-    valid, other = np.asarray(f.words.valid), np.asarray(f.text).copy()
+    valid, other = np.asarray(f.token_mask.valid), np.asarray(f.text).copy()
     other[~valid] = 7 * np.arange(6)
     new, same_terms, same_metrics = answer(dataclasses.replace(f, text=jnp.asarray(other)), MIXED)
     jax.tree.map(np.testing.assert_array_equal, (terms, metrics), (same_terms, same_metrics))
@@ -360,7 +363,7 @@ def test_labels_are_the_rows_own_and_texts_the_first_captions():
     image_source, text_source, ids = call(f)
     jax.tree.map(np.testing.assert_array_equal, image_source, f.image_source)
     jax.tree.map(np.testing.assert_array_equal, text_source, jax.tree.map(lambda x: x[::2], f.text_source))
-    np.testing.assert_array_equal(ids, f.words.ids[::2])
+    np.testing.assert_array_equal(ids, f.token_mask.ids[::2])
 
 
 def test_in_bfloat16_everything_is_finite():

@@ -10,12 +10,12 @@ import optax
 from flax import nnx
 
 from mmjax.augment import tmmda
-from mmjax.augment.base import Features, Similarity, Towers, Words
+from mmjax.augment.base import Features, Similarity, TokenMask, TowerInfo
 from mmjax.core.sphere import unit
 from mmjax.core.types import Provenance
 from mmjax.objectives.contrastive import Objective
 
-TOWERS = Towers(
+TOWERS = TowerInfo(
     image_width=8,
     text_width=6,
     embed_dim=8,
@@ -24,7 +24,7 @@ TOWERS = Towers(
     vocab_size=10,
     eos_id=9,
     pad_id=0,
-    extra=1,
+    num_prefix_tokens=1,
 )
 ROWS, STEPS = 64, 200
 CHANCE = math.log(ROWS)
@@ -37,7 +37,7 @@ def trained_on_noise(**options):
     module = tmmda.Augmentation(towers=TOWERS, rngs=nnx.Rngs(0), **NOISE, **options)
     graph, state = nnx.split(module)
     ids = jnp.tile(jnp.asarray([8, 1, 2, 3, 4, 9], jnp.int32), (ROWS, 1))
-    source, words = Provenance.of(jnp.arange(ROWS, dtype=jnp.int32)), Words.of(ids, eos_id=9)
+    source, token_mask = Provenance.of(jnp.arange(ROWS, dtype=jnp.int32)), TokenMask.from_ids(ids, eos_id=9)
     shapes = {"image": (10, 8), "text": (10, 6), "image_head": (8, 8), "text_head": (6, 8)}
     keys = jax.random.split(jax.random.key(0), len(shapes))
     params = {name: 0.5 * jax.random.normal(k, shapes[name]) for name, k in zip(shapes, keys, strict=True)}
@@ -53,9 +53,9 @@ def trained_on_noise(**options):
             text=noise[1] @ params["text"],
             image_source=source,
             text_source=source,
-            words=words,
+            token_mask=token_mask,
             examples=ROWS,
-            extra=1,
+            num_prefix_tokens=1,
         )
         plugin = nnx.merge(graph, state)
         found = plugin.augment(f, key=jax.random.fold_in(key, 1), step=step)

@@ -10,15 +10,23 @@ import optax
 import pytest
 from flax import nnx
 
-from mmjax.augment.base import Features, Similarity, Towers, Words
+from mmjax.augment.base import Features, Similarity, TokenMask, TowerInfo
 from mmjax.augment.schedules import Schedule
 from mmjax.augment.xmda import Augmentation
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit
 from mmjax.core.types import Provenance
 
-TOWERS = Towers(
-    image_width=4, text_width=6, embed_dim=5, image_layers=2, text_layers=2, vocab_size=9, eos_id=8, pad_id=0, extra=1
+TOWERS = TowerInfo(
+    image_width=4,
+    text_width=6,
+    embed_dim=5,
+    image_layers=2,
+    text_layers=2,
+    vocab_size=9,
+    eos_id=8,
+    pad_id=0,
+    num_prefix_tokens=1,
 )
 N, PATCHES, LENGTH, EXTRA = 8, 6, 7, 1
 WORDS = np.array([5, 3, 1, 0, 4, 2, 5, 3])  # of each caption; one has none
@@ -50,9 +58,9 @@ def tokens(seed=0, *, views=1, texts=1, scale=1.0, dtype=jnp.float32, padded=PAD
         text=text,
         image_source=Provenance.of(jnp.asarray(np.tile(source, views), jnp.int32)),
         text_source=Provenance.of(jnp.asarray(np.repeat(source, texts), jnp.int32)),
-        words=Words.of(jnp.repeat(ids(), texts, axis=0), eos_id=TOWERS.eos_id),
+        token_mask=TokenMask.from_ids(jnp.repeat(ids(), texts, axis=0), eos_id=TOWERS.eos_id),
         examples=N,
-        extra=EXTRA,
+        num_prefix_tokens=EXTRA,
     )
 
 
@@ -69,7 +77,7 @@ def pooled(clean, answer, params):
             text=embed(text, params["text"]),
             image_source=image_source,
             text_source=text_source,
-            words=None,
+            token_mask=None,
         )
 
     views = [
@@ -186,9 +194,9 @@ def test_the_share_that_is_mixed_is_one_minus_keep():
 def test_what_the_token_ids_are_is_no_matter():
     call, clean = run(**BOTH), tokens()
     permuted = np.random.default_rng(5).permutation(np.arange(1, 8))
-    ids = np.asarray(clean.words.ids)
+    ids = np.asarray(clean.token_mask.ids)
     ids = np.where(FREE, permuted[np.clip(ids - 1, 0, 6)], ids)
-    renamed = dataclasses.replace(clean, words=dataclasses.replace(clean.words, ids=jnp.asarray(ids)))
+    renamed = dataclasses.replace(clean, token_mask=dataclasses.replace(clean.token_mask, ids=jnp.asarray(ids)))
     one, other = (call(x, step=4)["views"] for x in (clean, renamed))
     assert not np.array_equal(one["text"][2], other["text"][2])
     for side in ("image", "text"):
@@ -298,7 +306,7 @@ def test_the_clean_predictions_learn_or_not():
         clean,
         image=unit(jnp.asarray(random.normal(size=(N, 5)), jnp.float32)),
         text=unit(jnp.asarray(random.normal(size=(N, 5)), jnp.float32)),
-        words=None,
+        token_mask=None,
     )
     mixed = unit(rows.image + 0.3)
 
@@ -374,7 +382,7 @@ def test_ctc_aligns_frames_by_the_likeliest_spelling_and_is_learned():
         logits = linear(clean.image[i, EXTRA:], call.module.recogniser)
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         words = linear(np.asarray(clean.text[i])[FREE[i]], call.module.into_image)
-        loss, path = spelt(log_probs, np.asarray(clean.words.ids[i])[FREE[i]].tolist())
+        loss, path = spelt(log_probs, np.asarray(clean.token_mask.ids[i])[FREE[i]].tolist())
         losses.append(loss)
         # Which word each frame shows: blanks take the nearest, of two the earlier.
         runs = [(k, len([*g])) for k, g in itertools.groupby(path)]
@@ -392,8 +400,8 @@ def test_ctc_aligns_frames_by_the_likeliest_spelling_and_is_learned():
 
 def test_a_caption_that_cannot_be_spelt_is_left_alone():
     call, clean = run(**CTC), tokens()
-    repeated = jnp.where(FREE, 3, clean.words.ids)  # five words alike need nine frames
-    clean = dataclasses.replace(clean, words=dataclasses.replace(clean.words, ids=repeated))
+    repeated = jnp.where(FREE, 3, clean.token_mask.ids)  # five words alike need nine frames
+    clean = dataclasses.replace(clean, token_mask=dataclasses.replace(clean.token_mask, ids=repeated))
     out = call(clean, step=10)
     found = moved(out["views"]["image"][0], clean.image)[:, EXTRA:].any(axis=1)
     np.testing.assert_array_equal(found, USABLE & (2 * WORDS - 1 <= PATCHES))
@@ -417,7 +425,7 @@ def test_each_modality_goes_with_the_first_caption():
     image, text = call(dataclasses.replace(clean, image=twice))[2]
     assert image[0].shape == twice.shape and image[1] is None and text[0] is None
     assert text[1].shape == (2 * N, LENGTH, TOWERS.text_width)
-    np.testing.assert_array_equal(text[2], np.tile(np.asarray(clean.words.ids)[::2], (2, 1)))
+    np.testing.assert_array_equal(text[2], np.tile(np.asarray(clean.token_mask.ids)[::2], (2, 1)))
     for x in (image[0], text[1]):
         np.testing.assert_array_equal(x[:N], x[N:])
         assert moved(x[:N], x[np.arange(N) - 1]).all()
@@ -473,7 +481,7 @@ def test_an_infonce_of_the_mixed_pair_would_leak_where_these_terms_do_not():
             text=jax.random.normal(keys[1], (rows, 5, 6)),
             image_source=source,
             text_source=source,
-            words=Words.of(text_ids, eos_id=8),
+            token_mask=TokenMask.from_ids(text_ids, eos_id=8),
             examples=rows,
         )
         own = nnx.merge(nnx.graphdef(module), learned)

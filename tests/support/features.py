@@ -7,14 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.augment.base import Features, Towers, Words
+from mmjax.augment.base import Features, TokenMask, TowerInfo
 from mmjax.core.sphere import unit
 from mmjax.core.types import Provenance
 from mmjax.objectives import contrastive
 from mmjax.train.augmentation import Augmentations
 
-TOWERS = Towers(
-    image_width=6, text_width=8, embed_dim=8, image_layers=2, text_layers=2, vocab_size=12, eos_id=2, pad_id=0, extra=1
+TOWERS = TowerInfo(
+    image_width=6,
+    text_width=8,
+    embed_dim=8,
+    image_layers=2,
+    text_layers=2,
+    vocab_size=12,
+    eos_id=2,
+    pad_id=0,
+    num_prefix_tokens=1,
 )
 
 
@@ -51,8 +59,8 @@ def sequences(seed=0, *, tokens=5, words=4, **how):
         flat,
         image=spread(flat.image, tokens),
         text=spread(flat.text, 7),
-        words=Words.of(jnp.asarray(ids, jnp.int32), eos_id=TOWERS.eos_id),
-        extra=TOWERS.extra,
+        token_mask=TokenMask.from_ids(jnp.asarray(ids, jnp.int32), eos_id=TOWERS.eos_id),
+        num_prefix_tokens=TOWERS.num_prefix_tokens,
     )
 
 
@@ -72,7 +80,7 @@ class Head:
         def pooled(self, tokens, ids=None, *, start=0):
             if ids is None:
                 return jnp.mean(tokens.astype(jnp.float32), axis=1).astype(tokens.dtype)
-            valid = Words.of(ids, eos_id=TOWERS.eos_id).valid[..., None]
+            valid = TokenMask.from_ids(ids, eos_id=TOWERS.eos_id).valid[..., None]
             total = jnp.sum(jnp.where(valid, tokens.astype(jnp.float32), 0.0), axis=1)
             return (total / jnp.sum(valid, axis=1, dtype=jnp.float32)).astype(tokens.dtype)
 
@@ -112,9 +120,9 @@ def added(augmentations, learned, params, at_tap, *, step=0):
     head = Head(params)
     objective = contrastive.Objective()
     pooled = at_tap
-    if at_tap.words is not None:
-        image, text = head.visual.pooled(at_tap.image), head.text.pooled(at_tap.text, at_tap.words.ids)
-        pooled = dataclasses.replace(at_tap, image=image, text=text, words=None)
+    if at_tap.token_mask is not None:
+        image, text = head.visual.pooled(at_tap.image), head.text.pooled(at_tap.text, at_tap.token_mask.ids)
+        pooled = dataclasses.replace(at_tap, image=image, text=text, token_mask=None)
     value, _ = objective(
         unit(head.visual.project(pooled.image)),
         unit(head.text.project(pooled.text)),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.augment.base import View, Words
+from mmjax.augment.base import TokenMask, View
 from mmjax.augment.mixup import longer
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit
@@ -63,8 +63,8 @@ def test_clean_features_of_any_tap_end_where_the_network_ends(ready, place):
     _, _, batch = ready
     np.testing.assert_array_equal(row.image_source.ids, batch.image_source.ids)
     if place.startswith(("input", "tokens")):
-        assert there.words is not None and there.text.shape[:2] == batch.tokens.shape
-        assert (there.extra == 1) == place.startswith("tokens")
+        assert there.token_mask is not None and there.text.shape[:2] == batch.tokens.shape
+        assert (there.num_prefix_tokens == 1) == place.startswith("tokens")
     if place == "input":
         np.testing.assert_array_equal(there.image["image"], np.float32(batch.images["image"]))
 
@@ -83,12 +83,12 @@ def test_what_a_place_holds_is_what_enters_that_block(ready):
 
 def test_words_end_with_the_first_end_token():
     ids = jnp.asarray([[1, 5, 6, 2, 0, 0], [1, 5, 2, 2, 2, 2], [1, 3, 4, 5, 6, 7], [1, 2, 0, 0, 0, 0]])
-    words = Words.of(ids, eos_id=2)
-    np.testing.assert_array_equal(jnp.sum(words.valid, axis=1), [4, 3, 6, 2])
+    token_mask = TokenMask.from_ids(ids, eos_id=2)
+    np.testing.assert_array_equal(jnp.sum(token_mask.valid, axis=1), [4, 3, 6, 2])
     np.testing.assert_array_equal(
-        words.free, np.array([[0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 1, 1, 1, 1, 0], [0] * 6], bool)
+        token_mask.content, np.array([[0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 1, 1, 1, 1, 0], [0] * 6], bool)
     )
-    np.testing.assert_array_equal(longer(words), np.asarray(ids)[[0, 2, 2, 0]])
+    np.testing.assert_array_equal(longer(token_mask), np.asarray(ids)[[0, 2, 2, 0]])
 
 
 @pytest.mark.parametrize(
