@@ -1,29 +1,33 @@
-"""Line charts as inline SVG: no JavaScript, colours from the page's style sheet, values on hover."""
+"""Line charts as inline SVG: no JavaScript, colors from the page's style sheet, values on hover."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
+
+from markupsafe import Markup
 
 WIDTH, HEIGHT = 400, 220
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 34
 MAX_DRAWN, MAX_HOVER = 400, 120
 
+Transform = Callable[[float, float], tuple[float, float]]
+
 
 class Series(NamedTuple):
-    """One line: points in the order of x; those that cannot be drawn, such as NaN, leave a gap."""
+    """A line through points in the order of x; points that cannot be drawn, such as NaN, leave a gap."""
 
     label: str
     points: Sequence[tuple[float, float]]
 
 
-def line_chart(title: str, series: Sequence[Series], *, unit: str = "", x_label: str = "step") -> str:
-    """A ``<figure>`` with a legend, axes, ticks and hover titles; empty where there is nothing to draw."""
+def line_chart(title: str, series: Sequence[Series], *, unit: str = "", x_label: str = "step") -> Markup:
+    """A ``<figure>`` with a legend, axes, ticks and hover titles; empty if there is no finite point."""
     finite = [p for s in series for p in s.points if _drawable(p)]
     if not finite:
-        return ""
+        return Markup("")
     x_ticks = _ticks(min(p[0] for p in finite), max(p[0] for p in finite), 6, whole=True)
     y_ticks = _ticks(min(p[1] for p in finite), max(p[1] for p in finite), 5)
     x_low, x_high = min(p[0] for p in finite), max(p[0] for p in finite)
@@ -31,37 +35,35 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "", x_label:
         x_low, x_high = x_low - 1, x_high + 1
     y_low, y_high = y_ticks[0], y_ticks[-1]
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def to_pixels(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
         down = HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
         return round(across, 1), round(down, 1)
 
-    parts = []
+    elements = []
     for tick in y_ticks:
-        _, y = place(x_low, tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y + 4}" text-anchor="end">{number(tick)}{escape(unit)}</text>')
+        _, y = to_pixels(x_low, tick)
+        elements.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        elements.append(f'<text x="{LEFT - 7}" y="{y + 4}" text-anchor="end">{number(tick)}{escape(unit)}</text>')
     for tick in x_ticks:
         if x_low <= tick <= x_high:
-            x, _ = place(tick, y_low)
+            x, _ = to_pixels(tick, y_low)
             base = HEIGHT - BOTTOM
-            parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{base}" y2="{base + 4}"/>')
-            parts.append(f'<text x="{x}" y="{base + 17}" text-anchor="middle">{number(tick)}</text>')
-    parts.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(x_label)}</text>')
+            elements.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{base}" y2="{base + 4}"/>')
+            elements.append(f'<text x="{x}" y="{base + 17}" text-anchor="middle">{number(tick)}</text>')
+    elements.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
+    elements.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(x_label)}</text>')
     for i, s in enumerate(series):
-        parts.append(_line(s, place, colour=i % 6 + 1, unit=unit, x_label=x_label))
+        elements.append(_line(s, to_pixels, color=i % 6 + 1, unit=unit, x_label=x_label))
     legend = "".join(
         f'<span><i class="s{i % 6 + 1}"></i>{escape(s.label)}</span>' for i, s in enumerate(series) if len(series) > 1
     )
-    return (
-        f"<figure><figcaption><b>{escape(title)}</b>{legend}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg></figure>'
-    )
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(elements)}</svg>'
+    return Markup(f"<figure><figcaption><b>{escape(title)}</b>{legend}</figcaption>{svg}</figure>")
 
 
 def number(value: float) -> str:
-    """Short for people: 12,000 as 12k, 0.000031 as 3.1e-5, NaN as NaN."""
+    """Formats a number briefly: 12,000 as 12k, 0.000031 as 3.1e-5, NaN as NaN."""
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
     if value == 0:
@@ -75,38 +77,38 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _line(series: Series, place, *, colour: int, unit: str, x_label: str) -> str:
+def _line(series: Series, to_pixels: Transform, *, color: int, unit: str, x_label: str) -> str:
     drawn = thin(series.points, MAX_DRAWN)
-    path, pen_down, alone = [], False, []
+    path, pen_down, dots = [], False, []
     for i, (x, y) in enumerate(drawn):
         if not _drawable((x, y)):
             pen_down = False
             continue
-        across, down = place(x, y)
+        across, down = to_pixels(x, y)
         path.append(f"{'L' if pen_down else 'M'}{across} {down}")
         ends = i + 1 == len(drawn) or not _drawable(drawn[i + 1])
         if len(drawn) <= 24 or (ends and not pen_down):
-            alone.append(f'<circle class="dot s{colour}" cx="{across}" cy="{down}" r="2.5"/>')
+            dots.append(f'<circle class="dot s{color}" cx="{across}" cy="{down}" r="2.5"/>')
         pen_down = True
     hover = []
     every = max(1, -(-len(drawn) // MAX_HOVER))
     for x, y in drawn[::every]:
         if _drawable((x, y)):
-            across, down = place(x, y)
-            words = f"{series.label}: {number(y)}{unit} at {x_label} {x:,.0f}"
-            hover.append(f'<circle class="hit" cx="{across}" cy="{down}" r="7"><title>{escape(words)}</title></circle>')
-    return f'<path class="line s{colour}" d="{"".join(path)}"/>{"".join(alone)}{"".join(hover)}'
+            across, down = to_pixels(x, y)
+            title = escape(f"{series.label}: {number(y)}{unit} at {x_label} {x:,.0f}")
+            hover.append(f'<circle class="hit" cx="{across}" cy="{down}" r="7"><title>{title}</title></circle>')
+    return f'<path class="line s{color}" d="{"".join(path)}"/>{"".join(dots)}{"".join(hover)}'
 
 
 def thin(points: Sequence[tuple[float, float]], limit: int) -> list[tuple[float, float]]:
-    """At most about ``limit`` points that keep the first, the last, and the extremes of each stretch between them."""
+    """At most about ``limit`` points that keep the first, the last, and the extremes of each interval between them."""
     points = list(points)
     if len(points) <= limit:
         return points
-    stretch = -(-2 * len(points) // limit)
+    interval = -(-2 * len(points) // limit)
     kept = {0, len(points) - 1}
-    for start in range(0, len(points), stretch):
-        rows = range(start, min(start + stretch, len(points)))
+    for start in range(0, len(points), interval):
+        rows = range(start, min(start + interval, len(points)))
         finite = [r for r in rows if math.isfinite(points[r][1])]
         kept |= (
             {min(finite, key=lambda r: points[r][1]), max(finite, key=lambda r: points[r][1])}
@@ -117,12 +119,12 @@ def thin(points: Sequence[tuple[float, float]], limit: int) -> list[tuple[float,
 
 
 def _drawable(point: tuple[float, float]) -> bool:
-    # Beyond this a range overflows, and nobody could read the rest of the chart anyway.
+    # Beyond this the axis range overflows.
     return math.isfinite(point[0]) and math.isfinite(point[1]) and abs(point[1]) < 1e30
 
 
 def _ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
-    """Round numbers at equal distances, the outer two at or beyond ``low`` and ``high``."""
+    """Evenly spaced round numbers from at or below ``low`` to at or above ``high``."""
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-200):
         pad = abs(low) / 2 or 1.0
         low, high = low - pad, high + pad

@@ -1,20 +1,23 @@
-"""``report.html``: one self-contained page about a run, made from what its folder holds."""
+"""``report.html``: one self-contained page about a run, made from the files of its folder."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import statistics
 import time
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax.report import tables, times
+import jinja2
+from markupsafe import Markup
+
+from mmjax.report import tables
 from mmjax.report.chart import Series, line_chart, number
 from mmjax.report.panels import caption_cards, image_cards
-from mmjax.report.style import STYLE
+from mmjax.report.tables import Record
 from mmjax.runs.console import duration
 from mmjax.runs.metrics_file import read_metrics
 
@@ -39,35 +42,48 @@ def write(
     *,
     panel: Sequence[Mapping[str, Any]] = (),
     caption_panel: Sequence[Mapping[str, Any]] = (),
-    facts: Mapping[str, Any] | None = None,
+    summary: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes ``workdir/report.html`` and returns its path.
+    """Writes ``workdir/report.html``.
 
-    Reads ``metrics.jsonl``, ``config.json`` and the last start in ``starts.jsonl``; each may be missing or damaged,
-    and the page then says so. ``panel`` and ``caption_panel`` are what ``mmjax.evals.retrieval.Evaluator`` gives
-    under these names; ``facts`` are further names and values, e.g. ``{"parameters": 279_937}``.
+    Reads ``metrics.jsonl``, ``config.json`` and the last start in ``starts.jsonl``. Each may be missing or damaged;
+    the page then says so.
+
+    Args:
+        workdir: The run folder.
+        panel: Images with retrieved captions, from ``mmjax.evals.retrieval.Evaluator.panel``.
+        caption_panel: Captions with retrieved images, from ``Evaluator.caption_panel``.
+        summary: Further names and values, e.g. ``{"parameters": 279_937}``.
+
+    Returns:
+        The path of the page.
     """
     workdir = Path(workdir)
-    lines = read_metrics(workdir)
+    records = read_metrics(workdir)
     config = _read_config(workdir)
-    body = [
-        _head(workdir, lines, config),
-        _curves(lines),
-        tables.retrieval(lines),
-        tables.tasks(lines),
-        image_cards(panel),
-        caption_cards(caption_panel),
-        times.section(lines),
-        _about(config, _last_start(workdir) | dict(facts or {})),
-        _latest(lines),
-    ]
-    title = f"{workdir.resolve().name} · mmjax"
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</main></body></html>\n"
+    warnings = []
+    if config is None:
+        warnings.append("No readable config.json in this run folder.")
+    if not records:
+        warnings.append("No readable metrics.jsonl in this run folder: nothing was measured yet.")
+    page = _template().render(
+        run_name=workdir.resolve().name,
+        warnings=warnings,
+        highlights=_highlights(config or {}),
+        results=_results(records),
+        charts=_charts(records),
+        retrieval=tables.retrieval(records),
+        tasks=tables.tasks(records),
+        image_cards=image_cards(panel),
+        first_correct=sum(bool(e["retrieved"]) and bool(e["retrieved"][0][2]) for e in panel),
+        caption_cards=caption_cards(caption_panel),
+        goodput=tables.goodput(records),
+        details=[
+            *_flatten(_last_start(workdir) | dict(summary or {})),
+            ("report written", time.strftime("%Y-%m-%d %H:%M:%S %z")),
+        ],
+        config=list(_flatten(config)) if config else [],
+        metrics=_last_values(records),
     )
     path = workdir / "report.html"
     temporary = path.with_name(path.name + ".tmp")
@@ -76,138 +92,103 @@ def write(
     return path
 
 
-def _head(workdir: Path, lines: list[dict[str, float]], config: dict[str, Any] | None) -> str:
-    tiles = []
-    for name, key in HIGHLIGHTS:
-        value = _look_up(config or {}, key)
-        if value not in (None, [], {}, ""):
-            tiles.append((name, _names(value)))
-    results = []
-    if lines:
-        results.append(("last step", f"{max(int(line['step']) for line in lines):,}"))
-    for prefix, kept in tables.by_prefix(lines, "rsum").items():
-        results.append((f"{prefix} rsum", f"{kept[-1][1]['rsum']:.1f}"))
-    for prefix, kept in tables.by_prefix(lines, "acc@1").items():
-        results.append((f"{prefix} acc@1", tables.percent(kept[-1][1]["acc@1"])))
-    rate = [y for _, y in _curve(lines, "train", ("examples_per_second",))]
-    if rate:
-        results.append(("examples/s", number(sorted(rate)[len(rate) // 2])))
-    goodput = [line["goodput"] for line in lines if "goodput" in line]
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "percent": tables.percent, "bar_width": tables.bar_width}
+    return environment.get_template("page.html.j2")
+
+
+def _highlights(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    values = ((name, _get_path(config, key)) for name, key in HIGHLIGHTS)
+    return [(name, _format_value(value)) for name, value in values if value not in (None, [], {}, "")]
+
+
+def _results(records: list[Record]) -> list[tuple[str, str]]:
+    if not records:
+        return []
+    results = [("last step", f"{max(int(record['step']) for record in records):,}")]
+    for prefix, steps in tables.by_prefix(records, "rsum").items():
+        results.append((f"{prefix} rsum", f"{steps[-1][1]['rsum']:.1f}"))
+    for prefix, steps in tables.by_prefix(records, "acc@1").items():
+        results.append((f"{prefix} acc@1", tables.percent(steps[-1][1]["acc@1"])))
+    speeds = [y for _, y in _curve(records, "train/examples_per_second")]
+    if speeds:
+        results.append(("examples/s", number(statistics.median_high(speeds))))
+    goodput = [record["goodput"] for record in records if "goodput" in record]
     if goodput:
         results.append(("goodput", f"{goodput[-1]:.0%}" if math.isfinite(goodput[-1]) else "–"))
-    note = "" if config is not None else '<p class="note">No readable config.json in this run folder.</p>'
-    if not lines:
-        note += '<p class="note">No readable metrics.jsonl in this run folder: nothing was measured yet.</p>'
-    tile = "".join(
-        f'<div class="tile"><span>{escape(name)}</span><b>{escape(value)}</b></div>' for name, value in results
-    )
-    words = " · ".join(f"<span>{escape(name)} <b>{escape(value)}</b></span>" for name, value in tiles)
-    return (
-        f'<header><h1>{escape(workdir.resolve().name)}</h1><p class="facts">{words}</p>{note}'
-        f'<div class="tiles">{tile}</div></header>'
-    )
+    return results
 
 
-def _curves(lines: list[dict[str, float]]) -> str:
-    recalls = {
-        "Image to text, val": [f"image_to_text_R@{k}" for k in (1, 5, 10)],
-        "Text to image, val": [f"text_to_image_R@{k}" for k in (1, 5, 10)],
-    }
+def _charts(records: list[Record]) -> list[Markup]:
+    def recalls(direction: str) -> list[Series]:
+        return [Series(f"R@{k}", _percent(_curve(records, f"val/{direction}_R@{k}"))) for k in (1, 5, 10)]
+
+    embeddings = ("uniformity_image", "uniformity_text", "modality_gap")
     charts = [
-        line_chart("Training loss", [Series("loss", _curve(lines, "train", ("loss",)))]),
-        line_chart("Sum of recalls, val", [Series("rsum", _curve(lines, "val", ("rsum",)))]),
-        *(
-            line_chart(
-                title, [Series(k.rsplit("_", 1)[1], _percent(_curve(lines, "val", (k,)))) for k in keys], unit="%"
-            )
-            for title, keys in recalls.items()
-        ),
+        line_chart("Training loss", [Series("loss", _curve(records, "train/loss"))]),
+        line_chart("Sum of recalls, val", [Series("rsum", _curve(records, "val/rsum"))]),
+        line_chart("Image to text, val", recalls("image_to_text"), unit="%"),
+        line_chart("Text to image, val", recalls("text_to_image"), unit="%"),
         line_chart(
             "Uniformity and modality gap, val",
-            [
-                Series(name.replace("_", " "), _curve(lines, "val", (name,)))
-                for name in ("uniformity_image", "uniformity_text", "modality_gap")
-            ],
+            [Series(name.replace("_", " "), _curve(records, f"val/{name}")) for name in embeddings],
         ),
-        *_views(lines),
-        line_chart("Learning rate", [Series("learning rate", _curve(lines, "train", ("learning_rate", "lr")))]),
-        line_chart("Examples a second", [Series("examples/s", _curve(lines, "train", ("examples_per_second",)))]),
-        *_speed(lines),
+        *_view_charts(records),
+        line_chart("Learning rate", [Series("learning rate", _curve(records, "train/learning_rate"))]),
+        line_chart("Examples a second", [Series("examples/s", _curve(records, "train/examples_per_second"))]),
+        _speed_chart(records),
     ]
-    charts = [chart for chart in charts if chart]
-    return f'<section><h2>Curves</h2><div class="charts">{"".join(charts)}</div></section>' if charts else ""
+    return [chart for chart in charts if chart]
 
 
-def _speed(lines: list[dict[str, float]]) -> list[str]:
-    """The share of the devices' peak where there is one to compare with, else the model's arithmetic a second."""
-    used = _percent(_curve(lines, "train", ("mfu",)))
-    if used:
-        return [line_chart("Model FLOPs, of the published peak", [Series("MFU", used)], unit="%")]
-    speed = _curve(lines, "train", ("flops_per_second_per_device",))
-    return [line_chart("Model GFLOP/s of a device", [Series("GFLOP/s", [(x, y / 1e9) for x, y in speed])])]
+def _speed_chart(records: list[Record]) -> Markup:
+    """MFU if the device has a published peak, else model FLOP/s per device."""
+    mfu = _percent(_curve(records, "train/mfu"))
+    if mfu:
+        return line_chart("Model FLOPs, of the published peak", [Series("MFU", mfu)], unit="%")
+    speed = [(x, y / 1e9) for x, y in _curve(records, "train/flops_per_second_per_device")]
+    return line_chart("Model GFLOP/s of a device", [Series("GFLOP/s", speed)])
 
 
-def _views(lines: list[dict[str, float]]) -> list[str]:
-    """For each view of an augmentation that is a task, its loss beside that of the clean rows at the same steps."""
+def _view_charts(records: list[Record]) -> list[Markup]:
+    """For each augmented view that has a loss, that loss beside the clean one at the same steps."""
     charts = []
-    for key in dict.fromkeys(key for line in lines for key in line):
+    for key in dict.fromkeys(key for record in records for key in record):
         _, _, rest = key.partition("augment/")
         name, _, metric = rest.partition("/")
         view = metric.removesuffix("_gap")
         if not rest or metric == view or metric.endswith("modality_gap"):
             continue
-        loss = _curve(lines, f"augment/{name}", (view,))
+        loss = _curve(records, f"augment/{name}/{view}")
         steps = {x for x, _ in loss}
-        clean = [point for point in _curve(lines, "train", ("loss",)) if point[0] in steps]
+        clean = [point for point in _curve(records, "train/loss") if point[0] in steps]
         charts.append(line_chart(f"Loss of {name}'s view {view!r}", [Series("view", loss), Series("clean", clean)]))
     return charts
 
 
-def _curve(lines: list[dict[str, float]], prefix: str, names: tuple[str, ...]) -> Points:
-    values: dict[float, float] = {}
-    for line in lines:
-        for name in names:
-            if f"{prefix}/{name}" in line:
-                values[line["step"]] = line[f"{prefix}/{name}"]
-    return sorted(values.items())
+def _curve(records: list[Record], key: str) -> Points:
+    return sorted({record["step"]: record[key] for record in records if key in record}.items())
 
 
 def _percent(points: Points) -> Points:
     return [(x, 100 * y) for x, y in points]
 
 
-def _about(config: dict[str, Any] | None, facts: Mapping[str, Any]) -> str:
-    rows = [*_flatten(facts), ("report written", time.strftime("%Y-%m-%d %H:%M:%S %z"))]
-    parts = [f"<section><h2>The run</h2>{_table(rows)}"]
-    if config:
-        settings = list(_flatten(config))
-        parts.append(f"<details><summary>Configuration: {len(settings)} settings</summary>{_table(settings)}</details>")
-    return "".join(parts) + "</section>"
+def _last_values(records: list[Record]) -> list[tuple[str, float, int]]:
+    last: dict[str, tuple[float, int]] = {}
+    for record in records:
+        last |= {key: (value, int(record["step"])) for key, value in record.items() if key != "step"}
+    return [(key, *last[key]) for key in sorted(last)]
 
 
-def _latest(lines: list[dict[str, float]]) -> str:
-    latest: dict[str, tuple[int, float]] = {}
-    for line in lines:
-        latest |= {key: (int(line["step"]), value) for key, value in line.items() if key != "step"}
-    if not latest:
-        return ""
-    rows = "".join(
-        f'<tr><th scope="row">{escape(key)}</th><td>{number(value)}</td><td>{step:,}</td></tr>'
-        for key, (step, value) in sorted(latest.items())
-    )
-    return (
-        f"<section><details><summary>Every metric, last value: {len(latest)}</summary>"
-        '<div class="scroll"><table class="plain"><thead><tr><th>metric</th><th>value</th><th>step</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></details></section>"
-    )
-
-
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    cells = "".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in rows)
-    return f'<div class="scroll"><table class="plain words"><tbody>{cells}</tbody></table></div>'
-
-
-def _flatten(value: Any, path: str = ""):
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flatten(inner, f"{path}.{key}" if path else str(key))
@@ -217,21 +198,20 @@ def _flatten(value: Any, path: str = ""):
         yield path, f"{value:,}" if path == "parameters" else str(value)
     elif isinstance(value, (list, tuple)) and all(isinstance(v, (str, int, float)) for v in value):
         yield path, ", ".join(map(str, value)) or "none"
+    elif value in (None, {}):
+        yield path, "none"
     else:
-        yield (
-            path,
-            "none" if value in (None, {}) else value if isinstance(value, str) else json.dumps(value, default=str),
-        )
+        yield path, value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _look_up(config: Mapping[str, Any], key: str) -> Any:
+def _get_path(config: Mapping[str, Any], key: str) -> Any:
     value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
     return value
 
 
-def _names(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):  # [[name, options], ...]
         return ", ".join(str(v[0]) if isinstance(v, (list, tuple)) and v else str(v) for v in value)
     return number(value) if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)

@@ -1,60 +1,61 @@
-"""The part of a report that shows real images and captions with what the model retrieved for them."""
+"""Images and captions with what the model retrieved for them, as the page template shows them."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+SMALL_PIXELS = 128
+"""Images below this size are enlarged without smoothing, so that the page shows the pixels that the model sees."""
 
-def image_cards(panel: Sequence[Mapping[str, Any]]) -> str:
-    """A card an image: its own captions, and the captions retrieved for it with scores, right or wrong."""
-    if not panel:
-        return ""
-    cards = []
-    for entry in panel:
-        own = "".join(f"<li>{escape(caption)}</li>" for caption in entry["captions"])
-        found = "".join(
-            f'<li class="{"right" if correct else "wrong"}"><i>{"✓" if correct else "✗"}</i>'
-            f"<span>{escape(text)}</span><b>{score:.3f}</b></li>"
-            for text, score, correct in entry["retrieved"]
+
+class Picture(NamedTuple):
+    """An image as a ``data:`` URI."""
+
+    uri: str
+    small: bool
+
+
+class ImageCard(NamedTuple):
+    """An image, its own captions, and the retrieved ones as (caption, cosine, whether it is correct)."""
+
+    picture: Picture
+    captions: Sequence[str]
+    retrieved: Sequence[tuple[str, float, bool]]
+
+
+class CaptionCard(NamedTuple):
+    """A caption, its own image, and the retrieved ones as (picture, cosine, whether it is correct)."""
+
+    caption: str
+    picture: Picture
+    retrieved: Sequence[tuple[Picture, float, bool]]
+
+
+def image_cards(panel: Sequence[Mapping[str, Any]]) -> list[ImageCard]:
+    """A card for each entry of ``Evaluator.panel``."""
+    return [ImageCard(encode_picture(e["image"]), e["captions"], e["retrieved"]) for e in panel]
+
+
+def caption_cards(panel: Sequence[Mapping[str, Any]]) -> list[CaptionCard]:
+    """A card for each entry of ``Evaluator.caption_panel``."""
+    return [
+        CaptionCard(
+            caption=entry["caption"],
+            picture=encode_picture(entry["image"]),
+            retrieved=[(encode_picture(image), score, correct) for image, score, correct in entry["retrieved"]],
         )
-        cards.append(
-            f'<article class="card">{picture(entry["image"], "validation image")}'
-            f'<div><h4>Retrieved captions</h4><ol class="found">{found}</ol></div>'
-            f'<div><h4>Its own captions</h4><ul class="own">{own}</ul></div></article>'
-        )
-    right = sum(bool(entry["retrieved"]) and bool(entry["retrieved"][0][2]) for entry in panel)
-    return (
-        f'<section><h2>From image to text</h2><p class="note">The captions of the whole split nearest to each image, '
-        f"with cosines. The first is right for {right} of these {len(panel)}.</p>"
-        f'<div class="cards">{"".join(cards)}</div></section>'
-    )
+        for entry in panel
+    ]
 
 
-def caption_cards(panel: Sequence[Mapping[str, Any]]) -> str:
-    """A row a caption: its own image, then the images retrieved for it."""
-    if not panel:
-        return ""
-    rows = []
-    for entry in panel:
-        found = "".join(
-            f'<figure class="{"right" if correct else "wrong"}">{picture(image, "retrieved image")}'
-            f"<figcaption>{'✓' if correct else '✗'} {score:.3f}</figcaption></figure>"
-            for image, score, correct in entry["retrieved"]
-        )
-        own = f"<figure>{picture(entry['image'], 'own image')}<figcaption>its own</figcaption></figure>"
-        rows.append(f'<article class="strip"><p>{escape(entry["caption"])}</p><div>{own}{found}</div></article>')
-    return f'<section><h2>From text to image</h2><div class="strips">{"".join(rows)}</div></section>'
-
-
-def picture(pixels: np.ndarray, words: str) -> str:
-    """An ``<img>`` of u8[H, W], u8[H, W, 1] or u8[H, W, 3], as a PNG inside the page."""
+def encode_picture(pixels: np.ndarray) -> Picture:
+    """Encodes u8[H, W], u8[H, W, 1] or u8[H, W, 3] as PNG."""
     pixels = np.asarray(pixels)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
@@ -65,6 +66,4 @@ def picture(pixels: np.ndarray, words: str) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
-    # Few pixels are shown as they are, not blurred: that is what the model sees.
-    small = ' class="small"' if max(pixels.shape[:2]) < 128 else ""
-    return f'<img{small} alt="{escape(words)}" src="data:image/png;base64,{data}">'
+    return Picture(uri=f"data:image/png;base64,{data}", small=max(pixels.shape[:2]) < SMALL_PIXELS)

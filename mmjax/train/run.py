@@ -323,7 +323,7 @@ class Run:
             return metrics
         facts["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
         try:
-            path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, facts=facts)
+            path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, summary=facts)
         except OSError as error:
             raise NotSaved(
                 f"the report could not be written ({error.strerror}); make room and run the same command again"

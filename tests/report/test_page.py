@@ -68,7 +68,7 @@ def workdir(tmp_path):
         pairs = {"swap_obj": 0.62, "swap_obj_blind": 0.51, "macro": 0.62, "macro_blind": 0.51, "tie_rate": 0.003}
         final |= prefixed("test/pairwise", pairs | {"num_pairs": 700.0})
         final |= prefixed("winoground", {"text_score": 0.3, "image_score": 0.29, "group_score": 0.22})
-        final |= {"winoground/text_score_swap_colour": 0.44}
+        final |= {"winoground/text_score_swap_color": 0.44}
         writer.write(60, final)
     (run / "config.json").write_text(
         json.dumps({"steps": 60, "model": {"name": "tiny"}, "augment": [["lemda", {"p": 1}]]})
@@ -91,13 +91,13 @@ def panel(caption="a red circle", retrieved="a blue square", shape=(8, 8, 3)):
 
 def test_a_whole_run(workdir):
     facts = {"parameters": 281345, "versions": {"jax": "0.10.2"}, "training seconds": 301.2}
-    page = page_of(workdir, facts=facts, **panel())
+    page = page_of(workdir, summary=facts, **panel())
     for words in (
         "my-run", "model tiny", "augmentations lemda", "test rsum 225.0", "parameters 281,345", "versions.jax 0.10.2",
         "training seconds 5m01s", "Training loss", "Learning rate", "Examples a second", "Sum of recalls, val",
         "Zero-shot classification", "acc@1 held out 20.0", "6.2", "True or false caption, test",
         "swap obj 62.0 50.0 51.0",
-        "0.3 % ties", "Winoground", "text score, swap colour 44.0 25.0", "group score 22.0 16.7",
+        "0.3 % ties", "Winoground", "text score, swap color 44.0 25.0", "group score 22.0 16.7",
         "a blue square 0.875", "a red circle 0.750", "✗ 0.500", "chance 0.1 0.5 1.0 0.1 0.5 1.0 3.2",
         "1,000 images, 5,000 captions", "Every metric",
     ):  # fmt: skip
@@ -156,7 +156,7 @@ def test_text_from_outside_is_text(tmp_path, attack):
     }
     (run / "config.json").write_text(json.dumps(config))
     (run / "starts.jsonl").write_text(json.dumps({"command": [attack], attack: {attack: attack}}))
-    page = page_of(run, facts={attack: attack}, **panel(attack, attack))
+    page = page_of(run, summary={attack: attack}, **panel(attack, attack))
     assert "script" not in page.tags and page.tags.count("img") == 4
     assert page.words.count(attack) >= 8
 
@@ -204,7 +204,7 @@ def test_damaged_and_strange_metrics(workdir):
 
 def test_the_last_start_gives_the_facts(workdir):
     (workdir / "starts.jsonl").write_text('{"git": "aaa"}\n{"git": "bbb", "versions": {"jax": "1"}}\n{"git": "tor')
-    text = page_of(workdir, facts={"parameters": 5}).text
+    text = page_of(workdir, summary={"parameters": 5}).text
     assert "git bbb" in text and "aaa" not in text and "versions.jax 1" in text and "parameters 5" in text
 
 

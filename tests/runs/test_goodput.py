@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from mmjax.report import times
+from mmjax.report import tables
 from mmjax.runs import goodput
 from mmjax.runs.timing import Clock
 
@@ -208,12 +208,14 @@ def test_a_line_holds_what_others_can_read(tmp_path):
 
 
 def test_the_report_shows_the_last_one(tmp_path):
-    assert times.section([{"step": 1, "train/loss": 1.0}]) == ""
+    assert tables.goodput([{"step": 1, "train/loss": 1.0}]) is None
     start = Start(tmp_path)
     start.steps(1, 5)
     start.ledger.close()
-    page = times.section([{"step": 3, "goodput": 0.1}, {"step": 5, **goodput.of_run(tmp_path).metrics()}])
-    assert "Where the time went" in page and "start-up and the rest" in page and "50.0 %" in page
-    assert "waiting for data" not in page  # which took none
-    damaged = goodput.of_run(tmp_path).metrics() | {"goodput/data_seconds": math.nan}
-    assert "nan" not in times.section([{"step": 5, **damaged}]).lower()
+    last = goodput.of_run(tmp_path).metrics()
+    table = tables.goodput([{"step": 3, "goodput": 0.1}, {"step": 5, **last}])
+    fractions = {name: fraction for name, _, fraction in table.rows}
+    assert table.goodput == 0.5 and fractions["start-up and the rest"] == 0.5
+    assert "waiting for data" not in fractions  # which took none
+    damaged = tables.goodput([{"step": 5, **last, "goodput/data_seconds": math.nan}])
+    assert [name for name, *_ in damaged.rows] == [name for name, *_ in table.rows]
