@@ -1,15 +1,1 @@
-"""Augmentations inside the compiled step, one a file: each has a class ``Augmentation`` (see ``base``)."""
-
-SHARED = (
-    "adversary",
-    "alignment",
-    "base",
-    "consistency",
-    "crossing",
-    "divergences",
-    "mixing",
-    "networks",
-    "schedules",
-    "shortening",
-    "vae",
-)
+"""Augmentations inside the compiled step, one a file: each has a class ``Augmentation`` (see ``common.base``)."""

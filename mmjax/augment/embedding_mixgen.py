@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, LateTap, View
-from mmjax.augment.mixing import Targets, lerp, mixed_source
-from mmjax.augment.schedules import Strength
+from mmjax.augment.common import base, schedules
+from mmjax.augment.common.base import Augmented, Features, LateTap, View
+from mmjax.augment.common.mixing import Targets, lerp, mixed_source
+from mmjax.augment.common.schedules import Strength
 from mmjax.core.types import Provenance
 
 

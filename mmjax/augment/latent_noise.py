@@ -7,9 +7,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, LateTap, View
-from mmjax.augment.schedules import Strength
+from mmjax.augment.common import base, schedules
+from mmjax.augment.common.base import Augmented, Features, LateTap, View
+from mmjax.augment.common.schedules import Strength
 from mmjax.core.sphere import unit
 
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, TowerInfo, View, reversed_gradient
-from mmjax.augment.consistency import Mask, bernoulli_consistency, softmax_consistency
-from mmjax.augment.mixing import shared_source
-from mmjax.augment.schedules import Strength
-from mmjax.augment.vae import AttentionVae, MlpVae
+from mmjax.augment.common import base, schedules
+from mmjax.augment.common.base import Augmented, Features, Similarity, Tap, Terms, TowerInfo, View, reversed_gradient
+from mmjax.augment.common.divergences import Mask, bernoulli_consistency, softmax_consistency
+from mmjax.augment.common.mixing import shared_source
+from mmjax.augment.common.schedules import Strength
+from mmjax.augment.common.vae import AttentionVae, MlpVae
 from mmjax.core.config import ConfigError
 from mmjax.core.types import Metrics
 

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, Tap, TokenMask, TowerInfo, View
-from mmjax.augment.mixing import Draw, Targets, beta_share, flipped, lerp, mixed_source, share_metrics
-from mmjax.augment.schedules import Strength
+from mmjax.augment.common import base, schedules
+from mmjax.augment.common.base import Augmented, Features, Tap, TokenMask, TowerInfo, View
+from mmjax.augment.common.mixing import Draw, Targets, beta_share, flipped, lerp, mixed_source, share_metrics
+from mmjax.augment.common.schedules import Strength
 from mmjax.core.types import Provenance
 
 

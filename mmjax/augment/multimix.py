@@ -7,10 +7,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, LateTap, View
-from mmjax.augment.mixing import Draw, Targets, mixed_source
-from mmjax.augment.schedules import Strength
+from mmjax.augment.common import base, schedules
+from mmjax.augment.common.base import Augmented, Features, LateTap, View
+from mmjax.augment.common.mixing import Draw, Targets, mixed_source
+from mmjax.augment.common.schedules import Strength
 from mmjax.core.config import ConfigError
 from mmjax.core.types import Metrics, Provenance
 

@@ -8,14 +8,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mmjax.augment.schedules import Strength
-from mmjax.augment.shortening import Shortening
+from mmjax.augment.common.schedules import Strength
+from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core.config import ConfigError
 
 Kind = Literal["random", "grid", "block"]
 
 
-class Augmentation(Shortening):
+class Augmentation(SequenceDropout):
     """Drops a share p of the patches before the first block (FLIP: Li et al. 2023, arXiv:2212.00794).
 
     Of n patches, anew for each image and step, with positions already added, so that each keeps its own::

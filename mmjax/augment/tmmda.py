@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.augment import base, schedules
-from mmjax.augment.adversary import Discriminator, Game, Generator, dense, mean_where, played
-from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, TowerInfo, View
-from mmjax.augment.crossing import (
+from mmjax.augment.common import base, schedules
+from mmjax.augment.common.base import Augmented, Features, Similarity, Tap, Terms, TowerInfo, View
+from mmjax.augment.common.divergences import jensen_shannon
+from mmjax.augment.common.gan import Discriminator, Game, Generator, dense, mean_where, played
+from mmjax.augment.common.mixing import flipped, shared_source
+from mmjax.augment.common.schedules import Schedule, Strength
+from mmjax.augment.common.token_mixing import (
     CrossAttention,
     Modality,
     Side,
@@ -22,9 +25,6 @@ from mmjax.augment.crossing import (
     standardised,
     token_mix,
 )
-from mmjax.augment.divergences import jensen_shannon
-from mmjax.augment.mixing import flipped, shared_source
-from mmjax.augment.schedules import Schedule, Strength
 from mmjax.core.config import ConfigError
 from mmjax.core.types import Metrics, Provenance
 
@@ -47,7 +47,7 @@ class Augmentation(base.Base):
     interval of ``second`` after the one before it, so with one modality of images there is ``first`` alone. Only
     words and patches are replaced, never the first or the end token, padding or a class token; one u is drawn for
     all modalities, for the longest, of which shorter ones use the beginning. G and D (Goodfellow et al. 2014,
-    arXiv:1406.2661; see ``adversary``) work token by token and learn without moving the towers; D sees words and
+    arXiv:1406.2661; see ``common.gan``) work token by token and learn without moving the towers; D sees words and
     patches alone. Modalities of images share one tower, and so its G, D and attention; a linear map changes the width
     between language and images, and between images nothing does. The plain towers are what is evaluated.
 

@@ -8,14 +8,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mmjax.augment.base import TokenMask, TowerInfo
-from mmjax.augment.schedules import Strength
-from mmjax.augment.shortening import Shortening
+from mmjax.augment.common.base import TokenMask, TowerInfo
+from mmjax.augment.common.schedules import Strength
+from mmjax.augment.common.sequence_dropout import SequenceDropout
 
 Kind = Literal["random", "block", "truncate"]
 
 
-class Augmentation(Shortening):
+class Augmentation(SequenceDropout):
     """Drops a share p of the words before they are embedded (CLIPA: Li et al. 2023, arXiv:2305.07017; FLIP §3).
 
     Texts of length L become texts of ``L' = 2 + ⌈(L - 2)(1 - p)⌉``. Of a text's n words stay, in their order::

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mmjax.augment import alignment as align
-from mmjax.augment import base, schedules
-from mmjax.augment.base import Augmented, Features, Similarity, Tap, Terms, TokenMask, TowerInfo, View
-from mmjax.augment.divergences import jensen_shannon
-from mmjax.augment.schedules import Strength
+from mmjax.augment.common import alignment as align
+from mmjax.augment.common import base, schedules
+from mmjax.augment.common.base import Augmented, Features, Similarity, Tap, Terms, TokenMask, TowerInfo, View
+from mmjax.augment.common.divergences import jensen_shannon
+from mmjax.augment.common.schedules import Strength
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit
 from mmjax.core.types import Metrics, Provenance

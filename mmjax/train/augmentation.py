@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mmjax.augment import schedules
-from mmjax.augment.base import Base, Features, Similarity, Tap, TowerInfo, View
-from mmjax.augment.shortening import Shortening
+from mmjax.augment.common import schedules
+from mmjax.augment.common.base import Base, Features, Similarity, Tap, TowerInfo, View
+from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins, rng
 from mmjax.core.config import ConfigError, bind
 from mmjax.core.sphere import unit
@@ -39,7 +39,7 @@ class Augmentations:
     """The augmentations of one experiment, by name and without their parameters."""
 
     modules: Mapping[str, Base]  # of shapes alone
-    shortenings: Mapping[str, Shortening]
+    sequence_dropouts: Mapping[str, SequenceDropout]
     create: Callable[[], dict[str, Base]]
     towers: TowerInfo
     seed: int
@@ -47,14 +47,14 @@ class Augmentations:
     @classmethod
     def of(cls, entries: Sequence[tuple[str, Mapping[str, Any]]], *, towers: TowerInfo, seed: int) -> Augmentations:
         """From the key ``augment``."""
-        shortenings: dict[str, Shortening] = {}
+        sequence_dropouts: dict[str, SequenceDropout] = {}
         constructors: dict[str, Callable[..., Base]] = {}
         for name, options in entries:
-            if name in constructors or name in shortenings:
+            if name in constructors or name in sequence_dropouts:
                 raise ConfigError(f"augment: {name!r} is named twice; leave one, or give both strengths to one")
             kind, make = _constructor(name, options, towers=towers)
-            if issubclass(kind, Shortening):
-                shortenings[name] = make()
+            if issubclass(kind, SequenceDropout):
+                sequence_dropouts[name] = make()
             else:
                 constructors[name] = make
 
@@ -65,7 +65,7 @@ class Augmentations:
             }
 
         modules = nnx.eval_shape(create)
-        return cls(modules=modules, shortenings=shortenings, create=create, towers=towers, seed=seed)
+        return cls(modules=modules, sequence_dropouts=sequence_dropouts, create=create, towers=towers, seed=seed)
 
     @property
     def taps(self) -> list[Tap]:
@@ -74,34 +74,34 @@ class Augmentations:
 
     @property
     def lengths(self) -> list[tuple[float, ...]]:
-        """The shares that the shortenings can drop, one tuple for each combination of their levels."""
-        return list(itertools.product(*(s.shares for s in self.shortenings.values())))
+        """The shares that the sequence_dropouts can drop, one tuple for each combination of their levels."""
+        return list(itertools.product(*(s.shares for s in self.sequence_dropouts.values())))
 
     def length(self, step: jax.Array) -> jax.Array:
         """i32[]: which of ``lengths`` is in force at a traced step."""
         index = jnp.zeros((), jnp.int32)
-        for shortening in self.shortenings.values():
-            index = index * len(shortening.shares) + shortening.level(step)
+        for sequence_dropout in self.sequence_dropouts.values():
+            index = index * len(sequence_dropout.shares) + sequence_dropout.level(step)
         return index
 
     def shorten(self, shares: tuple[float, ...], step: jax.Array) -> tuple[Choose, Shorten]:
-        """Of the patches that enter the image tower's first block, and of token ids: all shortenings in turn."""
+        """Of the patches that enter the image tower's first block, and of token ids: all sequence_dropouts in turn."""
 
         def images(rows: int, patches: int) -> jax.Array | None:
             chosen = None
-            for (name, shortening), share in zip(self.shortenings.items(), shares, strict=True):
+            for (name, sequence_dropout), share in zip(self.sequence_dropouts.items(), shares, strict=True):
                 key = rng.key(self.seed, stream=f"augment/{name}", step=step)
                 left = patches if chosen is None else chosen.shape[1]
-                found = shortening.patches(key, rows=rows, patches=left, share=share)
+                found = sequence_dropout.patches(key, rows=rows, patches=left, share=share)
                 if chosen is not None and found is not None:
                     found = jnp.take_along_axis(chosen, found, axis=1)
                 chosen = chosen if found is None else found
             return chosen
 
         def texts(ids: jax.Array) -> jax.Array:
-            for (name, shortening), share in zip(self.shortenings.items(), shares, strict=True):
+            for (name, sequence_dropout), share in zip(self.sequence_dropouts.items(), shares, strict=True):
                 key = rng.key(self.seed, stream=f"augment/{name}", step=step)
-                ids = shortening.texts(ids, key, share=share, towers=self.towers)
+                ids = sequence_dropout.texts(ids, key, share=share, towers=self.towers)
             return ids
 
         return images, texts
@@ -211,8 +211,8 @@ class Augmentations:
         return total, metrics
 
     def dropped(self, shares: tuple[float, ...]) -> Metrics:
-        """What the shortenings do where ``shares`` is in force."""
-        named = zip(self.shortenings, shares, strict=True)
+        """What the sequence_dropouts do where ``shares`` is in force."""
+        named = zip(self.sequence_dropouts, shares, strict=True)
         return {f"augment/{name}/share": jnp.float32(share) for name, share in named}
 
 

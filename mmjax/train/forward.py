@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from mmjax.augment.base import Features, Tap, TokenMask, TowerInfo, View
-from mmjax.augment.shortening import keep_patches
+from mmjax.augment.common.base import Features, Tap, TokenMask, TowerInfo, View
+from mmjax.augment.common.sequence_dropout import keep_patches
 from mmjax.core.sphere import unit
 from mmjax.core.types import Batch, Provenance
 from mmjax.models.clip import Clip

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from mmjax.augment import base
-from mmjax.augment.base import Augmented, Features, TokenMask, View
-from mmjax.augment.shortening import Shortening
+from mmjax.augment.common import base
+from mmjax.augment.common.base import Augmented, Features, TokenMask, View
+from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins
 from mmjax.core.types import Provenance
 from mmjax.train.augmentation import Augmentations
@@ -75,7 +75,7 @@ def lowest(augmentations):
 
 def with_views(name):
     """What only takes tokens away has nothing of the other side to add."""
-    return not issubclass(plugins.load("mmjax.augment", name, path="augment").Augmentation, Shortening)
+    return not issubclass(plugins.load("mmjax.augment", name, path="augment").Augmentation, SequenceDropout)
 
 
 CASES = [(name, OPTIONS.get(name, {})) for name in plugins.names("mmjax.augment") if with_views(name)] + [
@@ -98,6 +98,6 @@ def test_noise_stays_at_chance(name, options):
 def test_a_text_with_parts_of_its_own_image_is_found_out():
     module = Leaky(weight=1.0)
     leaky = Augmentations(
-        modules={"x": module}, shortenings={}, create=lambda: {"x": module}, towers=features.TOWERS, seed=0
+        modules={"x": module}, sequence_dropouts={}, create=lambda: {"x": module}, towers=features.TOWERS, seed=0
     )
     assert lowest(leaky)["task"] < CHANCE - 0.1

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.augment.base import Features, Similarity, TokenMask, reversed_gradient
-from mmjax.augment.schedules import Schedule
+from mmjax.augment.common.base import Features, Similarity, TokenMask, reversed_gradient
+from mmjax.augment.common.schedules import Schedule
 from mmjax.core import rng
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.augment.base import Similarity
+from mmjax.augment.common.base import Similarity
 from mmjax.augment.m2mix import mixed_negatives
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import slerp, unit

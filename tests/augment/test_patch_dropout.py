@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmjax.augment.common.sequence_dropout import keep_patches
 from mmjax.augment.patch_dropout import Augmentation
-from mmjax.augment.shortening import keep_patches
 from mmjax.core.config import ConfigError
 
 
@@ -64,7 +64,7 @@ def test_the_key_alone_decides_and_a_share_of_zero_drops_nothing():
 
 def test_levels_round_a_share_that_changes_and_leave_a_constant_one_alone():
     assert Augmentation(share=0.3).shares == (0.3,)
-    from mmjax.augment.schedules import Schedule
+    from mmjax.augment.common.schedules import Schedule
 
     falling = Augmentation(share=Schedule(value=0.8, shape="linear", over=100), levels=4)
     assert falling.shares == pytest.approx((0.0, 0.2, 0.4, 0.6, 0.8))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.augment import base
-from mmjax.augment.mixing import flipped, mixed_source
-from mmjax.augment.schedules import Schedule
-from mmjax.augment.shortening import Shortening
+from mmjax.augment.common import base
+from mmjax.augment.common.mixing import flipped, mixed_source
+from mmjax.augment.common.schedules import Schedule
+from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins
 from mmjax.core.sphere import unit
 from mmjax.core.types import Provenance
@@ -22,7 +22,7 @@ from support import features
 
 FOLDER = "mmjax.augment"
 CLASSES = {name: plugins.load(FOLDER, name, path="augment").Augmentation for name in plugins.names(FOLDER)}
-NAMES = [name for name, cls in CLASSES.items() if not issubclass(cls, Shortening)]
+NAMES = [name for name, cls in CLASSES.items() if not issubclass(cls, SequenceDropout)]
 FIXED = {"embedding_mixgen"}  # what draws nothing
 OPTIONS = {"m2mix": {"modes": ("m2", "vl")}, "lemda": {"z_dim": 3, "layers": 1}}
 
@@ -130,7 +130,7 @@ def test_each_augmentation_has_an_optimizer_to_itself():
         return {name: Learner(learning_rate=rate, clip_norm=clip) for name, (rate, clip) in settings.items()}
 
     augmentations = Augmentations(
-        modules=nnx.eval_shape(create), shortenings={}, create=create, towers=features.TOWERS, seed=0
+        modules=nnx.eval_shape(create), sequence_dropouts={}, create=create, towers=features.TOWERS, seed=0
     )
     update = jax.jit(augmentations.update)
     grads = {"a": {"value": jnp.float32([3.0, 0.0, -4.0])}, "b": {"value": jnp.float32([0.1, 0.2, 0.3])}}

@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 
 from mmjax.augment import tmmda
-from mmjax.augment.base import Features, Similarity, TokenMask, TowerInfo
-from mmjax.augment.crossing import aligned
-from mmjax.augment.schedules import Schedule
+from mmjax.augment.common.base import Features, Similarity, TokenMask, TowerInfo
+from mmjax.augment.common.schedules import Schedule
+from mmjax.augment.common.token_mixing import aligned
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit
 from mmjax.core.types import Provenance

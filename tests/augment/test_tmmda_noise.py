@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from mmjax.augment import tmmda
-from mmjax.augment.base import Features, Similarity, TokenMask, TowerInfo
+from mmjax.augment.common.base import Features, Similarity, TokenMask, TowerInfo
 from mmjax.core.sphere import unit
 from mmjax.core.types import Provenance
 from mmjax.objectives.contrastive import Objective

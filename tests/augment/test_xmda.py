@@ -10,8 +10,8 @@ import optax
 import pytest
 from flax import nnx
 
-from mmjax.augment.base import Features, Similarity, TokenMask, TowerInfo
-from mmjax.augment.schedules import Schedule
+from mmjax.augment.common.base import Features, Similarity, TokenMask, TowerInfo
+from mmjax.augment.common.schedules import Schedule
 from mmjax.augment.xmda import Augmentation
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit

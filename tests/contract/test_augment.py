@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.augment.shortening import Shortening
+from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
 from support import features, tiny
@@ -24,8 +24,8 @@ def augmentation(name):
     return plugins.load(FOLDER, name, path="augment").Augmentation
 
 
-SHORTENINGS = [name for name in NAMES if issubclass(augmentation(name), Shortening)]
-WITH_VIEWS = [name for name in NAMES if name not in SHORTENINGS]
+SEQUENCE_DROPOUTS = [name for name in NAMES if issubclass(augmentation(name), SequenceDropout)]
+WITH_VIEWS = [name for name in NAMES if name not in SEQUENCE_DROPOUTS]
 
 
 def learned(augmentations):
@@ -37,8 +37,8 @@ def finite(tree):
 
 
 def test_the_folder_is_not_empty_and_shared_modules_are_no_plugins():
-    assert "latent_noise" in WITH_VIEWS and "patch_dropout" in SHORTENINGS
-    assert not {"base", "schedules"} & set(NAMES)
+    assert "latent_noise" in WITH_VIEWS and "patch_dropout" in SEQUENCE_DROPOUTS
+    assert not {"common", "base"} & set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,7 +56,7 @@ def test_an_augmentation_is_documented_and_every_option_has_a_default(name):
 def test_in_the_step_weights_of_zero_change_no_bit_and_their_schedules_compile_once():
     """All of them at once, in the program that training compiles, whose fusions could round otherwise."""
     late = {"value": 0.5, "start": LATE}
-    augment = tuple((name, {"share": 0.0} if name in SHORTENINGS else {"weight": late}) for name in NAMES)
+    augment = tuple((name, {"share": 0.0} if name in SEQUENCE_DROPOUTS else {"weight": late}) for name in NAMES)
     plain = trained(tiny.experiment(), steps=LATE + 1, optimised=True)
     history = trained(tiny.experiment(augment=augment), steps=LATE + 1, optimised=True)
     leaves = lambda step, of: jax.tree.leaves(of[step][0].params)  # noqa: E731

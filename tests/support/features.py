@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.augment.base import Features, TokenMask, TowerInfo
+from mmjax.augment.common.base import Features, TokenMask, TowerInfo
 from mmjax.core.sphere import unit
 from mmjax.core.types import Provenance
 from mmjax.objectives import contrastive

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.augment.base import TokenMask, View
+from mmjax.augment.common.base import TokenMask, View
 from mmjax.augment.mixup import longer
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit

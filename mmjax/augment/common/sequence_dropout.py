@@ -5,13 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mmjax.augment import schedules
-from mmjax.augment.base import TowerInfo
-from mmjax.augment.schedules import Schedule, Strength
+from mmjax.augment.common import schedules
+from mmjax.augment.common.base import TowerInfo
+from mmjax.augment.common.schedules import Schedule, Strength
 from mmjax.core.config import ConfigError
 
 
-class Shortening:
+class SequenceDropout:
     """Drops a ``share`` of the tokens in training, for the clean rows and for all that is made of them.
 
     Lengths are compiled in. A share that changes therefore moves in ``levels`` equal parts of its largest value, and

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.augment.networks import Encoder, dropped
-from mmjax.augment.vae import AttentionVae, MlpVae, drawn, hidden_widths, kl_to_normal
+from mmjax.augment.common.layers import Encoder, dropped
+from mmjax.augment.common.vae import AttentionVae, MlpVae, drawn, hidden_widths, kl_to_normal
 from support import features
 
 

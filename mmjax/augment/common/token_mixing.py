@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.augment.adversary import dense
-from mmjax.augment.base import Features
-from mmjax.augment.mixing import flipped
+from mmjax.augment.common.base import Features
+from mmjax.augment.common.gan import dense
+from mmjax.augment.common.mixing import flipped
 from mmjax.core.types import Provenance
 
 Side = Literal["text", "image"]

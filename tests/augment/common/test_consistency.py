@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.augment.consistency import bernoulli_consistency, softmax_consistency
+from mmjax.augment.common.divergences import bernoulli_consistency, softmax_consistency
 
 MASKS = ("abs", "correct", "rel")
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.augment import alignment
+from mmjax.augment.common import alignment
 
 ROWS, OWN, OTHER, WIDTH = 5, 6, 4, 3
 OWN_VALID = np.arange(OWN) < np.array([6, 4, 1, 6, 5])[:, None]

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.augment.base import Terms, reversed_gradient
-from mmjax.augment.networks import dropped
+from mmjax.augment.common.base import Terms, reversed_gradient
+from mmjax.augment.common.layers import dropped
 from mmjax.core.types import Metrics
 
 Game = Literal["minimax", "nonsaturating"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.augment.crossing import aligned, same_example, token_mix
+from mmjax.augment.common.token_mixing import aligned, same_example, token_mix
 from mmjax.core.types import Provenance
 
 

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.augment import schedules
-from mmjax.augment.schedules import Strength
+from mmjax.augment.common import schedules
+from mmjax.augment.common.schedules import Strength
 from mmjax.core.config import ConfigError
 from mmjax.core.types import Metrics, Provenance
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from mmjax.augment.adversary import Discriminator, Generator, played
+from mmjax.augment.common.gan import Discriminator, Generator, played
 
 
 @functools.lru_cache

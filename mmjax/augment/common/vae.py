@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.augment.networks import Encoder, Unit, in_turn, stack, zero_linear
+from mmjax.augment.common.layers import Encoder, Unit, in_turn, stack, zero_linear
 from mmjax.core.config import ConfigError
 
 _LARGEST = 10.0  # of a log-variance's absolute value, so that its exponential is a number

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.augment.schedules import Schedule, at, check
+from mmjax.augment.common.schedules import Schedule, at, check
 from mmjax.core.config import ConfigError, coerce
 
 

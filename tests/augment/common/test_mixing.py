@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.augment.mixing import beta_share, flipped, mixed_source
+from mmjax.augment.common.mixing import beta_share, flipped, mixed_source
 from mmjax.core.types import Provenance
 from mmjax.objectives.targets import source_mass
 from support import objectives_reference as reference

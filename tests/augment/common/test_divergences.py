@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.augment.divergences import jensen_shannon
+from mmjax.augment.common.divergences import jensen_shannon
 
 LN2 = float(np.log(2))
 

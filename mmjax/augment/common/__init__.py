@@ -1,0 +1,1 @@
+"""What the augmentations share: their interface (``base``), schedules, mixing, and the networks that some train."""
