@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import storage
-from mmjax.data.files.delimited import records
+from mmjax.data.formats.csv_text import records
 from mmjax.data.sample import Unreadable
+from mmjax.data.storage import filesystem
 from mmjax.data.text import clean
 
 By = Literal["key", "id"]
@@ -32,7 +32,7 @@ def rows(path: str, *, option: str) -> Iterator[tuple[int, Row]]:
     if ending not in ("csv", "tsv", "jsonl"):
         raise ConfigError(f"{option}={path!r}: not a table; name a file that ends in .csv, .tsv or .jsonl")
     try:
-        file = storage.open(path)
+        file = filesystem.open_file(path)
     except OSError as error:
         raise ConfigError(f"{option}={path!r}: cannot be read ({error.strerror or error}); check the name") from None
     with file:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError, bind
-from mmjax.data.selection import Selected, Selection
+from mmjax.data.selection import FilteredSource, Selection
 
 FOLDER = "mmjax.data.sources"
 Section = Mapping[str, Any]
@@ -42,4 +42,4 @@ def open_source(
     opened = source(**bound)
     if selection is None:
         return opened
-    return Selected(opened, Selection(**bind(Selection, selection, path=f"{path}.selection")))
+    return FilteredSource(opened, Selection(**bind(Selection, selection, path=f"{path}.selection")))

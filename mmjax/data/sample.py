@@ -27,7 +27,7 @@ Reason = Literal[
     "image too large",
     "no caption",
     "caption is not UTF-8",
-    "torn archive",
+    "truncated archive",
     "duplicate key",
     "bad row",
 ]

@@ -81,7 +81,7 @@ class Selection:
             raise ConfigError(f"max_aspect={self.max_aspect}: a longer side to a shorter; set it to 1 or more, or to 0")
 
 
-class Selected:
+class FilteredSource:
     """The examples of ``source`` that a selection keeps, in the source's order and with their ids.
 
     Other attributes (``modalities``, ``class_names``, ``skipped``, …) are the source's. ``rows`` i64[n] are the places
@@ -91,8 +91,8 @@ class Selected:
     def __init__(self, source: Any, selection: Selection):
         if source.group != 1:
             raise ConfigError(
-                f"data.selection: the source's examples come in groups of {source.group}, which a selection would tear "
-                "apart; take single ones"
+                f"data.selection: the source's examples come in groups of {source.group}, which a selection would "
+                "split; take single ones"
             )
         if getattr(source, "parts", ()):
             raise ConfigError("data.selection: the source is a mixture; give the selection to each of its sources")

@@ -12,7 +12,7 @@ from mmjax.checkpoints.orbax_errors import NotSaved
 from mmjax.core.config import ConfigError
 from mmjax.data.order import shares
 from mmjax.data.sample import DataError
-from mmjax.data.selection import Selected
+from mmjax.data.selection import FilteredSource
 from mmjax.experiment import Experiment
 from mmjax.parallel import distributed
 from mmjax.parallel.preemption import asked_to_stop
@@ -79,7 +79,7 @@ def train(
                 contextlib.closing(goodput.Ledger(workdir, clock, writes=first)) as ledger,
                 clock.watched(tick=ledger.write),
             ):
-                if isinstance(source, Selected):
+                if isinstance(source, FilteredSource):
                     logger.info(source.describe())
                 for line in shares(source, rows=experiment.steps * experiment.batch_size):
                     logger.info(line)

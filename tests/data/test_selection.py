@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mmjax.core import config
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import Unreadable
-from mmjax.data.selection import Selected, Selection
+from mmjax.data.selection import FilteredSource, Selection
 
 
 class Source:
@@ -92,16 +92,16 @@ class TestPolicies:
         expected = reference(source, p, policy)
         if not expected:
             with pytest.raises(ConfigError, match="none of 300"):
-                Selected(source, selection)
+                FilteredSource(source, selection)
             return
-        found = Selected(source, selection)
+        found = FilteredSource(source, selection)
         assert taken(found) == expected
         assert [found[i]["id"] for i in range(len(found))] == sorted(expected)
 
     def test_the_counts_of_uniform_scores(self):
         source = scored()
-        mixed = Selected(source, Selection(captions="mixed", top=0.3, **MIXED))
-        filtered = Selected(source, Selection(captions="filtered", top=0.3, **FILTERED))
+        mixed = FilteredSource(source, Selection(captions="mixed", top=0.3, **MIXED))
+        filtered = FilteredSource(source, Selection(captions="filtered", top=0.3, **FILTERED))
         assert len(mixed) == 1000 and mixed.synthetic.sum() == 700
         assert (~filtered.synthetic).sum() == 300 and abs(filtered.synthetic.sum() - 210) < 40
         assert set(filtered.rows) < set(mixed.rows)
@@ -115,10 +115,10 @@ class TestPolicies:
         selection = Selection(score="raw", top=hundredths / 100)
         count = hundredths * n // 100
         if count:
-            assert len(Selected(source, selection)) == count
+            assert len(FilteredSource(source, selection)) == count
         else:
             with pytest.raises(ConfigError):
-                Selected(source, selection)
+                FilteredSource(source, selection)
 
     def test_ties_go_by_key_and_the_order_of_shards_does_not_matter(self):
         g = np.random.default_rng(0)
@@ -127,40 +127,40 @@ class TestPolicies:
         for seed in range(4):
             order = np.random.default_rng(seed).permutation(60)
             source = Source(key=[rows[i][0] for i in order], raw=[rows[i][1] for i in order])
-            selected = Selected(source, Selection(score="raw", top=0.5))
+            selected = FilteredSource(source, Selection(score="raw", top=0.5))
             kept.add(frozenset(selected[i]["key"] for i in range(len(selected))))
         assert kept == {frozenset(key for key, _ in sorted(rows, key=lambda r: (-r[1], r[0]))[:30])}
 
     def test_without_keys_ties_go_by_id(self):
         source = Source(raw=[1.0] * 6, id=[5, 3, 4, 0, 2, 1])
-        assert set(taken(Selected(source, Selection(score="raw", top=0.5)))) == {0, 1, 2}
+        assert set(taken(FilteredSource(source, Selection(score="raw", top=0.5)))) == {0, 1, 2}
 
     def test_a_larger_share_keeps_more(self):
         source = scored(200)
-        kept = [set(Selected(source, Selection(score="raw", top=p / 20)).rows) for p in range(1, 21)]
+        kept = [set(FilteredSource(source, Selection(score="raw", top=p / 20)).rows) for p in range(1, 21)]
         assert all(a < b for a, b in itertools.pairwise(kept))
 
     def test_synthetic_alone(self):
         source = scored(100)
         source.columns["blip"][3] = "  "
-        everything = Selected(source, Selection(captions="synthetic", synthetic="blip"))
+        everything = FilteredSource(source, Selection(captions="synthetic", synthetic="blip"))
         assert (
             len(everything) == 99
             and everything.synthetic.all()
             and everything[0]["captions"] == ["synthetic caption 0"]
         )
-        best = Selected(source, Selection(captions="synthetic", synthetic="blip", synthetic_score="syn", top=0.2))
+        best = FilteredSource(source, Selection(captions="synthetic", synthetic="blip", synthetic_score="syn", top=0.2))
         ranked = sorted(range(100), key=lambda i: -source.columns["syn"][i])[:20]
         assert set(best.rows) == set(ranked) - {3}
 
     def test_a_synthetic_score_equal_to_the_last_raw_one_passes(self):
         source = Source(raw=[0.9, 0.7, 0.1, 0.1], syn=[0.0, 0.0, 0.7, 0.69], blip=["x"] * 4, key=list("abcd"))
-        assert Selected(source, Selection(captions="filtered", top=0.5, **FILTERED)).rows.tolist() == [0, 1, 2]
+        assert FilteredSource(source, Selection(captions="filtered", top=0.5, **FILTERED)).rows.tolist() == [0, 1, 2]
 
     def test_a_minimum_instead_of_a_share(self):
         source = scored(100)
         raw, syn = (np.array(source.columns[name]) for name in ("raw", "syn"))
-        selected = Selected(source, Selection(captions="filtered", minimum=0.6, **FILTERED))
+        selected = FilteredSource(source, Selection(captions="filtered", minimum=0.6, **FILTERED))
         np.testing.assert_array_equal(selected.rows, np.flatnonzero((raw >= 0.6) | (syn >= 0.6)))
         np.testing.assert_array_equal(selected.synthetic, (raw < 0.6)[selected.rows])
 
@@ -179,9 +179,9 @@ class TestRules:
             (0, 0),
         ]
         source = Source(width=[w for w, _ in sizes], height=[h for _, h in sizes])
-        assert Selected(source, Selection(min_side=200, max_aspect=3.0)).rows.tolist() == [0, 2, 5]
-        assert Selected(source, Selection(max_aspect=3.0)).rows.tolist() == [0, 1, 2, 5]
-        assert Selected(source, Selection(min_side=200)).rows.tolist() == [0, 2, 3, 4, 5]
+        assert FilteredSource(source, Selection(min_side=200, max_aspect=3.0)).rows.tolist() == [0, 2, 5]
+        assert FilteredSource(source, Selection(max_aspect=3.0)).rows.tolist() == [0, 1, 2, 5]
+        assert FilteredSource(source, Selection(min_side=200)).rows.tolist() == [0, 2, 3, 4, 5]
 
     def test_words_and_characters_of_the_captions_that_are_learnt_from(self):
         source = Source(
@@ -190,25 +190,25 @@ class TestRules:
             raw=[0.9, 0.8, 0.7, 0.1],
         )
         rules = {"min_words": 3, "min_characters": 6}
-        assert Selected(source, Selection(**rules)).rows.tolist() == [3]
-        mixed = Selected(source, Selection(captions="mixed", top=0.25, **MIXED, **rules))
+        assert FilteredSource(source, Selection(**rules)).rows.tolist() == [3]
+        mixed = FilteredSource(source, Selection(captions="mixed", top=0.25, **MIXED, **rules))
         assert mixed.rows.tolist() == [1, 2] and mixed.synthetic.all()
 
     def test_thresholds_are_of_the_whole_pool_whatever_rules_drop(self):
         source = Source(raw=[4.0, 3.0, 2.0, 1.0], width=[9, 900, 900, 900], height=[900] * 4)
-        assert Selected(source, Selection(score="raw", top=0.5, min_side=10)).rows.tolist() == [1]
+        assert FilteredSource(source, Selection(score="raw", top=0.5, min_side=10)).rows.tolist() == [1]
 
 
 class TestView:
     def test_building_it_reads_no_example(self):
         source = scored(50)
-        selected = Selected(source, Selection(captions="filtered", top=0.3, min_words=2, **FILTERED))
+        selected = FilteredSource(source, Selection(captions="filtered", top=0.3, min_words=2, **FILTERED))
         assert source.read == []
         assert selected[0]["id"] == source.columns["id"][selected.rows[0]] and len(source.read) == 1
 
     def test_it_has_the_sources_attributes_and_columns_of_what_is_kept(self):
         source = scored(50)
-        selected = pickle.loads(pickle.dumps(Selected(source, Selection(captions="mixed", top=0.3, **MIXED))))
+        selected = pickle.loads(pickle.dumps(FilteredSource(source, Selection(captions="mixed", top=0.3, **MIXED))))
         assert selected.modalities == ("image", "depth") and selected.class_names == ("a", "b") and selected.group == 1
         assert selected.skipped == source.skipped
         assert selected.column("captions").tolist() == [selected[i]["captions"] for i in range(len(selected))]
@@ -222,7 +222,7 @@ class TestView:
 
     def test_an_example_without_its_synthetic_caption_is_told(self):
         source = Source(blip=["one", "two"])
-        selected = Selected(source, Selection(captions="synthetic", synthetic="blip"))
+        selected = FilteredSource(source, Selection(captions="synthetic", synthetic="blip"))
         source.columns.pop("blip")
         with pytest.raises(Unreadable, match="100: no caption"):
             selected[0]
@@ -235,10 +235,10 @@ class TestView:
             (Selection(min_side=3), "column='width'"),
         ]:
             with pytest.raises(ConfigError, match=says):
-                Selected(source, selection)
+                FilteredSource(source, selection)
         source.group = 2
         with pytest.raises(ConfigError, match="groups of 2"):
-            Selected(source, Selection(min_words=1))
+            FilteredSource(source, Selection(min_words=1))
 
     def test_a_source_without_columns(self):
         class Bare:
@@ -248,7 +248,7 @@ class TestView:
                 return 3
 
         with pytest.raises(ConfigError, match="has no columns"):
-            Selected(Bare(), Selection(min_words=1))
+            FilteredSource(Bare(), Selection(min_words=1))
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,10 @@ class Source(list):
 def test_what_an_index_left_out_counts_before_anything_starts():
     source = Source(range(2000))
     assert check_index(source, limit=0.0) == []
-    source.skipped = [(f"{i}.tar", "torn archive", "ends early") for i in range(20)]
+    source.skipped = [(f"{i}.tar", "truncated archive", "ends early") for i in range(20)]
     assert check_index(source, limit=0.01) == source.skipped
     source.skipped *= 2
-    with pytest.raises(ConfigError, match=r"max_skipped=0.01: 40 of the source's 2,040.*40 torn archive.*0\.tar"):
+    with pytest.raises(ConfigError, match=r"max_skipped=0.01: 40 of the source's 2,040.*40 truncated archive.*0\.tar"):
         check_index(source, limit=0.01)
 
 

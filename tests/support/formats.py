@@ -5,7 +5,7 @@ import json
 import pyarrow.parquet as pq
 from array_record.python import array_record_module
 
-from mmjax.data.files.tfexample import encode
+from mmjax.data.formats.tf_example import encode
 from support import archives, tables
 from support.pictures import encoded, photograph
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmjax.data.files import tfexample
+from mmjax.data.formats import tf_example
 from mmjax.data.sample import Example, Unreadable
 
 Kind = Literal["integer", "number", "text", "integers", "numbers", "texts", "integer rows", "number rows", "negatives"]
@@ -58,7 +58,7 @@ class Schema:
             except (TypeError, ValueError, OverflowError) as error:
                 key = str(example.get("key", ""))
                 raise Unreadable("bad row", f"its {name!r} is no {field.kind}: {error}", key=key) from None
-        return tfexample.encode(features)
+        return tf_example.encode(features)
 
     def unknown(self, example: Example) -> list[str]:
         """Fields of an example that the schema does not know of, and therefore does not store."""

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import storage
 from mmjax.data.preparing.packing import Schema, features
+from mmjax.data.storage import filesystem
 
 PLAN = "plan.json"
 SKIPPED = "skipped.jsonl"
@@ -61,9 +61,9 @@ class Plan:
 def id_limit(folder: str) -> int | None:
     """What the ids in a prepared data set are below, which have gaps where examples were left out; None: not known."""
     own = f"{folder.rstrip('/')}/{_OWN}"
-    names = storage.listing(own) if storage.is_folder(own) else []
-    plans = [f"{own}/{name}/{PLAN}" for name in names if storage.exists(f"{own}/{name}/{PLAN}")]
-    limits = [json.loads(storage.read(path))["asked"].get("ids") for path in plans]
+    names = filesystem.list_names(own) if filesystem.is_folder(own) else []
+    plans = [f"{own}/{name}/{PLAN}" for name in names if filesystem.exists(f"{own}/{name}/{PLAN}")]
+    limits = [json.loads(filesystem.read(path))["asked"].get("ids") for path in plans]
     return None if None in limits else max(limits, default=None)
 
 

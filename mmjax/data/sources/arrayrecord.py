@@ -7,10 +7,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mmjax.core.config import ConfigError, choose
-from mmjax.data.files import featured, records, storage, tfexample
-from mmjax.data.files.references import inside
+from mmjax.data.formats import example_features, record_files, tf_example
+from mmjax.data.formats.image_files import inside
 from mmjax.data.preparing import prepared
 from mmjax.data.sample import Example, Reason, Unreadable
+from mmjax.data.storage import path_patterns
 from mmjax.data.text import check_most, check_norm
 
 Format = Literal["auto", "array_record", "tfrecord"]
@@ -23,7 +24,7 @@ class Source:
     """Records with encoded pictures and captions; the names of features are those of the first record that can be read.
 
     ArrayRecord files must be on local paths. TFRecord files may be anywhere; an index of their offsets is kept, and
-    what comes after a damaged length in one is listed as "torn archive". For a prepared TFDS folder use ``tfds``.
+    what comes after a damaged length in one is listed as "truncated archive". For a prepared TFDS folder use ``tfds``.
 
     Args:
       split: replaces ``{split}`` in ``path``; without that every split is the same files.
@@ -56,15 +57,15 @@ class Source:
     ):
         choose(format, get_args(Format), path="format")
         self._norm, self._most = check_norm(caption_norm), check_most(max_captions)
-        paths = storage.expand(path, split=split)
+        paths = path_patterns.expand(path, split=split)
         self._name = f"arrayrecord/{split}"
-        self._files = records.files(paths, records.sniff(paths[0]) if format == "auto" else format)
-        self._spans = records.Spans([(file, 0, int(count)) for file, count in enumerate(self._files.counts)])
-        self.skipped = torn(self._files)
+        self._files = record_files.files(paths, record_files.sniff(paths[0]) if format == "auto" else format)
+        self._spans = record_files.Spans([(file, 0, int(count)) for file, count in enumerate(self._files.counts)])
+        self.skipped = truncations(self._files)
         first = self._first()
         names = list(first)
         texts = [name for name, value in first.items() if isinstance(value, list)]
-        self._roles = featured.roles(
+        self._roles = example_features.roles(
             names,
             [name for name in texts if _is_picture(name, first[name]) or name == image_key],
             texts=texts,
@@ -76,7 +77,7 @@ class Source:
         )
         self.modalities = tuple(self._roles.pictures)
         if self._roles.ours:
-            self.id_limit: int = prepared.id_limit(paths[0].rpartition("/")[0]) or featured.ID_LIMIT
+            self.id_limit: int = prepared.id_limit(paths[0].rpartition("/")[0]) or example_features.ID_LIMIT
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -87,40 +88,42 @@ class Source:
         place = f"{self._files.paths[file].rpartition('/')[2]}:{number}"
         record = self._files.read(file, number)
         try:
-            values = tfexample.parse(record)
+            values = tf_example.parse(record)
         except Unreadable as error:
             raise Unreadable(error.reason, error.detail, key=place) from None
         values |= {name: _single(value) for name, value in values.items() if name in self._roles.fields}
-        return featured.example(values, self._roles, number=index, place=place, norm=self._norm, most=self._most)
+        return example_features.example(
+            values, self._roles, number=index, place=place, norm=self._norm, most=self._most
+        )
 
     def column(self, name: str) -> np.ndarray:
         """``key``, ``id``, ``label`` or a further field of all examples; reads all records, once.
 
         Numbers are nan, and texts empty, where an example has none or cannot be read.
         """
-        return featured.column(self, name, paths=self._files.paths, part="")
+        return example_features.column(self, name, paths=self._files.paths, part="")
 
     def _first(self) -> dict[str, Any]:
         failure: Unreadable | None = None
         for index in range(min(len(self), _TRIED)):
             try:
-                if values := tfexample.parse(self._files.read(*self._spans[index])):
+                if values := tf_example.parse(self._files.read(*self._spans[index])):
                     return values
             except Unreadable as error:
                 failure = error
         raise ConfigError(f"path={self._files.paths[0]!r}: no record with features ({failure}); check the files")
 
 
-def torn(files: records.Files) -> list[tuple[str, Reason, str]]:
+def truncations(files: record_files.Files) -> list[tuple[str, Reason, str]]:
     """What is missing of files that break off; how many records that are is unknown."""
     return [
-        (f"{files.paths[file].rpartition('/')[2]}:{files.counts[file]}", "torn archive", why)
-        for file, why in files.torn.items()
+        (f"{files.paths[file].rpartition('/')[2]}:{files.counts[file]}", "truncated archive", why)
+        for file, why in files.truncated.items()
     ]
 
 
 def _is_picture(name: str, values: list[bytes]) -> bool:
-    return name in featured.MODALITIES or (bool(values) and values[0].startswith(_PICTURES))
+    return name in example_features.MODALITIES or (bool(values) and values[0].startswith(_PICTURES))
 
 
 def _single(value: Any) -> Any:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError, bind
-from mmjax.data.files import storage
 from mmjax.data.sample import Example
+from mmjax.data.storage import filesystem, path_patterns
 
 _HEAD = 1 << 16
 _RECORDS = re.compile(r"\.(array_?record|tfrecords?)(-\d+-of-\d+)?$")
@@ -101,7 +101,7 @@ class Facts(NamedTuple):
         folder = next((name for name in folders if self.names.get(name)), None)
         if folder is None:
             return []
-        return [name for name, inner in storage.entries(posixpath.join(self.path, folder)) if not inner]
+        return [name for name, inner in filesystem.list_entries(posixpath.join(self.path, folder)) if not inner]
 
     def files(self) -> list[str]:
         """Names of the files in the folder itself, but hidden ones."""
@@ -110,7 +110,7 @@ class Facts(NamedTuple):
 
 def recognise(path: str | tuple[str, ...], split: str) -> tuple[str, str | tuple[str, ...]]:
     """The name of the source, and the path to give it."""
-    first = storage.expand(path, split=split)[0]
+    first = path_patterns.expand(path, split=split)[0]
     facts = look(first, split)
     name = _name(facts)
     if name == "arrayrecord" and facts.is_folder:
@@ -145,9 +145,9 @@ def _single(facts: Facts) -> tuple[str, str] | None:
 
 def look(path: str, split: str) -> Facts:
     """Reads what a decision needs: the beginning of a file, or the names in a folder."""
-    if storage.is_folder(path):
-        return Facts(path, split, b"", dict(storage.entries(path)))
-    return Facts(path, split, storage.read_range(path, 0, min(storage.size(path), _HEAD)), {})
+    if filesystem.is_folder(path):
+        return Facts(path, split, b"", dict(filesystem.list_entries(path)))
+    return Facts(path, split, filesystem.read_range(path, 0, min(filesystem.size(path), _HEAD)), {})
 
 
 def _tfds(facts: Facts) -> bool:
@@ -217,7 +217,7 @@ def _folders(facts: Facts) -> bool:
 
 
 def _has_pictures(folder: str, depth: int) -> bool:
-    entries = storage.entries(folder)
+    entries = filesystem.list_entries(folder)
     if any(not inner and _PICTURES.search(name) for name, inner in entries):
         return True
     inner = [name for name, is_folder in entries if is_folder and not name.startswith(".")]

@@ -10,17 +10,17 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mmjax.core.config import ConfigError, choose
-from mmjax.data.files import storage
-from mmjax.data.files.captioned import Captioned
-from mmjax.data.files.references import check_root, inside, one_modality, picture
-from mmjax.data.files.rows import Broken, Row
-from mmjax.data.files.tabular import Columned
+from mmjax.data.formats.caption_table import CaptionTable
+from mmjax.data.formats.image_files import check_root, inside, one_modality, picture
+from mmjax.data.formats.row_builder import BadRow, Row
+from mmjax.data.formats.tables import ColumnMapping
 from mmjax.data.sample import Example
+from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.text import check_most, check_norm
 
 Format = Literal["auto", "karpathy", "coco", "list", "csv", "results", "token"]
 
-Rows = Iterator[Row | Broken]
+Rows = Iterator[Row | BadRow]
 
 _NAMED = re.compile(r"(.+?\.(?:jpe?g|png|webp|bmp|gif))\s*,(.*)", re.IGNORECASE)
 _TOKEN = re.compile(r"([^\t#]+)#\d+\t(.*)")
@@ -70,12 +70,12 @@ class Source:
         choose(format, get_args(Format), path="format")
         self.modalities = one_modality(modalities)
         self._name = f"captions/{split}"
-        paths = storage.expand(path, split=split)
-        self._root = paths[0].rpartition("/")[0] or "." if image_root is None else storage.local(image_root)
+        paths = path_patterns.expand(path, split=split)
+        self._root = paths[0].rpartition("/")[0] or "." if image_root is None else filesystem.local_path(image_root)
         rows: Rows = (row for file in paths for row in _rows(file, format, split, restval))
         if split_file is not None:
-            rows = _only(rows, storage.expand(split_file, split=split, key="split_file"))
-        self._table = Captioned(rows, norm=check_norm(caption_norm), most=check_most(max_captions))
+            rows = _only(rows, path_patterns.expand(split_file, split=split, key="split_file"))
+        self._table = CaptionTable(rows, norm=check_norm(caption_norm), most=check_most(max_captions))
         self.skipped = self._table.skipped
         assert self._table.keys is not None
         check_root(self._root, self._table.keys[:4].to_pylist())
@@ -95,7 +95,7 @@ class Source:
 
 def _rows(path: str, format: str, split: str, restval: bool) -> Rows:
     try:
-        data = storage.read(path).removeprefix(b"\xef\xbb\xbf")
+        data = filesystem.read(path).removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise ConfigError(f"path={path!r}: cannot be read ({error}); name a file") from None
     is_json = format in ("karpathy", "coco", "list") or (format == "auto" and data.lstrip()[:1] in (b"{", b"["))
@@ -143,7 +143,7 @@ def _karpathy(path: str, images: list[Any], split: str, restval: bool) -> Rows:
     def rows() -> Rows:
         for number, image in enumerate(images, 1):
             if not isinstance(image, dict):
-                yield Broken(path, number, "bad row", "an image is no object")
+                yield BadRow(path, number, "bad row", "an image is no object")
             elif image.get("split") in wanted:
                 sentences = image.get("sentences")
                 texts = [s.get("raw") if isinstance(s, dict) else s for s in sentences or ()]
@@ -159,15 +159,15 @@ def _coco(path: str, images: list[Any], annotations: list[Any]) -> Rows:
     broken = []
     for number, image in enumerate(images, 1):
         if not isinstance(image, dict) or not isinstance(image.get("id"), (int, str)):
-            broken.append(Broken(path, number, "bad row", "an image has no id"))
+            broken.append(BadRow(path, number, "bad row", "an image has no id"))
         elif texts.setdefault(image["id"], []):
-            broken.append(Broken(path, number, "duplicate key", f"image id {image['id']}"))
+            broken.append(BadRow(path, number, "duplicate key", f"image id {image['id']}"))
     for number, annotation in enumerate(annotations, 1):
         which = annotation.get("image_id") if isinstance(annotation, dict) else None
         if isinstance(which, (int, str)) and which in texts:
             texts[which].append(annotation.get("caption"))
         else:
-            broken.append(Broken(path, number, "bad row", f"annotation {number} is of no image"))
+            broken.append(BadRow(path, number, "bad row", f"annotation {number} is of no image"))
 
     def rows() -> Rows:
         yield from broken
@@ -182,7 +182,7 @@ def _list(path: str, items: list[Any]) -> Rows:
     first = next((item for item in items if isinstance(item, dict)), None)
     if first is None:
         raise ConfigError(f"path={path!r}: a list without objects; expected {{image, caption}}")
-    columns = Columned().among(list(first), path)
+    columns = ColumnMapping().among(list(first), path)
 
     def rows() -> Rows:
         names = [name for _, name in columns.all()]
@@ -191,7 +191,7 @@ def _list(path: str, items: list[Any]) -> Rows:
             if isinstance(item, dict):
                 yield Row(path, number, *take([item.get(name) for name in names]))
             else:
-                yield Broken(path, number, "bad row", "no object")
+                yield BadRow(path, number, "bad row", "no object")
 
     return rows()
 
@@ -217,7 +217,7 @@ def _csv(path: str, lines: Sequence[str]) -> Rows:
                 caption = inner.replace("\0", '"')
             yield Row(path, number, match[1], caption)
         elif line.strip() and number > 1:
-            yield Broken(path, number, "bad row", "expected image.jpg,caption")
+            yield BadRow(path, number, "bad row", "expected image.jpg,caption")
 
 
 def _results(path: str, lines: Sequence[str]) -> Rows:
@@ -227,7 +227,7 @@ def _results(path: str, lines: Sequence[str]) -> Rows:
             if number > 1 or name.strip() != "image_name":
                 yield Row(path, number, name, rest[1])
         elif line.strip():
-            yield Broken(path, number, "bad row", "expected image| number| caption")
+            yield BadRow(path, number, "bad row", "expected image| number| caption")
 
 
 def _token(path: str, lines: Sequence[str]) -> Rows:
@@ -235,7 +235,7 @@ def _token(path: str, lines: Sequence[str]) -> Rows:
         if match := _TOKEN.match(line):
             yield Row(path, number, match[1], match[2])
         elif line.strip():
-            yield Broken(path, number, "bad row", "expected image#number, a tab and the caption")
+            yield BadRow(path, number, "bad row", "expected image#number, a tab and the caption")
 
 
 _LINES: dict[str, Callable[[str, Sequence[str]], Rows]] = {"csv": _csv, "results": _results, "token": _token}
@@ -245,16 +245,16 @@ def _only(rows: Rows, paths: Sequence[str]) -> Rows:
     """The rows of images that are named in the files; a named one without a row has no caption."""
     wanted: dict[str, tuple[str, int]] = {}
     for path in paths:
-        for number, line in enumerate(storage.read(path).decode("utf-8", "surrogateescape").splitlines(), 1):
+        for number, line in enumerate(filesystem.read(path).decode("utf-8", "surrogateescape").splitlines(), 1):
             if line.strip():
                 wanted.setdefault(line.strip(), (path, number))
     seen = set()
     for row in rows:
-        if isinstance(row, Broken):
+        if isinstance(row, BadRow):
             yield row
         elif isinstance(row.image, str) and row.image.strip() in wanted:
             seen.add(row.image.strip())
             yield row
     for name, (path, number) in wanted.items():
         if name not in seen:
-            yield Broken(path, number, "no caption", f"{name} is in no row")
+            yield BadRow(path, number, "no caption", f"{name} is in no row")

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import classes, storage
-from mmjax.data.files.references import inside, picture
+from mmjax.data.formats import classes
+from mmjax.data.formats.image_files import inside, picture
 from mmjax.data.sample import Example, Reason, Unreadable
+from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.text import Norm, captions_of, check_most, check_norm
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -133,38 +134,40 @@ class Source:
 
 
 def _root(path: str, split: str) -> str:
-    found = storage.expand([path], split=split)
-    if len(found) != 1 or not storage.is_folder(found[0]):
+    found = path_patterns.expand([path], split=split)
+    if len(found) != 1 or not filesystem.is_folder(found[0]):
         raise ConfigError(
             f"path={path!r}: expected one folder, found {len(found)}, such as {found[0]!r}; name a folder"
         )
-    names = [name for name, inner in storage.entries(found[0]) if inner]
+    names = [name for name, inner in filesystem.list_entries(found[0]) if inner]
     if split in names:
         return posixpath.join(found[0], split)
     others = [name for name in names if name.lower() in _SPLITS]
     if others and "{split}" not in path:
         raise ConfigError(f"split={split!r}: path={path!r} has no such split; there are {', '.join(others)}")
-    return storage.local(found[0])
+    return filesystem.local_path(found[0])
 
 
 def _folders(root: str) -> list[str]:
     """Names of the folders in ``root`` that are gone through, in order."""
-    names = [name for name, inner in storage.entries(root) if inner and not name.startswith(".")]
-    return names if storage.is_url(root) else [name for name in names if not os.path.islink(os.path.join(root, name))]
+    names = [name for name, inner in filesystem.list_entries(root) if inner and not name.startswith(".")]
+    return (
+        names if filesystem.is_url(root) else [name for name in names if not os.path.islink(os.path.join(root, name))]
+    )
 
 
 def _files(root: str) -> list[str]:
     """Names of the files below ``root``, relative to it; hidden ones and what lies elsewhere left out."""
     found: list[str] = []
-    home = None if storage.is_url(root) else os.path.join(os.path.realpath(storage.local(root)), "")
+    home = None if filesystem.is_url(root) else os.path.join(os.path.realpath(filesystem.local_path(root)), "")
     pending = [("", 0)]
     while pending:
         prefix, depth = pending.pop()
-        for name, is_folder in storage.entries(posixpath.join(root, prefix) if prefix else root):
+        for name, is_folder in filesystem.list_entries(posixpath.join(root, prefix) if prefix else root):
             place = f"{prefix}/{name}" if prefix else name
             if name.startswith("."):
                 continue
-            if home is not None and not _stays(storage.local(posixpath.join(root, place)), home, is_folder):
+            if home is not None and not _stays(filesystem.local_path(posixpath.join(root, place)), home, is_folder):
                 continue
             if not is_folder:
                 found.append(place)
@@ -186,7 +189,7 @@ def _beside(name: str, told: set[str]) -> str:
 
 def _captions(path: str, key: str) -> Any:
     try:
-        data = storage.read(path)
+        data = filesystem.read(path)
     except OSError as error:
         raise Unreadable("missing file", " ".join(str(error).split()), key=key) from None
     if path.lower().endswith(".txt"):

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import storage
-from mmjax.data.files.captioned import Captioned
-from mmjax.data.files.columnar import Arrow, Columns, Parquet
-from mmjax.data.files.references import inside
-from mmjax.data.files.rows import place
-from mmjax.data.files.tabular import CAPTIONS, Columned, columnar_rows, names_images, others_of, picture_in
+from mmjax.data.formats.caption_table import CaptionTable
+from mmjax.data.formats.columnar import Arrow, Columns, Parquet
+from mmjax.data.formats.image_files import inside
+from mmjax.data.formats.row_builder import place
+from mmjax.data.formats.tables import CAPTIONS, ColumnMapping, columnar_rows, names_images, others_of, picture_in
 from mmjax.data.sample import Example, Unreadable
+from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.text import check_most, check_norm
 
 _STATE, _DICT = "state.json", "dataset_dict.json"
@@ -64,11 +64,11 @@ class Source:
         max_captions: int | None = None,
     ):
         self.modalities = tuple(modalities)
-        folder = storage.local(path).rstrip("/")
-        if not storage.is_folder(folder):
+        folder = filesystem.local_path(path).rstrip("/")
+        if not filesystem.is_folder(folder):
             raise ConfigError(f"path={path!r}: no such folder; nothing is downloaded, copy or save the data set there")
         self._name = f"huggingface/{split}"
-        self._root = folder if image_root is None else storage.local(image_root)
+        self._root = folder if image_root is None else filesystem.local_path(image_root)
         self._cells = _cells(folder, split)
         schema, others = self._cells.schema, others_of(modalities)
         labels = class_labels(schema)
@@ -82,14 +82,14 @@ class Source:
         if image_column is None:
             pictures = (field.name for field in schema if _is_picture(field.type) and field.name not in others)
             image_column = next(pictures, None)
-        wanted = Columned(image_column, caption_columns, negative_column, label_column, tuple(columns), others)
+        wanted = ColumnMapping(image_column, caption_columns, negative_column, label_column, tuple(columns), others)
         wanted = wanted.among(schema.names, folder)
         names = labels.get(label_column or "")
         # Modality to its column, and whether that has names.
         image = next(name for name in self.modalities if name not in wanted.others)
         self._columns = {image: wanted.image or ""} | {name: name for name in wanted.others}
         self._named = {name: names_images(schema, column) for name, column in self._columns.items()}
-        self._table = Captioned(
+        self._table = CaptionTable(
             columnar_rows(self._cells, wanted, named=False, class_names=names),
             named=False,
             fields=wanted.fields,
@@ -136,7 +136,7 @@ def class_labels(schema: pa.Schema) -> dict[str, list[str]]:
 
 
 def _cells(folder: str, split: str) -> Columns:
-    entries = storage.entries(folder)
+    entries = filesystem.list_entries(folder)
     names = [name for name, _ in entries]
     if _STATE in names:
         return Arrow(_saved(folder))
@@ -160,17 +160,17 @@ def _cells(folder: str, split: str) -> Columns:
 def _saved(folder: str) -> list[str]:
     """The Arrow files of one saved split, in the order that its state has them."""
     try:
-        state = json.loads(storage.read(f"{folder}/{_STATE}"))
+        state = json.loads(filesystem.read(f"{folder}/{_STATE}"))
         names = [str(entry["filename"]) for entry in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"path={folder!r}: its {_STATE} is damaged ({error}); save the data set again") from None
     if state.get("_indices_data_files"):
         raise ConfigError(f"path={folder!r}: its rows were chosen but not copied; save it after flatten_indices()")
     try:
-        paths = [storage.join(folder, name) for name in names]
+        paths = [filesystem.join(folder, name) for name in names]
     except Unreadable as error:
         raise ConfigError(f"path={folder!r}: its {_STATE} names no file of the folder ({error.detail})") from None
-    missing = [path for path in paths if not storage.exists(path)]
+    missing = [path for path in paths if not filesystem.exists(path)]
     if missing or not paths:
         raise ConfigError(f"path={folder!r}: the file {(missing or ['of its rows'])[0]!r} is missing; copy it")
     return paths
@@ -182,12 +182,12 @@ def _parquet(folder: str, entries: Sequence[tuple[str, bool]]) -> dict[str, list
     for name, is_folder in entries:
         if is_folder and not name.startswith("."):
             inner = f"{folder}/{name}"
-            for split, paths in _parquet(inner, storage.entries(inner)).items():
+            for split, paths in _parquet(inner, filesystem.list_entries(inner)).items():
                 found.setdefault(split or ("" if name == "data" else name), []).extend(paths)
         elif name.endswith(".parquet"):
             match = None if _NOT_A_SPLIT.fullmatch(name) else _SHARD.fullmatch(name)
             found.setdefault(match["split"] if match else "", []).append(f"{folder}/{name}")
-    return {split: sorted(paths, key=storage.natural) for split, paths in found.items()}
+    return {split: sorted(paths, key=path_patterns.natural_key) for split, paths in found.items()}
 
 
 def _is_picture(kind: Any) -> bool:

@@ -7,13 +7,12 @@ from typing import Literal, get_args
 import numpy as np
 
 from mmjax.core.config import ConfigError, choose
-from mmjax.data.files import storage
-from mmjax.data.files.captioned import Captioned
-from mmjax.data.files.columnar import Parquet
-from mmjax.data.files.references import check_root, inside, picture
-from mmjax.data.files.rows import place
-from mmjax.data.files.tabular import (
-    Columned,
+from mmjax.data.formats.caption_table import CaptionTable
+from mmjax.data.formats.columnar import Parquet
+from mmjax.data.formats.image_files import check_root, inside, picture
+from mmjax.data.formats.row_builder import place
+from mmjax.data.formats.tables import (
+    ColumnMapping,
     columnar_rows,
     csv_rows,
     json_rows,
@@ -23,6 +22,7 @@ from mmjax.data.files.tabular import (
     sniff,
 )
 from mmjax.data.sample import Example
+from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.text import check_most, check_norm
 
 Format = Literal["auto", "csv", "jsonl", "parquet"]
@@ -82,12 +82,12 @@ class Source:
         self.modalities = tuple(modalities)
         if separator is not None and len(separator) != 1:
             raise ConfigError(f"separator={separator!r}: must be one character; leave it out to have it found")
-        paths = storage.expand(path, split=split)
+        paths = path_patterns.expand(path, split=split)
         self._name = f"tables/{split}"
-        self._root = paths[0].rpartition("/")[0] or "." if image_root is None else storage.local(image_root)
+        self._root = paths[0].rpartition("/")[0] or "." if image_root is None else filesystem.local_path(image_root)
         others = others_of(modalities)
         kind = sniff(paths[0]) if format == "auto" else format
-        wanted = Columned(image_column, caption_columns, negative_column, label_column, tuple(columns), others)
+        wanted = ColumnMapping(image_column, caption_columns, negative_column, label_column, tuple(columns), others)
         self._cells: Parquet | None = None
         named: dict[str, bool] = {}
         if kind == "parquet":
@@ -105,7 +105,7 @@ class Source:
         self._image = next(name for name in self.modalities if name not in wanted.others)
         self._columns = {self._image: wanted.image or ""} | {name: name for name in wanted.others}
         self._named = {name: named.get(column, True) for name, column in self._columns.items()}
-        self._table = Captioned(
+        self._table = CaptionTable(
             rows,
             named=self._cells is None,
             group=group,

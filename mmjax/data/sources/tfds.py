@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.config import ConfigError, nearest
-from mmjax.data.files import featured, records, storage, tfexample
-from mmjax.data.files.references import inside
+from mmjax.data.formats import example_features, record_files, tf_example
+from mmjax.data.formats.image_files import inside
 from mmjax.data.preparing import prepared
 from mmjax.data.sample import Example, Reason, Unreadable
-from mmjax.data.sources.arrayrecord import torn
+from mmjax.data.sources.arrayrecord import truncations
+from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.text import check_most, check_norm
 
 _INFO = "dataset_info.json"
@@ -63,7 +64,7 @@ class Source:
         import tensorflow_datasets as tfds  # takes a second or two, which other sources need not wait for
 
         self._norm, self._most = check_norm(caption_norm), check_most(max_captions)
-        folder = _folder(storage.local(path), dataset)
+        folder = _folder(filesystem.local_path(path), dataset)
         self._name = f"tfds/{split}"
         try:
             info = tfds.builder_from_directory(folder).info
@@ -77,7 +78,7 @@ class Source:
         if label_key is None and labels:
             label_key = "label" if "label" in labels else labels[0]
         names = flat[label_key].names if label_key is not None and label_key in labels else None
-        self._roles = featured.roles(
+        self._roles = example_features.roles(
             list(flat),
             [name for name, feature in flat.items() if _is_picture(feature, tfds)],
             texts=[name for name, feature in flat.items() if _is_text(feature, tfds)],
@@ -90,7 +91,7 @@ class Source:
         )
         self.modalities = tuple(self._roles.pictures)
         if self._roles.ours:
-            self.id_limit: int = prepared.id_limit(folder) or featured.ID_LIMIT
+            self.id_limit: int = prepared.id_limit(folder) or example_features.ID_LIMIT
         if names is not None:
             self.class_names = list(names)
         tops = {flat_name: top for top in features for flat_name in _names(top, features[top], tfds)}
@@ -118,14 +119,16 @@ class Source:
             raise Unreadable(error.reason, error.detail, key=place) from None
         except Exception as error:  # TFDS decodes what a damaged record holds, and fails as that happens to
             raise Unreadable("bad row", _line(error), key=place) from None
-        return featured.example(values, self._roles, number=index, place=place, norm=self._norm, most=self._most)
+        return example_features.example(
+            values, self._roles, number=index, place=place, norm=self._norm, most=self._most
+        )
 
     def column(self, name: str) -> np.ndarray:
         """``key``, ``id``, ``label`` or a further field of all examples; reads all records, once.
 
         Numbers are nan, and texts empty, where an example has none or cannot be read.
         """
-        return featured.column(self, name, paths=self._files.paths, part=self._wanted)
+        return example_features.column(self, name, paths=self._files.paths, part=self._wanted)
 
     def _open(self, split: str, wanted: str, info: Any, folder: str) -> None:
         kind = info.file_format.value
@@ -138,19 +141,19 @@ class Source:
         except (ValueError, KeyError, AssertionError) as error:
             known = f"there are {', '.join(info.splits)}, and slices such as 'train[:90%]'"
             raise ConfigError(f"split={split!r}: no such split; {known}; or map it in splits") from error
-        paths = list(dict.fromkeys(storage.local(str(i.filename)) for i in instructions))
-        missing = [found for found in storage.together(lambda p: "" if storage.exists(p) else p, paths) if found]
+        paths = list(dict.fromkeys(filesystem.local_path(str(i.filename)) for i in instructions))
+        missing = [found for found in filesystem.map_paths(lambda p: "" if filesystem.exists(p) else p, paths) if found]
         if missing:
             raise ConfigError(
                 f"path={folder!r}: {len(missing)} of {len(paths)} files are missing, such as {missing[0]!r}; copy them"
             )
-        self._files = records.files(paths, kind)
-        self.skipped: list[tuple[str, Reason, str]] = torn(self._files)
+        self._files = record_files.files(paths, kind)
+        self.skipped: list[tuple[str, Reason, str]] = truncations(self._files)
         spans = []
         for instruction in instructions:
-            file = paths.index(storage.local(str(instruction.filename)))
+            file = paths.index(filesystem.local_path(str(instruction.filename)))
             there = int(self._files.counts[file])
-            if there < instruction.examples_in_shard and file not in self._files.torn:
+            if there < instruction.examples_in_shard and file not in self._files.truncated:
                 raise ConfigError(
                     f"path={paths[file]!r}: has {there} records where {instruction.examples_in_shard} are announced; "
                     "copy it again"
@@ -160,8 +163,8 @@ class Source:
             first_gone = max(there + 1, instruction.skip)  # the one that is cut is listed already
             for number in range(first_gone, instruction.skip + instruction.take):
                 key = f"{paths[file].rpartition('/')[2]}:{number}"
-                self.skipped.append((key, "torn archive", "comes after the damage"))
-        self._spans = records.Spans(spans)
+                self.skipped.append((key, "truncated archive", "comes after the damage"))
+        self._spans = record_files.Spans(spans)
 
 
 def _shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]] | None:
@@ -169,8 +172,12 @@ def _shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]] | No
     shapes = {}
     for name, feature in fields.items():
         # The parts of the negatives are in a sequence.
-        shape = (None,) if name in featured.NEGATIVES else feature.shape
-        if ("/" in name and name not in featured.NEGATIVES) or None in shape[1:] or feature.np_dtype not in _STORED:
+        shape = (None,) if name in example_features.NEGATIVES else feature.shape
+        if (
+            ("/" in name and name not in example_features.NEGATIVES)
+            or None in shape[1:]
+            or feature.np_dtype not in _STORED
+        ):
             return None
         shapes[name] = shape
     return shapes
@@ -178,7 +185,7 @@ def _shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]] | No
 
 def _parsed(record: bytes, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str, Any]:
     """What TFDS would decode in twice the time."""
-    values: dict[str, Any] = dict(tfexample.parse(record))
+    values: dict[str, Any] = dict(tf_example.parse(record))
     for name, shape in shapes.items():
         if shape == ():
             values[name] = values[name][0]
@@ -193,15 +200,15 @@ def _folder(path: str, dataset: str | None) -> str:
     if dataset is not None:
         name, _, version = dataset.partition(":")
         folder = "/".join(part for part in (path.rstrip("/"), name, version) if part)
-    if storage.exists(f"{folder}/{_INFO}"):
+    if filesystem.exists(f"{folder}/{_INFO}"):
         return folder
-    names = storage.listing(folder) if storage.is_folder(folder) else []
-    versions = [name for name in names if _VERSION.fullmatch(name) and storage.exists(f"{folder}/{name}/{_INFO}")]
+    names = filesystem.list_names(folder) if filesystem.is_folder(folder) else []
+    versions = [name for name in names if _VERSION.fullmatch(name) and filesystem.exists(f"{folder}/{name}/{_INFO}")]
     if versions:
-        return f"{folder}/{max(versions, key=storage.natural)}"
+        return f"{folder}/{max(versions, key=path_patterns.natural_key)}"
     option = f"path={path!r}" + (f", dataset={dataset!r}" if dataset else "")
-    if storage.is_folder(path) and dataset is not None:
-        there = [name for name in storage.listing(path) if storage.is_folder(f"{path}/{name}")]
+    if filesystem.is_folder(path) and dataset is not None:
+        there = [name for name in filesystem.list_names(path) if filesystem.is_folder(f"{path}/{name}")]
         raise ConfigError(f"{option}: no prepared data set; {nearest(dataset.split(':')[0].split('/')[0], there)}")
     raise ConfigError(
         f"{option}: no prepared data set there (no {_INFO}); nothing is downloaded: prepare it by `tfds build` with "

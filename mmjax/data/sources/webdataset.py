@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.config import ConfigError, nearest
-from mmjax.data.files import classes, scanned, shard_paths, shards
-from mmjax.data.files.references import inside
-from mmjax.data.files.shards import Shard
+from mmjax.data.formats import classes, tar_samples
+from mmjax.data.formats.image_files import inside
+from mmjax.data.formats.tar_samples import Shard
 from mmjax.data.sample import Example, Reason, Unreadable
+from mmjax.data.storage import column_cache, shard_paths
 from mmjax.data.text import Norm, captions_of, check_most, check_norm
 
 _TEXT, _JSON, _LABEL = ".text", ".json", ".label"  # parts besides the modalities, whose names have no dot
@@ -95,9 +96,10 @@ class Source:
         self.skipped: list[tuple[str, Reason, str]] = []
         self._paths = found.paths
         usable = [
-            self._usable(path, shard) for path, shard in zip(found.paths, shards.found(found.paths, parts), strict=True)
+            self._usable(path, shard)
+            for path, shard in zip(found.paths, tar_samples.scan_shards(found.paths, parts), strict=True)
         ]
-        self._samples = shards.Samples(found.paths, usable, list(parts))
+        self._samples = tar_samples.Samples(found.paths, usable, list(parts))
         if not len(self._samples):
             first = self.skipped[0] if self.skipped else ("", "bad row", "the archives are empty")
             raise ConfigError(
@@ -126,13 +128,13 @@ class Source:
         if name == "key":
             return np.array([self._samples.key(place) for place in range(len(self))])
         # A part of what follows is which samples there are, and that depends on the options.
-        return scanned.column(
+        return column_cache.load_or_scan(
             f"tar column {name} {self._samples.digest()}",
             self._paths,
             len(self),
             lambda place: self._record(place).get(name),
             name=name,
-            threads=shards.threads(self._paths),
+            threads=tar_samples.threads(self._paths),
             known=lambda: nearest(name, self._record(0)),
         )
 
@@ -174,7 +176,7 @@ class Source:
             raise Unreadable("bad row", f"class {label} of {len(self.class_names)}")
         return label
 
-    def _usable(self, path: str, found: shards.Found) -> Shard:
+    def _usable(self, path: str, found: tar_samples.ScanResult) -> Shard:
         """The samples that can be used; the others are listed."""
         shard, status, name = found.shard, found.status, posixpath.basename(path)
         there = {part: block > 0 for part, (block, _) in shard.parts.items()}
@@ -182,14 +184,14 @@ class Source:
         if self.class_names:
             said = said | there[_LABEL]
         shown = np.logical_and.reduce([there[modality] for modality in self.modalities])
-        usable = (status == shards.USABLE) & shown & said
+        usable = (status == tar_samples.USABLE) & shown & said
         for place in np.flatnonzero(~usable).tolist():
             reason, detail = _reason(int(status[place]), [m for m in self.modalities if not there[m][place]])
-            if found.tear and place == len(shard) - 1 and status[place] == shards.USABLE:
-                reason, detail = "torn archive", found.tear  # what it lacks may have followed
+            if found.truncation and place == len(shard) - 1 and status[place] == tar_samples.USABLE:
+                reason, detail = "truncated archive", found.truncation  # what it lacks may have followed
             self.skipped.append((f"{name}/{shard.key(place)}", reason, detail))
-        if found.tear:
-            self.skipped.append((path, "torn archive", found.tear))
+        if found.truncation:
+            self.skipped.append((path, "truncated archive", found.truncation))
         return shard.choose(usable)
 
     def _record(self, place: int) -> dict[str, Any]:
@@ -219,10 +221,10 @@ def _modality_keys(modalities: tuple[str, ...], image: list[str], given: dict[st
 
 
 def _reason(status: int, missing: list[str]) -> tuple[Reason, str]:
-    if status == shards.DUPLICATE:
+    if status == tar_samples.DUPLICATE:
         return "duplicate key", "the key was there before in this shard"
-    if status == shards.TORN:
-        return "torn archive", "a part of it lies beyond the tear"
+    if status == tar_samples.TRUNCATED:
+        return "truncated archive", "a part of it lies beyond the end of the file"
     if missing:
         return "bad row", f"no {', '.join(missing)}"
     return "no caption", "neither a text nor what stands for it"

@@ -18,8 +18,8 @@ import numpy as np
 
 from mmjax.core.config import ConfigError, choose
 from mmjax.data import lookup, pictures
-from mmjax.data.files import storage
 from mmjax.data.sample import Crop, Sample, Unreadable
+from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.transforms.base import Stage
 
 _WORD = re.compile(r"[^\W_]+")
@@ -97,7 +97,7 @@ class Transform:
         choose(by, get_args(lookup.By), path="by")
         self._modality = modalities[0]
         self._sentence, self._phrase, self._word, self._paste = sentence, phrase, word, paste
-        targets = _concepts(storage.expand(concepts, key="concepts"), max_distance)
+        targets = _concepts(path_patterns.expand(concepts, key="concepts"), max_distance)
         self._targets = {words: names for words, names in targets.items() if (word if len(words) == 1 else phrase) > 0}
         self._longest = max(map(len, self._targets), default=0)
         self._sentences = {} if sentences is None else _sentences(sentences)
@@ -196,7 +196,7 @@ def pasted(picture: np.ndarray, donor: Donor, box: Edges, *, crop: Crop | None) 
 
 def _decoded(donor: Donor, part: Crop) -> np.ndarray:
     try:
-        data = storage.read(donor.path)
+        data = filesystem.read(donor.path)
     except FileNotFoundError:
         raise Unreadable("missing file", "a donor of culture_mixup", key=donor.path) from None
     height, width = pictures.size_of(data, key=donor.path)
@@ -273,7 +273,7 @@ def _donors(path: str) -> dict[str, list[Donor]]:
         where = f"donors={path!r}: line {number}"
         image = lookup.field(row, "image", where=where)
         try:
-            donor = Donor(storage.join(folder, image), _box(row, where))
+            donor = Donor(filesystem.join(folder, image), _box(row, where))
         except (Unreadable, TypeError):
             raise ConfigError(f"{where}: image={image!r} is no file beside this table; correct that line") from None
         concept = lookup.text_of(lookup.field(row, "concept", where=where), where=where)

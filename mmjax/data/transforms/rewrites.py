@@ -11,8 +11,8 @@ import numpy as np
 
 from mmjax.core.config import ConfigError, choose
 from mmjax.data import lookup
-from mmjax.data.files import storage
 from mmjax.data.sample import Sample, Unreadable
+from mmjax.data.storage import path_patterns
 from mmjax.data.transforms.base import Stage
 
 Missing = Literal["skip", "original"]
@@ -55,7 +55,7 @@ class Transform:
             raise ConfigError("paths=(): rewrites needs tables of them; name csv, tsv or jsonl files")
         if not columns or len(set(columns)) < len(columns):
             raise ConfigError(f"columns={tuple(columns)}: name one or more fields with rewrites, each once")
-        tables = storage.expand(paths, key="paths")
+        tables = path_patterns.expand(paths, key="paths")
         names = [f"{path}:{column}" for path in tables for column in columns]
         self._weights = shares(weights, count=1 + len(names), of="the originals and each source of rewrites")
         sources = [_read(path, column, by, key_column) for path in tables for column in columns]

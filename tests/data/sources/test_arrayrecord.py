@@ -8,10 +8,10 @@ import pytest
 from array_record.python import array_record_module
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import storage
-from mmjax.data.files.tfexample import encode
+from mmjax.data.formats.tf_example import encode
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.arrayrecord import Source
+from mmjax.data.storage import filesystem
 from support import tables
 
 ITEMS = tables.examples(7)
@@ -184,7 +184,7 @@ def test_a_torn_tfrecord_gives_what_comes_before_the_damage(tmp_path):
         path.write_bytes(whole[:cut])
         source = Source("train", path=str(path))
         assert len(source) == 4 and source[3]["image"] == ITEMS[3][1]
-        assert [p[:2] for p in source.skipped] == [("t-00000-of-00001:4", "torn archive")]
+        assert [p[:2] for p in source.skipped] == [("t-00000-of-00001:4", "truncated archive")]
     damaged = bytearray(whole)
     damaged[starts[4]] ^= 1  # the length
     path.write_bytes(damaged)
@@ -198,8 +198,8 @@ def test_a_tfrecord_that_shrinks_after_it_was_opened(tmp_path):
     path = write(tmp_path, "tfrecord", shards=1)
     source = Source("train", path=path)
     (tmp_path / "t-00000-of-00001").write_bytes(b"short")
-    storage.stamp(str(tmp_path / "t-00000-of-00001"))
-    with pytest.raises(Unreadable, match="torn archive"):
+    filesystem.stamp(str(tmp_path / "t-00000-of-00001"))
+    with pytest.raises(Unreadable, match="truncated archive"):
         source[6]
 
 
@@ -227,7 +227,7 @@ def test_damage_in_the_middle_of_an_array_record(tmp_path):
         try:
             assert source[i]["captions"] == ([f"c{i}"] if i else ITEMS[0][2])
         except Unreadable as error:
-            assert error.reason == "torn archive" and error.key == f"a:{i}"
+            assert error.reason == "truncated archive" and error.key == f"a:{i}"
             torn.append(i)
     assert 1 <= len(torn) <= 3
     assert source[19]["captions"] == ["c19"]

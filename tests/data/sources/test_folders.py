@@ -157,9 +157,9 @@ class TestFiles:
 
     def test_opening_reads_no_picture(self, tmp_path, monkeypatch):
         classes(tmp_path)
-        from mmjax.data.files import storage
+        from mmjax.data.storage import filesystem
 
-        monkeypatch.setattr(storage, "read", lambda path: pytest.fail(f"{path} was read"))
+        monkeypatch.setattr(filesystem, "read", lambda path: pytest.fail(f"{path} was read"))
         assert len(source(tmp_path)) == 6
 
     def test_pictures_that_are_gone_or_empty(self, tmp_path):

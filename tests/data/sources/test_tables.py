@@ -433,9 +433,9 @@ def test_a_parquet_file_damaged_in_the_middle(folder):
         )
     (folder / "t").write_bytes(data)
     source = Source("train", path=str(folder / "t"))
-    assert refusals(source) == [("t:5", "torn archive"), ("t:6", "torn archive")] and len(source) == 4
+    assert refusals(source) == [("t:5", "truncated archive"), ("t:6", "truncated archive")] and len(source) == 4
     for i in (0, 1):
-        with pytest.raises(Unreadable, match="torn archive"):
+        with pytest.raises(Unreadable, match="truncated archive"):
             source[i]
     assert [source[i]["image"] for i in (2, 3)] == [ITEMS[2][1], ITEMS[3][1]]
 
@@ -479,9 +479,9 @@ def test_damaged_bytes_neither_crash_nor_hang(folder, kind):
 
 
 def test_a_million_rows_are_small():
-    from mmjax.data.files.captioned import Captioned
-    from mmjax.data.files.rows import Row
+    from mmjax.data.formats.caption_table import CaptionTable
+    from mmjax.data.formats.row_builder import Row
 
     rows = (Row("t", i, f"images/{i // 2:08d}.png", f"a caption of some thirty bytes {i}") for i in range(100_000))
-    size = len(pickle.dumps(Captioned(rows, named=True), protocol=5)) / 100_000
+    size = len(pickle.dumps(CaptionTable(rows, named=True), protocol=5)) / 100_000
     assert size < 80, size

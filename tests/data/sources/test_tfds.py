@@ -339,12 +339,12 @@ def test_a_torn_tfrecord_costs_what_comes_after_the_damage(prepared, tmp_path):
     shard.write_bytes(data[: len(data) // 2])
     source = Source("train", path=str(folder))
     assert 0 < len(source) < 12 and len(source) + len(source.skipped) == 12
-    assert {reason for _, reason, _ in source.skipped} == {"torn archive"}
+    assert {reason for _, reason, _ in source.skipped} == {"truncated archive"}
     assert [json.dumps(source[i]["captions"]) for i in range(len(source))] == [
         json.dumps(e["captions"]) for e in expected[: len(source)]
     ]
     tail = Source("train[10:]", path=str(folder))
-    assert len(tail) == 0 and [reason for _, reason, _ in tail.skipped] == ["torn archive"] * len(tail.skipped)
+    assert len(tail) == 0 and [reason for _, reason, _ in tail.skipped] == ["truncated archive"] * len(tail.skipped)
 
 
 def test_damaged_records_are_bad_rows(prepared, tmp_path):

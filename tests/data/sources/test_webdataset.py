@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import archive, shards, storage
+from mmjax.data.formats import tar_headers, tar_samples
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.webdataset import Source
+from mmjax.data.storage import filesystem
 from support.archives import write_tar, write_webdataset
 
 
@@ -28,8 +29,8 @@ def cache(tmp_path, monkeypatch):
 def scans(monkeypatch):
     """The shards whose headers were read."""
     read = []
-    real = archive.members
-    monkeypatch.setattr(archive, "members", lambda path: read.append(os.path.basename(path)) or real(path))
+    real = tar_headers.members
+    monkeypatch.setattr(tar_headers, "members", lambda path: read.append(os.path.basename(path)) or real(path))
     return read
 
 
@@ -122,8 +123,8 @@ class TestReading:
         found = source("memory://shards/{00000..00001}.tar")
         assert [e[1:] for e in contents(found)] == [(image, captions) for _, image, captions in made]
         asked = []
-        real = storage.read_range
-        monkeypatch.setattr(storage, "read_range", lambda p, o, n: asked.append(n) or real(p, o, n))
+        real = filesystem.read_range
+        monkeypatch.setattr(filesystem, "read_range", lambda p, o, n: asked.append(n) or real(p, o, n))
         found[7]
         assert len(asked) == 1 and asked[0] < 3000 + 2048 + 100  # picture and text in one piece
         fs.rm("/shards", recursive=True)
@@ -134,8 +135,8 @@ class TestReading:
         made = [("a", b"1" * 3000, ["small"]), ("b", b"2" * 300_000, ["large"]), ("c", b"3", ["c"])]
         found = source(write_webdataset(tmp_path, made)[0])
         asked = []
-        real = storage.read_range
-        monkeypatch.setattr(storage, "read_range", lambda p, o, n: asked.append(n) or real(p, o, n))
+        real = filesystem.read_range
+        monkeypatch.setattr(filesystem, "read_range", lambda p, o, n: asked.append(n) or real(p, o, n))
         for place, lengths in ((0, [3072 + 512 + 5]), (1, [300_000, 5]), (2, [1025])):
             asked.clear()
             example = found[place]
@@ -147,8 +148,8 @@ class TestReading:
         fs = fsspec.filesystem("memory")
         fs.pipe_file("/apart/a.tar", path.read_bytes())
         asked = []
-        real = storage.read_range
-        monkeypatch.setattr(storage, "read_range", lambda p, o, n: asked.append(n) or real(p, o, n))
+        real = filesystem.read_range
+        monkeypatch.setattr(filesystem, "read_range", lambda p, o, n: asked.append(n) or real(p, o, n))
         for place in (str(path), "memory://apart/a.tar"):
             found = source(place, json_fields=("x",))
             asked.clear()
@@ -280,7 +281,7 @@ class TestSkipped:
     def test_an_archive_torn_anywhere_gives_what_is_whole(self, tmp_path):
         path = write_webdataset(tmp_path, examples(12))[0]
         whole = contents(source(path))
-        members = archive.members(str(path))
+        members = tar_headers.members(str(path))
         ends = [offset + size for offset, size in zip(members.offsets, members.sizes, strict=True)]
         data = path.read_bytes()
         last = -(-ends[-1] // 512) * 512
@@ -293,14 +294,14 @@ class TestSkipped:
             found = source(path)
             complete = sum(end <= cut for end in ends[1::2])
             assert contents(found) == whole[:complete]
-            assert found.skipped[-1][:2] == (str(path), "torn archive")
+            assert found.skipped[-1][:2] == (str(path), "truncated archive")
             torn = {key.rpartition("/")[2] for key, _, _ in found.skipped[:-1]}
-            assert torn <= {f"{complete:06d}"} and all(reason == "torn archive" for _, reason, _ in found.skipped)
+            assert torn <= {f"{complete:06d}"} and all(reason == "truncated archive" for _, reason, _ in found.skipped)
             if complete < 12 and ends[2 * complete] <= cut:  # its picture is there and its text is not
                 assert torn
         for cut in (0, 100, 512, ends[0] - 1, ends[0]):
             path.write_bytes(data[:cut])
-            with pytest.raises(ConfigError, match="torn archive"):
+            with pytest.raises(ConfigError, match="truncated archive"):
                 source(path)
 
     def test_a_sample_that_lost_any_part_is_torn(self, tmp_path):
@@ -310,8 +311,8 @@ class TestSkipped:
         found = source(path)
         assert [e[1] for e in contents(found)] == [b"1"]
         assert [(key, reason) for key, reason, _ in found.skipped] == [
-            ("a.tar/b", "torn archive"),
-            (str(path), "torn archive"),
+            ("a.tar/b", "truncated archive"),
+            (str(path), "truncated archive"),
         ]
 
     def test_a_torn_archive_among_whole_ones(self, tmp_path):
@@ -360,10 +361,10 @@ class TestSkipped:
         os.truncate(path, 700)
         with pytest.raises(Unreadable) as error:
             found[3]
-        assert error.value.reason == "torn archive" and error.value.key == "00000.tar/000003"
+        assert error.value.reason == "truncated archive" and error.value.key == "00000.tar/000003"
         path.unlink()
         fresh = pickle.loads(pickle.dumps(found))
-        storage.FILES._open.clear()
+        filesystem.FILES._open.clear()
         with pytest.raises(Unreadable, match="missing file"):
             fresh[0]
 
@@ -406,7 +407,7 @@ class TestIndex:
         write_webdataset(tmp_path, examples(9), shards=3)
         source(tmp_path)
         assert capsys.readouterr().err == ""
-        monkeypatch.setattr(shards, "_PATIENCE", 0.0)
+        monkeypatch.setattr(tar_samples, "_PATIENCE", 0.0)
         source(tmp_path)
         assert "of 3 shards" in capsys.readouterr().err
 

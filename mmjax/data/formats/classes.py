@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import storage
+from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.text import clean
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -51,8 +51,8 @@ def prompts(name: str, templates: Sequence[str] | None) -> list[str]:
 
 
 def _file(path: str, key: str) -> list[str] | dict[str, str]:
-    (path,) = storage.expand([path], key=key)
-    data = storage.read(path)
+    (path,) = path_patterns.expand([path], key=key)
+    data = filesystem.read(path)
     try:
         if path.lower().endswith(".json"):
             return json.loads(data)

@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import index, storage
 from mmjax.data.sample import Unreadable
+from mmjax.data.storage import filesystem, index_cache
 
 READERS_KEPT = 256
 
@@ -27,11 +27,11 @@ _SMALLEST = 65536  # bytes of any ArrayRecord file
 
 
 class Files(Protocol):
-    """Records by file and number in it; ``counts`` says how many each file has, ``torn`` where a file breaks off."""
+    """Records by file and number in it; ``counts`` are per file, ``truncated`` tells where files break off."""
 
     paths: list[str]
     counts: np.ndarray
-    torn: dict[int, str]
+    truncated: dict[int, str]
 
     def read(self, file: int, number: int) -> bytes:
         """One record; Unreadable where the file is damaged there."""
@@ -45,7 +45,7 @@ def files(paths: Sequence[str], format: Format) -> Files:
 def sniff(path: str) -> Format:
     """Which of the two a file is, by its content."""
     try:
-        head = storage.read_range(path, 0, min(storage.size(path), _HEADER.size))
+        head = filesystem.read_range(path, 0, min(filesystem.size(path), _HEADER.size))
     except OSError as error:
         raise ConfigError(f"path={path!r}: cannot be read ({error}); name files of records") from None
     if len(head) == _HEADER.size:
@@ -74,15 +74,15 @@ class Spans:
 class ArrayRecords:
     """ArrayRecord files on local paths."""
 
-    torn: dict[int, str]
+    truncated: dict[int, str]
 
     def __init__(self, paths: Sequence[str]):
         for path in paths:
-            if storage.is_url(path):
+            if filesystem.is_url(path):
                 raise ConfigError(f"path={path!r}: ArrayRecord files are read from local paths; copy or mount them")
-        self.paths = [storage.local(path) for path in paths]
-        self.torn = {}
-        self.counts = index.cached("array_record counts", self.paths, self._count)["counts"]
+        self.paths = [filesystem.local_path(path) for path in paths]
+        self.truncated = {}
+        self.counts = index_cache.load_or_build("array_record counts", self.paths, self._count)["counts"]
         self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class ArrayRecords:
         except (RuntimeError, IndexError) as error:
             with self._lock:
                 self._open.pop(file, None)  # what failed once may fail for good
-            raise Unreadable("torn archive", _line(error), key=f"{_base(self.paths[file])}:{number}") from None
+            raise Unreadable("truncated archive", _line(error), key=f"{_base(self.paths[file])}:{number}") from None
 
     def _count(self) -> dict[str, np.ndarray]:
         return {"counts": np.array([_count(path) for path in self.paths], np.int64)}
@@ -128,32 +128,32 @@ class TFRecords:
 
     def __init__(self, paths: Sequence[str]):
         self.paths = list(paths)
-        arrays = index.cached("tfrecord offsets", self.paths, self._scan)
+        arrays = index_cache.load_or_build("tfrecord offsets", self.paths, self._scan)
         self.counts = arrays["counts"]
-        self.torn = {int(file): str(why) for file, why in zip(arrays["torn"], arrays["why"], strict=True)}
+        self.truncated = {int(file): str(why) for file, why in zip(arrays["truncated"], arrays["why"], strict=True)}
         self._begins = np.concatenate([[0], np.cumsum(self.counts)])
         self._offsets, self._lengths = arrays["offsets"], arrays["lengths"]
 
     def read(self, file: int, number: int) -> bytes:
         """One record; Unreadable where the file has become shorter than its index."""
         if not 0 <= number < self.counts[file]:
-            raise Unreadable("torn archive", "the file ends before", key=f"{_base(self.paths[file])}:{number}")
+            raise Unreadable("truncated archive", "the file ends before", key=f"{_base(self.paths[file])}:{number}")
         place = self._begins[file] + number
         try:
-            return storage.read_range(self.paths[file], int(self._offsets[place]), int(self._lengths[place]))
+            return filesystem.read_range(self.paths[file], int(self._offsets[place]), int(self._lengths[place]))
         except FileNotFoundError as error:
             raise Unreadable("missing file", _line(error), key=f"{_base(self.paths[file])}:{number}") from None
 
     def _scan(self) -> dict[str, np.ndarray]:
         frames = [list(_frames(path)) for path in self.paths]
-        torn = [file for file, found in enumerate(frames) if found and isinstance(found[-1], str)]
-        why = [str(frames[file].pop()) for file in torn]
+        truncated = [file for file, found in enumerate(frames) if found and isinstance(found[-1], str)]
+        why = [str(frames[file].pop()) for file in truncated]
         both = np.array([frame for found in frames for frame in found], np.int64).reshape(-1, 2)
         return {
             "counts": np.array([len(found) for found in frames], np.int64),
             "offsets": both[:, 0],
             "lengths": both[:, 1],
-            "torn": np.array(torn, np.int64),
+            "truncated": np.array(truncated, np.int64),
             "why": np.array(why, np.str_),
         }
 
@@ -161,8 +161,8 @@ class TFRecords:
 def _frames(path: str) -> Iterator[tuple[int, int] | str]:
     """Offset and length of each record's payload; at last, where the file breaks off, a word on it."""
     try:
-        end = storage.size(path)
-        file = storage.open(path)
+        end = filesystem.size(path)
+        file = filesystem.open_file(path)
     except OSError as error:
         raise ConfigError(f"path={path!r}: cannot be read ({error}); name files of records") from None
     with file:

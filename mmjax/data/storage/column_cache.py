@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import index
+from mmjax.data.storage import index_cache
 
 _CHUNK = 256
 
 
-def column(
+def load_or_scan(
     kind: str,
     paths: Sequence[str],
     count: int,
@@ -44,4 +44,4 @@ def column(
             return {"column": np.array(["" if value is None else value.replace("\0", "") for value in found])}
         raise ConfigError(f"column {name!r}: its values are neither all numbers nor all texts; choose another")
 
-    return index.cached(kind, paths, build)["column"]
+    return index_cache.load_or_build(kind, paths, build)["column"]

@@ -6,7 +6,7 @@ import posixpath
 from typing import Any, NamedTuple
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import storage
+from mmjax.data.storage import filesystem, path_patterns
 
 
 class Located(NamedTuple):
@@ -20,8 +20,8 @@ class Located(NamedTuple):
 
 def locate(path: str | tuple[str, ...], split: str) -> Located:
     """The shards, and what a folder tells about them."""
-    found = storage.expand(path, split=split)
-    folders = [name for name in found if storage.is_folder(name)]
+    found = path_patterns.expand(path, split=split)
+    folders = [name for name in found if filesystem.is_folder(name)]
     if not folders:
         return Located(found)
     if len(found) == 1:
@@ -30,29 +30,31 @@ def locate(path: str | tuple[str, ...], split: str) -> Located:
 
 
 def _folder(folder: str, split: str, path: Any) -> Located:
-    names = dict(storage.entries(folder))
+    names = dict(filesystem.list_entries(folder))
     tars = folder
     if names.get(split):
         tars = posixpath.join(folder, split)
     elif not any(name.endswith(".tar") for name in names):
         present = [
-            name for name, inner in names.items() if inner and any(map(_is_tar, storage.listing(f"{folder}/{name}")))
+            name
+            for name, inner in names.items()
+            if inner and any(map(_is_tar, filesystem.list_names(f"{folder}/{name}")))
         ]
         if present:
             raise ConfigError(f"split={split!r}: path={path!r} has no such split; there are {', '.join(present)}")
     elif posixpath.basename(folder.rstrip("/")) == split:
         folder = posixpath.dirname(folder.rstrip("/"))
-        names = dict(storage.entries(folder))
+        names = dict(filesystem.list_entries(folder))
     paths = _tars(tars, path)
     count = f"{tars}/nshards.txt"
-    if storage.exists(count):
-        text = storage.read(count).strip()
+    if filesystem.exists(count):
+        text = filesystem.read(count).strip()
         if not text.isdigit() or int(text) != len(paths):
             raise ConfigError(
                 f"path={path!r}: {count} says {text[:20].decode(errors='replace')!r} and there are {len(paths)} "
                 "shards; bring the others or correct it"
             )
-    kind = storage.read(f"{folder}/dataset_type.txt").strip() if "dataset_type.txt" in names else b""
+    kind = filesystem.read(f"{folder}/dataset_type.txt").strip() if "dataset_type.txt" in names else b""
     if kind == b"multilabel":
         raise ConfigError(f"path={path!r}: pictures of several classes (multilabel) are not supported; choose another")
     class_names, templates = (
@@ -63,9 +65,8 @@ def _folder(folder: str, split: str, path: Any) -> Located:
 
 
 def _tars(folder: str, path: Any) -> list[str]:
-    paths = [
-        f"{folder.rstrip('/')}/{name}" for name in sorted(filter(_is_tar, storage.listing(folder)), key=storage.natural)
-    ]
+    names = sorted(filter(_is_tar, filesystem.list_names(folder)), key=path_patterns.natural_key)
+    paths = [f"{folder.rstrip('/')}/{name}" for name in names]
     if not paths:
         raise ConfigError(f"path={path!r}: no *.tar in {folder!r}; name the folder or the shards themselves")
     return paths

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import archive, storage
+from mmjax.data.formats import tar_headers
+from mmjax.data.storage import filesystem
 from support.archives import write_tar
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -22,7 +23,7 @@ def by_tarfile(path):
 
 
 def found(path):
-    members = archive.members(str(path))
+    members = tar_headers.members(str(path))
     return list(zip(members.names, members.offsets, members.sizes, strict=True))
 
 
@@ -39,9 +40,9 @@ def test_members_are_those_of_pythons_own_reader(tmp_path, format):
     members += [("a/" * 60 + "in-the-prefix.jpg", b"abc"), ("ünï/ß.jpg", b"")]
     path = write_tar(tmp_path / "a.tar", members, format=format)
     assert found(path) == by_tarfile(path) and len(found(path)) == len(members)
-    assert archive.members(str(path)).tear == ""
+    assert tar_headers.members(str(path)).truncation == ""
     for (name, data), (_, offset, size) in zip(members, found(path), strict=True):
-        assert storage.read_range(str(path), offset, size) == data, name
+        assert filesystem.read_range(str(path), offset, size) == data, name
 
 
 def test_links_devices_folders_and_sparse_files_are_no_members(tmp_path):
@@ -60,10 +61,10 @@ def test_links_devices_folders_and_sparse_files_are_no_members(tmp_path):
         info = tarfile.TarInfo("/absolute.jpg")
         info.size = 3
         tar.addfile(info, io.BytesIO(b"abs"))
-    members = archive.members(str(path))
-    assert members.names == [b"../../etc/evil.jpg", b"/absolute.jpg"] and members.tear == ""
+    members = tar_headers.members(str(path))
+    assert members.names == [b"../../etc/evil.jpg", b"/absolute.jpg"] and members.truncation == ""
     assert found(path) == by_tarfile(path)
-    assert [storage.read_range(str(path), o, s) for o, s in zip(members.offsets, members.sizes, strict=True)] == [
+    assert [filesystem.read_range(str(path), o, s) for o, s in zip(members.offsets, members.sizes, strict=True)] == [
         b"evil",
         b"abs",
     ]
@@ -85,9 +86,9 @@ def test_gnu_sparse_files_are_passed_over(tmp_path):
     data = header(b"sparse.jpg", 512, b"S", more=1) + bytes(extension[:504] + b"\1" + extension[505:]) + bytes(512)
     data += b"s" * 512 + header(b"next.jpg", 3, b"0") + b"abc".ljust(512, b"\0") + bytes(1024)
     (tmp_path / "a.tar").write_bytes(data)
-    members = archive.members(str(tmp_path / "a.tar"))
-    assert members.names == [b"next.jpg"] and members.tear == ""
-    assert storage.read_range(str(tmp_path / "a.tar"), members.offsets[0], 3) == b"abc"
+    members = tar_headers.members(str(tmp_path / "a.tar"))
+    assert members.names == [b"next.jpg"] and members.truncation == ""
+    assert filesystem.read_range(str(tmp_path / "a.tar"), members.offsets[0], 3) == b"abc"
 
 
 def test_pax_headers_for_one_and_for_all(tmp_path):
@@ -130,13 +131,13 @@ class TestDamage:
         cuts = [0, 1, 511, 512, 513, last, last + 1, last + 511, *random.integers(last, size=150).tolist()]
         for cut in cuts:
             path.write_bytes(data[:cut])
-            members = archive.members(str(path))
+            members = tar_headers.members(str(path))
             kept = [m for m in whole if m[1] + m[2] <= cut and m[1] <= cut]
-            assert found(path) == kept and members.tear, cut
+            assert found(path) == kept and members.truncation, cut
             half = [name for name, start, size in whole if start <= cut < start + size]
-            assert members.torn == (half[0] if half else b""), cut
+            assert members.truncated_name == (half[0] if half else b""), cut
         path.write_bytes(data[: last + 512])  # one block of zeros is an end mark
-        assert found(path) == whole and archive.members(str(path)).tear == ""
+        assert found(path) == whole and tar_headers.members(str(path)).truncation == ""
 
     def test_a_broken_header_ends_reading(self, tmp_path):
         path = write_tar(tmp_path / "a.tar", files(12))
@@ -146,7 +147,7 @@ class TestDamage:
             damaged[whole[place][1] - 512 + 3] ^= 0x10
             path.write_bytes(damaged)
             assert found(path) == whole[:place]
-            assert archive.members(str(path)).tear == f"no valid header at byte {whole[place][1] - 512}"
+            assert tar_headers.members(str(path)).truncation == f"no valid header at byte {whole[place][1] - 512}"
 
     def test_flipped_bits_and_noise_neither_crash_nor_hang(self, tmp_path):
         path = tmp_path / "a.tar"
@@ -168,7 +169,7 @@ class TestDamage:
             path.write_bytes(data)
             for name, offset, size in found(path):
                 assert isinstance(name, bytes) and size >= 0
-                assert len(storage.read_range(str(path), offset, size)) == size
+                assert len(filesystem.read_range(str(path), offset, size)) == size
         for _ in range(100):
             path.write_bytes(random.bytes(int(random.integers(3000))))
             assert found(path) == []
@@ -184,7 +185,7 @@ class TestDamage:
             info = tarfile.TarInfo("pax")
             info.size, info.type = len(records), b"x"
             tar.addfile(info, io.BytesIO(records))
-        assert archive.members(str(path)).tear == "no valid pax header at byte 0"
+        assert tar_headers.members(str(path)).truncation == "no valid pax header at byte 0"
 
     def test_headers_that_claim_much(self, tmp_path):
         path = tmp_path / "a.tar"
@@ -192,7 +193,7 @@ class TestDamage:
             info = tarfile.TarInfo("claims")
             info.size, info.type = 1 << 40, kind
             path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(5000))
-            assert "claims 1099511627776 bytes" in archive.members(str(path)).tear
+            assert "claims 1099511627776 bytes" in tar_headers.members(str(path)).truncation
 
     def test_archives_joined_by_their_bytes_are_reported(self, tmp_path):
         one = write_tar(tmp_path / "1.tar", files(3))
@@ -200,21 +201,21 @@ class TestDamage:
         both = tmp_path / "both.tar"
         both.write_bytes(one.read_bytes() + two.read_bytes())
         assert found(both) == found(one)
-        assert "follow the end mark" in archive.members(str(both)).tear
+        assert "follow the end mark" in tar_headers.members(str(both)).truncation
 
     def test_empty(self, tmp_path):
         path = write_tar(tmp_path / "a.tar", [])
-        assert archive.members(str(path)) == archive.Members([], [], [])
+        assert tar_headers.members(str(path)) == tar_headers.Members([], [], [])
         path.write_bytes(b"")
-        assert archive.members(str(path)).tear
+        assert tar_headers.members(str(path)).truncation
 
     def test_compressed_archives_say_what_to_do(self, tmp_path):
         path = write_tar(tmp_path / "a.tar", files(3))
         (tmp_path / "a.tar.gz").write_bytes(gzip.compress(path.read_bytes()))
         with pytest.raises(ConfigError, match=r"path=.*gzip.*random access; decompress"):
-            archive.members(str(tmp_path / "a.tar.gz"))
+            tar_headers.members(str(tmp_path / "a.tar.gz"))
         with pytest.raises(FileNotFoundError):
-            archive.members(str(tmp_path / "b.tar"))
+            tar_headers.members(str(tmp_path / "b.tar"))
 
 
 class TestCost:
@@ -226,10 +227,10 @@ class TestCost:
                 info.size = 1 << 16 if i % 2 else 30
                 tar.addfile(info, io.BytesIO(bytes(info.size)))
         read = []
-        real = storage.read_range
-        monkeypatch.setattr(storage, "read_range", lambda p, o, n: read.append(n) or real(p, o, n))
+        real = filesystem.read_range
+        monkeypatch.setattr(filesystem, "read_range", lambda p, o, n: read.append(n) or real(p, o, n))
         begin = time.perf_counter()
-        assert len(archive.members(str(path)).names) == 10_000
+        assert len(tar_headers.members(str(path)).names) == 10_000
         assert time.perf_counter() - begin < 2  # 0.1 s on an idle core
         assert sum(read) < 0.3 * os.path.getsize(path)
 
@@ -238,8 +239,8 @@ class TestCost:
         fs = fsspec.filesystem("memory")
         fs.pipe_file("/archive/a.tar", path.read_bytes())
         calls = []
-        real = storage.read_range
-        monkeypatch.setattr(storage, "read_range", lambda p, o, n: calls.append(n) or real(p, o, n))
+        real = filesystem.read_range
+        monkeypatch.setattr(filesystem, "read_range", lambda p, o, n: calls.append(n) or real(p, o, n))
         assert found("memory://archive/a.tar") == by_tarfile(path)
         assert len(calls) <= os.path.getsize(path) / (1 << 20) + 3 and max(calls) <= 1 << 20
         fs.rm("/archive", recursive=True)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.data.files import tfexample
+from mmjax.data.formats import tf_example
 from mmjax.data.sample import Unreadable
 
 
@@ -67,9 +67,9 @@ def equal(ours, theirs):
 
 
 def test_what_we_write_protobuf_reads():
-    record = tfexample.encode(FEATURES)
+    record = tf_example.encode(FEATURES)
     theirs = Example.FromString(record)
-    equal(tfexample.parse(record), theirs)
+    equal(tf_example.parse(record), theirs)
     assert list(theirs.features.feature["captions"].bytes_list.value) == [c.encode() for c in FEATURES["captions"]]
     assert list(theirs.features.feature["signed"].int64_list.value) == FEATURES["signed"].tolist()
     assert list(theirs.features.feature["score"].float_list.value) == FEATURES["score"].tolist()
@@ -99,8 +99,8 @@ def test_both_directions_agree_with_protobuf(features):
             feature.int64_list.value.extend(values.tolist())
         else:
             feature.float_list.value.extend(values.tolist())
-    equal(tfexample.parse(theirs.SerializeToString()), theirs)
-    again = Example.FromString(tfexample.encode(features))
+    equal(tf_example.parse(theirs.SerializeToString()), theirs)
+    again = Example.FromString(tf_example.encode(features))
     for name, values in features.items():
         if len(values):
             assert again.features.feature[name] == theirs.features.feature[name]
@@ -116,7 +116,7 @@ def test_numbers_that_are_not_packed_and_unknown_fields_are_read():
     integers = field(3, field(1, b"\x05", kind=0) + field(1, b"\xac\x02", kind=0))
     entries = b"".join(field(1, field(1, name) + field(2, v)) for name, v in ((b"f", floats), (b"i", integers)))
     strange = field(9, b"abc") + field(10, b"\x01", kind=0) + field(11, b"12345678", kind=1)
-    got = tfexample.parse(strange + field(1, strange + entries) + strange)
+    got = tf_example.parse(strange + field(1, strange + entries) + strange)
     assert got["f"].tolist() == [1.5, -2.0] and got["i"].tolist() == [5, 300]
 
 
@@ -125,29 +125,29 @@ def test_numbers_have_ten_bytes_at_most(length, fine):
     number = b"\x80" * (length - 1) + b"\x01"
     record = field(1, field(1, field(1, b"i") + field(2, field(3, field(1, number, kind=0)))))
     if fine:
-        assert tfexample.parse(record)["i"].tolist() == [-(2**63)]
+        assert tf_example.parse(record)["i"].tolist() == [-(2**63)]
     else:
         with pytest.raises(Unreadable, match="bad row"):
-            tfexample.parse(record)
+            tf_example.parse(record)
 
 
 def test_booleans_and_small_integers_are_64_bit_integers():
-    got = tfexample.parse(tfexample.encode({"b": np.array([True, False]), "u": np.array([[1, 2]], np.uint8)}))
+    got = tf_example.parse(tf_example.encode({"b": np.array([True, False]), "u": np.array([[1, 2]], np.uint8)}))
     assert got["b"].tolist() == [1, 0] and got["u"].tolist() == [1, 2]
 
 
 def test_equal_features_are_equal_bytes():
-    assert tfexample.encode(FEATURES) == tfexample.encode(dict(reversed(FEATURES.items())))
+    assert tf_example.encode(FEATURES) == tf_example.encode(dict(reversed(FEATURES.items())))
 
 
 @pytest.mark.parametrize("values", ["text", b"bytes", [1, 2], [None], np.array(["a", None], object)])
 def test_other_values_are_refused(values):
     with pytest.raises(TypeError, match="'x'"):
-        tfexample.encode({"x": values})
+        tf_example.encode({"x": values})
 
 
 def test_damaged_records_are_bad_rows_or_other_features_and_never_crash():
-    record = tfexample.encode(FEATURES)
+    record = tf_example.encode(FEATURES)
     random = np.random.default_rng(0)
     bad = 0
     for _ in range(600):
@@ -156,7 +156,7 @@ def test_damaged_records_are_bad_rows_or_other_features_and_never_crash():
             damaged[random.integers(len(damaged))] = random.integers(256)
         damaged = damaged[: random.integers(1, len(damaged) + 1)] if random.random() < 0.5 else damaged
         try:
-            got = tfexample.parse(bytes(damaged))
+            got = tf_example.parse(bytes(damaged))
         except Unreadable as error:
             assert error.reason == "bad row"
             bad += 1
@@ -165,4 +165,4 @@ def test_damaged_records_are_bad_rows_or_other_features_and_never_crash():
     assert 100 < bad < 600
     for length in range(1, len(record)):
         with pytest.raises(Unreadable, match="bad row"):
-            tfexample.parse(record[:length])
+            tf_example.parse(record[:length])

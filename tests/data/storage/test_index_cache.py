@@ -4,7 +4,7 @@ import stat
 import numpy as np
 import pytest
 
-from mmjax.data.files import index
+from mmjax.data.storage import index_cache
 
 
 @pytest.fixture(autouse=True)
@@ -42,18 +42,19 @@ def equal(found, expected):
 def test_it_is_built_once(data):
     build = Build()
     for _ in range(3):
-        equal(index.cached("table", [str(data)], build), build.arrays)
+        equal(index_cache.load_or_build("table", [str(data)], build), build.arrays)
     assert build.calls == 1
 
 
 def test_any_names_and_no_arrays(data):
     build = Build(**{"file": np.zeros((2, 0)), "a/b": np.float32([1]), "stamps": np.array(5), "=": np.arange(2)})
     for _ in range(2):
-        equal(index.cached("table", [str(data)], build), build.arrays)
+        equal(index_cache.load_or_build("table", [str(data)], build), build.arrays)
     assert build.calls == 1
     nothing = Build()
     nothing.arrays = {}
-    assert index.cached("none", [], nothing) == index.cached("none", [], nothing) == {} and nothing.calls == 1
+    for _ in range(2):
+        assert index_cache.load_or_build("none", [], nothing) == {} and nothing.calls == 1
 
 
 def test_what_it_depends_on(data, tmp_path):
@@ -63,24 +64,24 @@ def test_what_it_depends_on(data, tmp_path):
     asked = [("table", [data]), ("table x", [data]), ("table", [other]), ("table", [data, other])]
     for number, (kind, paths) in enumerate(asked, 1):
         for _ in range(2):
-            index.cached(kind, [str(p) for p in paths], build)
+            index_cache.load_or_build(kind, [str(p) for p in paths], build)
         assert build.calls == number
     data.write_text("longer")
-    index.cached("table", [str(data)], build)
+    index_cache.load_or_build("table", [str(data)], build)
     assert build.calls == 5
     os.utime(data, ns=(5, 5))
-    index.cached("table", [str(data)], build)
+    index_cache.load_or_build("table", [str(data)], build)
     assert build.calls == 6
     os.utime(other, ns=(5, 5))
-    index.cached("table", [str(data), str(other)], build)
+    index_cache.load_or_build("table", [str(data), str(other)], build)
     assert build.calls == 7
 
 
 def test_relative_and_absolute_names_share_an_index(data, monkeypatch):
     build = Build()
-    index.cached("table", [str(data)], build)
+    index_cache.load_or_build("table", [str(data)], build)
     monkeypatch.chdir(data.parent)
-    index.cached("table", ["data.csv"], build)
+    index_cache.load_or_build("table", ["data.csv"], build)
     assert build.calls == 1
 
 
@@ -88,7 +89,7 @@ def test_an_index_takes_the_place_of_its_older_self(data, cache):
     build = Build()
     for text in ("a", "bb", "ccc"):
         data.write_text(text)
-        index.cached("table", [str(data)], build)
+        index_cache.load_or_build("table", [str(data)], build)
     assert build.calls == 3 and len(os.listdir(cache)) == 1
 
 
@@ -99,16 +100,16 @@ def test_what_changed_while_it_was_read_is_not_kept(data):
         data.write_text("changed while it was read")
         return build()
 
-    equal(index.cached("table", [str(data)], changing), build.arrays)
-    index.cached("table", [str(data)], build)
+    equal(index_cache.load_or_build("table", [str(data)], changing), build.arrays)
+    index_cache.load_or_build("table", [str(data)], build)
     assert build.calls == 2
-    index.cached("table", [str(data)], build)
+    index_cache.load_or_build("table", [str(data)], build)
     assert build.calls == 2
 
 
 def test_a_damaged_cache_is_built_anew(data, cache):
     build = Build(offset=np.arange(50), name=np.array(["abc", "d"]))
-    index.cached("table", [str(data)], build)
+    index_cache.load_or_build("table", [str(data)], build)
     (path,) = cache.iterdir()
     good = path.read_bytes()
     random = np.random.default_rng(0)
@@ -122,22 +123,22 @@ def test_a_damaged_cache_is_built_anew(data, cache):
         else:
             damaged = bytearray(random.bytes(random.integers(len(good))))
         path.write_bytes(damaged)
-        equal(index.cached("table", [str(data)], build), build.arrays)
+        equal(index_cache.load_or_build("table", [str(data)], build), build.arrays)
     assert build.calls > 200
     calls = build.calls
-    index.cached("table", [str(data)], build)
+    index_cache.load_or_build("table", [str(data)], build)
     assert build.calls <= calls + 1
 
 
 def test_pickles_are_neither_written_nor_read(data, cache):
     with pytest.raises(TypeError, match="Python objects"):
-        index.cached("table", [str(data)], Build(a=np.array([object()])))
+        index_cache.load_or_build("table", [str(data)], Build(a=np.array([object()])))
     build = Build()
-    index.cached("table", [str(data)], build)
+    index_cache.load_or_build("table", [str(data)], build)
     (path,) = cache.iterdir()
     stamps = np.load(path)["stamps"]
     np.savez(path, stamps=stamps, **{"=offset": np.array([{"a": 1}], object)})
-    equal(index.cached("table", [str(data)], build), build.arrays)
+    equal(index_cache.load_or_build("table", [str(data)], build), build.arrays)
     assert build.calls == 2
 
 
@@ -151,8 +152,8 @@ def test_a_cache_that_cannot_be_written_is_no_error(data, cache, trouble, monkey
     else:
         monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     build = Build()
-    equal(index.cached("table", [str(data)], build), build.arrays)
-    equal(index.cached("table", [str(data)], build), build.arrays)
+    equal(index_cache.load_or_build("table", [str(data)], build), build.arrays)
+    equal(index_cache.load_or_build("table", [str(data)], build), build.arrays)
     if trouble == "half written":
         assert os.listdir(cache) == [] and build.calls == 2
     if trouble == "read-only":
@@ -162,5 +163,5 @@ def test_a_cache_that_cannot_be_written_is_no_error(data, cache, trouble, monkey
 def test_the_default_folder_is_in_the_home_folder(monkeypatch, tmp_path, data):
     monkeypatch.delenv("MMJAX_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    index.cached("table", [str(data)], Build())
+    index_cache.load_or_build("table", [str(data)], Build())
     assert len(list((tmp_path / ".cache" / "mmjax" / "index").iterdir())) == 1

@@ -20,13 +20,18 @@ from typing import NamedTuple
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import archive, index, storage
+from mmjax.data.formats import tar_headers
 from mmjax.data.sample import Unreadable
+from mmjax.data.storage import filesystem, index_cache
 
 Arrays = dict[str, np.ndarray]
 
 LOCAL_THREADS, REMOTE_THREADS = 4, 16
-USABLE, DUPLICATE, TORN = 0, 1, 2  # a sample's status: one of a key that was there before, one that is there in part
+USABLE, DUPLICATE, TRUNCATED = (
+    0,
+    1,
+    2,
+)  # status of a sample
 _PATIENCE, _INTERVAL = 2.0, 5.0  # seconds until progress is shown, and between its lines
 _LARGEST = (1 << 32) - 1  # bytes of a member that can be addressed; it stands for all larger ones
 _GAP = 1 << 16  # bytes between parts that are rather read than asked for separately
@@ -58,24 +63,24 @@ class Shard(NamedTuple):
         return Shard(self.keys[np.repeat(wanted, lengths)], ends, parts)
 
 
-class Found(NamedTuple):
+class ScanResult(NamedTuple):
     """A shard with what is wrong with it."""
 
     shard: Shard
-    status: np.ndarray  # u8[n]: usable, a key that was there before, or torn
-    tear: str
+    status: np.ndarray  # u8[n]: USABLE, DUPLICATE (its key occurred before) or TRUNCATED
+    truncation: str
 
 
-def found(paths: Sequence[str], parts: Mapping[str, Sequence[str]]) -> Iterator[Found]:
+def scan_shards(paths: Sequence[str], parts: Mapping[str, Sequence[str]]) -> Iterator[ScanResult]:
     """Each shard's samples with the first present of each part's extensions, in order; unknown shards are read.
 
     ``parts``: name to extensions in order of preference. Progress goes to standard error where reading takes long.
     """
-    stamps = storage.stamps(paths)
+    stamps = filesystem.stamps(paths)
     progress = _Progress(len(paths))
 
-    def one(path: str, stamp: str) -> Found:
-        table = index.cached("tar samples", [path], lambda: _table(path), stamps=[stamp])
+    def one(path: str, stamp: str) -> ScanResult:
+        table = index_cache.load_or_build("tar samples", [path], lambda: _table(path), stamps=[stamp])
         progress.step()
         return _select(table, parts)
 
@@ -89,7 +94,7 @@ def found(paths: Sequence[str], parts: Mapping[str, Sequence[str]]) -> Iterator[
 
 def threads(paths: Sequence[str]) -> int:
     """How many read at once: few from disks, where Python's own work is the larger part."""
-    return REMOTE_THREADS if any(map(storage.is_url, paths)) else LOCAL_THREADS
+    return REMOTE_THREADS if any(map(filesystem.is_url, paths)) else LOCAL_THREADS
 
 
 class Samples:
@@ -131,9 +136,9 @@ class Samples:
             block, size = (int(column[place]) for column in self._parts[name])
             if size == _LARGEST:
                 raise Unreadable("image too large", f"{name} of 4 GiB or more")
-            spans.append((block * archive.BLOCK, size, name))
+            spans.append((block * tar_headers.BLOCK, size, name))
         # Reading once more from a local file costs less than copying a large picture out of a joint read.
-        longest = sys.maxsize if storage.is_url(path) else _SMALL
+        longest = sys.maxsize if filesystem.is_url(path) else _SMALL
         return dict(itertools.chain.from_iterable(_joint(path, run) for run in _runs(sorted(spans), longest)))
 
     def digest(self) -> str:
@@ -163,14 +168,14 @@ def _runs(spans: list[tuple[int, int, str]], longest: int) -> Iterator[list[tupl
 def _joint(path: str, run: list[tuple[int, int, str]]) -> Iterator[tuple[str, bytes]]:
     start = run[0][0]
     if len(run) == 1:
-        return iter([(run[0][2], storage.read_range(path, start, run[0][1]))])
-    data = storage.read_range(path, start, max(begin + size for begin, size, _ in run) - start)
+        return iter([(run[0][2], filesystem.read_range(path, start, run[0][1]))])
+    data = filesystem.read_range(path, start, max(begin + size for begin, size, _ in run) - start)
     return ((name, data[begin - start :][:size]) for begin, size, name in run)
 
 
 def _table(path: str) -> Arrays:
     """All samples of a shard with all their parts."""
-    members = archive.members(path)
+    members = tar_headers.members(path)
     keys: list[bytes] = []
     first: list[int] = []
     status: list[int] = []
@@ -194,10 +199,10 @@ def _table(path: str) -> Arrays:
             seen = set()
         seen.add(kind)
         kinds.append(kind)
-        blocks.append(offset // archive.BLOCK)
+        blocks.append(offset // tar_headers.BLOCK)
         sizes.append(min(size, _LARGEST))
-    if keys and members.torn and _parse(members.torn)[0] == keys[-1]:
-        status[-1] = TORN
+    if keys and members.truncated_name and _parse(members.truncated_name)[0] == keys[-1]:
+        status[-1] = TRUNCATED
     if blocks and blocks[-1] > _LARGEST:
         raise ConfigError(f"path={path!r}: shards of 2 TiB and more are not supported; split it")
     return {
@@ -209,7 +214,7 @@ def _table(path: str) -> Arrays:
         "block": np.array(blocks, np.uint32),
         "size": np.array(sizes, np.uint32),
         "extensions": np.frombuffer(b"\0".join(extensions), np.uint8),
-        "tear": np.array(members.tear),
+        "truncation": np.array(members.truncation),
     }
 
 
@@ -222,7 +227,7 @@ def _parse(name: bytes) -> tuple[bytes, bytes]:
     return folder + slash + stem, extension.lower()
 
 
-def _select(table: Arrays, parts: Mapping[str, Sequence[str]]) -> Found:
+def _select(table: Arrays, parts: Mapping[str, Sequence[str]]) -> ScanResult:
     extensions = {name: code for code, name in enumerate(bytes(table["extensions"]).split(b"\0"))}
     first, count = table["first"], len(table["kind"])
     columns = {}
@@ -238,7 +243,7 @@ def _select(table: Arrays, parts: Mapping[str, Sequence[str]]) -> Found:
             block[there] = table["block"][best[there] % count]
             size[there] = table["size"][best[there] % count]
         columns[name] = (block, size)
-    return Found(Shard(table["keys"], table["key_ends"], columns), table["status"], str(table["tear"]))
+    return ScanResult(Shard(table["keys"], table["key_ends"], columns), table["status"], str(table["truncation"]))
 
 
 class _Progress:

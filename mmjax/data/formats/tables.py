@@ -13,12 +13,12 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 
 from mmjax.core.config import ConfigError, nearest
-from mmjax.data.files import storage
-from mmjax.data.files.columnar import Columns
-from mmjax.data.files.delimited import records
-from mmjax.data.files.references import picture
-from mmjax.data.files.rows import Broken, Row
+from mmjax.data.formats.columnar import Columns
+from mmjax.data.formats.csv_text import records
+from mmjax.data.formats.image_files import picture
+from mmjax.data.formats.row_builder import BadRow, Row
 from mmjax.data.sample import Unreadable
+from mmjax.data.storage import filesystem
 
 SEPARATORS = ("\t", ",", ";", "|")  # as they are tried; open_clip's is the first
 IMAGES = ("filepath", "image", "image_path", "file_name", "filename", "path", "img", "image_file", "file", "jpg")
@@ -30,7 +30,7 @@ _DAMAGED = (EOFError, OSError, zlib.error)  # of reading what is packed
 _BOM = b"\xef\xbb\xbf"
 
 
-class Columned(NamedTuple):
+class ColumnMapping(NamedTuple):
     """Names of columns; those that are None are found by ``among``."""
 
     image: str | None = None
@@ -40,7 +40,7 @@ class Columned(NamedTuple):
     fields: tuple[str, ...] = ()
     others: tuple[str, ...] = ()  # pictures of further modalities
 
-    def among(self, names: Sequence[str], path: str) -> Columned:
+    def among(self, names: Sequence[str], path: str) -> ColumnMapping:
         """With the usual names, as far as a table of these columns has them."""
         captions = self.captions
         if captions is None:
@@ -109,7 +109,7 @@ def sniff(path: str) -> str:
     return "jsonl" if text.startswith(b"{") else "csv"
 
 
-def csv_rows(paths: Sequence[str], columns: Columned, separator: str | None) -> Iterator[Row | Broken]:
+def csv_rows(paths: Sequence[str], columns: ColumnMapping, separator: str | None) -> Iterator[Row | BadRow]:
     """Rows of tables that begin with their columns' names."""
     for path in paths:
         with _bytes(path) as file:
@@ -119,14 +119,14 @@ def csv_rows(paths: Sequence[str], columns: Columned, separator: str | None) -> 
             take = found.taker(header)
             for line, fields in records(lines, between):
                 if isinstance(fields, str):
-                    yield Broken(path, line + 1, "bad row", fields)
+                    yield BadRow(path, line + 1, "bad row", fields)
                 elif len(fields) != len(header):
-                    yield Broken(path, line + 1, "bad row", f"{len(fields)} fields where {len(header)} are named")
+                    yield BadRow(path, line + 1, "bad row", f"{len(fields)} fields where {len(header)} are named")
                 else:
                     yield Row(path, line + 1, *take(fields))
 
 
-def json_rows(paths: Sequence[str], columns: Columned) -> Iterator[Row | Broken]:
+def json_rows(paths: Sequence[str], columns: ColumnMapping) -> Iterator[Row | BadRow]:
     """Objects, one a line."""
     for path in paths:
         take, names = None, []
@@ -138,13 +138,13 @@ def json_rows(paths: Sequence[str], columns: Columned) -> Iterator[Row | Broken]
                 try:
                     values = json.loads(text)
                 except UnicodeDecodeError as error:
-                    yield Broken(path, line, "caption is not UTF-8", str(error))
+                    yield BadRow(path, line, "caption is not UTF-8", str(error))
                     continue
                 except (ValueError, RecursionError) as error:
-                    yield Broken(path, line, "bad row", f"no JSON: {error}")
+                    yield BadRow(path, line, "bad row", f"no JSON: {error}")
                     continue
                 if not isinstance(values, dict):
-                    yield Broken(path, line, "bad row", "no JSON object")
+                    yield BadRow(path, line, "bad row", "no JSON object")
                     continue
                 if take is None:
                     names = [name for _, name in columns.among(list(values), path).all()]
@@ -153,8 +153,8 @@ def json_rows(paths: Sequence[str], columns: Columned) -> Iterator[Row | Broken]
 
 
 def columnar_rows(
-    cells: Columns, columns: Columned, *, named: bool, class_names: Sequence[str] | None = None
-) -> Iterator[Row | Broken]:
+    cells: Columns, columns: ColumnMapping, *, named: bool, class_names: Sequence[str] | None = None
+) -> Iterator[Row | BadRow]:
     """Rows of parquet or Arrow; the image is its name or, where it is in the table, the number of its row.
 
     ``class_names`` replace the numbers of labels where these are the captions.
@@ -164,7 +164,7 @@ def columnar_rows(
     take = columns.taker(names)
     for first, rows in cells.rows(names):
         if isinstance(rows, Unreadable):
-            yield Broken(*cells.place(first), rows.reason, rows.detail)
+            yield BadRow(*cells.place(first), rows.reason, rows.detail)
             continue
         for number, values in enumerate(rows, first):
             row = Row(*cells.place(number), *take(values))
@@ -226,7 +226,7 @@ def _usual(names: Sequence[str], usual: Iterable[str]) -> str | None:
 @contextlib.contextmanager
 def _bytes(path: str) -> Iterator[BinaryIO]:
     try:
-        file = storage.open(path)
+        file = filesystem.open_file(path)
     except OSError as error:
         raise ConfigError(f"path={path!r}: cannot be read ({error}); name a file") from None
     with file:
@@ -260,7 +260,7 @@ def _text(file: BinaryIO, path: str) -> Iterator[str]:
         yield raw.decode("utf-8", "surrogateescape")
 
 
-def _header(line: str, columns: Columned, path: str, separator: str | None) -> tuple[list[str], str]:
+def _header(line: str, columns: ColumnMapping, path: str, separator: str | None) -> tuple[list[str], str]:
     """The columns' names and the separator under which the needed ones are among them."""
     failure: ConfigError | None = None
     for tried in SEPARATORS if separator is None else (separator,):

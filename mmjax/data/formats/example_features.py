@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.core.config import ConfigError, nearest
-from mmjax.data.files import scanned
-from mmjax.data.files.rows import as_text
-from mmjax.data.files.tabular import CAPTIONS
+from mmjax.data.formats.row_builder import as_text
+from mmjax.data.formats.tables import CAPTIONS
 from mmjax.data.sample import Example, Unreadable
+from mmjax.data.storage import column_cache
 from mmjax.data.text import Norm, captions_of
 
 OURS = ("id", "key", "captions")  # the features that prepared data sets have
@@ -103,7 +103,7 @@ def column(source: Any, name: str, *, paths: Sequence[str], part: str) -> np.nda
             return None
 
     kind = f"record column {name} {part} {len(source)}"
-    return scanned.column(
+    return column_cache.load_or_scan(
         kind, paths, len(source), value, name=name, threads=_THREADS, known=lambda: nearest(name, source[0])
     )
 

@@ -16,9 +16,9 @@ from typing import IO
 
 import numpy as np
 
-from mmjax.data.files import storage
+from mmjax.data.storage import filesystem
 
-LAYOUT = 1  # of the files here; another number leaves older ones unread
+LAYOUT = 2  # of the files here; another number leaves older ones unread
 
 _STAMPS, _NAMES = "stamps", "names"  # of the sources, and of the arrays, which are kept as ``=name``
 
@@ -28,7 +28,7 @@ def folder() -> str:
     return os.environ.get("MMJAX_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "mmjax", "index")
 
 
-def cached(
+def load_or_build(
     kind: str,
     sources: Sequence[str],
     build: Callable[[], dict[str, np.ndarray]],
@@ -41,7 +41,7 @@ def cached(
     sources. ``stamps`` are those of the sources where the caller has them already. A cache that is damaged is built
     anew; one that cannot be written is done without.
     """
-    before = list(storage.stamps(sources) if stamps is None else stamps)
+    before = list(filesystem.stamps(sources) if stamps is None else stamps)
     path = os.path.join(folder(), _name(kind, sources))
     found = _load(path, before)
     if found is None:
@@ -55,7 +55,9 @@ def cached(
 
 
 def _name(kind: str, sources: Sequence[str]) -> str:
-    places = [path if storage.is_url(path) else os.path.abspath(path) for path in map(storage.local, sources)]
+    places = [
+        path if filesystem.is_url(path) else os.path.abspath(path) for path in map(filesystem.local_path, sources)
+    ]
     digest = hashlib.sha256("\0".join([str(LAYOUT), kind, *places]).encode("utf-8", "surrogateescape")).hexdigest()
     return f"{''.join(c if c.isalnum() else '-' for c in kind)[:24]}-{digest[:40]}.npz"
 

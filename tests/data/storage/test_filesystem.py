@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import open_files, storage
 from mmjax.data.sample import Unreadable
+from mmjax.data.storage import filesystem, open_files, path_patterns
 
 
 @pytest.fixture
@@ -32,83 +32,89 @@ class TestExpand:
     def test_braces_globs_joins_and_lists(self, tmp_path):
         touch(tmp_path, *[f"{i:05d}.tar" for i in range(12)], *[f"s-{i}.tar" for i in (1, 2, 10)], "a/x", "b/x")
         root = str(tmp_path)
-        assert storage.expand(f"{root}/{{00000..00011}}.tar") == [f"{root}/{i:05d}.tar" for i in range(12)]
-        assert storage.expand(f"{root}/{{00000..00010..5}}.tar") == [f"{root}/{i:05d}.tar" for i in (0, 5, 10)]
-        assert storage.expand(f"{root}/s-*.tar") == [f"{root}/s-{i}.tar" for i in (1, 2, 10)]
-        assert storage.expand(f"{root}/{{b,a}}/x::{root}/s-1.tar") == [f"{root}/b/x", f"{root}/a/x", f"{root}/s-1.tar"]
-        assert storage.expand([f"{root}/s-2.tar", f"{root}/a/*"]) == [f"{root}/s-2.tar", f"{root}/a/x"]
-        assert storage.expand(tmp_path / "a") == [f"{root}/a"]
+        assert path_patterns.expand(f"{root}/{{00000..00011}}.tar") == [f"{root}/{i:05d}.tar" for i in range(12)]
+        assert path_patterns.expand(f"{root}/{{00000..00010..5}}.tar") == [f"{root}/{i:05d}.tar" for i in (0, 5, 10)]
+        assert path_patterns.expand(f"{root}/s-*.tar") == [f"{root}/s-{i}.tar" for i in (1, 2, 10)]
+        assert path_patterns.expand(f"{root}/{{b,a}}/x::{root}/s-1.tar") == [
+            f"{root}/b/x",
+            f"{root}/a/x",
+            f"{root}/s-1.tar",
+        ]
+        assert path_patterns.expand([f"{root}/s-2.tar", f"{root}/a/*"]) == [f"{root}/s-2.tar", f"{root}/a/x"]
+        assert path_patterns.expand(tmp_path / "a") == [f"{root}/a"]
 
     def test_braces_inside_braces_and_beside_them(self):
-        assert storage.braces("{a,b{1..3}}-{x,y}") == [f"{a}-{x}" for a in ("a", "b1", "b2", "b3") for x in "xy"]
-        assert storage.braces("{3..1}{08..10}") == [f"{a}{b}" for a in "321" for b in ("08", "09", "10")]
-        assert storage.braces("{split}/{one}") == ["{split}/{one}"]
+        assert path_patterns.expand_braces("{a,b{1..3}}-{x,y}") == [
+            f"{a}-{x}" for a in ("a", "b1", "b2", "b3") for x in "xy"
+        ]
+        assert path_patterns.expand_braces("{3..1}{08..10}") == [f"{a}{b}" for a in "321" for b in ("08", "09", "10")]
+        assert path_patterns.expand_braces("{split}/{one}") == ["{split}/{one}"]
         with pytest.raises(ConfigError, match="more than"):
-            storage.braces("{0..99999999}")
+            path_patterns.expand_braces("{0..99999999}")
         with pytest.raises(ConfigError, match="more than"):
-            storage.braces("{0..99999}{0..99999}")
+            path_patterns.expand_braces("{0..99999}{0..99999}")
 
     def test_what_is_there_as_it_is_written_is_taken_so(self, tmp_path):
         touch(tmp_path, "[a]*.tar", "a.tar")
-        assert storage.expand(f"{tmp_path}/[a]*.tar") == [f"{tmp_path}/[a]*.tar"]
+        assert path_patterns.expand(f"{tmp_path}/[a]*.tar") == [f"{tmp_path}/[a]*.tar"]
 
     def test_nothing_and_half_of_it_are_errors(self, tmp_path):
         touch(tmp_path, "0.tar", "2.tar")
         with pytest.raises(ConfigError, match=r"path=.*no file matches"):
-            storage.expand(f"{tmp_path}/*.zip")
+            path_patterns.expand(f"{tmp_path}/*.zip")
         with pytest.raises(ConfigError, match=r"images=.*no such file or folder"):
-            storage.expand(f"{tmp_path}/9.tar", key="images")
+            path_patterns.expand(f"{tmp_path}/9.tar", key="images")
         with pytest.raises(ConfigError, match=r"1 of 3 are not there, the first is '.*/1.tar'"):
-            storage.expand(f"{tmp_path}/{{0..2}}.tar")
+            path_patterns.expand(f"{tmp_path}/{{0..2}}.tar")
         with pytest.raises(ConfigError, match="twice"):
-            storage.expand(f"{tmp_path}/0.tar::{tmp_path}/*.tar")
+            path_patterns.expand(f"{tmp_path}/0.tar::{tmp_path}/*.tar")
         for nothing in ("", [], [""], 3, [None]):
             with pytest.raises(ConfigError, match="expected a path"):
-                storage.expand(nothing)
+                path_patterns.expand(nothing)
 
     def test_a_split_that_is_not_there_is_answered_with_those_that_are(self, tmp_path):
         touch(tmp_path, "train/0.tar", "val/0.tar", "val/1.tar", "c-train.csv", "c-test.csv")
-        assert storage.expand(f"{tmp_path}/{{split}}/{{0..1}}.tar", split="val") == [
+        assert path_patterns.expand(f"{tmp_path}/{{split}}/{{0..1}}.tar", split="val") == [
             f"{tmp_path}/val/{i}.tar" for i in (0, 1)
         ]
         with pytest.raises(ConfigError, match=r"split='test'.*there are train, val$"):
-            storage.expand(f"{tmp_path}/{{split}}/*.tar", split="test")
+            path_patterns.expand(f"{tmp_path}/{{split}}/*.tar", split="test")
         with pytest.raises(ConfigError, match=r"split='dev'.*there are test, train$"):
-            storage.expand(f"{tmp_path}/c-{{split}}.csv", split="dev")
-        assert storage.splits(f"{tmp_path}/{{split}}/0.tar") == ["train", "val"]
+            path_patterns.expand(f"{tmp_path}/c-{{split}}.csv", split="dev")
+        assert path_patterns.list_splits(f"{tmp_path}/{{split}}/0.tar") == ["train", "val"]
 
     def test_home(self, tmp_path, monkeypatch):
         touch(tmp_path, "x.csv")
         monkeypatch.setenv("HOME", str(tmp_path))
-        assert storage.expand("~/x.csv") == [f"{tmp_path}/x.csv"] and storage.read("~/x.csv") == b"x.csv"
+        assert path_patterns.expand("~/x.csv") == [f"{tmp_path}/x.csv"] and filesystem.read("~/x.csv") == b"x.csv"
 
     def test_urls(self, tmp_path, memory):
         for i in (1, 2, 10):
             memory(f"{i}.tar", b"x")
-        assert storage.expand("memory://storage/*.tar") == [f"memory:///storage/{i}.tar" for i in (1, 2, 10)]
-        assert storage.expand("memory://storage/{1..2}.tar") == [f"memory://storage/{i}.tar" for i in (1, 2)]
+        assert path_patterns.expand("memory://storage/*.tar") == [f"memory:///storage/{i}.tar" for i in (1, 2, 10)]
+        assert path_patterns.expand("memory://storage/{1..2}.tar") == [f"memory://storage/{i}.tar" for i in (1, 2)]
         touch(tmp_path, "1.tar")
-        assert storage.expand(f"file://{tmp_path}/*.tar::memory://storage/2.tar") == [
+        assert path_patterns.expand(f"file://{tmp_path}/*.tar::memory://storage/2.tar") == [
             f"{tmp_path}/1.tar",
             "memory://storage/2.tar",
         ]
         with pytest.raises(ConfigError, match="no such file"):
-            storage.expand("memory://storage/3.tar")
+            path_patterns.expand("memory://storage/3.tar")
         with pytest.raises(ConfigError, match=r"1 of 2 are not there"):
-            storage.expand("memory://storage/{2..3}.tar")
+            path_patterns.expand("memory://storage/{2..3}.tar")
         with pytest.raises(ConfigError, match=r"path='nosuch://.*://"):
-            storage.expand("nosuch://x/y")
+            path_patterns.expand("nosuch://x/y")
 
 
 class TestJoin:
     def test_names_stay_in_the_folder(self):
-        assert storage.join("/d", "a/b.jpg") == "/d/a/b.jpg"
-        assert storage.join("/d", "./a/../b.jpg") == "/d/b.jpg"
-        assert storage.join("memory://d", "b.jpg") == "memory://d/b.jpg"
-        assert storage.join("/d", "..b.jpg") == "/d/..b.jpg"
+        assert filesystem.join("/d", "a/b.jpg") == "/d/a/b.jpg"
+        assert filesystem.join("/d", "./a/../b.jpg") == "/d/b.jpg"
+        assert filesystem.join("memory://d", "b.jpg") == "memory://d/b.jpg"
+        assert filesystem.join("/d", "..b.jpg") == "/d/..b.jpg"
         for name in ("/etc/passwd", "..", "../x", "a/../../x", "", ".", "a/..", "s3://b/x", "//x", "a\0b"):
             with pytest.raises(Unreadable) as error:
-                storage.join("/d", name)
+                filesystem.join("/d", name)
             assert error.value.reason == "bad row"
 
 
@@ -118,34 +124,34 @@ class TestRead:
         (tmp_path / "f").write_bytes(data)
         memory("f", data)
         for path in (f"{tmp_path}/f", f"file://{tmp_path}/f", "memory://storage/f"):
-            assert storage.exists(path) and not storage.is_folder(path) and storage.size(path) == 5000
-            assert storage.read(path) == data
-            assert storage.read_range(path, 0, 0) == b"" and storage.read_range(path, 17, 100) == data[17:117]
-            assert storage.read_range(path, 4999, 1) == data[-1:]
+            assert filesystem.exists(path) and not filesystem.is_folder(path) and filesystem.size(path) == 5000
+            assert filesystem.read(path) == data
+            assert filesystem.read_range(path, 0, 0) == b"" and filesystem.read_range(path, 17, 100) == data[17:117]
+            assert filesystem.read_range(path, 4999, 1) == data[-1:]
             for offset, length in ((4999, 2), (5000, 1), (10**12, 1)):
                 with pytest.raises(Unreadable, match="beyond the end"):
-                    storage.read_range(path, offset, length)
+                    filesystem.read_range(path, offset, length)
             with pytest.raises(ValueError, match="negative"):
-                storage.read_range(path, -1, 5)
-            with storage.open(path) as file:
+                filesystem.read_range(path, -1, 5)
+            with filesystem.open_file(path) as file:
                 assert file.seek(4000) == 4000 and file.read() == data[4000:]
-            for missing in (storage.read, storage.size, storage.stamp, storage.open, storage.listing):
+            for name in ("read", "size", "stamp", "open_file", "list_names"):
                 with pytest.raises(FileNotFoundError):
-                    missing(path + "x")
+                    getattr(filesystem, name)(path + "x")
             with pytest.raises(FileNotFoundError):
-                storage.read_range(path + "x", 0, 1)
-            assert not storage.exists(path + "x") and not storage.is_folder(path + "x")
+                filesystem.read_range(path + "x", 0, 1)
+            assert not filesystem.exists(path + "x") and not filesystem.is_folder(path + "x")
 
     def test_folders(self, tmp_path, memory):
         touch(tmp_path, "b/x", "a", "B", "10", "9")
         for name in ("b/x", "a", "B", "10", "9"):
             memory(name, b"")
         for folder in (str(tmp_path), "memory://storage", "memory://storage/"):
-            assert storage.is_folder(folder)
-            assert storage.entries(folder) == [("10", False), ("9", False), ("B", False), ("a", False), ("b", True)]
-            assert storage.listing(folder) == ["10", "9", "B", "a", "b"]
+            assert filesystem.is_folder(folder)
+            assert filesystem.list_entries(folder) == [(n, n == "b") for n in ("10", "9", "B", "a", "b")]
+            assert filesystem.list_names(folder) == ["10", "9", "B", "a", "b"]
             with pytest.raises(NotADirectoryError):
-                storage.listing(storage.join(folder, "a"))
+                filesystem.list_names(filesystem.join(folder, "a"))
 
     def test_a_range_of_a_url_transfers_no_more(self, memory, monkeypatch):
         memory("f", bytes(1 << 20))
@@ -157,36 +163,36 @@ class TestRead:
             "cat_file",
             lambda self, p, start=None, end=None: asked.append((start, end)) or real(self, p, start, end),
         )
-        storage.read_range("memory://storage/f", 1000, 24)
+        filesystem.read_range("memory://storage/f", 1000, 24)
         assert asked == [(1000, 1024)]
         monkeypatch.setattr(cls, "cat_file", lambda self, p, start=None, end=None: bytes(1 << 20))
         with pytest.raises(OSError, match="whole files"):
-            storage.read_range("memory://storage/f", 1000, 24)
+            filesystem.read_range("memory://storage/f", 1000, 24)
 
     def test_stamps_change_with_the_file(self, tmp_path, memory):
         touch(tmp_path, "f")
         memory("f", b"1")
         for path, write in ((f"{tmp_path}/f", (tmp_path / "f").write_bytes), ("memory://storage/f", None)):
-            first = storage.stamp(path)
-            assert storage.stamp(path) == first
+            first = filesystem.stamp(path)
+            assert filesystem.stamp(path) == first
             write(b"12") if write else memory("f", b"12")
-            second = storage.stamp(path)
+            second = filesystem.stamp(path)
             if write:
                 os.utime(path, ns=(1, 1))
             else:
                 memory("f", b"13")
-            assert len({first, second, storage.stamp(path)}) == 3
+            assert len({first, second, filesystem.stamp(path)}) == 3
         paths = ["memory://storage/f", f"{tmp_path}/f"]
-        assert storage.stamps(paths) == [storage.stamp(path) for path in paths]
+        assert filesystem.stamps(paths) == [filesystem.stamp(path) for path in paths]
 
     def test_a_replaced_file_is_read_anew_once_its_stamp_was_asked_for(self, tmp_path):
         path = tmp_path / "f"
         path.write_bytes(b"old")
-        assert storage.read_range(str(path), 0, 3) == b"old"
+        assert filesystem.read_range(str(path), 0, 3) == b"old"
         (tmp_path / "g").write_bytes(b"new")
         os.replace(tmp_path / "g", path)
-        storage.stamp(str(path))
-        assert storage.read_range(str(path), 0, 3) == b"new"
+        filesystem.stamp(str(path))
+        assert filesystem.read_range(str(path), 0, 3) == b"new"
 
 
 class TestOpenFiles:
@@ -195,7 +201,7 @@ class TestOpenFiles:
         before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
         for _ in range(2):
             for i in range(3 * open_files.LIMIT):
-                assert storage.read_range(f"{tmp_path}/{i}", 0, 1) == str(i)[:1].encode()
+                assert filesystem.read_range(f"{tmp_path}/{i}", 0, 1) == str(i)[:1].encode()
         if before:
             assert len(os.listdir("/proc/self/fd")) - before <= open_files.LIMIT
 
@@ -210,7 +216,7 @@ class TestOpenFiles:
             random = np.random.default_rng(seed)
             for file, offset in zip(random.integers(8, size=400), random.integers(900, size=400), strict=True):
                 try:
-                    if storage.read_range(f"{tmp_path}/{file}", int(offset), 100) != contents[file][offset:][:100]:
+                    if filesystem.read_range(f"{tmp_path}/{file}", int(offset), 100) != contents[file][offset:][:100]:
                         wrong.append(file)
                 except OSError as error:
                     wrong.append(error)
@@ -224,13 +230,13 @@ class TestOpenFiles:
     def test_a_forked_child_reads_though_the_lock_was_held(self, tmp_path):
         code = (
             "import os, sys\n"
-            "from mmjax.data.files import open_files, storage\n"
+            "from mmjax.data.storage import filesystem, open_files\n"
             "path = sys.argv[1]\n"
-            "storage.read_range(path, 0, 1)\n"
+            "filesystem.read_range(path, 0, 1)\n"
             "open_files.FILES._lock.acquire()\n"
             "child = os.fork()\n"
             "if child == 0:\n"
-            "    os._exit(0 if storage.read_range(path, 1, 2) == b'bc' else 1)\n"
+            "    os._exit(0 if filesystem.read_range(path, 1, 2) == b'bc' else 1)\n"
             "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
         )
         (tmp_path / "f").write_bytes(b"abcd")
@@ -242,6 +248,6 @@ class TestOpenFiles:
 
 def test_errors_travel_between_processes():
     with pytest.raises(Unreadable) as error:
-        storage.join("/d", "../x")
+        filesystem.join("/d", "../x")
     again = pickle.loads(pickle.dumps(error.value))
     assert (again.reason, again.detail, again.key) == (error.value.reason, error.value.detail, "../x")

@@ -1,4 +1,4 @@
-"""Captioned images out of rows that name them: grouped by image, in columns instead of objects.
+"""CaptionTable images out of rows that name them: grouped by image, in columns instead of objects.
 
 A hundred million captions as Python strings in lists would be tens of gigabytes in every worker; here a row costs its
 text and some 20 bytes.
@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files.rows import Broken, Row, Skipped, Taken
+from mmjax.data.formats.row_builder import BadRow, Row, RowBuilder, Skipped
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.text import Norm, captions_of
 
 _LITERAL_LIMIT = 1 << 16  # characters of a list of negatives
 
 
-class Captioned:
+class CaptionTable:
     """Examples of images and their captions; pictures are the caller's.
 
     ``skipped`` lists what is left out: rows without picture or text, and rows that say what another one says.
@@ -43,7 +43,7 @@ class Captioned:
 
     def __init__(
         self,
-        rows: Iterable[Row | Broken],
+        rows: Iterable[Row | BadRow],
         *,
         named: bool = True,
         group: bool = True,
@@ -58,7 +58,7 @@ class Captioned:
         self._norm: Norm = norm
         self._most = most
         self.skipped: list[Skipped] = []
-        taken = Taken(rows, self.skipped, named=named, labelled=labelled, fields=[*fields, *texts])
+        taken = RowBuilder(rows, self.skipped, named=named, labelled=labelled, fields=[*fields, *texts])
         captions, owner = taken.captions, taken.owner
         columns = {name: column if name in texts else _numbers(column) for name, column in taken.fields.items()}
         self.class_names = class_names
@@ -143,7 +143,9 @@ class Captioned:
                     raise
         return triples
 
-    def _without_repeats(self, image: np.ndarray, captions: pa.Array, owner: np.ndarray, taken: Taken) -> np.ndarray:
+    def _without_repeats(
+        self, image: np.ndarray, captions: pa.Array, owner: np.ndarray, taken: RowBuilder
+    ) -> np.ndarray:
         """Places of the captions to keep; the others are listed."""
         codes = captions.dictionary_encode().indices.to_numpy().astype(np.int64)
         _, first = np.unique(image[owner] * (codes.max(initial=0) + 1) + codes, return_index=True)
@@ -194,7 +196,7 @@ def _labels(array: pa.Array, class_names: list[str] | None) -> tuple[pa.Array, l
     return array, class_names
 
 
-def _check_agreement(column: pa.Array, name: str, image: np.ndarray, first: np.ndarray, taken: Taken) -> None:
+def _check_agreement(column: pa.Array, name: str, image: np.ndarray, first: np.ndarray, taken: RowBuilder) -> None:
     if pa.types.is_nested(column.type):
         column = pa.array([repr(value) for value in column.to_pylist()])
     codes = column.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)

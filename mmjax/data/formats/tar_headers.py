@@ -10,8 +10,8 @@ import struct
 from typing import NamedTuple
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import storage
 from mmjax.data.sample import Unreadable
+from mmjax.data.storage import filesystem
 
 BLOCK = 512
 
@@ -29,11 +29,11 @@ class Members(NamedTuple):
     names: list[bytes]
     offsets: list[int]
     sizes: list[int]
-    tear: str = ""  # where and why reading ended before the archive did; empty for a whole one
-    torn: bytes = b""  # the name of a member that is there in part
+    truncation: str = ""  # where and why reading ended before the archive did; empty for a whole one
+    truncated_name: bytes = b""  # the name of a member that is there in part
 
 
-class _Tear(Exception):
+class _Truncated(Exception):
     """The archive goes no further."""
 
 
@@ -44,14 +44,14 @@ def members(path: str) -> Members:
 
 class _Scan:
     def __init__(self, path: str):
-        self.total = storage.size(path)
+        self.total = filesystem.size(path)
         self._path = path
-        self._ahead = _REMOTE if storage.is_url(path) else _LOCAL
+        self._ahead = _REMOTE if filesystem.is_url(path) else _LOCAL
         self._start, self._buffer = 0, b""
         self._names: list[bytes] = []
         self._offsets: list[int] = []
         self._sizes: list[int] = []
-        self._torn = b""
+        self._truncated_name = b""
 
     def run(self) -> Members:
         for magic, kind in _COMPRESSED.items():
@@ -59,14 +59,14 @@ class _Scan:
                 raise ConfigError(
                     f"path={self._path!r}: a tar archive in {kind} compression has no random access; decompress it"
                 )
-        tear = ""
+        truncation = ""
         try:
             self._walk()
-        except _Tear as error:
-            tear = str(error)
+        except _Truncated as error:
+            truncation = str(error)
         except Unreadable as error:  # the file became shorter meanwhile
-            tear = error.detail
-        return Members(self._names, self._offsets, self._sizes, tear, self._torn)
+            truncation = error.detail
+        return Members(self._names, self._offsets, self._sizes, truncation, self._truncated_name)
 
     def _walk(self) -> None:
         place = 0
@@ -97,8 +97,8 @@ class _Scan:
                 size = 0
             name = pax.get(b"path") or name or _name(header)
             if data + size > self.total:
-                self._torn = name
-                raise _Tear(f"the data of {_text(name)} at byte {data} reach beyond the end of the file")
+                self._truncated_name = name
+                raise _Truncated(f"the data of {_text(name)} at byte {data} reach beyond the end of the file")
             sparse = any(key.startswith(b"GNU.sparse.") for key in own)
             if kind in _REGULAR and not sparse and not name.endswith(b"/"):
                 self._names.append(name)
@@ -110,22 +110,22 @@ class _Scan:
     def _check(self, header: bytes, place: int) -> bytes:
         """The kind of member, of a header whose checksum is right."""
         if len(header) < BLOCK:
-            raise _Tear(f"the file ends at byte {self.total} without the archive's end mark")
+            raise _Truncated(f"the file ends at byte {self.total} without the archive's end mark")
         stored = _number(header[148:156], place)
         # The checksum is over the header with blanks in the checksum's place; some old writers add signed bytes.
         blanks = 8 * 32 - sum(header[148:156])
         if sum(header) + blanks != stored:
             signed = sum(struct.unpack("148b8x356b", header)) + 8 * 32
             if signed != stored:
-                raise _Tear(f"no valid header at byte {place}")
+                raise _Truncated(f"no valid header at byte {place}")
         return header[156:157]
 
     def _extension(self, data: int, size: int, place: int) -> bytes:
         if size > _LONGEST_HEADER:
-            raise _Tear(f"the header at byte {place} claims {size} bytes")
+            raise _Truncated(f"the header at byte {place} claims {size} bytes")
         content = self._read(data, size)
         if len(content) < size:
-            raise _Tear(f"the header at byte {place} reaches beyond the end of the file")
+            raise _Truncated(f"the header at byte {place} reaches beyond the end of the file")
         return content
 
     def _after_sparse_headers(self, header: bytes, data: int) -> int:
@@ -133,7 +133,7 @@ class _Scan:
         while more:
             block = self._read(data, BLOCK)
             if len(block) < BLOCK:
-                raise _Tear(f"the sparse header at byte {data} reaches beyond the end of the file")
+                raise _Truncated(f"the sparse header at byte {data} reaches beyond the end of the file")
             more, data = block[504], data + BLOCK
         return data
 
@@ -142,7 +142,9 @@ class _Scan:
         for start in range(place, min(place + _TRAILER, self.total), BLOCK):
             block = self._read(start, BLOCK)
             if block.strip(b"\0"):
-                raise _Tear(f"data follow the end mark, at byte {start}: archives joined by their bytes are no archive")
+                raise _Truncated(
+                    f"data follow the end mark, at byte {start}: archives joined by their bytes are no archive"
+                )
 
     def _read(self, place: int, length: int) -> bytes:
         """Up to ``length`` bytes: fewer where the file ends."""
@@ -150,7 +152,7 @@ class _Scan:
         if not 0 <= begin <= len(self._buffer) - length:
             wanted = min(max(length, self._ahead), self.total - place)
             self._start, begin = place, 0
-            self._buffer = storage.read_range(self._path, place, wanted) if wanted > 0 else b""
+            self._buffer = filesystem.read_range(self._path, place, wanted) if wanted > 0 else b""
         return self._buffer[begin : begin + length]
 
 
@@ -163,7 +165,7 @@ def _number(field: bytes, place: int, *, base: int = 8) -> int:
     except ValueError:
         value = -1
     if value < 0:
-        raise _Tear(f"no valid header at byte {place}")
+        raise _Truncated(f"no valid header at byte {place}")
     return value
 
 
@@ -176,7 +178,7 @@ def _records(content: bytes, place: int) -> dict[bytes, bytes]:
         length = int(number) if number.isdigit() else 0
         keyword, equals, value = content[start + len(number) + 1 : start + length - 1].partition(b"=")
         if not equals or length < len(number) + 3 or start + length > len(content):
-            raise _Tear(f"no valid pax header at byte {place}")
+            raise _Truncated(f"no valid pax header at byte {place}")
         found[keyword] = value
         start += length
     return found

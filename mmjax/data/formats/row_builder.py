@@ -30,7 +30,7 @@ class Row(NamedTuple):
     fields: Sequence[Any] = ()
 
 
-class Broken(NamedTuple):
+class BadRow(NamedTuple):
     """A row that cannot be used."""
 
     file: str
@@ -59,7 +59,7 @@ class Column:
         return pa.concat_tables(tables, promote_options="permissive").column(0).combine_chunks()
 
 
-class Taken:
+class RowBuilder:
     """Rows taken apart into columns; what cannot be used is appended to ``skipped``.
 
     ``images`` has an entry for each row, ``captions`` and ``owner`` (the number of its row) for each caption,
@@ -68,7 +68,7 @@ class Taken:
 
     def __init__(
         self,
-        rows: Iterable[Row | Broken],
+        rows: Iterable[Row | BadRow],
         skipped: list[Skipped],
         *,
         named: bool,
@@ -85,7 +85,7 @@ class Taken:
         done = 0
         try:
             for row in rows:
-                if isinstance(row, Broken):
+                if isinstance(row, BadRow):
                     skipped.append((place(row.file, row.line), row.reason, row.detail))
                     continue
                 try:

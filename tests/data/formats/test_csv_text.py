@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.data.files.delimited import MOST_LINES, records
+from mmjax.data.formats.csv_text import MOST_LINES, records
 
 # Line ends within a field come back as one kind, and a line of blank fields alone is ambiguous: neither is drawn.
 FIELD = st.text(st.sampled_from(list("ab \"',;\t|日é.")) | st.just("\n"), max_size=8)

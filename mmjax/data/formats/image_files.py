@@ -6,8 +6,8 @@ import operator
 import os
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import storage
 from mmjax.data.sample import Unreadable
+from mmjax.data.storage import filesystem
 
 _TRIED = 4
 
@@ -17,15 +17,15 @@ def resolve(root: str, name: str) -> str:
 
     Tables of absolute paths are common; a relative name that leads out of ``root`` is a bad row.
     """
-    if os.path.isabs(name) or storage.is_url(name):
+    if os.path.isabs(name) or filesystem.is_url(name):
         return name
-    return storage.join(root, name)
+    return filesystem.join(root, name)
 
 
 def picture(root: str, name: str, *, key: str) -> bytes:
     """The bytes of a named picture."""
     try:
-        data = storage.read(resolve(root, name))
+        data = filesystem.read(resolve(root, name))
     except Unreadable as error:
         raise Unreadable(error.reason, error.detail, key=key) from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
@@ -41,7 +41,7 @@ def check_root(root: str, names: list[str], *, key: str = "image_root") -> None:
     for name in names[:_TRIED]:
         try:
             path = resolve(root, name)
-            if storage.exists(path):
+            if filesystem.exists(path):
                 return
         except (Unreadable, OSError, ValueError):
             continue

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmjax.core.config import ConfigError
-from mmjax.data.files import storage
 from mmjax.data.sample import Unreadable
+from mmjax.data.storage import filesystem
 
 GROUPS_KEPT = 4  # decoded row groups; one is often 100 to 1,000 pictures
 FILES_KEPT = 64
@@ -120,9 +120,9 @@ class Parquet:
     def _file(self, number: int) -> pq.ParquetFile:
         file = self._open.get(number)
         if file is None:
-            path = storage.local(self.paths[number])
+            path = filesystem.local_path(self.paths[number])
             try:
-                file = pq.ParquetFile(storage.open(path) if storage.is_url(path) else pa.memory_map(path))
+                file = pq.ParquetFile(filesystem.open_file(path) if filesystem.is_url(path) else pa.memory_map(path))
             except _ERRORS as error:
                 raise ConfigError(f"path={path!r}: no readable parquet file ({_line(error)}); copy it again") from None
             self._open[number] = file
@@ -178,7 +178,7 @@ class Arrow:
         for path in self.paths:
             self._begins.append(sum(batch.num_rows for batch in self._batches))
             try:
-                schema, batches = _arrow(storage.local(path))
+                schema, batches = _arrow(filesystem.local_path(path))
             except _ERRORS as error:
                 raise ConfigError(f"path={path!r}: no readable Arrow file ({_line(error)}); copy it again") from None
             if self._begins == [0]:
@@ -190,7 +190,7 @@ class Arrow:
 
 
 def _arrow(path: str) -> tuple[pa.Schema, list[pa.RecordBatch]]:
-    source = pa.BufferReader(storage.read(path)) if storage.is_url(path) else pa.memory_map(path)
+    source = pa.BufferReader(filesystem.read(path)) if filesystem.is_url(path) else pa.memory_map(path)
     if bytes(source.read(6)) == b"ARROW1":
         file = pa.ipc.open_file(source)
         schema, batches = file.schema, [file.get_batch(i) for i in range(file.num_record_batches)]
@@ -240,7 +240,7 @@ def _rows(part: pa.Table | pa.RecordBatch) -> list[Sequence[Any]]:
 
 
 def _torn(path: str, error: Exception) -> Unreadable:
-    return Unreadable("torn archive", _line(error), key=path)
+    return Unreadable("truncated archive", _line(error), key=path)
 
 
 def _line(error: Exception) -> str:

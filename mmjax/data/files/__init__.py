@@ -1,1 +1,0 @@
-"""What files of each format hold, and where in them it is: bytes in, plain values out."""

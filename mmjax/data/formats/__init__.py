@@ -1,0 +1,1 @@
+"""What files hold: tar archives, tables, caption files, records; how their parts become examples."""

@@ -1,0 +1,1 @@
+"""Where files lie and how they are read: local disks and object stores, open files, cached indexes."""
