@@ -34,7 +34,7 @@ class Provenance:
         return self.ids[:, 0] >= 0
 
     @classmethod
-    def of(cls, ids: jax.Array) -> Provenance:
+    def from_ids(cls, ids: jax.Array) -> Provenance:
         """Clean rows: ``ids`` i32[B], each made of one example alone."""
         return cls(ids=ids[:, None], weight=(ids >= 0).astype(jnp.float32)[:, None])
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.core.config import ConfigError
+from mmjax.core.row_sharding import num_shards
 from mmjax.data.sample import Unreadable
 from mmjax.evals.shares import Share, told_to_all
 
@@ -240,13 +241,6 @@ def place(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_single_device_arrays(
         rows.shape, sharding, [jax.device_put(rows[index], device) for device, index in shards.items()]
     )
-
-
-def num_shards(sharding: NamedSharding) -> int:
-    """Over how many shards ``sharding`` splits the first axis of an array."""
-    axes = sharding.spec[0] if len(sharding.spec) else None
-    names = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
-    return int(np.prod([sharding.mesh.shape[name] for name in names], dtype=np.int64))
 
 
 def _normalised(encode: Callable[[Any, Any], jax.Array], rows: int, name: str) -> Callable[[Any, Any], jax.Array]:

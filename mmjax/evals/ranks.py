@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mmjax.evals.embedder import num_shards, place
+from mmjax.core.row_sharding import num_shards
+from mmjax.evals.embedder import place
 
 IMAGE_CHUNK = 1024
 TEXT_CHUNK = 4096
@@ -54,7 +55,7 @@ def count(
             raise ValueError(f"{name} has {np.min(ids)}: ids must not be negative")
     if lonely := set(np.asarray(image_ids).tolist()) - set(np.asarray(text_ids).tolist()):
         raise ValueError(f"no text has the id {min(lonely)} of an image: every image needs at least one text")
-    shards = 1 if sharding is None else num_shards(sharding)
+    shards = num_shards(sharding)
     # Blocks are whole multiples of this even for tiny inputs: the ragged edge of a matrix product may be summed in
     # another order than its middle, which would break ties by position.
     tile = shards * -(-64 // shards)

@@ -28,14 +28,16 @@ class Clip(nnx.Module):
         def embed(params, tokens):
             return nnx.merge(graph, nnx.State(params)).encode_text(tokens)
 
-    ``rows`` says over which devices whoever made a mesh wants the rows of activations; None: over whichever.
+    ``row_sharding`` says over which devices whoever made a mesh wants the rows of activations; None: over whichever.
     """
 
     def __init__(
-        self, config: ClipConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, rows: NamedSharding | None = None
+        self, config: ClipConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, row_sharding: NamedSharding | None = None
     ):
-        shared: dict[str, Any] = {name: getattr(config, name) for name in ("embed_dim", "scan", "remat", "products")}
-        shared |= {"rngs": rngs, "dtype": dtype, "rows": rows}
+        shared: dict[str, Any] = {
+            name: getattr(config, name) for name in ("embed_dim", "scan", "remat", "matmul_precision")
+        }
+        shared |= {"rngs": rngs, "dtype": dtype, "row_sharding": row_sharding}
         self.visual = VisionTower(config.vision_cfg, **shared)
         self.text = TextTower(config.text_cfg, **shared)
         self.logit_scale = nnx.Param(jnp.float32(config.init_logit_scale))

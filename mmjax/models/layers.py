@@ -17,9 +17,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 
-from mmjax.core.row_sharding import spread
+from mmjax.core.row_sharding import constrain_rows
 from mmjax.models.low_precision import product
-from mmjax.models.presets import Activation, Products, Remat
+from mmjax.models.presets import Activation, MatmulPrecision, Remat
 
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 Row = int | jax.Array
@@ -62,9 +62,9 @@ class Dense(nnx.Module):
         rngs: nnx.Rngs,
         dtype: Any,
         bias: bool = True,
-        products: Products = "full",
+        matmul_precision: MatmulPrecision = "full",
     ):
-        self.inputs, self.outputs, self.dtype, self.products = inputs, outputs, dtype, products
+        self.inputs, self.outputs, self.dtype, self.matmul_precision = inputs, outputs, dtype, matmul_precision
         self.kernel = nnx.Param(init(rngs.params(), (*inputs, *outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
@@ -73,7 +73,10 @@ class Dense(nnx.Module):
         lead = x.shape[: x.ndim - len(self.inputs)]
         rows = x.reshape(-1, math.prod(self.inputs)).astype(self.dtype)
         kernel = self.kernel[...].reshape(rows.shape[1], -1)
-        y = rows @ kernel.astype(self.dtype) if self.products == "full" else product(rows, kernel, self.products)
+        if self.matmul_precision == "full":
+            y = rows @ kernel.astype(self.dtype)
+        else:
+            y = product(rows, kernel, self.matmul_precision)
         if self.bias is not None:
             y = y + self.bias[...].reshape(-1).astype(self.dtype)
         return y.reshape(*lead, *self.outputs)
@@ -110,7 +113,7 @@ class BlockSpec:
     init_out: Init
     init_fc1: Init
     init_fc2: Init
-    products: Products = "full"
+    matmul_precision: MatmulPrecision = "full"
 
 
 class Attention(nnx.Module):
@@ -118,7 +121,7 @@ class Attention(nnx.Module):
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
         split = (spec.heads, spec.width // spec.heads)
-        dense = functools.partial(Dense, rngs=rngs, dtype=dtype, products=spec.products)
+        dense = functools.partial(Dense, rngs=rngs, dtype=dtype, matmul_precision=spec.matmul_precision)
         make = functools.partial(dense, (spec.width,), split, init=spec.init_qkv)
         self.query, self.key, self.value = make(), make(), make()
         self.out = dense(split, (spec.width,), init=spec.init_out)
@@ -127,11 +130,15 @@ class Attention(nnx.Module):
         self.ln_k = norm() if spec.qk_norm else None
 
     def __call__(
-        self, x: jax.Array, keys: jax.Array, *, mask: jax.Array | None = None, rows: NamedSharding | None = None
+        self, x: jax.Array, keys: jax.Array, *, mask: jax.Array | None = None, row_sharding: NamedSharding | None = None
     ) -> jax.Array:
         """x [B,Q,D], keys [B,K,D], mask bool [B or 1, 1, Q, K] of what may be seen -> [B,Q,D]."""
         # Each use for itself, as the gradients by keys are products of their own before they are added up.
-        q, k, v = self.query(x), self.key(spread(keys, rows)), self.value(spread(keys, rows))
+        q, k, v = (
+            self.query(x),
+            self.key(constrain_rows(keys, row_sharding)),
+            self.value(constrain_rows(keys, row_sharding)),
+        )
         if self.ln_q is not None and self.ln_k is not None:
             q, k = self.ln_q(q), self.ln_k(k)
         # Heads go before positions once here, not in each of the six products of the two passes.
@@ -148,7 +155,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
         self.activation = spec.activation
-        dense = functools.partial(Dense, rngs=rngs, dtype=dtype, products=spec.products)
+        dense = functools.partial(Dense, rngs=rngs, dtype=dtype, matmul_precision=spec.matmul_precision)
         self.fc1 = dense((spec.width,), (spec.hidden,), init=spec.init_fc1)
         self.fc2 = dense((spec.hidden,), (spec.width,), init=spec.init_fc2)
 
@@ -168,13 +175,21 @@ class Block(nnx.Module):
         self.mlp = Mlp(spec, rngs=rngs, dtype=dtype)
 
     def __call__(
-        self, x: jax.Array, *, valid: jax.Array | None, row: Row | None = None, rows: NamedSharding | None = None
+        self,
+        x: jax.Array,
+        *,
+        valid: jax.Array | None,
+        row: Row | None = None,
+        row_sharding: NamedSharding | None = None,
     ) -> jax.Array:
         """x [B,N,D], valid bool[B,N] of the keys that count -> [B,N,D], or [B,1,D]: position ``row`` alone."""
         keys = self.ln_1(x)
         queries = keys if row is None else take(keys, row)
         x = x if row is None else take(x, row)
-        x = keep(x + self.attn(queries, keys, mask=self._mask(keys.shape[1], valid=valid, row=row), rows=rows))
+        x = keep(
+            x
+            + self.attn(queries, keys, mask=self._mask(keys.shape[1], valid=valid, row=row), row_sharding=row_sharding)
+        )
         return x + self.mlp(self.ln_2(x))
 
     def _mask(self, length: int, *, valid: jax.Array | None, row: Row | None) -> jax.Array | None:
@@ -229,7 +244,7 @@ def run(
     valid: jax.Array | None = None,
     row: Row | None = None,
     before: Collection[int] = (),
-    rows: NamedSharding | None = None,
+    row_sharding: NamedSharding | None = None,
 ) -> tuple[jax.Array, dict[int, jax.Array]]:
     """Blocks ``start`` to ``stop`` (not included) of a stack: x [B,N,D] -> [B,N,D], and what enters ``before``.
 
@@ -239,7 +254,7 @@ def run(
     The blocks of ``before`` (from ``start`` to ``stop``, which stands for what leaves the last one) do not change
     the rest of the program: a loop in parts would be rounded otherwise than the whole one.
 
-    With ``rows`` what enters and leaves a block has its sequences over those devices.
+    With ``row_sharding`` what enters and leaves a block has its sequences over those devices.
     """
     graph, state = nnx.split(blocks)
     params = nnx.to_pure_dict(state)
@@ -250,11 +265,11 @@ def run(
 
     def apply(x: jax.Array, layer: dict[str, Any], *, row: Row | None = None) -> jax.Array:
         def block(x: jax.Array, layer: dict[str, Any]) -> jax.Array:
-            return nnx.merge(graph, layer)(x, valid=valid, row=row, rows=rows)
+            return nnx.merge(graph, layer)(x, valid=valid, row=row, row_sharding=row_sharding)
 
         if remat != "none":
             block = jax.checkpoint(block, policy=_POLICIES[remat], prevent_cse=not scan)
-        return spread(block(spread(x, rows), layer), rows)
+        return constrain_rows(block(constrain_rows(x, row_sharding), layer), row_sharding)
 
     if not all(start <= k <= stop for k in before):
         raise ValueError(f"what enters blocks {sorted(before)}: only {start} to {stop} are run")

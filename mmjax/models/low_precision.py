@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.core.config import ConfigError
-from mmjax.models.presets import Products
+from mmjax.models.presets import MatmulPrecision
 
 _TINY = 1e-30  # what a row of zeros is divided by
 
-_NUMBERS: dict[Products, tuple[Any, Any]] = {
+_NUMBERS: dict[MatmulPrecision, tuple[Any, Any]] = {
     "int8": (jnp.int8, jnp.int8),
     # Gradients range further and need less precision (Micikevicius et al., arXiv:2209.05433).
     "fp8": (jnp.float8_e4m3fn, jnp.float8_e5m2),
@@ -22,7 +22,7 @@ _NUMBERS: dict[Products, tuple[Any, Any]] = {
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x: jax.Array, kernel: jax.Array, products: Products) -> jax.Array:
+def product(x: jax.Array, kernel: jax.Array, precision: MatmulPrecision) -> jax.Array:
     """``x·kernel`` of 8-bit numbers: [N, K] and [K, M] -> [N, M] in the dtype of x.
 
     SwitchBack (Wortsman et al. 2023, arXiv:2304.13013), with q(v) the rows of v divided by their largest magnitude,
@@ -34,18 +34,20 @@ def product(x: jax.Array, kernel: jax.Array, products: Products) -> jax.Array:
 
     The last product sums over all tokens of a batch and stays in the dtype of x: its rounding errors would add up.
     """
-    return _rounded(x, kernel.T, _NUMBERS[products][0], _NUMBERS[products][0]).astype(x.dtype)
+    return _rounded(x, kernel.T, _NUMBERS[precision][0], _NUMBERS[precision][0]).astype(x.dtype)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, products: Products) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return product(x, kernel, products), (x, kernel)
+def _forward(
+    x: jax.Array, kernel: jax.Array, precision: MatmulPrecision
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return product(x, kernel, precision), (x, kernel)
 
 
 def _backward(
-    products: Products, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+    precision: MatmulPrecision, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
-    values, gradients = _NUMBERS[products]
+    values, gradients = _NUMBERS[precision]
     by_x = _rounded(gradient, kernel, gradients, values)
     by_kernel = jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
@@ -71,21 +73,21 @@ def quantised(rows: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
     return (jnp.round(scaled) if dtype == jnp.int8 else jnp.clip(scaled, -most, most)).astype(dtype), scale
 
 
-def check_products(products: Products, device: jax.Device) -> None:
+def check_matmul_precision(precision: MatmulPrecision, device: jax.Device) -> None:
     """Raises where the compiler of ``device`` does not take such products: tried on the smallest."""
-    if products == "full":
+    if precision == "full":
         return
     here = jax.sharding.SingleDeviceSharding(device)
-    values, gradients = _NUMBERS[products]
+    values, gradients = _NUMBERS[precision]
     for left in (values, gradients):
         a, b = (jax.ShapeDtypeStruct((16, 16), dtype, sharding=here) for dtype in (left, values))
-        whole = jnp.int32 if products == "int8" else jnp.float32
+        whole = jnp.int32 if precision == "int8" else jnp.float32
         multiply = functools.partial(jax.lax.dot_general, preferred_element_type=whole)
         try:
             jax.jit(lambda a, b, multiply=multiply: multiply(a, b, (((1,), (1,)), ((), ())))).lower(a, b).compile()
         except (jax.errors.JaxRuntimeError, NotImplementedError, TypeError, ValueError) as error:
             reason = (str(error).splitlines() or ["no reason given"])[0]
             raise ConfigError(
-                f"model.products={products!r}: {device.device_kind} does not multiply such numbers ({reason}); use "
-                "'full', or the other of 'int8' and 'fp8'"
+                f"model.matmul_precision={precision!r}: {device.device_kind} cannot multiply such numbers ({reason}); "
+                "use 'full', or the other of 'int8' and 'fp8'"
             ) from None

@@ -20,7 +20,7 @@ Remat = Literal["none", "dots", "offload", "full"]
 host's memory), or its input alone.
 """
 
-Products = Literal["full", "int8", "fp8"]
+MatmulPrecision = Literal["full", "int8", "fp8"]
 """The numbers that the blocks' linear maps multiply; see ``low_precision``."""
 
 
@@ -178,7 +178,7 @@ class ClipConfig:
     max_logit_scale: float = 100.0  # training clips the scale to it after each update
     scan: bool = True  # loop over the blocks in the program instead of writing each one out: compiles faster
     remat: Remat = "dots"
-    products: Products = "full"
+    matmul_precision: MatmulPrecision = "full"
     vision_cfg: VisionConfig = dataclasses.field(default_factory=VisionConfig)
     text_cfg: TextConfig = dataclasses.field(default_factory=TextConfig)
 

@@ -13,9 +13,9 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from mmjax.core.config import ConfigError
-from mmjax.core.row_sharding import spread
+from mmjax.core.row_sharding import constrain_rows
 from mmjax.models.layers import BlockSpec, Dense, LayerNorm, Row, normal, run, stacked
-from mmjax.models.presets import Products, Remat, TextConfig
+from mmjax.models.presets import MatmulPrecision, Remat, TextConfig
 
 
 class TextTower(nnx.Module):
@@ -32,18 +32,18 @@ class TextTower(nnx.Module):
         embed_dim: int,
         scan: bool,
         remat: Remat,
-        products: Products,
+        matmul_precision: MatmulPrecision,
         rngs: nnx.Rngs,
         dtype: Any,
-        rows: NamedSharding | None = None,
+        row_sharding: NamedSharding | None = None,
     ):
-        self.config, self.dtype, self.rows = config, dtype, rows
+        self.config, self.dtype, self.row_sharding = config, dtype, row_sharding
         width = config.width
         self.token_embed = TokenEmbed(_known(config, "vocab_size"), width, sd=config.token_init_sd, rngs=rngs)
         self.pad_id = _known(config, "pad_id") if config.pool_type == "mean" else None
         self.eos_id = _known(config, "eos_id") if config.pool_type == "eos" else None
         self.pos_embed = nnx.Param(normal(config.position_init_sd)(rngs.params(), (config.context_length, width)))
-        spec = dataclasses.replace(block_spec(config), products=products)
+        spec = dataclasses.replace(block_spec(config), matmul_precision=matmul_precision)
         self.blocks = stacked(spec, layers=config.layers, rngs=rngs, dtype=dtype)
         self.scan, self.remat = scan, remat
         self.ln_final = LayerNorm(width, eps=config.ln_eps, dtype=dtype)
@@ -71,7 +71,7 @@ class TextTower(nnx.Module):
             scan=self.scan,
             remat=self.remat,
             valid=self._valid(ids),
-            rows=self.rows,
+            row_sharding=self.row_sharding,
         )[0]
 
     def pooled(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0) -> jax.Array:
@@ -97,7 +97,7 @@ class TextTower(nnx.Module):
             valid=valid,
             row=row,
             before=before,
-            rows=self.rows,
+            row_sharding=self.row_sharding,
         )
         if not after:
             tokens = self.ln_final(tokens)
@@ -107,11 +107,13 @@ class TextTower(nnx.Module):
             counted = valid.astype(jnp.float32)[..., None]
             total = jnp.sum(tokens.astype(jnp.float32) * counted, axis=1)
             pooled = (total / jnp.maximum(jnp.sum(counted, axis=1), 1)).astype(self.dtype)
-        return spread(self.ln_final(pooled) if after else pooled, self.rows), found
+        return constrain_rows(self.ln_final(pooled) if after else pooled, self.row_sharding), found
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """The joint space: [M,width] -> f32[M,E]."""
-        return spread((pooled if self.proj is None else self.proj(pooled)).astype(jnp.float32), self.rows)
+        return constrain_rows(
+            (pooled if self.proj is None else self.proj(pooled)).astype(jnp.float32), self.row_sharding
+        )
 
     def _valid(self, ids: jax.Array) -> jax.Array | None:
         return None if self.pad_id is None else ids != self.pad_id

@@ -13,9 +13,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from mmjax.core.row_sharding import spread
+from mmjax.core.row_sharding import constrain_rows
 from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, Row, normal, run, stacked, uniform
-from mmjax.models.presets import Products, Remat, VisionConfig
+from mmjax.models.presets import MatmulPrecision, Remat, VisionConfig
 from mmjax.models.stems import make_stem
 
 
@@ -34,12 +34,12 @@ class VisionTower(nnx.Module):
         embed_dim: int,
         scan: bool,
         remat: Remat,
-        products: Products,
+        matmul_precision: MatmulPrecision,
         rngs: nnx.Rngs,
         dtype: Any,
-        rows: NamedSharding | None = None,
+        row_sharding: NamedSharding | None = None,
     ):
-        self.config, self.dtype, self.rows = config, dtype, rows
+        self.config, self.dtype, self.row_sharding = config, dtype, row_sharding
         width = config.width
         point = normal(width**-0.5)
         channels = sum(config.modality_channels) if config.fusion == "channels" else 3
@@ -53,7 +53,7 @@ class VisionTower(nnx.Module):
         self.modality_embed = nnx.Param(point(rngs.params(), (several, width))) if several > 1 else None
         self.ln_pre = None if config.no_ln_pre else LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         spec = block_spec(config)
-        within = dataclasses.replace(spec, products=products)
+        within = dataclasses.replace(spec, matmul_precision=matmul_precision)
         self.blocks = stacked(within, layers=config.layers, rngs=rngs, dtype=dtype)
         self.scan, self.remat = scan, remat
         self.ln_post = LayerNorm(width, eps=config.ln_eps, dtype=dtype)
@@ -87,7 +87,15 @@ class VisionTower(nnx.Module):
 
     def trunk(self, tokens: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
         """Blocks ``start`` to ``stop`` (not included; None: to the end): [N', T, width] -> [N', T, width]."""
-        return run(self.blocks, tokens, start=start, stop=stop, scan=self.scan, remat=self.remat, rows=self.rows)[0]
+        return run(
+            self.blocks,
+            tokens,
+            start=start,
+            stop=stop,
+            scan=self.scan,
+            remat=self.remat,
+            row_sharding=self.row_sharding,
+        )[0]
 
     def pooled(self, tokens: jax.Array, *, start: int = 0) -> jax.Array:
         """The blocks from ``start`` on, then the final norm and pooling: [N', T, width] -> [N', width].
@@ -110,23 +118,25 @@ class VisionTower(nnx.Module):
             scan=self.scan,
             remat=self.remat,
             before=before,
-            rows=self.rows,
+            row_sharding=self.row_sharding,
         )
         if not config.final_ln_after_pool:
             tokens = self.ln_post(tokens)
         if self.map_head is not None:
-            return spread(self.map_head(tokens), self.rows), found
+            return constrain_rows(self.map_head(tokens), self.row_sharding), found
         if config.pool_type == "avg":
             patches = tokens[:, config.class_token + config.registers :]
             pooled = jnp.mean(patches.astype(jnp.float32), axis=1).astype(self.dtype)
         else:
             pooled = tokens[:, 0]
-        return spread(self.ln_post(pooled) if config.final_ln_after_pool else pooled, self.rows), found
+        return constrain_rows(self.ln_post(pooled) if config.final_ln_after_pool else pooled, self.row_sharding), found
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """The joint space: [N', width] -> f32[N', E]."""
         # The gradient comes over the same devices: each gets its own rows' sum, not all rows'.
-        return spread((pooled if self.proj is None else self.proj(pooled)).astype(jnp.float32), self.rows)
+        return constrain_rows(
+            (pooled if self.proj is None else self.proj(pooled)).astype(jnp.float32), self.row_sharding
+        )
 
     def _present(self, images: Mapping[str, jax.Array]) -> list[str]:
         known = self.config.modalities

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from mmjax.core.config import ConfigError
-from mmjax.core.row_sharding import shards_of
+from mmjax.core.row_sharding import num_shards
 from mmjax.core.types import Metrics, Provenance
 from mmjax.objectives.sweep import Sweep
 from mmjax.objectives.targets import Labelling, Labels
@@ -36,7 +36,7 @@ class Base(abc.ABC):
     mask_partners: bool = False
     impl: Literal["auto", "dense", "chunked", "ring"] = "auto"
     chunk: int = 1024
-    rows: NamedSharding | None = None  # of both sides, from whoever made the mesh; None: all on one device
+    row_sharding: NamedSharding | None = None  # of both sides, from whoever made the mesh; None: all on one device
 
     def __post_init__(self) -> None:
         if self.mask_partners and self.targets == "provenance":
@@ -62,10 +62,10 @@ class Base(abc.ABC):
         """The loss f32[] and metrics, which have no gradient."""
 
     def chosen(self, n: int, m: int, shards: int | None = None) -> Literal["dense", "chunked", "ring"]:
-        """What ``impl`` comes to for ``n`` images and ``m`` texts over ``shards`` devices (None: those of ``rows``)."""
+        """What ``impl`` comes to for ``n`` images, ``m`` texts and ``shards`` devices (None: ``row_sharding`` says)."""
         if self.impl != "auto":
             return self.impl
-        shards = shards_of(self.rows) if shards is None else shards
+        shards = num_shards(self.row_sharding) if shards is None else shards
         if n * m <= DENSE_PAIRS * shards:
             return "dense"
         return "ring" if shards > 1 else "chunked"
@@ -73,7 +73,7 @@ class Base(abc.ABC):
     def sweep(self, n: int, m: int) -> Sweep | None:
         """The walk over the matrix of so many rows, or None where it is held as a whole."""
         impl = self.chosen(n, m)
-        return None if impl == "dense" else Sweep(chunk=self.chunk, ring=impl == "ring", rows=self.rows)
+        return None if impl == "dense" else Sweep(chunk=self.chunk, ring=impl == "ring", row_sharding=self.row_sharding)
 
     def labels(self, source: Provenance) -> Labels:
         """What the loss uses of where rows come from."""

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmjax.core.config import ConfigError
-from mmjax.core.row_sharding import shards_of
+from mmjax.core.row_sharding import num_shards
 
 BATCH_AXES = ("data", "fsdp")
 """Both axes split the batch; they differ only in what becomes of the parameters. ``tensor`` has copies of its rows."""
@@ -83,7 +83,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def check_batch(batch_size: int, mesh: Mesh, *, path: str) -> None:
     """Raises where the global batch does not divide over the devices that split it."""
-    shards = shards_of(batch_sharding(mesh))
+    shards = num_shards(batch_sharding(mesh))
     if batch_size % shards:
         lower = batch_size // shards * shards
         near = ", ".join(str(size) for size in (lower, lower + shards) if size > 0)
@@ -98,9 +98,9 @@ def share_of(process: int, rows: NamedSharding) -> tuple[int, int]:
     the batch is that of other meshes in another order.
     """
     held: dict[int, set[int]] = {}
-    places: Mapping[Any, Any] = rows.devices_indices_map((shards_of(rows),))
+    places: Mapping[Any, Any] = rows.devices_indices_map((num_shards(rows),))
     for device, (place,) in places.items():
-        held.setdefault(device.process_index, set()).add(place.indices(shards_of(rows))[0])
+        held.setdefault(device.process_index, set()).add(place.indices(num_shards(rows))[0])
     return _share(process, held)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from mmjax.core.config import ConfigError
-from mmjax.core.row_sharding import shards_of
+from mmjax.core.row_sharding import num_shards
 from mmjax.experiment import Experiment
 from mmjax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
 from mmjax.parallel.sharding import batch_shardings
@@ -38,7 +38,7 @@ TARGET = 0.98
 def of(experiment: Experiment, topology: Topology) -> Plan:
     """All figures of one compilation (``text`` says what they are); where the step does not fit, those of its size."""
     mesh = make_mesh(experiment.mesh, devices=topology.devices)
-    shards = shards_of(batch_sharding(mesh))
+    shards = num_shards(batch_sharding(mesh))
     experiment, notes = settled(experiment, shards=shards)
     program = Program(experiment, devices=topology.devices)
     batch = batch_shapes(experiment)
@@ -46,7 +46,7 @@ def of(experiment: Experiment, topology: Topology) -> Plan:
     devices = program.mesh.size
     before = time.perf_counter()
     lowered = program.lower(batch)
-    state, rows = (_bytes_a_device(tree) for tree in (program.state, batch))
+    state, rows = (_bytes_a_device(tree) for tree in (program.abstract_state, batch))
     plan: Plan = {
         "topology": topology.name,
         "chips": devices // topology.chip.devices,
@@ -188,7 +188,7 @@ def fit_batch(
     compiled. A guess that goes wrong narrows the bracket, which is at least cut in half. A compilation takes minutes
     for a large model: ``note`` hears of each.
     """
-    shards = shards_of(batch_sharding(make_mesh(experiment.mesh, devices=topology.devices)))
+    shards = num_shards(batch_sharding(make_mesh(experiment.mesh, devices=topology.devices)))
     least = shards * experiment.micro_batches
     tried: dict[int, Plan] = {}
     each = max(experiment.batch_size // least, LEAST_TRIED)

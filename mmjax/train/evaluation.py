@@ -106,6 +106,6 @@ def of_run(
     tokenizer = assemble.saved_tokenizer(experiment, workdir)
     program = Program(experiment)
     averaged = experiment.optimizer.average > 0
-    params = checkpoints.restore_params(program.state.params, which=which, averaged=averaged)
+    params = checkpoints.restore_params(program.abstract_state.params, which=which, averaged=averaged)
     checkpoints.close()
     return Evaluation(program, tokenizer).run(params, tasks=tasks, split=split or settings.final_split)

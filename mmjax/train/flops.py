@@ -18,7 +18,7 @@ from mmjax.train.program import Program
 def of_step(experiment: Experiment, batch: Batch, *, devices: Sequence[jax.Device] | None = None) -> float:
     """Of one training step over all ``devices``, with nothing computed twice; ``batch`` may be shapes alone."""
     program = Program(_plain(experiment), devices=devices)
-    return products(jax.make_jaxpr(program.step)(program.state, batch))
+    return products(jax.make_jaxpr(program.step)(program.abstract_state, batch))
 
 
 def beside(experiment: Experiment, batch: Batch, *, traced: jax.stages.Traced) -> Callable[[], float | None]:

@@ -16,7 +16,7 @@ from mmjax.core.types import Batch
 from mmjax.evals.embedder import Embedder
 from mmjax.experiment import Experiment
 from mmjax.models.clip import Clip
-from mmjax.models.low_precision import check_products
+from mmjax.models.low_precision import check_matmul_precision
 from mmjax.models.presets import ClipConfig
 from mmjax.parallel.host_memory import keep_freed_memory
 from mmjax.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated, share_of
@@ -44,8 +44,8 @@ class Program:
             keep_freed_memory()
         check_batch(experiment.batch_size, self.mesh, path="batch_size")
         check_batch(experiment.eval.batch_size, self.mesh, path="eval.batch_size")
-        self.rows = batch_sharding(self.mesh)
-        [each] = self.rows.shard_shape((experiment.batch_size,))
+        self.row_sharding = batch_sharding(self.mesh)
+        [each] = self.row_sharding.shard_shape((experiment.batch_size,))
         check_parts(experiment.micro_batches, batch_size=experiment.batch_size, rows=each)
         check_device(experiment.model, _nearest(self.mesh.devices.flat))
         self.objective = plugins.make(
@@ -53,7 +53,7 @@ class Program:
             "Objective",
             experiment.objective,
             path="objective",
-            rows=self.rows,
+            row_sharding=self.row_sharding,
         )
         self.graph, params = nnx.split(nnx.eval_shape(self._create))
         shapes: Params = nnx.to_pure_dict(params)
@@ -80,12 +80,12 @@ class Program:
             augment={name: self.augmentations.optimizer(name) for name in state.augment},
             policy=experiment.mesh.parameters,
         )
-        self.state = with_shardings(state, self.shardings)
+        self.abstract_state = with_shardings(state, self.shardings)
 
     @property
     def share(self) -> tuple[int, int]:
         """Which of how many shares of a batch this process makes."""
-        return share_of(jax.process_index(), self.rows)
+        return share_of(jax.process_index(), self.row_sharding)
 
     def initialise(self) -> TrainState:
         """A fresh state, made where it is to live; its values do not depend on the mesh."""
@@ -101,7 +101,7 @@ class Program:
         """This process's rows of a batch as their part of the global arrays."""
         with jax.transfer_guard_host_to_device("allow"):  # of several processes each sends its rows implicitly
             return jax.tree.map(
-                lambda rows: jax.make_array_from_process_local_data(self.rows, rows), Batch.from_arrays(arrays)
+                lambda rows: jax.make_array_from_process_local_data(self.row_sharding, rows), Batch.from_arrays(arrays)
             )
 
     def batch_shape(self, arrays: dict[str, Any]) -> Batch:
@@ -130,7 +130,7 @@ class Program:
             out_shardings=(self.shardings, replicated(self.mesh)),
             donate_argnums=0,
         )
-        return jitted.trace(self.state, batch)
+        return jitted.trace(self.abstract_state, batch)
 
     def embedder(self, tokenizer: Any, *, num_threads: int = 0) -> Embedder:
         """Both towers for evaluation; ``num_threads`` read the examples (0: none beside the caller)."""
@@ -147,7 +147,7 @@ class Program:
             encode_texts,
             tokenizer=tokenizer,
             batch_size=self.experiment.eval.batch_size,
-            sharding=self.rows,
+            sharding=self.row_sharding,
             modalities=evaluated_modalities(self.experiment),
             num_threads=num_threads,
         )
@@ -155,7 +155,7 @@ class Program:
     def _create(self) -> Clip:
         key = rng.key(self.experiment.seed, stream="init")
         dtype = DTYPES[self.experiment.precision]
-        return Clip(self.experiment.model, rngs=nnx.Rngs(params=key), dtype=dtype, rows=self.rows)
+        return Clip(self.experiment.model, rngs=nnx.Rngs(params=key), dtype=dtype, row_sharding=self.row_sharding)
 
     def _initial(self) -> TrainState:
         params: Params = nnx.to_pure_dict(nnx.state(self._create()))
@@ -170,7 +170,7 @@ class Program:
 
 def check_device(model: ClipConfig, device: jax.Device) -> None:
     """Raises where ``device`` cannot do what the model asks of it."""
-    check_products(model.products, device)
+    check_matmul_precision(model.matmul_precision, device)
     if model.remat == "offload":
         kinds = [memory.kind for memory in device.addressable_memories()]
         if "pinned_host" not in kinds:

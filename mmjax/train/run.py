@@ -124,7 +124,7 @@ class Run:
             logger.info(f"{size:,} parameters on {self.program.mesh.size} x {jax.devices()[0].device_kind}")
             return state
         with self.clock.during("restoring", f"reading the checkpoint of step {self.checkpoints.steps[-1]}"):
-            state = self.checkpoints.restore_newest(self.program.state)
+            state = self.checkpoints.restore_newest(self.program.abstract_state)
         step = int(jax.device_get(state.step))
         logger.info(f"going on from the checkpoint of step {step}")
         if switched:
@@ -132,7 +132,7 @@ class Run:
         return self._with_new_augmentations(state)
 
     def _with_new_augmentations(self, state: TrainState) -> TrainState:
-        new = [name for name in self.program.state.augment if name not in state.augment]
+        new = [name for name in self.program.abstract_state.augment if name not in state.augment]
         if new:
             fresh = self.program.initialise_augmentations()
             state = dataclasses.replace(state, augment={n: state.augment.get(n, fresh[n]) for n in fresh})
@@ -166,7 +166,7 @@ class Run:
         with self.clock.during("restoring", f"going back to step {goal}"):
             if goal == 0:
                 return self.program.initialise(), 0
-            return self._with_new_augmentations(self.checkpoints.restore(self.program.state, which=goal)), goal
+            return self._with_new_augmentations(self.checkpoints.restore(self.program.abstract_state, which=goal)), goal
 
     def _steps(self, state: TrainState, step: int, rows: Batches) -> tuple[TrainState, int]:
         """To the last step, to where batches are left out, or to where a signal stops it."""
@@ -299,7 +299,7 @@ class Run:
             if chosen != settings.steps:
                 with self.clock.during("restoring", f"reading the weights of step {chosen}"):
                     params = self.checkpoints.restore_params(
-                        self.program.state.params, which=chosen, averaged=state.average is not None
+                        self.program.abstract_state.params, which=chosen, averaged=state.average is not None
                     )
         self.skips.gather()
         if self.skips.count:

@@ -35,7 +35,7 @@ def lowest(augmentations):
     towers = {side: jax.random.normal(k, (10, w)) for side, k, w in zip(("image", "text"), random, (6, 8), strict=True)}
     params = {"head": features.head_params(), "towers": towers}
     tx = optax.adam(3e-2)
-    source = Provenance.of(jnp.arange(ROWS, dtype=jnp.int32))
+    source = Provenance.from_ids(jnp.arange(ROWS, dtype=jnp.int32))
 
     sequences = any(module.tap.startswith("tokens") for module in augmentations.modules.values())
     shape = (2, ROWS, 5, 10) if sequences else (2, ROWS, 10)

@@ -181,7 +181,7 @@ def test_its_optimizer_has_the_rate_and_limit_of_the_options():
 def unit_features(seed, *, images=range(5), texts=range(5)):
     random = np.random.default_rng(seed)
     image, text = (unit(jnp.asarray(random.normal(size=(len(images), 4)), jnp.float32)) for _ in range(2))
-    image_source, text_source = (Provenance.of(jnp.asarray(ids, jnp.int32)) for ids in (images, texts))
+    image_source, text_source = (Provenance.from_ids(jnp.asarray(ids, jnp.int32)) for ids in (images, texts))
     return Features(image=image, text=text, image_source=image_source, text_source=text_source, examples=len(images))
 
 
@@ -300,7 +300,7 @@ def test_at_tokens_views_are_whole_sequences_with_their_ids(dtype):
 def test_in_the_network_the_blocks_after_the_tokens_run_again():
     config = clip_models.config({"layers": 1}, {"layers": 1}, init_logit_bias=-1.0)
     graph, shapes = clip_models.split(config)
-    towers, source = forward.described(config), Provenance.of(jnp.arange(4, dtype=jnp.int32))
+    towers, source = forward.described(config), Provenance.from_ids(jnp.arange(4, dtype=jnp.int32))
     options = {
         "kind": "attention",
         "tap": "tokens@-1",

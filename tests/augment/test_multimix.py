@@ -44,7 +44,7 @@ def test_rows_and_labels_are_those_of_the_source_matrix(rows, n):
     w = matrix(shares, rows)
     np.testing.assert_allclose(combined(jnp.float32(x), jnp.float32(shares)), w @ x, atol=1e-6)
     ids = random.integers(0, 4, rows)  # examples that come twice
-    clean = Provenance.of(jnp.asarray(ids, jnp.int32))
+    clean = Provenance.from_ids(jnp.asarray(ids, jnp.int32))
     source = features.module("multimix", sources=n)._source(clean, jnp.float32(shares))
     np.testing.assert_allclose(source_mass(source, source), w @ (ids[:, None] == ids) @ w.T, atol=1e-6)
 

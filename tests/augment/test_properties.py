@@ -156,7 +156,7 @@ def test_each_augmentation_has_an_optimizer_to_itself():
 @pytest.mark.parametrize("share", [0.5, 0.8, 1.0])
 def test_the_loss_of_soft_targets_is_never_below_their_entropy_and_reaches_it(share):
     n = 6
-    plain = Provenance.of(jnp.arange(n, dtype=jnp.int32))
+    plain = Provenance.from_ids(jnp.arange(n, dtype=jnp.int32))
     shares = jnp.full((n, 1), share, jnp.float32)
     source = mixed_source([(plain, shares), (jax.tree.map(flipped, plain), 1 - shares)], "provenance")
     entropy = -sum(p * np.log(p) for p in (share, 1 - share) if p > 0)

@@ -37,7 +37,7 @@ def trained_on_noise(**options):
     module = tmmda.Augmentation(towers=TOWERS, rngs=nnx.Rngs(0), **NOISE, **options)
     graph, state = nnx.split(module)
     ids = jnp.tile(jnp.asarray([8, 1, 2, 3, 4, 9], jnp.int32), (ROWS, 1))
-    source, token_mask = Provenance.of(jnp.arange(ROWS, dtype=jnp.int32)), TokenMask.from_ids(ids, eos_id=9)
+    source, token_mask = Provenance.from_ids(jnp.arange(ROWS, dtype=jnp.int32)), TokenMask.from_ids(ids, eos_id=9)
     shapes = {"image": (10, 8), "text": (10, 6), "image_head": (8, 8), "text_head": (6, 8)}
     keys = jax.random.split(jax.random.key(0), len(shapes))
     params = {name: 0.5 * jax.random.normal(k, shapes[name]) for name, k in zip(shapes, keys, strict=True)}

@@ -56,8 +56,8 @@ def tokens(seed=0, *, views=1, texts=1, scale=1.0, dtype=jnp.float32, padded=PAD
     return Features(
         image=make(N * views, EXTRA + PATCHES, TOWERS.image_width),
         text=text,
-        image_source=Provenance.of(jnp.asarray(np.tile(source, views), jnp.int32)),
-        text_source=Provenance.of(jnp.asarray(np.repeat(source, texts), jnp.int32)),
+        image_source=Provenance.from_ids(jnp.asarray(np.tile(source, views), jnp.int32)),
+        text_source=Provenance.from_ids(jnp.asarray(np.repeat(source, texts), jnp.int32)),
         token_mask=TokenMask.from_ids(jnp.repeat(ids(), texts, axis=0), eos_id=TOWERS.eos_id),
         examples=N,
         num_prefix_tokens=EXTRA,
@@ -465,7 +465,7 @@ def test_an_infonce_of_the_mixed_pair_would_leak_where_these_terms_do_not():
     rows, steps = 32, 240
     module = made(keep=0.3, assign="soft", consistency=1.0)
     tx = optax.adam(3e-2)
-    source = Provenance.of(jnp.arange(rows, dtype=jnp.int32))
+    source = Provenance.from_ids(jnp.arange(rows, dtype=jnp.int32))
     text_ids = jnp.tile(jnp.asarray([[7, 1, 2, 3, 8]], jnp.int32), (rows, 1))
 
     def infonce(image, text):

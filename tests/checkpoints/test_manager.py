@@ -33,12 +33,12 @@ def test_every_part_of_the_state_comes_back_also_on_another_mesh(programs, tmp_p
         checkpoints.save(state, step=3)
         checkpoints.wait()
         for program in programs:
-            restored = checkpoints.restore(program.state)
+            restored = checkpoints.restore(program.abstract_state)
             equal(restored, state)
             for got, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(program.shardings), strict=True):
                 assert got.sharding == wanted
-        equal(checkpoints.restore_params(split.state.params), state.params)
-        equal(checkpoints.restore_params(split.state.params, averaged=True), state.average)
+        equal(checkpoints.restore_params(split.abstract_state.params), state.params)
+        equal(checkpoints.restore_params(split.abstract_state.params, averaged=True), state.average)
 
 
 def test_the_latest_and_the_best_are_kept(programs, tmp_path):
@@ -69,7 +69,7 @@ def test_leftovers_of_a_save_that_was_cut_off_are_not_checkpoints(programs, tmp_
     (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-7").mkdir()
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         assert checkpoints.steps == [1]
-        equal(checkpoints.restore(programs[0].state), state)
+        equal(checkpoints.restore(programs[0].abstract_state), state)
 
 
 def test_inspection_counts_and_its_fingerprint_sees_one_bit(programs, tmp_path):

@@ -26,8 +26,8 @@ def call(name, image, text, image_ids, text_ids, scale=5.0):
     return objective(
         unit(image),
         unit(text),
-        image_source=Provenance.of(jnp.asarray(image_ids, jnp.int32)),
-        text_source=Provenance.of(jnp.asarray(text_ids, jnp.int32)),
+        image_source=Provenance.from_ids(jnp.asarray(image_ids, jnp.int32)),
+        text_source=Provenance.from_ids(jnp.asarray(text_ids, jnp.int32)),
         scale=jnp.float32(scale),
         bias=jnp.float32(-1.0),
     )

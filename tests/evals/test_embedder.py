@@ -5,8 +5,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.core.config import ConfigError
+from mmjax.core.row_sharding import num_shards
 from mmjax.evals import embedder as module
-from mmjax.evals.embedder import num_shards, open_split
+from mmjax.evals.embedder import open_split
 from support.towers import WIDTH, Source, Tokenizer, Towers, data_sharding, image, reference, retrieval_source
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.models.low_precision import check_products, product, quantised
+from mmjax.models.low_precision import check_matmul_precision, product, quantised
 from support import clip_models, tiny
 from support.training import trained
 
@@ -27,7 +27,7 @@ def operands(*, n=48, k=96, m=32, dtype=np.float32, seed=0):
 @functools.cache
 def compiled(kind):
     def both(x, kernel, gradient):
-        y, pull = jax.vjp(functools.partial(product, products=kind), x, kernel)
+        y, pull = jax.vjp(functools.partial(product, precision=kind), x, kernel)
         return y, *pull(gradient)
 
     return jax.jit(both)
@@ -87,9 +87,9 @@ def test_a_quantised_row_is_no_ones_business_but_its_own():
 
 
 @functools.cache
-def tower(products):
+def tower(precision):
     """A tower in a loop with attention pooling: its value and gradients, and parameters."""
-    config = clip_models.config(vision={"pool_type": "map", "class_token": False}, products=products)
+    config = clip_models.config(vision={"pool_type": "map", "class_token": False}, matmul_precision=precision)
     graph, shapes = clip_models.split(config, dtype=jnp.bfloat16)
     images = clip_models.images(config, n=4)
 
@@ -130,19 +130,21 @@ def test_a_device_that_does_not_multiply_them_is_named(monkeypatch):
 
     device = jax.devices()[0]
     for kind in ("full", "int8", "fp8"):
-        check_products(kind, device)
+        check_matmul_precision(kind, device)
     monkeypatch.setattr(jax.lax, "dot_general", refuse)
-    check_products("full", device)
-    with pytest.raises(ConfigError, match=r"model\.products='fp8': cpu does not .* \(no such product\); use 'full'"):
-        check_products("fp8", device)
+    check_matmul_precision("full", device)
+    with pytest.raises(
+        ConfigError, match=r"model\.matmul_precision='fp8': cpu cannot .* \(no such product\); use 'full'"
+    ):
+        check_matmul_precision("fp8", device)
 
 
 @pytest.mark.slow
 @KINDS
 def test_a_run_with_them_learns_as_one_without(kind):
     losses = {}
-    for products in ("full", kind):
-        history = trained(tiny.experiment(model__products=products, precision="bfloat16"), steps=12, devices=2)
-        losses[products] = np.array([metrics["loss"] for _, metrics in history])
+    for precision in ("full", kind):
+        history = trained(tiny.experiment(model__matmul_precision=precision, precision="bfloat16"), steps=12, devices=2)
+        losses[precision] = np.array([metrics["loss"] for _, metrics in history])
     np.testing.assert_allclose(losses[kind], losses["full"], rtol=0.03)
     assert not np.array_equal(losses[kind], losses["full"])

@@ -79,7 +79,7 @@ def test_tiles_equal_the_reference_and_the_whole_matrix(name, chunk, k):
 def test_on_any_mesh(name, impl, mesh):
     """Rows over both axes, copies over the third; each device has several tiles, which do not divide its rows."""
     rows = rows_of(*mesh)
-    spread = jax.jit(computing(MODULES[name].Objective(impl=impl, chunk=3, rows=rows)))
+    spread = jax.jit(computing(MODULES[name].Objective(impl=impl, chunk=3, row_sharding=rows)))
     for seed in range(2):
         p = problem(seed, n=32, m=80)
         values, sources = arguments(p)
@@ -94,7 +94,7 @@ def test_on_any_mesh(name, impl, mesh):
 def test_rows_that_do_not_divide_over_the_devices_and_masked_partners(name, impl):
     """Together, for a compilation less: neither changes what the other does."""
     make = functools.partial(MODULES[name].Objective, targets="identity", mask_partners=True)
-    spread = jax.jit(computing(make(impl=impl, chunk=2, rows=rows_of(4))))
+    spread = jax.jit(computing(make(impl=impl, chunk=2, row_sharding=rows_of(4))))
     p = arguments(problem(5, n=11, m=18))
     masked = dense(name, targets="identity", mask_partners=True)(*p)
     assert_equal(spread(*p), masked)
@@ -115,7 +115,7 @@ def test_large_logits_and_rows_without_a_positive(name):
 
 def test_a_tie_across_tiles_is_no_miss():
     same = jnp.ones((8, 4)) / 2
-    source = Provenance.of(jnp.arange(8, dtype=jnp.int32))
+    source = Provenance.from_ids(jnp.arange(8, dtype=jnp.int32))
     call = contrastive.Objective(impl="chunked", chunk=2)
     loss, metrics = call(same, same, image_source=source, text_source=source, scale=jnp.float32(10))
     np.testing.assert_allclose(loss, np.log(8), rtol=1e-6)
@@ -137,14 +137,17 @@ def test_several_losses_of_other_rows_in_one_program(name, impl):
 
     want, got = (
         jax.jit(jax.grad(functools.partial(total, objective), argnums=(0, 1, 2, 3)))(*values)
-        for objective in (MODULES[name].Objective(impl="dense"), MODULES[name].Objective(impl=impl, chunk=3, rows=rows))
+        for objective in (
+            MODULES[name].Objective(impl="dense"),
+            MODULES[name].Objective(impl=impl, chunk=3, row_sharding=rows),
+        )
     )
     assert_equal(((0, {}), got), ((0, {}), want))
 
 
 def compiled(objective, n, *, d=16):
     """Value and gradients for ``n`` pairs, where the objective's rows are."""
-    rows = objective.rows or NamedSharding(rows_of(1).mesh, PartitionSpec())
+    rows = objective.row_sharding or NamedSharding(rows_of(1).mesh, PartitionSpec())
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=rows)
     z = shape((n, d), jnp.float32)
     one = jax.ShapeDtypeStruct((), jnp.float32)
@@ -170,7 +173,7 @@ def test_ring_memory_a_device_is_that_of_its_rows(name):
     """However many devices there are; and embeddings only ever move to the next one."""
     sizes = []
     for devices in (2, 8):
-        program = compiled(MODULES[name].Objective(impl="ring", chunk=32, rows=rows_of(devices)), 64 * devices)
+        program = compiled(MODULES[name].Objective(impl="ring", chunk=32, row_sharding=rows_of(devices)), 64 * devices)
         sizes.append(temporaries(program))
         assert not re.search(r"all-gather|all-to-all|reduce-scatter", program.as_text())
         assert "collective-permute" in program.as_text()
@@ -180,7 +183,7 @@ def test_ring_memory_a_device_is_that_of_its_rows(name):
 @names
 def test_ring_sends_what_it_has_before_it_computes(name):
     """No transfer within a hop takes what the hop's products gave: they can run side by side."""
-    objective = MODULES[name].Objective(impl="ring", chunk=32, rows=rows_of(2))
+    objective = MODULES[name].Objective(impl="ring", chunk=32, row_sharding=rows_of(2))
     values, sources = arguments(problem(0, n=64, m=64))
     jaxpr = jax.make_jaxpr(computing(objective))(values, sources)
     hops = [body for body in bodies(jaxpr.jaxpr) if any(eqn.primitive.name == "ppermute" for eqn in body.eqns)]
@@ -215,9 +218,9 @@ class TestAuto:
         assert make().chosen(side, side + 1) == "chunked"
         assert make().chosen(8 * side, side, 8) == "dense"
         assert make().chosen(8 * side + 1, side, 8) == "ring"
-        assert make(rows=rows_of(2, 4)).chosen(8 * side, side) == "dense"
-        assert make(rows=rows_of(2, 4)).chosen(8 * side, side + 1) == "ring"
-        assert make(rows=rows_of(1)).chosen(8 * side, side) == "chunked"
+        assert make(row_sharding=rows_of(2, 4)).chosen(8 * side, side) == "dense"
+        assert make(row_sharding=rows_of(2, 4)).chosen(8 * side, side + 1) == "ring"
+        assert make(row_sharding=rows_of(1)).chosen(8 * side, side) == "chunked"
         assert make(impl="chunked").chosen(2, 2, 8) == "chunked"
 
     @names
@@ -225,9 +228,9 @@ class TestAuto:
         monkeypatch.setattr(base, "DENSE_PAIRS", 256)
         make = functools.partial(MODULES[name].Objective, chunk=8)
         for rows, n, square in ((None, 16, True), (None, 32, False), (rows_of(4), 32, True)):
-            text = str(jax.make_jaxpr(computing(make(rows=rows)))(*arguments(problem(0, n=n, m=n))))
+            text = str(jax.make_jaxpr(computing(make(row_sharding=rows)))(*arguments(problem(0, n=n, m=n))))
             assert (f"f32[{n},{n}]" in text) == square
-        text = str(jax.make_jaxpr(computing(make(rows=rows_of(4))))(*arguments(problem(0, n=64, m=64))))
+        text = str(jax.make_jaxpr(computing(make(row_sharding=rows_of(4))))(*arguments(problem(0, n=64, m=64))))
         assert "ppermute" in text and "f32[64,64]" not in text
 
 
@@ -236,8 +239,8 @@ def test_a_chunk_of_no_rows_is_refused():
         contrastive.Objective(chunk=0)
 
 
-def test_rows_are_no_key_of_a_config():
-    make = functools.partial(plugins.make, "mmjax.objectives", "Objective", path="objective", rows=rows_of(2))
-    assert make({"name": "contrastive", "impl": "ring"}).rows is rows_of(2)
-    with pytest.raises(ConfigError, match=r"objective\.rows=.*unknown key"):
-        make({"name": "contrastive", "rows": None})
+def test_the_row_sharding_is_no_key_of_a_config():
+    make = functools.partial(plugins.make, "mmjax.objectives", "Objective", path="objective", row_sharding=rows_of(2))
+    assert make({"name": "contrastive", "impl": "ring"}).row_sharding is rows_of(2)
+    with pytest.raises(ConfigError, match=r"objective\.row_sharding=.*unknown key"):
+        make({"name": "contrastive", "row_sharding": None})

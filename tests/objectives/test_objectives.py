@@ -59,7 +59,7 @@ def test_padding_changes_nothing(name):
 
 
 def clean(n):
-    return Provenance.of(jnp.arange(n, dtype=jnp.int32))
+    return Provenance.from_ids(jnp.arange(n, dtype=jnp.int32))
 
 
 def test_clean_pairs_give_clip_and_chance_is_log_of_the_batch():

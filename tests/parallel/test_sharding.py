@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from mmjax.core.config import ConfigError
-from mmjax.core.row_sharding import shards_of, spread
+from mmjax.core.row_sharding import constrain_rows, num_shards
 from mmjax.experiment import Experiment
 from mmjax.models.clip import Clip
 from mmjax.models.presets import ClipConfig, TextConfig, VisionConfig
@@ -35,7 +35,7 @@ CONFIG = ClipConfig(
     ),
     text_cfg=TextConfig(context_length=8, vocab_size=64, width=24, heads=3, layers=3, eos_id=2, pad_id=0),
 )
-TOWER = {"products": "full", "embed_dim": 24, "scan": True, "remat": "none", "dtype": jnp.float32}
+TOWER = {"matmul_precision": "full", "embed_dim": 24, "scan": True, "remat": "none", "dtype": jnp.float32}
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_moments_averages_and_augmentations_follow(policy, all_sizes):
     )
     again = Experiment.of(given.to_dict())  # as a run folder keeps it
     assert again == given
-    state = Program(again).state
+    state = Program(again).abstract_state
     wanted = {path: leaf.sharding for path, leaf in flat(state.params)}
     for place in (state.average, state.opt_state, state.augment["lemda"].opt_state):
         own = wanted if place is not state.augment["lemda"].opt_state else of_augment(state)
@@ -227,12 +227,12 @@ class TestRows:
         return program.lower(with_shardings(batch, batch_shardings(batch, program.mesh)))
 
     def test_of_a_number_that_divides_are_spread(self):
-        rows = Program(tiny.experiment(**READY, mesh={"data": 2, "fsdp": 2, "tensor": 2})).rows
-        assert shards_of(rows) == 4
-        made = jax.jit(lambda x: spread(x, rows))
+        rows = Program(tiny.experiment(**READY, mesh={"data": 2, "fsdp": 2, "tensor": 2})).row_sharding
+        assert num_shards(rows) == 4
+        made = jax.jit(lambda x: constrain_rows(x, rows))
         assert made(np.ones((8, 3))).sharding.spec == rows.spec
         assert made(np.ones((6, 3))).sharding.is_fully_replicated
-        assert spread(rows, None) is rows
+        assert constrain_rows(rows, None) is rows
 
     def test_one_device_has_no_constraints(self):
         given = tiny.experiment(**READY, mesh__data=1)
@@ -246,7 +246,7 @@ class TestRows:
         rows = batch_sharding(mesh)
         config = dataclasses.replace(CONFIG, text_cfg=dataclasses.replace(CONFIG.text_cfg, heads=2))
         graph, state = nnx.split(
-            nnx.eval_shape(lambda: TextTower(config.text_cfg, rows=rows, rngs=nnx.Rngs(0), **TOWER))
+            nnx.eval_shape(lambda: TextTower(config.text_cfg, row_sharding=rows, rngs=nnx.Rngs(0), **TOWER))
         )
         shapes = nnx.to_pure_dict(state)
         places = parameter_shardings(shapes, mesh)

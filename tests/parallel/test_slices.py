@@ -40,7 +40,7 @@ for name in ("v5e:1x2", "v5e:4x4", "v5e:16x16"):
     )
     for objective in ("contrastive", "sigmoid"):
         made = plugins.make(
-            "mmjax.objectives", "Objective", {"name": objective, "impl": "ring"}, path="objective", rows=rows
+            "mmjax.objectives", "Objective", {"name": objective, "impl": "ring"}, path="objective", row_sharding=rows
         )
         compiled = jax.jit(computing(made)).lower((z, z, one, one), (source, source)).compile()
         print(json.dumps([objective, len(devices), compiled.memory_analysis().temp_size_in_bytes]), flush=True)

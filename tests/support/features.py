@@ -35,8 +35,8 @@ def features(seed=0, *, n=8, texts=1, views=1, widths=(6, 8), dtype=jnp.float32,
     return Features(
         image=make(n * views, widths[0]),
         text=make(n * texts, widths[1]),
-        image_source=Provenance.of(jnp.asarray(np.tile(ids, views), jnp.int32)),
-        text_source=Provenance.of(jnp.asarray(np.repeat(ids, texts), jnp.int32)),
+        image_source=Provenance.from_ids(jnp.asarray(np.tile(ids, views), jnp.int32)),
+        text_source=Provenance.from_ids(jnp.asarray(np.repeat(ids, texts), jnp.int32)),
         examples=n,
     )
 

@@ -147,7 +147,7 @@ def test_what_is_learned_is_saved_apart_and_training_goes_on_from_it(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state, step=2)
     checkpoints.wait()
-    restored = checkpoints.restore(program.state)
+    restored = checkpoints.restore(program.abstract_state)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), kept)
     assert not any("augment" in path or "lemda" in path for path in checkpoints.read_params())
     assert kept.average.keys() == kept.params.keys() and "augment" not in kept.params
@@ -166,7 +166,7 @@ def test_without_anything_to_learn_the_state_is_the_plain_one():
     for augment in ((), (("mixup", {}),)):
         program, batches = assembled(tiny.experiment(augment=augment), jax.devices()[:1])
         batches.close()
-        states.append(program.state)
+        states.append(program.abstract_state)
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
     assert states[0].augment == {}
 
@@ -191,7 +191,7 @@ def test_augmentations_are_switched_between_checkpoints(tmp_path):
         checkpoints = Checkpoints(folder)
         checkpoints.save(states[before], step=1)
         checkpoints.wait()
-        restored = checkpoints.restore(programs[after].state)
+        restored = checkpoints.restore(programs[after].abstract_state)
         assert list(restored.augment) == kept, (before, after)
         for name in kept:
             jax.tree.map(np.testing.assert_array_equal, restored.augment[name], states[before].augment[name])

@@ -62,7 +62,7 @@ def test_each_is_an_experiment_that_can_be_planned_without_data(path):
     assert Experiment.of(config.to_dict()).to_dict() == config.to_dict()
     config, _ = settled(config, shards=DEVICES)
     mesh = MeshConfig(fsdp=math.gcd(config.mesh.fsdp, DEVICES))
-    state = Program(Experiment.of(config.to_dict() | {"mesh": vars(mesh)})).state
+    state = Program(Experiment.of(config.to_dict() | {"mesh": vars(mesh)})).abstract_state
     assert state.params and batch_shapes(config).tokens.shape[0] == config.batch_size * config.data.captions_per_image
 
 

@@ -63,7 +63,7 @@ def computed(program, *, parts, captions=1):
     batch = made_up(batch_shapes(program.experiment), captions=captions)
     batch = jax.device_put(batch, batch_shardings(batch, program.mesh))
     whole = replicated(program.mesh)
-    params = random_params(program.state.params) | {"logit_scale": jnp.log(jnp.float32(10))}
+    params = random_params(program.abstract_state.params) | {"logit_scale": jnp.log(jnp.float32(10))}
     learned = {name: own.params for name, own in program.initialise_augmentations().items()}
     call = jax.jit(jax.value_and_grad(functools.partial(loss, shares=shares), argnums=(0, 1), has_aux=True))
     arguments = *jax.device_put((params, learned), whole), batch, jax.device_put(np.int32(3), whole)

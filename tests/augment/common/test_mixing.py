@@ -31,7 +31,7 @@ def test_the_partner_is_an_involution():
 
 
 def mixes(share, targets="provenance", n=6):
-    ids = Provenance.of(jnp.arange(n, dtype=jnp.int32))
+    ids = Provenance.from_ids(jnp.arange(n, dtype=jnp.int32))
     partner = jax.tree.map(flipped, ids)
     return mixed_source([(ids, share), (partner, 1 - share)], targets), ids
 
@@ -73,7 +73,7 @@ def test_mass_equals_brute_force_with_examples_that_come_twice():
 
 def test_identity_keeps_the_first_label_and_padding_stays_padding():
     ids = jnp.array([0, 1, 2, -1], jnp.int32)
-    clean = Provenance.of(ids)
+    clean = Provenance.from_ids(ids)
     half = jnp.full((4, 1), 0.5)
     for targets in ("provenance", "identity"):
         source = mixed_source([(clean, half), (jax.tree.map(flipped, clean), half)], targets)

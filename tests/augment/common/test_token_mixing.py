@@ -82,7 +82,7 @@ def test_places_are_replaced_as_often_as_the_options_say():
 
 
 def test_nobody_is_their_own_partner():
-    np.testing.assert_array_equal(same_example(Provenance.of(jnp.arange(5))), [False, False, True, False, False])
+    np.testing.assert_array_equal(same_example(Provenance.from_ids(jnp.arange(5))), [False, False, True, False, False])
     ids = jnp.asarray([[0, 7], [1, -1], [3, -1], [2, 7]], jnp.int32)
     weight = jnp.asarray([[0.5, 0.5], [1, 0], [1, 0], [0.5, 0.5]])
     np.testing.assert_array_equal(same_example(Provenance(ids=ids, weight=weight)), [True, False, False, True])
