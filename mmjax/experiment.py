@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import runpy
 import traceback
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from mmjax.core import config, plugins
-from mmjax.core.config import ConfigError
+from mmjax.core.config import Between, ConfigError, Ge, Gt
 from mmjax.models import presets
 from mmjax.parallel.mesh import MeshConfig
-from mmjax.train.optim import OptimizerConfig
 
+PositiveInt = Annotated[int, Ge(1)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Between(0, 1)]
 Section = Mapping[str, Any]
 
 
@@ -45,21 +48,51 @@ class DataConfig:
     tokenizer: Section = dataclasses.field(default_factory=lambda: {"name": "word"})
     modalities: tuple[str, ...] = ("image",)
     captions: Literal["random", "first"] = "random"
-    captions_per_image: int = 1
-    negatives_per_image: int = 0
+    captions_per_image: PositiveInt = 1
+    negatives_per_image: Annotated[int, Ge(0)] = 0
     distinct: bool = False
-    max_skipped: float = 0.01
-    workers: int = 0
-    threads: int | None = None
-    prefetch: int = 8
+    max_skipped: Fraction = 0.01
+    workers: Annotated[int, Ge(0)] = 0
+    threads: PositiveInt | None = None
+    prefetch: PositiveInt = 8
     autotune: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with warm-up; defaults are CLIP's.
+
+    ``rules`` are pairs of a regular expression over parameter paths (``visual/blocks/attn/query/kernel``) and a
+    factor on the learning rate; the first that matches from the start counts, and a factor of 0 freezes.
+    ``decay`` is the expression of the paths that weight decay applies to.
+    """
+
+    learning_rate: NonNegative = 5e-4
+    b1: Fraction = 0.9
+    b2: Fraction = 0.98
+    eps: NonNegative = 1e-6
+    weight_decay: NonNegative = 0.2
+    decay: str = r".*(kernel|embedding)"
+    warmup_steps: Annotated[int, Ge(0)] = 0
+    schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
+    final_fraction: Fraction = 0.0
+    clip_norm: Annotated[float, Gt(0, "None turns clipping off")] | None = 1.0
+    rules: tuple[tuple[str, float], ...] = ()
+    average: Fraction = 0.0
+
+    def __post_init__(self) -> None:
+        for path, pattern in [("decay", self.decay), *(("rules", pattern) for pattern, _ in self.rules)]:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"optimizer.{path}={pattern!r}: not a regular expression ({error})") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
     """How often the metrics of a step are written."""
 
-    every_steps: int = 50
+    every_steps: PositiveInt = 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,8 +103,8 @@ class EvalConfig:
     ``optimizer.average`` both are the moving average's.
     """
 
-    every_steps: int = 500
-    batch_size: int = 256
+    every_steps: PositiveInt = 500
+    batch_size: PositiveInt = 256
     split: str = "val"
     tasks: tuple[str, ...] = ("retrieval",)
     final_split: str = "test"
@@ -87,8 +120,8 @@ class CheckpointConfig:
     first needs to see the run folder, and a new, empty one goes on from what lies there.
     """
 
-    every_steps: int = 500
-    keep: int = 2
+    every_steps: PositiveInt = 500
+    keep: PositiveInt = 2
     best: str | None = None
     directory: str | None = None
 
@@ -104,10 +137,10 @@ class GuardConfig:
     so do ``bad_steps`` in a row. At most ``rewinds`` times.
     """
 
-    bad_steps: int = 10
-    spike: float | None = None
-    window: int = 100
-    rewinds: int = 3
+    bad_steps: PositiveInt = 10
+    spike: Annotated[float, Gt(1, "e.g. 2.0; None turns it off")] | None = None
+    window: PositiveInt = 100
+    rewinds: PositiveInt = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,9 +150,9 @@ class Experiment:
     The towers take a batch in ``micro_batches`` parts, one after another; the loss compares all of it.
     """
 
-    steps: int
-    batch_size: int  # global
-    micro_batches: int = 1
+    steps: PositiveInt
+    batch_size: PositiveInt  # global
+    micro_batches: PositiveInt = 1
     model: presets.ClipConfig
     data: DataConfig
     seed: int = 0
@@ -134,33 +167,13 @@ class Experiment:
     guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("steps", self.steps),
-            ("batch_size", self.batch_size),
-            ("micro_batches", self.micro_batches),
-            ("log.every_steps", self.log.every_steps),
-            ("eval.every_steps", self.eval.every_steps),
-            ("eval.batch_size", self.eval.batch_size),
-            ("checkpoint.every_steps", self.checkpoint.every_steps),
-            ("checkpoint.keep", self.checkpoint.keep),
-            ("data.captions_per_image", self.data.captions_per_image),
-            ("guard.bad_steps", self.guard.bad_steps),
-            ("guard.window", self.guard.window),
-            ("guard.rewinds", self.guard.rewinds),
-        ):
-            if value < 1:
-                raise ConfigError(f"{name}={value}: must be at least 1")
         for name, tasks in (("eval.tasks", self.eval.tasks), ("eval.final_tasks", self.eval.final_tasks)):
             for task in tasks:
                 config.choose(task, plugins.names("mmjax.evals"), path=name)
         for name, _ in self.data.transforms:
             config.choose(name, plugins.names("mmjax.data.transforms"), path="data.transforms")
-        if not 0 <= self.data.max_skipped <= 1:
-            raise ConfigError(f"data.max_skipped={self.data.max_skipped}: a share; set it between 0 and 1")
         for name, _ in self.augment:
             config.choose(name, plugins.names("mmjax.augment"), path="augment")
-        if self.guard.spike is not None and self.guard.spike <= 1:
-            raise ConfigError(f"guard.spike={self.guard.spike}: a factor above 1, e.g. 2.0; None turns it off")
         if self.eval.weights == "best" and self.checkpoint.best is None:
             raise ConfigError("eval.weights='best': needs a metric to go by; set checkpoint.best, e.g. 'val/rsum'")
 

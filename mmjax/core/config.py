@@ -1,6 +1,13 @@
 """From a configuration section to keyword arguments, with errors that name the key and the way out.
 
-A function's or dataclass's signature is the schema of its section: there is no second list of keys to keep in step.
+The signature of a function or dataclass is the schema of its section: its annotations give types and ranges::
+
+    @dataclasses.dataclass(frozen=True)
+    class GuardConfig:
+        max_rejected: Annotated[int, Ge(1)] = 10
+        spike_factor: Annotated[float, Gt(1, "None turns it off")] | None = None
+
+    build(GuardConfig, {"max_rejected": 0}, path="guard")  # ConfigError: guard.max_rejected=0: must be at least 1
 """
 
 from __future__ import annotations
@@ -9,10 +16,11 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
 
@@ -21,6 +29,68 @@ NAMES_SHOWN = 24
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message is one line that names the key, the value and the way out."""
+
+
+class Range:
+    """Limits of an option's numbers; no range holds NaN or infinity.
+
+    The classes below are ours instead of the package annotated_types, because they carry the hint of an error message.
+    """
+
+    hint: str
+
+    def __contains__(self, number: float) -> bool:
+        raise NotImplementedError
+
+    def check(self, value: Any, *, path: str) -> None:
+        """Raises ConfigError unless ``value`` is in the range, or all of ``value.extremes`` are (as of a schedule)."""
+        for number in getattr(value, "extremes", (value,)):
+            if not math.isfinite(number) or number not in self:
+                finite = "finite and " if math.isinf(number) and number in self else ""
+                raise ConfigError(f"{path}={number}: must be {finite}{self}{self.hint and f'; {self.hint}'}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ge(Range):
+    """At least ``low``."""
+
+    low: float
+    hint: str = ""
+
+    def __contains__(self, number: float) -> bool:
+        return number >= self.low
+
+    def __str__(self) -> str:
+        return f"at least {self.low}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gt(Range):
+    """More than ``low``."""
+
+    low: float
+    hint: str = ""
+
+    def __contains__(self, number: float) -> bool:
+        return number > self.low
+
+    def __str__(self) -> str:
+        return f"more than {self.low}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Between(Range):
+    """From ``low`` to ``high``, both included."""
+
+    low: float
+    high: float
+    hint: str = ""
+
+    def __contains__(self, number: float) -> bool:
+        return self.low <= number <= self.high
+
+    def __str__(self) -> str:
+        return f"between {self.low} and {self.high}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -68,7 +138,7 @@ def bind(
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
         raise ConfigError(f"{path}={section!r}: expected a section (a mapping of keys); see the shipped configs")
     constructor = target.__init__ if inspect.isclass(target) else target
-    hints = typing.get_type_hints(target if dataclasses.is_dataclass(target) else constructor)
+    hints = typing.get_type_hints(target if dataclasses.is_dataclass(target) else constructor, include_extras=True)
     parameters = {name: p for name, p in _parameters(target).items() if name not in given}
     bound = dict(given)
     for name, value in section.items():
@@ -82,9 +152,18 @@ def bind(
 
 
 def coerce(value: Any, kind: Any, *, path: str) -> Any:
-    """``value`` as type ``kind``: ints become floats, tuples and lists each other; nothing else is converted."""
+    """``value`` as type ``kind``, in the ranges that ``kind`` is annotated with.
+
+    Ints become floats, tuples and lists each other; nothing else is converted.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
+        return value
+    if origin is Annotated:
+        value = coerce(value, arguments[0], path=path)
+        for limits in arguments[1:]:
+            if isinstance(limits, Range) and value is not None:
+                limits.check(value, path=path)
         return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -144,6 +223,8 @@ def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def _name(kind: Any) -> str:
+    if typing.get_origin(kind) is Annotated:
+        return _name(typing.get_args(kind)[0])
     if dataclasses.is_dataclass(kind):
         return "section"
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,52 +11,7 @@ import optax
 
 from mmjax.core.config import ConfigError
 from mmjax.core.state import Params
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with warm-up; defaults are CLIP's.
-
-    ``rules`` are pairs of a regular expression over parameter paths (``visual/blocks/attn/query/kernel``) and a
-    factor on the learning rate; the first that matches from the start counts, and a factor of 0 freezes.
-    ``decay`` is the expression of the paths that weight decay applies to.
-    """
-
-    learning_rate: float = 5e-4
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-6
-    weight_decay: float = 0.2
-    decay: str = r".*(kernel|embedding)"
-    warmup_steps: int = 0
-    schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
-    final_fraction: float = 0.0
-    clip_norm: float | None = 1.0
-    rules: tuple[tuple[str, float], ...] = ()
-    average: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("learning_rate", 0.0, None),
-            ("b1", 0.0, 1.0),
-            ("b2", 0.0, 1.0),
-            ("eps", 0.0, None),
-            ("weight_decay", 0.0, None),
-            ("warmup_steps", 0, None),
-            ("final_fraction", 0.0, 1.0),
-            ("average", 0.0, 1.0),
-        ):
-            value = getattr(self, name)
-            if value < low or (high is not None and value > high):
-                limit = f"at least {low}" if high is None else f"between {low} and {high}"
-                raise ConfigError(f"optimizer.{name}={value}: must be {limit}")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ConfigError(f"optimizer.clip_norm={self.clip_norm}: must be positive; None turns clipping off")
-        for path, pattern in [("decay", self.decay), *(("rules", pattern) for pattern, _ in self.rules)]:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ConfigError(f"optimizer.{path}={pattern!r}: not a regular expression ({error})") from None
+from mmjax.experiment import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, *, steps: int) -> optax.Schedule:

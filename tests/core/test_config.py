@@ -3,7 +3,7 @@ import enum
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import pytest
 from flax import nnx
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from mmjax.core.config import ConfigError, bind, build, choose, coerce, nearest
+from mmjax.core.config import Between, ConfigError, Ge, Gt, bind, build, choose, coerce, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +197,72 @@ class TestCoerce:
     def test_a_callable_cannot_be_written_in_a_section(self):
         with pytest.raises(ConfigError, match="expected"):
             coerce("len", Callable[[int], int], path="p")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """A value that moves, as augmentation schedules do."""
+
+    start: float = 0.0
+    end: float
+
+    @property
+    def extremes(self):
+        return self.start, self.end
+
+
+STRENGTH = Annotated[float | Ramp, Between(0, 1)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranged:
+    steps: Annotated[int, Ge(1)] = 1
+    rate: Annotated[float, Between(0, 1)] = 0.5
+    factor: Annotated[float, Gt(1, "None turns it off")] | None = None
+    size: Annotated[float | None, Ge(0)] = None
+    scale: tuple[Annotated[float, Between(0, 1)], ...] = (0.5, 1.0)
+    strength: STRENGTH = 0.5
+
+
+class TestRanges:
+    @pytest.mark.parametrize(
+        "section",
+        [
+            {"steps": 1}, {"rate": 0}, {"rate": 1.0}, {"factor": None}, {"factor": 1.001}, {"size": None}, {"size": 0},
+            {"scale": [0, 1]}, {"strength": 1}, {"strength": {"end": 1}},
+        ],
+    )  # fmt: skip
+    def test_limits_belong_to_a_range_and_none_needs_no_limit(self, section):
+        assert build(Ranged, section, path="r") is not None
+
+    @pytest.mark.parametrize(
+        ("section", "message"),
+        [
+            ({"steps": 0}, "r.steps=0: must be at least 1"),
+            ({"rate": 1.5}, "r.rate=1.5: must be between 0 and 1"),
+            ({"rate": -1}, "r.rate=-1.0: must be between 0 and 1"),
+            ({"factor": 1}, "r.factor=1.0: must be more than 1; None turns it off"),
+            ({"size": -1}, "r.size=-1.0: must be at least 0"),
+            ({"scale": (0.5, 2)}, "r.scale[1]=2.0: must be between 0 and 1"),
+            ({"strength": 2}, "r.strength=2.0: must be between 0 and 1"),
+            ({"strength": {"end": 2}}, "r.strength=2.0: must be between 0 and 1"),
+            ({"strength": {"end": "x"}}, "r.strength.end='x': expected float, got str"),
+            ({"rate": float("nan")}, "r.rate=nan: must be between 0 and 1"),
+            ({"size": float("inf")}, "r.size=inf: must be finite and at least 0"),
+            ({"steps": "1"}, "r.steps='1': expected int, got str"),
+        ],
+    )
+    def test_a_value_out_of_range_is_named_with_the_range(self, section, message):
+        with pytest.raises(ConfigError) as caught:
+            build(Ranged, section, path="r")
+        assert str(caught.value) == message
+
+    def test_a_missing_key_is_asked_for_by_its_type(self):
+        def function(steps: Annotated[int, Ge(1)]):
+            pass
+
+        with pytest.raises(ConfigError, match="steps is missing; set it to a int"):
+            bind(function, {}, path="")
 
 
 class TestNames:

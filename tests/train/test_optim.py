@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from mmjax.core.config import ConfigError
-from mmjax.train.optim import OptimizerConfig, learning_rate, make_optimizer, parameter_paths
+from mmjax.core.config import ConfigError, build
+from mmjax.experiment import OptimizerConfig
+from mmjax.train.optim import learning_rate, make_optimizer, parameter_paths
 
 STEPS, WARMUP, PEAK = 100, 10, 0.5
 
@@ -79,4 +80,4 @@ def test_the_first_rule_that_matches_counts():
 )
 def test_values_out_of_range_are_named(wrong):
     with pytest.raises(ConfigError, match=f"optimizer.{next(iter(wrong))}"):
-        OptimizerConfig(**wrong)
+        build(OptimizerConfig, wrong, path="optimizer")
