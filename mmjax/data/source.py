@@ -1,0 +1,133 @@
+"""``Source``: what a data source gives, and the defaults of all that it may leave out."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmjax.core.config import ConfigError
+from mmjax.data.sample import Example, Reason
+
+UnreadableEntry = tuple[str, Reason, str]
+"""Key, reason and detail of an example that cannot be used."""
+
+
+class Source:
+    """Random access to the examples of one split of a data set.
+
+    A source of this package is a file of ``mmjax/data/sources``. A source of another package is the class ``Source`` of
+    any module that Python can import, which ``data.source.name=my_package.birds`` names. It must give ``__init__``,
+    ``__len__`` and ``__getitem__``; all other attributes have the defaults that stand here.
+
+    ``__init__`` takes ``split`` and ``modalities`` from the program, and the keys of the section ``data.source`` as
+    keyword arguments: their types are checked, and those without a default must be set. ``source[index]`` is an
+    ``Example`` (``mmjax.data.sample``): a dictionary of ``id``, ``captions``, the pictures, and whatever else there is.
+    It depends on ``index`` alone, so that a run can be repeated, and raises ``Unreadable`` if the example cannot be
+    used; another one then takes its place. Sources are pickled into worker processes, and read by several threads.
+
+    Example::
+
+        >>> import numpy as np
+        >>> from mmjax.data import source
+        >>> class Source(source.Source):
+        ...     def __init__(self, split: str, *, modalities: tuple[str, ...] = ("image",), size: int = 3):
+        ...         self.modalities, self._size = modalities, size
+        ...     def __len__(self) -> int:
+        ...         return self._size
+        ...     def __getitem__(self, index: int) -> dict:
+        ...         index = self.check_index(index)
+        ...         pixels = np.full((8, 8, 3), index, np.uint8)  # or the bytes of a JPEG or PNG file
+        ...         return {"id": index, "key": f"gray/{index}", "captions": [f"gray level {index}"], "image": pixels}
+        >>> birds = Source("train", size=2)
+        >>> birds[1]["captions"], len(birds), birds.id_limit
+        (['gray level 1'], 2, 2)
+    """
+
+    group: int = 1
+    """Neighboring examples that stay together in the shuffled order, as pairs of Winoground do."""
+
+    modalities: tuple[str, ...] = ("image",)
+    """Names of the pictures of an example."""
+
+    unreadable: Sequence[UnreadableEntry] = ()
+    """Examples that were left out when the source was opened; ``len(source)`` does not count them."""
+
+    class_names: Sequence[str] | None = None
+    """Names of the classes, by ``label``; None: there are no classes."""
+
+    templates: Sequence[str] | None = None
+    """Prompts for classes, with ``{}`` for the name; None: those of the evaluation."""
+
+    held_out: np.ndarray | None = None
+    """bool[classes]: classes that do not occur in training; None: unknown."""
+
+    rows_share_images: bool = False
+    """Whether several examples may have one image, and thus one ``id``."""
+
+    components: Sequence[Any] = ()
+    """Of a mixture, its components (``mmjax.data.order.Component``) in the order of their examples."""
+
+    one_source_per_batch: bool = False
+    """Of a mixture, whether each batch comes from one component."""
+
+    @property
+    def id_limit(self) -> int:
+        """All ids are below this number: that of the examples, unless a subclass says otherwise."""
+        return len(self)
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int, /) -> Example:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
+    def column(self, name: str) -> np.ndarray:
+        """The field ``name`` of all examples, which ``data.selection`` asks for."""
+        raise ConfigError(f"column={name!r}: the source {self._kind()!r} has no columns to select by; use another one")
+
+    def check_index(self, index: int) -> int:
+        """``index`` as an int, from 0; IndexError if there is no such example."""
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside the source {self._kind()!r}, which has {len(self)} examples")
+        return index
+
+    def _kind(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+
+class SourceView(Source):
+    """Base class of a source made of another one, whose attributes it has unless it sets its own."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.group = source.group
+        self.modalities = source.modalities
+        self.unreadable = source.unreadable
+        self.class_names = source.class_names
+        self.templates = source.templates
+        self.held_out = source.held_out
+        self.rows_share_images = source.rows_share_images
+        self.components = source.components
+        self.one_source_per_batch = source.one_source_per_batch
+
+    @property
+    def id_limit(self) -> int:
+        """That of the other source."""
+        return self._source.id_limit
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self._source[index]
+
+    def column(self, name: str) -> np.ndarray:
+        """That of the other source."""
+        return self._source.column(name)
