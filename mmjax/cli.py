@@ -63,7 +63,7 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
         ):
             if distributed.is_first():
                 print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
-            settings = experiment.Experiment.of(experiment.read(options.config, overrides))
+            settings = experiment.Experiment.from_dict(experiment.load_config(options.config, overrides))
             outcome = loop.train(
                 settings,
                 workdir=options.workdir,
@@ -118,7 +118,7 @@ def compile_step(options: argparse.Namespace, overrides: list[tuple[str, str]]) 
     from mmjax.planning import plan, plan_text
     from mmjax.program import topology as slices
 
-    settings = experiment.Experiment.of(experiment.read(options.config, overrides))
+    settings = experiment.Experiment.from_dict(experiment.load_config(options.config, overrides))
     topology = slices.topology(options.topology)
     make = plan.fit_batch if options.fit == "batch" else plan.of
     made = make(settings, topology)
@@ -132,7 +132,7 @@ def bench_step(options: argparse.Namespace, overrides: list[tuple[str, str]]) ->
     from mmjax import experiment
     from mmjax.train import bench
 
-    sections = experiment.read(options.config, overrides)
+    sections = experiment.load_config(options.config, overrides)
     rows = bench.steps(sections, augmentations=flags.words(options.augment), repeats=options.repeats)
     print(json.dumps(rows, indent=2) if options.json else bench.table(rows))
     return 0
@@ -275,9 +275,9 @@ def _experiment(options: argparse.Namespace, overrides: list[tuple[str, str]]) -
         for name in ("path", "option", "modalities"):
             if getattr(options, name):
                 raise ConfigError(f"--{name}: goes with --source; override the config with --config.data.source.KEY")
-        return experiment.Experiment.of(experiment.read(options.config, overrides))
+        return experiment.Experiment.from_dict(experiment.load_config(options.config, overrides))
     data = {"source": flags.source(options, overrides), "modalities": flags.words(options.modalities) or ("image",)}
-    return experiment.Experiment.of({"steps": 1, "batch_size": 64, "model": "ViT-B-32", "data": data})
+    return experiment.Experiment.from_dict({"steps": 1, "batch_size": 64, "model": "ViT-B-32", "data": data})
 
 
 def _cores() -> int:

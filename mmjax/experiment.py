@@ -178,7 +178,7 @@ class Experiment:
             raise ConfigError("eval.weights='best': needs a metric to go by; set checkpoint.best, e.g. 'val/rsum'")
 
     @classmethod
-    def of(cls, section: Section) -> Experiment:
+    def from_dict(cls, section: Section) -> Experiment:
         """From nested mappings; a model may be given by its preset's name alone."""
         values = dict(section.items())
         values["model"] = expand_model(values.get("model", {}))
@@ -194,7 +194,7 @@ def expand_model(model: Any) -> Any:
     return presets.load(model) if isinstance(model, str) else model
 
 
-def read(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
+def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
     """The sections of a config file with overrides applied in order; not yet checked.
 
     ``spec`` is ``PATH[:ARGUMENT]``; the file's ``get_config(argument)`` returns the configuration. An override is

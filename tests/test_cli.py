@@ -136,9 +136,9 @@ def test_help_explains_each_command(words, capsys):
 def test_every_shipped_config_is_a_valid_experiment(name):
     from mmjax import experiment
 
-    settings = experiment.Experiment.of(experiment.read(f"configs/{name}.py:augment=none"))
+    settings = experiment.Experiment.from_dict(experiment.load_config(f"configs/{name}.py:augment=none"))
     assert settings.steps > 0 and settings.augment == ()
-    assert experiment.Experiment.of(settings.to_dict()) == settings  # what a run folder keeps can be read again
+    assert experiment.Experiment.from_dict(settings.to_dict()) == settings  # what a run folder keeps can be read again
 
 
 def test_overrides_reach_any_key_also_those_the_file_leaves_out(tmp_path):
@@ -146,7 +146,7 @@ def test_overrides_reach_any_key_also_those_the_file_leaves_out(tmp_path):
 
     spec = str(command.config_file(tmp_path))
     overrides = [("optimizer.average", "0.5"), ("model", "scenes-tiny"), ("model.text_cfg.layers", "3"), ("seed", "7")]
-    settings = experiment.Experiment.of(experiment.read(spec, overrides))
+    settings = experiment.Experiment.from_dict(experiment.load_config(spec, overrides))
     assert settings.optimizer.average == 0.5 and settings.seed == 7
     assert settings.model.embed_dim == 96 and settings.model.text_cfg.layers == 3
 

@@ -96,7 +96,7 @@ def test_names_in_a_config_name_only_what_mmjax_has(tmp_path, change):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ConfigError):
-        experiment = Experiment.of(run_folder.read_config(tmp_path))
+        experiment = Experiment.from_dict(run_folder.read_config(tmp_path))
         from mmjax.train.assemble import open_source
         from mmjax.train.program import Program
 

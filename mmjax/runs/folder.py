@@ -82,7 +82,7 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
         return
     # Read as an experiment, so that a key which is newer than the folder has its default there.
     known = (workdir / "config.json").exists() or _started_with(workdir) is not None
-    found = Experiment.of(read_config(workdir)).to_dict() if known else None
+    found = Experiment.from_dict(read_config(workdir)).to_dict() if known else None
     config = experiment.to_dict()
     switched: list[str] = []
     if found is not None:
@@ -200,7 +200,7 @@ def _check_checkpoints(
     now = config["checkpoint"]["directory"]
     kept = location.read_config(now)
     if kept is not None:
-        kept = Experiment.of(kept).to_dict()
+        kept = Experiment.from_dict(kept).to_dict()
         changes = differences(kept | {SWITCHED: config[SWITCHED]}, config)
         if changes:
             raise ConfigError(

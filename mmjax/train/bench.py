@@ -28,7 +28,7 @@ def steps(sections: Mapping[str, Any], *, augmentations: Sequence[str] | None, r
     """
     if repeats < 1:
         raise ConfigError(f"--repeats={repeats}: must be at least 1")
-    base = Experiment.of(sections)
+    base = Experiment.from_dict(sections)
     names = list(augmentations) if augmentations is not None else [_joined(base)]
     timers = [_Timer(name, _with_augment(base, name) if augmentations is not None else base) for name in names]
     for _ in range(repeats):

@@ -56,7 +56,7 @@ def variants(
     if len({variant.name for variant in made}) < len(made):
         raise ConfigError(f"--variant: two variants share a name ({', '.join(v.name for v in made)})")
     for variant in made:  # a mistake in the last one should not come out after hours
-        experiment.Experiment.of(experiment.read(variant.spec, variant.overrides))
+        experiment.Experiment.from_dict(experiment.load_config(variant.spec, variant.overrides))
     return made
 
 

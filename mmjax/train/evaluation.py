@@ -91,7 +91,7 @@ def of_run(
     workdir: str | Path, *, which: Which = "last", tasks: Sequence[str] | None = None, split: str | None = None
 ) -> dict[str, float]:
     """The metrics of a run folder's checkpoint, on whatever devices are here."""
-    experiment = Experiment.of(run_folder.read_config(workdir))
+    experiment = Experiment.from_dict(run_folder.read_config(workdir))
     settings = experiment.eval
     tasks = settings.final_tasks if tasks is None else tasks
     for task in tasks:

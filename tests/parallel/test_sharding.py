@@ -189,7 +189,7 @@ def test_moments_averages_and_augmentations_follow(policy, all_sizes):
         augment=(("lemda", {}),),
         mesh={"data": 2, "fsdp": 2, "tensor": 2, "parameters": policy},
     )
-    again = Experiment.of(given.to_dict())  # as a run folder keeps it
+    again = Experiment.from_dict(given.to_dict())  # as a run folder keeps it
     assert again == given
     state = Program(again).abstract_state
     wanted = {path: leaf.sharding for path, leaf in flat(state.params)}

@@ -41,7 +41,7 @@ def sections(**overrides: Any) -> dict[str, Any]:
 
 
 def experiment(**overrides: Any) -> Experiment:
-    return Experiment.of(sections(**overrides))
+    return Experiment.from_dict(sections(**overrides))
 
 
 CONFIG_FILE = """

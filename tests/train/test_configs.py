@@ -39,7 +39,7 @@ RECIPES = {
 
 
 def experiment(path, arg=""):
-    return Experiment.of(read(f"{path}:{arg}"))
+    return Experiment.from_dict(read(f"{path}:{arg}"))
 
 
 def named(doc):
@@ -59,10 +59,10 @@ def taken(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_each_is_an_experiment_that_can_be_planned_without_data(path):
     config = experiment(path)
-    assert Experiment.of(config.to_dict()).to_dict() == config.to_dict()
+    assert Experiment.from_dict(config.to_dict()).to_dict() == config.to_dict()
     config, _ = settled(config, shards=DEVICES)
     mesh = MeshConfig(fsdp=math.gcd(config.mesh.fsdp, DEVICES))
-    state = Program(Experiment.of(config.to_dict() | {"mesh": vars(mesh)})).abstract_state
+    state = Program(Experiment.from_dict(config.to_dict() | {"mesh": vars(mesh)})).abstract_state
     assert state.params and batch_shapes(config).tokens.shape[0] == config.batch_size * config.data.captions_per_image
 
 
