@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from mmjax.core import config, plugins
 from mmjax.core.config import Between, ConfigError, Ge, Gt
 from mmjax.models import presets
+from mmjax.models.config import ClipConfig
 from mmjax.parallel.mesh import MeshConfig
 
 PositiveInt = Annotated[int, Ge(1)]
@@ -153,7 +154,7 @@ class Experiment:
     steps: PositiveInt
     batch_size: PositiveInt  # global
     micro_batches: PositiveInt = 1
-    model: presets.ClipConfig
+    model: ClipConfig
     data: DataConfig
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from mmjax.models.presets import ClipConfig
+from mmjax.models.config import ClipConfig
 from mmjax.models.text import TextTower
 from mmjax.models.vit import VisionTower
 

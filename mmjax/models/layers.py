@@ -18,8 +18,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 
 from mmjax.core.row_sharding import constrain_rows
+from mmjax.models.config import Activation, MatmulPrecision, Remat
 from mmjax.models.low_precision import product
-from mmjax.models.presets import Activation, MatmulPrecision, Remat
 
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 Row = int | jax.Array

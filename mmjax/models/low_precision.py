@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.core.config import ConfigError
-from mmjax.models.presets import MatmulPrecision
+from mmjax.models.config import MatmulPrecision
 
 _TINY = 1e-30  # what a row of zeros is divided by
 

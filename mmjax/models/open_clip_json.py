@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmjax.core.config import ConfigError, build
-from mmjax.models.presets import ClipConfig, TextConfig, VisionConfig
+from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
 
 # What each key of open_clip's that we do not build must be for the file to mean a model that we do build.
 _OFF: dict[str, dict[str, tuple[Any, ...]]] = {

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmjax.models.config import VisionConfig
 from mmjax.models.layers import Dense, LayerNorm, activate, uniform
-from mmjax.models.presets import VisionConfig
 
 
 class Conv(nnx.Module):

@@ -14,12 +14,12 @@ from jax.sharding import NamedSharding
 
 from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import constrain_rows
+from mmjax.models.config import MatmulPrecision, Remat, TextConfig
 from mmjax.models.layers import BlockSpec, Dense, LayerNorm, Row, normal, run, stacked
-from mmjax.models.presets import MatmulPrecision, Remat, TextConfig
 
 
 class TextTower(nnx.Module):
-    """``project(pooled(trunk(embed(ids), ids, stop=k), ids, start=k))``, the same for every k.
+    """``project(pool(trunk(embed(ids), ids, stop=k), ids, start=k))``, the same for every k.
 
     Starting values are CLIP's: N(0, 1/width) for queries, keys, values and the projection, N(0, 1/(2·width)) for an
     MLP's first matrix, N(0, 1/(2·layers·width)) for what is added to the residual stream; biases start at zero.
@@ -52,7 +52,7 @@ class TextTower(nnx.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids i32[M,L] -> f32[M,E], not normalised."""
-        return self.project(self.pooled(self.embed(ids), ids))
+        return self.project(self.pool(self.embed(ids), ids))
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Token and position embeddings: i32[M,L] -> [M,L,width]; L may be shorter than the context."""
@@ -74,17 +74,17 @@ class TextTower(nnx.Module):
             row_sharding=self.row_sharding,
         )[0]
 
-    def pooled(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0) -> jax.Array:
+    def pool(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0) -> jax.Array:
         """The blocks from ``start`` on, then the final norm and pooling: [M,L,width] -> [M,width].
 
         Where one token is pooled, the last block is computed for that token alone.
         """
-        return self.stages(tokens, ids, start=start)[0]
+        return self.pool_with_block_inputs(tokens, ids, start=start)[0]
 
-    def stages(
-        self, tokens: jax.Array, ids: jax.Array, *, start: int = 0, before: Collection[int] = ()
+    def pool_with_block_inputs(
+        self, tokens: jax.Array, ids: jax.Array, *, start: int = 0, blocks: Collection[int] = ()
     ) -> tuple[jax.Array, dict[int, jax.Array]]:
-        """``pooled``, and by block what enters those of ``before`` on the way."""
+        """``pool``, and what enters each block of ``blocks`` on the way."""
         after = self.config.final_ln_after_pool
         valid = self._valid(ids)
         row = self._row(ids)
@@ -96,7 +96,7 @@ class TextTower(nnx.Module):
             remat=self.remat,
             valid=valid,
             row=row,
-            before=before,
+            before=blocks,
             row_sharding=self.row_sharding,
         )
         if not after:
@@ -159,5 +159,5 @@ def block_spec(config: TextConfig) -> BlockSpec:
 def _known(config: TextConfig, name: str) -> int:
     value = getattr(config, name)
     if value is None:
-        raise ConfigError(f"text_cfg.{name}=None: comes from the tokenizer; use presets.with_tokenizer, or set it")
+        raise ConfigError(f"text_cfg.{name}=None: comes from the tokenizer; use config.with_tokenizer, or set it")
     return value

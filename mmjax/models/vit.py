@@ -14,13 +14,13 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from mmjax.core.row_sharding import constrain_rows
+from mmjax.models.config import MatmulPrecision, Remat, VisionConfig
 from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, Row, normal, run, stacked, uniform
-from mmjax.models.presets import MatmulPrecision, Remat, VisionConfig
 from mmjax.models.stems import make_stem
 
 
 class VisionTower(nnx.Module):
-    """``project(pooled(trunk(embed(images), stop=k), start=k))``, the same for every k.
+    """``project(pool(trunk(embed(images), stop=k), start=k))``, the same for every k.
 
     Starting values follow open_clip's image tower, which keeps torch's defaults: Xavier-uniform for the fused
     query-key-value matrix, U(±1/√inputs) for the other kernels, N(0, 1/width) for the class token, positions and
@@ -63,7 +63,7 @@ class VisionTower(nnx.Module):
 
     def __call__(self, images: Mapping[str, jax.Array]) -> jax.Array:
         """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalised."""
-        return self.project(self.pooled(self.embed(images)))
+        return self.project(self.pool(self.embed(images)))
 
     def embed(self, images: Mapping[str, jax.Array]) -> jax.Array:
         """The tokens that enter the first block: [N', T, width].
@@ -97,17 +97,17 @@ class VisionTower(nnx.Module):
             row_sharding=self.row_sharding,
         )[0]
 
-    def pooled(self, tokens: jax.Array, *, start: int = 0) -> jax.Array:
+    def pool(self, tokens: jax.Array, *, start: int = 0) -> jax.Array:
         """The blocks from ``start`` on, then the final norm and pooling: [N', T, width] -> [N', width].
 
         Where one token is pooled, the last block is computed for that token alone.
         """
-        return self.stages(tokens, start=start)[0]
+        return self.pool_with_block_inputs(tokens, start=start)[0]
 
-    def stages(
-        self, tokens: jax.Array, *, start: int = 0, before: Collection[int] = ()
+    def pool_with_block_inputs(
+        self, tokens: jax.Array, *, start: int = 0, blocks: Collection[int] = ()
     ) -> tuple[jax.Array, dict[int, jax.Array]]:
-        """``pooled``, and by block what enters those of ``before`` on the way."""
+        """``pool``, and what enters each block of ``blocks`` on the way."""
         config = self.config
         row: Row | None = 0 if config.pool_type == "tok" else None
         tokens, found = run(
@@ -117,7 +117,7 @@ class VisionTower(nnx.Module):
             row=row,
             scan=self.scan,
             remat=self.remat,
-            before=before,
+            before=blocks,
             row_sharding=self.row_sharding,
         )
         if not config.final_ln_after_pool:

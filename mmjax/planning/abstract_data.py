@@ -12,7 +12,7 @@ from mmjax.core.types import Batch
 from mmjax.data.chain import Chain
 from mmjax.data.sample import Frame, Rows
 from mmjax.experiment import Experiment
-from mmjax.models import presets
+from mmjax.models.config import with_tokenizer
 
 TRAINED_VOCABULARY = 8192  # the most that a tokenizer holds that is trained at start, unless it is told otherwise
 CHANNELS = 3
@@ -44,7 +44,7 @@ def settled(experiment: Experiment, *, shards: int) -> tuple[Experiment, list[st
         pad_id=0 if text.pad_id is None else text.pad_id,
         eos_id=2 if text.eos_id is None else text.eos_id,
     )
-    model = presets.with_tokenizer(experiment.model, tokens)
+    model = with_tokenizer(experiment.model, tokens)
     wanted = experiment.data.modalities
     if vision.modalities != wanted:
         vision = dataclasses.replace(vision, modalities=wanted, modality_channels=(CHANNELS,) * len(wanted))

@@ -16,7 +16,7 @@ from mmjax.data.sample import Frame, Unreadable
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.viewed import Viewed, is_encoded
 from mmjax.experiment import DataConfig, Experiment
-from mmjax.models import presets
+from mmjax.models.config import with_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _captions(source: Any) -> Iterator[str]:
 
 def with_data(experiment: Experiment, source: Any, tokens: Tokenizer) -> Experiment:
     """The experiment with what its model section leaves open taken from the data: token ids and modalities."""
-    model = presets.with_tokenizer(experiment.model, tokens)
+    model = with_tokenizer(experiment.model, tokens)
     vision = model.vision_cfg
     wanted = experiment.data.modalities
     if vision.modalities not in (wanted, ("image",)):

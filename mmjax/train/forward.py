@@ -14,7 +14,7 @@ from mmjax.augment.common.sequence_dropout import keep_patches
 from mmjax.core.sphere import unit
 from mmjax.core.types import Batch, Provenance
 from mmjax.models.clip import Clip
-from mmjax.models.presets import ClipConfig
+from mmjax.models.config import ClipConfig
 from mmjax.train.micro_batches import in_parts
 
 Shorten = Callable[[jax.Array], jax.Array]
@@ -67,13 +67,13 @@ def clean(
     examples = batch.image_source.ids.shape[0]
 
     def of_images(rows: tuple[Any, Any]) -> tuple[jax.Array, dict[int, jax.Array]]:
-        return model.visual.stages(
-            _entering(model, rows, num_prefix_tokens=towers.num_prefix_tokens), before={k for k, _ in blocks.values()}
+        return model.visual.pool_with_block_inputs(
+            _entering(model, rows, num_prefix_tokens=towers.num_prefix_tokens), blocks={k for k, _ in blocks.values()}
         )
 
     def of_texts(ids: jax.Array) -> tuple[jax.Array, dict[int, jax.Array], jax.Array | None]:
         text = model.text.embed(ids)
-        pooled, found = model.text.stages(text, ids, before={k for _, k in blocks.values()})
+        pooled, found = model.text.pool_with_block_inputs(text, ids, blocks={k for _, k in blocks.values()})
         return pooled, found, text if "input" in blocks else None
 
     # Drawn for all rows at once: each then keeps the same patches in whichever part it is.
@@ -135,14 +135,14 @@ def embedded(
             )
 
     def image_pooled(key: tuple[str, Any], tokens: jax.Array, members: list[int]) -> jax.Array:
-        pool = functools.partial(rest[key[0]].visual.pooled, start=key[1])
+        pool = functools.partial(rest[key[0]].visual.pool, start=key[1])
         return in_parts(pool, tokens, parts=parts, count=tokens.shape[0])
 
     def text_pooled(key: tuple[str, Any], tokens: jax.Array, members: list[int]) -> jax.Array:
         own = jnp.stack([jnp.asarray(ids[i]) for i in members], axis=1)
         rows = tokens, own.reshape(-1, own.shape[-1])
         tower = rest[key[0]].text
-        return in_parts(lambda rows: tower.pooled(*rows, start=key[1]), rows, parts=parts, count=tokens.shape[0])
+        return in_parts(lambda rows: tower.pool(*rows, start=key[1]), rows, parts=parts, count=tokens.shape[0])
 
     def project(side: str, key: tuple[str, str], rows: jax.Array, members: list[int]) -> jax.Array:
         return getattr(rest[key[0]], side).project(rows)

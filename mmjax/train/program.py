@@ -16,8 +16,8 @@ from mmjax.core.types import Batch
 from mmjax.evals.embedder import Embedder
 from mmjax.experiment import Experiment
 from mmjax.models.clip import Clip
+from mmjax.models.config import ClipConfig
 from mmjax.models.low_precision import check_matmul_precision
-from mmjax.models.presets import ClipConfig
 from mmjax.parallel.host_memory import keep_freed_memory
 from mmjax.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated, share_of
 from mmjax.parallel.sharding import batch_shardings, state_shardings

@@ -118,10 +118,9 @@ def test_a_tower_may_be_left_and_entered_between_any_blocks(towers, scan):
     def stages(params, images):
         model = clip_models.model(graph, params)
         x, y = model.visual.embed(images), model.text.embed(TOKENS)
-        visual = [model.visual.project(model.visual.pooled(model.visual.trunk(x, stop=k), start=k)) for k in range(4)]
+        visual = [model.visual.project(model.visual.pool(model.visual.trunk(x, stop=k), start=k)) for k in range(4)]
         text = [
-            model.text.project(model.text.pooled(model.text.trunk(y, TOKENS, stop=k), TOKENS, start=k))
-            for k in range(4)
+            model.text.project(model.text.pool(model.text.trunk(y, TOKENS, stop=k), TOKENS, start=k)) for k in range(4)
         ]
         parts = model.visual.trunk(model.visual.trunk(x, stop=1), start=1)
         return visual, text, parts, model.visual.trunk(x)

@@ -8,7 +8,7 @@ import pytest
 
 from mmjax.core.config import ConfigError, build
 from mmjax.models import presets
-from mmjax.models.presets import ClipConfig
+from mmjax.models.config import ClipConfig
 
 VIT_B_32 = {
     "embed_dim": 512,

@@ -12,7 +12,7 @@ import pytest
 
 from mmjax.core.config import ConfigError, build
 from mmjax.models import presets
-from mmjax.models.presets import ClipConfig, TextConfig, VisionConfig, with_tokenizer
+from mmjax.models.config import ClipConfig, TextConfig, VisionConfig, with_tokenizer
 from support import clip_models
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -14,7 +14,7 @@ from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import constrain_rows, num_shards
 from mmjax.experiment import Experiment
 from mmjax.models.clip import Clip
-from mmjax.models.presets import ClipConfig, TextConfig, VisionConfig
+from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
 from mmjax.models.text import TextTower
 from mmjax.parallel import sharding
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh

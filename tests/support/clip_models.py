@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from mmjax.models.clip import Clip
-from mmjax.models.presets import ClipConfig, TextConfig, VisionConfig
+from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
 
 PAD, BOS, EOS = 0, 17, 18
 VOCAB = 19  # EOS is the highest id, as in CLIP

@@ -121,7 +121,7 @@ def added(augmentations, learned, params, at_tap, *, step=0):
     objective = contrastive.Objective()
     pooled = at_tap
     if at_tap.token_mask is not None:
-        image, text = head.visual.pooled(at_tap.image), head.text.pooled(at_tap.text, at_tap.token_mask.ids)
+        image, text = head.visual.pool(at_tap.image), head.text.pool(at_tap.text, at_tap.token_mask.ids)
         pooled = dataclasses.replace(at_tap, image=image, text=text, token_mask=None)
     value, _ = objective(
         unit(head.visual.project(pooled.image)),

@@ -17,6 +17,7 @@ from mmjax.core.config import ConfigError
 from mmjax.core.config import build as build_section
 from mmjax.core.types import Batch, Provenance
 from mmjax.models import presets
+from mmjax.models.config import ClipConfig
 from mmjax.parallel.sharding import batch_shardings
 from mmjax.train import augmentation
 from mmjax.train.augmentation import Augmentations
@@ -103,7 +104,7 @@ def test_full_size_models_cost_at_most_a_hundredth_more():
         model["text_cfg"] |= {"pad_id": 0, "eos_id": 1}
         experiment = dataclasses.replace(
             tiny.experiment(augment=augment, batch_size=64),
-            model=build_section(presets.ClipConfig, model, path="model"),
+            model=build_section(ClipConfig, model, path="model"),
         )
         program = Program(experiment, devices=jax.devices()[:1])
         shape = lambda *s, dtype: jax.ShapeDtypeStruct(s, dtype)  # noqa: E731
