@@ -53,15 +53,15 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     from mmjax import experiment
     from mmjax.checkpoints import orbax_errors
     from mmjax.data.sample import DataError
-    from mmjax.parallel import distributed
+    from mmjax.parallel import collectives, distributed
     from mmjax.runs import unreadable_examples
     from mmjax.train import guard, loop
 
     try:
-        with distributed.joined(
-            **flags.processes(options), shared=(guard.Diverged, unreadable_examples.TooManySkipped)
+        with distributed.join(
+            **flags.processes(options), shared_errors=(guard.Diverged, unreadable_examples.TooManySkipped)
         ):
-            if distributed.is_first():
+            if collectives.is_main_process():
                 print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
             settings = experiment.Experiment.from_dict(experiment.load_config(options.config, overrides))
             outcome = loop.train(
@@ -80,13 +80,13 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
 def evaluate(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """Measures a checkpoint of a run folder; of several processes, which share the work, one says what was found."""
     _prepare_jax()
-    from mmjax.parallel import distributed
+    from mmjax.parallel import collectives, distributed
     from mmjax.train import evaluation as evaluation
 
     which, tasks = flags.which(options.step), flags.words(options.tasks)
-    with distributed.joined(**flags.processes(options)):
+    with distributed.join(**flags.processes(options)):
         metrics = evaluation.of_run(options.workdir, which=which, tasks=tasks, split=options.split)
-        first = distributed.is_first()
+        first = collectives.is_main_process()
     if not first:
         return 0
     if options.json:

@@ -19,7 +19,7 @@ from mmjax.checkpoints.orbax_errors import Damaged, NotSaved
 from mmjax.checkpoints.reader import FACTS, Saved
 from mmjax.core.config import ConfigError
 from mmjax.core.state import AugmentState, Params, TrainState
-from mmjax.parallel import distributed
+from mmjax.parallel import collectives
 
 Which = int | Literal["last", "best"]
 
@@ -128,7 +128,7 @@ class Checkpoints:
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items[FACTS] = ocp.args.JsonSave({"checksums": checksums.of_trees(trees), **self._beside})
         try:
-            if distributed.is_first():
+            if collectives.is_main_process():
                 orbax_errors.check_writable(self._directory)
             if self._stale:
                 self._reopen()
@@ -162,7 +162,7 @@ class Checkpoints:
         if target.average is not None:
             trees["average"] = target.average
         learned = {_item(name): vars(own) for name, own in target.augment.items()}
-        found = self._saved(distributed.same_for_all(self.resolve(which))).read(trees, optional=learned)
+        found = self._saved(collectives.broadcast(self.resolve(which))).read(trees, optional=learned)
         return TrainState(
             step=found["training"]["step"],
             params=found["params"],
@@ -179,7 +179,7 @@ class Checkpoints:
         """
         damaged: list[Damaged] = []
         left = self.steps
-        while (step := distributed.same_for_all(left[-1] if left else -1)) >= 0:
+        while (step := collectives.broadcast(left[-1] if left else -1)) >= 0:
             left = [older for older in left if older < step]
             try:
                 state = self.restore(target, which=step)
@@ -224,11 +224,11 @@ class Checkpoints:
     def following(self, which: Which, read: Callable[[int], T]) -> tuple[int, T]:
         """The step, and what ``read`` makes of it; where training deletes that meanwhile, of the one it then is."""
         while True:
-            step = distributed.same_for_all(self.resolve(which))
+            step = collectives.broadcast(self.resolve(which))
             try:
                 return step, read(step)
             except Damaged:
-                if not distributed.same_for_all(orbax_errors.vanishes(self._folder(step))):
+                if not collectives.broadcast(orbax_errors.vanishes(self._folder(step))):
                     raise
             self._reopen()
             if isinstance(which, int):
@@ -297,10 +297,10 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> epath.Path:
         place = orbax_errors.free_place(self._directory.with_name(f"{self._directory.name}.damaged") / str(step))
-        if distributed.is_first():
+        if collectives.is_main_process():
             place.parent.mkdir(exist_ok=True)
             self._folder(step).rename(place)
-        distributed.meet("set aside")
+        collectives.barrier("set aside")
         self._reopen()
         return place
 

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from mmjax.checkpoints import checksums, orbax_errors
 from mmjax.checkpoints.orbax_errors import Damaged
 from mmjax.core.config import ConfigError
-from mmjax.parallel import distributed
+from mmjax.parallel import collectives
 
 FACTS = "facts"
 """The item that says what the others must be (``checksums``), and what was known then (``metrics``, ``losses``)."""
@@ -56,7 +56,7 @@ class Saved:
         except Exception as error:
             trouble = Damaged(self.step, orbax_errors.reason(error))
             trouble.__cause__ = error
-        if not distributed.true_for_all(trouble is None):
+        if not collectives.all_true(trouble is None):
             raise trouble or Damaged(self.step, "another process cannot read it")
         self._compare(found, facts, checksums.of_trees(found))
         return found

@@ -30,3 +30,10 @@ class TrainState:
     opt_state: Any
     average: Params | None  # exponential moving average of params
     augment: dict[str, AugmentState] = dataclasses.field(default_factory=dict)  # of those that learn, by name
+
+
+def parameter_paths(params: Params) -> Any:
+    """Returns a tree like ``params`` with the path of each leaf, such as ``visual/blocks/attn/query/kernel``."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
+    )

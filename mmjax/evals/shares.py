@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from mmjax.data.sample import Unreadable
-from mmjax.parallel import distributed
+from mmjax.parallel import collectives
 
 
 class Share:
@@ -68,7 +68,7 @@ def told_to_all(found: list[tuple[int, dict[str, Any] | Unreadable]]) -> Found:
         (row, [what.reason, what.detail, what.key]) if isinstance(what, Unreadable) else (row, _plain(what))
         for row, what in found
     ]
-    every = sorted((entry for part in distributed.gathered(mine) for entry in part), key=lambda entry: entry[0])
+    every = sorted((entry for part in collectives.all_gather(mine) for entry in part), key=lambda entry: entry[0])
     read = [(row, item) for row, item in every if isinstance(item, dict)]
     return Found(
         np.array([row for row, _ in read], np.int64),

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM and Ctrl-C, which end a run after a step and a checkpoint."""
+"""Stop requests: SIGTERM and Ctrl-C end a run after the current step and a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from typing import Any
 
 import jax
 
-from mmjax.parallel import distributed
+from mmjax.parallel import collectives
 
 
 @dataclasses.dataclass
-class Stop:
-    """Whether the run was asked to stop, and by what."""
+class StopRequest:
+    """Whether the run was asked to stop, and by which signal."""
 
-    asked: bool = False
-    name: str = ""
+    requested: bool = False
+    signal_name: str = ""
 
-    def after(self, step: int) -> bool:
-        """Whether this step was the last for now; of several processes all say so at the same one."""
-        if distributed.asked_to_stop(step):
-            self.asked, self.name = True, signal.SIGTERM.name
-        return self.asked
+    def check(self, step: int) -> bool:
+        """Whether the run stops after this step; all processes agree on the step."""
+        if collectives.should_stop(step):
+            self.requested, self.signal_name = True, signal.SIGTERM.name
+        return self.requested
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[Stop]:
-    """Turns SIGTERM and the first Ctrl-C into a request that the loop looks at after each step.
+def handle_stop_signals() -> Iterator[StopRequest]:
+    """Turns SIGTERM and the first Ctrl-C into a ``StopRequest``, which the loop checks after each step.
 
-    With several processes jax itself listens for SIGTERM, and gets Ctrl-C as such.
+    With several processes JAX listens for SIGTERM itself, and Ctrl-C is passed to it as SIGTERM.
     """
-    stop = Stop()
-    alone = jax.process_count() == 1
+    stop = StopRequest()
+    single_process = jax.process_count() == 1
 
-    def ask(number: int, _: Any) -> None:
-        if alone:
-            stop.asked, stop.name = True, signal.Signals(number).name
+    def request(number: int, _: Any) -> None:
+        if single_process:
+            stop.requested, stop.signal_name = True, signal.Signals(number).name
         else:
             os.kill(os.getpid(), signal.SIGTERM)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C means now
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C interrupts at once
 
-    numbers = (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,)
-    before = {number: signal.signal(number, ask) for number in numbers}
+    numbers = (signal.SIGTERM, signal.SIGINT) if single_process else (signal.SIGINT,)
+    previous = {number: signal.signal(number, request) for number in numbers}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

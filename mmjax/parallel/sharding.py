@@ -1,19 +1,20 @@
-"""Where parameters and optimizer state live: a policy over paths and shapes, the model untouched.
+"""Shardings of parameters and optimizer state, chosen by a policy over parameter paths and shapes.
 
 ``fsdp``
-    every large array is split over that axis along its largest dimension (of equal ones the last).
+    Each large array is split over the ``fsdp`` axis along its largest dimension (the last of equal ones).
 ``tensor``
-    Megatron's split (Shoeybi et al. 2019, arXiv:1909.08053) over that axis: attention by its heads, an MLP by its
-    hidden units, so that each of the two needs one sum over the axis. Everything else is whole.
+    Megatron's tensor parallelism (Shoeybi et al. 2019, arXiv:1909.08053): attention is split by heads and an MLP by
+    hidden units, so that each needs one all-reduce over the ``tensor`` axis. Everything else is replicated.
 ``auto``
-    both: ``tensor`` where it applies, then ``fsdp`` along the largest dimension that is left. Attention (an MLP)
-    whose heads (hidden units) ``tensor`` does not divide is whole over that axis.
+    Both: ``tensor`` where it applies, then ``fsdp`` along the largest remaining dimension. If ``tensor`` does not
+    divide the heads (hidden units), the attention (MLP) is replicated over that axis.
 ``replicated``
-    everything is whole on every device.
+    Every array is replicated on all devices.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,17 +24,16 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmjax.core.config import ConfigError
-from mmjax.core.state import AugmentState, TrainState
+from mmjax.core.state import AugmentState, TrainState, parameter_paths
 from mmjax.parallel.mesh import Policy, Spec, batch_sharding, replicated
-from mmjax.train.optim import parameter_paths
 
-Parameters = Policy | tuple[tuple[str, Policy | Spec], ...]
+Rules = Policy | tuple[tuple[str, Policy | Spec], ...]
 
 FSDP_MIN_SIZE = 2**14
-"""Arrays of fewer elements stay whole: gathering them costs more in latency than they take in memory."""
+"""Arrays with fewer elements are replicated: the latency of gathering them outweighs the memory saved."""
 
-_STACKED = re.compile(r"(^|/)blocks/")  # their first axis counts the layers, which a loop takes one by one
-_MEGATRON = (  # of which parameters ``tensor`` splits which axis; from the end, as blocks have one more in front
+_STACKED = re.compile(r"(^|/)blocks/")  # the first axis is the layer, which a scan iterates over
+_MEGATRON = (  # path, axis that ``tensor`` splits (counted from the end, because stacked blocks add a first axis), unit
     (re.compile(r".*/attn/(query|key|value)/(kernel|bias)$"), -2, "heads"),
     (re.compile(r".*/attn/out/kernel$"), -3, "heads"),
     (re.compile(r".*/mlp/fc1/(kernel|bias)$"), -1, "hidden units"),
@@ -41,54 +41,61 @@ _MEGATRON = (  # of which parameters ``tensor`` splits which axis; from the end,
 )
 
 
-def parameter_shardings(params: Any, mesh: Mesh, *, policy: Parameters = "auto", prefix: str = "") -> Any:
-    """For each array its sharding; ``prefix`` stands before the paths that rules of ``policy`` are matched with."""
+def parameter_shardings(params: Any, mesh: Mesh, *, policy: Rules = "auto", prefix: str = "") -> Any:
+    """Returns a tree of shardings for a tree of parameters.
 
-    def place(path: str, leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, _spec(prefix + path, leaf.shape, mesh, _chosen(prefix + path, policy)))
+    Args:
+      params: arrays or their shapes.
+      mesh: from ``make_mesh``.
+      policy: a policy for all, or rules by path (``MeshConfig.parameters``).
+      prefix: added to the start of each path before rules are matched.
+    """
 
-    return jax.tree.map(place, parameter_paths(params), params)
+    def sharding(path: str, leaf: Any) -> NamedSharding:
+        path = prefix + path
+        return NamedSharding(mesh, _spec(path, leaf.shape, mesh, _policy_of(path, policy)))
+
+    return jax.tree.map(sharding, parameter_paths(params), params)
 
 
-def _chosen(path: str, policy: Parameters) -> Policy | Spec:
-    if isinstance(policy, str):
-        return policy
-    return next((chosen for pattern, chosen in policy if re.match(pattern, path)), "auto")
+def _policy_of(path: str, rules: Rules) -> Policy | Spec:
+    if isinstance(rules, str):
+        return rules
+    return next((policy for pattern, policy in rules if re.match(pattern, path)), "auto")
 
 
 def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, policy: Policy | Spec) -> PartitionSpec:
     axes: list[str | None] = [None] * len(shape)
     if not isinstance(policy, str):
-        _check(path, shape, mesh, policy)
+        _check_spec(path, shape, mesh, policy)
         axes = list(policy)
     if policy in ("auto", "tensor"):
-        _split_heads(path, shape, axes, mesh, asked=policy == "tensor")
+        _split_over_tensor(path, shape, axes, mesh, required=policy == "tensor")
     if policy in ("auto", "fsdp"):
-        _split_largest(path, shape, axes, mesh)
+        _split_over_fsdp(path, shape, axes, mesh)
     while axes and axes[-1] is None:
         axes.pop()
     return PartitionSpec(*axes)
 
 
-def _split_heads(path: str, shape: tuple[int, ...], axes: list[str | None], mesh: Mesh, *, asked: bool) -> None:
+def _split_over_tensor(
+    path: str, shape: tuple[int, ...], axes: list[str | None], mesh: Mesh, *, required: bool
+) -> None:
     size = mesh.shape["tensor"]
-    for pattern, axis, parts in _MEGATRON:
+    for pattern, axis, unit in _MEGATRON:
         if size > 1 and pattern.match(path):
             if shape[axis] % size == 0:
                 axes[axis] = "tensor"
-            elif asked:
+            elif required:
                 raise ConfigError(
-                    f"mesh.tensor={size}: does not divide the {shape[axis]} {parts} of {path}; take a divisor, or "
-                    "leave such parts whole with mesh.parameters='auto'"
+                    f"mesh.tensor={size}: does not divide the {shape[axis]} {unit} of {path}; use a divisor, or "
+                    "replicate such arrays with mesh.parameters='auto'"
                 )
 
 
-def _split_largest(path: str, shape: tuple[int, ...], axes: list[str | None], mesh: Mesh) -> None:
+def _split_over_fsdp(path: str, shape: tuple[int, ...], axes: list[str | None], mesh: Mesh) -> None:
     size = mesh.shape["fsdp"]
-    elements = 1
-    for dim in shape:
-        elements *= dim
-    if size == 1 or elements < FSDP_MIN_SIZE:
+    if size == 1 or math.prod(shape) < FSDP_MIN_SIZE:
         return
     first = 1 if _STACKED.search(path) else 0
     candidates = [
@@ -99,17 +106,17 @@ def _split_largest(path: str, shape: tuple[int, ...], axes: list[str | None], me
         axes[axis] = "fsdp"
 
 
-def _check(path: str, shape: tuple[int, ...], mesh: Mesh, spec: Spec) -> None:
+def _check_spec(path: str, shape: tuple[int, ...], mesh: Mesh, spec: Spec) -> None:
     if len(spec) != len(shape):
         raise ConfigError(
-            f"mesh.parameters: {spec} has {len(spec)} axes and {path} the shape {shape}; give an axis or None for "
+            f"mesh.parameters: {spec} has {len(spec)} axes, but {path} has the shape {shape}; give an axis or None for "
             f"each of its {len(shape)} dimensions"
         )
     for dim, axis in zip(shape, spec, strict=True):
         if axis is not None and dim % mesh.shape[axis]:
             raise ConfigError(
                 f"mesh.parameters: mesh.{axis}={mesh.shape[axis]} does not divide {dim}, a dimension of {path} with "
-                f"the shape {shape}; name another axis there, or None"
+                f"the shape {shape}; use another axis there, or None"
             )
 
 
@@ -119,36 +126,43 @@ def state_shardings(
     mesh: Mesh,
     *,
     augment: Mapping[str, optax.GradientTransformation],
-    policy: Parameters = "auto",
+    policy: Rules = "auto",
 ) -> Any:
-    """A training state of shardings for one of shapes; moments and averages follow their parameters.
+    """Returns a ``TrainState`` of shardings; moments and averages are sharded as their parameters.
 
-    ``tx`` and, for each augmentation that learns, ``augment`` made the moments. Paths of an augmentation's
-    parameters begin with ``augment/NAME/``.
-    Explicit, because ``jax.jit(tx.init)`` alone would put the moments on one device.
+    The shardings are explicit, because ``jax.jit(tx.init)`` would put the moments on one device.
+
+    Args:
+      state: the training state as shapes.
+      tx: the optimizer of the model's parameters.
+      mesh: from ``make_mesh``.
+      augment: optimizers of the augmentations with parameters, by name; the paths of their parameters start with
+        ``augment/NAME/``.
+      policy: a policy for all, or rules by path (``MeshConfig.parameters``).
     """
-    whole = replicated(mesh)
+    everywhere = replicated(mesh)
     prefixes = {name: f"augment/{name}/" for name in state.augment}
     if not isinstance(policy, str):
         _check_matched(policy, state, prefixes)
     params = parameter_shardings(state.params, mesh, policy=policy)
     if policy == "auto" and mesh.shape["tensor"] > 1 and not any("tensor" in s.spec for s in jax.tree.leaves(params)):
         raise ConfigError(
-            f"mesh.tensor={mesh.shape['tensor']}: divides neither the heads nor the hidden units of a tower; take a "
+            f"mesh.tensor={mesh.shape['tensor']}: divides neither the heads nor the hidden units of a tower; use a "
             "divisor of them"
         )
     learned = {}
     for name, own in state.augment.items():
-        inner = parameter_shardings(own.params, mesh, policy=policy, prefix=prefixes[name])
-        learned[name] = AugmentState(params=inner, opt_state=_follow(augment[name], own.opt_state, inner, whole))
-    places: dict[str, Any] = {
-        "step": whole,
+        own_params = parameter_shardings(own.params, mesh, policy=policy, prefix=prefixes[name])
+        own_moments = _opt_state_shardings(augment[name], own.opt_state, own_params, everywhere)
+        learned[name] = AugmentState(params=own_params, opt_state=own_moments)
+    shardings: dict[str, Any] = {
+        "step": everywhere,
         "params": params,
-        "opt_state": _follow(tx, state.opt_state, params, whole),
+        "opt_state": _opt_state_shardings(tx, state.opt_state, params, everywhere),
         "average": None if state.average is None else params,
         "augment": learned,
     }
-    return TrainState(**places)
+    return TrainState(**shardings)
 
 
 def _check_matched(rules: tuple[tuple[str, Any], ...], state: TrainState, prefixes: Mapping[str, str]) -> None:
@@ -157,26 +171,28 @@ def _check_matched(rules: tuple[tuple[str, Any], ...], state: TrainState, prefix
         paths += [prefixes[name] + path for path in jax.tree.leaves(parameter_paths(own.params))]
     for pattern, _ in rules:
         if not any(re.match(pattern, path) for path in paths):
-            some = ", ".join(sorted({path.split("/")[0] for path in paths}))
-            raise ConfigError(f"mesh.parameters: {pattern!r} matches no parameter; paths start with {some}")
+            starts = ", ".join(sorted({path.split("/")[0] for path in paths}))
+            raise ConfigError(f"mesh.parameters: {pattern!r} matches no parameter; paths start with {starts}")
 
 
-def _follow(tx: optax.GradientTransformation, opt_state: Any, params: Any, whole: NamedSharding) -> Any:
-    """Shardings of ``opt_state``: those of the parameters for what is shaped like them."""
+def _opt_state_shardings(
+    tx: optax.GradientTransformation, opt_state: Any, params: Any, everywhere: NamedSharding
+) -> Any:
+    """Returns the parameters' shardings for their moments, and ``everywhere`` for other values."""
 
-    def masked(leaf: Any) -> bool:
-        return isinstance(leaf, optax.MaskedNode)  # stands where the moments of parameters not trained by it would be
+    def is_masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)  # in place of the moments of parameters that ``tx`` does not train
 
     return optax.tree.map_params(
         tx,
-        lambda leaf, sharding: leaf if masked(leaf) else sharding,
+        lambda leaf, sharding: leaf if is_masked(leaf) else sharding,
         opt_state,
         params,
-        transform_non_params=lambda _: whole,
-        is_leaf=masked,
+        transform_non_params=lambda _: everywhere,
+        is_leaf=is_masked,
     )
 
 
 def batch_shardings(batch: Any, mesh: Mesh) -> Any:
-    """Every array of a batch is split by rows."""
+    """Returns a tree that shards each array of a batch by rows."""
     return jax.tree.map(lambda _: batch_sharding(mesh), batch)

@@ -22,7 +22,7 @@ import jax
 from mmjax.checkpoints import location, orbax_errors
 from mmjax.core.config import ConfigError
 from mmjax.experiment import Experiment
-from mmjax.parallel import distributed
+from mmjax.parallel import collectives
 from mmjax.runs.jsonl import LineFile
 from mmjax.train.assemble import TOKENIZER_FOLDER
 
@@ -70,8 +70,8 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
     this for all, and the others wait for it.
     """
     elsewhere = experiment.checkpoint.directory is not None
-    if not distributed.is_first():
-        distributed.meet("claim")
+    if not collectives.is_main_process():
+        collectives.barrier("claim")
         if elsewhere:  # so nothing here has to be seen by all machines; whichever comes first next time finds its own
             with _writing(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
             _write(workdir / "config.json", config)
             location.write_config(experiment.checkpoint.directory, config)
             _append_start(workdir, config, overrides, switched)
-        distributed.meet("claim")
+        collectives.barrier("claim")
         yield switched
 
 

@@ -13,7 +13,7 @@ from etils import epath
 from mmjax.checkpoints import location, orbax_errors
 from mmjax.checkpoints.orbax_errors import NotSaved
 from mmjax.core.config import ConfigError
-from mmjax.parallel import distributed
+from mmjax.parallel import collectives
 
 FILE = "rewinds.json"
 
@@ -40,8 +40,8 @@ class Rewinds:
         """``directory``, as in ``CheckpointConfig``: the file lies with the checkpoints that are not in ``workdir``."""
         self._path = (epath.Path(workdir) if directory is None else location.locate(workdir, directory)) / FILE
         # Others than the first process need not see it, or not yet as it is.
-        found = [dataclasses.asdict(rewind) for rewind in _read(self._path)] if distributed.is_first() else []
-        self.all: Sequence[Rewind] = [Rewind(**entry) for entry in distributed.gathered(found)[0]]
+        found = [dataclasses.asdict(rewind) for rewind in _read(self._path)] if collectives.is_main_process() else []
+        self.all: Sequence[Rewind] = [Rewind(**entry) for entry in collectives.all_gather(found)[0]]
 
     def batch_after(self, step: int) -> int:
         """The number of the batch that the step after ``step`` is trained on."""
@@ -68,7 +68,7 @@ class Rewinds:
         kept = sum(rewind.skipped for rewind in self._in_force() if rewind.after <= after)
         added = Rewind(spike=spike, after=after, skipped=self.batch_after(spike - 1) + 1 - after - kept)
         self.all = [*self.all, added]
-        if distributed.is_first():
+        if collectives.is_main_process():
             text = json.dumps([dataclasses.asdict(rewind) for rewind in self.all], indent=2) + "\n"
             try:
                 location.write_whole(self._path, text)
@@ -77,7 +77,7 @@ class Rewinds:
                     f"{FILE} could not be written ({orbax_errors.reason(error)}); make room and run the same command "
                     "again"
                 ) from error
-        distributed.meet("rewind")
+        collectives.barrier("rewind")
         return added
 
     def _in_force(self) -> list[Rewind]:

@@ -13,7 +13,7 @@ import jax
 from mmjax.core.config import ConfigError
 from mmjax.data.reader import Skipped
 from mmjax.data.sample import DataError
-from mmjax.parallel import distributed
+from mmjax.parallel import collectives
 from mmjax.runs.jsonl import LineFile
 
 FILE = "skipped.jsonl"
@@ -63,7 +63,7 @@ class Skips:
 
     def total(self) -> jax.Array:
         """The sum of all processes' counts, on its way, so that none waits; all must ask for it at the same step."""
-        return distributed.summed(self.count)
+        return collectives.all_sum(self.count)
 
     def of_rows(self, total: int) -> int:
         """How many rows a sum over all processes means, of which several may have read the same."""
@@ -102,7 +102,7 @@ class Skips:
     def gather(self) -> None:
         """Adds what the other processes have skipped, once and at the end; all must do so."""
         if self.shared:
-            total = sum(map(collections.Counter, distributed.gathered(self.reasons)), collections.Counter[str]())
+            total = sum(map(collections.Counter, collectives.all_gather(self.reasons)), collections.Counter[str]())
             self.reasons = collections.Counter({reason: self.of_rows(count) for reason, count in total.items()})
 
     def summary(self) -> str:

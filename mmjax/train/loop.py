@@ -14,8 +14,8 @@ from mmjax.data.order import shares
 from mmjax.data.sample import DataError
 from mmjax.data.selection import FilteredSource
 from mmjax.experiment import Experiment
-from mmjax.parallel import distributed
-from mmjax.parallel.preemption import asked_to_stop
+from mmjax.parallel import collectives, distributed
+from mmjax.parallel.preemption import handle_stop_signals
 from mmjax.runs import folder as run_folder
 from mmjax.runs import goodput
 from mmjax.runs.console import Progress
@@ -56,7 +56,7 @@ def train(
     evaluation.open()
     rows = assemble.rows(experiment, source, tokenizer, share=program.share)
     with run_folder.claim(workdir, experiment, overrides=overrides) as switched:
-        first = distributed.is_first()
+        first = collectives.is_main_process()
         if first or experiment.checkpoint.directory is not None:  # a folder of its own has what evaluation needs
             run_folder.keep_tokenizer(tokenizer, workdir)
         saving = experiment.checkpoint
@@ -64,12 +64,14 @@ def train(
         # Closing the checkpoints waits for all processes, so one that has failed must not come to that.
         with (
             contextlib.closing(checkpoints),
-            distributed.failing_at_once(shared=(Diverged, TooManySkipped), brief=(ConfigError, DataError, NotSaved)),
-            asked_to_stop() as stop,
+            distributed.fail_fast(
+                shared_errors=(Diverged, TooManySkipped), one_line_errors=(ConfigError, DataError, NotSaved)
+            ),
+            handle_stop_signals() as stop,
         ):
             saved = checkpoints.steps
             done = saved[-1] if saved else 0
-            if distributed.same_for_all(done == experiment.steps and (workdir / "report.html").exists()):
+            if collectives.broadcast(done == experiment.steps and (workdir / "report.html").exists()):
                 if first:
                     traced = "" if profile is None else "; nothing was left to profile"
                     print(f"already finished at step {done}; see {workdir / 'report.html'}{traced}", flush=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mmjax.core.config import ConfigError
-from mmjax.core.state import Params
+from mmjax.core.state import Params, parameter_paths
 from mmjax.experiment import OptimizerConfig
 
 
@@ -75,13 +75,6 @@ def updates_done(opt_state: Any) -> jax.Array:
     is_place = lambda state: isinstance(state, optax.ScaleByScheduleState)  # noqa: E731
     places = [state.count for state in jax.tree.leaves(opt_state, is_leaf=is_place) if is_place(state)]
     return places[0]
-
-
-def parameter_paths(params: Params) -> Any:
-    """A tree like ``params`` with each leaf's path, e.g. ``visual/blocks/attn/query/kernel``."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
-    )
 
 
 def moving_average(average: Params, params: Params, *, step: jax.Array, decay: float) -> Params:

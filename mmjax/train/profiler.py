@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from mmjax.parallel import distributed
+from mmjax.parallel import collectives
 from mmjax.program import trace, trace_text
 from mmjax.program.op_kinds import kinds_of
 from mmjax.runs.timing import Activity, Clock
@@ -100,7 +100,7 @@ class Profiler:
             return
         if asked is not None and self._traced[-1] < asked[1]:
             logger.info(f"the run ends within the steps to profile: {_range(*self._traced)} of {_range(*asked)}")
-        if distributed.is_first():
+        if collectives.is_main_process():
             self._sum_up()
 
     def _start(self) -> None:

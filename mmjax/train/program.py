@@ -19,7 +19,8 @@ from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
 from mmjax.models.low_precision import check_matmul_precision
 from mmjax.parallel.host_memory import keep_freed_memory
-from mmjax.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated, share_of
+from mmjax.parallel.host_rows import host_rows
+from mmjax.parallel.mesh import batch_sharding, check_batch_size, make_mesh, replicated
 from mmjax.parallel.sharding import batch_shardings, state_shardings
 from mmjax.train.augmentation import Augmentations
 from mmjax.train.forward import described
@@ -42,8 +43,8 @@ class Program:
         self._on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         if self._on_cpu:
             keep_freed_memory()
-        check_batch(experiment.batch_size, self.mesh, path="batch_size")
-        check_batch(experiment.eval.batch_size, self.mesh, path="eval.batch_size")
+        check_batch_size(experiment.batch_size, self.mesh, path="batch_size")
+        check_batch_size(experiment.eval.batch_size, self.mesh, path="eval.batch_size")
         self.row_sharding = batch_sharding(self.mesh)
         [each] = self.row_sharding.shard_shape((experiment.batch_size,))
         check_parts(experiment.micro_batches, batch_size=experiment.batch_size, rows=each)
@@ -85,7 +86,7 @@ class Program:
     @property
     def share(self) -> tuple[int, int]:
         """Which of how many shares of a batch this process makes."""
-        return share_of(jax.process_index(), self.row_sharding)
+        return host_rows(jax.process_index(), self.row_sharding)
 
     def initialise(self) -> TrainState:
         """A fresh state, made where it is to live; its values do not depend on the mesh."""

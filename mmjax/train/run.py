@@ -20,8 +20,8 @@ from mmjax.core.state import TrainState
 from mmjax.data.pipeline import Batches
 from mmjax.data.reader import Skipped
 from mmjax.experiment import Experiment
-from mmjax.parallel import distributed
-from mmjax.parallel.preemption import Stop
+from mmjax.parallel import collectives
+from mmjax.parallel.preemption import StopRequest
 from mmjax.runs import goodput, unreadable_examples
 from mmjax.runs.console import Progress
 from mmjax.runs.metrics_file import MetricsWriter, NoMetrics
@@ -62,7 +62,7 @@ class Run:
         checkpoints: Checkpoints,
         progress: Progress,
         workdir: Path,
-        stop: Stop,
+        stop: StopRequest,
         profile: tuple[int, int] | None,
         clock: Clock,
         ledger: goodput.Ledger,
@@ -94,10 +94,10 @@ class Run:
             processes=jax.process_count(),
             shares=self.program.share[1],
         )
-        if distributed.is_first():
+        if collectives.is_main_process():
             self.skips.list(0, left_out)
         try:
-            while step < self.experiment.steps and not self.stop.asked:
+            while step < self.experiment.steps and not self.stop.requested:
                 spike = None
                 try:
                     state, step = self._steps(state, step, rows)
@@ -108,7 +108,9 @@ class Run:
             self.saves.finish(_as_of(step, state), step=step)
             self.writer.finish()
             if step < self.experiment.steps:
-                logger.info(f"stopped by {self.stop.name} at step {step}, saved; run the same command again to go on")
+                logger.info(
+                    f"stopped by {self.stop.signal_name} at step {step}, saved; run the same command again to go on"
+                )
                 return Outcome(finished=False, step=step, metrics={})
             metrics = self._finish(state)
             self.writer.finish()
@@ -141,7 +143,7 @@ class Run:
 
     def _begin(self, step: int) -> None:
         """What goes along with the steps, as it was after ``step``."""
-        settings, first = self.experiment.guard, distributed.is_first()
+        settings, first = self.experiment.guard, collectives.is_main_process()
         self.writer = MetricsWriter(self.workdir, resume_step=step) if first else NoMetrics()
         self.ledger.go_on(step)
         self.guard = Guard(
@@ -153,7 +155,7 @@ class Run:
     def _rewind(self, spike: Spike) -> tuple[TrainState, int]:
         """The state of before the spike; killed anywhere in here, the next start comes to the same one."""
         self.checkpoints.wait()
-        goal = distributed.same_for_all(self.rewinds.goal(spike.step, saved=self.checkpoints.steps))
+        goal = collectives.broadcast(self.rewinds.goal(spike.step, saved=self.checkpoints.steps))
         # First: once the batches are others, what was saved later belongs to no run.
         self.checkpoints.forget_after(goal)
         rewind = self.rewinds.add(spike=spike.step, after=goal)
@@ -200,11 +202,11 @@ class Run:
                     self._housekeeping(state, step, meter)
                     if traced:
                         meter.restart()  # the writing and reading of a trace is no slow step
-                    if self.stop.after(step):
+                    if self.stop.check(step):
                         break
                 meter.flush()
                 self.ledger.reached(step)
-                if self.stop.asked and step not in self.checkpoints.steps:
+                if self.stop.requested and step not in self.checkpoints.steps:
                     step = self._save(state, step)
             except Diverged:
                 with contextlib.suppress(Diverged):
@@ -317,9 +319,9 @@ class Run:
             self.progress.metrics(chosen, metrics)
             panel, caption_panel = self.evaluation.panels(params, count=PANEL_IMAGES)
         self.ledger.write()
-        spent = goodput.of_run(self.workdir) if distributed.is_first() else None
+        spent = goodput.of_run(self.workdir) if collectives.is_main_process() else None
         self.writer.write(settings.steps, metrics | (spent.metrics() if spent else {}))
-        if not distributed.is_first():
+        if not collectives.is_main_process():
             return metrics
         facts["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
         try:

@@ -13,7 +13,7 @@ import pytest
 from mmjax.checkpoints import location
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.core.config import ConfigError
-from mmjax.parallel import distributed
+from mmjax.parallel import collectives
 from mmjax.runs import folder as run_folder
 from mmjax.train import assemble, evaluation, inspection, loop
 from mmjax.train.program import Program
@@ -86,7 +86,7 @@ def test_a_run_without_checkpoints_may_take_any_place(tmp_path):
 
 
 def test_other_processes_then_need_no_common_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    monkeypatch.setattr(collectives, "is_main_process", lambda: False)
     monkeypatch.setattr(run_folder, "_SEEN_WITHIN", 0.0)
     config = experiment(tmp_path / "bucket")
     claimed(config, tmp_path / "mine")

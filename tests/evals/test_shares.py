@@ -116,7 +116,7 @@ def test_whatever_cannot_be_read_is_left_out_and_the_rest_stays_in_its_place():
 
 PROGRAM = """
 sys.path.insert(0, FOLDER)
-with distributed.joined():
+with distributed.join():
     from evals import test_shares as tests
     for count, copies in ((23, False), (3, False), (11, True)):
         digest, asked, found = tests.embedded(count, copies=copies, threads=2)

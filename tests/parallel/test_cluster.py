@@ -59,8 +59,8 @@ def test_one_process_joins_nobody(missing):
         (MINE | {"MMJAX_COORDINATOR": "a:99999"}, {}, ["HOST:PORT"]),
         (MINE, {"processes": 3}, ["--processes=3", "MMJAX_PROCESSES is 4"]),
         (MINE, {"coordinator": "b:1"}, ["--coordinator=b:1", "MMJAX_COORDINATOR is 10.0.0.1:8476"]),
-        (SLURM | {"MMJAX_PROCESSES": "4"}, {}, ["MMJAX_PROCESSES=4", "Slurm says SLURM_NTASKS=16"]),
-        (SLURM, {"process": 0}, ["--process=0", "Slurm says SLURM_PROCID=9"]),
+        (SLURM | {"MMJAX_PROCESSES": "4"}, {}, ["MMJAX_PROCESSES=4", "Slurm sets SLURM_NTASKS=16"]),
+        (SLURM, {"process": 0}, ["--process=0", "Slurm sets SLURM_PROCID=9"]),
         ({k: v for k, v in MPI.items() if "orte" not in k}, {}, ["Open MPI", "MMJAX_COORDINATOR"]),
     ],
 )  # fmt: skip

@@ -25,12 +25,12 @@ def wait_for(process, word):
 def test_they_meet_agree_and_leave_in_order():
     running = processes.start(
         """
-with distributed.joined():
+with distributed.join():
     assert jax.process_count() == 2 and jax.process_index() == me
-    print("first", distributed.is_first(), "sum", total(me + 1.0), "same", distributed.same_for_all(10 + me))
-    distributed.meet("here")
-    told = distributed.gathered({"pi": (me, "ü" * 9 * me)})
-    print("told", told == [{"pi": [0, ""]}, {"pi": [1, "ü" * 9]}], "sum", int(distributed.summed(5 + me)))
+    print("first", collectives.is_main_process(), "sum", total(me + 1.0), "same", collectives.broadcast(10 + me))
+    collectives.barrier("here")
+    told = collectives.all_gather({"pi": (me, "ü" * 9 * me)})
+    print("told", told == [{"pi": [0, ""]}, {"pi": [1, "ü" * 9]}], "sum", int(collectives.all_sum(5 + me)))
     time.sleep(1.0 * me)
 print("left")
 """,
@@ -45,11 +45,11 @@ print("left")
 def test_sigterm_to_one_stops_all_after_the_same_step():
     running = processes.start(
         """
-with distributed.joined():
+with distributed.join():
     for step in range(100_000):
         total(1.0)
         if step == 3: print("going", flush=True)
-        if distributed.asked_to_stop(step):
+        if collectives.should_stop(step):
             print("stopped after", step, flush=True)
             break
 """,
@@ -67,7 +67,7 @@ with distributed.joined():
 def test_an_error_in_one_is_said_and_ends_both():
     running = processes.start(
         """
-with distributed.joined():
+with distributed.join():
     for step in range(100_000):
         total(1.0)
         if step == 3 and me == 1: raise ValueError("the picture is torn")
@@ -84,9 +84,9 @@ with distributed.joined():
 def test_a_setting_that_only_one_cannot_use_is_one_line_and_status_2():
     running = processes.start(
         """
-with distributed.joined():
+with distributed.join():
     if me == 0: raise ConfigError("data.source=x: no such folder")
-    distributed.meet("opened")
+    collectives.barrier("opened")
 """,
         2,
     )
@@ -100,11 +100,11 @@ with distributed.joined():
 def test_gone_before_they_met_or_frozen_it_ends_the_other_within_a_minute(end):
     running = processes.start(
         f"""
-with distributed.joined():
+with distributed.join():
     jax.devices()
     print("going", flush=True)
     if me == 1: {end}
-    distributed.meet("opened")
+    collectives.barrier("opened")
 """,
         2,
     )
@@ -122,7 +122,7 @@ def test_an_error_of_all_leaves_in_order_and_reaches_the_caller():
         """
 class Diverged(RuntimeError): pass
 try:
-    with distributed.joined(shared=(Diverged,)), distributed.failing_at_once(shared=(Diverged,)):
+    with distributed.join(shared_errors=(Diverged,)), distributed.fail_fast(shared_errors=(Diverged,)):
         time.sleep(1.0 * me)
         raise Diverged("no number")
 except Diverged as error:
@@ -139,7 +139,7 @@ except Diverged as error:
 def test_kill_9_of_one_ends_the_other_within_a_minute():
     running = processes.start(
         """
-with distributed.joined():
+with distributed.join():
     for step in range(100_000):
         total(1.0)
         if step == 3: print("going", flush=True)
@@ -163,7 +163,7 @@ def test_a_taken_port_is_said_in_one_line():
         running = processes.start(
             """
 try:
-    with distributed.joined(): pass
+    with distributed.join(): pass
 except ConfigError as error:
     print("refused:", error)
 """,
@@ -179,10 +179,10 @@ def test_one_process_joins_nobody_and_fails_as_ever():
     running = processes.start(
         """
 try:
-    with distributed.joined(), distributed.failing_at_once():
-        assert not jax.distributed.is_initialized() and distributed.is_first()
-        distributed.meet("alone")
-        assert distributed.same_for_all(5) == 5 and not distributed.asked_to_stop(1)
+    with distributed.join(), distributed.fail_fast():
+        assert not jax.distributed.is_initialized() and collectives.is_main_process()
+        collectives.barrier("alone")
+        assert collectives.broadcast(5) == 5 and not collectives.should_stop(1)
         raise ValueError("mine")
 except ValueError as error:
     print("caught", error)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.parallel import mesh as meshes
-from mmjax.parallel.mesh import BATCH_AXES, MeshConfig, batch_sharding, check_batch, make_mesh, share_of
+from mmjax.parallel.host_rows import block_of_process, host_rows
+from mmjax.parallel.mesh import BATCH_AXES, MeshConfig, batch_sharding, check_batch_size, make_mesh
 from support import command, processes, tiny
 from support.training import assembled
 
@@ -34,8 +34,8 @@ def test_minus_one_takes_what_is_left(sizes, shape):
         ({"data": 3, "fsdp": -1}, r"mesh\.data=3: .*8 devices"),
         ({"fsdp": 16}, r"mesh\.fsdp=16: .*8 devices"),
         ({"fsdp": 2, "tensor": 3}, r"mesh\.fsdp=2 x mesh\.tensor=3: .*8 devices"),
-        ({"data": 2, "fsdp": 2}, r"mesh\.data=2 x mesh\.fsdp=2 x mesh\.tensor=1 is 4 devices, but 8"),
-        ({"data": 16}, r"is 16 devices, but 8"),
+        ({"data": 2, "fsdp": 2}, r"mesh\.data=2 x mesh\.fsdp=2 x mesh\.tensor=1 is 4 devices, but there are 8"),
+        ({"data": 16}, r"is 16 devices, but there are 8"),
         ({"tensor": -1}, r"mesh\.data=-1 and mesh\.tensor=-1: .*set the other$"),
         ({"tensor": 0}, r"mesh\.tensor=0"),
     ],
@@ -49,14 +49,14 @@ def test_a_batch_is_split_by_rows_over_both_axes_and_copied_over_tensor():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     rows = jax.device_put(np.arange(8), batch_sharding(mesh))
     assert [s.data.tolist() for s in rows.addressable_shards] == [[2 * (i // 2), 2 * (i // 2) + 1] for i in range(8)]
-    check_batch(12, mesh, path="batch_size")
-    with pytest.raises(ConfigError, match=r"batch_size=14: .* 4 shares of mesh.data x mesh.fsdp; .*: 12, 16$"):
-        check_batch(14, mesh, path="batch_size")
+    check_batch_size(12, mesh, path="batch_size")
+    with pytest.raises(ConfigError, match=r"batch_size=14: .* 4 shards of mesh.data x mesh.fsdp; .*: 12, 16$"):
+        check_batch_size(14, mesh, path="batch_size")
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     with pytest.raises(ConfigError, match=r"batch_size=20.*16, 24"):
-        check_batch(20, mesh, path="batch_size")
+        check_batch_size(20, mesh, path="batch_size")
     with pytest.raises(ConfigError, match=r"batch_size=3.*: 8$"):
-        check_batch(3, mesh, path="batch_size")
+        check_batch_size(3, mesh, path="batch_size")
 
 
 @pytest.mark.parametrize(
@@ -70,24 +70,24 @@ def test_a_batch_is_split_by_rows_over_both_axes_and_copied_over_tensor():
     ],
 )
 def test_a_process_makes_the_rows_that_its_devices_hold(held, shares):
-    assert [meshes._share(process, held) for process in held] == shares
+    assert [block_of_process(process, held) for process in held] == shares
 
 
 @pytest.mark.parametrize("held", [{0: {0, 1}, 1: {1, 2}}, {0: {0, 1}, 1: {2}}, {0: {0, 1}, 1: {1}}])
 def test_shares_that_overlap_in_part_are_refused(held):
     with pytest.raises(ConfigError, match=r"mesh: 2 processes .*mesh\.tensor"):
-        meshes._share(0, held)
+        block_of_process(0, held)
 
 
 def test_one_process_has_everything():
     for sizes in ({}, {"tensor": 8, "data": 1}, {"fsdp": 2, "tensor": 2}):
-        assert share_of(0, batch_sharding(make_mesh(MeshConfig(**sizes)))) == (0, 1)
+        assert host_rows(0, batch_sharding(make_mesh(MeshConfig(**sizes)))) == (0, 1)
 
 
 ACROSS = """
 import sys
 sys.path[:0] = [{tests!r}]
-with distributed.joined():
+with distributed.join():
     from mmjax.train import assemble
     from mmjax.train.program import Program
     from support import tiny

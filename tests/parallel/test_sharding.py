@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import constrain_rows, num_shards
+from mmjax.core.state import parameter_paths
 from mmjax.experiment import Experiment
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
@@ -22,7 +23,6 @@ from mmjax.parallel.sharding import batch_shardings, parameter_shardings
 from mmjax.planning import abstract_data
 from mmjax.program import costs
 from mmjax.program.hlo import Module
-from mmjax.train.optim import parameter_paths
 from mmjax.train.program import Program, with_shardings
 from support import tiny
 
@@ -145,7 +145,7 @@ def test_rules_count_in_order_and_leave_the_rest_to_auto(params):
     ("rules", "mention"),
     [
         ((("visual/blokcs", "fsdp"),), r"'visual/blokcs' matches no parameter; .*text, visual"),
-        ((("visual/blocks/mlp", (None, "tensor")),), r"2 axes and visual/blocks/mlp/fc1/kernel .*3 dimensions"),
+        ((("visual/blocks/mlp", (None, "tensor")),), r"2 axes, but visual/blocks/mlp/fc1/kernel .*3 dimensions"),
         (((".*fc1/kernel", ("fsdp", None, None)),), r"mesh\.fsdp=4 does not divide 1, .*fc1/kernel"),
         ((("augment/lemda/", "replicated"), ("augment/xmda/", "fsdp")), r"'augment/xmda/' matches no parameter"),
     ],

@@ -9,7 +9,7 @@ PREAMBLE = """
 import os, signal, sys, time
 import jax, jax.numpy as jnp
 from mmjax.core.config import ConfigError
-from mmjax.parallel import distributed
+from mmjax.parallel import collectives, distributed
 me = int(os.environ["MMJAX_PROCESS"])
 
 def total(value):

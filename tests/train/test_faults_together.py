@@ -35,7 +35,7 @@ def test_all_go_on_from_the_same_checkpoint_also_where_one_alone_cannot_read_the
         program(
             tmp_path,
             """
-with distributed.joined():
+with distributed.join():
     checkpoints = Checkpoints(folder, keep=3)
     for step in (4, 8, 12):
         checkpoints.save(state(step), step=step)
@@ -46,8 +46,8 @@ with distributed.joined():
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 4
         path.write_bytes(data)
-    distributed.meet("damaged")
-    from mmjax.train import saved
+    collectives.barrier("damaged")
+    from mmjax.checkpoints import reader as saved
     facts = saved.Saved.facts
     def unreadable(self):
         if me == 1 and self.step == 8: raise Damaged(8, "as this test wants it")
@@ -78,8 +78,8 @@ def test_where_one_cannot_write_all_end(tmp_path):
             tmp_path,
             """
 import resource
-with distributed.joined():
-    with distributed.failing_at_once(brief=(ConfigError, NotSaved)):
+with distributed.join():
+    with distributed.fail_fast(one_line_errors=(ConfigError, NotSaved)):
         checkpoints = Checkpoints(folder, keep=3)
         checkpoints.save(state(4), step=4)
         checkpoints.finish(state(4), step=4)

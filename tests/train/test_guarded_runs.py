@@ -216,7 +216,7 @@ def fail(*_, **__):
 
 KILLS = {
     "before the list": (rewinds.Rewinds, "add"),
-    "before the metrics": (rewinds.distributed, "meet"),
+    "before the metrics": (rewinds.collectives, "barrier"),
     "before the state": (Checkpoints, "restore"),
     "before it saves": None,
 }
@@ -228,7 +228,7 @@ KILLS = {
 def test_killed_at_any_point_of_a_rewind_it_goes_on_to_the_same_bits(kind, rewound, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="kill"):
         if KILLS[kind]:
-            meet = rewinds.distributed.meet
+            meet = rewinds.collectives.barrier
             fails = fail if kind != "before the metrics" else lambda name: fail() if name == "rewind" else meet(name)
             patch.setattr(*KILLS[kind], fails)
         run(tmp_path, patch, SPIKE, fatal=() if KILLS[kind] else (16,), **WATCH)
@@ -271,7 +271,7 @@ def run(workdir, factors, **options):
     return loop.train(settings, workdir=workdir)
 
 nan, inf = float("nan"), float("inf")
-with distributed.joined(shared=(guard.Diverged,)):
+with distributed.join(shared_errors=(guard.Diverged,)):
     outcome = run({folder!r} + "/rewound", {factors!r}, **{watch!r})
     print("process", me, "ended with", outcome.metrics)
     try:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError, build
+from mmjax.core.state import parameter_paths
 from mmjax.experiment import OptimizerConfig
-from mmjax.train.optim import learning_rate, make_optimizer, parameter_paths
+from mmjax.train.optim import learning_rate, make_optimizer
 
 STEPS, WARMUP, PEAK = 100, 10, 0.5
 

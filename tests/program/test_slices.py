@@ -21,8 +21,8 @@ import json, math, sys
 import jax
 jax.config.update("jax_enable_compilation_cache", False)
 import jax.numpy as jnp
-from mmjax import plugins
-from mmjax.parallel import aot
+from mmjax.core import plugins
+from mmjax.program import topology as aot
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from mmjax.core.types import Provenance
 from support.objective_problems import computing
