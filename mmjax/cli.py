@@ -59,7 +59,7 @@ def train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
 
     try:
         with distributed.join(
-            **flags.processes(options), shared_errors=(guard.Diverged, unreadable_examples.TooManySkipped)
+            **flags.processes(options), shared_errors=(guard.Diverged, unreadable_examples.TooManyUnreadable)
         ):
             if collectives.is_main_process():
                 print(f"mmjax {__version__}: {options.config} in {options.workdir}", flush=True)
@@ -162,8 +162,8 @@ def data_prepare(options: argparse.Namespace, overrides: list[tuple[str, str]]) 
     from mmjax.data.preparing.prepared import Folder
     from mmjax.data.preparing.reencoding import Reencoding
 
-    if not 0 <= options.max_skipped <= 1:
-        raise ConfigError(f"--max-skipped={options.max_skipped}: a share; set it between 0 and 1")
+    if not 0 <= options.max_unreadable <= 1:
+        raise ConfigError(f"--max-unreadable={options.max_unreadable}: a share; set it between 0 and 1")
     source, section = _source(options, overrides)
     summary = prepare.prepare(
         source,
@@ -178,10 +178,10 @@ def data_prepare(options: argparse.Namespace, overrides: list[tuple[str, str]]) 
         note=lambda text: print(text, file=sys.stderr, flush=True),
     )
     print(json.dumps(dataclasses.asdict(summary)) if options.json else prepare.text(summary))
-    if summary.skipped_share > options.max_skipped:
+    if summary.skipped_share > options.max_unreadable:
         print(
             f"mmjax data prepare: {summary.skipped_share:.2%} of the examples were left out, more than "
-            f"--max-skipped={options.max_skipped:g}; see {summary.folder}/skipped.jsonl",
+            f"--max-unreadable={options.max_unreadable:g}; see {summary.folder}/unreadable.jsonl",
             file=sys.stderr,
         )
         return 1

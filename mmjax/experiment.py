@@ -37,7 +37,7 @@ class DataConfig:
     evaluation brings a picture to the model's size: ``resize_crop`` by the model's own convention, if left out.
 
     ``workers`` processes with ``threads`` each read ahead (None: a thread a core where pictures must be decoded);
-    ``autotune`` measures which numbers are best here, at every start. Training stops when more than ``max_skipped``
+    ``autotune`` measures which numbers are best here, at every start. Training stops when more than ``max_unreadable``
     of the examples cannot be used.
     """
 
@@ -52,7 +52,7 @@ class DataConfig:
     captions_per_image: PositiveInt = 1
     negatives_per_image: Annotated[int, Ge(0)] = 0
     distinct: bool = False
-    max_skipped: Fraction = 0.01
+    max_unreadable: Fraction = 0.01
     workers: Annotated[int, Ge(0)] = 0
     threads: PositiveInt | None = None
     prefetch: PositiveInt = 8
@@ -63,9 +63,10 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with warm-up; defaults are CLIP's.
 
-    ``rules`` are pairs of a regular expression over parameter paths (``visual/blocks/attn/query/kernel``) and a
-    factor on the learning rate; the first that matches from the start counts, and a factor of 0 freezes.
-    ``decay`` is the expression of the paths that weight decay applies to.
+    ``learning_rate_multipliers`` are pairs of a regular expression over parameter paths
+    (``visual/blocks/attn/query/kernel``) and a factor on the learning rate; the first that matches from the start
+    counts, and a factor of 0 freezes. ``weight_decay_pattern`` is the expression of the paths that weight decay applies
+    to. With ``ema_decay`` a moving average of the parameters is kept, and measured in their place.
     """
 
     learning_rate: NonNegative = 5e-4
@@ -73,20 +74,21 @@ class OptimizerConfig:
     b2: Fraction = 0.98
     eps: NonNegative = 1e-6
     weight_decay: NonNegative = 0.2
-    decay: str = r".*(kernel|embedding)"
+    weight_decay_pattern: str = r".*(kernel|embedding)"
     warmup_steps: Annotated[int, Ge(0)] = 0
     schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
     final_fraction: Fraction = 0.0
     clip_norm: Annotated[float, Gt(0, "None turns clipping off")] | None = 1.0
-    rules: tuple[tuple[str, float], ...] = ()
-    average: Fraction = 0.0
+    learning_rate_multipliers: tuple[tuple[str, float], ...] = ()
+    ema_decay: Fraction = 0.0
 
     def __post_init__(self) -> None:
-        for path, pattern in [("decay", self.decay), *(("rules", pattern) for pattern, _ in self.rules)]:
+        patterns = [("learning_rate_multipliers", pattern) for pattern, _ in self.learning_rate_multipliers]
+        for key, pattern in [("weight_decay_pattern", self.weight_decay_pattern), *patterns]:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ConfigError(f"optimizer.{path}={pattern!r}: not a regular expression ({error})") from None
+                raise ConfigError(f"optimizer.{key}={pattern!r}: not a regular expression ({error})") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,7 @@ class EvalConfig:
     """What is measured during training (``tasks`` on ``split``) and after it (``final_tasks`` on ``final_split``).
 
     ``weights`` are those of the final measurement: the last step's, or those of the best checkpoint. With
-    ``optimizer.average`` both are the moving average's.
+    ``optimizer.ema_decay`` both are the moving average's.
     """
 
     every_steps: PositiveInt = 500
@@ -131,17 +133,17 @@ class CheckpointConfig:
 class GuardConfig:
     """What happens where the loss goes wrong.
 
-    A step whose loss or gradient is not finite changes nothing, and ``bad_steps`` of them in a row end the run.
+    A step whose loss or gradient is not finite changes nothing, and ``max_rejected`` of them in a row end the run.
 
-    With ``spike``, a loss above so many times the median of the last ``window`` ones takes the run back to the last
-    checkpoint before it, and past the batches between the two (Chowdhery et al. 2022, arXiv:2204.02311, section 5.1);
-    so do ``bad_steps`` in a row. At most ``rewinds`` times.
+    With ``spike_factor``, a loss above that factor times the median of the last ``spike_window`` ones takes the run
+    back to the last checkpoint before it, and past the batches between the two (Chowdhery et al. 2022,
+    arXiv:2204.02311, section 5.1); so do ``max_rejected`` in a row. At most ``max_rewinds`` times.
     """
 
-    bad_steps: PositiveInt = 10
-    spike: Annotated[float, Gt(1, "e.g. 2.0; None turns it off")] | None = None
-    window: PositiveInt = 100
-    rewinds: PositiveInt = 3
+    max_rejected: PositiveInt = 10
+    spike_factor: Annotated[float, Gt(1, "e.g. 2.0; None turns it off")] | None = None
+    spike_window: PositiveInt = 100
+    max_rewinds: PositiveInt = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -110,7 +110,7 @@ def _add_data(commands: Any, run: Mapping[str, Run]) -> None:
         data, "prepare", run["data prepare"], "turn any source into a TFDS data set of ArrayRecord shards",
         "Writes DIR/NAME/VERSION in the layout of TensorFlow Datasets, which needs no TensorFlow to be read. The same "
         "command again after a kill makes what is missing; with another --split it adds that to the data set. What "
-        "cannot be used is left out and listed in skipped.jsonl.",
+        "cannot be used is left out and listed in unreadable.jsonl.",
     )  # fmt: skip
     command.set_defaults(command="data prepare")
     _add_source(command)
@@ -135,7 +135,7 @@ def _add_data(commands: Any, run: Mapping[str, Run]) -> None:
     command.add_argument("--limit", type=int, metavar="N", help="only the first N examples")
     command.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     command.add_argument(
-        "--max-skipped", type=float, default=0.01, metavar="SHARE",
+        "--max-unreadable", type=float, default=0.01, metavar="SHARE",
         help="the status is 1 where more than this share was left out (default: 0.01)",
     )  # fmt: skip
     command.add_argument("--json", action="store_true", help="print the summary as JSON")

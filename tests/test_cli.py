@@ -10,6 +10,8 @@ from support import command
 
 BROKEN_FILE = "def get_config(arg=''):\n    return {'steps': 1 / 0}\n"
 
+RULES = "optimizer.learning_rate_multipliers"
+
 MISTAKES = {
     "wrong key": (["--config.optimizer.learning_rat=1"], ["optimizer.learning_rat", "learning_rate"]),
     "wrong top-level key": (["--config.stepz=1"], ["stepz", "steps"]),
@@ -37,9 +39,18 @@ MISTAKES = {
     "a mesh too large": (["--config.mesh.data=3"], ["mesh.data=3", "8"]),
     "a mesh of nothing": (["--config.mesh.fsdp=0"], ["mesh.fsdp=0", "-1"]),
     "two axes of what is left": (["--config.mesh.fsdp=-1"], ["mesh.data=-1", "mesh.fsdp=-1"]),
-    "a rule that matches nothing": (["--config.optimizer.rules=(('vision', 0.1),)"], ["'vision'", "visual"]),
-    "a rule that freezes everything": (["--config.optimizer.rules=(('.*', 0.0),)"], ["optimizer.rules", "frozen"]),
-    "a rule that is no expression": (["--config.optimizer.rules=(('(', 0.1),)"], ["optimizer.rules", "'('"]),
+    "a rule that matches nothing": (
+        ["--config.optimizer.learning_rate_multipliers=(('vision', 0.1),)"],
+        ["'vision'", "visual"],
+    ),
+    "a rule that freezes everything": (
+        ["--config.optimizer.learning_rate_multipliers=(('.*', 0.0),)"],
+        ["optimizer.learning_rate_multipliers", "frozen"],
+    ),
+    "a rule that is no expression": (
+        ["--config.optimizer.learning_rate_multipliers=(('(', 0.1),)"],
+        ["optimizer.learning_rate_multipliers", "'('"],
+    ),
     "a negative rate": (["--config.optimizer.learning_rate=-1.0"], ["optimizer.learning_rate=-1.0", "at least 0"]),
     "images of another size": (["--config.data.source.image_size=64"], ["image_size=32", "64"]),
     "an unknown modality": (["--config.data.modalities=('image', 'sonar')"], ["sonar", "thermal"]),
@@ -145,9 +156,14 @@ def test_overrides_reach_any_key_also_those_the_file_leaves_out(tmp_path):
     from mmjax import experiment
 
     spec = str(command.config_file(tmp_path))
-    overrides = [("optimizer.average", "0.5"), ("model", "scenes-tiny"), ("model.text_cfg.layers", "3"), ("seed", "7")]
+    overrides = [
+        ("optimizer.ema_decay", "0.5"),
+        ("model", "scenes-tiny"),
+        ("model.text_cfg.layers", "3"),
+        ("seed", "7"),
+    ]
     settings = experiment.Experiment.from_dict(experiment.load_config(spec, overrides))
-    assert settings.optimizer.average == 0.5 and settings.seed == 7
+    assert settings.optimizer.ema_decay == 0.5 and settings.seed == 7
     assert settings.model.embed_dim == 96 and settings.model.text_cfg.layers == 3
 
 

@@ -39,12 +39,12 @@ def shards(tmp_path_factory):
 def test_prepare_inspect_and_read(shards, tmp_path, capfd):
     words = ["prepare", "--source=webdataset", f"--path={shards}", f"--output={tmp_path}", "--name=things",
              "--image-size=32", "--workers=1", "--shards=3"]  # fmt: skip
-    said = ran(capfd, *words, "--max-skipped=0.2")
+    said = ran(capfd, *words, "--max-unreadable=0.2")
     assert "18 examples, 18 captions" in said.out and "truncated image 2" in said.out
     said = ran(capfd, *words, status=1)
-    assert "10.00% of the examples were left out" in said.err and "skipped.jsonl" in said.err
+    assert "10.00% of the examples were left out" in said.err and "unreadable.jsonl" in said.err
     assert "3 of 3 shards are there already" in said.err
-    facts = json.loads(ran(capfd, *words, "--json", "--max-skipped=1").out)
+    facts = json.loads(ran(capfd, *words, "--json", "--max-unreadable=1").out)
     assert facts["examples"] == 18 and facts["skipped"] == {"truncated image": 2}
 
     source = open_source({"name": "tfds", "path": str(tmp_path / "things")}, split="train")
@@ -113,7 +113,7 @@ def test_overrides_and_options_reach_the_source(tmp_path, capfd):
         (["inspect", *SCENES, "--sheet=nowhere/x.png"], ["--sheet=nowhere/x.png"]),
         (["inspect", *SCENES, "--sheets=x.png"], ["--sheets", "--sheet"]),
         (["prepare", *SCENES, "--output=OUT", "--format=gif"], ["format='gif'", "jpeg"]),
-        (["prepare", *SCENES, "--output=OUT", "--max-skipped=2"], ["--max-skipped=2"]),
+        (["prepare", *SCENES, "--output=OUT", "--max-unreadable=2"], ["--max-unreadable=2"]),
         (["prepare", *SCENES, "--output=OUT", "--version=one"], ["--version=one", "1.0.0"]),
         (["prepare", *SCENES, "--output=gs://bucket"], ["--output=gs://bucket", "local"]),
         (["bench", *SCENES, "--seconds=0"], ["--seconds=0"]),

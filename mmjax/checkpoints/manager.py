@@ -33,7 +33,7 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 class Checkpoints:
     """The checkpoints of one run folder.
 
-    ``params`` (and ``average``) are items of their own, so that evaluation and export read only them; so is what the
+    ``params`` (and ``ema_params``) are items of their own, so that evaluation and export read only them; so is what the
     augmentations learn. Beside them stand the checksums of all arrays.
 
     A checkpoint that cannot be written does not end a run that can go on: a warning is logged, what was written of it
@@ -122,8 +122,8 @@ class Checkpoints:
         self._beside = {"metrics": metrics, "losses": losses}
         trees: dict[str, Any] = {"params": state.params}
         trees["training"] = {"step": state.step, "opt_state": state.opt_state}
-        if state.average is not None:
-            trees["average"] = state.average
+        if state.ema_params is not None:
+            trees["ema_params"] = state.ema_params
         trees |= {_item(name): vars(own) for name, own in state.augment.items()}
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items[FACTS] = ocp.args.JsonSave({"checksums": checksums.of_trees(trees), **self._beside})
@@ -159,15 +159,15 @@ class Checkpoints:
             "params": target.params,
             "training": {"step": target.step, "opt_state": target.opt_state},
         }
-        if target.average is not None:
-            trees["average"] = target.average
+        if target.ema_params is not None:
+            trees["ema_params"] = target.ema_params
         learned = {_item(name): vars(own) for name, own in target.augment.items()}
         found = self._saved(collectives.broadcast(self.resolve(which))).read(trees, optional=learned)
         return TrainState(
             step=found["training"]["step"],
             params=found["params"],
             opt_state=found["training"]["opt_state"],
-            average=found.get("average"),
+            ema_params=found.get("ema_params"),
             augment={n: AugmentState(**found[_item(n)]) for n in target.augment if _item(n) in found},
         )
 
@@ -198,9 +198,9 @@ class Checkpoints:
             f"what keeps them from being read, or move {self._directory} away to train from the beginning"
         )
 
-    def restore_params(self, target: Params, *, which: Which = "last", averaged: bool = False) -> Params:
+    def restore_params(self, target: Params, *, which: Which = "last", ema: bool = False) -> Params:
         """The weights alone, laid out as ``target`` says; raises Damaged."""
-        item = "average" if averaged else "params"
+        item = "ema_params" if ema else "params"
         orbax_errors.check_memory(target)
         return self.following(which, lambda step: self._saved(step).read({item: target})[item])[1]
 

@@ -28,7 +28,7 @@ class TrainState:
     step: jax.Array  # i32[], steps done
     params: Params
     opt_state: Any
-    average: Params | None  # exponential moving average of params
+    ema_params: Params | None  # exponential moving average of params
     augment: dict[str, AugmentState] = dataclasses.field(default_factory=dict)  # of those that learn, by name
 
 

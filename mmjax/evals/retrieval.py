@@ -76,7 +76,7 @@ class Evaluator:
             "uniformity_text": uniformity(data.texts),
             "modality_gap": modality_gap(data.images, data.texts),
         }
-        counts = {"num_images": len(data.images), "num_captions": len(data.captions), "num_skipped": data.skipped}
+        counts = {"num_images": len(data.images), "num_captions": len(data.captions), "num_unreadable": data.skipped}
         return mean | {name: float(value) for name, value in counts.items()}
 
     def panel(self, embedder: BoundEmbedder, *, rows: Sequence[int], k: int = 5) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ class Evaluator:
             total = seen_acc + unseen_acc
             result["acc@1_seen"], result["acc@1_held_out"] = seen_acc, unseen_acc
             result["acc@1_harmonic"] = 2 * seen_acc * unseen_acc / total if total else 0.0
-        counts = {"num_images": len(images), "num_classes": len(classes), "num_skipped": len(skipped)}
+        counts = {"num_images": len(images), "num_classes": len(classes), "num_unreadable": len(skipped)}
         return result | {name: float(value) for name, value in counts.items()}
 
     def _label(self, item: dict[str, Any], row: int) -> int:

@@ -159,7 +159,7 @@ def state_shardings(
         "step": everywhere,
         "params": params,
         "opt_state": _opt_state_shardings(tx, state.opt_state, params, everywhere),
-        "average": None if state.average is None else params,
+        "ema_params": None if state.ema_params is None else params,
         "augment": learned,
     }
     return TrainState(**shardings)

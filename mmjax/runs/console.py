@@ -68,7 +68,7 @@ class Progress(logging.Handler):
         self._step_seconds: collections.deque[float] = collections.deque(maxlen=64)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """``step`` steps are done; of ``metrics`` (of ``train/``) shows loss, skipped_updates, examples_per_second,
+        """``step`` steps are done; of ``metrics`` (of ``train/``) shows loss, rejected_updates, examples_per_second,
         data_wait, and mfu or else flops_per_second_per_device.
 
         ``data_wait`` is the share, 0 to 1, of the time spent waiting for data.
@@ -82,8 +82,8 @@ class Progress(logging.Handler):
         parts = [f"step {step:,}/{self.total:,}"]
         if (loss := metrics.get("train/loss")) is not None:
             parts.append(f"loss {loss:.4g}")
-        if skipped := metrics.get("train/skipped_updates"):
-            parts.append(f"{skipped:,.0f} skipped")
+        if rejected := metrics.get("train/rejected_updates"):
+            parts.append(f"{rejected:,.0f} rejected")
         if (rate := metrics.get("train/examples_per_second")) is not None:
             parts.append(f"{_short(rate)} ex/s")
         if (mfu := metrics.get("train/mfu")) is not None:

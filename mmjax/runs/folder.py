@@ -24,11 +24,11 @@ from mmjax.core.config import ConfigError
 from mmjax.experiment import Experiment
 from mmjax.parallel import collectives
 from mmjax.runs.jsonl import LineFile
-from mmjax.train.assemble import TOKENIZER_FOLDER
 
 logger = logging.getLogger(__name__)
 
 STARTS = "starts.jsonl"
+TOKENIZER_FOLDER = "tokenizer"
 
 MAY_DIFFER = (
     "log",
@@ -39,7 +39,7 @@ MAY_DIFFER = (
     "data.threads",
     "data.prefetch",
     "data.autotune",
-    "data.max_skipped",
+    "data.max_unreadable",
 )
 """Keys that do not decide a run's results: a run may go on with others."""
 

@@ -16,17 +16,17 @@ from mmjax.data.sample import DataError
 from mmjax.parallel import collectives
 from mmjax.runs.jsonl import LineFile
 
-FILE = "skipped.jsonl"
-_FILES = "skipped*.jsonl"
+FILE = "unreadable.jsonl"
+_FILES = "unreadable*.jsonl"
 _SEEN_AT_LEAST = 1000  # before so many rows a share says little
 
 
-class TooManySkipped(DataError):
+class TooManyUnreadable(DataError):
     """More than the limit; of several processes all raise it at the same step."""
 
 
 class Skips:
-    """Keeps ``workdir/skipped.jsonl``: a line for each example that could not be used, once, however often it came up.
+    """Keeps ``workdir/unreadable.jsonl``: one line for each example that could not be used.
 
     ``limit`` is the share of rows that may be skipped; among the first 1,000 rows that share of 1,000. Each
     ``process`` of ``processes`` reads one of the ``shares`` of the rows (fewer than processes where several hold the
@@ -42,7 +42,7 @@ class Skips:
         processes: int = 1,
         shares: int = 1,
     ):
-        self._path = Path(workdir) / (f"skipped.{process}.jsonl" if process else FILE)
+        self._path = Path(workdir) / (f"unreadable.{process}.jsonl" if process else FILE)
         self._file = LineFile(self._path)
         self._limit = limit
         self._listed = {entry["key"] for entry in read(workdir)}
@@ -77,7 +77,7 @@ class Skips:
                 self._file.write(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}))
 
     def count_batch(self, step: int, skipped: Sequence[Skipped], *, rows: int) -> None:
-        """Takes what was skipped while a batch of ``rows`` was made; raises TooManySkipped where it has become so.
+        """Takes what was skipped while a batch of ``rows`` was made; raises TooManyUnreadable where it has become so.
 
         Of several processes none knows that alone: they ``check`` the ``total`` now and then.
         """
@@ -90,13 +90,13 @@ class Skips:
             self.check(self.count, step=step)
 
     def check(self, count: int, *, step: int) -> None:
-        """Raises TooManySkipped where ``count``, of all rows, is more than the limit allows."""
+        """Raises TooManyUnreadable where ``count``, of all rows, is more than the limit allows."""
         rows = self._rows * self._shares
         if count > self._limit * max(rows, _SEEN_AT_LEAST):
             reasons = f"of this process's {self.summary() or 'none'}" if self.shared else self.summary()
-            raise TooManySkipped(
+            raise TooManyUnreadable(
                 f"{count} of the {rows} rows up to step {step} could not be used ({reasons}), more "
-                f"than data.max_skipped={self._limit} allows; they are listed in {self._path}"
+                f"than data.max_unreadable={self._limit} allows; they are listed in {self._path}"
             )
 
     def gather(self) -> None:
@@ -122,7 +122,7 @@ def check_index(source: Any, *, limit: float) -> list[Skipped]:
     if len(left_out) > limit * max(total, _SEEN_AT_LEAST):
         key, reason, detail = left_out[0]
         raise ConfigError(
-            f"data.max_skipped={limit}: {len(left_out):,} of the source's {total:,} examples cannot be used "
+            f"data.max_unreadable={limit}: {len(left_out):,} of the source's {total:,} examples cannot be used "
             f"({summary(collections.Counter(reason for _, reason, _ in left_out))}), the first one {key}: {reason} "
             f"{detail}; repair them (`mmjax data inspect` lists them) or allow more"
         )
@@ -130,7 +130,7 @@ def check_index(source: Any, *, limit: float) -> list[Skipped]:
 
 
 def read(workdir: str | Path) -> list[dict[str, Any]]:
-    """The lines of ``skipped.jsonl``, with whatever cannot be read left out; empty if there is no file.
+    """The lines of ``unreadable.jsonl``, with whatever cannot be read left out; empty if there is no file.
 
     Where a run has several such files, what more than one of them lists is there once.
     """

@@ -17,10 +17,10 @@ from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.viewed import Viewed, is_encoded
 from mmjax.experiment import DataConfig, Experiment
 from mmjax.models.config import with_tokenizer
+from mmjax.runs.folder import TOKENIZER_FOLDER
 
 logger = logging.getLogger(__name__)
 
-TOKENIZER_FOLDER = "tokenizer"
 VOCABULARY_EXAMPLES = 4096  # enough for the small vocabularies that are trained at start, and read in a second
 DECODED_CHANNELS = 3
 

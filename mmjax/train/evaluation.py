@@ -105,7 +105,7 @@ def of_run(
     checkpoints = Checkpoints(workdir, directory=saved.directory, best=saved.best, read_only=True)
     tokenizer = assemble.saved_tokenizer(experiment, workdir)
     program = Program(experiment)
-    averaged = experiment.optimizer.average > 0
-    params = checkpoints.restore_params(program.abstract_state.params, which=which, averaged=averaged)
+    ema = experiment.optimizer.ema_decay > 0
+    params = checkpoints.restore_params(program.abstract_state.params, which=which, ema=ema)
     checkpoints.close()
     return Evaluation(program, tokenizer).run(params, tasks=tasks, split=split or settings.final_split)

@@ -1,4 +1,4 @@
-"""What watches the losses: skipped updates are counted, too many in a row end the run, a spike takes it back."""
+"""What watches the losses: rejected updates are counted, too many in a row end the run, a spike takes it back."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Spike(Exception):
 class Guard:
     """Judges each step's numbers, in the order of the steps.
 
-    A step whose update was skipped is noted (the first one, then each tenth power), and ``guard.bad_steps`` of them in
-    a row raise Diverged. A loss above ``guard.spike`` times the median of the last ``guard.window`` ones raises Spike,
-    as do the skipped ones in a row, while there are ``rewinds_left`` to undo it with.
+    A step whose update was rejected is logged (the first one, then each tenth power), and ``guard.max_rejected`` of
+    them in a row raise Diverged. A loss above ``guard.spike_factor`` times the median of the last
+    ``guard.spike_window`` ones raises Spike, as do rejected ones in a row, while there are ``rewinds_left``.
     """
 
     def __init__(
@@ -48,35 +48,35 @@ class Guard:
         """``losses`` are those that the guard of the run's earlier part had kept."""
         self._settings = settings
         self._rewinds_left = rewinds_left
-        self._losses = collections.deque(losses, maxlen=settings.guard.window)
+        self._losses = collections.deque(losses, maxlen=settings.guard.spike_window)
         self._within_spike = False
         self.streak = 0
-        """How many of the last updates were skipped, without one between them that was not."""
+        """How many of the last updates were rejected, without one between them that was not."""
 
     @property
     def losses(self) -> list[float] | None:
         """What the next start must know to judge as this guard would; None where it judges no loss by others."""
-        return None if self._settings.guard.spike is None else list(self._losses)
+        return None if self._settings.guard.spike_factor is None else list(self._losses)
 
     def check(self, step: int, params: Params) -> None:
         """Raises where it is the parameters that are no numbers: nothing more can come of them.
 
-        Looks at them only where updates were skipped; every process must ask.
+        Looks at them only where updates were rejected; every process must ask.
         """
         if self.streak and not all_finite(params):
             raise Diverged(f"the parameters are not finite at step {step}; {self._way_out(step)}")
 
     def judge(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes the metrics of one step; raises where training must not just go on."""
-        if metrics["train/skipped_update"]:
+        if metrics["train/rejected_update"]:
             self.streak += 1
-            self._skipped(step, metrics)
+            self._rejected(step, metrics)
         else:
             self.streak = 0
             self._compare(step, metrics["train/loss"])
 
-    def _skipped(self, step: int, metrics: Mapping[str, float]) -> None:
-        allowed, count = self._settings.guard.bad_steps, round(metrics["train/skipped_updates"])
+    def _rejected(self, step: int, metrics: Mapping[str, float]) -> None:
+        allowed, count = self._settings.guard.max_rejected, round(metrics["train/rejected_updates"])
         what = f"the loss is {metrics['train/loss']} and its gradient's norm {metrics['train/gradient_norm']}"
         others = [
             key.removesuffix("/gradient_norm").replace("augment/", "augment.", 1)
@@ -92,7 +92,8 @@ class Guard:
         if count == 10 ** (len(str(count)) - 1):
             total = f", the {_th(count)} of this run" if count > 1 else ""
             logger.info(
-                f"step {step:,}: {what}: the update is skipped{total}; guard.bad_steps={allowed} in a row end the run"
+                f"step {step:,}: {what}: the update is rejected{total}; "
+                f"guard.max_rejected={allowed} in a row end the run"
             )
 
     def _way_out(self, step: int) -> str:
@@ -104,11 +105,11 @@ class Guard:
             f"start anew with a lower optimizer.learning_rate ({settings.optimizer.learning_rate}), longer "
             f"optimizer.warmup_steps ({settings.optimizer.warmup_steps}){precision} in another run folder{switch}. "
             f"The last update that went through is that of step {good}: from there the same command would come to the "
-            f"same steps, and stop again unless a guard.bad_steps above {settings.guard.bad_steps} lets it pass them"
+            f"same steps, and stop again unless guard.max_rejected is above {settings.guard.max_rejected}"
         )
 
     def _compare(self, step: int, loss: float) -> None:
-        spike, window = self._settings.guard.spike, self._losses.maxlen
+        spike, window = self._settings.guard.spike_factor, self._losses.maxlen
         if spike is None:
             return
         median = statistics.median(self._losses) if len(self._losses) == window else math.inf
@@ -117,7 +118,9 @@ class Guard:
             if self._rewinds_left:
                 raise Spike(what, step=step)
             if not self._within_spike:
-                logger.info(f"{what}; guard.rewinds={self._settings.guard.rewinds} are used up, so training goes on")
+                logger.info(
+                    f"{what}; guard.max_rewinds={self._settings.guard.max_rewinds} are used up, so training goes on"
+                )
             self._within_spike = True
         else:
             self._within_spike = False
@@ -130,7 +133,7 @@ def all_finite(params: Params) -> bool:
         return bool(_all_finite(params))
 
 
-def skipped_updates(state: TrainState) -> int:
+def rejected_updates(state: TrainState) -> int:
     """How many of the state's steps changed nothing."""
     done, updates = jax.device_get((state.step, updates_done(state.opt_state)))
     return int(done) - int(updates)

@@ -20,7 +20,7 @@ from mmjax.runs import folder as run_folder
 from mmjax.runs import goodput
 from mmjax.runs.console import Progress
 from mmjax.runs.timing import Clock
-from mmjax.runs.unreadable_examples import TooManySkipped, check_index
+from mmjax.runs.unreadable_examples import TooManyUnreadable, check_index
 from mmjax.train import assemble
 from mmjax.train.evaluation import Evaluation
 from mmjax.train.guard import Diverged
@@ -48,7 +48,7 @@ def train(
     if profile is not None and profile[1] > experiment.steps:
         raise ConfigError(f"--profile=steps:{profile[0]}-{profile[1]}: the run has but {experiment.steps} steps")
     source = assemble.open_source(experiment.data, "train")
-    left_out = check_index(source, limit=experiment.data.max_skipped)
+    left_out = check_index(source, limit=experiment.data.max_unreadable)
     tokenizer = assemble.open_tokenizer(experiment, source, workdir=workdir)
     experiment = assemble.with_data(experiment, source, tokenizer)
     program = Program(experiment)
@@ -65,7 +65,7 @@ def train(
         with (
             contextlib.closing(checkpoints),
             distributed.fail_fast(
-                shared_errors=(Diverged, TooManySkipped), one_line_errors=(ConfigError, DataError, NotSaved)
+                shared_errors=(Diverged, TooManyUnreadable), one_line_errors=(ConfigError, DataError, NotSaved)
             ),
             handle_stop_signals() as stop,
         ):

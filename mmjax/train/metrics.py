@@ -41,7 +41,7 @@ class Meter:
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the step just dispatched and reads those of the one before."""
         if self._skips.shared and self._is_logged(step):
-            metrics = metrics | {"skipped": self._skips.total()}
+            metrics = metrics | {"unreadable_examples": self._skips.total()}
         pending, self._pending = self._pending, (step, metrics)
         if pending is not None:
             self._read(*pending)
@@ -60,12 +60,12 @@ class Meter:
         self._steps += 1
         rates = self._rates.over(self._steps)
         if self._skips.shared:
-            skipped = self._skips.of_rows(int(values.pop("train/skipped", 0)))
+            skipped = self._skips.of_rows(int(values.pop("train/unreadable_examples", 0)))
             self._skips.check(skipped, step=step)
         else:
             skipped = self._skips.count
         if skipped:
-            rates["train/skipped"] = skipped
+            rates["train/unreadable_examples"] = skipped
         self._progress.step(step, values | rates)
         if self._is_logged(step):
             self._writer.write(step, values | rates | self._rates.told())

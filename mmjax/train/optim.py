@@ -1,4 +1,4 @@
-"""The optimizer: AdamW, its schedule, and rules by parameter name."""
+"""The optimizer: AdamW, its schedule, learning rates by parameter name, and the moving average."""
 
 from __future__ import annotations
 
@@ -44,14 +44,19 @@ def learning_rate(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, params: Params, *, steps: int) -> optax.GradientTransformation:
     """The gradient transformation for ``params`` (arrays or shapes); frozen parameters carry no moments."""
     paths = parameter_paths(params)
-    factors = {path: _factor(path, config.rules) for path in jax.tree.leaves(paths)}
-    for pattern, _ in config.rules:
+    multipliers = config.learning_rate_multipliers
+    factors = {path: _factor(path, multipliers) for path in jax.tree.leaves(paths)}
+    for pattern, _ in multipliers:
         if not any(re.match(pattern, path) for path in factors):
             some = ", ".join(sorted({path.split("/")[0] for path in factors}))
-            raise ConfigError(f"optimizer.rules: {pattern!r} matches no parameter; paths start with {some}")
+            raise ConfigError(
+                f"optimizer.learning_rate_multipliers: {pattern!r} matches no parameter; paths start with {some}"
+            )
     if not any(factors.values()):
-        raise ConfigError(f"optimizer.rules={config.rules!r}: every parameter is frozen; leave one rule above 0")
-    decayed = jax.tree.map(lambda path: re.fullmatch(config.decay, path) is not None, paths)
+        raise ConfigError(
+            f"optimizer.learning_rate_multipliers={multipliers!r}: every parameter is frozen; leave one above 0"
+        )
+    decayed = jax.tree.map(lambda path: re.fullmatch(config.weight_decay_pattern, path) is not None, paths)
     factor = jax.tree.map(factors.__getitem__, paths)
 
     def scaled(updates: Any, params: Any = None) -> Any:
@@ -77,15 +82,15 @@ def updates_done(opt_state: Any) -> jax.Array:
     return places[0]
 
 
-def moving_average(average: Params, params: Params, *, step: jax.Array, decay: float) -> Params:
-    """``decay · average + (1 - decay) · params``, with a smaller decay in the first steps: (1 + t) / (10 + t)."""
+def update_ema(ema: Params, params: Params, *, step: jax.Array, decay: float) -> Params:
+    """``decay · ema + (1 - decay) · params``, with a smaller decay in the first steps: (1 + t) / (10 + t)."""
     t = step.astype(jnp.float32)
     kept = jnp.minimum(decay, (1 + t) / (10 + t))
-    return jax.tree.map(lambda a, p: kept * a + (1 - kept) * p, average, params)
+    return jax.tree.map(lambda a, p: kept * a + (1 - kept) * p, ema, params)
 
 
-def _factor(path: str, rules: tuple[tuple[str, float], ...]) -> float:
-    return next((factor for pattern, factor in rules if re.match(pattern, path)), 1.0)
+def _factor(path: str, multipliers: tuple[tuple[str, float], ...]) -> float:
+    return next((factor for pattern, factor in multipliers if re.match(pattern, path)), 1.0)
 
 
 def _only(tree: Any, like: Any) -> Any:

@@ -69,7 +69,7 @@ class Program:
             tx=self.tx,
             schedule=learning_rate(settings, steps=experiment.steps),
             max_logit_scale=experiment.model.max_logit_scale,
-            average=settings.average,
+            ema_decay=settings.ema_decay,
             augmentations=self.augmentations,
             micro_batches=experiment.micro_batches,
         )
@@ -164,7 +164,7 @@ class Program:
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=self.tx.init(params),
-            average=jax.tree.map(jnp.copy, params) if self.experiment.optimizer.average else None,
+            ema_params=jax.tree.map(jnp.copy, params) if self.experiment.optimizer.ema_decay else None,
             augment=self.augmentations.initial(),
         )
 

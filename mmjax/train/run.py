@@ -30,7 +30,7 @@ from mmjax.runs.timing import Clock
 from mmjax.runs.unreadable_examples import Skips
 from mmjax.train import assemble, flops
 from mmjax.train.evaluation import Evaluation
-from mmjax.train.guard import Diverged, Guard, Spike, skipped_updates
+from mmjax.train.guard import Diverged, Guard, Spike, rejected_updates
 from mmjax.train.metrics import Meter
 from mmjax.train.profiler import Profiler
 from mmjax.train.program import Program
@@ -89,7 +89,7 @@ class Run:
         self._begin(step)
         self.skips = Skips(
             self.workdir,
-            limit=self.experiment.data.max_skipped,
+            limit=self.experiment.data.max_unreadable,
             process=jax.process_index(),
             processes=jax.process_count(),
             shares=self.program.share[1],
@@ -148,8 +148,8 @@ class Run:
         self.ledger.go_on(step)
         self.guard = Guard(
             self.experiment,
-            losses=() if settings.spike is None else self.checkpoints.read_losses(step),
-            rewinds_left=0 if settings.spike is None else max(settings.rewinds - len(self.rewinds.all), 0),
+            losses=() if settings.spike_factor is None else self.checkpoints.read_losses(step),
+            rewinds_left=0 if settings.spike_factor is None else max(settings.max_rewinds - len(self.rewinds.all), 0),
         )
 
     def _rewind(self, spike: Spike) -> tuple[TrainState, int]:
@@ -161,7 +161,7 @@ class Run:
         rewind = self.rewinds.add(spike=spike.step, after=goal)
         logger.info(
             f"{spike}: going back to step {goal} and leaving out {rewind.skipped:,} batches "
-            f"({len(self.rewinds.all)} of guard.rewinds={self.experiment.guard.rewinds})"
+            f"({len(self.rewinds.all)} of guard.max_rewinds={self.experiment.guard.max_rewinds})"
         )
         self.writer.close()
         self._begin(goal)
@@ -284,7 +284,7 @@ class Run:
         return good
 
     def _measure(self, state: TrainState, step: int) -> dict[str, float]:
-        params = state.params if state.average is None else state.average
+        params = state.params if state.ema_params is None else state.ema_params
         # Evaluation reads its own data; the guard is for the steps.
         with self.clock.during("evaluation", f"the evaluation of step {step}"), jax.transfer_guard("allow"):
             metrics = self.evaluation.during(params)
@@ -294,21 +294,21 @@ class Run:
 
     def _finish(self, state: TrainState) -> dict[str, float]:
         settings = self.experiment
-        params = state.params if state.average is None else state.average
+        params = state.params if state.ema_params is None else state.ema_params
         chosen = settings.steps
         if settings.eval.weights == "best":
             chosen = self.checkpoints.resolve("best")
             if chosen != settings.steps:
                 with self.clock.during("restoring", f"reading the weights of step {chosen}"):
                     params = self.checkpoints.restore_params(
-                        self.program.abstract_state.params, which=chosen, averaged=state.average is not None
+                        self.program.abstract_state.params, which=chosen, ema=state.ema_params is not None
                     )
         self.skips.gather()
         if self.skips.count:
             logger.info(f"skipped {self.skips.summary()}; see {self.workdir / unreadable_examples.FILE}")
-        facts = {"skipped updates": skipped_updates(state), "rewinds": len(self.rewinds.all)}
-        if facts["skipped updates"]:
-            logger.info(f"{facts['skipped updates']:,} of {settings.steps:,} updates were skipped")
+        facts = {"rejected updates": rejected_updates(state), "rewinds": len(self.rewinds.all)}
+        if facts["rejected updates"]:
+            logger.info(f"{facts['rejected updates']:,} of {settings.steps:,} updates were rejected")
         for rewind in self.rewinds.all:
             logger.info(f"step {rewind.spike:,} was a spike, undone by going back to step {rewind.after:,}")
         with self.clock.during("evaluation", "the final evaluation"):

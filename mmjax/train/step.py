@@ -17,7 +17,7 @@ from mmjax.core.state import Params, TrainState
 from mmjax.core.types import Batch, Metrics
 from mmjax.train import forward
 from mmjax.train.augmentation import Augmentations
-from mmjax.train.optim import moving_average, updates_done
+from mmjax.train.optim import update_ema, updates_done
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Loss = Callable[..., tuple[jax.Array, Metrics]]
@@ -30,7 +30,7 @@ def make_step(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     max_logit_scale: float,
-    average: float = 0.0,
+    ema_decay: float = 0.0,
     augmentations: Augmentations,
     micro_batches: int = 1,
 ) -> Step:
@@ -38,9 +38,9 @@ def make_step(
 
     The augmentations' own parameters get their gradients from the same backward pass: adversaries reverse theirs.
 
-    Where the loss, or the norm of the model's or of an augmentation's gradient, is not finite, the update is skipped:
-    all of the state but ``step`` stays as it was, and with it the place in the schedule. ``skipped_update`` is then
-    1, else 0; ``skipped_updates`` counts them since the first step.
+    Where the loss, or the norm of the model's or of an augmentation's gradient, is not finite, the update is rejected:
+    all of the state but ``step`` stays as it was, and with it the place in the schedule. ``rejected_update`` is then
+    1, else 0; ``rejected_updates`` counts them since the first step.
     """
     loss = make_loss(graph, objective=objective, augmentations=augmentations, micro_batches=micro_batches)
 
@@ -61,24 +61,24 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         # Radford et al. 2021 clip the scale itself; limiting its use instead would leave it without a gradient.
         params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, jnp.log(max_logit_scale))
-        averaged = state.average
-        if averaged is not None:
-            averaged = moving_average(averaged, params, step=state.step, decay=average)
+        ema_params = state.ema_params
+        if ema_params is not None:
+            ema_params = update_ema(ema_params, params, step=state.step, decay=ema_decay)
         augment, more = augmentations.update(augment_grads, state.augment)
         norm = optax.tree.norm(grads)
         good = functools.reduce(
             jnp.logical_and,
             map(jnp.isfinite, [metrics["loss"], norm, *(more[f"augment/{name}/gradient_norm"] for name in augment)]),
         )
-        new = TrainState(step=state.step, params=params, opt_state=opt_state, average=averaged, augment=augment)
+        new = TrainState(step=state.step, params=params, opt_state=opt_state, ema_params=ema_params, augment=augment)
         new = jax.tree.map(functools.partial(jnp.where, good), new, state)
         new = dataclasses.replace(new, step=state.step + 1)
         metrics |= {
             "gradient_norm": norm,
             "learning_rate": schedule(updates_done(state.opt_state)),
             "logit_scale": jnp.exp(state.params["logit_scale"]),
-            "skipped_update": 1 - good.astype(jnp.float32),
-            "skipped_updates": new.step - updates_done(new.opt_state),
+            "rejected_update": 1 - good.astype(jnp.float32),
+            "rejected_updates": new.step - updates_done(new.opt_state),
         }
         return new, metrics | more
 

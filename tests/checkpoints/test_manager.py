@@ -16,8 +16,8 @@ from support import tiny
 @pytest.fixture(scope="module")
 def programs():
     ready = {"model__text_cfg__vocab_size": 40, "model__text_cfg__pad_id": 0, "model__text_cfg__eos_id": 2}
-    whole = Program(tiny.experiment(optimizer__average=0.9, mesh__data=8, **ready))
-    split = Program(tiny.experiment(optimizer__average=0.9, mesh={"data": 2, "fsdp": 2, "tensor": 2}, **ready))
+    whole = Program(tiny.experiment(optimizer__ema_decay=0.9, mesh__data=8, **ready))
+    split = Program(tiny.experiment(optimizer__ema_decay=0.9, mesh={"data": 2, "fsdp": 2, "tensor": 2}, **ready))
     return whole, split
 
 
@@ -38,7 +38,7 @@ def test_every_part_of_the_state_comes_back_also_on_another_mesh(programs, tmp_p
             for got, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(program.shardings), strict=True):
                 assert got.sharding == wanted
         equal(checkpoints.restore_params(split.abstract_state.params), state.params)
-        equal(checkpoints.restore_params(split.abstract_state.params, averaged=True), state.average)
+        equal(checkpoints.restore_params(split.abstract_state.params, ema=True), state.ema_params)
 
 
 def test_the_latest_and_the_best_are_kept(programs, tmp_path):

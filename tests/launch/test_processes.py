@@ -179,7 +179,7 @@ from support import tiny
 
 def get_config(arg=""):
     return tiny.sections(
-        steps=8, eval__final_split="val", data__max_skipped=float(arg or 1.0), data__transforms=(("flip", {}),),
+        steps=8, eval__final_split="val", data__max_unreadable=float(arg or 1.0), data__transforms=(("flip", {}),),
         data__source={"name": "webdataset", "path": FOLDER + "/{split}/*.tar"}, data__train={},
     )
 """
@@ -196,7 +196,9 @@ def test_what_is_skipped_is_counted_over_all_processes(folder):
         return "train", f"--config={folder / 'files.py'}:{limit}", f"--workdir={folder / workdir}"
 
     def skipped(workdir):
-        return [line["train/skipped"] for line in lines(folder, workdir) if "train/skipped" in line]
+        return [
+            line["train/unreadable_examples"] for line in lines(folder, workdir) if "train/unreadable_examples" in line
+        ]
 
     command.run(*run("files-one"), **environment(folder, 1))
     process = start(folder, "", processes=2, run=run("files-two"))
@@ -205,8 +207,8 @@ def test_what_is_skipped_is_counted_over_all_processes(folder):
     assert skipped("files-two")[-1] == skipped("files-one")[-1] > 10
     counted = f"skipped {skipped('files-one')[-1]:.0f} truncated image"
     assert said.count(counted) == 1 and "[0] " in said.split(counted)[0].splitlines()[-1]
-    assert [line["val/num_skipped"] for line in lines(folder, "files-two") if "val/num_skipped" in line][-1] == 2
+    assert [line["val/num_unreadable"] for line in lines(folder, "files-two") if "val/num_unreadable" in line][-1] == 2
 
     process = start(folder, "", processes=2, run=run("files-strict", limit=0.001))
     said = ended(process)
-    assert process.returncode == 1 and "data.max_skipped=0.001 allows" in said and "Traceback" not in said
+    assert process.returncode == 1 and "data.max_unreadable=0.001 allows" in said and "Traceback" not in said

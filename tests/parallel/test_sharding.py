@@ -184,8 +184,8 @@ RULES = ((r"visual/blocks/mlp/fc1/kernel", (None, "tensor", "fsdp")), ("augment/
 def test_moments_averages_and_augmentations_follow(policy, all_sizes):
     given = tiny.experiment(
         **READY,
-        optimizer__average=0.9,
-        optimizer__rules=(("text/", 0.0),),
+        optimizer__ema_decay=0.9,
+        optimizer__learning_rate_multipliers=(("text/", 0.0),),
         augment=(("lemda", {}),),
         mesh={"data": 2, "fsdp": 2, "tensor": 2, "parameters": policy},
     )
@@ -193,7 +193,7 @@ def test_moments_averages_and_augmentations_follow(policy, all_sizes):
     assert again == given
     state = Program(again).abstract_state
     wanted = {path: leaf.sharding for path, leaf in flat(state.params)}
-    for place in (state.average, state.opt_state, state.augment["lemda"].opt_state):
+    for place in (state.ema_params, state.opt_state, state.augment["lemda"].opt_state):
         own = wanted if place is not state.augment["lemda"].opt_state else of_augment(state)
         moments = [(path, leaf) for path, leaf in flat(place) if leaf.ndim]
         assert moments

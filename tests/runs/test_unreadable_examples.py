@@ -31,7 +31,7 @@ def test_too_many_end_the_run_with_the_counts_and_where_they_are_listed(tmp_path
     with pytest.raises(DataError) as error:
         made.count_batch(11, [BAD], rows=10)
     message = str(error.value)
-    assert "11 of the 110 rows" in message and "truncated image" in message and "max_skipped=0.01" in message
+    assert "11 of the 110 rows" in message and "truncated image" in message and "max_unreadable=0.01" in message
     assert str(tmp_path / unreadable_examples.FILE) in message
     made = Skips(tmp_path, limit=0.01)
     for step in range(500):
@@ -57,7 +57,9 @@ def test_what_an_index_left_out_counts_before_anything_starts():
     source.skipped = [(f"{i}.tar", "truncated archive", "ends early") for i in range(20)]
     assert check_index(source, limit=0.01) == source.skipped
     source.skipped *= 2
-    with pytest.raises(ConfigError, match=r"max_skipped=0.01: 40 of the source's 2,040.*40 truncated archive.*0\.tar"):
+    with pytest.raises(
+        ConfigError, match=r"max_unreadable=0.01: 40 of the source's 2,040.*40 truncated archive.*0\.tar"
+    ):
         check_index(source, limit=0.01)
 
 
@@ -74,10 +76,10 @@ def test_each_process_lists_its_own_and_all_are_read_once(tmp_path):
     second.count_batch(1, [("b", "missing file", "y"), ("c", "truncated image", "z")], rows=8)
     assert sorted(entry["key"] for entry in unreadable_examples.read(tmp_path)) == ["a", "b", "c"]
     assert first.count == second.count == 2
-    assert {path.name for path in tmp_path.glob("skipped*")} == {"skipped.jsonl", "skipped.1.jsonl"}
+    assert {path.name for path in tmp_path.glob("unreadable*")} == {"unreadable.jsonl", "unreadable.1.jsonl"}
     again = Skips(tmp_path, limit=0.5, process=1)
     again.count_batch(2, [("a", "truncated image", "x")], rows=8)
-    assert len((tmp_path / "skipped.1.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "unreadable.1.jsonl").read_text().splitlines()) == 2
 
 
 def test_of_several_processes_none_ends_the_run_alone_and_the_limit_holds_for_all(tmp_path):
@@ -86,6 +88,6 @@ def test_of_several_processes_none_ends_the_run_alone_and_the_limit_holds_for_al
         made.count_batch(step, [BAD], rows=8)  # an eighth of its own rows
     assert made.of_rows(64) == 32
     made.check(32, step=100)  # exactly 1 % of the 3,200 rows of all
-    with pytest.raises(DataError, match=r"33 of the 3200 rows up to step 100 .*max_skipped=0\.01"):
+    with pytest.raises(DataError, match=r"33 of the 3200 rows up to step 100 .*max_unreadable=0\.01"):
         made.check(33, step=100)
     assert int(made.total()) == made.count == 100  # of the one process that there is here

@@ -135,7 +135,7 @@ def made_alone():
 
 
 def test_what_is_learned_is_saved_apart_and_training_goes_on_from_it(tmp_path):
-    experiment = tiny.experiment(augment=(("lemda", LEMDA),), optimizer__average=0.9)
+    experiment = tiny.experiment(augment=(("lemda", LEMDA),), optimizer__ema_decay=0.9)
     program, batches = assembled(experiment, jax.devices()[:1])
     arrays = [next(batches) for _ in range(3)]
     batches.close()
@@ -151,7 +151,7 @@ def test_what_is_learned_is_saved_apart_and_training_goes_on_from_it(tmp_path):
     restored = checkpoints.restore(program.abstract_state)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), kept)
     assert not any("augment" in path or "lemda" in path for path in checkpoints.read_params())
-    assert kept.average.keys() == kept.params.keys() and "augment" not in kept.params
+    assert kept.ema_params.keys() == kept.params.keys() and "augment" not in kept.params
     checkpoints.close()
     one, two = (jax.device_get(step(s, program.place(arrays[2]))[0]) for s in (state, restored))
     jax.tree.map(np.testing.assert_array_equal, one, two)

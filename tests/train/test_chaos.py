@@ -41,7 +41,7 @@ class Run:
         self.arguments = (
             "train", f"--config={config}", f"--workdir={workdir}", f"--config.steps={STEPS}",
             f"--config.checkpoint.every_steps={EVERY}", "--config.eval.every_steps=80",
-            "--config.optimizer.average=0.9", "--config.checkpoint.keep=2",
+            "--config.optimizer.ema_decay=0.9", "--config.checkpoint.keep=2",
         )  # fmt: skip
         self.workdir, self.log = workdir, log
         self.environment = command.environment(JAX_COMPILATION_CACHE_DIR=str(cache))

@@ -41,7 +41,7 @@ def state(step):
     base = jnp.arange(2000, dtype=jnp.float32) + step
     params = {"tower": {"kernel": jnp.sin(base), "bias": base[:7]}, "scale": base[0]}
     return TrainState(
-        step=jnp.int32(step), params=params, opt_state=(jax.tree.map(jnp.cos, params), jnp.int32(step)), average=None
+        step=jnp.int32(step), params=params, opt_state=(jax.tree.map(jnp.cos, params), jnp.int32(step)), ema_params=None
     )
 
 

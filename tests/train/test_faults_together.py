@@ -19,7 +19,7 @@ def state(step):
     parts = {"w": split, "b": whole}
     make = jax.jit(lambda: {"w": jnp.arange(40_000.0) * step, "b": jnp.float32(step)}, out_shardings=parts)
     number = jax.jit(lambda: jnp.int32(step), out_shardings=whole)()
-    return TrainState(step=number, params=make(), opt_state=(), average=None)
+    return TrainState(step=number, params=make(), opt_state=(), ema_params=None)
 
 def shapes():
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))

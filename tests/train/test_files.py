@@ -40,7 +40,7 @@ def experiment(folder, **overrides):
         "source": {"name": "webdataset", "path": str(folder / "{split}" / "*.tar"), "caption_lines": True},
         "transforms": (("random_resized_crop", {"scale": (0.5, 1.0)}), ("flip", {}), ("mixgen", {})),
         "tokenizer": {"name": "word"},
-        "max_skipped": 1.0,
+        "max_unreadable": 1.0,
     }
     # The augmentation in the step sees the rows that the loader has mixed.
     data |= {key.removeprefix("data__"): overrides.pop(key) for key in list(overrides) if key.startswith("data__")}
@@ -51,23 +51,23 @@ def experiment(folder, **overrides):
 def test_a_run_skips_counts_and_lists_what_is_damaged(folder, tmp_path, capsys):
     outcome = loop.train(experiment(folder), workdir=tmp_path)
     assert outcome.finished and np.isfinite(outcome.metrics["val/rsum"])
-    assert outcome.metrics["val/num_images"] == 19 and outcome.metrics["val/num_skipped"] == 1
+    assert outcome.metrics["val/num_images"] == 19 and outcome.metrics["val/num_unreadable"] == 1
     listed = unreadable_examples.read(tmp_path)
     assert {entry["reason"] for entry in listed} == {"truncated image"}
     assert sorted(entry["key"][-4:] for entry in listed) == [f"{i:04d}" for i in DAMAGED]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    count = max(row.get("train/skipped", 0) for row in rows)
+    count = max(row.get("train/unreadable_examples", 0) for row in rows)
     assert 4 <= count <= 6  # two epochs of 64 in 8 steps of 16, and now and then a damaged one in a damaged one's place
     printed = capsys.readouterr().out
     assert f"skipped {count:.0f} truncated image" in printed and unreadable_examples.FILE in printed
     # With other numbers of threads and another limit it is the same experiment, which is finished.
-    again = loop.train(experiment(folder, data__threads=3, data__max_skipped=0.5), workdir=tmp_path)
+    again = loop.train(experiment(folder, data__threads=3, data__max_unreadable=0.5), workdir=tmp_path)
     assert again.finished and "already finished" in capsys.readouterr().out
 
 
 def test_too_much_damage_ends_it_before_it_trains_something_else(folder, tmp_path):
-    with pytest.raises(DataError, match=r"could not be used \(\d truncated image\).*max_skipped=0.0"):
-        loop.train(experiment(folder, data__max_skipped=0.0, seed=SEED), workdir=tmp_path)
+    with pytest.raises(DataError, match=r"could not be used \(\d truncated image\).*max_unreadable=0.0"):
+        loop.train(experiment(folder, data__max_unreadable=0.0, seed=SEED), workdir=tmp_path)
 
 
 def test_a_split_that_is_missing_is_found_before_the_first_step(folder, tmp_path):

@@ -13,8 +13,8 @@ from support import tiny
 
 def metrics(loss=2.0, *, skipped=0, total=0, **others):
     norm = 1.0 if math.isfinite(loss) else loss
-    values = {"train/loss": loss, "train/gradient_norm": norm, "train/skipped_updates": float(total)}
-    return values | {"train/skipped_update": float(skipped)} | others
+    values = {"train/loss": loss, "train/gradient_norm": norm, "train/rejected_updates": float(total)}
+    return values | {"train/rejected_update": float(skipped)} | others
 
 
 class Watched:
@@ -39,7 +39,7 @@ class Watched:
 
 @pytest.mark.parametrize("allowed", [1, 2, 10])
 def test_so_many_skipped_in_a_row_end_the_run_and_not_one_fewer(allowed):
-    watched = Watched(bad_steps=allowed)
+    watched = Watched(max_rejected=allowed)
     watched.good(times=3)
     for _ in range(3):
         watched.bad(times=allowed - 1)
@@ -53,18 +53,18 @@ def test_so_many_skipped_in_a_row_end_the_run_and_not_one_fewer(allowed):
 
 
 def test_the_first_skipped_update_and_each_tenth_power_is_noted(messages):
-    watched = Watched(bad_steps=5)
+    watched = Watched(max_rejected=5)
     for _ in range(250):
         watched.bad()
         watched.good()
     assert len(messages) == 3
     assert [message.split(":")[0] for message in messages] == ["step 1", "step 19", "step 199"]
-    assert "the 100th of this run" in messages[2] and "bad_steps=5" in messages[0]
+    assert "the 100th of this run" in messages[2] and "max_rejected=5" in messages[0]
 
 
 def test_the_way_out_names_what_this_run_can_change():
     def said(**options):
-        watched = Watched(bad_steps=1, **options)
+        watched = Watched(max_rejected=1, **options)
         with pytest.raises(Diverged) as raised:
             watched.bad(loss=math.inf)
         return str(raised.value)
@@ -77,7 +77,7 @@ def test_the_way_out_names_what_this_run_can_change():
 
 
 def test_an_augmentation_with_a_bad_gradient_is_named():
-    watched = Watched(bad_steps=1)
+    watched = Watched(max_rejected=1)
     others = {"augment/lemda/gradient_norm": math.inf, "augment/xmda/gradient_norm": 1.0}
     with pytest.raises(Diverged, match=r"that of augment\.lemda too"):
         watched.bad(**others)
@@ -87,7 +87,7 @@ def test_a_spike_is_a_loss_above_the_factor_times_the_median_of_the_window():
     random = np.random.default_rng(0)
     for _ in range(20):
         window, factor = int(random.integers(1, 8)), 1.5
-        watched = Watched(spike=factor, window=window, rewinds_left=1)
+        watched = Watched(spike_factor=factor, spike_window=window, rewinds_left=1)
         seen = []
         for loss in random.uniform(1.0, 4.0, 200).tolist():
             due = len(seen) >= window and loss > factor * statistics.median(seen[-window:])
@@ -103,7 +103,7 @@ def test_a_spike_is_a_loss_above_the_factor_times_the_median_of_the_window():
 
 
 def test_skipped_steps_are_in_no_median():
-    watched = Watched(spike=2.0, window=3, rewinds_left=1, bad_steps=9)
+    watched = Watched(spike_factor=2.0, spike_window=3, rewinds_left=1, max_rejected=9)
     watched.good(1.0, times=2)
     watched.bad(times=5)
     watched.good(5.0)  # the third loss: only now is the window full
@@ -112,32 +112,32 @@ def test_skipped_steps_are_in_no_median():
 
 
 def test_a_guard_goes_on_where_another_one_stopped():
-    whole = Watched(spike=2.0, window=4, rewinds_left=1)
+    whole = Watched(spike_factor=2.0, spike_window=4, rewinds_left=1)
     whole.good(1.0, times=6)
-    rest = Watched(spike=2.0, window=4, rewinds_left=1, losses=whole.guard.losses)
+    rest = Watched(spike_factor=2.0, spike_window=4, rewinds_left=1, losses=whole.guard.losses)
     with pytest.raises(Spike):
         rest.good(2.1)
-    fresh = Watched(spike=2.0, window=4, rewinds_left=1)
+    fresh = Watched(spike_factor=2.0, spike_window=4, rewinds_left=1)
     fresh.good(2.1)
 
 
 def test_without_rewinds_left_a_spike_is_noted_once_and_becomes_the_new_normal(messages):
-    watched = Watched(spike=2.0, window=3)
+    watched = Watched(spike_factor=2.0, spike_window=3)
     watched.good(1.0, times=3)
     watched.good(9.0, times=20)
-    assert len(messages) == 1 and "guard.rewinds=3 are used up" in messages[0]
+    assert len(messages) == 1 and "guard.max_rewinds=3 are used up" in messages[0]
     watched.good(30.0)
     assert len(messages) == 2
 
 
 def test_too_many_skipped_in_a_row_are_a_spike_while_rewinds_are_left():
-    watched = Watched(spike=2.0, bad_steps=2, rewinds_left=1)
+    watched = Watched(spike_factor=2.0, max_rejected=2, rewinds_left=1)
     with pytest.raises(Spike, match="2nd in a row"):
         watched.bad(times=2)
 
 
 def test_without_a_factor_no_loss_is_a_spike_and_none_is_kept(messages):
-    watched = Watched(bad_steps=3)
+    watched = Watched(max_rejected=3)
     watched.good(1.0, times=200)
     watched.good(1e9)
     assert watched.guard.losses is None and not messages
@@ -146,7 +146,7 @@ def test_without_a_factor_no_loss_is_a_spike_and_none_is_kept(messages):
 def test_parameters_are_looked_at_after_skipped_updates_alone():
     good, bad = {"a": np.ones(3, np.float32)}, {"a": np.array([1, np.inf], np.float32), "b": np.ones(2, np.float32)}
     assert all_finite(good) and not all_finite(bad)
-    watched = Watched(bad_steps=3)
+    watched = Watched(max_rejected=3)
     watched.guard.check(1, bad)
     watched.bad()
     watched.guard.check(1, good)
@@ -155,7 +155,8 @@ def test_parameters_are_looked_at_after_skipped_updates_alone():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("bad_steps", 0), ("window", 0), ("rewinds", 0), ("spike", 1.0), ("spike", -2.0)]
+    ("key", "value"),
+    [("max_rejected", 0), ("spike_window", 0), ("max_rewinds", 0), ("spike_factor", 1.0), ("spike_factor", -2.0)],
 )
 def test_settings_that_cannot_be_meant_are_refused(key, value):
     with pytest.raises(ConfigError, match=rf"guard\.{key}="):

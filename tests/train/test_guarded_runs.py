@@ -61,7 +61,7 @@ def shared():
 
 PLAN = {
     "steps": STEPS, "checkpoint__every_steps": 4, "checkpoint__keep": 3, "eval__tasks": (), "eval__final_tasks": (),
-    "optimizer__average": 0.9, "optimizer__warmup_steps": 4, "data__threads": 0,
+    "optimizer__ema_decay": 0.9, "optimizer__warmup_steps": 4, "data__threads": 0,
 }  # fmt: skip
 """Twenty steps, a checkpoint every four, nothing measured on the way, each batch made when it is asked for."""
 
@@ -69,7 +69,7 @@ PLAN = {
 def run(workdir, monkeypatch, factors=None, *, fatal=(), terminating=None, **options):
     with monkeypatch.context() as patch:
         poison.put(factors or {}, patch.setattr, fatal=fatal, terminating=terminating)
-        settings = tiny.experiment(**PLAN, guard=options or {"bad_steps": 10})
+        settings = tiny.experiment(**PLAN, guard=options or {"max_rejected": 10})
         return loop.train(settings, workdir=workdir)
 
 
@@ -105,7 +105,7 @@ def clean(shared, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("clean") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
         outcome = run(workdir, monkeypatch)
-    assert outcome.metrics["final/skipped_updates"] == 0
+    assert outcome.metrics["final/rejected_updates"] == 0
     return workdir
 
 
@@ -116,38 +116,38 @@ SOME_BAD = {2: NAN, 6: math.inf, 7: NAN, 12: NAN}
 def skipping(shared, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("skipping") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        outcome = run(workdir, monkeypatch, SOME_BAD, bad_steps=3)
-    assert outcome.finished and outcome.metrics["final/skipped_updates"] == len(SOME_BAD)
+        outcome = run(workdir, monkeypatch, SOME_BAD, max_rejected=3)
+    assert outcome.finished and outcome.metrics["final/rejected_updates"] == len(SOME_BAD)
     return workdir
 
 
 def test_bad_batches_are_skipped_counted_and_shown(skipping, clean, capsys):
     trained = [line for line in lines(skipping) if "train/loss" in line]
-    assert [line["step"] for line in trained if line["train/skipped_update"]] == [n + 1 for n in SOME_BAD]
-    assert trained[-1]["train/skipped_updates"] == len(SOME_BAD)
+    assert [line["step"] for line in trained if line["train/rejected_update"]] == [n + 1 for n in SOME_BAD]
+    assert trained[-1]["train/rejected_updates"] == len(SOME_BAD)
     assert all(np.isfinite(array).all() for array in parameters(skipping).values())
     assert losses(skipping)[:2] == losses(clean)[:2]
-    assert "skipped updates" in (skipping / "report.html").read_text()
+    assert "rejected updates" in (skipping / "report.html").read_text()
 
 
 def test_killed_within_bad_steps_it_goes_on_to_the_same_bits(skipping, tmp_path, monkeypatch, capsys):
     # The checkpoint of step 8 is due after steps 7 and 8 were skipped: it is that of step 6.
     with pytest.raises(RuntimeError, match="batch 9 kills"):
-        run(tmp_path, monkeypatch, SOME_BAD, bad_steps=3, fatal=(9,))
+        run(tmp_path, monkeypatch, SOME_BAD, max_rejected=3, fatal=(9,))
     assert saved(tmp_path) == [4, 6]
-    run(tmp_path, monkeypatch, SOME_BAD, bad_steps=3)
+    run(tmp_path, monkeypatch, SOME_BAD, max_rejected=3)
     assert "going on from the checkpoint of step 6" in capsys.readouterr().out
     assert losses(tmp_path) == losses(skipping)
     assert_same(parameters(tmp_path), parameters(skipping))
-    assert lines(tmp_path)[-1]["final/skipped_updates"] == len(SOME_BAD)
+    assert lines(tmp_path)[-1]["final/rejected_updates"] == len(SOME_BAD)
 
 
 def test_a_signal_within_bad_steps_saves_the_state_before_them(skipping, tmp_path, monkeypatch, capsys):
     # Batch 7 is made while step 7 runs, whose update is skipped like that of no step before it.
-    outcome = run(tmp_path, monkeypatch, SOME_BAD, bad_steps=3, terminating=7)
+    outcome = run(tmp_path, monkeypatch, SOME_BAD, max_rejected=3, terminating=7)
     assert not outcome.finished and outcome.step == 6
     assert saved(tmp_path) == [4, 6] and "stopped by SIGTERM at step 6, saved" in capsys.readouterr().out
-    run(tmp_path, monkeypatch, SOME_BAD, bad_steps=3)
+    run(tmp_path, monkeypatch, SOME_BAD, max_rejected=3)
     assert losses(tmp_path) == losses(skipping)
     assert_same(parameters(tmp_path), parameters(skipping))
 
@@ -155,11 +155,11 @@ def test_a_signal_within_bad_steps_saves_the_state_before_them(skipping, tmp_pat
 def test_too_many_in_a_row_stop_after_the_last_good_state_is_saved(clean, tmp_path, monkeypatch):
     bad = dict.fromkeys(range(5, 9), NAN)
     for _ in range(2):  # started again it comes to the same end, and nothing else is lost to it
-        with pytest.raises(guard.Diverged, match=r"at step 8; .* that of step 5: .* guard\.bad_steps above 3"):
-            run(tmp_path, monkeypatch, bad, bad_steps=3)
+        with pytest.raises(guard.Diverged, match=r"at step 8; .* that of step 5: .* guard\.max_rejected above 3"):
+            run(tmp_path, monkeypatch, bad, max_rejected=3)
         assert saved(tmp_path) == [4, 5]
     # With batches that are not bad after all, it is the run that never met them.
-    run(tmp_path, monkeypatch, bad_steps=3)
+    run(tmp_path, monkeypatch, max_rejected=3)
     assert losses(tmp_path) == losses(clean)
     assert_same(parameters(tmp_path), parameters(clean))
 
@@ -167,20 +167,20 @@ def test_too_many_in_a_row_stop_after_the_last_good_state_is_saved(clean, tmp_pa
 def test_a_higher_limit_lets_the_same_run_pass_them(tmp_path, monkeypatch):
     bad = dict.fromkeys(range(5, 9), NAN)
     with pytest.raises(guard.Diverged):
-        run(tmp_path, monkeypatch, bad, bad_steps=1)
-    outcome = run(tmp_path, monkeypatch, bad, bad_steps=5)
-    assert outcome.finished and outcome.metrics["final/skipped_updates"] == 4
+        run(tmp_path, monkeypatch, bad, max_rejected=1)
+    outcome = run(tmp_path, monkeypatch, bad, max_rejected=5)
+    assert outcome.finished and outcome.metrics["final/rejected_updates"] == 4
 
 
 def test_bad_batches_at_the_very_end_leave_a_finished_run(tmp_path, monkeypatch, capsys):
-    outcome = run(tmp_path, monkeypatch, {18: NAN, 19: NAN}, bad_steps=3)
+    outcome = run(tmp_path, monkeypatch, {18: NAN, 19: NAN}, max_rejected=3)
     assert outcome.finished and saved(tmp_path)[-1] == STEPS
-    run(tmp_path, monkeypatch, bad_steps=3)
+    run(tmp_path, monkeypatch, max_rejected=3)
     assert "already finished" in capsys.readouterr().out
 
 
 SPIKE = {13: 40.0}
-WATCH = {"spike": 3.0, "window": 5}
+WATCH = {"spike_factor": 3.0, "spike_window": 5}
 
 
 @pytest.fixture(scope="module")
@@ -241,21 +241,21 @@ def test_killed_at_any_point_of_a_rewind_it_goes_on_to_the_same_bits(kind, rewou
 
 def test_a_second_spike_goes_back_further_and_then_no_more(tmp_path, monkeypatch, capsys):
     # Batches 14 and 15 follow the first rewind, to after step 12; the next one is to after step 8.
-    outcome = run(tmp_path, monkeypatch, {13: 40.0, 15: 40.0, 20: 40.0}, rewinds=2, **WATCH)
+    outcome = run(tmp_path, monkeypatch, {13: 40.0, 15: 40.0, 20: 40.0}, max_rewinds=2, **WATCH)
     assert outcome.finished and outcome.metrics["final/rewinds"] == 2
     entries = json.loads((tmp_path / rewinds.FILE).read_text())
     assert [(entry["spike"], entry["after"]) for entry in entries] == [(14, 12), (14, 8)]
     assert entries[1]["skipped"] == 16 - 8
     said = capsys.readouterr().out
-    assert "guard.rewinds=2 are used up" in said
+    assert "guard.max_rewinds=2 are used up" in said
     values = losses(tmp_path)
     assert [step for step, loss in enumerate(values, start=1) if loss > 10] == [13]  # batch 20 after step 12
     assert saved(tmp_path) == [12, 16, 20]
 
 
 def test_before_any_checkpoint_it_goes_back_to_the_start(tmp_path, monkeypatch):
-    outcome = run(tmp_path, monkeypatch, {0: NAN, 1: NAN}, bad_steps=2, **WATCH)
-    assert outcome.finished and outcome.metrics["final/skipped_updates"] == 0
+    outcome = run(tmp_path, monkeypatch, {0: NAN, 1: NAN}, max_rejected=2, **WATCH)
+    assert outcome.finished and outcome.metrics["final/rejected_updates"] == 0
     assert json.loads((tmp_path / rewinds.FILE).read_text()) == [{"spike": 2, "after": 0, "skipped": 2}]
 
 
@@ -275,7 +275,7 @@ with distributed.join(shared_errors=(guard.Diverged,)):
     outcome = run({folder!r} + "/rewound", {factors!r}, **{watch!r})
     print("process", me, "ended with", outcome.metrics)
     try:
-        run({folder!r} + "/stopped", dict.fromkeys(range(5, 9), nan), bad_steps=3)
+        run({folder!r} + "/stopped", dict.fromkeys(range(5, 9), nan), max_rejected=3)
     except guard.Diverged as error:
         print("process", me, "diverged:", error)
 """
@@ -291,7 +291,7 @@ def test_two_processes_decide_alike_and_as_one_does(tmp_path, monkeypatch):
     assert [process.returncode for process in together] == [0, 0], said
     for process, text in enumerate(said):
         ended = [line for line in text.splitlines() if line.startswith(f"process {process} ended with")]
-        assert len(ended) == 1 and "'final/skipped_updates': 3.0, 'final/rewinds': 1.0" in ended[0]
+        assert len(ended) == 1 and "'final/rejected_updates': 3.0, 'final/rewinds': 1.0" in ended[0]
         assert f"process {process} diverged: the loss is nan" in text and "that of step 5:" in text
     assert saved(tmp_path / "stopped") == [4, 5]
     run(tmp_path / "alone", monkeypatch, factors, **WATCH)

@@ -67,17 +67,25 @@ def update(**options):
 
 def test_decay_applies_to_kernels_alone_and_the_expression_can_change_that():
     np.testing.assert_allclose(update(weight_decay=0.5), (-1.0, -1.5))
-    np.testing.assert_allclose(update(weight_decay=0.5, decay="text/.*"), (-1.5, -1.0))
+    np.testing.assert_allclose(update(weight_decay=0.5, weight_decay_pattern="text/.*"), (-1.5, -1.0))
 
 
 def test_the_first_rule_that_matches_counts():
     rules = (("text/ln", 0.5), ("text", 0.0), ("visual/.*/kernel", 2.0))
-    np.testing.assert_allclose(update(weight_decay=0.0, rules=rules), (-0.5, -2.0))
-    np.testing.assert_allclose(update(weight_decay=0.0, rules=(("text", 0.0),)), (0.0, -1.0))
+    np.testing.assert_allclose(update(weight_decay=0.0, learning_rate_multipliers=rules), (-0.5, -2.0))
+    np.testing.assert_allclose(update(weight_decay=0.0, learning_rate_multipliers=(("text", 0.0),)), (0.0, -1.0))
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"b1": 1.5}, {"eps": -1.0}, {"clip_norm": 0.0}, {"warmup_steps": -1}, {"average": 1.1}, {"decay": "("}]
+    "wrong",
+    [
+        {"b1": 1.5},
+        {"eps": -1.0},
+        {"clip_norm": 0.0},
+        {"warmup_steps": -1},
+        {"ema_decay": 1.1},
+        {"weight_decay_pattern": "("},
+    ],
 )
 def test_values_out_of_range_are_named(wrong):
     with pytest.raises(ConfigError, match=f"optimizer.{next(iter(wrong))}"):

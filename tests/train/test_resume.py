@@ -26,7 +26,7 @@ def config(tmp_path_factory):
 def arguments(config, workdir):
     return (
         "train", f"--config={config}", f"--workdir={workdir}", f"--config.steps={STEPS}",
-        "--config.checkpoint.every_steps=4", "--config.eval.every_steps=8", "--config.optimizer.average=0.9",
+        "--config.checkpoint.every_steps=4", "--config.eval.every_steps=8", "--config.optimizer.ema_decay=0.9",
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def with_updates(own, number):
     return dataclasses.replace(own, opt_state=opt_state)
 
 
-OPTIONS = {"optimizer__average": 0.9, "augment": (("lemda", {"weight": 0.5}),), "optimizer__warmup_steps": 3}
+OPTIONS = {"optimizer__ema_decay": 0.9, "augment": (("lemda", {"weight": 0.5}),), "optimizer__warmup_steps": 3}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,7 +85,7 @@ def assert_equal(a, b):
 
 def assert_changed(a, b):
     """Every part of the state, so that a part which never changes cannot pass for one that was kept."""
-    for part in ("params", "opt_state", "average", "augment"):
+    for part in ("params", "opt_state", "ema_params", "augment"):
         leaves = zip(jax.tree.leaves(getattr(a, part)), jax.tree.leaves(getattr(b, part)), strict=True)
         assert any(not np.array_equal(x, y) for x, y in leaves), part
 
@@ -94,19 +94,19 @@ def assert_changed(a, b):
 def test_a_bad_step_leaves_all_but_the_step_and_the_run_goes_on_as_if_it_had_not_been(name, request):
     step = request.getfixturevalue(name)
     good, metrics = step(step.start, 0)
-    assert (metrics["skipped_update"], metrics["skipped_updates"]) == (0, 0)
+    assert (metrics["rejected_update"], metrics["rejected_updates"]) == (0, 0)
     assert_changed(good, step.start)
     bad, metrics = step(good, 1, weight=np.nan)
     assert not np.isfinite(metrics["gradient_norm"])
-    assert (metrics["skipped_update"], metrics["skipped_updates"]) == (1, 1)
+    assert (metrics["rejected_update"], metrics["rejected_updates"]) == (1, 1)
     assert_equal(bad, at(good, 2))
     twice, metrics = step(bad, 2, weight=np.inf)
-    assert (metrics["skipped_update"], metrics["skipped_updates"]) == (1, 2)
+    assert (metrics["rejected_update"], metrics["rejected_updates"]) == (1, 2)
     assert_equal(twice, at(good, 3))
     after, metrics = step(twice, 3)
     want, reference = step(at(good, 3), 3)
     assert_equal(after, want)
-    assert (metrics["skipped_update"], metrics["skipped_updates"]) == (0, 2)
+    assert (metrics["rejected_update"], metrics["rejected_updates"]) == (0, 2)
     assert metrics == reference
     assert_changed(after, good)
 
@@ -127,7 +127,7 @@ def test_parameters_that_are_no_numbers_are_not_spread_to_the_moments(alone):
     params["text"]["proj"]["kernel"][0, 0] = np.nan
     state = dataclasses.replace(alone.start, params=params)
     after, metrics = alone(state, 0)
-    assert metrics["skipped_update"] == 1
+    assert metrics["rejected_update"] == 1
     assert_equal(after, at(state, 1))
 
 
@@ -136,7 +136,7 @@ def test_an_augmentation_whose_own_gradient_is_not_finite_stops_the_model_too(al
     after, metrics = alone(state, 0)
     assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])
     assert not np.isfinite(metrics["augment/lemda/gradient_norm"])
-    assert metrics["skipped_update"] == 1
+    assert metrics["rejected_update"] == 1
     assert_equal(after, at(state, 1))
 
 

@@ -39,7 +39,7 @@ def test_losses_and_parameters_are_the_same_on_every_mesh(objective, monkeypatch
             steps=20,
             objective={"name": objective},
             mesh={"data": data, "fsdp": fsdp, "tensor": tensor},
-            optimizer__average=0.9,
+            optimizer__ema_decay=0.9,
             **bias,
         )
         losses, state = curve(experiment, devices=jax.devices()[:devices], steps=20)
@@ -52,12 +52,12 @@ def test_losses_and_parameters_are_the_same_on_every_mesh(objective, monkeypatch
 
 
 def test_fsdp_really_splits_parameters_moments_and_averages():
-    experiment = tiny.experiment(mesh__data=1, mesh__fsdp=8, optimizer__average=0.9, model="scenes-tiny")
+    experiment = tiny.experiment(mesh__data=1, mesh__fsdp=8, optimizer__ema_decay=0.9, model="scenes-tiny")
     program, batches = assembled(experiment)
     batches.close()
     state = program.initialise()
     kernel = lambda tree: tree["visual"]["blocks"]["mlp"]["fc1"]["kernel"]  # noqa: E731
-    trees = [state.params, state.average]
+    trees = [state.params, state.ema_params]
     trees += [s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")]
     assert len(trees) == 3
     for tree in trees:
@@ -147,7 +147,9 @@ def test_views_of_further_modalities_are_rows_of_the_same_caption():
 
 
 def test_frozen_parameters_keep_their_bits_and_have_no_moments():
-    experiment = tiny.experiment(optimizer__rules=(("visual/", 0.0), ("text/blocks", 0.1)), mesh__data=1)
+    experiment = tiny.experiment(
+        optimizer__learning_rate_multipliers=(("visual/", 0.0), ("text/blocks", 0.1)), mesh__data=1
+    )
     program, batches = assembled(experiment, jax.devices()[:1])
     state = program.initialise()
     before = jax.device_get(state.params)
@@ -163,7 +165,7 @@ def test_frozen_parameters_keep_their_bits_and_have_no_moments():
 
 
 def test_moving_average_follows_its_recurrence():
-    experiment = tiny.experiment(optimizer__average=0.5, mesh__data=1)
+    experiment = tiny.experiment(optimizer__ema_decay=0.5, mesh__data=1)
     program, batches = assembled(experiment, jax.devices()[:1])
     state = program.initialise()
     average = jax.device_get(state.params)
@@ -173,7 +175,7 @@ def test_moving_average_follows_its_recurrence():
         decay = min(0.5, (1 + t) / (10 + t))
         average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, jax.device_get(state.params))
     batches.close()
-    for a, b in zip(jax.tree.leaves(average), jax.tree.leaves(state.average), strict=True):
+    for a, b in zip(jax.tree.leaves(average), jax.tree.leaves(state.ema_params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 

@@ -2,7 +2,7 @@
 
 NAME/VERSION/dataset_info.json, features.json          once a split is whole
 NAME/VERSION/NAME-train.array_record-00000-of-00008
-NAME/VERSION/skipped.jsonl                             {"split", "key", "reason", "detail"} of what was left out
+NAME/VERSION/unreadable.jsonl                             {"split", "key", "reason", "detail"} of what was left out
 NAME/VERSION/.prepare/train/plan.json                  what was asked for, and what follows from it
 NAME/VERSION/.prepare/train/00000.json                 a finished shard: counts, bytes, what was skipped
 """
@@ -24,7 +24,7 @@ from mmjax.data.preparing.packing import Schema, features
 from mmjax.data.storage import filesystem
 
 PLAN = "plan.json"
-SKIPPED = "skipped.jsonl"
+SKIPPED = "unreadable.jsonl"
 _OWN = ".prepare"
 _SUFFIX = "array_record"
 
@@ -140,7 +140,7 @@ class Folder:
         _write(self._own / f"{number:05d}.json", record)
 
     def publish(self) -> None:
-        """Writes TFDS's metadata and ``skipped.jsonl`` for all splits that are whole."""
+        """Writes TFDS's metadata and ``unreadable.jsonl`` for all splits that are whole."""
         whole = []
         for name, plan in [(self.split, self.plan()), *self.other_plans()]:
             if plan is not None:

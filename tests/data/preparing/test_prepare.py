@@ -90,7 +90,7 @@ def test_what_cannot_be_used_is_left_out_and_listed(tmp_path):
         "missing file": 2, "duplicate key": 1, "truncated image": 1, "empty image": 1, "no caption": 1,
     }  # fmt: skip
     assert summary.skipped_share == pytest.approx(6 / 11)
-    lines = [json.loads(line) for line in files(tmp_path)["skipped.jsonl"].decode().splitlines()]
+    lines = [json.loads(line) for line in files(tmp_path)["unreadable.jsonl"].decode().splitlines()]
     assert all(set(line) == {"split", "key", "reason", "detail"} for line in lines)
     assert {(line["key"], line["reason"]) for line in lines} == {
         ("birds/x.jpg", "duplicate key"), ("birds/000.jpg", "missing file"), ("birds/002.jpg", "no caption"),
@@ -241,7 +241,7 @@ def test_splits_are_added_one_by_one(tmp_path):
     written(Source(5, broken=(3,)), tmp_path, split="test", shards=1)
     splits = tfds.builder_from_directory(str(tmp_path / "birds/1.2.0")).info.splits
     assert {name: info.shard_lengths for name, info in splits.items()} == {"train": [2, 3], "test": [4]}
-    lines = [json.loads(line) for line in files(tmp_path)["skipped.jsonl"].decode().splitlines()]
+    lines = [json.loads(line) for line in files(tmp_path)["unreadable.jsonl"].decode().splitlines()]
     assert sorted((line["split"], line["key"]) for line in lines) == [
         ("test", "birds/003.jpg"), ("train", "birds/001.jpg"),
     ]  # fmt: skip
