@@ -2,6 +2,9 @@
 
 A quote that is never closed would make one field of all lines to the next quote. So a row that goes over several lines
 must be well formed; otherwise its first line alone is given up, and reading goes on at the next.
+
+Not pyarrow.csv: a quote that is never closed makes it swallow all rows up to the next quote,
+or lose them as one row, and splitting is 0.10 s of the 0.79 s that a table of 300,000 rows takes to open.
 """
 
 from __future__ import annotations

@@ -49,8 +49,9 @@ def sniff(path: str) -> Format:
     except OSError as error:
         raise ConfigError(f"path={path!r}: cannot be read ({error}); name files of records") from None
     if len(head) == _HEADER.size:
-        checksum = _HEADER.unpack(head)[1]
-        if _masked_crc(head[:8]) == checksum:
+        from tensorboardX.record_writer import masked_crc32c
+
+        if masked_crc32c(head[:8]) == _HEADER.unpack(head)[1]:
             return "tfrecord"
     return "array_record"
 
@@ -160,6 +161,8 @@ class TFRecords:
 
 def _frames(path: str) -> Iterator[tuple[int, int] | str]:
     """Offset and length of each record's payload; at last, where the file breaks off, a word on it."""
+    from tensorboardX.record_writer import masked_crc32c
+
     try:
         end = filesystem.size(path)
         file = filesystem.open_file(path)
@@ -176,7 +179,7 @@ def _frames(path: str) -> Iterator[tuple[int, int] | str]:
                 yield "the file ends within a record"
                 return
             length, checksum = _HEADER.unpack(header)
-            if _masked_crc(header[:8]) != checksum:
+            if masked_crc32c(header[:8]) != checksum:
                 if offset == 0:
                     raise ConfigError(f"path={path!r}: no TFRecord file (the first checksum is wrong); copy it again")
                 yield f"the checksum at byte {offset} is wrong"
@@ -212,24 +215,3 @@ def _line(error: Exception) -> str:
 
 def _base(path: str) -> str:
     return path.rpartition("/")[2]
-
-
-def _crc_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    return table
-
-
-_TABLE = _crc_table()
-
-
-def _masked_crc(data: bytes) -> int:
-    """CRC-32C as TFRecord stores it."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 255]
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + 0xA282EAD8) & 0xFFFFFFFF
