@@ -246,11 +246,11 @@ def _source(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> tu
         from mmjax.train import assemble, data_view
 
         return assemble.open_source(data, options.split), data_view.section(data, options.split)
-    from mmjax.data import opening
+    from mmjax.data.open_source import open_source
 
     section = flags.source(options, overrides)
     modalities = flags.words(options.modalities) or ("image",)
-    return opening.open_source(section, split=options.split, modalities=modalities, path="--source"), section
+    return open_source(section, split=options.split, modalities=modalities, path="--source"), section
 
 
 def _view(options: argparse.Namespace, overrides: list[tuple[str, str]], **sizes: int | None) -> Any:

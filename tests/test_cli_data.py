@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mmjax import cli
-from mmjax.data.opening import open_source
+from mmjax.data.open_source import open_source
 from support import command
 from support.archives import write_webdataset
 from support.pictures import encoded, photograph

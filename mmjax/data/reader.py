@@ -1,4 +1,4 @@
-"""One row's example: read, captioned, decoded, transformed, and replaced where it cannot be used."""
+"""One row's example: read, captioned, decoded and transformed; replaced by another if it is unreadable."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Literal, Protocol
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.data.chain import Chain
 from mmjax.data.sample import DataError, Example, Sample, Unreadable
+from mmjax.data.transform_chain import TransformChain
 
 Captions = Literal["random", "first"]
-Skipped = tuple[str, str, str]
-"""Key, reason and detail of an example that could not be used."""
+UnreadableEntry = tuple[str, str, str]
+"""Key, reason and detail of an unreadable example."""
 
-_STREAM = 2  # of random numbers
-_TRIES = 32  # examples drawn in the place of one that cannot be used
+_STREAM = 2  # of random numbers; the order has 0, the pipeline 1
+_ATTEMPTS = 32  # examples that are tried for one row
 
 
 class Source(Protocol):
@@ -30,15 +30,15 @@ class Source(Protocol):
 
 
 class Reader:
-    """From a place in the source to a sample with ``caption_rows`` captions and ``negative_rows`` false ones, or fewer.
+    """Makes samples with at most ``caption_rows`` captions and ``negative_rows`` hard negatives.
 
-    ``sample.fields["negatives"]`` are the false captions that were chosen.
+    ``sample.fields["negatives"]`` holds the false captions that were drawn.
     """
 
     def __init__(
         self,
         source: Source,
-        chain: Chain,
+        chain: TransformChain,
         *,
         seed: int,
         captions: Captions = "random",
@@ -53,14 +53,14 @@ class Reader:
         self._negative_rows = negative_rows
 
     def first(self) -> Sample:
-        """A sample of the first example that can be used, which settles the shapes of all."""
-        error: Unreadable | None = None
-        for place in range(min(_TRIES, len(self._source))):
+        """The sample of the first readable example, whose image shapes hold for all."""
+        last: Unreadable | None = None
+        for place in range(min(_ATTEMPTS, len(self._source))):
             try:
                 example = self._source[place]
-                sample = self._made(example, 0, [0.0] * (self._caption_rows + self._negative_rows))
-            except Unreadable as found:
-                error = found
+                sample = self._make(example, 0, [0.0] * (self._caption_rows + self._negative_rows))
+            except Unreadable as error:
+                last = error
                 continue
             if self._negative_rows and "negatives" not in example:
                 raise ConfigError(f"negatives_per_image={self._negative_rows}: the source supplies no negatives; use 0")
@@ -70,54 +70,65 @@ class Reader:
                     "encoded picture"
                 )
             return sample
-        raise ConfigError(f"none of the source's first examples can be used; the last one: {error}")
+        raise ConfigError(f"none of the source's first examples can be used; the last one: {last}")
 
-    def sample(self, number: int, place: int, draws: list[float], *, part: range) -> tuple[Sample, list[Skipped]]:
-        """The sample of the row of that ``number``, and what could not be used before one was found.
+    def sample(
+        self, number: int, place: int, draws: list[float], *, component: range
+    ) -> tuple[Sample, list[UnreadableEntry]]:
+        """Reads the row of that ``number``, and replaces unreadable examples.
 
-        In the place of a broken example comes another one of ``part``, by a draw that only the seed, the row and the
-        attempt decide; a neighbour might be as broken.
+        The substitute is drawn from ``component`` by the seed, the row and the attempt alone. It is not the neighbor,
+        which may be as broken.
+
+        Returns:
+          The sample, and the unreadable examples that were tried before it.
         """
-        skipped: list[Skipped] = []
-        for attempt in range(_TRIES):
+        unreadable: list[UnreadableEntry] = []
+        for attempt in range(_ATTEMPTS):
             key = f"example {place}"
             try:
                 example = self._source[place]
                 key = str(example.get("key", key))
-                return self._made(example, number, draws), skipped
+                return self._make(example, number, draws), unreadable
             except Unreadable as error:
-                skipped.append((error.key or key, error.reason, error.detail))
-            place = int(np.random.default_rng((self._seed, _STREAM, number, attempt)).integers(part.start, part.stop))
-        last = ": ".join(filter(None, skipped[-1]))
-        raise DataError(f"{_TRIES} examples drawn one after the other cannot be used; the last one: {last}")
+                unreadable.append((error.key or key, error.reason, error.detail))
+            generator = np.random.default_rng((self._seed, _STREAM, number, attempt))
+            place = int(generator.integers(component.start, component.stop))
+        last = ": ".join(filter(None, unreadable[-1]))
+        raise DataError(f"{_ATTEMPTS} examples drawn one after the other cannot be used; the last one: {last}")
 
-    def _made(self, example: Example, number: int, draws: list[float]) -> Sample:
-        sample = self._chain.captioned(example, number=number)
+    def _make(self, example: Example, number: int, draws: list[float]) -> Sample:
+        sample = self._chain.apply_caption_transforms(example, number=number)
         if self._captions == "first":
             sample.captions = sample.captions[: self._caption_rows]
         else:
-            sample.captions = different(sample.captions, draws[: self._caption_rows], sample.weights)
-        sample = self._chain.viewed(sample, example, number=number)
-        # Of a mixture, or a table, not every example has some; its rows are padding then.
-        false = [text for _, _, text in sample.fields.get("negatives", ())] if self._negative_rows else []
-        sample.fields = {"negatives": different(false, draws[self._caption_rows :])}
+            sample.captions = sample_without_replacement(sample.captions, draws[: self._caption_rows], sample.weights)
+        sample = self._chain.decode_and_transform(sample, example, number=number)
+        # Some examples of a mixture or a table have no negatives; their rows become padding.
+        negatives = [text for _, _, text in sample.fields.get("negatives", ())] if self._negative_rows else []
+        sample.fields = {"negatives": sample_without_replacement(negatives, draws[self._caption_rows :])}
         return sample
 
 
-def different(pool: Sequence[str], draws: list[float], weights: Sequence[float] | None = None) -> list[str]:
-    """As many members of ``pool`` as there are uniform ``draws`` in [0, 1), none twice; all where it has fewer.
+def sample_without_replacement(
+    pool: Sequence[str], draws: list[float], weights: Sequence[float] | None = None
+) -> list[str]:
+    """One member of ``pool`` for each draw, none twice; all members if the pool is smaller than that.
 
-    With ``weights``, each in turn by those of what is left; what weighs nothing is never chosen.
+    Args:
+      pool: what to choose from.
+      draws: uniform numbers in [0, 1).
+      weights: of the members; uniform if None. A member of weight 0 is never chosen.
     """
     left = list(pool)
     if weights is None:
         return [left.pop(int(draw * len(left))) for draw in draws[: len(left)]]
-    chosen, scale = [], list(weights)
+    chosen, weights_left = [], list(weights)
     for draw in draws:
-        if not sum(scale) > 0:
+        if not sum(weights_left) > 0:
             break
-        bounds = np.cumsum(scale) / sum(scale)
-        at = int(np.searchsorted(bounds[:-1], draw, side="right"))
-        chosen.append(left.pop(at))
-        scale.pop(at)
+        bounds = np.cumsum(weights_left) / sum(weights_left)
+        index = int(np.searchsorted(bounds[:-1], draw, side="right"))
+        chosen.append(left.pop(index))
+        weights_left.pop(index)
     return chosen

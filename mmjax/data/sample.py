@@ -98,7 +98,7 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rows:
+class BatchRows:
     """Rows of a global batch as arrays: n images with T texts each, captions first, hard negatives last.
 
     A transform reads these and gives new ones; the arrays are never written to.
@@ -114,16 +114,6 @@ class Rows:
     text_weight: np.ndarray  # f32[n, T, K]; 0 in all columns: a hard negative, or padding
     captions: int  # how many of the T texts are captions
 
-    def replace(self, **changes: Any) -> Rows:
+    def replace(self, **changes: Any) -> BatchRows:
         """These rows with some arrays exchanged."""
         return dataclasses.replace(self, **changes)
-
-
-class Frame(NamedTuple):
-    """How a tokenizer frames texts: ``BOS? body EOS pad*``; what id-level transforms need to keep it whole."""
-
-    bos_id: int | None
-    eos_id: int
-    pad_id: int
-    vocab_size: int
-    context_length: int

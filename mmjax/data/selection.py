@@ -94,7 +94,7 @@ class FilteredSource:
                 f"data.selection: the source's examples come in groups of {source.group}, which a selection would "
                 "split; take single ones"
             )
-        if getattr(source, "parts", ()):
+        if getattr(source, "components", ()):
             raise ConfigError("data.selection: the source is a mixture; give the selection to each of its sources")
         self.group = 1
         self.id_limit: int = getattr(source, "id_limit", len(source))

@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mmjax.core.config import ConfigError
+from mmjax.data.token_format import TokenFormat
 
 _PAD, _BOS, _EOS, _UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 _SETTINGS = "tokenizer_config.json"
@@ -53,6 +54,11 @@ class Tokenizer:
         backend.enable_padding(length=context_length, pad_id=self.pad_id, pad_token=pad)
         self._backend = backend
         self._take_text_literally()
+
+    @property
+    def format(self) -> TokenFormat:
+        """The special tokens and sizes, for transforms of tokens."""
+        return TokenFormat(self.bos_id, self.eos_id, self.pad_id, self.vocab_size, self.context_length)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Ids of ``texts``: i32[n, context_length]."""

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from mmjax.core.types import Batch
-from mmjax.data.chain import Chain
-from mmjax.data.sample import Frame, Rows
+from mmjax.data.sample import BatchRows
+from mmjax.data.token_format import TokenFormat
+from mmjax.data.transform_chain import TransformChain
 from mmjax.experiment import Experiment
 from mmjax.models.config import with_tokenizer
 
@@ -64,18 +65,18 @@ def sources_a_row(experiment: Experiment) -> int:
     """How many examples a row may be made of: the transforms of rows are tried on a blank one."""
     model, data = experiment.model, experiment.data
     length, texts = model.text_cfg.context_length, data.captions_per_image + data.negatives_per_image
-    frame = Frame(1, 2, 0, model.text_cfg.vocab_size or TRAINED_VOCABULARY, length)
-    chain = Chain(
+    token_format = TokenFormat(1, 2, 0, model.text_cfg.vocab_size or TRAINED_VOCABULARY, length)
+    chain = TransformChain(
         data.transforms,
         image_size=model.vision_cfg.image_size,
         modalities=data.modalities,
-        frame=frame,
+        token_format=token_format,
         seed=experiment.seed,
     )
-    tokens = np.full((1, texts, length), frame.pad_id, np.int32)
-    tokens[:, :, :2] = 1, frame.eos_id
+    tokens = np.full((1, texts, length), token_format.pad_id, np.int32)
+    tokens[:, :, :2] = 1, token_format.eos_id
     shapes = image_shapes(experiment)
-    blank = Rows(
+    blank = BatchRows(
         numbers=np.zeros(1, np.int64),
         partner=np.full(1, -1, np.int64),
         images={name: np.zeros((1, *shape), np.uint8) for name, shape in shapes.items()},
@@ -86,8 +87,8 @@ def sources_a_row(experiment: Experiment) -> int:
         text_weight=np.ones((1, texts, 1), np.float32),
         captions=data.captions_per_image,
     )
-    partners = chain.partners(batch_size=experiment.batch_size, group=1, share=range(experiment.batch_size))
-    return chain.combined(blank, partners=partners, start=0).image_ids.shape[1]
+    partners = chain.partners(batch_size=experiment.batch_size, group=1, host_rows=range(experiment.batch_size))
+    return chain.apply_batch_transforms(blank, partners=partners, start=0).image_ids.shape[1]
 
 
 def image_shapes(experiment: Experiment) -> dict[str, tuple[int, int, int]]:

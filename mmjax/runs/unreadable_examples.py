@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from mmjax.core.config import ConfigError
-from mmjax.data.reader import Skipped
+from mmjax.data.reader import UnreadableEntry
 from mmjax.data.sample import DataError
 from mmjax.parallel import collectives
 from mmjax.runs.jsonl import LineFile
@@ -69,14 +69,14 @@ class Skips:
         """How many rows a sum over all processes means, of which several may have read the same."""
         return total * self._shares // self._processes
 
-    def list(self, step: int, skipped: Iterable[Skipped]) -> None:
+    def list(self, step: int, skipped: Iterable[UnreadableEntry]) -> None:
         """Writes down those that are not listed yet."""
         for key, reason, detail in skipped:
             if key not in self._listed:
                 self._listed.add(key)
                 self._file.write(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}))
 
-    def count_batch(self, step: int, skipped: Sequence[Skipped], *, rows: int) -> None:
+    def count_batch(self, step: int, skipped: Sequence[UnreadableEntry], *, rows: int) -> None:
         """Takes what was skipped while a batch of ``rows`` was made; raises TooManyUnreadable where it has become so.
 
         Of several processes none knows that alone: they ``check`` the ``total`` now and then.
@@ -115,7 +115,7 @@ def summary(reasons: collections.Counter[str]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
 
 
-def check_index(source: Any, *, limit: float) -> list[Skipped]:
+def check_index(source: Any, *, limit: float) -> list[UnreadableEntry]:
     """What the source left out when it was opened; raises where that is too much to go on."""
     left_out = [(key, str(reason), detail) for key, reason, detail in getattr(source, "skipped", ())]
     total = len(left_out) + len(source)

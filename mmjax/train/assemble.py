@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.core.config import ConfigError, build
-from mmjax.data import autotune, opening, pipeline, tokenizer
-from mmjax.data.chain import Chain
-from mmjax.data.sample import Frame, Unreadable
+from mmjax.data import autotune, pipeline, tokenizer
+from mmjax.data.eval_view import EvalView, is_encoded
+from mmjax.data.open_source import open_source as open_section
+from mmjax.data.sample import Unreadable
 from mmjax.data.tokenizer import Tokenizer
-from mmjax.data.viewed import Viewed, is_encoded
+from mmjax.data.transform_chain import TransformChain
 from mmjax.experiment import DataConfig, Experiment
 from mmjax.models.config import with_tokenizer
 from mmjax.runs.folder import TOKENIZER_FOLDER
@@ -28,7 +29,7 @@ DECODED_CHANNELS = 3
 def open_source(data: DataConfig, split: str) -> Any:
     """The source of one split, with the options of ``data.train`` or ``data.evaluation``."""
     further = "train" if split == "train" else "evaluation"
-    return opening.open_source(
+    return open_section(
         data.source,
         split=split,
         modalities=data.modalities,
@@ -45,28 +46,30 @@ def open_view(experiment: Experiment, split: str) -> Any:
         size = experiment.model.vision_cfg.image_size
         if all(source[0][name].shape[:2] == (size, size) for name in experiment.data.modalities):
             return source
-    return Viewed(source, evaluation_chain(experiment))
+    return EvalView(source, evaluation_chain(experiment))
 
 
-def evaluation_chain(experiment: Experiment) -> Chain:
+def evaluation_chain(experiment: Experiment) -> TransformChain:
     """What evaluation does to a picture: the section ``data.preprocess``, or the model's own convention."""
     vision = experiment.model.vision_cfg
     section = dict(experiment.data.preprocess or {"name": "resize_crop", "mode": vision.image_resize})
     name = section.pop("name", "resize_crop")
     path = "data.preprocess"
-    chain = Chain(((name, section),), image_size=vision.image_size, modalities=experiment.data.modalities, path=path)
+    chain = TransformChain(
+        ((name, section),), image_size=vision.image_size, modalities=experiment.data.modalities, path=path
+    )
     if chain.geometry is None:
         raise ConfigError(f"{path}.name={name!r}: is no geometry; use 'resize_crop'")
     return chain
 
 
-def training_chain(experiment: Experiment, source: Any, tokens: Tokenizer) -> Chain:
+def training_chain(experiment: Experiment, source: Any, tokens: Tokenizer) -> TransformChain:
     """What training does to examples and rows; pictures are cropped at random where nothing else crops them."""
-    return Chain(
+    return TransformChain(
         _transforms(experiment.data, source),
         image_size=experiment.model.vision_cfg.image_size,
         modalities=experiment.data.modalities,
-        frame=Frame(tokens.bos_id, tokens.eos_id, tokens.pad_id, tokens.vocab_size, tokens.context_length),
+        token_format=tokens.format,
         seed=experiment.seed,
     )
 
@@ -76,13 +79,15 @@ def _transforms(data: DataConfig, source: Any) -> list[tuple[str, Any]]:
     entries = list(data.transforms)
     if _crops(entries) or not is_encoded(source):
         return entries
-    first = next((at for at, (name, _) in enumerate(entries) if Chain.stage_of(name) != "captions"), len(entries))
+    first = next(
+        (at for at, (name, _) in enumerate(entries) if TransformChain.stage_of(name) != "captions"), len(entries)
+    )
     return [*entries[:first], ("random_resized_crop", {}), *entries[first:]]
 
 
 def _crops(entries: Sequence[tuple[str, Any]]) -> bool:
     # Asked of the names: opening a transform may read large tables.
-    return any(Chain.stage_of(name) == "geometry" for name, _ in entries)
+    return any(TransformChain.stage_of(name) == "geometry" for name, _ in entries)
 
 
 def open_tokenizer(experiment: Experiment, source: Any, *, workdir: str | Path) -> Tokenizer:

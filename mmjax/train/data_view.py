@@ -6,8 +6,8 @@ import dataclasses
 import functools
 from typing import Any
 
-from mmjax.data.chain import Chain
 from mmjax.data.pipeline import Batches
+from mmjax.data.transform_chain import TransformChain
 from mmjax.experiment import DataConfig, Experiment
 from mmjax.train import assemble
 
@@ -36,20 +36,20 @@ class View:
         return assemble.rows(self._experiment, self.source, self.tokenizer)
 
     @functools.cached_property
-    def training(self) -> Chain:
+    def training(self) -> TransformChain:
         """All transforms."""
         return assemble.training_chain(self._experiment, self.source, self.tokenizer)
 
     @functools.cached_property
-    def geometry(self) -> Chain:
+    def geometry(self) -> TransformChain:
         """Those up to the crop."""
         data = self._experiment.data
-        cropping = tuple(entry for entry in data.transforms if Chain.stage_of(entry[0]) in _UNTIL_CROPPED)
+        cropping = tuple(entry for entry in data.transforms if TransformChain.stage_of(entry[0]) in _UNTIL_CROPPED)
         cropped = dataclasses.replace(self._experiment, data=dataclasses.replace(data, transforms=cropping))
         return assemble.training_chain(cropped, self.source, self.tokenizer)
 
     @functools.cached_property
-    def evaluation(self) -> Chain:
+    def evaluation(self) -> TransformChain:
         """What evaluation does."""
         return assemble.evaluation_chain(self._experiment)
 

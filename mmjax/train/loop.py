@@ -10,7 +10,7 @@ from pathlib import Path
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.checkpoints.orbax_errors import NotSaved
 from mmjax.core.config import ConfigError
-from mmjax.data.order import shares
+from mmjax.data.order import mixture_summary
 from mmjax.data.sample import DataError
 from mmjax.data.selection import FilteredSource
 from mmjax.experiment import Experiment
@@ -83,7 +83,7 @@ def train(
             ):
                 if isinstance(source, FilteredSource):
                     logger.info(source.describe())
-                for line in shares(source, rows=experiment.steps * experiment.batch_size):
+                for line in mixture_summary(source, rows=experiment.steps * experiment.batch_size):
                     logger.info(line)
                 run = Run(experiment, program, evaluation, checkpoints, progress, workdir, stop, profile, clock, ledger)
                 return run.train(rows, switched=switched, left_out=left_out)

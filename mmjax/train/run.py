@@ -18,7 +18,7 @@ from mmjax.checkpoints.manager import Checkpoints
 from mmjax.checkpoints.orbax_errors import NotSaved
 from mmjax.core.state import TrainState
 from mmjax.data.pipeline import Batches
-from mmjax.data.reader import Skipped
+from mmjax.data.reader import UnreadableEntry
 from mmjax.experiment import Experiment
 from mmjax.parallel import collectives
 from mmjax.parallel.preemption import StopRequest
@@ -82,7 +82,7 @@ class Run:
         self.compiled: jax.stages.Compiled | None = None
         self.profiler: Profiler | None = None
 
-    def train(self, rows: Batches, *, switched: Sequence[str], left_out: Sequence[Skipped]) -> Outcome:
+    def train(self, rows: Batches, *, switched: Sequence[str], left_out: Sequence[UnreadableEntry]) -> Outcome:
         """To the last step, or to where a signal stops it; ``switched`` and ``left_out`` are said and listed."""
         state = self._start(switched)
         step = int(jax.device_get(state.step))
@@ -246,7 +246,7 @@ class Run:
         """The next batch's arrays, with what was skipped to make it counted; the step of ``beside`` runs meanwhile."""
         with self.clock.during("data", hidden=lambda: not all(value.is_ready() for value in (beside or {}).values())):
             arrays = next(coming)
-        self.skips.count_batch(step + 1, arrays.pop("skipped"), rows=len(arrays["image_ids"]))
+        self.skips.count_batch(step + 1, arrays.pop("unreadable"), rows=len(arrays["image_ids"]))
         return arrays
 
     def _housekeeping(self, state: TrainState, step: int, meter: Meter) -> None:

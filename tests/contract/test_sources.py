@@ -8,13 +8,13 @@ import pytest
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
 from mmjax.data import pictures, tokenizer
-from mmjax.data.chain import Chain
-from mmjax.data.opening import open_source
+from mmjax.data.open_source import open_source
 from mmjax.data.pipeline import Batches
 from mmjax.data.preparing.prepare import prepare
 from mmjax.data.preparing.prepared import Folder
 from mmjax.data.preparing.reencoding import Reencoding
-from mmjax.data.sample import Frame, Unreadable
+from mmjax.data.sample import Unreadable
+from mmjax.data.transform_chain import TransformChain
 from support import formats
 
 NAMES = plugins.names("mmjax.data.sources")
@@ -84,13 +84,12 @@ def test_the_same_pictures_and_captions_come_out_of_every_format(name, sections)
 def batches(name, sections, **options):
     source = opened(name, sections)
     words = tokenizer.load("word", context_length=12, captions=["number the of a few , 0 1 2 3 4 5 6 7 8 9"])
-    frame = Frame(words.bos_id, words.eos_id, words.pad_id, words.vocab_size, words.context_length)
-    chain = Chain(TRANSFORMS, image_size=16, modalities=source.modalities, frame=frame, seed=1)
+    chain = TransformChain(TRANSFORMS, image_size=16, modalities=source.modalities, token_format=words.format, seed=1)
     return Batches(source, words, batch_size=8, seed=1, chain=chain, **options)
 
 
 def arrays(batch):
-    return [*batch["images"].values(), *(batch[k] for k in sorted(batch) if k not in ("images", "skipped"))]
+    return [*batch["images"].values(), *(batch[k] for k in sorted(batch) if k not in ("images", "unreadable"))]
 
 
 def assert_same(a, b):

@@ -10,12 +10,14 @@ import pytest
 
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
-from mmjax.data.chain import Chain
-from mmjax.data.sample import Crop, Frame, Rows, Sample
+from mmjax.data.sample import BatchRows, Crop, Sample
+from mmjax.data.token_format import TokenFormat
+from mmjax.data.transform_chain import TransformChain
 from mmjax.data.transforms.base import STAGES
 
 FOLDER = "mmjax.data.transforms"
-GIVEN = {"image_size": 12, "modalities": ("image", "depth"), "frame": Frame(1, 2, 0, 50, 9)}
+MODALITIES = ("image", "depth")
+INJECTED = {"image_size": 12, "data_modalities": MODALITIES, "token_format": TokenFormat(1, 2, 0, 50, 9)}
 NAMES = plugins.names(FOLDER)
 FILES = {
     "rewrites": lambda folder: {"paths": (written(folder / "r.jsonl", [{"key": "7", "caption": "a red thing"}]),)},
@@ -39,12 +41,12 @@ def cls(name):
 def made(name, folder):
     options = FILES[name](folder) if name in FILES else {}
     known = inspect.signature(cls(name).__init__).parameters
-    return cls(name)(**options, **{k: v for k, v in GIVEN.items() if k in known})
+    return cls(name)(**options, **{k: v for k, v in INJECTED.items() if k in known})
 
 
 def sample(*, frozen=True):
     rng = np.random.default_rng(5)
-    images = {m: rng.integers(0, 256, (12, 12, 3), np.uint8) for m in GIVEN["modalities"]}
+    images = {m: rng.integers(0, 256, (12, 12, 3), np.uint8) for m in MODALITIES}
     for image in images.values():
         image.setflags(write=not frozen)
     crop = Crop(0, 0, 24, 24, (12, 12), (12, 12))
@@ -66,14 +68,14 @@ def rows(count=6, *, partner=True):
     weight[:, 1] = 0  # a caption and a hard negative each
     arrays = {
         "numbers": np.arange(count), "partner": np.full(count, -1), "images": {
-            m: rng.integers(0, 256, (count, 12, 12, 3), np.uint8) for m in GIVEN["modalities"]
+            m: rng.integers(0, 256, (count, 12, 12, 3), np.uint8) for m in MODALITIES
         },
         "image_ids": ids[:, None], "image_weight": np.ones((count, 1), np.float32), "tokens": tokens,
         "text_ids": np.repeat(ids[:, None, None], 2, 1), "text_weight": weight, "captions": 1,
     }  # fmt: skip
     if partner:
         arrays["partner"][0], arrays["partner"][2] = 1, 3
-    result = Rows(**arrays)
+    result = BatchRows(**arrays)
     for value in leaves(result):
         value.setflags(write=False)
     return result
@@ -116,7 +118,7 @@ def test_it_is_documented_and_every_option_has_a_default_and_is_named(name):
     target = cls(name)
     assert target.stage in STAGES and target.__doc__
     for option, parameter in inspect.signature(target.__init__).parameters.items():
-        if option in ("self", *GIVEN):
+        if option in ("self", *INJECTED):
             continue
         assert parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty, option
         assert f"``{option}``" in target.__doc__ or f"{option}:" in target.__doc__, option
@@ -166,12 +168,12 @@ def test_shapes_kinds_and_frames_stay(name, tmp_path):
 def test_partners_are_rows_of_the_batch_and_the_same_from_every_share(name, tmp_path):
     transform = made(name, tmp_path)
     for batch_size, group in ((16, 1), (16, 2), (24, 3), (2, 1)):
-        whole = transform.partners(batch_size=batch_size, group=group, share=range(batch_size))
+        whole = transform.partners(batch_size=batch_size, group=group, host_rows=range(batch_size))
         assert all(0 <= row < batch_size and 0 <= other < batch_size and row != other for row, other in whole.items())
         assert all(row % group == other % group for row, other in whole.items())
         half = batch_size // 2
         parts = [
-            transform.partners(batch_size=batch_size, group=group, share=s)
+            transform.partners(batch_size=batch_size, group=group, host_rows=s)
             for s in (range(half), range(half, batch_size))
         ]
         assert parts[0] | parts[1] == whole and not parts[0].keys() & parts[1].keys()
@@ -179,6 +181,8 @@ def test_partners_are_rows_of_the_batch_and_the_same_from_every_share(name, tmp_
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_option_that_it_does_not_have_is_an_error_that_names_the_transform(name):
-    options = [o for o in inspect.signature(cls(name).__init__).parameters if o not in ("self", *GIVEN)]
+    options = [o for o in inspect.signature(cls(name).__init__).parameters if o not in ("self", *INJECTED)]
     with pytest.raises(ConfigError, match=rf"data\.transforms\.{name}\.nosuch.*{options[0] if options else 'known'}"):
-        Chain(((name, {"nosuch": 1}),), **GIVEN)
+        TransformChain(
+            ((name, {"nosuch": 1}),), image_size=12, modalities=MODALITIES, token_format=INJECTED["token_format"]
+        )

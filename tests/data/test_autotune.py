@@ -108,9 +108,9 @@ def test_a_slow_stream_is_measured_by_one_batch():
 
 
 def test_nothing_is_left_behind_of_real_batches():
-    from mmjax.data.chain import Chain
+    from mmjax.data.transform_chain import TransformChain
 
-    chain = Chain((("resize_crop", {}),), image_size=16, modalities=("image",))
+    chain = TransformChain((("resize_crop", {}),), image_size=16, modalities=("image",))
     batches = Batches(Source(32), lambda texts: np.zeros((len(texts), 4), np.int32), batch_size=8, seed=0, chain=chain)
     before = set(threading.enumerate())
     workers, threads = autotune.tune(batches, cores=1, seconds=0.05, note=lambda text: None)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mmjax.data import pictures
-from mmjax.data.chain import Chain
 from mmjax.data.pipeline import Batches
 from mmjax.data.sample import REASONS, Unreadable
 from mmjax.data.sources.webdataset import Source
+from mmjax.data.transform_chain import TransformChain
 from support.pictures import encoded, photograph
 
 BATCH = 50
@@ -72,7 +72,7 @@ def test_every_input_is_used_or_counted(tmp_path, monkeypatch, count):
             pictures.decode(example["image"])
         except Unreadable as error:
             unusable[place] = error.reason
-    chain = Chain((("random_resized_crop", {}),), image_size=16, modalities=("image",))
+    chain = TransformChain((("random_resized_crop", {}),), image_size=16, modalities=("image",))
 
     def tokens(texts):
         return np.array([[len(text)] for text in texts], np.int32)
@@ -88,8 +88,8 @@ def test_every_input_is_used_or_counted(tmp_path, monkeypatch, count):
         same = batch["image_ids"][:, 0] == expected
         for place, is_same in zip(expected.tolist(), same.tolist(), strict=True):
             assert is_same == (place not in unusable), (place, unusable.get(place))
-        skipped.update(key for key, _, _ in batch["skipped"])
-        assert {reason for _, reason, _ in batch["skipped"]} <= set(REASONS)
+        skipped.update(key for key, _, _ in batch["unreadable"])
+        assert {reason for _, reason, _ in batch["unreadable"]} <= set(REASONS)
     stream.close()
     lost = [place for place in unusable if place < whole]
     assert sum(skipped.values()) >= len(lost)  # in a damaged one's place may come a damaged one

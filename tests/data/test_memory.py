@@ -15,7 +15,7 @@ PROGRAM = textwrap.dedent(
     """
     import json, sys
     import numpy as np
-    from mmjax.data.chain import Chain
+    from mmjax.data.transform_chain import Chain
     from mmjax.data.pipeline import Batches
     from mmjax.data.sources.webdataset import Source
 

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from mmjax.core.config import ConfigError
 from mmjax.data import order
-from mmjax.data.order import Order, Part, floor_sum, shares
+from mmjax.data.order import Component, Order, floor_sum, mixture_summary
 
 
-def parts(*sizes, weights=None):
+def components(*sizes, weights=None):
     weights = weights or sizes
-    return [Part(f"part {i}", size, float(w)) for i, (size, w) in enumerate(zip(sizes, weights, strict=True))]
+    return [Component(f"part {i}", size, float(w)) for i, (size, w) in enumerate(zip(sizes, weights, strict=True))]
 
 
 def part_of(places, sizes):
@@ -33,7 +33,7 @@ def test_floor_sum_is_the_sum(n, m, a, b):
 )
 def test_at_any_time_each_part_has_had_its_share(sizes_weights, seed, far):
     sizes, weights = zip(*sizes_weights, strict=True)
-    made = Order(parts(*sizes, weights=weights), batch_size=8, seed=seed)
+    made = Order(components(*sizes, weights=weights), batch_size=8, seed=seed)
     expected = np.array(weights) / sum(weights)
     for start in (0, far * 8):
         drawn = part_of(made.places(start, start + 400), sizes)
@@ -43,18 +43,18 @@ def test_at_any_time_each_part_has_had_its_share(sizes_weights, seed, far):
 
 
 def test_parts_are_drawn_exactly_in_proportion_over_a_million_rows():
-    made = Order(parts(7, 5, 9, weights=(0.7, 0.2, 0.1)), batch_size=10, seed=4)
-    assert [made._count(10**6, part) for part in range(3)] == pytest.approx([700_000, 200_000, 100_000], abs=4)
+    made = Order(components(7, 5, 9, weights=(0.7, 0.2, 0.1)), batch_size=10, seed=4)
+    assert [made._count(10**6, c) for c in range(3)] == pytest.approx([700_000, 200_000, 100_000], abs=4)
 
 
 @pytest.mark.parametrize("arrangement", ["shuffled", "stored"])
 def test_each_part_gives_every_example_once_an_epoch_of_its_own(arrangement):
     sizes = (12, 30)
-    made = Order(parts(*sizes, weights=(2, 1)), batch_size=6, seed=1, group=2, arrangement=arrangement)
+    made = Order(components(*sizes, weights=(2, 1)), batch_size=6, seed=1, group=2, arrangement=arrangement)
     places = np.array(made.places(0, 720))
     drawn = part_of(places, sizes)
-    for part, (size, first) in enumerate(zip(sizes, (0, 12), strict=True)):
-        mine = places[drawn == part] - first
+    for c, (size, first) in enumerate(zip(sizes, (0, 12), strict=True)):
+        mine = places[drawn == c] - first
         epochs = [mine[i : i + size] for i in range(0, len(mine) - size, size)]
         assert len(epochs) > 3
         assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
@@ -67,8 +67,8 @@ def test_each_part_gives_every_example_once_an_epoch_of_its_own(arrangement):
 @given(st.integers(0, 300), st.integers(1, 60), st.sampled_from([1, 2, 3]), st.booleans())
 def test_any_range_of_rows_is_a_piece_of_the_whole(start, length, group, by_batch):
     made = Order(
-        parts(6 * group, 9 * group, 4 * group, weights=(1, 2, 5)), batch_size=6, seed=2, group=group,
-        one_part_a_batch=by_batch,
+        components(6 * group, 9 * group, 4 * group, weights=(1, 2, 5)), batch_size=6, seed=2, group=group,
+        one_component_per_batch=by_batch,
     )  # fmt: skip
     whole = made.places(0, 400)
     assert made.places(start, min(start + length, 400)) == whole[start : min(start + length, 400)]
@@ -76,7 +76,7 @@ def test_any_range_of_rows_is_a_piece_of_the_whole(start, length, group, by_batc
 
 def test_a_batch_of_one_part_and_batches_in_proportion():
     sizes = (40, 10, 30)
-    made = Order(parts(*sizes, weights=(1, 1, 2)), batch_size=5, seed=3, one_part_a_batch=True)
+    made = Order(components(*sizes, weights=(1, 1, 2)), batch_size=5, seed=3, one_component_per_batch=True)
     drawn = [part_of(made.places(5 * b, 5 * b + 5), sizes) for b in range(400)]
     assert all(len(set(batch.tolist())) == 1 for batch in drawn)
     counts = np.bincount([batch[0] for batch in drawn])
@@ -92,8 +92,8 @@ def test_distinct_batches_hold_nothing_twice_across_the_end_of_an_epoch(monkeypa
     order._swaps.cache_clear()
     if not table:
         monkeypatch.setattr(order, "_LARGEST_TABLE", 0)
-    plain = Order(parts(size), batch_size=batch, seed=5)
-    made = Order(parts(size), batch_size=batch, seed=5, distinct=True)
+    plain = Order(components(size), batch_size=batch, seed=5)
+    made = Order(components(size), batch_size=batch, seed=5, distinct=True)
     rows = made.places(0, 40 * size)
     # Whatever batches begin with: no window of that length has one twice.
     assert all(len(set(rows[at : at + batch])) == batch for at in range(len(rows) - batch))
@@ -106,21 +106,21 @@ def test_distinct_batches_hold_nothing_twice_across_the_end_of_an_epoch(monkeypa
 
 def test_distinct_needs_three_batches_of_examples():
     with pytest.raises(ConfigError, match=r"part 0 has 23 examples.*batches of 8 need 24"):
-        Order(parts(23), batch_size=8, seed=0, distinct=True)
-    Order(parts(24), batch_size=8, seed=0, distinct=True)
+        Order(components(23), batch_size=8, seed=0, distinct=True)
+    Order(components(24), batch_size=8, seed=0, distinct=True)
 
 
 def test_the_part_of_a_place():
-    made = Order(parts(4, 6), batch_size=2, seed=0)
-    assert [made.part(place) for place in (0, 3, 4, 9)] == [range(4), range(4), range(4, 10), range(4, 10)]
+    made = Order(components(4, 6), batch_size=2, seed=0)
+    assert [made.component_range(place) for place in (0, 3, 4, 9)] == [range(4), range(4), range(4, 10), range(4, 10)]
 
 
 def test_the_shares_in_words():
     class Mixed:
-        parts = (Part("web", 1000, 3.0), Part("coco", 50, 1.0))
+        components = (Component("web", 1000, 3.0), Component("coco", 50, 1.0))
 
-    assert shares(Mixed(), rows=2000) == [
+    assert mixture_summary(Mixed(), rows=2000) == [
         "web          1,000 examples   75.0% of the rows  1.5 epochs",
         "coco            50 examples   25.0% of the rows  10 epochs",
     ]
-    assert shares(object(), rows=2000) == []
+    assert mixture_summary(object(), rows=2000) == []

@@ -63,13 +63,13 @@ def assert_equal(a, b):
 
 
 def flat(batch):
-    return [*batch["images"].values(), *(batch[k] for k in batch if k not in ("images", "skipped"))]
+    return [*batch["images"].values(), *(batch[k] for k in batch if k not in ("images", "unreadable"))]
 
 
 def joined(batches):
     """What a sharded array made of the processes' rows holds."""
-    out = {k: np.concatenate([b[k] for b in batches]) for k in batches[0] if k not in ("images", "skipped")}
-    out["skipped"] = [entry for b in batches for entry in b["skipped"]]
+    out = {k: np.concatenate([b[k] for b in batches]) for k in batches[0] if k not in ("images", "unreadable")}
+    out["unreadable"] = [entry for b in batches for entry in b["unreadable"]]
     names = batches[0]["images"]
     return out | {"images": {m: np.concatenate([b["images"][m] for b in batches]) for m in names}}
 
@@ -84,8 +84,8 @@ class TestShape:
         for name, rows, dtype in [("image_ids", 4, np.int32), ("image_weight", 4, np.float32),
                                   ("text_ids", 12, np.int32), ("text_weight", 12, np.float32)]:  # fmt: skip
             assert batch[name].shape == (rows, 1) and batch[name].dtype == dtype
-        assert set(batch) == {"images", "tokens", "image_ids", "image_weight", "text_ids", "text_weight", "skipped"}
-        assert batch["skipped"] == []
+        assert set(batch) == {"images", "tokens", "image_ids", "image_weight", "text_ids", "text_weight", "unreadable"}
+        assert batch["unreadable"] == []
 
     def test_pixels_texts_and_ids_of_a_row_belong_together(self):
         batches = make(Source(300, negatives=[2]), 50, captions_per_image=2, negatives_per_image=2)
@@ -279,7 +279,7 @@ WORKERS = textwrap.dedent(
             for step in range(3, 8):
                 got, expected = next(stream), batches[step]
                 np.testing.assert_array_equal(got["images"].pop("image"), expected["images"].pop("image"))
-                for name in expected.keys() - {"images", "skipped"}:
+                for name in expected.keys() - {"images", "unreadable"}:
                     np.testing.assert_array_equal(got[name], expected[name])
                 print("equal")
     """
@@ -308,7 +308,7 @@ class TestTokens:
         for step in range(5):
             np.testing.assert_array_equal(few[step]["tokens"][:, 0], few[step]["image_ids"][:, 0])
             assert_equal(few[step], all_[step])
-        assert len(few._tokens._known) <= 3 + 7
+        assert len(few._tokenize._known) <= 3 + 7
 
     def test_a_caller_may_write_into_its_batch(self):
         batches = make(Source(20), 7)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.data.chain import Chain
 from mmjax.data.pipeline import Batches
-from mmjax.data.reader import Reader, different
+from mmjax.data.reader import Reader, sample_without_replacement
 from mmjax.data.sample import DataError, Unreadable
+from mmjax.data.transform_chain import TransformChain
 
 
 class Source:
@@ -15,10 +15,10 @@ class Source:
 
     group, modalities = 1, ("image",)
 
-    def __init__(self, size=40, *, missing=(), garbage=(), silent=(), parts=None):
+    def __init__(self, size=40, *, missing=(), garbage=(), silent=(), components=None):
         self.size, self.missing, self.garbage, self.silent = size, set(missing), set(garbage), set(silent)
-        if parts:
-            self.parts = parts
+        if components:
+            self.components = components
 
     def __len__(self):
         return self.size
@@ -52,8 +52,8 @@ def test_in_the_place_of_each_broken_example_comes_another_and_it_is_told_of():
         np.testing.assert_array_equal(ids[~bad], expected[~bad])
         np.testing.assert_array_equal(b["images"]["image"][:, 0, 0, 0], ids)  # its own picture and text
         np.testing.assert_array_equal(b["tokens"][:, 0], ids)
-        assert len(b["skipped"]) >= bad.sum()
-        for key, reason, _ in b["skipped"]:
+        assert len(b["unreadable"]) >= bad.sum()
+        for key, reason, _ in b["unreadable"]:
             assert broken[int(key.removesuffix(".jpg"))] == reason
             seen[reason] += 1
     assert set(seen) == set(broken.values())
@@ -69,19 +69,19 @@ def test_substitutes_depend_on_neither_threads_nor_processes_nor_where_one_start
         parts = [half[step] for half in halves]
         for name in ("image_ids", "tokens"):
             np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), expected[name])
-        assert [e for part in parts for e in part["skipped"]] == expected["skipped"] != []
+        assert [e for part in parts for e in part["unreadable"]] == expected["unreadable"] != []
         got = next(with_threads)
         np.testing.assert_array_equal(got["image_ids"], expected["image_ids"])
-        assert list(map(tuple, got["skipped"])) == expected["skipped"]
+        assert list(map(tuple, got["unreadable"])) == expected["unreadable"]
     with_threads.close()
 
 
 def test_a_substitute_comes_from_the_same_part_of_a_mixture():
-    from mmjax.data.order import Part
+    from mmjax.data.order import Component
 
-    parts = (Part("a", 30, 1.0), Part("b", 10, 1.0))
-    made = batches(Source(missing=range(30, 36), parts=parts))
-    whole = batches(Source(parts=parts))
+    components = (Component("a", 30, 1.0), Component("b", 10, 1.0))
+    made = batches(Source(missing=range(30, 36), components=components))
+    whole = batches(Source(components=components))
     for step in range(20):
         a, b = (m[step]["image_ids"][:, 0] >= 30 for m in (whole, made))
         np.testing.assert_array_equal(a, b)
@@ -105,8 +105,8 @@ def test_a_substitute_is_drawn_without_listing_the_places_of_a_huge_part():
                 raise Unreadable("missing file", key="7")
             return {"id": 1, "image": np.zeros((4, 4, 3), np.uint8), "captions": ["1 1"]}
 
-    reader = Reader(Huge(), Chain((), image_size=4, modalities=("image",)), seed=0)
-    sample, skipped = reader.sample(3, 7, [0.5], part=range(10**13))  # as an array of places: 80 TB
+    reader = Reader(Huge(), TransformChain((), image_size=4, modalities=("image",)), seed=0)
+    sample, skipped = reader.sample(3, 7, [0.5], component=range(10**13))  # as an array of places: 80 TB
     assert sample.id == 1 and skipped == [("7", "missing file", "")]
 
 
@@ -146,16 +146,16 @@ def test_an_error_that_is_not_the_datas_is_not_hidden():
 def test_captions_are_drawn_by_their_weights():
     rng = np.random.default_rng(0)
     weights = [1.0, 0.0, 3.0]
-    counts = collections.Counter(different("abc", [u], weights)[0] for u in rng.random(20_000))
+    counts = collections.Counter(sample_without_replacement("abc", [u], weights)[0] for u in rng.random(20_000))
     assert set(counts) == {"a", "c"} and abs(counts["c"] / 20_000 - 0.75) < 0.012
-    both = [tuple(different("abc", list(u), weights)) for u in rng.random((2000, 2))]
+    both = [tuple(sample_without_replacement("abc", list(u), weights)) for u in rng.random((2000, 2))]
     assert set(both) == {("a", "c"), ("c", "a")}
-    assert different("abc", [0.5, 0.5, 0.5], weights) in (["a", "c"], ["c", "a"])
-    assert different("ab", [0.999999999], [1.0, 1e-30]) == ["a"]
-    assert different("ab", [0.0, 0.0], [0.0, 1.0]) == ["b"]
+    assert sample_without_replacement("abc", [0.5, 0.5, 0.5], weights) in (["a", "c"], ["c", "a"])
+    assert sample_without_replacement("ab", [0.999999999], [1.0, 1e-30]) == ["a"]
+    assert sample_without_replacement("ab", [0.0, 0.0], [0.0, 1.0]) == ["b"]
 
 
 def test_negatives_are_asked_of_a_source_that_has_none():
-    chain = Chain((), image_size=4, modalities=("image",))
+    chain = TransformChain((), image_size=4, modalities=("image",))
     with pytest.raises(ConfigError, match="negatives_per_image=1"):
         Reader(Source(), chain, seed=0, negative_rows=1).first()

@@ -101,13 +101,13 @@ def peers(folder, *, count, cores):
 def ours(folder, *, count, cores):
     """mmjax's random crops in shuffled order, tokenised, as training reads them."""
     from mmjax.data import tokenizer
-    from mmjax.data.chain import Chain
     from mmjax.data.pipeline import Batches
     from mmjax.data.sources.webdataset import Source
+    from mmjax.data.transform_chain import TransformChain
 
     source = Source("train", path=str(folder / f"{{00000..{SHARDS - 1:05d}}}.tar"))
     words = tokenizer.load("word", context_length=32, captions=(source[i]["captions"][0] for i in range(100)))
-    chain = Chain((("random_resized_crop", {}),), image_size=VIEW, modalities=("image",))
+    chain = TransformChain((("random_resized_crop", {}),), image_size=VIEW, modalities=("image",))
     batches = Batches(source, words, batch_size=BATCH, seed=0, chain=chain)
     stream = batches.stream(threads=cores, prefetch=2)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmjax.data.sample import Rows, Sample
+from mmjax.data.sample import BatchRows, Sample
 from support.pictures import photograph
 
 
@@ -17,7 +17,7 @@ def sample(*, captions=("a red dot",), modalities=("image",), size=(20, 30), **f
     return Sample(id=3, key="k", captions=list(captions), images=images, fields=fields)
 
 
-def rows(count: int, *, partner=None, modalities=("image",), size=(8, 10)) -> Rows:
+def rows(count: int, *, partner=None, modalities=("image",), size=(8, 10)) -> BatchRows:
     """Read-only rows of one caption each, numbered from 0, of unlike brightness and contrast."""
     random = np.random.default_rng(count)
     images = {}
@@ -28,7 +28,7 @@ def rows(count: int, *, partner=None, modalities=("image",), size=(8, 10)) -> Ro
         )
         images[name].setflags(write=False)
     ids = np.arange(count, dtype=np.int32)[:, None]
-    return Rows(
+    return BatchRows(
         numbers=np.arange(count),
         partner=np.full(count, -1) if partner is None else np.asarray(partner),
         images=images,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax.data.order import Part
+from mmjax.data.order import Component
 from mmjax.data.preparing.packing import Schema, schema_of
 from mmjax.data.preparing.progress import Counter, amount
 from mmjax.data.preparing.reencoding import check, format_of
@@ -73,10 +73,12 @@ def survey(source: Source, *, tokenizer: Tokenizer, numbers: Sequence[int], thre
         "captions": captions.facts(),
         "broken": {"when opened": at_opening.facts(), "when read": broken.facts()},
     }
-    parts: Sequence[Part] = getattr(source, "parts", ())
-    if parts:
-        total = sum(part.weight for part in parts)
-        facts["parts"] = [{"name": part.name, "examples": part.size, "share": part.weight / total} for part in parts]
+    components: Sequence[Component] = getattr(source, "components", ())
+    if components:
+        total = sum(component.weight for component in components)
+        facts["components"] = [
+            {"name": name, "examples": size, "fraction": weight / total} for name, size, weight in components
+        ]
     return facts
 
 
@@ -103,8 +105,10 @@ def text(facts: dict[str, Any]) -> str:
         )
     for name, fact in facts["fields"].items():
         lines.append(f"{name}: {fact}")
-    for part in facts.get("parts", ()):
-        lines.append(f"{part['name']}: {part['examples']:,} examples, {part['share']:.1%} of the rows")
+    for component in facts.get("components", ()):
+        lines.append(
+            f"{component['name']}: {component['examples']:,} examples, {component['fraction']:.1%} of the rows"
+        )
     for when, reasons in facts["broken"].items():
         for reason, entry in reasons.items():
             examples = ", ".join(entry["keys"]) + (", …" if entry["count"] > len(entry["keys"]) else "")

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.autotune import rate
-from mmjax.data.chain import Chain
 from mmjax.data.pipeline import Batches
 from mmjax.data.preparing.progress import amount
 from mmjax.data.reader import Source
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.data.transform_chain import TransformChain
 
 PARTS = ("read", "decode and crop", "transforms", "tokenise", "assemble")
 _CHUNK = 16  # examples that a thread takes at a time
@@ -30,9 +30,9 @@ def measure(
     source: Source,
     batches: Batches,
     *,
-    evaluation: Chain,
-    training: Chain,
-    geometry: Chain,
+    evaluation: TransformChain,
+    training: TransformChain,
+    geometry: TransformChain,
     tokenizer: Tokenizer,
     batch_size: int,
     workers: int,
@@ -179,15 +179,15 @@ def _examples(
     return done / (now - start)
 
 
-def _view(chain: Chain, example: Example, number: int) -> None:
-    chain.viewed(chain.captioned(example, number=number), example, number=number)
+def _view(chain: TransformChain, example: Example, number: int) -> None:
+    chain.decode_and_transform(chain.apply_caption_transforms(example, number=number), example, number=number)
 
 
 def _shares(
     source: Source,
     batches: Batches,
-    training: Chain,
-    geometry: Chain,
+    training: TransformChain,
+    geometry: TransformChain,
     tokenizer: Tokenizer,
     batch_size: int,
     order: _Order,

@@ -10,11 +10,13 @@ from mmjax.core.config import ConfigError
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow's mode L
 
 
-def checked(of: tuple[str, ...], modalities: tuple[str, ...]) -> tuple[str, ...]:
-    """``of``, if it names some of ``modalities``, each once."""
-    if not of or len(set(of)) != len(of) or not set(of) <= set(modalities):
-        raise ConfigError(f"of={tuple(of)}: name one or more of {', '.join(modalities)}, each once")
-    return tuple(of)
+def check_modalities(modalities: tuple[str, ...], data_modalities: tuple[str, ...]) -> tuple[str, ...]:
+    """``modalities``, if each of them is one of ``data_modalities`` and none comes twice."""
+    if not modalities or len(set(modalities)) != len(modalities) or not set(modalities) <= set(data_modalities):
+        raise ConfigError(
+            f"modalities={tuple(modalities)}: name one or more of {', '.join(data_modalities)}, each once"
+        )
+    return tuple(modalities)
 
 
 def probability(name: str, value: float) -> float:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.data.opening import open_source
-from mmjax.data.order import Part
+from mmjax.data.open_source import open_source
+from mmjax.data.order import Component
 from mmjax.data.sample import Example, Reason
 
 _OPENERS = 8
@@ -29,7 +29,7 @@ class Source:
       split: passed on.
       sources: sections as ``data.source`` has them, with ``weight`` or ``upsample``, a ``title`` where names repeat.
       modalities: passed on.
-      one_source_a_batch: each batch comes from one source; shares then hold over batches.
+      one_source_per_batch: each batch comes from one source; shares then hold over batches.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class Source:
         *,
         sources: tuple[Mapping[str, Any], ...],
         modalities: tuple[str, ...] = ("image",),
-        one_source_a_batch: bool = False,
+        one_source_per_batch: bool = False,
     ):
         self.split = split
         self.modalities = tuple(modalities)
-        self.one_source_a_batch = one_source_a_batch
+        self.one_source_per_batch = one_source_per_batch
         sections = [dict(section.items()) for section in sources]
         if not sections:
             raise ConfigError("sources=(): a mixture needs at least one source")
@@ -75,8 +75,8 @@ class Source:
         if self.id_limit > 1 << 31:
             known = ", ".join(f"{title} {limit:,}" for title, limit in zip(titles, limits, strict=True))
             raise ConfigError(f"sources: their ids are more than 2**31 in all ({known}); prepare or split them anew")
-        self.parts = tuple(
-            Part(title, size, share["weight"] if "weight" in share else share.get("upsample", 1.0) * size)
+        self.components = tuple(
+            Component(title, size, share["weight"] if "weight" in share else share.get("upsample", 1.0) * size)
             for title, size, share in zip(titles, sizes, shares, strict=True)
         )
 
@@ -98,11 +98,11 @@ class Source:
         below = int(self._first_id[number + 1] - self._first_id[number])
         if example["id"] >= below:
             raise ValueError(
-                f"{self.parts[number].name} has {below} examples and one of id {example['id']}; ids in a mixture must "
-                "be below the number of examples"
+                f"{self.components[number].name} has {below} examples and one of id {example['id']}; ids in a mixture "
+                "must be below the number of examples"
             )
         example["id"] += int(self._first_id[number])
-        example["key"] = f"{self.parts[number].name}/{example.get('key', index - first)}"
+        example["key"] = f"{self.components[number].name}/{example.get('key', index - first)}"
         return example
 
 

@@ -8,7 +8,7 @@ Stages run in this order, transforms of one stage in the order of the configurat
 ``batch``     changes to rows of tokens and pixels, alone or in pairs
 
 A constructor takes keyword arguments with defaults. Arguments of these names are the program's and no options:
-``image_size`` (int, pixels), ``frame`` (``Frame``, the tokenizer's) and ``modalities`` (tuple of names).
+``image_size`` (int, pixels), ``token_format`` (``TokenFormat``) and ``data_modalities`` (tuple of names).
 
 Randomness: each call gets a generator of its own, a function of the seed, the transform's name and the number of the
 row since the start of training. So results depend neither on processes and workers nor on the other transforms, and
@@ -22,13 +22,13 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
-from mmjax.data.sample import Crop, Rows, Sample
+from mmjax.data.sample import BatchRows, Crop, Sample
 
 Stage = Literal["captions", "geometry", "sample", "batch"]
 STAGES: tuple[Stage, ...] = ("captions", "geometry", "sample", "batch")
 
 
-class Captions(Protocol):
+class CaptionTransform(Protocol):
     """Gives a sample its captions and their weights; pictures are not decoded yet."""
 
     stage: ClassVar[Stage]
@@ -37,7 +37,7 @@ class Captions(Protocol):
         """The sample, changed or another."""
 
 
-class Geometry(Protocol):
+class GeometryTransform(Protocol):
     """Chooses the part of a picture of ``height`` and ``width`` to be seen; aligned modalities share the choice."""
 
     stage: ClassVar[Stage]
@@ -46,7 +46,7 @@ class Geometry(Protocol):
         """A box within the picture, and the view it becomes."""
 
 
-class PerSample(Protocol):
+class SampleTransform(Protocol):
     """Changes pixels (all modalities have one height and width) and the captions that were chosen."""
 
     stage: ClassVar[Stage]
@@ -55,13 +55,13 @@ class PerSample(Protocol):
         """The sample, changed or another."""
 
 
-class PerBatch(Protocol):
-    """Changes rows. ``partners`` names, of the global batch's rows in ``share``, those combined with another."""
+class BatchTransform(Protocol):
+    """Changes rows. ``partners`` names, of the global batch's rows in ``host_rows``, those combined with another."""
 
     stage: ClassVar[Stage]
 
-    def partners(self, *, batch_size: int, group: int, share: range) -> Mapping[int, int]:
+    def partners(self, *, batch_size: int, group: int, host_rows: range) -> Mapping[int, int]:
         """Row to partner row, numbers in the global batch; neighbours in a ``group`` were drawn together."""
 
-    def __call__(self, rows: Rows, random: Callable[[int], np.random.Generator]) -> Rows:
+    def __call__(self, rows: BatchRows, random: Callable[[int], np.random.Generator]) -> BatchRows:
         """New rows; ``random(row number)`` is that row's own generator. ``rows.partner`` follows ``partners``."""

@@ -13,7 +13,7 @@ from mmjax.data.transforms.base import Stage
 
 
 class Transform:
-    """Applies the four changes in a random order; the modalities of ``of`` share order and strengths.
+    """Applies the four changes in a random order; the modalities of ``modalities`` share order and strengths.
 
     A strength s means a factor drawn uniformly from 1 - s (at least 0) to 1 + s, for hue a turn of the colour wheel
     from -s to s. Captions that name colours stay true only with little hue.
@@ -24,8 +24,8 @@ class Transform:
       saturation: strength, 0 or more.
       hue: strength, up to 0.5.
       probability: that a sample is changed at all.
-      of: the modalities that are changed.
-      modalities: those there are.
+      modalities: the modalities that are changed.
+      data_modalities: those there are.
     """
 
     stage: ClassVar[Stage] = "sample"
@@ -38,8 +38,8 @@ class Transform:
         saturation: float = 0.4,
         hue: float = 0.1,
         probability: float = 1.0,
-        of: tuple[str, ...] = ("image",),
         modalities: tuple[str, ...] = ("image",),
+        data_modalities: tuple[str, ...] = ("image",),
     ):
         for name, value, most in (
             ("brightness", brightness, np.inf),
@@ -53,7 +53,7 @@ class Transform:
         self._factors = (brightness, contrast, saturation)
         self._hue = hue
         self._probability = pixels.probability("probability", probability)
-        self._of = pixels.checked(of, modalities)
+        self._modalities = pixels.check_modalities(modalities, data_modalities)
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
         """The sample, perhaps in other colours."""
@@ -70,6 +70,6 @@ class Transform:
         wanted = [strength > 0 for strength in (*self._factors, self._hue)]
         for at in random.permutation(len(changes)).tolist():
             if wanted[at]:
-                for name in self._of:
+                for name in self._modalities:
                     sample.images[name] = changes[at](sample.images[name])
         return sample

@@ -49,7 +49,7 @@ class Transform:
     paper's code for all this is not public: probabilities and the hard paste are our choice.
 
     Args:
-      modalities: the keys of the pictures; pasting needs a single one, because donors have no depth.
+      data_modalities: the keys of the pictures; pasting needs a single one, because donors have no depth.
       concepts: tables (csv, tsv, jsonl) with ``source``, ``target`` and perhaps ``distance``, also written as
         ``Source Concept``; one file or several, such as one a language.
       max_distance: leaves out rows that are further apart.
@@ -69,7 +69,7 @@ class Transform:
     def __init__(
         self,
         *,
-        modalities: tuple[str, ...] = ("image",),
+        data_modalities: tuple[str, ...] = ("image",),
         concepts: str | tuple[str, ...] = (),
         max_distance: float | None = None,
         sentences: str | None = None,
@@ -88,14 +88,14 @@ class Transform:
             raise ConfigError("concepts=(): culture_mixup needs a table of concepts; name a csv, tsv or jsonl file")
         if (boxes is None) != (donors is None):
             raise ConfigError(f"boxes={boxes!r}: donors={donors!r}; pasting needs both files, switching texts neither")
-        if boxes is not None and len(modalities) > 1:
+        if boxes is not None and len(data_modalities) > 1:
             raise ConfigError(
-                f"boxes={boxes!r}: what is pasted has no {' or '.join(modalities[1:])}; leave boxes and donors out, or "
-                "take one modality"
+                f"boxes={boxes!r}: what is pasted has no {' or '.join(data_modalities[1:])}; leave both out, "
+                "or use one modality"
             )
         self._by = by
         choose(by, get_args(lookup.By), path="by")
-        self._modality = modalities[0]
+        self._modality = data_modalities[0]
         self._sentence, self._phrase, self._word, self._paste = sentence, phrase, word, paste
         targets = _concepts(path_patterns.expand(concepts, key="concepts"), max_distance)
         self._targets = {words: names for words, names in targets.items() if (word if len(words) == 1 else phrase) > 0}

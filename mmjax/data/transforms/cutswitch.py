@@ -22,21 +22,21 @@ class Transform:
     here it is CutMix's, and every derangement is as likely (of two modalities there is one).
 
     Args:
-      modalities: the keys of the pictures, two or more, aligned pixel by pixel.
+      data_modalities: the keys of the pictures, two or more, aligned pixel by pixel.
       probability: that a sample is changed.
       alpha: of the box's share of the picture: ``1 - λ`` before it is cut at the borders, ``λ ~ Beta(α, α)``.
     """
 
     stage: ClassVar[Stage] = "sample"
 
-    def __init__(self, *, modalities: tuple[str, ...], probability: float = 0.5, alpha: float = 1.0):
-        if len(modalities) < 2:
+    def __init__(self, *, data_modalities: tuple[str, ...], probability: float = 0.5, alpha: float = 1.0):
+        if len(data_modalities) < 2:
             raise ConfigError(
-                f"modalities={tuple(modalities)}: needs two or more that are aligned pixel by pixel; add one to "
-                "data.modalities, or use cutswitch_views, which makes do with one"
+                f"data.modalities={tuple(data_modalities)}: cutswitch needs two or more, aligned by pixel; add one, "
+                "or use cutswitch_views, which needs only one"
             )
         check(probability=probability, alpha=alpha)
-        self._modalities = tuple(modalities)
+        self._modalities = tuple(data_modalities)
         self._probability, self._alpha = probability, alpha
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:

@@ -18,8 +18,8 @@ class Transform:
 
     Args:
       probability: that a sample is changed.
-      of: the modalities that are, together.
-      modalities: those there are.
+      modalities: the modalities that are, together.
+      data_modalities: those there are.
     """
 
     stage: ClassVar[Stage] = "sample"
@@ -28,15 +28,15 @@ class Transform:
         self,
         *,
         probability: float = 0.2,
-        of: tuple[str, ...] = ("image",),
         modalities: tuple[str, ...] = ("image",),
+        data_modalities: tuple[str, ...] = ("image",),
     ):
         self._probability = pixels.probability("probability", probability)
-        self._of = pixels.checked(of, modalities)
+        self._modalities = pixels.check_modalities(modalities, data_modalities)
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
         """The sample, perhaps in grey."""
         if random.random() < self._probability:
-            for name in self._of:
+            for name in self._modalities:
                 sample.images[name] = pixels.grey(sample.images[name])
         return sample

@@ -16,8 +16,8 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 
 from mmjax.core.config import ConfigError, choose
-from mmjax.data.framing import Bodies, bodies, chosen, framed
-from mmjax.data.sample import Frame, Rows
+from mmjax.data.sample import BatchRows
+from mmjax.data.token_format import TokenBodies, TokenFormat, add_special_tokens, choose_tokens, strip_special_tokens
 from mmjax.data.transforms.base import Stage
 
 Variant = Literal["default", "a", "b", "c", "d", "e"]
@@ -70,7 +70,7 @@ class Transform:
     def __init__(
         self,
         *,
-        frame: Frame,
+        token_format: TokenFormat,
         variant: Variant = "default",
         num: int | None = None,
         fraction: float | None = None,
@@ -78,7 +78,7 @@ class Transform:
         mix: float | None = None,
         alpha: float | None = None,
     ):
-        self._frame = frame
+        self._token_format = token_format
         self._variant = choose(variant, get_args(Variant), path="variant")
         self._scope = choose(scope, get_args(Scope), path="scope")
         if num is not None and fraction is not None:
@@ -100,22 +100,22 @@ class Transform:
         self._mix = 0.5 if mix is None else mix
         self._alpha = 0.1 if alpha is None else alpha
 
-    def partners(self, *, batch_size: int, group: int, share: range) -> Mapping[int, int]:
-        """Mixed row to its partner, for those of ``share``."""
+    def partners(self, *, batch_size: int, group: int, host_rows: range) -> Mapping[int, int]:
+        """Mixed row to its partner, for those of ``host_rows``."""
         if self._scope == "local":
-            count = self._count(len(share), most=len(share) // 2, of="rows in a process")
-            return {share.start + k: share.start + k + count for k in range(count)}
+            count = self._count(len(host_rows), most=len(host_rows) // 2, of="rows in a process")
+            return {host_rows.start + k: host_rows.start + k + count for k in range(count)}
         slots = group * (batch_size // group // 2)
         count = self._count(batch_size, most=slots, of=f"rows in groups of {group}")
         pairs = {}
         for k in range(count):
             pair, member = divmod(k * slots // count, group)
             row = 2 * pair * group + member
-            if row in share:
+            if row in host_rows:
                 pairs[row] = row + group
         return pairs
 
-    def __call__(self, rows: Rows, random: Callable[[int], np.random.Generator]) -> Rows:
+    def __call__(self, rows: BatchRows, random: Callable[[int], np.random.Generator]) -> BatchRows:
         """Mixes the rows that have a partner; all rows have room for two sources from now on."""
         if rows.image_ids.shape[1] > 1 or rows.text_ids.shape[2] > 1:
             raise ConfigError("data.transforms: mixgen is given rows that are mixed already; keep one that mixes rows")
@@ -140,8 +140,8 @@ class Transform:
         new["tokens"][at, : rows.captions] = np.where(there, texts, own)
         new["text_ids"][at, : rows.captions, 1:] = np.where(there, rows.image_ids[by][:, None], -1)
         new["text_weight"][at, : rows.captions] = np.where(there, _two(text_share), 0)
-        nothing = Bodies(np.zeros((1, 0), np.int32), np.zeros((1, 0), bool))
-        new["tokens"][at, rows.captions :] = framed(nothing, self._frame, length=own.shape[-1])
+        nothing = TokenBodies(np.zeros((1, 0), np.int32), np.zeros((1, 0), bool))
+        new["tokens"][at, rows.captions :] = add_special_tokens(nothing, self._token_format, length=own.shape[-1])
         new["text_ids"][at, rows.captions :] = -1
         images = {name: blended(pixels, at, by, share) for name, pixels in rows.images.items()}
         return rows.replace(images=images, **new)
@@ -158,19 +158,19 @@ class Transform:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Shares f32[M] of the pictures, texts i32[M, C, L], and their shares f32[M, C]; of captions [M, C, L]."""
         rows, count, length = own.shape
-        first, second = (bodies(x.reshape(-1, length), self._frame) for x in (own, other))
+        first, second = (strip_special_tokens(x.reshape(-1, length), self._token_format) for x in (own, other))
         share = np.full(rows, self._mix)
         text_share = np.full((rows, count), 0.5)
         if self._variant in _DRAWN:
             share = np.array([g.beta(self._alpha, self._alpha) for g in random])
         elif self._variant == "c":
             share = np.array([float(g.random() < 0.5) for g in random])
-        both = first.then(second)
+        both = first.concatenate(second)
         if self._variant == "b":
             stays = np.array([g.random() < 0.5 for g in random])
             text_share = np.repeat(stays[:, None].astype(float), count, axis=1)
             kept = np.repeat(stays, count)[:, None]
-            both = first.keep(kept).then(second.keep(~kept))
+            both = first.keep(kept).concatenate(second.keep(~kept))
         elif self._variant in ("d", "e"):
             draws = np.stack([g.random((count, both.ids.shape[1])) for g in random]).reshape(both.ids.shape)
             if self._variant == "d":
@@ -179,7 +179,7 @@ class Transform:
             else:
                 both, left = halved(first, second, draws)
                 text_share = left.reshape(rows, count)
-        texts = framed(both, self._frame, length=length).reshape(own.shape)
+        texts = add_special_tokens(both, self._token_format, length=length).reshape(own.shape)
         return share.astype(np.float32), texts, text_share.astype(np.float32)
 
 
@@ -207,7 +207,7 @@ def blended(pixels: np.ndarray, at: np.ndarray, by: np.ndarray, share: np.ndarra
     return out
 
 
-def thinned(first: Bodies, second: Bodies, draws: np.ndarray, *, share: np.ndarray) -> Bodies:
+def thinned(first: TokenBodies, second: TokenBodies, draws: np.ndarray, *, share: np.ndarray) -> TokenBodies:
     """Both, with ``share`` [n] of the first's tokens and the rest's share of the second's; ``draws`` f64[n, V + W]."""
     counts = [np.floor(s * text.length + 0.5) for s, text in ((share, first), (1 - share, second))]
     # Both round to nothing only where one has no tokens at all: then the other keeps one.
@@ -216,16 +216,16 @@ def thinned(first: Bodies, second: Bodies, draws: np.ndarray, *, share: np.ndarr
     for text, count in ((first, counts[0]), (second, counts[1])):
         np.maximum(count, 1, out=count, where=short & (text.length > 0))
     kept = (
-        chosen(first.present, draws[:, :width], counts[0]),
-        chosen(second.present, draws[:, width:], counts[1]),
+        choose_tokens(first.present, draws[:, :width], counts[0]),
+        choose_tokens(second.present, draws[:, width:], counts[1]),
     )
-    return first.keep(kept[0]).then(second.keep(kept[1]))
+    return first.keep(kept[0]).concatenate(second.keep(kept[1]))
 
 
-def halved(first: Bodies, second: Bodies, draws: np.ndarray) -> tuple[Bodies, np.ndarray]:
+def halved(first: TokenBodies, second: TokenBodies, draws: np.ndarray) -> tuple[TokenBodies, np.ndarray]:
     """Half of both's tokens, and f64[n]: the kept part of the first, as a share of the kept parts of both."""
-    both = first.then(second)
-    half = both.keep(chosen(both.present, draws, np.floor(0.5 * both.length + 0.5)))
+    both = first.concatenate(second)
+    half = both.keep(choose_tokens(both.present, draws, np.floor(0.5 * both.length + 0.5)))
     width = first.ids.shape[1]
     parts = [
         kept.sum(axis=1) / np.maximum(text.length, 1)
@@ -235,7 +235,7 @@ def halved(first: Bodies, second: Bodies, draws: np.ndarray) -> tuple[Bodies, np
     return half, np.where(total > 0, parts[0] / np.where(total > 0, total, 1), 0.5)
 
 
-def _captions(rows: Rows, at: np.ndarray) -> np.ndarray:
+def _captions(rows: BatchRows, at: np.ndarray) -> np.ndarray:
     return rows.tokens[at, : rows.captions]
 
 

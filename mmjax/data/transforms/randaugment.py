@@ -25,14 +25,14 @@ class Transform:
     Strengths are torchvision's: at the greatest magnitude, 30, a shear by 0.3, a shift by 150/331 of the side, a turn
     by 30 degrees, a factor of 1 ± 0.9 for brightness, colour, contrast and sharpness, 4 bits for posterize, everything
     inverted by solarize; in between in proportion. Signs are drawn. Shears and turns are about the centre, bilinear.
-    What moves pixels acts on all modalities alike; what changes levels on those of ``of``, with one sign for all.
+    Geometric operations act on all modalities alike, photometric ones on ``modalities``, with one sign for all.
 
     Args:
       num_ops: operations a sample.
       magnitude: 0 to 30.
       fill: grey level of what comes in from outside.
-      of: the modalities whose levels are changed.
-      modalities: those there are.
+      modalities: the modalities whose levels are changed.
+      data_modalities: those there are.
     """
 
     stage: ClassVar[Stage] = "sample"
@@ -43,8 +43,8 @@ class Transform:
         num_ops: int = 2,
         magnitude: int = 9,
         fill: int = 0,
-        of: tuple[str, ...] = ("image",),
         modalities: tuple[str, ...] = ("image",),
+        data_modalities: tuple[str, ...] = ("image",),
     ):
         if num_ops < 0:
             raise ConfigError(f"num_ops={num_ops}: a number of operations; set it to 0 or more")
@@ -55,7 +55,7 @@ class Transform:
         self._num_ops = num_ops
         self._magnitude = magnitude
         self._fill = fill
-        self._of = pixels.checked(of, modalities)
+        self._modalities = pixels.check_modalities(modalities, data_modalities)
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
         """The sample after the operations drawn."""
@@ -63,7 +63,7 @@ class Transform:
             name = OPERATIONS[random.integers(len(OPERATIONS))]
             sign = 1 if random.random() < 0.5 else -1
             for modality, x in sample.images.items():
-                if name in GEOMETRIC or modality in self._of:
+                if name in GEOMETRIC or modality in self._modalities:
                     sample.images[modality] = operation(name, self._magnitude, sign=sign, fill=self._fill)(x)
         return sample
 

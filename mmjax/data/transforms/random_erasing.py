@@ -19,7 +19,7 @@ class Transform:
     """Fills a random rectangle; a shape that does not fit is drawn anew, and after ten times the picture stays.
 
     Its area is uniform in ``scale`` of the picture's, the logarithm of height / width uniform in ``ratio``, its place
-    uniform. The modalities of ``of`` lose the same rectangle.
+    uniform. The modalities of ``modalities`` lose the same rectangle.
 
     Args:
       probability: that a sample loses one.
@@ -27,8 +27,8 @@ class Transform:
       ratio: least and greatest height / width.
       value: ``random`` (noise, each pixel on its own, the paper's best), ``mean`` (the picture's mean colour) or a grey
         level.
-      of: the modalities that are changed.
-      modalities: those there are.
+      modalities: the modalities that are changed.
+      data_modalities: those there are.
     """
 
     stage: ClassVar[Stage] = "sample"
@@ -40,8 +40,8 @@ class Transform:
         scale: tuple[float, float] = (0.02, 0.33),
         ratio: tuple[float, float] = (0.3, 1 / 0.3),
         value: Literal["random", "mean"] | int = "random",
-        of: tuple[str, ...] = ("image",),
         modalities: tuple[str, ...] = ("image",),
+        data_modalities: tuple[str, ...] = ("image",),
     ):
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ConfigError(f"scale={scale}: parts of the area, the smaller one first; set them between 0 and 1")
@@ -53,16 +53,16 @@ class Transform:
         self._scale = scale
         self._ratio = ratio
         self._value = value
-        self._of = pixels.checked(of, modalities)
+        self._modalities = pixels.check_modalities(modalities, data_modalities)
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
         """The sample, perhaps with something missing."""
         if random.random() >= self._probability:
             return sample
-        height, width, _ = sample.images[self._of[0]].shape
+        height, width, _ = sample.images[self._modalities[0]].shape
         box = self._box(height, width, random)
         if box is not None:
-            for name in self._of:
+            for name in self._modalities:
                 x = sample.images[name].copy()
                 x[box] = self._fill(x, x[box].shape, random)
                 sample.images[name] = x

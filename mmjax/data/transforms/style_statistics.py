@@ -16,7 +16,7 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.data.pictures import pixels
-from mmjax.data.sample import Rows
+from mmjax.data.sample import BatchRows
 from mmjax.data.transforms.base import Stage
 
 
@@ -24,13 +24,13 @@ class Transform:
     """Mixes the brightness, contrast and tint of some rows with those of others; captions and targets stay.
 
     The partner is the same member of the next group of the global batch, the last one's is in the first; its pixels
-    are those before this transform. The modalities of ``of`` share λ, and each takes up its own partner's statistics.
+    are those before this transform. All ``modalities`` share λ; each takes the statistics of the partner's same one.
 
     Args:
       probability: that a row is changed; the paper's 0.5.
       alpha: small values give λ near 0 or 1; the paper's 0.1.
-      of: the modalities that are changed.
-      modalities: those there are.
+      modalities: the modalities that are changed.
+      data_modalities: those there are.
     """
 
     stage: ClassVar[Stage] = "batch"
@@ -40,28 +40,28 @@ class Transform:
         *,
         probability: float = 0.5,
         alpha: float = 0.1,
-        of: tuple[str, ...] = ("image",),
         modalities: tuple[str, ...] = ("image",),
+        data_modalities: tuple[str, ...] = ("image",),
     ):
         if not 0 < alpha < math.inf:
             raise ConfigError(f"alpha={alpha}: must be greater than 0; the paper has 0.1")
         self._probability = pixels.probability("probability", probability)
         self._alpha = alpha
-        self._of = pixels.checked(of, modalities)
+        self._modalities = pixels.check_modalities(modalities, data_modalities)
 
-    def partners(self, *, batch_size: int, group: int, share: range) -> Mapping[int, int]:
+    def partners(self, *, batch_size: int, group: int, host_rows: range) -> Mapping[int, int]:
         """Each row and the same member of the next group; nothing where there is only one group."""
-        return {row: (row + group) % batch_size for row in share} if batch_size > group else {}
+        return {row: (row + group) % batch_size for row in host_rows} if batch_size > group else {}
 
-    def __call__(self, rows: Rows, random: Callable[[int], np.random.Generator]) -> Rows:
+    def __call__(self, rows: BatchRows, random: Callable[[int], np.random.Generator]) -> BatchRows:
         """The rows, some in another style."""
-        images = {name: x.copy() if name in self._of else x for name, x in rows.images.items()}
+        images = {name: x.copy() if name in self._modalities else x for name, x in rows.images.items()}
         for i in np.flatnonzero(rows.partner >= 0).tolist():
             draw = random(int(rows.numbers[i]))
             if draw.random() >= self._probability:
                 continue
             share = draw.beta(self._alpha, self._alpha)
-            for name in self._of:
+            for name in self._modalities:
                 images[name][i] = restyled(rows.images[name][i], rows.images[name][rows.partner[i]], share)
         return rows.replace(images=images)
 

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 
 from mmjax.core.config import ConfigError, choose
-from mmjax.data.framing import bodies, framed
-from mmjax.data.sample import Frame, Rows
+from mmjax.data.sample import BatchRows
+from mmjax.data.token_format import TokenFormat, add_special_tokens, strip_special_tokens
 from mmjax.data.transforms.base import Stage
 
 Mode = Literal["mask", "random", "delete"]
@@ -30,32 +30,34 @@ class Transform:
 
     stage: ClassVar[Stage] = "batch"
 
-    def __init__(self, *, frame: Frame, probability: float = 0.15, mode: Mode = "delete", mask_id: int | None = None):
+    def __init__(
+        self, *, token_format: TokenFormat, probability: float = 0.15, mode: Mode = "delete", mask_id: int | None = None
+    ):
         self._mode = choose(mode, get_args(Mode), path="mode")
         if not 0 <= probability <= 1:
             raise ConfigError(f"probability={probability}: set it between 0 and 1")
         if (mode == "mask") != (mask_id is not None):
             raise ConfigError(f"mask_id={mask_id}: mode={mode!r}; 'mask' needs one, the other modes have none")
-        special = {frame.bos_id, frame.eos_id, frame.pad_id} - {None}
-        if mask_id is not None and (mask_id in special or not 0 <= mask_id < frame.vocab_size):
+        special = {token_format.bos_id, token_format.eos_id, token_format.pad_id} - {None}
+        if mask_id is not None and (mask_id in special or not 0 <= mask_id < token_format.vocab_size):
             raise ConfigError(
-                f"mask_id={mask_id}: must be an id of the vocabulary of {frame.vocab_size}, and none of the frame's; "
+                f"mask_id={mask_id}: must be an id of the vocabulary of {token_format.vocab_size}, but no special one; "
                 "use mode='delete' or 'random' where the tokenizer has no token for it"
             )
-        self._frame, self._probability, self._mask_id = frame, probability, mask_id
+        self._token_format, self._probability, self._mask_id = token_format, probability, mask_id
         self._special = sorted(i for i in special if i is not None)
-        if mode == "random" and frame.vocab_size <= len(self._special):
-            raise ConfigError(f"mode='random': the vocabulary of {frame.vocab_size} has no ids but the frame's")
+        if mode == "random" and token_format.vocab_size <= len(self._special):
+            raise ConfigError(f"mode='random': the vocabulary of {token_format.vocab_size} has no ids but the frame's")
 
-    def partners(self, *, batch_size: int, group: int, share: range) -> Mapping[int, int]:
+    def partners(self, *, batch_size: int, group: int, host_rows: range) -> Mapping[int, int]:
         """None: each row is changed by itself."""
         return {}
 
-    def __call__(self, rows: Rows, random: Callable[[int], np.random.Generator]) -> Rows:
+    def __call__(self, rows: BatchRows, random: Callable[[int], np.random.Generator]) -> BatchRows:
         """The rows with their captions' tokens changed."""
         count, captions, length = rows.tokens.shape[0], rows.captions, rows.tokens.shape[2]
         generators = [random(int(number)) for number in rows.numbers]
-        texts = bodies(rows.tokens[:, :captions].reshape(-1, length), self._frame)
+        texts = strip_special_tokens(rows.tokens[:, :captions].reshape(-1, length), self._token_format)
         width = texts.ids.shape[1]
         hit = np.stack([g.random((captions, width)) for g in generators]).reshape(-1, width) < self._probability
         tokens = rows.tokens.copy()
@@ -64,13 +66,13 @@ class Transform:
             place = (spared * texts.length).astype(int)
             # Of a body that would vanish one token, any of them, stays.
             hit &= ~((hit | ~texts.present).all(axis=1)[:, None] & (np.arange(width) == place[:, None]))
-            changed = framed(texts.keep(~hit), self._frame, length=length)
+            changed = add_special_tokens(texts.keep(~hit), self._token_format, length=length)
         else:
             new: np.ndarray | int = int(self._mask_id or 0)
             if self._mode == "random":
                 new = np.stack([self._ids(g, (captions, width)) for g in generators]).reshape(-1, width)
-            changed = framed(
-                texts._replace(ids=np.where(hit & texts.present, new, texts.ids)), self._frame, length=length
+            changed = add_special_tokens(
+                texts._replace(ids=np.where(hit & texts.present, new, texts.ids)), self._token_format, length=length
             )
         present = (rows.text_ids[:, :captions, 0] >= 0)[..., None]
         tokens[:, :captions] = np.where(present, changed.reshape(count, captions, length), tokens[:, :captions])
@@ -78,7 +80,7 @@ class Transform:
 
     def _ids(self, random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
         """Uniform over the vocabulary without the frame's ids."""
-        ids = random.integers(self._frame.vocab_size - len(self._special), size=shape)
+        ids = random.integers(self._token_format.vocab_size - len(self._special), size=shape)
         for special in self._special:  # in rising order: each moves up what is not below it
             ids += ids >= special
         return ids

@@ -5,7 +5,7 @@ import pytest
 
 from mmjax.data import tokenizer
 from mmjax.data.inspecting import survey
-from mmjax.data.opening import open_source
+from mmjax.data.open_source import open_source
 from mmjax.data.preparing.planning import spread
 from support.pictures import encoded, photograph
 from support.prepared import Source
@@ -107,8 +107,8 @@ def test_the_shares_of_a_mixture(tokens):
     parts = [{"name": "scenes", "size": 20, "weight": 3.0}, {"name": "scenes", "size": 40, "weight": 1.0, "title": "b"}]
     mixture = open_source({"name": "mix", "sources": tuple(parts)}, split="train")
     facts = facts_of(mixture, tokens, count=6)
-    assert facts["parts"] == [
-        {"name": "scenes", "examples": 20, "share": 0.75}, {"name": "b", "examples": 40, "share": 0.25},
+    assert facts["components"] == [
+        {"name": "scenes", "examples": 20, "fraction": 0.75}, {"name": "b", "examples": 40, "fraction": 0.25},
     ]  # fmt: skip
     assert facts["pictures"]["image"]["storage"] == "pixels"
     assert "b: 40 examples, 25.0% of the rows" in survey.text(facts)

@@ -4,10 +4,10 @@ import time
 import numpy as np
 import pytest
 
-from mmjax.data.chain import Chain
 from mmjax.data.inspecting import throughput
 from mmjax.data.pipeline import Batches
 from mmjax.data.sample import Unreadable
+from mmjax.data.transform_chain import TransformChain
 from support.prepared import Source
 
 
@@ -24,7 +24,7 @@ class Tokens:
 
 def measured(source, *, tokens=None, threads=1, seconds=0.1):
     tokens = tokens or Tokens()
-    chain = Chain((("resize_crop", {}),), image_size=16, modalities=("image",))
+    chain = TransformChain((("resize_crop", {}),), image_size=16, modalities=("image",))
     batches = Batches(source, tokens, batch_size=8, seed=0, chain=chain)
     facts = throughput.measure(
         source, batches, evaluation=chain, training=chain, geometry=chain, tokenizer=tokens, batch_size=8, workers=0,

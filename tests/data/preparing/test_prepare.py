@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mmjax.core.config import ConfigError
-from mmjax.data.opening import open_source
+from mmjax.data.open_source import open_source
 from mmjax.data.preparing import prepare
 from mmjax.data.preparing.planning import SAMPLED, spread
 from mmjax.data.preparing.prepared import Folder

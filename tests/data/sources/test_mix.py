@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.data.order import shares
+from mmjax.data.order import mixture_summary
 from mmjax.data.pipeline import Batches
 from mmjax.data.sources import mix
 
@@ -56,11 +56,11 @@ def test_shares_by_weight_by_factor_and_by_size(shares_, expected):
     for first, last in ((0, 6), (6, 16)):  # every example of a part equally often
         counts = np.bincount(drawn[(drawn >= first) & (drawn < last)] - first)
         assert counts.max() - counts.min() <= 1
-    assert f"{expected[0]:.1%}" in shares(source, rows=800)[0]
+    assert f"{expected[0]:.1%}" in mixture_summary(source, rows=800)[0]
 
 
 def test_one_source_a_batch():
-    source = mix.Source("train", sources=(scenes(8), scenes(20)), one_source_a_batch=True)
+    source = mix.Source("train", sources=(scenes(8), scenes(20)), one_source_per_batch=True)
     made = Batches(source, numbers, batch_size=4, seed=0)
     kinds = [set((made[step]["image_ids"][:, 0] >= 8).tolist()) for step in range(50)]
     assert all(len(kind) == 1 for kind in kinds)
@@ -69,9 +69,9 @@ def test_one_source_a_batch():
 
 def test_thirty_sources_open_and_read_as_one():
     source = mix.Source("train", sources=tuple(scenes(4 + i, title=f"set{i}") for i in range(30)))
-    assert len(source.parts) == 30 and len(source) == sum(range(4, 34))
+    assert len(source.components) == 30 and len(source) == sum(range(4, 34))
     made = Batches(source, numbers, batch_size=60, seed=0)
-    ends = np.cumsum([part.size for part in source.parts])
+    ends = np.cumsum([part.size for part in source.components])
     assert len(np.unique(np.searchsorted(ends, made[0]["image_ids"][:, 0], side="right"))) >= 25
 
 

@@ -97,7 +97,7 @@ def test_modalities_named_change_alike_and_others_stay():
     given = sample(modalities=("image", "depth", "thermal"))
     given.images["thermal"] = given.images["image"]
     depth = given.images["depth"]
-    transform = Transform(of=("image", "thermal"), modalities=("image", "depth", "thermal"))
+    transform = Transform(modalities=("image", "thermal"), data_modalities=("image", "depth", "thermal"))
     out = transform(given, np.random.default_rng(1))
     np.testing.assert_array_equal(out.images["image"], out.images["thermal"])
     assert out.images["depth"] is depth
@@ -112,9 +112,9 @@ def test_modalities_named_change_alike_and_others_stay():
         {"hue": 0.6},
         {"hue": float("nan")},
         {"probability": 2.0},
-        {"of": ("depth",)},
-        {"of": ()},
-        {"of": ("image", "image")},
+        {"modalities": ("depth",)},
+        {"modalities": ()},
+        {"modalities": ("image", "image")},
     ],
 )
 def test_what_makes_no_sense_is_refused(options):

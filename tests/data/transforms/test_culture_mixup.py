@@ -207,7 +207,10 @@ def test_what_cannot_be_is_refused(concepts, tmp_path, tables):
         ({"concepts": ()}, r"concepts=\(\)"),
         ({"concepts": concepts, "boxes": boxes}, "boxes=.*donors=None"),
         ({"concepts": concepts, "boxes": boxes, "donors": donors}, "no box is of a concept with donors"),
-        ({"concepts": concepts, "boxes": boxes, "donors": donors, "modalities": ("image", "depth")}, "has no depth"),
+        (
+            {"concepts": concepts, "boxes": boxes, "donors": donors, "data_modalities": ("image", "depth")},
+            "has no depth",
+        ),
         ({"concepts": concepts, "word": 1.5}, r"word=1\.5"),
         ({"concepts": concepts, "by": "name"}, "by='name'"),
         ({"concepts": concepts, "max_distance": 0.5}, "hold no concepts"),

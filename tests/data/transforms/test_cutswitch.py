@@ -37,7 +37,7 @@ def changed(a, b):
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_blocks_move_between_modalities_and_nothing_else_happens(count):
-    transform = Transform(modalities=NAMES[:count], probability=1.0)
+    transform = Transform(data_modalities=NAMES[:count], probability=1.0)
     s = sample(count)
     before = copy.deepcopy(s)
     permutations = set()
@@ -67,7 +67,7 @@ def test_blocks_move_between_modalities_and_nothing_else_happens(count):
 def test_constant_modalities_take_each_others_value_in_one_box():
     s = sample(images={name: np.full((40, 40, 3), 10 * k, np.uint8) for k, name in enumerate(NAMES[:3])})
     for seed in range(50):
-        out = stacked(Transform(modalities=NAMES[:3], probability=1.0)(s, np.random.default_rng(seed)))
+        out = stacked(Transform(data_modalities=NAMES[:3], probability=1.0)(s, np.random.default_rng(seed)))
         masks = [out[k, ..., 0] != 10 * k for k in range(3)]
         for mask, picture in zip(masks, out, strict=True):
             np.testing.assert_array_equal(mask, masks[0])
@@ -76,30 +76,32 @@ def test_constant_modalities_take_each_others_value_in_one_box():
 
 def test_the_probability_is_that_of_a_change_and_none_changes_nothing():
     s = sample(2)
-    assert Transform(modalities=NAMES[:2], probability=0.0)(s, np.random.default_rng(0)) is s
-    transform = Transform(modalities=NAMES[:2])
+    assert Transform(data_modalities=NAMES[:2], probability=0.0)(s, np.random.default_rng(0)) is s
+    transform = Transform(data_modalities=NAMES[:2])
     assert abs(np.mean([transform(s, np.random.default_rng(k)) is not s for k in range(1000)]) - 0.5) < 0.05
 
 
 def test_scenes_have_what_it_needs():
     item = Source("train", size=8, modalities=("image", "depth", "thermal"))[3]
     s = Sample(id=3, key="3", captions=item["captions"], images={m: item[m] for m in ("image", "depth", "thermal")})
-    transform = pickle.loads(pickle.dumps(Transform(modalities=("image", "depth", "thermal"), probability=1.0)))
+    transform = pickle.loads(pickle.dumps(Transform(data_modalities=("image", "depth", "thermal"), probability=1.0)))
     one, two = (stacked(transform(s, np.random.default_rng(5))) for _ in range(2))
     np.testing.assert_array_equal(one, two)
     assert (one != stacked(s)).any()
 
 
 def test_what_cannot_be_exchanged_is_refused():
-    with pytest.raises(ConfigError, match=r"^modalities=\('image',\): needs two or more .* data.modalities"):
-        Transform(modalities=("image",))
+    with pytest.raises(
+        ConfigError, match=r"^data.modalities=\('image',\): cutswitch needs two or more, .*cutswitch_views"
+    ):
+        Transform(data_modalities=("image",))
     images = {"image": np.zeros((8, 8, 3), np.uint8), "depth": np.zeros((8, 9, 3), np.uint8)}
     with pytest.raises(ConfigError, match=r"image \[8, 8, 3\], depth \[8, 9, 3\]"):
-        Transform(modalities=("image", "depth"), probability=1.0)(sample(images=images), np.random.default_rng(0))
+        Transform(data_modalities=("image", "depth"), probability=1.0)(sample(images=images), np.random.default_rng(0))
     for option in ({"probability": 1.1}, {"probability": -0.1}, {"alpha": 0.0}):
         name, value = next(iter(option.items()))
         with pytest.raises(ConfigError, match=f"{name}={value}"):
-            Transform(modalities=("image", "depth"), **option)
+            Transform(data_modalities=("image", "depth"), **option)
         with pytest.raises(ConfigError, match=f"{name}={value}"):
             cutswitch_views.Transform(**option)
 
@@ -161,5 +163,5 @@ class TestViews:
             cutswitch_views.Transform(contrast=1.5)
 
     def test_only_the_mode_with_modalities_needs_them(self):
-        assert "modalities" not in cutswitch_views.Transform.__init__.__annotations__
-        assert "modalities" in cutswitch.Transform.__init__.__annotations__
+        assert "data_modalities" not in cutswitch_views.Transform.__init__.__annotations__
+        assert "data_modalities" in cutswitch.Transform.__init__.__annotations__

@@ -12,7 +12,7 @@ from support.samples import sample
 def test_is_pillows_luma_in_three_channels():
     given = sample(modalities=("image", "depth"))
     before = dict(given.images)
-    out = Transform(probability=1.0, modalities=("image", "depth"))(given, np.random.default_rng(0))
+    out = Transform(probability=1.0, data_modalities=("image", "depth"))(given, np.random.default_rng(0))
     luma = np.asarray(Image.fromarray(before["image"]).convert("L")).astype(int)
     assert out.images["image"].shape == before["image"].shape
     assert np.abs(out.images["image"] - luma[..., None]).max() <= 1
@@ -31,7 +31,7 @@ def test_probability():
     assert abs(grey / 500 - 0.3) < 0.08
 
 
-@pytest.mark.parametrize("options", [{"probability": -1.0}, {"of": ("thermal",)}])
+@pytest.mark.parametrize("options", [{"probability": -1.0}, {"modalities": ("thermal",)}])
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         Transform(**options)

@@ -8,37 +8,38 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mmjax.core.config import ConfigError
-from mmjax.data.sample import Frame, Rows
+from mmjax.data.sample import BatchRows
+from mmjax.data.token_format import TokenFormat
 from mmjax.data.transforms.mixgen import Transform, blended
 
 BOS, EOS, PAD = 1, 2, 0
 L = 12
-FRAME = Frame(bos_id=BOS, eos_id=EOS, pad_id=PAD, vocab_size=1000, context_length=L)
-FRAMES = {
-    "all differ": FRAME,
-    "no BOS": FRAME._replace(bos_id=None),
-    "pad is EOS": FRAME._replace(pad_id=EOS),
-    "all are one": FRAME._replace(bos_id=EOS, pad_id=EOS),
+FORMAT = TokenFormat(bos_id=BOS, eos_id=EOS, pad_id=PAD, vocab_size=1000, context_length=L)
+FORMATS = {
+    "all differ": FORMAT,
+    "no BOS": FORMAT._replace(bos_id=None),
+    "pad is EOS": FORMAT._replace(pad_id=EOS),
+    "all are one": FORMAT._replace(bos_id=EOS, pad_id=EOS),
 }
 
 
-def framed(body, frame=FRAME, length=L):
+def framed(body, fmt=FORMAT, length=L):
     """The tokenizer's layout, by lists."""
-    head = [] if frame.bos_id is None else [frame.bos_id]
-    row = head + list(body)[: length - len(head) - 1] + [frame.eos_id]
-    return row + [frame.pad_id] * (length - len(row))
+    head = [] if fmt.bos_id is None else [fmt.bos_id]
+    row = head + list(body)[: length - len(head) - 1] + [fmt.eos_id]
+    return row + [fmt.pad_id] * (length - len(row))
 
 
-def body(row, frame=FRAME):
-    row = row.tolist()[frame.bos_id is not None :]
-    return row[: row.index(frame.eos_id)]
+def body(row, fmt=FORMAT):
+    row = row.tolist()[fmt.bos_id is not None :]
+    return row[: row.index(fmt.eos_id)]
 
 
 def random(seed=0):
     return lambda number: np.random.default_rng((seed, number))
 
 
-def batch(n, *, captions=1, negatives=0, lengths=(2, 3, 4), frame=FRAME, length=L, seed=0, side=4, dropped=()):
+def batch(n, *, captions=1, negatives=0, lengths=(2, 3, 4), fmt=FORMAT, length=L, seed=0, side=4, dropped=()):
     """Rows whose tokens tell their row, caption and place: 100 + ...; ``dropped`` (row, caption) are padding."""
     g = np.random.default_rng(seed)
     texts = captions + negatives
@@ -46,13 +47,13 @@ def batch(n, *, captions=1, negatives=0, lengths=(2, 3, 4), frame=FRAME, length=
     for i in range(n):
         for c in range(texts):
             count = lengths[(i * texts + c) % len(lengths)]
-            tokens[i, c] = framed(g.integers(3, 1000, count), frame, length)
+            tokens[i, c] = framed(g.integers(3, 1000, count), fmt, length)
     text_ids = np.repeat(np.arange(n, dtype=np.int32)[:, None] + 500, texts, axis=1)
     weight = np.ones((n, texts), np.float32)
     weight[:, captions:] = 0
     for i, c in dropped:
-        tokens[i, c], text_ids[i, c], weight[i, c] = framed([], frame, length), -1, 0
-    rows = Rows(
+        tokens[i, c], text_ids[i, c], weight[i, c] = framed([], fmt, length), -1, 0
+    rows = BatchRows(
         numbers=np.arange(n),
         partner=np.full(n, -1),
         images={
@@ -75,7 +76,7 @@ def apply(transform, rows, *, share=None, group=1, seed=0, size=None):
     """As a process with ``share`` of the global batch ``rows`` does it: its rows, then partners from elsewhere."""
     n = len(rows.numbers) if size is None else size
     share = range(n) if share is None else share
-    pairs = transform.partners(batch_size=n, group=group, share=share)
+    pairs = transform.partners(batch_size=n, group=group, host_rows=share)
     here = [*share, *sorted({j for j in pairs.values() if j not in share})]
     place = {row: k for k, row in enumerate(here)}
     mine = rows.replace(
@@ -101,21 +102,25 @@ def reference_pixels(a, b, share):
 class TestWhichRows:
     @pytest.mark.parametrize("count", [0, 1, 4, 8])
     def test_local_is_row_k_with_row_k_plus_m(self, count):
-        pairs = Transform(frame=FRAME, num=count, scope="local").partners(batch_size=48, group=1, share=range(16, 32))
+        pairs = Transform(token_format=FORMAT, num=count, scope="local").partners(
+            batch_size=48, group=1, host_rows=range(16, 32)
+        )
         assert pairs == {16 + k: 16 + k + count for k in range(count)}
 
     def test_more_than_half_is_an_error_that_names_the_most(self):
         for scope in ("local", "global"):
             with pytest.raises(ConfigError, match=r"num=9: of 16 .* at most 8"):
-                Transform(frame=FRAME, num=9, scope=scope).partners(batch_size=16, group=1, share=range(16))
+                Transform(token_format=FORMAT, num=9, scope=scope).partners(batch_size=16, group=1, host_rows=range(16))
         with pytest.raises(ConfigError, match=r"fraction=0.5: of 7 .* at most 3"):
-            Transform(frame=FRAME, fraction=0.5).partners(batch_size=7, group=1, share=range(7))
+            Transform(token_format=FORMAT, fraction=0.5).partners(batch_size=7, group=1, host_rows=range(7))
         with pytest.raises(ConfigError, match="num=3: of 6 rows in groups of 2 at most 2"):
-            Transform(frame=FRAME, num=3).partners(batch_size=6, group=2, share=range(6))
+            Transform(token_format=FORMAT, num=3).partners(batch_size=6, group=2, host_rows=range(6))
 
     def test_the_official_default_is_a_quarter_rounded_half_up(self):
         for size, count in [(1, 0), (2, 1), (4, 1), (6, 2), (10, 3), (64, 16), (65, 16)]:
-            assert len(Transform(frame=FRAME).partners(batch_size=size, group=1, share=range(size))) == count
+            assert (
+                len(Transform(token_format=FORMAT).partners(batch_size=size, group=1, host_rows=range(size))) == count
+            )
 
     @settings(max_examples=200, deadline=None)
     @given(groups=st.integers(1, 40), group=st.integers(1, 4), fraction=st.floats(0, 0.5), data=st.data())
@@ -125,21 +130,21 @@ class TestWhichRows:
         size = groups * group
         slots = group * (groups // 2)
         count = math.floor(fraction * size + 0.5)
-        transform = Transform(frame=FRAME, fraction=fraction)
+        transform = Transform(token_format=FORMAT, fraction=fraction)
         if count > slots:
             with pytest.raises(ConfigError):
-                transform.partners(batch_size=size, group=group, share=range(size))
+                transform.partners(batch_size=size, group=group, host_rows=range(size))
             return
-        pairs = transform.partners(batch_size=size, group=group, share=range(size))
+        pairs = transform.partners(batch_size=size, group=group, host_rows=range(size))
         assert len(pairs) == count and len({*pairs, *pairs.values()}) == 2 * count
         for row, other in pairs.items():
             assert 0 <= row < other < size and other - row == group and row // group % 2 == 0
         cut = data.draw(st.integers(0, size))
-        parts = [transform.partners(batch_size=size, group=group, share=r) for r in (range(cut), range(cut, size))]
+        parts = [transform.partners(batch_size=size, group=group, host_rows=r) for r in (range(cut), range(cut, size))]
         assert {**parts[0], **parts[1]} == pairs and not {*parts[0]} & {*parts[1]}
 
     def test_global_slots_are_spread_evenly(self):
-        rows = sorted(Transform(frame=FRAME, num=10).partners(batch_size=100, group=1, share=range(100)))
+        rows = sorted(Transform(token_format=FORMAT, num=10).partners(batch_size=100, group=1, host_rows=range(100)))
         assert rows == [10 * k for k in range(10)]
 
 
@@ -149,7 +154,7 @@ class TestPicturesAndTexts:
     def test_it_is_the_formula_and_leaves_all_else_alone(self, scope, count):
         rows = batch(16)
         before = pickle.dumps(rows)
-        out, pairs = apply(Transform(frame=FRAME, num=count, scope=scope), rows)
+        out, pairs = apply(Transform(token_format=FORMAT, num=count, scope=scope), rows)
         assert pickle.dumps(rows) == before and len(pairs) == count
         for i in range(16):
             j = pairs.get(i)
@@ -173,13 +178,13 @@ class TestPicturesAndTexts:
     def test_share_one_keeps_the_picture_and_zero_gives_the_partners(self):
         rows = batch(4)
         for share, at in ((1.0, 0), (0.0, 1)):
-            out, pairs = apply(Transform(frame=FRAME, num=1, mix=share), rows)
+            out, pairs = apply(Transform(token_format=FORMAT, num=1, mix=share), rows)
             assert pairs == {0: 1}
             np.testing.assert_array_equal(out.images["image"][0], rows.images["image"][at])
 
     def test_normalising_commutes_with_mixing_up_to_the_rounding(self):
         rows = batch(8, side=16)
-        out, pairs = apply(Transform(frame=FRAME, num=4), rows)
+        out, pairs = apply(Transform(token_format=FORMAT, num=4), rows)
         normalise = lambda x: (x.astype(np.float64) / 255 - 0.48) / 0.27  # noqa: E731
         for i, j in pairs.items():
             mixed = 0.5 * normalise(rows.images["image"][i]) + 0.5 * normalise(rows.images["image"][j])
@@ -187,27 +192,27 @@ class TestPicturesAndTexts:
 
     def test_every_row_can_be_mixed_from_unmodified_rows(self):
         """A cycle over all rows: in place, one after another, most rows would hold more than two texts."""
-        rows = batch(16, length=40, frame=FRAME)
+        rows = batch(16, length=40, fmt=FORMAT)
         cycle = np.roll(np.arange(16), -3)
-        out = Transform(frame=FRAME)(rows.replace(partner=cycle), random())
+        out = Transform(token_format=FORMAT)(rows.replace(partner=cycle), random())
         for i, j in enumerate(cycle):
             np.testing.assert_array_equal(
                 out.images["image"][i], reference_pixels(rows.images["image"][i], rows.images["image"][j], 0.5)
             )
             assert body(out.tokens[i, 0]) == body(rows.tokens[i, 0]) + body(rows.tokens[j, 0])
 
-    @pytest.mark.parametrize("name", FRAMES)
+    @pytest.mark.parametrize("name", FORMATS)
     @pytest.mark.parametrize("first", range(0, 12, 3))
     @pytest.mark.parametrize("second", range(0, 12, 2))
     def test_one_frame_around_both_bodies_at_every_overflow(self, name, first, second):
-        frame = FRAMES[name]
-        rows = batch(2, lengths=(first, second), frame=frame)
-        [one, two] = (body(rows.tokens[k, 0], frame) for k in range(2))
-        out, _ = apply(Transform(frame=frame, num=1), rows)
-        np.testing.assert_array_equal(out.tokens[0, 0], framed(one + two, frame))
-        ends = out.tokens[0, 0].tolist()[frame.bos_id is not None :]
-        assert ends.count(EOS) == 1 or frame.pad_id == EOS
-        assert EOS in ends and body(out.tokens[0, 0], frame) == (one + two)[: L - 1 - (frame.bos_id is not None)]
+        fmt = FORMATS[name]
+        rows = batch(2, lengths=(first, second), fmt=fmt)
+        [one, two] = (body(rows.tokens[k, 0], fmt) for k in range(2))
+        out, _ = apply(Transform(token_format=fmt, num=1), rows)
+        np.testing.assert_array_equal(out.tokens[0, 0], framed(one + two, fmt))
+        ends = out.tokens[0, 0].tolist()[fmt.bos_id is not None :]
+        assert ends.count(EOS) == 1 or fmt.pad_id == EOS
+        assert EOS in ends and body(out.tokens[0, 0], fmt) == (one + two)[: L - 1 - (fmt.bos_id is not None)]
 
     def test_ids_joined_are_the_tokens_of_the_joined_caption(self):
         from mmjax.data import tokenizer as tokenizers
@@ -215,11 +220,11 @@ class TestPicturesAndTexts:
         captions = ["a red circle above a blue star", "two dogs, one cat", "The Sea!", "a small green square"]
         for kind in ("word", "bpe"):
             tokenizer = tokenizers.load(kind, context_length=16, captions=captions, vocab_size=300)
-            frame = Frame(
+            fmt = TokenFormat(
                 tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size, tokenizer.context_length
             )
             rows = batch(4, length=16).replace(tokens=tokenizer(captions)[:, None])
-            out, pairs = apply(Transform(frame=frame, num=2), rows)
+            out, pairs = apply(Transform(token_format=fmt, num=2), rows)
             for i, j in pairs.items():
                 np.testing.assert_array_equal(out.tokens[i], tokenizer([f"{captions[i]} {captions[j]}"]))
 
@@ -227,7 +232,7 @@ class TestPicturesAndTexts:
 class TestRowsOfSeveralTexts:
     def test_missing_captions_and_hard_negatives(self):
         rows = batch(4, captions=3, negatives=2, lengths=(2,), dropped=[(0, 2), (1, 1), (1, 2), (0, 4)])
-        out, pairs = apply(Transform(frame=FRAME, num=1), rows)
+        out, pairs = apply(Transform(token_format=FORMAT, num=1), rows)
         assert pairs == {0: 1}
         own, other = rows.tokens[0], rows.tokens[1]
         np.testing.assert_array_equal(out.tokens[0, 0], framed(body(own[0]) + body(other[0])))
@@ -243,21 +248,21 @@ class TestRowsOfSeveralTexts:
         np.testing.assert_array_equal(out.text_weight[1:, :, 1], 0)
 
     def test_sources_of_pictures(self):
-        out, _ = apply(Transform(frame=FRAME, num=1, mix=0.25), batch(4))
+        out, _ = apply(Transform(token_format=FORMAT, num=1, mix=0.25), batch(4))
         np.testing.assert_array_equal(out.image_ids, [[500, 501], [501, -1], [502, -1], [503, -1]])
         np.testing.assert_array_equal(out.image_weight, [[0.25, 0.75], [1, 0], [1, 0], [1, 0]])
         assert out.image_ids.dtype == out.text_ids.dtype == np.int32
         assert out.image_weight.dtype == out.text_weight.dtype == np.float32
 
     def test_rows_that_are_mixed_already_are_refused(self):
-        out, _ = apply(Transform(frame=FRAME), batch(8))
+        out, _ = apply(Transform(token_format=FORMAT), batch(8))
         with pytest.raises(ConfigError, match="mixed already"):
-            apply(Transform(frame=FRAME), out)
+            apply(Transform(token_format=FORMAT), out)
 
 
 def many(variant, *, n=4000, lengths=(2, 3, 4), length=L, captions=1, **options):
     rows = batch(n, side=1, lengths=lengths, length=length, captions=captions)
-    out, pairs = apply(Transform(frame=FRAME, variant=variant, fraction=0.5, **options), rows)
+    out, pairs = apply(Transform(token_format=FORMAT, variant=variant, fraction=0.5, **options), rows)
     return rows, out, np.array([*pairs]), np.array([*pairs.values()])
 
 
@@ -353,7 +358,7 @@ class TestDeterminism:
     @pytest.mark.parametrize("group", [1, 2, 3])
     def test_processes_joined_make_the_batch_of_one(self, variant, group):
         rows = batch(24, captions=2, negatives=1, dropped=[(3, 1), (8, 2)])
-        transform = Transform(frame=FRAME, variant=variant, num=7)
+        transform = Transform(token_format=FORMAT, variant=variant, num=7)
         whole, _ = apply(transform, rows, group=group)
         for processes in (2, 4, 8):
             size = 24 // processes
@@ -370,7 +375,9 @@ class TestDeterminism:
     def test_another_seed_draws_otherwise_and_a_rows_draws_do_not_depend_on_m(self):
         rows = batch(32)
         shares = {
-            (seed, num): apply(Transform(frame=FRAME, variant="a", num=num), rows, seed=seed)[0].image_weight[0, 0]
+            (seed, num): apply(Transform(token_format=FORMAT, variant="a", num=num), rows, seed=seed)[0].image_weight[
+                0, 0
+            ]
             for seed in (0, 1)
             for num in (4, 16)
         }
@@ -378,7 +385,7 @@ class TestDeterminism:
 
     def test_it_can_be_pickled(self):
         rows = batch(8)
-        transform = Transform(frame=FRAME, variant="d", fraction=0.5)
+        transform = Transform(token_format=FORMAT, variant="d", fraction=0.5)
         one, two = (apply(t, rows)[0] for t in (transform, pickle.loads(pickle.dumps(transform))))
         np.testing.assert_array_equal(one.tokens, two.tokens)
 
@@ -401,4 +408,4 @@ class TestDeterminism:
 )
 def test_options_that_cannot_be_are_refused(options, says):
     with pytest.raises(ConfigError, match=says):
-        Transform(frame=FRAME, **options)
+        Transform(token_format=FORMAT, **options)

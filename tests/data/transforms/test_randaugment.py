@@ -88,7 +88,7 @@ def test_aligned_modalities_move_together_and_only_named_ones_change_levels():
         given = sample(modalities=names)
         given.images["depth"] = given.images["image"]
         before = given.images["image"]
-        out = Transform(num_ops=1, magnitude=20, modalities=names)(given, Scripted(name)).images
+        out = Transform(num_ops=1, magnitude=20, data_modalities=names)(given, Scripted(name)).images
         if name in PHOTOMETRIC:
             assert out["depth"] is before
             assert not np.array_equal(out["image"], before)
@@ -133,7 +133,7 @@ def test_all_fourteen_are_drawn_alike():
     assert seen.sum() == 600 and ((seen - 600 / 14) ** 2 / (600 / 14)).sum() < 40
 
 
-@pytest.mark.parametrize("options", [{"num_ops": -1}, {"magnitude": 31}, {"fill": 300}, {"of": ("depth",)}])
+@pytest.mark.parametrize("options", [{"num_ops": -1}, {"magnitude": 31}, {"fill": 300}, {"modalities": ("depth",)}])
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         Transform(**options)

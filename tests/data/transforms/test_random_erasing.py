@@ -43,7 +43,7 @@ def test_area_shape_and_place_follow_their_laws():
 
 def test_modalities_lose_the_same_rectangle_and_others_none():
     names = ("image", "depth", "thermal")
-    transform = Transform(probability=1.0, value=0, of=("image", "thermal"), modalities=names)
+    transform = Transform(probability=1.0, value=0, modalities=("image", "thermal"), data_modalities=names)
     out, before, _ = erased(transform, 1, modalities=names)
     np.testing.assert_array_equal(out["image"], out["thermal"])
     assert out["depth"] is before["depth"]
@@ -82,7 +82,7 @@ def test_probability_and_pictures_in_which_nothing_fits():
         {"value": "noise"},
         {"value": 256},
         {"value": True},
-        {"of": ("depth",)},
+        {"modalities": ("depth",)},
     ],
 )
 def test_what_makes_no_sense_is_refused(options):

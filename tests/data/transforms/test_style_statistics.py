@@ -47,18 +47,18 @@ def test_a_picture_of_one_colour_takes_up_the_tint():
 
 def test_partners_are_the_same_member_of_the_next_group():
     transform = Transform()
-    assert transform.partners(batch_size=6, group=1, share=range(6)) == {0: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: 0}
-    assert transform.partners(batch_size=6, group=2, share=range(2, 6)) == {2: 4, 3: 5, 4: 0, 5: 1}
-    assert transform.partners(batch_size=2, group=2, share=range(2)) == {}
-    whole = transform.partners(batch_size=8, group=2, share=range(8))
-    halves = [transform.partners(batch_size=8, group=2, share=s) for s in (range(4), range(4, 8))]
+    assert transform.partners(batch_size=6, group=1, host_rows=range(6)) == {0: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: 0}
+    assert transform.partners(batch_size=6, group=2, host_rows=range(2, 6)) == {2: 4, 3: 5, 4: 0, 5: 1}
+    assert transform.partners(batch_size=2, group=2, host_rows=range(2)) == {}
+    whole = transform.partners(batch_size=8, group=2, host_rows=range(8))
+    halves = [transform.partners(batch_size=8, group=2, host_rows=s) for s in (range(4), range(4, 8))]
     assert halves[0] | halves[1] == whole
 
 
 def test_rows_take_up_unmodified_partners_and_nothing_else_changes():
     partner = [1, 2, 3, 0, -1, -1]
     given = rows(6, partner=partner, modalities=("image", "depth"))
-    out = Transform(probability=1.0, alpha=0.7, modalities=("image", "depth"))(given, generator)
+    out = Transform(probability=1.0, alpha=0.7, data_modalities=("image", "depth"))(given, generator)
     for i, j in enumerate(partner):
         x = given.images["image"]
         if j < 0:
@@ -75,7 +75,9 @@ def test_rows_take_up_unmodified_partners_and_nothing_else_changes():
 
 def test_modalities_share_the_draw():
     given = rows(3, partner=[1, 2, 0], modalities=("image", "depth"))
-    both = Transform(probability=1.0, of=("image", "depth"), modalities=("image", "depth"))(given, generator)
+    both = Transform(probability=1.0, modalities=("image", "depth"), data_modalities=("image", "depth"))(
+        given, generator
+    )
     for name in ("image", "depth"):
         draw = generator(0)
         draw.random()
@@ -91,7 +93,9 @@ def test_probability():
     np.testing.assert_array_equal(Transform(probability=0.0)(given, generator).images["image"], given.images["image"])
 
 
-@pytest.mark.parametrize("options", [{"alpha": 0.0}, {"alpha": float("inf")}, {"probability": 3.0}, {"of": ("x",)}])
+@pytest.mark.parametrize(
+    "options", [{"alpha": 0.0}, {"alpha": float("inf")}, {"probability": 3.0}, {"modalities": ("x",)}]
+)
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         Transform(**options)

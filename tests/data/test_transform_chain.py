@@ -3,10 +3,9 @@ import pytest
 
 from mmjax.core.config import ConfigError
 from mmjax.data import tokenizer
-from mmjax.data.chain import Chain
 from mmjax.data.pipeline import Batches
-from mmjax.data.sample import Frame
 from mmjax.data.sources import scenes
+from mmjax.data.transform_chain import TransformChain
 
 MODALITIES = ("image", "depth", "thermal")
 EVERYTHING = (
@@ -32,13 +31,13 @@ def words(source):
     return tokenizer.load("word", context_length=24, captions=[c for i in range(64) for c in source[i]["captions"]])
 
 
-def frame(words):
-    return Frame(words.bos_id, words.eos_id, words.pad_id, words.vocab_size, words.context_length)
-
-
 def chain(transforms, words=None, *, seed=0, size=24, modalities=MODALITIES):
-    return Chain(
-        transforms, image_size=size, modalities=modalities, frame=None if words is None else frame(words), seed=seed
+    return TransformChain(
+        transforms,
+        image_size=size,
+        modalities=modalities,
+        token_format=None if words is None else words.format,
+        seed=seed,
     )
 
 
@@ -48,7 +47,7 @@ def batches(source, words, transforms, *, seed=0, **options):
 
 
 def arrays(batch):
-    return [*batch["images"].values(), *(batch[k] for k in batch if k not in ("images", "skipped"))]
+    return [*batch["images"].values(), *(batch[k] for k in batch if k not in ("images", "unreadable"))]
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -93,7 +92,9 @@ def test_a_transforms_draws_do_not_depend_on_the_other_transforms(source):
     behind = chain((("flip", {"horizontal": 0.0}), ("cutswitch", {"probability": 1.0})))
 
     def seen(made, number):
-        sample = made.viewed(made.captioned(example, number=number), example, number=number)
+        sample = made.decode_and_transform(
+            made.apply_caption_transforms(example, number=number), example, number=number
+        )
         return np.stack([sample.images[m] for m in MODALITIES])
 
     for number in (0, 1, 2**40):
@@ -108,7 +109,9 @@ def test_aligned_pictures_of_other_sizes_share_the_crop(source):
     example = {"id": 0, "captions": ["a"], "image": ramp, "depth": ramp[::2, ::2].copy(), "thermal": ramp}
     made = chain((("random_resized_crop", {"scale": (0.3, 0.5)}),), size=16)
     for number in range(5):
-        sample = made.viewed(made.captioned(example, number=number), example, number=number)
+        sample = made.decode_and_transform(
+            made.apply_caption_transforms(example, number=number), example, number=number
+        )
         image, depth, thermal = (sample.images[m].astype(int) for m in MODALITIES)
         np.testing.assert_array_equal(image, thermal)
         assert np.abs(image - depth).max() <= 14 and np.ptp(image) < 200
@@ -135,6 +138,6 @@ def test_errors_name_the_transform(transforms, words_):
 def test_pixels_of_the_right_size_pass_untouched_where_nothing_crops(source):
     example = source[3]
     made = chain(())
-    sample = made.viewed(made.captioned(example, number=0), example, number=0)
+    sample = made.decode_and_transform(made.apply_caption_transforms(example, number=0), example, number=0)
     assert all(sample.images[m] is example[m] for m in MODALITIES)
     assert sample.crop is None and sample.key == "3" and sample.captions == example["captions"]

@@ -1,22 +1,22 @@
-"""A source as evaluation sees it: every picture decoded and brought to the model's size, always in the same way."""
+"""A source as evaluation sees it: every picture decoded and cropped to the model's size, always in the same way."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from mmjax.data.chain import Chain
 from mmjax.data.reader import Source
 from mmjax.data.sample import Example, Unreadable
+from mmjax.data.transform_chain import TransformChain
 
 
-class Viewed:
-    """``source`` with its pictures as ``chain`` makes them; the rest of an example, and other attributes, are its own.
+class EvalView:
+    """A source whose pictures went through ``chain``; all other fields and attributes are the source's own.
 
-    Sources of pixels of the right size need no view. ``Unreadable`` passes through: who reads decides.
+    Sources of pixels of the model's size need no view. ``Unreadable`` is raised to the reader, who decides.
     """
 
-    def __init__(self, source: Source, chain: Chain):
+    def __init__(self, source: Source, chain: TransformChain):
         self._source = source
         self._chain = chain
 
@@ -25,20 +25,21 @@ class Viewed:
 
     def __getitem__(self, index: int) -> Example:
         example = self._source[index]
-        sample = self._chain.viewed(self._chain.captioned(example, number=0), example, number=0)
+        sample = self._chain.apply_caption_transforms(example, number=0)
+        sample = self._chain.decode_and_transform(sample, example, number=0)
         return example | {"captions": sample.captions} | sample.images
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # while being unpickled there is no source to ask
+        if name.startswith("_"):  # during unpickling ``_source`` does not exist yet
             raise AttributeError(name)
         return getattr(self._source, name)
 
 
 def is_encoded(source: Source) -> bool:
-    """Whether the source's pictures are bytes that a chain has to decode."""
+    """Whether the source's pictures are encoded bytes, judged by its first readable example."""
     for index in range(len(source)):
         try:
             example = source[index]
