@@ -70,7 +70,7 @@ class Crop(NamedTuple):
     inner: tuple[int, int]  # of the resized box in it
     offset: tuple[int, int] = (0, 0)  # where that begins: row and column
     resample: Literal["fast", "bicubic", "bilinear", "nearest"] = "bicubic"
-    fill: int = 0  # grey level of the padding
+    fill: int = 0  # gray level of the padding
 
     def place(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
         """A box (left, top, right, bottom) of the original, in pixels of the view; parts may lie outside."""

@@ -29,7 +29,7 @@ class Tokenizer:
 
     ``bos_id`` is None for tokenizers that have no start token (SigLIP). ``pad_id`` may equal ``eos_id`` (CLIP as
     Hugging Face ships it), so the end of a text is its *first* EOS. Text that looks like a special token
-    (``"<eos>"`` in a caption) is tokenised as the characters it is: a row holds no special token but its frame.
+    (``"<eos>"`` in a caption) is tokenized as the characters it is: a row holds no special token but its frame.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, context_length: int, bos: str | None, eos: str, pad: str):

@@ -18,7 +18,7 @@ class Evaluator:
     caption scores strictly higher; chance is 0.5. Beside it ``KIND_blind``: the same for the mean image of the split
     instead of the image itself. What is beyond 0.5 there is what the sentences alone give away. ``macro`` and
     ``macro_blind`` are means over kinds, ``micro`` is over all pairs, and ``tie_rate`` is the fraction of pairs with
-    equal scores (mostly captions that tokenise equally, such as after truncation), which are lost.
+    equal scores (mostly captions that tokenize equally, such as after truncation), which are lost.
     """
 
     own_split: ClassVar[bool] = False

@@ -287,7 +287,7 @@ WORKERS = textwrap.dedent(
 
 
 class TestTokens:
-    def test_each_text_is_tokenised_once(self):
+    def test_each_text_is_tokenized_once(self):
         asked = []
 
         def counting(texts):

@@ -29,7 +29,7 @@ def graphs(source, count):
 
 
 def combinations(scene):
-    return [(t.colour, t.shape) for t in scene.things]
+    return [(t.color, t.shape) for t in scene.things]
 
 
 GOLDEN = {
@@ -125,8 +125,8 @@ def test_held_out_combinations_occur_in_test_and_zeroshot_alone(world):
         assert share(Source(split, world=world, twins=twins), 800) == 0
     assert 0.15 < share(Source("test", world=world), 800) < 0.45
     size = WORLDS[world]
-    each = [(c, s) for c in range(size.colours) for s in range(size.shapes) if size.held_out(c, s)]
-    assert len({c for c, _ in each}) == size.colours and len({s for _, s in each}) == size.shapes
+    each = [(c, s) for c in range(size.colors) for s in range(size.shapes) if size.held_out(c, s)]
+    assert len({c for c, _ in each}) == size.colors and len({s for _, s in each}) == size.shapes
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -134,7 +134,7 @@ def test_every_attribute_of_the_world_occurs_and_no_other(world):
     size, source = WORLDS[world], Source("train", world=world)
     scenes = [source.scene(i) for i in range(1500)]
     things = [t for s in scenes for t in s.things]
-    for attribute, count in (("shape", size.shapes), ("colour", size.colours), ("texture", size.textures), ("size", 2)):
+    for attribute, count in (("shape", size.shapes), ("color", size.colors), ("texture", size.textures), ("size", 2)):
         counts = np.bincount([getattr(t, attribute) for t in things])
         assert len(counts) == count and counts.min() > 0.8 * counts.mean(), attribute
     relations = np.bincount([s.relation for s in scenes if s.relation is not None])
@@ -146,23 +146,23 @@ def test_every_attribute_of_the_world_occurs_and_no_other(world):
 @pytest.mark.parametrize("world", WORLDS)
 def test_zeroshot_has_every_class_in_order(world):
     source = Source("zeroshot", world=world, **SMALL)
-    colours, shapes = WORLDS[world].colours, WORLDS[world].shapes
-    assert len(source) == 8 * colours * shapes == 8 * len(source.class_names) and len(
+    colors, shapes = WORLDS[world].colors, WORLDS[world].shapes
+    assert len(source) == 8 * colors * shapes == 8 * len(source.class_names) and len(
         set(source.class_names)
     ) * 8 == len(source)
     for i in range(len(source)):
         (thing,) = source.scene(i).things
         label = source[i]["label"]
-        assert (thing.colour, thing.shape) == divmod(label, shapes)
+        assert (thing.color, thing.shape) == divmod(label, shapes)
         assert source.class_names[label] in source[i]["captions"][0]
-        assert source.held_out[label] == WORLDS[world].held_out(thing.colour, thing.shape)
-    assert source.held_out.sum() == max(colours, shapes) and source.held_out.dtype == bool
+        assert source.held_out[label] == WORLDS[world].held_out(thing.color, thing.shape)
+    assert source.held_out.sum() == max(colors, shapes) and source.held_out.dtype == bool
     assert all(t.count("{}") == 1 for t in source.templates)
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_twins_differ_in_places_or_colours_alone(world):
-    source, seen = Source("train", world=world, twins=True, **SMALL), {"places": 0, "colours": 0, "one": 0}
+def test_twins_differ_in_places_or_colors_alone(world):
+    source, seen = Source("train", world=world, twins=True, **SMALL), {"places": 0, "colors": 0, "one": 0}
     assert source.group == 2 and Source("train").group == 1
     for k in range(300):
         a, b = source.scene(2 * k), source.scene(2 * k + 1)
@@ -174,18 +174,18 @@ def test_twins_differ_in_places_or_colours_alone(world):
             for p, q in zip(a.things, b.things, strict=True)
         ]
         if len(a.things) == 1:
-            assert changed[0] in ({"colour"}, {"shape"}, {"texture"})
+            assert changed[0] in ({"color"}, {"shape"}, {"texture"})
             seen["one"] += 1
             continue
         (p, q), (r, s) = a.things, b.things
-        if changed == [{"colour"}] * 2:
-            assert (p.colour, q.colour) == (s.colour, r.colour) and a.relation == b.relation
-            seen["colours"] += 1
+        if changed == [{"color"}] * 2:
+            assert (p.color, q.color) == (s.color, r.color) and a.relation == b.relation
+            seen["colors"] += 1
         else:
             assert set().union(*changed) == {"x", "y", "z"} and b.relation == a.relation ^ 1
             assert (p.x, p.y, p.z, q.x, q.y, q.z) == (s.x, s.y, s.z, r.x, r.y, r.z)
             seen["places"] += 1
-    assert seen["one"] > 30 and seen["places"] > seen["colours"] > 20
+    assert seen["one"] > 30 and seen["places"] > seen["colors"] > 20
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -193,7 +193,7 @@ def test_winoground_pairs_say_different_things_in_the_same_words(world):
     source = Source("winoground", world=world)
     assert len(source) == 800 and source.group == 2
     kinds = [source[i]["kind"] for i in range(0, 800, 2)]
-    assert {k: kinds.count(k) for k in sorted(set(kinds))} == {"relation": 133, "swap_colour": 134, "swap_shape": 133}
+    assert {k: kinds.count(k) for k in sorted(set(kinds))} == {"relation": 133, "swap_color": 134, "swap_shape": 133}
     for k in range(400):
         a, b = source[2 * k], source[2 * k + 1]
         (said,), (other,) = a["captions"], b["captions"]
@@ -226,7 +226,7 @@ def test_caption_noise_and_terseness_have_their_probability():
 
 
 def test_negatives_can_be_chosen_by_kind_without_changing_the_others():
-    everything, few = Source("val", **SMALL), Source("val", negatives=("replace_colour", "swap_size"), **SMALL)
+    everything, few = Source("val", **SMALL), Source("val", negatives=("replace_color", "swap_size"), **SMALL)
     for i in range(50):
         wanted = [n for n in everything[i]["negatives"] if n[0] in few.negatives]
         assert sorted(few[i]["negatives"]) == sorted(wanted)
@@ -253,8 +253,8 @@ def test_negatives_can_be_chosen_by_kind_without_changing_the_others():
         ({"modalities": ("image", "dept")}, "modalities='dept'.*'depth'"),
         ({"modalities": ()}, "modalities="),
         ({"modalities": ("image", "image")}, "each once"),
-        ({"negatives": ("swap_color",)}, "negatives='swap_color'.*'swap_colour'"),
-        ({"split": "winoground", "negatives": ("swap_colour",)}, "negatives=.*winoground"),
+        ({"negatives": ("swap_colour",)}, "negatives='swap_colour'.*'swap_color'"),
+        ({"split": "winoground", "negatives": ("swap_color",)}, "negatives=.*winoground"),
         ({"image_size": 4}, "image_size=4"),
         ({"seed": -1}, "seed=-1"),
     ],

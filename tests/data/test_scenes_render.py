@@ -1,4 +1,4 @@
-"""Pixels show what the graph says: shapes against polygons, colours, order, borders, sizes."""
+"""Pixels show what the graph says: shapes against polygons, colors, order, borders, sizes."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmjax.data.scenes.render import MODALITIES, PALETTE, render
-from mmjax.data.scenes.world import COLOURS, SHAPES, WORLDS, Scene, Thing, draw_pair
+from mmjax.data.scenes.world import COLORS, SHAPES, WORLDS, Scene, Thing, draw_pair
 from mmjax.data.sources.scenes import Source
 from support.scene_semantics import Silence
 
@@ -15,8 +15,8 @@ def quiet(scene, size=64, modalities=MODALITIES):
     return render(scene, image_size=size, noise=dict.fromkeys(modalities, Silence()))
 
 
-def one(shape, *, colour="red", texture=0, x=32.0, y=32.0, radius=15.0):
-    thing = Thing(SHAPES.index(shape), COLOURS.index(colour), texture, 1, x, y, radius, 0.2, 1.0)
+def one(shape, *, color="red", texture=0, x=32.0, y=32.0, radius=15.0):
+    thing = Thing(SHAPES.index(shape), COLORS.index(color), texture, 1, x, y, radius, 0.2, 1.0)
     return Scene((thing,), None, False, (0.0, 0.0, 0.0))
 
 
@@ -86,12 +86,12 @@ def test_textures_darken_half_the_object_or_less():
     assert (striped == dotted)[body].mean() < 0.9
 
 
-@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("color", COLORS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_colour_can_be_told_at_32_pixels(colour, shape):
+def test_the_color_can_be_told_at_32_pixels(color, shape):
     """With noise, shade and texture: the object's mean pixel points to its own palette entry, whatever its size."""
     source = Source("zeroshot", world="full", image_size=32)
-    label = COLOURS.index(colour) * len(SHAPES) + SHAPES.index(shape)
+    label = COLORS.index(color) * len(SHAPES) + SHAPES.index(shape)
     for i in range(8 * label, 8 * label + 8):
         thing, scene = source.scene(i).things[0], source.scene(i)
         image = source[i]["image"].astype(float)
@@ -104,7 +104,7 @@ def test_the_colour_can_be_told_at_32_pixels(colour, shape):
         mean = np.median(body, 0)
         # Brightness varies with shade and texture: compare directions.
         cosine = PALETTE @ mean / np.linalg.norm(PALETTE, axis=1)
-        assert COLOURS[int(np.argmax(cosine))] == colour
+        assert COLORS[int(np.argmax(cosine))] == color
 
 
 @pytest.mark.parametrize("relation", ["front", "behind"])
@@ -122,7 +122,7 @@ def test_the_nearer_thing_hides_the_other(relation):
         distance = np.hypot(a.x - b.x, a.y - b.y)
         at = (near.radius + distance - far.radius) / 2 / distance
         x, y = near.x + at * (far.x - near.x), near.y + at * (far.y - near.y)
-        np.testing.assert_allclose(images["image"][int(y), int(x)], PALETTE[near.colour], atol=1)
+        np.testing.assert_allclose(images["image"][int(y), int(x)], PALETTE[near.color], atol=1)
         np.testing.assert_allclose(images["depth"][int(y), int(x)], 255 * (1 - near.z), atol=1)
         # And enough of the far one remains to be seen.
         alone = (quiet(dataclasses.replace(scene, things=(far,)))["depth"][..., 0] == round(255 * (1 - far.z))).sum()
@@ -146,10 +146,10 @@ def test_nothing_touches_the_border_and_modalities_share_their_edges():
             assert (images[m] == images[m][..., :1]).all()
 
 
-def test_temperature_is_a_function_of_colour_and_shape():
-    for c, colour in enumerate(COLOURS):
+def test_temperature_is_a_function_of_color_and_shape():
+    for c, color in enumerate(COLORS):
         for s, shape in enumerate(SHAPES):
-            thermal = quiet(one(shape, colour=colour, radius=16.0), 256)["thermal"][..., 0].astype(float)
+            thermal = quiet(one(shape, color=color, radius=16.0), 256)["thermal"][..., 0].astype(float)
             centre = thermal[128, 128 + (int(0.75 * 64) if shape == "ring" else 0)]
             assert abs(centre - 255 * ((8 * c + s) * 37 % 11) / 10) < 2
             assert abs(thermal[5, 5] - 0.25 * 255) < 1

@@ -51,7 +51,7 @@ def test_every_negative_is_false_and_its_positive_true(world, split):
     two = sum(len(source.scene(i).things) == 2 for i in range(count))
     everywhere = [k for k in KINDS if not k.startswith("swap") and k != "replace_relation"]
     assert all(seen[k] == count for k in everywhere), seen
-    assert seen["swap_object"] == seen["swap_colour"] == seen["replace_relation"] == two
+    assert seen["swap_object"] == seen["swap_color"] == seen["replace_relation"] == two
     assert 0.4 < seen["swap_size"] / two < 0.6 and 0.4 < seen["swap_texture"] / two < 0.75
 
 
@@ -84,7 +84,7 @@ def test_replaced_names_are_not_betrayed_by_being_held_out():
         held_out = {n for n, h in zip(*_classes(world), strict=True) if h}
         for i in range(300):
             for kind, _, false in source[i]["negatives"]:
-                if kind in ("replace_shape", "replace_colour", "add_object"):
+                if kind in ("replace_shape", "replace_color", "add_object"):
                     assert not any(name in false for name in held_out), (kind, false)
 
 

@@ -6,7 +6,7 @@ from mmjax.evals.winoground import Evaluator
 from support.towers import Source, Towers, data_sharding, image, reference
 
 
-def twins(pairs=25, seed=0, kinds=("swap_colour", "relation")):
+def twins(pairs=25, seed=0, kinds=("swap_color", "relation")):
     rng = np.random.default_rng(seed)
     source = Source()
     for i in range(2 * pairs):
@@ -33,7 +33,7 @@ def test_scores_equal_the_definition_pair_by_pair(seed):
     got = evaluate(source, towers)
     for column, name in enumerate(("text_score", "image_score", "group_score"), 1):
         assert got[name] == pytest.approx(np.mean([r[column] for r in rows]))
-        for kind in ("swap_colour", "relation"):
+        for kind in ("swap_color", "relation"):
             assert got[f"{name}_{kind}"] == pytest.approx(np.mean([r[column] for r in rows if r[0] == kind]))
     assert got["num_pairs"] == 25 and got["tie_rate"] == 0
     assert any(r[1] != r[2] for r in rows) and got["group_score"] > 0  # the sample can tell rows from columns

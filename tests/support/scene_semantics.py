@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-COLOUR = ["red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink"]
+COLOR = ["red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink"]
 SHAPE = ["circle", "square", "triangle", "cross", "star", "ring", "diamond", "hexagon"]
 TEXTURE = ["plain", "striped", "dotted"]
 SIZE = {"small": "small", "little": "small", "large": "large", "big": "large"}
@@ -32,7 +32,7 @@ def _any(words):
 
 _THING = re.compile(
     rf"a (?:(?P<size>{_any(SIZE)}) )?(?:(?P<texture>{_any(TEXTURE)}) )?"
-    rf"(?P<colour>{_any(COLOUR)}) (?P<shape>{_any(SHAPE)})"
+    rf"(?P<color>{_any(COLOR)}) (?P<shape>{_any(SHAPE)})"
     rf"(?: in the (?P<row>{_any(ROW)}) (?P<column>{_any(COLUMN)}))?(?P<alone> alone)?"
 )
 _LINK = re.compile(rf" (?P<link>{_any(LINKS)}) ")
@@ -81,7 +81,7 @@ class Judge:
 
         x, y, r, z = (column(lambda t, a=a: getattr(t, a)) for a in ("x", "y", "radius", "z"))
         attributes = {
-            "colour": column(lambda t: COLOUR[t.colour]),
+            "color": column(lambda t: COLOR[t.color]),
             "shape": column(lambda t: SHAPE[t.shape]),
             "texture": column(lambda t: TEXTURE[t.texture]),
             "size": np.where(r < 13, "small", "large"),

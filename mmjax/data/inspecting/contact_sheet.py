@@ -96,8 +96,8 @@ def draw(made: Sequence[Cell], *, title: str, subtitle: str = "", columns: int |
             sheet.paste(picture, (across, upper + _PADDING))
             across += picture.width + 6
         down = upper + _PADDING + max(p.height for p in several) + 8
-        for text, kind, colour, size in lines:
-            pen.text((left + _PADDING, down), text, font=kind, fill=colour)
+        for text, kind, color, size in lines:
+            pen.text((left + _PADDING, down), text, font=kind, fill=color)
             down += size
     return sheet
 
@@ -145,7 +145,7 @@ def fitted(text: str, font: Any, width: float) -> str:
 
 
 def _lines(cell: Cell, font: Any, small: Any, width: int) -> list[tuple[str, Any, str, int]]:
-    """Text, font, colour and height of each line beneath a picture."""
+    """Text, font, color and height of each line beneath a picture."""
     lines = [(text, small, _FAINT, _SMALL + 4) for text in wrapped(cell.origin, small, width, most=2)]
     for text, true in cell.texts:
         lines.append(("", small, _FAINT, 4))

@@ -21,7 +21,7 @@ from mmjax.data.sample import Example, Unreadable
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.transform_chain import TransformChain
 
-PARTS = ("read", "decode and crop", "transforms", "tokenise", "assemble")
+PARTS = ("read", "decode and crop", "transforms", "tokenize", "assemble")
 _CHUNK = 16  # examples that a thread takes at a time
 _PREFETCH = 2
 
@@ -195,10 +195,10 @@ def _shares(
 ) -> dict[str, float]:
     """Shares of the time that one thread needs for a batch; the parts that are not calls are differences."""
     source, batches = copy.copy(source), copy.copy(batches)
-    known: set[str] = set()  # batches, too, tokenise a text once
+    known: set[str] = set()  # batches, too, tokenize a text once
 
     def once(step: int) -> list[float]:
-        """Seconds to read, to crop, to view, to tokenise, and for a whole batch."""
+        """Seconds to read, to crop, to view, to tokenize, and for a whole batch."""
         examples = []
         started = time.perf_counter()
         for index in order.take(batch_size):
@@ -231,7 +231,7 @@ def _shares(
     taken = [once(1)]
     while time.perf_counter() < deadline:
         taken.append(once(1 + len(taken)))
-    read, crop, view, tokenise, whole = (statistics.median(times) for times in zip(*taken, strict=True))
-    spent = [read, crop, max(view - crop, 0.0), tokenise]
+    read, crop, view, tokenize, whole = (statistics.median(times) for times in zip(*taken, strict=True))
+    spent = [read, crop, max(view - crop, 0.0), tokenize]
     spent.append(max(whole - sum(spent), 0.0))
     return {name: value / sum(spent) for name, value in zip(PARTS, spent, strict=True)}

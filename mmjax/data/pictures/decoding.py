@@ -1,9 +1,9 @@
 """From the bytes of a picture to pixels: its size without decoding it, and the part of it that a crop asks for.
 
 JPEG goes through libjpeg-turbo, other formats through Pillow. Pixels are what ``Image.convert("RGB")`` gives, as users
-of Pillow and torchvision know them: transparency is dropped and the colours beneath are kept, grey is repeated, CMYK is
+of Pillow and torchvision know them: transparency is dropped and the colors beneath are kept, gray is repeated, CMYK is
 converted as Pillow does (Adobe's inverted files too), of animations the first frame is taken. Different are pictures
-that carry an orientation, which are turned upright, and 16-bit grey, of which the high byte is taken instead of
+that carry an orientation, which are turned upright, and 16-bit gray, of which the high byte is taken instead of
 clipping.
 """
 
@@ -118,7 +118,7 @@ def _jpeg(data: bytes, crop: Crop | None, key: str) -> _Decoded:
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
-    """Stored height, width and colour space; None where libjpeg-turbo cannot tell, and Pillow has to."""
+    """Stored height, width and color space; None where libjpeg-turbo cannot tell, and Pillow has to."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):  # the latter: a subsampling that has no name

@@ -26,7 +26,7 @@ def probability(name: str, value: float) -> float:
     return value
 
 
-def grey(x: np.ndarray) -> np.ndarray:
+def gray(x: np.ndarray) -> np.ndarray:
     """The luma, three times."""
     return cv2.cvtColor(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
@@ -43,18 +43,18 @@ def brightness(x: np.ndarray, factor: float) -> np.ndarray:
 
 
 def contrast(x: np.ndarray, factor: float) -> np.ndarray:
-    """``factor · x + (1 - factor) · m`` with m the mean luma: 0 is grey, 1 the picture."""
+    """``factor · x + (1 - factor) · m`` with m the mean luma: 0 is gray, 1 the picture."""
     mean = float(_LUMA @ np.array(cv2.mean(x)[:3]))
     return levels(x, factor * np.arange(256) + (1 - factor) * np.floor(mean + 0.5))
 
 
 def saturation(x: np.ndarray, factor: float) -> np.ndarray:
-    """``factor · x + (1 - factor) · luma(x)``: 0 is grey, 1 the picture."""
+    """``factor · x + (1 - factor) · luma(x)``: 0 is gray, 1 the picture."""
     return cv2.transform(x, factor * np.eye(3) + (1 - factor) * np.tile(_LUMA, (3, 1)))
 
 
 def hue(x: np.ndarray, turns: float) -> np.ndarray:
-    """Colours turned around the wheel of hues by that part of it: ½ is the opposite colour."""
+    """Colors turned around the wheel of hues by that part of it: ½ is the opposite color."""
     wheel = cv2.cvtColor(x, cv2.COLOR_RGB2HSV_FULL)
     wheel[..., 0] += np.uint8(round(turns * 256) % 256)  # levels of a byte are the wheel: they overflow as it goes on
     return cv2.cvtColor(wheel, cv2.COLOR_HSV2RGB_FULL)
@@ -105,11 +105,11 @@ def equalized(x: np.ndarray) -> np.ndarray:
 
 
 def warped(x: np.ndarray, matrix: np.ndarray, fill: int) -> np.ndarray:
-    """Pixels taken from where ``matrix`` f64[2, 2], about the centre, and [2, 1], a shift, send them to; bilinear."""
+    """Pixels taken from where ``matrix`` f64[2, 2], about the center, and [2, 1], a shift, send them to; bilinear."""
     height, width = x.shape[:2]
-    centre = np.array([[(width - 1) / 2], [(height - 1) / 2]])
+    center = np.array([[(width - 1) / 2], [(height - 1) / 2]])
     linear, shift = matrix[:, :2], matrix[:, 2:]
-    whole = np.hstack([linear, centre - linear @ centre + shift])
+    whole = np.hstack([linear, center - linear @ center + shift])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(
         x, whole, (width, height), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=[fill] * 3

@@ -1,6 +1,6 @@
 """A box of a picture, brought to another size without aliasing.
 
-``bicubic``  Pillow's antialiased filter, to the last grey level; boxes may be fractional. What evaluation uses.
+``bicubic``  Pillow's antialiased filter, to the last gray level; boxes may be fractional. What evaluation uses.
 ``bilinear`` the same with a triangle.
 ``nearest``  for pictures whose values are labels.
 ``fast``     OpenCV, some five times as fast: a side that shrinks much is averaged over its whole pixels, one that
@@ -79,7 +79,7 @@ class _Window(NamedTuple):
 def _window(start: float, stop: float, count: int, limit: int) -> _Window:
     """A side; where it shows some of a resized picture's pixels, as the resized picture and a place in it.
 
-    That is what resizing and then cropping gives. Cutting the box out instead would cost one value in a hundred a grey
+    That is what resizing and then cropping gives. Cutting the box out instead would cost one value in a hundred a gray
     level, or two: Pillow keeps fractional ends in single precision.
     """
     whole, first = limit * count / (stop - start), start * count / (stop - start)
@@ -138,8 +138,8 @@ def _nearest(
 ) -> np.ndarray:
     at = []
     for (start, stop), count, limit in zip((rows, columns), size, pixels.shape[:2], strict=True):
-        centres = start + (np.arange(count) + 0.5) * ((stop - start) / count)
-        at.append(np.minimum(centres.astype(np.intp), limit - 1))
+        centers = start + (np.arange(count) + 0.5) * ((stop - start) / count)
+        at.append(np.minimum(centers.astype(np.intp), limit - 1))
     return pixels[at[0][:, None], at[1]]
 
 

@@ -38,7 +38,7 @@ class Schema:
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def pack(self, example: Example, pictures: Mapping[str, bytes]) -> bytes:
-        """A serialised ``tf.train.Example``; equal examples are equal bytes. What a list lacks is an empty list."""
+        """A serialized ``tf.train.Example``; equal examples are equal bytes. What a list lacks is an empty list."""
         features: dict[str, Any] = {
             "id": np.array([example["id"]], np.int64),
             # A file's name need not be UTF-8.

@@ -142,7 +142,7 @@ def prepare(
         missing = [number for number in range(plan.shards) if not _is_finished(folder, plan, number)]
         already = plan.shards - len(missing)
         if source.group > 1:
-            note(f"the source's groups of {source.group} neighbours are stored as single examples")
+            note(f"the source's groups of {source.group} neighbors are stored as single examples")
         if already:
             note(f"{already} of {plan.shards} shards are there already")
         before = examples - sum(len(plan.range(number)) for number in missing)

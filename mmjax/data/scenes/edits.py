@@ -9,7 +9,7 @@ from mmjax.data.scenes.world import Scene, Thing, World
 
 
 def exchange(scene: Scene, *attributes: str) -> Scene:
-    """The two things trade the named attributes, e.g. ``colour``."""
+    """The two things trade the named attributes, e.g. ``color``."""
     a, b = scene.things
     return dataclasses.replace(scene, things=(_with(a, b, attributes), _with(b, a, attributes)))
 
@@ -35,23 +35,23 @@ def others(world: World, scene: Scene, which: int, attribute: str) -> list[int]:
         return [v for v in range(count) if v != getattr(thing, attribute)]
     present = {getattr(t, attribute) for t in scene.things}
     if attribute == "shape":
-        return [v for v in range(world.shapes) if v not in present and not world.held_out(thing.colour, v)]
-    return [v for v in range(world.colours) if v not in present and not world.held_out(v, thing.shape)]
+        return [v for v in range(world.shapes) if v not in present and not world.held_out(thing.color, v)]
+    return [v for v in range(world.colors) if v not in present and not world.held_out(v, thing.shape)]
 
 
 def twin(world: World, scene: Scene, u: Sequence[float]) -> Scene:
     """The partner that differs in as little as can be, from two numbers in [0, 1).
 
-    Two things trade places or, as often, colours (places after all where that would make a held-out combination);
-    one thing gets another colour, shape or texture.
+    Two things trade places or, as often, colors (places after all where that would make a held-out combination);
+    one thing gets another color, shape or texture.
     """
     if len(scene.things) == 1:
-        attribute = ("colour", "shape", "texture")[int(u[0] * 3)]
+        attribute = ("color", "shape", "texture")[int(u[0] * 3)]
         values = others(world, scene, 0, attribute)
         return change(scene, 0, attribute, values[int(u[1] * len(values))])
     a, b = scene.things
-    if u[0] < 0.5 and not world.held_out(b.colour, a.shape) and not world.held_out(a.colour, b.shape):
-        return exchange(scene, "colour")
+    if u[0] < 0.5 and not world.held_out(b.color, a.shape) and not world.held_out(a.color, b.shape):
+        return exchange(scene, "color")
     return exchange_places(scene)
 
 

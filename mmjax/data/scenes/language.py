@@ -1,7 +1,7 @@
 """True sentences about a scene. Grammar (checked by an independent parser in the tests)::
 
 caption  = ["there is" ["only"]] thing [tail | link thing [place] [where]]
-thing    = "a" [size] [texture] colour shape [place]
+thing    = "a" [size] [texture] color shape [place]
 link     = relation | "and"
 place    = "in the" ("top" | "middle" | "bottom") ("left" | "centre" | "right")
 where    = "on a" ("dark" | "light") "background"
@@ -10,7 +10,7 @@ tail     = ["alone"] [where]
 
 from __future__ import annotations
 
-from mmjax.data.scenes.world import COLOURS, FRAME, SHAPES, SIZES, TEXTURES, Scene, Thing
+from mmjax.data.scenes.world import COLORS, FRAME, SHAPES, SIZES, TEXTURES, Scene, Thing
 
 RELATION_PHRASES = ("to the left of", "to the right of", "above", "below", "in front of", "behind")
 SYNONYMS = ("little", "big")  # of SIZES
@@ -54,13 +54,13 @@ def full_caption(scene: Scene) -> str:
 
 
 def short_caption(scene: Scene) -> str:
-    """Colours, shapes and the relation."""
+    """Colors, shapes and the relation."""
     return _related(scene, [f"a {name(t)}" for t in scene.things])
 
 
 def name(thing: Thing) -> str:
-    """Two words: colour and shape."""
-    return f"{COLOURS[thing.colour]} {SHAPES[thing.shape]}"
+    """Two words: color and shape."""
+    return f"{COLORS[thing.color]} {SHAPES[thing.shape]}"
 
 
 def describe(thing: Thing, *attributes: str) -> str:

@@ -14,10 +14,10 @@ from mmjax.data.scenes.edits import change, exchange, others
 from mmjax.data.scenes.language import describe, full_caption, name, short_caption
 from mmjax.data.scenes.world import Scene, World
 
-ATTRIBUTES = ("shape", "colour", "size", "texture")
+ATTRIBUTES = ("shape", "color", "size", "texture")
 KINDS = (
-    *("swap_object", "swap_colour", "swap_size", "swap_texture"),
-    *("replace_shape", "replace_colour", "replace_size", "replace_texture", "replace_relation"),
+    *("swap_object", "swap_color", "swap_size", "swap_texture"),
+    *("replace_shape", "replace_color", "replace_size", "replace_texture", "replace_relation"),
     *("add_attribute", "add_object"),
 )
 UNIFORMS = 3 * len(KINDS)
@@ -67,8 +67,8 @@ def _added(world: World, scene: Scene, what: str, which: int, u: Sequence[float]
         wrong = change(scene, which, attribute, _pick(others(world, scene, which, attribute), u[1])).things[which]
         return short.replace(f"a {name(wrong)}", f"a {describe(wrong, attribute)}")
     absent = set(range(world.shapes)) - {t.shape for t in scene.things}
-    colour, shape = _pick([cs for cs in world.combinations("seen") if cs[1] in absent], u[1])
-    extra = dataclasses.replace(scene.things[0], colour=colour, shape=shape)
+    color, shape = _pick([cs for cs in world.combinations("seen") if cs[1] in absent], u[1])
+    extra = dataclasses.replace(scene.things[0], color=color, shape=shape)
     return f"{short} and a {name(extra)}"
 
 

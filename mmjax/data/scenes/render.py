@@ -23,7 +23,7 @@ PALETTE = np.array(
 DARK, LIGHT, TINT = 40.0, 215.0, 12.0
 PERIOD = 6.4  # of stripes and dots, in units of the frame's 1/64
 TEXTURE_DARKNESS = 0.55
-NOISE = {"image": 4.0, "depth": 3.0, "thermal": 6.0}  # standard deviation in grey levels
+NOISE = {"image": 4.0, "depth": 3.0, "thermal": 6.0}  # standard deviation in gray levels
 
 Array = np.ndarray
 
@@ -32,7 +32,7 @@ def render(scene: Scene, *, image_size: int, noise: Mapping[str, np.random.Gener
     """u8[image_size, image_size, 3] for each modality in ``noise``, which holds the generator of its pixel noise.
 
     ``image`` is RGB; ``depth`` is 255 (1 - z) over a ground that comes nearer towards the bottom; ``thermal`` is a
-    temperature fixed by colour and shape, blurred. The latter two have one channel, shown as three equal ones
+    temperature fixed by color and shape, blurred. The latter two have one channel, shown as three equal ones
     (a broadcast view, so no memory), which lets every modality pass through the same tower.
     """
     layers = [_Layer(t, image_size) for t in sorted(scene.things, key=lambda t: -t.z)]
@@ -67,12 +67,12 @@ def _image(scene: Scene, layers: list[_Layer], image_size: int) -> Array:
     canvas = np.empty((image_size, image_size, 3), np.float32)
     canvas[:] = np.float32(LIGHT if scene.light else DARK) + np.float32(TINT) * np.array(scene.tint, np.float32)
     for layer in layers:
-        colour = PALETTE[layer.thing.colour] * np.float32(layer.thing.shade)
+        color = PALETTE[layer.thing.color] * np.float32(layer.thing.shade)
         mark = _mark(layer)
         if mark is None:
-            layer.paint(canvas, colour)
+            layer.paint(canvas, color)
         else:
-            layer.paint(canvas, (1 - np.float32(1 - TEXTURE_DARKNESS) * mark)[..., None] * colour)
+            layer.paint(canvas, (1 - np.float32(1 - TEXTURE_DARKNESS) * mark)[..., None] * color)
     return canvas
 
 
@@ -87,7 +87,7 @@ def _depth(scene: Scene, layers: list[_Layer], image_size: int) -> Array:
 def _thermal(scene: Scene, layers: list[_Layer], image_size: int) -> Array:
     canvas = np.full((image_size, image_size), 0.25 * 255, np.float32)
     for layer in layers:
-        heat = (len(SHAPES) * layer.thing.colour + layer.thing.shape) * 37 % 11 / 10
+        heat = (len(SHAPES) * layer.thing.color + layer.thing.shape) * 37 % 11 / 10
         layer.paint(canvas, np.float32(255 * heat))
     return _blur(_blur(canvas).T).T
 
@@ -186,4 +186,4 @@ _DISTANCE: tuple[Callable[[Array, Array], Array], ...] = (
     *(_circle, _square, _triangle, _cross),
     *(_star, _ring, _diamond, _hexagon),
 )
-_EXTENT = (0.95, 0.82, 1.0, 0.95, 1.0, 0.97, 1.0, 1.0)  # half the side of the smallest centred box
+_EXTENT = (0.95, 0.82, 1.0, 0.95, 1.0, 0.97, 1.0, 1.0)  # half the side of the smallest centered box

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 SHAPES = ("circle", "square", "triangle", "cross", "star", "ring", "diamond", "hexagon")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink")
+COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink")
 TEXTURES = ("plain", "striped", "dotted")
 SIZES = ("small", "large")
 RELATIONS = ("left", "right", "above", "below", "front", "behind")  # the inverse of relation r is r ^ 1
@@ -22,7 +22,7 @@ FRAME = 64.0
 RADII = ((10.0, 12.0), (14.0, 16.0))  # of small and of large objects
 MARGIN = 1.0  # between an object and the border
 DOMINANCE = 1.5  # of the main axis of a direction over the other one
-OVERLAP = (0.55, 0.85)  # distance over the sum of radii in front/behind: both objects stay recognisable
+OVERLAP = (0.55, 0.85)  # distance over the sum of radii in front/behind: both objects stay recognizable
 UNIFORMS = 21  # numbers that one scene consumes, whatever its kind: worlds differ in meaning, not in consumption
 
 Combinations = Literal["seen", "any", "swappable"]
@@ -33,14 +33,14 @@ class Thing:
     """One object; its attributes are indices into the vocabularies above."""
 
     shape: int
-    colour: int
+    color: int
     texture: int
     size: int
     x: float
     y: float
     radius: float
     z: float  # 0 at the eye, 1 at the far end
-    shade: float  # multiplies the colour
+    shade: float  # multiplies the color
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,23 +59,23 @@ class World:
 
     name: str
     shapes: int
-    colours: int
+    colors: int
     textures: int
     relations: int
 
-    def held_out(self, colour: int, shape: int) -> bool:
-        """Whether this combination never occurs in train and val; every colour and shape has such a one."""
-        return (colour + shape) % max(self.colours, self.shapes) == 0
+    def held_out(self, color: int, shape: int) -> bool:
+        """Whether this combination never occurs in train and val; every color and shape has such a one."""
+        return (color + shape) % max(self.colors, self.shapes) == 0
 
     @functools.cache  # noqa: B019 - worlds are few and live as long as the program
     def pairs(self, combinations: Combinations) -> tuple[tuple[int, int, int, int], ...]:
-        """All (colour, shape, colour, shape) with distinct colours and distinct shapes, so that every swap matters.
+        """All (color, shape, color, shape) with distinct colors and distinct shapes, so that every swap matters.
 
-        ``seen`` leaves out held-out combinations; ``swappable`` also those that swapping the colours would make.
+        ``seen`` leaves out held-out combinations; ``swappable`` also those that swapping the colors would make.
         """
         found = []
-        for a in range(self.colours * self.shapes):
-            for b in range(self.colours * self.shapes):
+        for a in range(self.colors * self.shapes):
+            for b in range(self.colors * self.shapes):
                 (ca, sa), (cb, sb) = divmod(a, self.shapes), divmod(b, self.shapes)
                 if ca == cb or sa == sb:
                     continue
@@ -87,15 +87,15 @@ class World:
 
     @functools.cache  # noqa: B019
     def combinations(self, kind: Literal["seen", "any"]) -> tuple[tuple[int, int], ...]:
-        """All (colour, shape), colour-major; ``seen`` leaves out held-out ones."""
-        both = [divmod(i, self.shapes) for i in range(self.colours * self.shapes)]
+        """All (color, shape), color-major; ``seen`` leaves out held-out ones."""
+        both = [divmod(i, self.shapes) for i in range(self.colors * self.shapes)]
         return tuple(cs for cs in both if kind == "any" or not self.held_out(*cs))
 
 
 WORLDS = {
-    "easy": World("easy", shapes=4, colours=4, textures=2, relations=4),
-    "standard": World("standard", shapes=6, colours=6, textures=3, relations=6),
-    "full": World("full", shapes=8, colours=8, textures=3, relations=6),
+    "easy": World("easy", shapes=4, colors=4, textures=2, relations=4),
+    "standard": World("standard", shapes=6, colors=6, textures=3, relations=6),
+    "full": World("full", shapes=8, colors=8, textures=3, relations=6),
 }
 
 
@@ -127,13 +127,13 @@ def draw_pair(world: World, u: Sequence[float], combinations: Combinations) -> S
 
 
 def draw_single(world: World, u: Sequence[float], combination: tuple[int, int] | None = None) -> Scene:
-    """A scene of one thing: of the given (colour, shape), else of any that is not held out."""
-    colour, shape = _pick(world.combinations("seen"), u[0]) if combination is None else combination
+    """A scene of one thing: of the given (color, shape), else of any that is not held out."""
+    color, shape = _pick(world.combinations("seen"), u[0]) if combination is None else combination
     size = int(u[2] * len(SIZES))
     radius = _radius(size, u[4])
     low, room = MARGIN + radius, _room(radius)
     x, y, z = low + u[8] * room, low + u[9] * room, 0.1 + 0.7 * u[10]
-    thing = Thing(shape, colour, int(u[13] * world.textures), size, x, y, radius, z, _shade(u[15]))
+    thing = Thing(shape, color, int(u[13] * world.textures), size, x, y, radius, z, _shade(u[15]))
     return Scene(things=(thing,), relation=None, light=u[17] < 0.5, tint=_tint(u))
 
 

@@ -21,7 +21,7 @@ TRAIN_SIZE, TRAIN_LIMIT = 8192, 32768
 EVAL_SIZE = 1000
 PER_CLASS = 8
 WINOGROUND_PAIRS = 400
-WINOGROUND_KINDS = ("swap_colour", "swap_shape", "relation")
+WINOGROUND_KINDS = ("swap_color", "swap_shape", "relation")
 SINGLE_SHARE = 0.2  # of the training scenes: without them one-object images would be out of distribution
 ELSEWHERE = 1 << 32  # from this index on scenes are no items: their captions serve as caption noise
 
@@ -33,22 +33,22 @@ class Source:
     """Random access to one split; items have ``image`` (and ``depth``, ``thermal``), ``captions`` and ``id``.
 
     ``train``: up to 32,768 scenes (8,192), a fifth of them of one object. ``val`` and ``test``: 1,000 scenes of two
-    objects, with ``negatives``: (kind, true caption, false caption). ``zeroshot``: one object, 8 for each colour and
+    objects, with ``negatives``: (kind, true caption, false caption). ``zeroshot``: one object, 8 for each color and
     shape, with ``label``. ``winoground``: items 2k and 2k+1 are a minimal pair of the ``kind`` that is named, in the
-    same pixel noise, with one caption each in the same words. Held-out combinations of colour and shape occur in
+    same pixel noise, with one caption each in the same words. Held-out combinations of color and shape occur in
     ``test`` and ``zeroshot`` alone (there, ``held_out`` is bool for each class).
 
     Args:
       split: one of ``SPLITS``.
-      world: ``easy`` (4 shapes, 4 colours, 2 textures, 4 relations), ``standard`` (6, 6, 3, 6), ``full`` (8, 8, 3, 6).
+      world: ``easy`` (4 shapes, 4 colors, 2 textures, 4 relations), ``standard`` (6, 6, 3, 6), ``full`` (8, 8, 3, 6).
       size: how many items of train, val or test; those of a smaller set are the first ones of a larger.
       image_size: height and width in pixels.
       modalities: any of ``image``, ``depth``, ``thermal``: pixel-aligned, each u8[image_size, image_size, 3].
       seed: another seed is another data set.
-      twins: train items 2k and 2k+1 are a scene and the same with places or colours exchanged (one object: with
-        another colour, shape or texture); ``group`` is then 2.
+      twins: train items 2k and 2k+1 are a scene and the same with places or colors exchanged (one object: with
+        another color, shape or texture); ``group`` is then 2.
       caption_noise: probability that a caption of train is another scene's.
-      terse: probability that a caption of train is two words, the colour and shape of one object.
+      terse: probability that a caption of train is two words, the color and shape of one object.
       negatives: the kinds to supply (``mmjax.data.scenes.negatives.KINDS``); all in val and test, none elsewhere.
       cache: keep each item once made, so that later epochs are look-ups; costs ``3 * image_size**2`` bytes an RGB
         image and a third of that for the other modalities.
@@ -84,7 +84,7 @@ class Source:
         self._cache: dict[int, dict[str, Any]] | None = {} if cache else None
         if split == "zeroshot":
             classes = self.world.combinations("any")
-            self.class_names = [f"{worlds.COLOURS[c]} {worlds.SHAPES[s]}" for c, s in classes]
+            self.class_names = [f"{worlds.COLORS[c]} {worlds.SHAPES[s]}" for c, s in classes]
             self.templates = list(language.TEMPLATES)
             self.held_out = np.array([self.world.held_out(c, s) for c, s in classes])
 
@@ -209,7 +209,7 @@ def _kinds(split: str, kinds: tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _size(split: str, size: int | None, *, world: worlds.World, group: int) -> int:
-    fixed = {"zeroshot": PER_CLASS * world.colours * world.shapes, "winoground": 2 * WINOGROUND_PAIRS}
+    fixed = {"zeroshot": PER_CLASS * world.colors * world.shapes, "winoground": 2 * WINOGROUND_PAIRS}
     if split in fixed:
         if size is not None:
             raise ConfigError(f"size={size}: split={split!r} always has {fixed[split]} items; leave size out")

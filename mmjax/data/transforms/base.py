@@ -61,7 +61,7 @@ class BatchTransform(Protocol):
     stage: ClassVar[Stage]
 
     def partners(self, *, batch_size: int, group: int, host_rows: range) -> Mapping[int, int]:
-        """Row to partner row, numbers in the global batch; neighbours in a ``group`` were drawn together."""
+        """Row to partner row, numbers in the global batch; neighbors in a ``group`` were drawn together."""
 
     def __call__(self, rows: BatchRows, random: Callable[[int], np.random.Generator]) -> BatchRows:
         """New rows; ``random(row number)`` is that row's own generator. ``rows.partner`` follows ``partners``."""

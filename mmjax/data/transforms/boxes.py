@@ -27,7 +27,7 @@ class Box(NamedTuple):
 def random_box(height: int, width: int, *, alpha: float, random: np.random.Generator) -> Box:
     """CutMix's law (arXiv:1905.04899): sides ``√(1 - λ)`` of the picture's, ``λ ~ Beta(α, α)``, cut at the borders.
 
-    The centre is uniform over the pixels; cutting lowers the mean area, for α = 1 from one half to 0.32.
+    The center is uniform over the pixels; cutting lowers the mean area, for α = 1 from one half to 0.32.
     """
     side = math.sqrt(1 - random.beta(alpha, alpha))
     rows, columns = int(height * side), int(width * side)

@@ -15,8 +15,8 @@ from mmjax.data.transforms.base import Stage
 class Transform:
     """Applies the four changes in a random order; the modalities of ``modalities`` share order and strengths.
 
-    A strength s means a factor drawn uniformly from 1 - s (at least 0) to 1 + s, for hue a turn of the colour wheel
-    from -s to s. Captions that name colours stay true only with little hue.
+    A strength s means a factor drawn uniformly from 1 - s (at least 0) to 1 + s, for hue a turn of the color wheel
+    from -s to s. Captions that name colors stay true only with little hue.
 
     Args:
       brightness: strength, 0 or more.
@@ -56,7 +56,7 @@ class Transform:
         self._modalities = pixels.check_modalities(modalities, data_modalities)
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
-        """The sample, perhaps in other colours."""
+        """The sample, perhaps in other colors."""
         if random.random() >= self._probability:
             return sample
         factors = [random.uniform(max(1 - s, 0.0), 1 + s) for s in self._factors]

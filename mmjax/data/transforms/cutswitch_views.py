@@ -12,7 +12,7 @@ from mmjax.data.sample import Sample
 from mmjax.data.transforms.base import Stage
 from mmjax.data.transforms.boxes import check, random_box
 
-_GREY = np.array([0.299, 0.587, 0.114])
+_GRAY = np.array([0.299, 0.587, 0.114])
 
 
 class Light(NamedTuple):
@@ -36,8 +36,8 @@ class Transform:
       probability: that the second rendering's block is put in.
       alpha: of the box's share of the picture: ``1 - λ`` before it is cut at the borders, ``λ ~ Beta(α, α)``.
       brightness: factors come from 1 - this to 1 + this, each as likely; black is the fixed point.
-      contrast: the same about the picture's mean grey.
-      saturation: the same about each pixel's grey.
+      contrast: the same about the picture's mean gray.
+      saturation: the same about each pixel's gray.
     """
 
     stage: ClassVar[Stage] = "sample"
@@ -75,15 +75,15 @@ class Transform:
 def lit(picture: np.ndarray, light: Light, block: tuple[slice, slice] = (slice(None), slice(None))) -> np.ndarray:
     """The ``block`` of u8[H, W, 3] in that light, rounded and clipped once, at the end::
 
-    y = brightness · (contrast · x + (1 - contrast) · mean grey),  saturation · y + (1 - saturation) · grey(y)
+    y = brightness · (contrast · x + (1 - contrast) · mean gray),  saturation · y + (1 - saturation) · gray(y)
     """
     height, width = picture.shape[:2]
     # Rows first: numpy sums over both axes at once twenty times slower where the last has three entries.
     total = picture.reshape(height, -1).sum(axis=0, dtype=np.uint32).reshape(-1, 3).sum(axis=0, dtype=np.uint64)
-    mean = float(total @ _GREY) / (height * width)
-    towards_grey = light.saturation * np.eye(3) + (1 - light.saturation) * _GREY[:, None]
+    mean = float(total @ _GRAY) / (height * width)
+    towards_gray = light.saturation * np.eye(3) + (1 - light.saturation) * _GRAY[:, None]
     part = picture[block]
-    x = part.reshape(-1, 3).astype(np.float32) @ (light.brightness * light.contrast * towards_grey).astype(np.float32)
+    x = part.reshape(-1, 3).astype(np.float32) @ (light.brightness * light.contrast * towards_gray).astype(np.float32)
     x += np.float32(light.brightness * (1 - light.contrast) * mean + 0.5)
     np.clip(x, 0, 255.5, out=x)
     return x.astype(np.uint8).reshape(part.shape)

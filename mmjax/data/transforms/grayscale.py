@@ -1,4 +1,4 @@
-"""Pictures without colour."""
+"""Pictures without color."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmjax.data.transforms.base import Stage
 class Transform:
     """Exchanges all three channels for the luma, 0.299 R + 0.587 G + 0.114 B.
 
-    Captions that name colours become false: keep it rare, or leave it out for such data.
+    Captions that name colors become false: keep it rare, or leave it out for such data.
 
     Args:
       probability: that a sample is changed.
@@ -35,8 +35,8 @@ class Transform:
         self._modalities = pixels.check_modalities(modalities, data_modalities)
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
-        """The sample, perhaps in grey."""
+        """The sample, perhaps in gray."""
         if random.random() < self._probability:
             for name in self._modalities:
-                sample.images[name] = pixels.grey(sample.images[name])
+                sample.images[name] = pixels.gray(sample.images[name])
         return sample

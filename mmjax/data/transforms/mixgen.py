@@ -50,7 +50,7 @@ class Transform:
     Tokens cut for want of room are not counted. The paper's labels are the first sources alone: the objective's
     ``targets="identity"``.
 
-    With ``scope="global"`` M rows of the global batch, spread over pairs of neighbouring groups, are mixed with the
+    With ``scope="global"`` M rows of the global batch, spread over pairs of neighboring groups, are mixed with the
     same member of the other group: so the batch is the same however many processes make it, and twins are not mixed
     with each other. ``scope="local"`` is the layout of the released code in each process's own rows: row k < M is mixed
     with row k + M.
@@ -187,15 +187,15 @@ def blended(pixels: np.ndarray, at: np.ndarray, by: np.ndarray, share: np.ndarra
     """u8[n, H, W, C] in which rows ``at`` are ``share · own + (1 - share) · row by``, rounded half up."""
     out = pixels.copy()
     # One row at a time in buffers of its own size: these stay in the processor's cache.
-    grey = np.empty(pixels.shape[1:], np.uint8)
+    gray = np.empty(pixels.shape[1:], np.uint8)
     one, two = (np.empty(pixels.shape[1:], np.float32) for _ in range(2))
     for i, j, mix in zip(at.tolist(), by.tolist(), share.tolist(), strict=True):
         a, b = pixels[i], pixels[j]
         if mix == 0.5:  # (a + b + 1) / 2 without leaving uint8
-            np.bitwise_xor(a, b, out=grey)
-            np.right_shift(grey, 1, out=grey)
+            np.bitwise_xor(a, b, out=gray)
+            np.right_shift(gray, 1, out=gray)
             np.bitwise_or(a, b, out=out[i])
-            np.subtract(out[i], grey, out=out[i])
+            np.subtract(out[i], gray, out=out[i])
         elif mix in (0, 1):
             out[i] = a if mix else b
         else:

@@ -23,14 +23,14 @@ class Transform:
     """Applies ``num_ops`` operations one after the other, each drawn uniformly from ``OPERATIONS``, repeats allowed.
 
     Strengths are torchvision's: at the greatest magnitude, 30, a shear by 0.3, a shift by 150/331 of the side, a turn
-    by 30 degrees, a factor of 1 ± 0.9 for brightness, colour, contrast and sharpness, 4 bits for posterize, everything
-    inverted by solarize; in between in proportion. Signs are drawn. Shears and turns are about the centre, bilinear.
+    by 30 degrees, a factor of 1 ± 0.9 for brightness, color, contrast and sharpness, 4 bits for posterize, everything
+    inverted by solarize; in between in proportion. Signs are drawn. Shears and turns are about the center, bilinear.
     Geometric operations act on all modalities alike, photometric ones on ``modalities``, with one sign for all.
 
     Args:
       num_ops: operations a sample.
       magnitude: 0 to 30.
-      fill: grey level of what comes in from outside.
+      fill: gray level of what comes in from outside.
       modalities: the modalities whose levels are changed.
       data_modalities: those there are.
     """
@@ -51,7 +51,7 @@ class Transform:
         if not 0 <= magnitude < BINS:
             raise ConfigError(f"magnitude={magnitude}: a bin; set it from 0 to {BINS - 1}")
         if not 0 <= fill <= 255:
-            raise ConfigError(f"fill={fill}: a grey level; set it from 0 to 255")
+            raise ConfigError(f"fill={fill}: a gray level; set it from 0 to 255")
         self._num_ops = num_ops
         self._magnitude = magnitude
         self._fill = fill
@@ -89,7 +89,7 @@ def operation(name: str, magnitude: int, *, sign: int, fill: int) -> Callable[[n
 
 
 def _matrix(name: str, part: float, height: int, width: int) -> np.ndarray:
-    """Where the pixels of the result come from, about the centre: f64[2, 3]."""
+    """Where the pixels of the result come from, about the center: f64[2, 3]."""
     turn = math.radians(30 * part) if name == "rotate" else 0.0
     cosine, sine = math.cos(turn), math.sin(turn)
     matrix = np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0]])

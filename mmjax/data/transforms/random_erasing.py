@@ -25,7 +25,7 @@ class Transform:
       probability: that a sample loses one.
       scale: least and greatest part of the area.
       ratio: least and greatest height / width.
-      value: ``random`` (noise, each pixel on its own, the paper's best), ``mean`` (the picture's mean colour) or a grey
+      value: ``random`` (noise, each pixel on its own, the paper's best), ``mean`` (the picture's mean color) or a gray
         level.
       modalities: the modalities that are changed.
       data_modalities: those there are.
@@ -48,7 +48,7 @@ class Transform:
         if not 0 < ratio[0] <= ratio[1] < math.inf:
             raise ConfigError(f"ratio={ratio}: height / width, the smaller one first; set both greater than 0")
         if value not in ("random", "mean") and not (type(value) is int and 0 <= value <= 255):
-            raise ConfigError(f"value={value!r}: use 'random', 'mean' or a grey level from 0 to 255")
+            raise ConfigError(f"value={value!r}: use 'random', 'mean' or a gray level from 0 to 255")
         self._probability = pixels.probability("probability", probability)
         self._scale = scale
         self._ratio = ratio

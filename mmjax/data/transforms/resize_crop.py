@@ -1,4 +1,4 @@
-"""The whole picture, or its centre, at the model's size: what evaluation does."""
+"""The whole picture, or its center, at the model's size: what evaluation does."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from mmjax.data.sample import Crop
 from mmjax.data.transforms.base import Stage
 
 Mode = Literal["shortest", "squash", "longest"]
-Centring = Literal["torchvision", "transformers"]
+Centering = Literal["torchvision", "transformers"]
 
 
 class Transform:
     """Resizes in the way that the model was trained for; nothing is drawn.
 
     ``shortest`` (OpenAI's and most CLIPs): the shorter side becomes ``image_size``, the longer one in proportion,
-    rounded down, and the centre of that is kept. ``squash`` (SigLIP): height and width each become ``image_size``.
+    rounded down, and the center of that is kept. ``squash`` (SigLIP): height and width each become ``image_size``.
     ``longest``: the longer side does, the shorter one in proportion, and the rest is filled up evenly. Only what is
-    seen is computed, to the grey levels that resizing the whole and then cropping would give.
+    seen is computed, to the gray levels that resizing the whole and then cropping would give.
 
     Args:
       image_size: height and width of the view.
       mode: ``shortest``, ``squash`` or ``longest``.
       resample: ``bicubic`` or ``bilinear`` as Pillow, ``nearest``, or ``fast``, which is near to bicubic only.
-      fill: grey level of what ``longest`` adds.
-      centring: where the centre is when an odd number of pixels is left over: ``torchvision`` (and open_clip) rounds
+      fill: gray level of what ``longest`` adds.
+      centering: where the center is when an odd number of pixels is left over: ``torchvision`` (and open_clip) rounds
         half of it to the even number, ``transformers`` down.
     """
 
@@ -41,17 +41,17 @@ class Transform:
         mode: Mode = "shortest",
         resample: Resample = "bicubic",
         fill: int = 0,
-        centring: Centring = "torchvision",
+        centering: Centering = "torchvision",
     ):
         if image_size < 1:
             raise ConfigError(f"image_size={image_size}: a number of pixels; set it to 1 or more")
         if not 0 <= fill <= 255:
-            raise ConfigError(f"fill={fill}: a grey level; set it from 0 to 255")
+            raise ConfigError(f"fill={fill}: a gray level; set it from 0 to 255")
         self._size = image_size
         self._mode = choose(mode, get_args(Mode), path="mode")
         self._resample: Resample = choose(resample, get_args(Resample), path="resample")  # type: ignore[assignment]
         self._fill = fill
-        self._centring = choose(centring, get_args(Centring), path="centring")
+        self._centering = choose(centering, get_args(Centering), path="centering")
         if fill and mode != "longest":
             raise ConfigError(f"fill={fill}: mode={mode!r} adds nothing to a picture; leave it out or use 'longest'")
 
@@ -78,4 +78,4 @@ class Transform:
 
     def _middle(self, length: int) -> int:
         left_over = length - self._size
-        return round(left_over / 2) if self._centring == "torchvision" else left_over // 2
+        return round(left_over / 2) if self._centering == "torchvision" else left_over // 2

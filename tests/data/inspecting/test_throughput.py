@@ -52,7 +52,7 @@ def test_threads_read_side_by_side():
 
 def test_where_the_time_goes():
     shares = measured(Source(512), tokens=Tokens(0.004))["shares"]
-    assert shares["tokenise"] > 0.2 and shares["tokenise"] > 3 * (shares["read"] + shares["decode and crop"]), shares
+    assert shares["tokenize"] > 0.2 and shares["tokenize"] > 3 * (shares["read"] + shares["decode and crop"]), shares
 
 
 def test_bytes_and_memory():
@@ -84,5 +84,5 @@ def test_the_verdict():
 
 def test_the_text_has_all_of_it():
     shown = throughput.text(measured(Source(16), seconds=0.02), step_ms=10)
-    for word in ("whole batches", "tokenise", "memory", "a step of 8 in 10 ms needs 800 examples/s", "2 core(s)"):
+    for word in ("whole batches", "tokenize", "memory", "a step of 8 in 10 ms needs 800 examples/s", "2 core(s)"):
         assert word in shown

@@ -66,7 +66,7 @@ def test_adobe_cmyk_is_not_a_negative():
     assert np.abs(got.astype(int) - picture).max() <= 6
 
 
-def test_transparency_is_dropped_and_colours_are_kept():
+def test_transparency_is_dropped_and_colors_are_kept():
     palette = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4) % 3, "L").convert("P")
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     expected = np.eye(3, dtype=np.uint8)[np.arange(16).reshape(4, 4) % 3] * 255
@@ -76,7 +76,7 @@ def test_transparency_is_dropped_and_colours_are_kept():
     assert (decode(encoded(clear, "PNG")) == 77).all()
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped():
+def test_sixteen_bit_gray_is_scaled_not_clipped():
     values = (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)
     expected = np.repeat((values // 256).astype(np.uint8)[..., None], 3, axis=2)
     for kind in ("PNG", "TIFF"):
@@ -85,11 +85,11 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     np.testing.assert_array_equal(decode(header + values.astype(">u2").tobytes()), expected)
 
 
-def test_sixteen_bit_colour_keeps_the_high_byte():
+def test_sixteen_bit_color_keeps_the_high_byte():
     random = np.random.default_rng(0)
     values = random.integers(0, 65536, (5, 7, 3)).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in values)
-    data = png(7, 5, depth=16, colour=2, rows=rows)
+    data = png(7, 5, depth=16, color=2, rows=rows)
     np.testing.assert_array_equal(decode(data), (values >> 8).astype(np.uint8))
 
 
@@ -101,7 +101,7 @@ def test_pixels_without_a_white_are_refused():
 
 
 def test_of_animations_the_first_frame_is_taken():
-    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "green", "blue")]
+    frames = [Image.new("RGB", (20, 10), color) for color in ("red", "green", "blue")]
     for kind, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {})):
         data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
         np.testing.assert_array_equal(decode(data), np.asarray(frames[0]))
@@ -270,8 +270,8 @@ def test_arrays_pass_through_and_are_never_written_to():
     picture.setflags(write=False)
     assert decode(picture) is picture or np.shares_memory(decode(picture), picture)
     assert size_of(picture) == (30, 40)
-    grey = decode(picture[..., :1])
-    np.testing.assert_array_equal(grey, picture[..., :1].repeat(3, axis=2))
+    gray = decode(picture[..., :1])
+    np.testing.assert_array_equal(gray, picture[..., :1].repeat(3, axis=2))
     decode(picture, crop(1, 2, 20, 20, resample="fast"))
     for wrong in (picture.astype(np.float32), picture[..., 0], picture[..., :2], picture[:0]):
         with pytest.raises(Unreadable) as error:
@@ -311,11 +311,11 @@ def test_harmless_damage_costs_no_picture():
         np.testing.assert_array_equal(decode(odd), whole)
 
 
-def png(width: int, height: int, *, depth: int = 8, colour: int = 2, rows: bytes = b"") -> bytes:
+def png(width: int, height: int, *, depth: int = 8, color: int = 2, rows: bytes = b"") -> bytes:
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 

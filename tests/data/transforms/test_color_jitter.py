@@ -40,13 +40,13 @@ def test_levels_are_rounded_to_the_nearest():
 def test_hue_turns_the_wheel():
     x = photograph(30, 30)
     np.testing.assert_array_equal(pixels.hue(x, 0.25), pixels.hue(x, -0.75))
-    for colour, turns, expected in (
+    for color, turns, expected in (
         ((255, 0, 0), 1 / 3, (0, 255, 0)),
         ((255, 0, 0), -1 / 3, (0, 0, 255)),
         ((0, 255, 0), 0.5, (255, 0, 255)),
         ((90, 90, 90), 0.3, (90, 90, 90)),
     ):
-        got = pixels.hue(np.full((2, 2, 3), colour, np.uint8), turns)
+        got = pixels.hue(np.full((2, 2, 3), color, np.uint8), turns)
         assert np.abs(got.astype(int) - expected).max() <= 6
     for pixel, turned in zip(x[::7, ::7].reshape(-1, 3), pixels.hue(x, 0.1)[::7, ::7].reshape(-1, 3), strict=True):
         h, s, v = colorsys.rgb_to_hsv(*(pixel / 255))

@@ -111,8 +111,8 @@ def reference_light(picture, light):
     x = picture.astype(np.float64)
     mean = (x @ weights).mean()
     y = light.brightness * (light.contrast * (x - mean) + mean)
-    grey = (y @ weights)[..., None]
-    return np.clip(grey + light.saturation * (y - grey), 0, 255)
+    gray = (y @ weights)[..., None]
+    return np.clip(gray + light.saturation * (y - gray), 0, 255)
 
 
 class TestViews:
@@ -137,7 +137,7 @@ class TestViews:
             plain = cutswitch_views.Transform(probability=0.0)(s, np.random.default_rng(seed)).images["image"]
             differs = (out != plain).any(-1)
             assert out.dtype == np.uint8 and out.shape == pixels.shape
-            for half in (slice(0, 24), slice(24, 48)):  # one colour in, at most one for each of the two views out
+            for half in (slice(0, 24), slice(24, 48)):  # one color in, at most one for each of the two views out
                 assert len(np.unique(plain[half].reshape(-1, 3), axis=0)) == 1
                 assert len(np.unique(out[half][differs[half]].reshape(-1, 3), axis=0)) <= 1
             if differs.any():

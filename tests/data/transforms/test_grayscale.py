@@ -24,11 +24,11 @@ def test_is_pillows_luma_in_three_channels():
 
 
 def test_probability():
-    grey = 0
+    gray = 0
     for seed in range(500):
         x = Transform(probability=0.3)(sample(size=(4, 4)), np.random.default_rng(seed)).images["image"]
-        grey += bool((x == x[..., :1]).all())
-    assert abs(grey / 500 - 0.3) < 0.08
+        gray += bool((x == x[..., :1]).all())
+    assert abs(gray / 500 - 0.3) < 0.08
 
 
 @pytest.mark.parametrize("options", [{"probability": -1.0}, {"modalities": ("thermal",)}])

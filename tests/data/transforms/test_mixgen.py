@@ -124,7 +124,7 @@ class TestWhichRows:
 
     @settings(max_examples=200, deadline=None)
     @given(groups=st.integers(1, 40), group=st.integers(1, 4), fraction=st.floats(0, 0.5), data=st.data())
-    def test_global_pairs_are_disjoint_in_neighbouring_groups_and_the_same_for_every_split(
+    def test_global_pairs_are_disjoint_in_neighboring_groups_and_the_same_for_every_split(
         self, groups, group, fraction, data
     ):
         size = groups * group
@@ -185,10 +185,10 @@ class TestPicturesAndTexts:
     def test_normalising_commutes_with_mixing_up_to_the_rounding(self):
         rows = batch(8, side=16)
         out, pairs = apply(Transform(token_format=FORMAT, num=4), rows)
-        normalise = lambda x: (x.astype(np.float64) / 255 - 0.48) / 0.27  # noqa: E731
+        normalize = lambda x: (x.astype(np.float64) / 255 - 0.48) / 0.27  # noqa: E731
         for i, j in pairs.items():
-            mixed = 0.5 * normalise(rows.images["image"][i]) + 0.5 * normalise(rows.images["image"][j])
-            assert abs(normalise(out.images["image"][i]) - mixed).max() <= 0.5 / 255 / 0.27 + 1e-12
+            mixed = 0.5 * normalize(rows.images["image"][i]) + 0.5 * normalize(rows.images["image"][j])
+            assert abs(normalize(out.images["image"][i]) - mixed).max() <= 0.5 / 255 / 0.27 + 1e-12
 
     def test_every_row_can_be_mixed_from_unmodified_rows(self):
         """A cycle over all rows: in place, one after another, most rows would hold more than two texts."""

@@ -73,13 +73,13 @@ def test_equals_the_image_processors_of_transformers(size):
     clip = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
     siglip = SiglipImageProcessorPil(size={"height": 64, "width": 64})
     for data in files(size):
-        for processor, options in ((clip, {"centring": "transformers"}), (siglip, {"mode": "squash"})):
+        for processor, options in ((clip, {"centering": "transformers"}), (siglip, {"mode": "squash"})):
             expected = processor(opened(data), **raw)["pixel_values"][0].transpose(1, 2, 0)
             np.testing.assert_array_equal(seen(data, **options), expected)
 
 
-def test_the_two_centrings_differ_by_a_pixel_of_some_sizes():
-    wide = [Transform(image_size=64, centring=c) for c in ("torchvision", "transformers")]
+def test_the_two_centerings_differ_by_a_pixel_of_some_sizes():
+    wide = [Transform(image_size=64, centering=c) for c in ("torchvision", "transformers")]
     places = {width: [round(t(64, width, RANDOM).left) for t in wide] for width in (64, 65, 66, 67, 68, 69, 71)}
     assert places == {64: [0, 0], 65: [0, 0], 66: [1, 1], 67: [2, 1], 68: [2, 2], 69: [2, 2], 71: [4, 3]}
 
@@ -109,7 +109,7 @@ def test_boxes_are_placed_where_their_pixels_go():
         ({"image_size": 0}, "image_size=0"),
         ({"mode": "shorter"}, "did you mean 'shortest'"),
         ({"resample": "cubic"}, "did you mean 'bicubic'"),
-        ({"centring": "torch"}, "did you mean 'torchvision'"),
+        ({"centering": "torch"}, "did you mean 'torchvision'"),
         ({"mode": "longest", "fill": 256}, "0 to 255"),
         ({"fill": 3}, "'longest'"),
     ],

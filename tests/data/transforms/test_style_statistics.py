@@ -37,12 +37,12 @@ def test_statistics_are_mixed_by_the_equation(share):
     np.testing.assert_allclose(restyled(wide[0], wide[1], 0.0).mean(axis=(0, 1)), wide[1].mean(axis=(0, 1)), atol=0.5)
 
 
-def test_a_picture_of_one_colour_takes_up_the_tint():
-    grey = np.full((4, 4, 3), 90, np.uint8)
+def test_a_picture_of_one_color_takes_up_the_tint():
+    gray = np.full((4, 4, 3), 90, np.uint8)
     other = rows(2).images["image"][0]
     expected = np.round(other.mean(axis=(0, 1)))
-    assert np.abs(restyled(grey, other, 0.0) - expected).max() <= 1
-    assert np.abs(restyled(other, grey, 0.0).astype(int) - 90).max() <= 1
+    assert np.abs(restyled(gray, other, 0.0) - expected).max() <= 1
+    assert np.abs(restyled(other, gray, 0.0).astype(int) - 90).max() <= 1
 
 
 def test_partners_are_the_same_member_of_the_next_group():
