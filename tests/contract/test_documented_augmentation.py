@@ -1,4 +1,4 @@
-"""The README's own augmentation, as it stands there, in the folder where it says that it is all it takes."""
+"""The documentation's own augmentation, as the page shows it, as the only file that it needs."""
 
 import importlib
 import sys
@@ -14,13 +14,13 @@ from mmjax.train.augmentation import Augmentations
 from support import features, tiny
 from support.training import assembled, trained
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "augmentations.md"
 
 
 @pytest.fixture
 def my_mix(tmp_path, monkeypatch):
     """The example among the plug-ins, for the time of a test."""
-    section = README.read_text(encoding="utf-8").split("### Your own, in one file", 1)[1]
+    section = PAGE.read_text(encoding="utf-8").split("## Your own, in one file", 1)[1]
     code = section.split("```python\n", 1)[1].split("```", 1)[0]
     (tmp_path / "my_mix.py").write_text(code, encoding="utf-8")
     package = importlib.import_module("mmjax.augment")
@@ -31,7 +31,7 @@ def my_mix(tmp_path, monkeypatch):
     vars(package).pop("my_mix", None)
 
 
-def test_the_readmes_example_is_all_it_takes(my_mix):
+def test_the_example_of_the_page_is_all_it_takes(my_mix):
     assert len(my_mix.splitlines()) <= 30
     assert "my_mix" in plugins.names("mmjax.augment")
     scheduled = {"strength": 0.5, "weight": {"value": 0.5, "start": 1}}
@@ -47,7 +47,7 @@ def test_the_readmes_example_is_all_it_takes(my_mix):
         assembled(tiny.experiment(augment=(("my_mix", {"strenth": 1}),)))
 
 
-def test_the_readmes_example_does_what_it_says(my_mix):
+def test_the_example_of_the_page_does_what_it_says(my_mix):
     module = Augmentations.of([("my_mix", {})], towers=features.TOWERS, seed=0).create()["my_mix"]
     clean = features.features()
     [view] = module.augment(clean, key=jax.random.key(0), step=jax.numpy.int32(0)).views
