@@ -11,12 +11,12 @@ import pytest
 import mmjax
 from mmjax.checkpoints import orbax_errors
 from mmjax.checkpoints.manager import Checkpoints
+from mmjax.commands import inspect
 from mmjax.core.config import ConfigError
 from mmjax.core.state import TrainState
 from mmjax.data import tokenizer
 from mmjax.experiment import Experiment
 from mmjax.runs import folder as run_folder
-from mmjax.train import inspection
 from support import tiny
 
 PACKAGE = Path(mmjax.__file__).parent
@@ -134,13 +134,13 @@ def forged(folder, arrays):
 def test_enormous_claims_are_an_error_and_not_a_dead_machine(tmp_path, arrays):
     forged(tmp_path, arrays)
     with pytest.raises(ConfigError, match="GiB of memory"):
-        inspection.describe(tmp_path)
+        inspect.summarize(tmp_path)
 
 
 def test_objects_in_an_array_are_refused(tmp_path):
     forged(tmp_path, {"w": ("|O", [3])})
     with pytest.raises(ConfigError, match="damaged"):
-        inspection.describe(tmp_path)
+        inspect.summarize(tmp_path)
 
 
 def test_names_that_lead_out_of_a_checkpoint_write_nothing_there(tmp_path):
@@ -148,5 +148,5 @@ def test_names_that_lead_out_of_a_checkpoint_write_nothing_there(tmp_path):
     forged(run, {"../../../../outside": ("<f4", [3])})
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match="damaged"):
-        inspection.describe(run)
+        inspect.summarize(run)
     assert sorted(tmp_path.rglob("*")) == before

@@ -12,10 +12,11 @@ import pytest
 
 from mmjax.checkpoints import location
 from mmjax.checkpoints.manager import Checkpoints
+from mmjax.commands import inspect
 from mmjax.core.config import ConfigError
 from mmjax.parallel import collectives
 from mmjax.runs import folder as run_folder
-from mmjax.train import assemble, evaluation, inspection, loop
+from mmjax.train import assemble, evaluation, loop
 from mmjax.train.program import Program
 from support import tiny
 
@@ -55,7 +56,7 @@ def test_a_new_folder_goes_on_from_them_and_says_which_augmentations_changed(sto
     assert sorted(path.name for path in bucket.iterdir()) == ["3", "4", "config.json"]
     assert (new / "report.html").exists() and not (new / "checkpoints").exists()
     assert json.loads((bucket / "config.json").read_text()) == run_folder.read_config(new)
-    assert inspection.describe(new)["steps"] == location.steps("", str(bucket)) == [3, 4]
+    assert inspect.summarize(new)["steps"] == location.steps("", str(bucket)) == [3, 4]
     # Its test split was measured at the end; measured again it is the same.
     assert evaluation.of_run(new)["test/rsum"] == pytest.approx(outcome.metrics["test/rsum"], abs=1e-3)
 

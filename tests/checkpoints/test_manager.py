@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from mmjax.checkpoints.fingerprint import fingerprint
 from mmjax.checkpoints.manager import Checkpoints
+from mmjax.commands import inspect
 from mmjax.core.config import ConfigError
-from mmjax.train import inspection
 from mmjax.train.program import Program
 from support import tiny
 
@@ -76,20 +77,20 @@ def test_inspection_counts_and_its_fingerprint_sees_one_bit(programs, tmp_path):
     state = programs[0].initialise()
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(state, step=1)
-    facts = inspection.describe(tmp_path)
+    facts = inspect.summarize(tmp_path)
     params = jax.device_get(state.params)
     assert facts["parameters"] == sum(x.size for x in jax.tree.leaves(params))
     assert facts["bytes"] == 4 * facts["parameters"]
     assert sum(row["parameters"] for row in facts["modules"].values()) == facts["parameters"]
-    shown = inspection.table(facts)
+    shown = inspect.format_text(facts)
     assert f"{facts['parameters']:,}" in shown and facts["sha256"] in shown
     flat = {
         jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree_util.tree_leaves_with_path(params)
     }
-    assert inspection.fingerprint(flat) == facts["sha256"]
-    assert inspection.fingerprint(dict(reversed(flat.items()))) == facts["sha256"]
+    assert fingerprint(flat) == facts["sha256"]
+    assert fingerprint(dict(reversed(flat.items()))) == facts["sha256"]
     name = "visual/proj/kernel"
     changed = flat[name].copy()
     changed.view(np.uint32)[0, 0] ^= 1
-    assert inspection.fingerprint(flat | {name: changed}) != facts["sha256"]
-    assert inspection.fingerprint(flat | {name: flat[name].T}) != facts["sha256"]
+    assert fingerprint(flat | {name: changed}) != facts["sha256"]
+    assert fingerprint(flat | {name: flat[name].T}) != facts["sha256"]

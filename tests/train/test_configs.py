@@ -14,7 +14,7 @@ import pytest
 
 from mmjax.core.config import ConfigError, bind
 from mmjax.data.selection import Selection
-from mmjax.experiment import Experiment, read
+from mmjax.experiment import Experiment, load_config
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.planning.abstract_data import batch_shapes, settled
 from mmjax.train.program import Program
@@ -39,7 +39,7 @@ RECIPES = {
 
 
 def experiment(path, arg=""):
-    return Experiment.from_dict(read(f"{path}:{arg}"))
+    return Experiment.from_dict(load_config(f"{path}:{arg}"))
 
 
 def named(doc):

@@ -17,9 +17,10 @@ import pytest
 from mmjax.checkpoints import checksums, orbax_errors
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.checkpoints.orbax_errors import Damaged, NotSaved
+from mmjax.commands import inspect
 from mmjax.core.config import ConfigError
 from mmjax.core.state import TrainState
-from mmjax.train import inspection, loop
+from mmjax.train import loop
 from support import disks, tiny
 
 # Behind a save or read that fails, threads of tensorstore still call back, and coroutines of orbax are left behind.
@@ -147,8 +148,8 @@ def test_readers_say_it_and_leave_everything_as_it_is(folder, kind, monkeypatch)
             checkpoints.restore_params(shapes().params)
         assert equal(checkpoints.restore_params(shapes().params, which=4), state(4).params)
     with pytest.raises(Damaged, match="step=8"):
-        inspection.describe(folder)
-    assert inspection.describe(folder, which=4)["step"] == 4
+        inspect.summarize(folder)
+    assert inspect.summarize(folder, step=4)["step"] == 4
     assert sorted(folder.rglob("*")) == before
 
 
@@ -250,7 +251,7 @@ def test_a_full_disk_costs_no_older_checkpoint_and_leaves_nothing_half_written(p
             checkpoints.save(state(20), step=20)
             checkpoints.finish(state(20), step=20)
             assert checkpoints.steps == [8, 20] and len(said) == 2
-        assert inspection.describe(disk)["step"] == 20
+        assert inspect.summarize(disk)["step"] == 20
 
 
 def test_what_fails_while_training_goes_on_is_noticed_without_another_save(folder, monkeypatch):
@@ -340,7 +341,7 @@ def test_reasons_are_short_and_name_the_cause():
 def test_a_run_whose_last_checkpoint_is_damaged_does_the_lost_steps_again_with_the_same_bits(tmp_path, capsys):
     experiment = tiny.experiment(steps=6, eval__every_steps=6)
     loop.train(experiment, workdir=tmp_path)
-    want = inspection.describe(tmp_path)
+    want = inspect.summarize(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     flip(largest(tmp_path / "checkpoints" / "6" / "params"))
     (tmp_path / "report.html").unlink()  # else it is finished
@@ -348,7 +349,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_does_the_lost_steps_again_with_t
     assert loop.train(experiment, workdir=tmp_path).finished
     said = capsys.readouterr().out
     assert "step 6 is damaged" in said and "going on from the checkpoint of step 3" in said
-    assert inspection.describe(tmp_path)["sha256"] == want["sha256"]
+    assert inspect.summarize(tmp_path)["sha256"] == want["sha256"]
     again = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in again] == [line["step"] for line in lines]
     assert [line.get("train/loss") for line in again] == [line.get("train/loss") for line in lines]

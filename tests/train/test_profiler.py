@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mmjax import cli, flags
+from mmjax import cli
+from mmjax.commands.train import parse_profile
 from mmjax.core.config import ConfigError
 from mmjax.program import trace, trace_text
 from mmjax.program.op_kinds import kinds_of, named
@@ -283,7 +284,7 @@ def test_the_page_has_the_dearest_operations_and_fits():
     ("text", "steps"), [("steps:10-15", (10, 15)), ("steps:7", (7, 7)), ("steps:1-1", (1, 1)), (None, None)]
 )
 def test_which_steps(text, steps):
-    assert flags.profiled(text) == steps
+    assert parse_profile(text) == steps
 
 
 @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ def test_which_steps(text, steps):
 )  # fmt: skip
 def test_a_wrong_form_is_one_line_before_anything_else(text, capsys, tmp_path):
     with pytest.raises(ConfigError, match=f"^--profile={text}: .*steps:10-15"):
-        flags.profiled(text)
+        parse_profile(text)
     assert cli.main(["train", "--config=none.py", f"--workdir={tmp_path / 'run'}", f"--profile={text}"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "run").exists()
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 
-from mmjax.core.config import ConfigError, entries
 from mmjax.core.state import TrainState
 from mmjax.core.types import Batch
 from mmjax.experiment import Experiment
@@ -21,16 +20,20 @@ from mmjax.train.flops import of_step
 from mmjax.train.program import Program
 
 
-def steps(sections: Mapping[str, Any], *, augmentations: Sequence[str] | None, repeats: int) -> list[dict[str, Any]]:
-    """One row for each name: median step time, examples a second, FLOPs, memory, and the ratio to the first row.
+def time_steps(experiment: Experiment, *, augmentations: Sequence[str], repeats: int) -> list[dict[str, Any]]:
+    """One row for each augmentation: median step time, examples a second, FLOPs, memory, and ratio to the first row.
 
-    The rows' steps are timed in turn, A B A B …, so that a machine whose speed drifts does not favour one.
+    The rows' steps are timed in turn, A B A B …, so that a machine whose speed drifts does not favor one.
+
+    Args:
+        experiment: What to train.
+        augmentations: ``NAME[+NAME]`` or ``none``, a row each; if empty, one row with the experiment's own.
+        repeats: Timed steps of each row.
     """
-    if repeats < 1:
-        raise ConfigError(f"--repeats={repeats}: must be at least 1")
-    base = Experiment.from_dict(sections)
-    names = list(augmentations) if augmentations is not None else [_joined(base)]
-    timers = [_Timer(name, _with_augment(base, name) if augmentations is not None else base) for name in names]
+    if augmentations:
+        timers = [_Timer(name, dataclasses.replace(experiment, augment=_entries(name))) for name in augmentations]
+    else:
+        timers = [_Timer("+".join(name for name, _ in experiment.augment) or "none", experiment)]
     for _ in range(repeats):
         for timer in timers:
             timer.time()
@@ -93,40 +96,9 @@ class _Timer:
         }
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """``steps``'s rows for people."""
-    cells = [
-        ["augment", "ms/step", "ex/s", "GFLOP", "GFLOP/s", "MFU", "state+batch MiB", "temp MiB", "compile s", "ratio"]
-    ]
-    for row in rows:
-        cells.append(
-            [
-                row["augment"],
-                f"{1e3 * row['seconds']:.1f}",
-                f"{row['examples_per_second']:.1f}",
-                f"{row['flops_per_device'] / 1e9:.1f}",
-                f"{row['flops_per_second_per_device'] / 1e9:.1f}",
-                "-" if row["mfu"] is None else f"{row['mfu']:.1%}",
-                f"{row['argument_bytes'] / 2**20:.1f}",
-                f"{row['temporary_bytes'] / 2**20:.1f}",
-                f"{row['compile_seconds']:.1f}",
-                f"{row['ratio']:.3f}",
-            ]
-        )
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in cells
-    )
-
-
 def _peak_bytes() -> int | None:
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
-def _joined(experiment: Experiment) -> str:
-    return "+".join(name for name, _ in experiment.augment) or "none"
-
-
-def _with_augment(experiment: Experiment, name: str) -> Experiment:
-    return dataclasses.replace(experiment, augment=entries(name))
+def _entries(names: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    return () if names == "none" else tuple((name, {}) for name in names.split("+"))

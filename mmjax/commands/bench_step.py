@@ -1,0 +1,62 @@
+"""Time the compiled training step.
+
+Prints step time, examples a second, FLOPs, and memory of the compiled step, with the ratio to the first row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmjax.commands.common import options
+from mmjax.core.config import Ge
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's flags."""
+    options.add_config(parser)
+    parser.add_argument(
+        "--augment", metavar="A,B+C", help="augmentations to compare, one row each (default: the config's)"
+    )
+    parser.add_argument("--repeats", type=int, default=10, metavar="N", help="timed steps of each row (default: 10)")
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Times the step of one or several augmentations in one process."""
+    options.check_ranges(args, repeats=Ge(1))
+    from mmjax.commands.common.jax_setup import keep_compiled_programs
+
+    keep_compiled_programs()
+    from mmjax.experiment import Experiment, load_config
+    from mmjax.train.step_timing import time_steps
+
+    experiment = Experiment.from_dict(load_config(args.config, args.overrides))
+    rows = time_steps(experiment, augmentations=options.split_csv(args.augment), repeats=args.repeats)
+    print(json.dumps(rows, indent=2) if args.json else format_text(rows))
+    return 0
+
+
+def format_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of ``time_steps`` as a table."""
+    header = (
+        "augment", "ms/step", "ex/s", "GFLOP", "GFLOP/s", "MFU", "state+batch MiB", "temp MiB", "compile s", "ratio"
+    )  # fmt: skip
+    cells = [
+        (
+            row["augment"],
+            f"{1e3 * row['seconds']:.1f}",
+            f"{row['examples_per_second']:.1f}",
+            f"{row['flops_per_device'] / 1e9:.1f}",
+            f"{row['flops_per_second_per_device'] / 1e9:.1f}",
+            "-" if row["mfu"] is None else f"{row['mfu']:.1%}",
+            f"{row['argument_bytes'] / 2**20:.1f}",
+            f"{row['temporary_bytes'] / 2**20:.1f}",
+            f"{row['compile_seconds']:.1f}",
+            f"{row['ratio']:.3f}",
+        )
+        for row in rows
+    ]
+    return options.align([header, *cells])

@@ -1,0 +1,85 @@
+"""The flags with which ``mmjax data`` commands name a source, and the source and experiment that they stand for."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from mmjax.commands.common import options
+from mmjax.core.config import ConfigError, literal
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """``--config``, or ``--source`` with the flags that go with it, and ``--split``."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--config", metavar="FILE[:ARGS]",
+        help="a config file: the source of its data section; --config.KEY=VALUE overrides any key",
+    )  # fmt: skip
+    group.add_argument("--source", metavar="NAME", help="or a source by its name (default: auto, which looks at PATH)")
+    parser.add_argument("--path", metavar="PATH", help="the source's path: a file, folder, glob, {0..9} or a::b")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="a further option of the source; repeatable"
+    )
+    parser.add_argument("--modalities", metavar="A,B", help="the kinds of pictures to read (default: image)")
+    parser.add_argument("--split", default="train", metavar="NAME", help="default: train")
+
+
+def open_source(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The source that the flags name, and its section."""
+    if args.config:
+        data = load_experiment(args).data
+        from mmjax.train import assemble, data_view
+
+        return assemble.open_source(data, args.split), data_view.section(data, args.split)
+    from mmjax.data import open_source
+
+    section = source_section(args)
+    source = open_source.open_source(section, split=args.split, modalities=_modalities(args), path="--source")
+    return source, section
+
+
+def load_experiment(args: argparse.Namespace) -> Any:
+    """The experiment of ``--config``, or that of a ViT-B-32 on ``--source``; uses no accelerator."""
+    from mmjax.commands.common.jax_setup import use_cpu
+
+    use_cpu()
+    from mmjax.experiment import Experiment, load_config
+
+    if args.config:
+        for name in ("path", "option", "modalities"):
+            if getattr(args, name):
+                raise ConfigError(f"--{name}: goes with --source; override the config with --config.data.source.KEY")
+        return Experiment.from_dict(load_config(args.config, args.overrides))
+    data = {"source": source_section(args), "modalities": _modalities(args)}
+    return Experiment.from_dict({"steps": 1, "batch_size": 64, "model": "ViT-B-32", "data": data})
+
+
+def source_section(args: argparse.Namespace) -> dict[str, Any]:
+    """The configuration section that ``--source``, ``--path`` and ``--option`` stand for."""
+    if args.overrides:
+        key, value = args.overrides[0]
+        raise ConfigError(f"--config.{key}={value}: needs --config=FILE; for a source write --option {key}={value}")
+    if args.source is None and args.path is None:
+        raise ConfigError("no data: give --config=FILE, --path=PATH, or --source=NAME")
+    section: dict[str, Any] = {"name": args.source or "auto"}
+    if args.path is not None:
+        section["path"] = args.path
+    source_options = _parse_options(args.option)
+    # ``auto`` passes them to the source that it finds at the path.
+    return section | ({"options": source_options} if section["name"] == "auto" and source_options else source_options)
+
+
+def _parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    result = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--option {text}: has no value; write KEY=VALUE")
+        result[key] = literal(value)
+    return result
+
+
+def _modalities(args: argparse.Namespace) -> tuple[str, ...]:
+    return options.split_csv(args.modalities) or ("image",)

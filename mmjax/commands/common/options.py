@@ -1,0 +1,111 @@
+"""Flags that several commands share, and what their values mean."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mmjax.core.config import ConfigError, Range, nearest
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """``--config``, which takes overrides."""
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:ARGS]",
+        help="a config file with its arguments; --config.KEY=VALUE overrides any key, as --config.batch_size=128",
+    )  # fmt: skip
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """``--workdir`` and ``--step``, which name a checkpoint."""
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="a run folder")
+    parser.add_argument("--step", default="last", metavar="N", help="a checkpoint's step, 'last' (default) or 'best'")
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """The flags that join several processes to one run."""
+    group = parser.add_argument_group(
+        "several processes", "Not needed where Slurm, Open MPI, a TPU pod or a file of launch/ starts them."
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 (or MMJAX_COORDINATOR)")
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes (or MMJAX_PROCESSES)")
+    group.add_argument("--process", type=int, metavar="I", help="this process's index, from 0 (or MMJAX_PROCESS)")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def parse_overrides(unknown: Iterable[str], args: argparse.Namespace) -> list[tuple[str, str]]:
+    """The (key, value) pairs of ``--config.KEY=VALUE`` among the words that argparse did not know.
+
+    Raises ConfigError for any other word.
+    """
+    overrides = []
+    words = iter(unknown)
+    for word in words:
+        if not (word.startswith("--config.") and "config" in args):
+            flags = [f"--{name.replace('_', '-')}" for name in vars(args) if name not in ("command", "run")]
+            raise ConfigError(f"{word}: no such option; {nearest(word.partition('=')[0], flags)}")
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            following = next(words, None)
+            if following is None:
+                raise ConfigError(f"{word}: has no value; write {word}=VALUE")
+            value = following
+        overrides.append((key, value))
+    return overrides
+
+
+def check_ranges(args: argparse.Namespace, **ranges: Range) -> None:
+    """Raises ConfigError unless each named flag is in its range or left out."""
+    for name, limits in ranges.items():
+        if (value := getattr(args, name)) is not None:
+            limits.check(value, path=f"--{name.replace('_', '-')}")
+
+
+def local_workdir(args: argparse.Namespace) -> Path:
+    """``--workdir``, which must not be a URL."""
+    if "://" in args.workdir:
+        raise ConfigError(
+            f"--workdir={args.workdir}: a run folder is on this machine; name one, and give "
+            f"--config.checkpoint.directory={args.workdir} when you train, for the checkpoints to lie there"
+        )
+    return Path(args.workdir)
+
+
+def checkpoint_step(args: argparse.Namespace) -> int | Literal["last", "best"]:
+    """``--step``."""
+    if args.step in ("last", "best"):
+        return args.step
+    if not args.step.isdigit():
+        raise ConfigError(f"--step={args.step}: expected a number, 'last' or 'best'")
+    return int(args.step)
+
+
+def processes(args: argparse.Namespace) -> Mapping[str, Any]:
+    """The flags of ``add_processes``, as arguments of ``distributed.join``."""
+    return {name: getattr(args, name) for name in ("coordinator", "processes", "process")}
+
+
+def split_csv(text: str | None) -> tuple[str, ...]:
+    """``A,B`` as its words; none where the flag was left out."""
+    return () if text is None else tuple(text.split(","))
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """A text table whose first column is aligned left and the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )

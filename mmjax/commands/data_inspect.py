@@ -1,0 +1,56 @@
+"""Show what a source holds, and draw what the model sees of it.
+
+Prints fields, pictures, captions against the context length, what is unreadable, and the proportions of a mixture.
+With --sheet draws rows of real training batches, after all transforms. Without --config, as a ViT-B-32 would train on
+it with no transforms but random crops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from mmjax.commands.common import data_source, options
+from mmjax.core.config import ConfigError, Ge
+
+MAX_SHEET_BATCH = 1024  # rows made for a contact sheet, which shows a few of them
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's flags."""
+    data_source.add_source(parser)
+    parser.add_argument(
+        "--examples", default="2000", metavar="N", help="examples to read, evenly spaced, or 'all' (default: 2000)"
+    )
+    parser.add_argument("--sheet", metavar="FILE", help="draw a contact sheet to this file (.png)")
+    parser.add_argument("--rows", type=int, default=24, metavar="N", help="images on the sheet (default: 24)")
+    parser.add_argument("--threads", type=int, metavar="N", help="reading threads (default: one a core)")
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the survey of a source and draws its contact sheet."""
+    if args.examples != "all" and not (args.examples.isdigit() and int(args.examples)):
+        raise ConfigError(f"--examples={args.examples}: expected a number, at least 1, or 'all'")
+    options.check_ranges(args, rows=Ge(1), threads=Ge(1))
+    experiment = data_source.load_experiment(args)
+    from mmjax.data.inspecting import contact_sheet, survey
+    from mmjax.data.preparing.planning import spread
+    from mmjax.train.data_view import View
+
+    view = View(experiment, args.split, most=MAX_SHEET_BATCH)
+    size = len(view.source)
+    numbers = range(size) if args.examples == "all" else spread(size, int(args.examples))
+    threads = args.threads or options.available_cores()
+    summary = survey.survey(view.source, tokenizer=view.tokenizer, numbers=numbers, threads=threads)
+    print(json.dumps(summary, indent=2) if args.json else survey.text(summary))
+    if args.sheet:
+        sheet = contact_sheet.draw(
+            contact_sheet.chosen(view.batches, view.tokenizer.decode, count=args.rows),
+            title=f"{args.config or args.path or args.source}, {args.split}",
+            subtitle=f"Transforms: {', '.join(view.training.names) or 'none'}",
+        )
+        contact_sheet.save(sheet, args.sheet)
+        print(f"drew {args.sheet}", file=sys.stderr)
+    return 0
