@@ -1,4 +1,4 @@
-"""The dual encoder: two towers into one space, and the temperature that they are compared at."""
+"""The dual encoder: an image tower and a text tower into one space, and a learned temperature."""
 
 from __future__ import annotations
 
@@ -18,17 +18,31 @@ from mmjax.models.vit import VisionTower
 class Clip(nnx.Module):
     """CLIP (Radford et al., arXiv:2103.00020) and its relatives.
 
-    Parameters are float32 and products run in ``dtype``. Training keeps the parameters as a plain dictionary, which
-    JAX flattens far faster at each call than modules, and makes the module again inside the compiled function::
+    Parameters are float32 and matrix products run in ``dtype``. Training keeps the parameters as a plain dictionary,
+    which JAX flattens far faster than a module, and rebuilds the module inside the compiled function:
 
-        graph, state = nnx.split(Clip(config, rngs=nnx.Rngs(0)))
-        params = nnx.to_pure_dict(state)
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from mmjax.models.clip import Clip
+    >>> from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
+    >>> config = ClipConfig(
+    ...     embed_dim=16,
+    ...     vision_cfg=VisionConfig(image_size=32, width=32, layers=1, head_width=16),
+    ...     text_cfg=TextConfig(context_length=8, vocab_size=100, width=32, heads=2, layers=1),
+    ... )
+    >>> graph, state = nnx.split(Clip(config, rngs=nnx.Rngs(0)))
+    >>> params = nnx.to_pure_dict(state)
+    >>> @jax.jit
+    ... def embed(params, tokens):
+    ...     return nnx.merge(graph, nnx.State(params)).encode_text(tokens)
+    >>> embed(params, jnp.ones((4, 8), jnp.int32)).shape
+    (4, 16)
 
-        @jax.jit
-        def embed(params, tokens):
-            return nnx.merge(graph, nnx.State(params)).encode_text(tokens)
-
-    ``row_sharding`` says over which devices whoever made a mesh wants the rows of activations; None: over whichever.
+    Args:
+        config: Sizes of both towers; ``text_cfg.vocab_size`` must be set.
+        rngs: Random numbers for the initial values.
+        dtype: Of matrix products and activations.
+        row_sharding: How rows of activations lie over the devices; None leaves it to the compiler.
     """
 
     def __init__(
@@ -41,8 +55,8 @@ class Clip(nnx.Module):
         self.visual = VisionTower(config.vision_cfg, **shared)
         self.text = TextTower(config.text_cfg, **shared)
         self.logit_scale = nnx.Param(jnp.float32(config.init_logit_scale))
-        biased = config.init_logit_bias is not None
-        self.logit_bias = nnx.Param(jnp.float32(config.init_logit_bias)) if biased else None
+        has_bias = config.init_logit_bias is not None
+        self.logit_bias = nnx.Param(jnp.float32(config.init_logit_bias)) if has_bias else None
 
     def encode_image(self, images: Mapping[str, jax.Array]) -> jax.Array:
         """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalised.

@@ -1,4 +1,4 @@
-"""Matrix products of 8-bit numbers: quantised on the way in, row by row, and scaled back on the way out."""
+"""Matrix products in 8 bits: rows are quantized before, the result is scaled back after."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import jax.numpy as jnp
 from mmjax.core.config import ConfigError
 from mmjax.models.config import MatmulPrecision
 
-_TINY = 1e-30  # what a row of zeros is divided by
+_TINY = 1e-30  # the smallest scale, so that a row of zeros is not divided by zero
 
-_NUMBERS: dict[MatmulPrecision, tuple[Any, Any]] = {
+_FORMATS: dict[MatmulPrecision, tuple[Any, Any]] = {
     "int8": (jnp.int8, jnp.int8),
     # Gradients range further and need less precision (Micikevicius et al., arXiv:2209.05433).
     "fp8": (jnp.float8_e4m3fn, jnp.float8_e5m2),
 }
-"""The numbers that values and those that gradients become."""
+"""Formats of values and of gradients."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x: jax.Array, kernel: jax.Array, precision: MatmulPrecision) -> jax.Array:
-    """``x·kernel`` of 8-bit numbers: [N, K] and [K, M] -> [N, M] in the dtype of x.
+    """``x·kernel`` in 8 bits: [N, K] and [K, M] -> [N, M] in the dtype of x.
 
-    SwitchBack (Wortsman et al. 2023, arXiv:2304.13013), with q(v) the rows of v divided by their largest magnitude,
-    on the scale of the 8-bit numbers and rounded, and s(v) what to multiply by again::
+    SwitchBack (Wortsman et al. 2023, arXiv:2304.13013). With q(v) the rows of v, scaled to the range of the 8-bit
+    format by their largest magnitude and rounded, and s(v) the factors that undo the scaling::
 
         y       = s(x) s(kernelᵀ)ᵀ ∘ (q(x) · q(kernelᵀ)ᵀ)
         ∂L/∂x   = s(g) s(kernel)ᵀ ∘ (q(g) · q(kernel)ᵀ),     g = ∂L/∂y
         ∂L/∂kernel = xᵀ · g
 
-    The last product sums over all tokens of a batch and stays in the dtype of x: its rounding errors would add up.
+    The last product sums over all tokens of a batch, where rounding errors would add up: it stays in the dtype of x.
     """
-    return _rounded(x, kernel.T, _NUMBERS[precision][0], _NUMBERS[precision][0]).astype(x.dtype)
+    return _quantized_product(x, kernel.T, _FORMATS[precision][0], _FORMATS[precision][0]).astype(x.dtype)
 
 
 def _forward(
@@ -44,11 +44,11 @@ def _forward(
 
 
 def _backward(
-    precision: MatmulPrecision, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+    precision: MatmulPrecision, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    x, kernel = kept
-    values, gradients = _NUMBERS[precision]
-    by_x = _rounded(gradient, kernel, gradients, values)
+    x, kernel = residuals
+    value_format, gradient_format = _FORMATS[precision]
+    by_x = _quantized_product(gradient, kernel, gradient_format, value_format)
     by_kernel = jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
 
@@ -56,33 +56,33 @@ def _backward(
 product.defvjp(_forward, _backward)
 
 
-def _rounded(a: jax.Array, b: jax.Array, of_a: Any, of_b: Any) -> jax.Array:
-    """``a·bᵀ`` of the rows of both in 8 bits: [N, K] and [M, K] -> f32[N, M]."""
-    (a, scale_a), (b, scale_b) = quantised(a, of_a), quantised(b, of_b)
-    whole = jnp.int32 if of_a == jnp.int8 else jnp.float32
-    summed = jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=whole)
+def _quantized_product(a: jax.Array, b: jax.Array, format_a: Any, format_b: Any) -> jax.Array:
+    """``a·bᵀ`` with the rows of both in 8 bits: [N, K] and [M, K] -> f32[N, M]."""
+    (a, scale_a), (b, scale_b) = quantize_rows(a, format_a), quantize_rows(b, format_b)
+    accumulator = jnp.int32 if format_a == jnp.int8 else jnp.float32
+    summed = jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=accumulator)
     return summed.astype(jnp.float32) * scale_a * scale_b.T
 
 
-def quantised(rows: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Each row on the scale of ``dtype``, and what to multiply by again: [N, K] -> dtype [N, K], f32[N, 1]."""
+def quantize_rows(rows: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Each row scaled to the range of ``dtype``, and the factor to undo it: [N, K] -> dtype[N, K], f32[N, 1]."""
     rows = rows.astype(jnp.float32)
-    most = float(jnp.iinfo(dtype).max if dtype == jnp.int8 else jnp.finfo(dtype).max)
-    scale = jnp.maximum(jnp.max(jnp.abs(rows), axis=1, keepdims=True), _TINY) / most
+    largest = float(jnp.iinfo(dtype).max if dtype == jnp.int8 else jnp.finfo(dtype).max)
+    scale = jnp.maximum(jnp.max(jnp.abs(rows), axis=1, keepdims=True), _TINY) / largest
     scaled = rows / scale
-    return (jnp.round(scaled) if dtype == jnp.int8 else jnp.clip(scaled, -most, most)).astype(dtype), scale
+    return (jnp.round(scaled) if dtype == jnp.int8 else jnp.clip(scaled, -largest, largest)).astype(dtype), scale
 
 
 def check_matmul_precision(precision: MatmulPrecision, device: jax.Device) -> None:
-    """Raises where the compiler of ``device`` does not take such products: tried on the smallest."""
+    """Raises if ``device`` cannot multiply in this format; tries it by compiling a small product."""
     if precision == "full":
         return
-    here = jax.sharding.SingleDeviceSharding(device)
-    values, gradients = _NUMBERS[precision]
-    for left in (values, gradients):
-        a, b = (jax.ShapeDtypeStruct((16, 16), dtype, sharding=here) for dtype in (left, values))
-        whole = jnp.int32 if precision == "int8" else jnp.float32
-        multiply = functools.partial(jax.lax.dot_general, preferred_element_type=whole)
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    value_format, gradient_format = _FORMATS[precision]
+    for left in (value_format, gradient_format):
+        a, b = (jax.ShapeDtypeStruct((16, 16), dtype, sharding=sharding) for dtype in (left, value_format))
+        accumulator = jnp.int32 if precision == "int8" else jnp.float32
+        multiply = functools.partial(jax.lax.dot_general, preferred_element_type=accumulator)
         try:
             jax.jit(lambda a, b, multiply=multiply: multiply(a, b, (((1,), (1,)), ((), ())))).lower(a, b).compile()
         except (jax.errors.JaxRuntimeError, NotImplementedError, TypeError, ValueError) as error:

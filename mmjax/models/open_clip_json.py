@@ -1,9 +1,8 @@
-"""Reads open_clip's model files (``src/open_clip/model_configs/*.json`` there) as this project's model schema.
+"""Reads open_clip's model files (``src/open_clip/model_configs/*.json`` there) into this project's model schema.
 
-Most keys mean the same here and pass unchanged. Keys that say one thing in two ways are turned into ours:
-``quick_gelu`` and ``act_kwargs`` into ``activation``, ``norm_kwargs`` into ``ln_eps``, ``timm_*`` into the vision
-transformer that the name stands for. A key whose meaning we do not build is an error unless it has the value that
-switches it off: a model that silently lacks a part of the file's would be another model.
+Most keys mean the same here and pass unchanged. ``quick_gelu`` and ``act_kwargs`` become ``activation``,
+``norm_kwargs`` becomes ``ln_eps``, ``timm_*`` becomes the vision transformer of that name. A key that this project
+does not implement is an error unless its value switches the feature off: the model would differ from the file's.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from typing import Any
 from mmjax.core.config import ConfigError, build
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
 
-# What each key of open_clip's that we do not build must be for the file to mean a model that we do build.
-_OFF: dict[str, dict[str, tuple[Any, ...]]] = {
+# For each key that is not implemented here, the values under which the file describes a supported model.
+_UNSUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
     "": {"custom_text": (True, False), "output_dict": (True, False), "nonscalar_logit_scale": (True, False)},
     "vision_cfg": {
         "ls_init_value": (None,), "attentional_pool": (False,), "attn_pooler_queries": (256,),
@@ -41,12 +40,12 @@ _TIMM_SIZES: dict[str, dict[str, Any]] = {
     "so400m": {"width": 1152, "layers": 27, "head_width": 72, "mlp_ratio": 3.7362},
     "giantopt": {"width": 1536, "layers": 40, "head_width": 96},
 }
-_TIMM_OFF = {"timm_model_pretrained": (False,), "timm_drop": (0.0,), "timm_drop_path": (None, 0.0),
+_TIMM_UNSUPPORTED = {"timm_model_pretrained": (False,), "timm_drop": (0.0,), "timm_drop_path": (None, 0.0),
              "timm_model_kwargs": (None,), "timm_proj_bias": (False,)}  # fmt: skip
 
 
 def read(path: str) -> ClipConfig:
-    """The model that the JSON file at ``path`` describes."""
+    """The model of the JSON file at ``path``."""
     try:
         with open(path, encoding="utf-8") as file:
             section = json.load(file)
@@ -56,30 +55,30 @@ def read(path: str) -> ClipConfig:
 
 
 def convert(section: Mapping[str, Any], *, path: str = "model") -> ClipConfig:
-    """The model that open_clip's ``section`` describes; ``path`` is named in errors.
+    """The model of open_clip's ``section``; error messages name ``path``.
 
-    SigLIP's files (timm towers) give ``gelu_tanh`` in both towers, which their weights were trained with, though
-    open_clip itself runs the first generation of them with exact GELU; and, as open_clip's trainer does for the
-    sigmoid loss, a file with ``init_logit_bias`` starts from the scale ln 10 unless it names another.
+    SigLIP's files (timm towers) get ``gelu_tanh`` in both towers: their weights were trained with it, although
+    open_clip runs the first generation with exact GELU. A file with ``init_logit_bias`` starts from the scale ln 10
+    unless it names another, as open_clip's trainer does for the sigmoid loss.
     """
     section = _mapping(section, path=path)
     vision, text = (_mapping(section.pop(k, {}), path=f"{path}.{k}") for k in ("vision_cfg", "text_cfg"))
-    _drop(section, _OFF[""], path=path)
+    _drop(section, _UNSUPPORTED[""], path=path)
     quick = section.pop("quick_gelu", False)
     timm = "timm_model_name" in vision
     if timm and quick:
-        raise ConfigError(f"{path}.quick_gelu=True: timm's towers have no such activation; set it to False")
+        raise ConfigError(f"{path}.quick_gelu=True: timm's towers do not use quick_gelu; set it to False")
     if timm:
         vision = _timm_vision(vision, path=f"{path}.vision_cfg")
     else:
         for key in [k for k in vision if k.startswith("timm_")]:
-            _drop(vision, {key: _TIMM_OFF.get(key, ())}, path=f"{path}.vision_cfg")
+            _drop(vision, {key: _TIMM_UNSUPPORTED.get(key, ())}, path=f"{path}.vision_cfg")
         if isinstance(vision.get("layers"), (list, tuple)):
             raise ConfigError(f"{path}.vision_cfg.layers={vision['layers']}: a ResNet; use a vision transformer")
         _convert_kwargs(vision, quick=quick, path=f"{path}.vision_cfg")
     for key in [k for k in text if k.startswith("hf_") and k not in ("hf_tokenizer_name", "hf_model_name")]:
         if text.get("hf_model_name") is None:
-            del text[key]  # they shape a tower that the file does not use
+            del text[key]  # options of a Hugging Face tower, which the file does not use
     _convert_kwargs(text, quick=quick, path=f"{path}.text_cfg")
     if timm:
         text["activation"] = "gelu_tanh"
@@ -87,15 +86,15 @@ def convert(section: Mapping[str, Any], *, path: str = "model") -> ClipConfig:
     text["tokenizer_clean"] = cleaning.pop("clean", None)
     if cleaning:
         raise ConfigError(
-            f"{path}.text_cfg.tokenizer_kwargs={cleaning}: of a tokenizer's settings only 'clean' is known"
+            f"{path}.text_cfg.tokenizer_kwargs={cleaning}: of a tokenizer's options only 'clean' is supported"
         )
     if dropout := vision.pop("patch_dropout", 0):
         raise ConfigError(
-            f"{path}.vision_cfg.patch_dropout={dropout}: is no part of the model here; set it to 0 and train with "
+            f"{path}.vision_cfg.patch_dropout={dropout}: not a part of the model here; set it to 0 and train with "
             f'augment=(("patch_dropout", {{"share": {dropout}}}),)'
         )
-    _drop(vision, _OFF["vision_cfg"], path=f"{path}.vision_cfg")
-    _drop(text, _OFF["text_cfg"], path=f"{path}.text_cfg")
+    _drop(vision, _UNSUPPORTED["vision_cfg"], path=f"{path}.vision_cfg")
+    _drop(text, _UNSUPPORTED["text_cfg"], path=f"{path}.text_cfg")
     if section.get("init_logit_bias") is not None:
         section.setdefault("init_logit_scale", math.log(10.0))
     defaults = dataclasses.asdict(ClipConfig())
@@ -117,39 +116,41 @@ def _mapping(value: Any, *, path: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _drop(section: dict[str, Any], off: Mapping[str, tuple[Any, ...]], *, path: str) -> None:
-    for key, allowed in off.items():
+def _drop(section: dict[str, Any], unsupported: Mapping[str, tuple[Any, ...]], *, path: str) -> None:
+    for key, allowed in unsupported.items():
         if key in section and (value := section.pop(key)) not in allowed:
             raise ConfigError(
-                f"{path}.{key}={value!r}: this part of open_clip's models is not built here; "
-                f"only files with {' or '.join(map(repr, allowed)) or 'no such key'} can be used"
+                f"{path}.{key}={value!r}: this part of open_clip's models is not supported; "
+                f"use a file with {' or '.join(map(repr, allowed)) or 'no such key'}"
             )
 
 
 def _convert_kwargs(tower: dict[str, Any], *, quick: bool, path: str) -> None:
-    """Turns the keyword arguments of torch's activation and norm layers into ours."""
+    """Turns the keyword arguments of torch's activation and norm layers into ``activation`` and ``ln_eps``."""
     activation = dict(tower.pop("act_kwargs", None) or {})
     norm = dict(tower.pop("norm_kwargs", None) or {})
     approximate = activation.pop("approximate", "none")
     if activation or approximate not in ("none", "tanh") or (quick and approximate == "tanh"):
-        raise ConfigError(f"{path}.act_kwargs={activation or approximate!r}: only approximate='tanh' can be used")
+        raise ConfigError(f"{path}.act_kwargs={activation or approximate!r}: only approximate='tanh' is supported")
     if norm.keys() - {"eps"}:
-        raise ConfigError(f"{path}.norm_kwargs={norm}: only eps can be used")
+        raise ConfigError(f"{path}.norm_kwargs={norm}: only eps is supported")
     tower["activation"] = "quick_gelu" if quick else "gelu_tanh" if approximate == "tanh" else "gelu"
     if norm:
         tower["ln_eps"] = norm["eps"]
 
 
 def _timm_vision(vision: dict[str, Any], *, path: str) -> dict[str, Any]:
-    """timm's SigLIP towers: no class token, no norm before the blocks, a patch bias, attention pooling."""
+    """A SigLIP tower of timm: no class token, no norm before the blocks, a patch bias, attention pooling."""
     name = vision.pop("timm_model_name")
     match = re.fullmatch(rf"vit_({'|'.join(_TIMM_SIZES)})_patch(\d+)_siglip_(\d+)", str(name))
     if match is None:
-        raise ConfigError(f"{path}.timm_model_name={name!r}: of timm's models only vit_SIZE_patchN_siglip_N are built")
+        raise ConfigError(
+            f"{path}.timm_model_name={name!r}: of timm's models only vit_SIZE_patchN_siglip_N are supported"
+        )
     for key, wanted in (("timm_pool", "map"), ("timm_proj", "none")):
         if (value := vision.pop(key, None)) not in (wanted, None if key == "timm_proj" else wanted):
-            raise ConfigError(f"{path}.{key}={value!r}: only {wanted!r} can be used with {name}")
-    _drop(vision, _TIMM_OFF, path=path)
+            raise ConfigError(f"{path}.{key}={value!r}: only {wanted!r} is supported with {name}")
+    _drop(vision, _TIMM_UNSUPPORTED, path=path)
     size, patch, image = match.groups()
     half = (0.5, 0.5, 0.5)
     return {

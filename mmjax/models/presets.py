@@ -13,25 +13,25 @@ from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
 
 
 def _siglip_base() -> ClipConfig:
-    same: dict[str, Any] = {"activation": "gelu_tanh", "ln_eps": 1e-6, "width": 768, "layers": 12}
+    both: dict[str, Any] = {"activation": "gelu_tanh", "ln_eps": 1e-6, "width": 768, "layers": 12}
     half = (0.5, 0.5, 0.5)
     return ClipConfig(
         embed_dim=768,
         init_logit_scale=math.log(10.0),
         init_logit_bias=-10.0,
         vision_cfg=VisionConfig(
-            **same, class_token=False, no_ln_pre=True, patch_bias=True, pool_type="map", proj_type="none",
+            **both, class_token=False, no_ln_pre=True, patch_bias=True, pool_type="map", proj_type="none",
             image_mean=half, image_std=half, image_resize="squash",
         ),
         text_cfg=TextConfig(
-            **same, heads=12, context_length=64, vocab_size=32000, no_causal_mask=True, pool_type="last",
+            **both, heads=12, context_length=64, vocab_size=32000, no_causal_mask=True, pool_type="last",
             proj_bias=True, hf_tokenizer_name="timm/ViT-B-16-SigLIP", tokenizer_clean="canonicalize",
         ),
     )  # fmt: skip
 
 
 def _scenes(*, width: int, text_width: int, heads: int, layers: int) -> ClipConfig:
-    """Small models of 32-pixel pictures and captions from a small vocabulary."""
+    """Small models for 32-pixel images and captions from a small vocabulary."""
     return ClipConfig(
         embed_dim=width,
         init_logit_scale=math.log(14.0),
@@ -67,7 +67,11 @@ def names() -> list[str]:
 
 
 def load(name: str | os.PathLike[str]) -> dict[str, Any]:
-    """A model section with every key written out, from a name of ``names()`` or the path of an open_clip JSON file."""
+    """The section ``model`` with every key written out.
+
+    Args:
+        name: One of ``names()``, or the path of an open_clip model file (``.json``).
+    """
     if os.fspath(name).endswith(".json"):
         config = open_clip_json.read(os.fspath(name))
     else:

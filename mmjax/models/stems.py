@@ -1,4 +1,4 @@
-"""From pixels to a grid of tokens."""
+"""Stems: from pixels to a grid of tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmjax.models.layers import Dense, LayerNorm, activate, uniform
 
 
 class Conv(nnx.Module):
-    """A 4×4 convolution of stride 2 that halves each side (one pixel of zero padding)."""
+    """A 4×4 convolution of stride 2 with one pixel of zero padding; halves each side."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs, dtype: Any):
         self.dtype = dtype
@@ -32,7 +32,7 @@ class Conv(nnx.Module):
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
-class Merge(Dense):
+class PatchMerge(Dense):
     """One linear map of each size×size patch: a convolution whose stride is its kernel's size."""
 
     def __init__(self, size: int, inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs, dtype: Any):
@@ -40,7 +40,7 @@ class Merge(Dense):
         super().__init__((size, size, inputs), (outputs,), init=init, bias=bias, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [N,H,W,inputs] -> [N,H/size,W/size,outputs]; rows and columns beyond the last whole patch are dropped."""
+        """x [N,H,W,inputs] -> [N,H/size,W/size,outputs]; pixels beyond the last whole patch are dropped."""
         size, channels = self.inputs[1:]
         n, high, wide = x.shape[0], x.shape[1] // size, x.shape[2] // size
         x = x[:, : high * size, : wide * size].reshape(n, high, size, wide, size, channels)
@@ -50,7 +50,7 @@ class Merge(Dense):
 class DeepStem(nnx.Module):
     """Several convolutions or merges, each with a layer norm over channels, and the activation between them.
 
-    Overlapping convolutions at the input help small vision transformers to learn (Xiao et al., arXiv:2106.14881).
+    Overlapping convolutions at the input help small vision transformers (Xiao et al., arXiv:2106.14881).
     """
 
     def __init__(self, config: VisionConfig, *, channels: int, rngs: nnx.Rngs, dtype: Any):
@@ -59,9 +59,9 @@ class DeepStem(nnx.Module):
         sizes = (channels, *config.stem_widths)
         for i in range(self.steps):
             pair = sizes[i : i + 2]
-            settings: dict[str, Any] = {"bias": config.patch_bias, "rngs": rngs, "dtype": dtype}
+            options: dict[str, Any] = {"bias": config.patch_bias, "rngs": rngs, "dtype": dtype}
             convolution = (
-                Conv(*pair, **settings) if config.stem == "conv" else Merge(2 if i else first, *pair, **settings)
+                Conv(*pair, **options) if config.stem == "conv" else PatchMerge(2 if i else first, *pair, **options)
             )
             setattr(self, f"conv_{i}", convolution)
             setattr(self, f"norm_{i}", LayerNorm(pair[1], eps=config.ln_eps, dtype=dtype))
@@ -74,8 +74,8 @@ class DeepStem(nnx.Module):
         return x
 
 
-def make_stem(config: VisionConfig, *, channels: int, rngs: nnx.Rngs, dtype: Any) -> Merge | DeepStem:
+def make_stem(config: VisionConfig, *, channels: int, rngs: nnx.Rngs, dtype: Any) -> PatchMerge | DeepStem:
     """The stem that ``config`` names: [N,H,W,channels] -> [N, grid, grid, width]."""
     if config.stem == "patch":
-        return Merge(config.patch_size, channels, config.width, bias=config.patch_bias, rngs=rngs, dtype=dtype)
+        return PatchMerge(config.patch_size, channels, config.width, bias=config.patch_bias, rngs=rngs, dtype=dtype)
     return DeepStem(config, channels=channels, rngs=rngs, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The text tower: a transformer over tokens, in the same stages as the image tower."""
+"""The text tower: a transformer over tokens, with the same methods as the image tower."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from jax.sharding import NamedSharding
 
 from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import constrain_rows
+from mmjax.models.block_stack import run_blocks, stack_blocks
 from mmjax.models.config import MatmulPrecision, Remat, TextConfig
-from mmjax.models.layers import BlockSpec, Dense, LayerNorm, Row, normal, run, stacked
+from mmjax.models.layers import BlockSpec, Dense, LayerNorm, Position, normal
 
 
 class TextTower(nnx.Module):
-    """``project(pool(trunk(embed(ids), ids, stop=k), ids, start=k))``, the same for every k.
+    """``tower(ids) == project(pool(trunk(embed(ids), ids, stop=k), ids, start=k))`` for every k.
 
-    Starting values are CLIP's: N(0, 1/width) for queries, keys, values and the projection, N(0, 1/(2·width)) for an
-    MLP's first matrix, N(0, 1/(2·layers·width)) for what is added to the residual stream; biases start at zero.
+    Initial values are CLIP's: N(0, 1/width) for queries, keys, values and the projection, N(0, 1/(2·width)) for an
+    MLP's first matrix, N(0, 1/(2·layers·width)) for both matrices that write to the residual stream, zero for biases.
     """
 
     def __init__(
@@ -39,12 +40,12 @@ class TextTower(nnx.Module):
     ):
         self.config, self.dtype, self.row_sharding = config, dtype, row_sharding
         width = config.width
-        self.token_embed = TokenEmbed(_known(config, "vocab_size"), width, sd=config.token_init_sd, rngs=rngs)
-        self.pad_id = _known(config, "pad_id") if config.pool_type == "mean" else None
-        self.eos_id = _known(config, "eos_id") if config.pool_type == "eos" else None
+        self.token_embed = TokenEmbed(_from_tokenizer(config, "vocab_size"), width, sd=config.token_init_sd, rngs=rngs)
+        self.pad_id = _from_tokenizer(config, "pad_id") if config.pool_type == "mean" else None
+        self.eos_id = _from_tokenizer(config, "eos_id") if config.pool_type == "eos" else None
         self.pos_embed = nnx.Param(normal(config.position_init_sd)(rngs.params(), (config.context_length, width)))
         spec = dataclasses.replace(block_spec(config), matmul_precision=matmul_precision)
-        self.blocks = stacked(spec, layers=config.layers, rngs=rngs, dtype=dtype)
+        self.blocks = stack_blocks(spec, layers=config.layers, rngs=rngs, dtype=dtype)
         self.scan, self.remat = scan, remat
         self.ln_final = LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         make_proj = functools.partial(Dense, (width,), (embed_dim,), init=normal(width**-0.5), bias=config.proj_bias)
@@ -63,7 +64,7 @@ class TextTower(nnx.Module):
 
     def trunk(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
         """Blocks ``start`` to ``stop`` (not included; None: to the end): [M,L,width] -> [M,L,width]."""
-        return run(
+        return run_blocks(
             self.blocks,
             tokens,
             start=start,
@@ -77,7 +78,7 @@ class TextTower(nnx.Module):
     def pool(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0) -> jax.Array:
         """The blocks from ``start`` on, then the final norm and pooling: [M,L,width] -> [M,width].
 
-        Where one token is pooled, the last block is computed for that token alone.
+        If one token is pooled, the last block computes that token alone.
         """
         return self.pool_with_block_inputs(tokens, ids, start=start)[0]
 
@@ -85,32 +86,32 @@ class TextTower(nnx.Module):
         self, tokens: jax.Array, ids: jax.Array, *, start: int = 0, blocks: Collection[int] = ()
     ) -> tuple[jax.Array, dict[int, jax.Array]]:
         """``pool``, and what enters each block of ``blocks`` on the way."""
-        after = self.config.final_ln_after_pool
+        norm_last = self.config.final_ln_after_pool
         valid = self._valid(ids)
-        row = self._row(ids)
-        tokens, found = run(
+        position = self._position(ids)
+        tokens, block_inputs = run_blocks(
             self.blocks,
             tokens,
             start=start,
             scan=self.scan,
             remat=self.remat,
             valid=valid,
-            row=row,
-            before=blocks,
+            position=position,
+            record=blocks,
             row_sharding=self.row_sharding,
         )
-        if not after:
+        if not norm_last:
             tokens = self.ln_final(tokens)
         if valid is None:
             pooled = tokens[:, 0]
         else:
-            counted = valid.astype(jnp.float32)[..., None]
-            total = jnp.sum(tokens.astype(jnp.float32) * counted, axis=1)
-            pooled = (total / jnp.maximum(jnp.sum(counted, axis=1), 1)).astype(self.dtype)
-        return constrain_rows(self.ln_final(pooled) if after else pooled, self.row_sharding), found
+            weight = valid.astype(jnp.float32)[..., None]
+            total = jnp.sum(tokens.astype(jnp.float32) * weight, axis=1)
+            pooled = (total / jnp.maximum(jnp.sum(weight, axis=1), 1)).astype(self.dtype)
+        return constrain_rows(self.ln_final(pooled) if norm_last else pooled, self.row_sharding), block_inputs
 
     def project(self, pooled: jax.Array) -> jax.Array:
-        """The joint space: [M,width] -> f32[M,E]."""
+        """Projects to the joint space: [M,width] -> f32[M,E]."""
         return constrain_rows(
             (pooled if self.proj is None else self.proj(pooled)).astype(jnp.float32), self.row_sharding
         )
@@ -118,7 +119,7 @@ class TextTower(nnx.Module):
     def _valid(self, ids: jax.Array) -> jax.Array | None:
         return None if self.pad_id is None else ids != self.pad_id
 
-    def _row(self, ids: jax.Array) -> Row | None:
+    def _position(self, ids: jax.Array) -> Position | None:
         pool = self.config.pool_type
         if pool == "argmax":
             return jnp.argmax(ids, axis=1)
@@ -128,7 +129,7 @@ class TextTower(nnx.Module):
 
 
 class TokenEmbed(nnx.Module):
-    """A vector for each token of the vocabulary."""
+    """One learned vector for each token of the vocabulary."""
 
     def __init__(self, size: int, width: int, *, sd: float, rngs: nnx.Rngs):
         self.embedding = nnx.Param(normal(sd)(rngs.params(), (size, width)))
@@ -139,7 +140,7 @@ class TokenEmbed(nnx.Module):
 
 
 def block_spec(config: TextConfig) -> BlockSpec:
-    """A text tower's block, with CLIP's starting values."""
+    """The text tower's block, with CLIP's initial values."""
     residual = normal((2 * config.layers * config.width) ** -0.5)
     return BlockSpec(
         width=config.width,
@@ -156,8 +157,8 @@ def block_spec(config: TextConfig) -> BlockSpec:
     )
 
 
-def _known(config: TextConfig, name: str) -> int:
+def _from_tokenizer(config: TextConfig, name: str) -> int:
     value = getattr(config, name)
     if value is None:
-        raise ConfigError(f"text_cfg.{name}=None: comes from the tokenizer; use config.with_tokenizer, or set it")
+        raise ConfigError(f"text_cfg.{name}=None: comes from the tokenizer; call with_tokenizer first, or set it")
     return value

@@ -1,4 +1,4 @@
-"""The image tower: a vision transformer (Dosovitskiy et al., arXiv:2010.11929), in stages to enter or leave at."""
+"""The image tower: a vision transformer (Dosovitskiy et al., arXiv:2010.11929), callable in stages."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from mmjax.core.row_sharding import constrain_rows
+from mmjax.models.block_stack import run_blocks, stack_blocks
 from mmjax.models.config import MatmulPrecision, Remat, VisionConfig
-from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, Row, normal, run, stacked, uniform
+from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, Position, normal, uniform
 from mmjax.models.stems import make_stem
 
 
 class VisionTower(nnx.Module):
-    """``project(pool(trunk(embed(images), stop=k), start=k))``, the same for every k.
+    """``tower(images) == project(pool(trunk(embed(images), stop=k), start=k))`` for every k.
 
-    Starting values follow open_clip's image tower, which keeps torch's defaults: Xavier-uniform for the fused
+    Initial values follow open_clip's image tower, which keeps torch's defaults: Xavier-uniform for the fused
     query-key-value matrix, U(±1/√inputs) for the other kernels, N(0, 1/width) for the class token, positions and
-    projection; biases start at zero.
+    projection, zero for biases.
     """
 
     def __init__(
@@ -41,24 +42,24 @@ class VisionTower(nnx.Module):
     ):
         self.config, self.dtype, self.row_sharding = config, dtype, row_sharding
         width = config.width
-        point = normal(width**-0.5)
+        init = normal(width**-0.5)
         channels = sum(config.modality_channels) if config.fusion == "channels" else 3
         self.patch_embed = make_stem(config, channels=channels, rngs=rngs, dtype=dtype)
-        self.cls = nnx.Param(point(rngs.params(), (width,))) if config.class_token else None
-        self.registers = nnx.Param(point(rngs.params(), (config.registers, width))) if config.registers else None
+        self.cls = nnx.Param(init(rngs.params(), (width,))) if config.class_token else None
+        self.registers = nnx.Param(init(rngs.params(), (config.registers, width))) if config.registers else None
         learned = config.pos_embed_type == "learnable"
-        places = config.grid**2 + config.class_token
-        self.pos_embed = nnx.Param(point(rngs.params(), (places, width))) if learned else None
-        several = len(config.modalities) if config.fusion != "channels" else 1
-        self.modality_embed = nnx.Param(point(rngs.params(), (several, width))) if several > 1 else None
+        positions = config.grid**2 + config.class_token
+        self.pos_embed = nnx.Param(init(rngs.params(), (positions, width))) if learned else None
+        num_modalities = len(config.modalities) if config.fusion != "channels" else 1
+        self.modality_embed = nnx.Param(init(rngs.params(), (num_modalities, width))) if num_modalities > 1 else None
         self.ln_pre = None if config.no_ln_pre else LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         spec = block_spec(config)
-        within = dataclasses.replace(spec, matmul_precision=matmul_precision)
-        self.blocks = stacked(within, layers=config.layers, rngs=rngs, dtype=dtype)
+        trunk_spec = dataclasses.replace(spec, matmul_precision=matmul_precision)
+        self.blocks = stack_blocks(trunk_spec, layers=config.layers, rngs=rngs, dtype=dtype)
         self.scan, self.remat = scan, remat
         self.ln_post = LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         self.map_head = MapHead(spec, rngs=rngs, dtype=dtype) if config.pool_type == "map" else None
-        make_proj = functools.partial(Dense, (width,), (embed_dim,), init=point, bias=config.proj_bias)
+        make_proj = functools.partial(Dense, (width,), (embed_dim,), init=init, bias=config.proj_bias)
         self.proj = make_proj(rngs=rngs, dtype=dtype) if config.proj_type == "linear" else None
 
     def __call__(self, images: Mapping[str, jax.Array]) -> jax.Array:
@@ -66,14 +67,14 @@ class VisionTower(nnx.Module):
         return self.project(self.pool(self.embed(images)))
 
     def embed(self, images: Mapping[str, jax.Array]) -> jax.Array:
-        """The tokens that enter the first block: [N', T, width].
+        """Images to the tokens that enter the first block: [N', T, width].
 
-        Pixels are u8, or floats on the same 0..255 scale. With fusion ``views`` N' is N times the number of
+        Pixels are u8, or floats from 0 to 255. With fusion ``views`` N' is N times the number of
         modalities present, all rows of one modality before those of the next, in the order of the configuration.
         """
         config = self.config
         present = self._present(images)
-        pixels = [self._normalised(name, images[name]) for name in present]
+        pixels = [self._normalize(name, images[name]) for name in present]
         if config.fusion == "channels":
             patches = [self._patches(jnp.concatenate(pixels, axis=-1))]
         else:
@@ -82,12 +83,12 @@ class VisionTower(nnx.Module):
                 table = self.modality_embed[...].astype(self.dtype)
                 patches = [p + table[config.modalities.index(m)] for p, m in zip(patches, present, strict=True)]
         tokens = jnp.concatenate(patches, axis=1 if config.fusion == "tokens" else 0)
-        tokens = jnp.concatenate([*self._extra_tokens(tokens.shape[0]), tokens], axis=1)
+        tokens = jnp.concatenate([*self._prefix_tokens(tokens.shape[0]), tokens], axis=1)
         return tokens if self.ln_pre is None else self.ln_pre(tokens)
 
     def trunk(self, tokens: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
         """Blocks ``start`` to ``stop`` (not included; None: to the end): [N', T, width] -> [N', T, width]."""
-        return run(
+        return run_blocks(
             self.blocks,
             tokens,
             start=start,
@@ -100,7 +101,7 @@ class VisionTower(nnx.Module):
     def pool(self, tokens: jax.Array, *, start: int = 0) -> jax.Array:
         """The blocks from ``start`` on, then the final norm and pooling: [N', T, width] -> [N', width].
 
-        Where one token is pooled, the last block is computed for that token alone.
+        If one token is pooled, the last block computes that token alone.
         """
         return self.pool_with_block_inputs(tokens, start=start)[0]
 
@@ -109,31 +110,33 @@ class VisionTower(nnx.Module):
     ) -> tuple[jax.Array, dict[int, jax.Array]]:
         """``pool``, and what enters each block of ``blocks`` on the way."""
         config = self.config
-        row: Row | None = 0 if config.pool_type == "tok" else None
-        tokens, found = run(
+        position: Position | None = 0 if config.pool_type == "tok" else None
+        tokens, block_inputs = run_blocks(
             self.blocks,
             tokens,
             start=start,
-            row=row,
+            position=position,
             scan=self.scan,
             remat=self.remat,
-            before=blocks,
+            record=blocks,
             row_sharding=self.row_sharding,
         )
         if not config.final_ln_after_pool:
             tokens = self.ln_post(tokens)
         if self.map_head is not None:
-            return constrain_rows(self.map_head(tokens), self.row_sharding), found
+            return constrain_rows(self.map_head(tokens), self.row_sharding), block_inputs
         if config.pool_type == "avg":
             patches = tokens[:, config.class_token + config.registers :]
             pooled = jnp.mean(patches.astype(jnp.float32), axis=1).astype(self.dtype)
         else:
             pooled = tokens[:, 0]
-        return constrain_rows(self.ln_post(pooled) if config.final_ln_after_pool else pooled, self.row_sharding), found
+        return constrain_rows(
+            self.ln_post(pooled) if config.final_ln_after_pool else pooled, self.row_sharding
+        ), block_inputs
 
     def project(self, pooled: jax.Array) -> jax.Array:
-        """The joint space: [N', width] -> f32[N', E]."""
-        # The gradient comes over the same devices: each gets its own rows' sum, not all rows'.
+        """Projects to the joint space: [N', width] -> f32[N', E]."""
+        # The constraint holds for the gradient too: each device receives the sum of its own rows only.
         return constrain_rows(
             (pooled if self.proj is None else self.proj(pooled)).astype(jnp.float32), self.row_sharding
         )
@@ -149,7 +152,7 @@ class VisionTower(nnx.Module):
             )
         return present
 
-    def _normalised(self, name: str, pixels: jax.Array) -> jax.Array:
+    def _normalize(self, name: str, pixels: jax.Array) -> jax.Array:
         config = self.config
         channels = config.modality_channels[config.modalities.index(name)]
         wanted = (config.image_size, config.image_size, channels)
@@ -173,13 +176,13 @@ class VisionTower(nnx.Module):
             return self.pos_embed[...]
         return jnp.asarray(sin_cos_positions(config.grid, config.width, class_token=config.class_token))
 
-    def _extra_tokens(self, n: int) -> list[jax.Array]:
-        extra = []
+    def _prefix_tokens(self, n: int) -> list[jax.Array]:
+        prefix = []
         if self.cls is not None:
-            extra.append((self.cls[...] + self._positions()[0])[None])
+            prefix.append((self.cls[...] + self._positions()[0])[None])
         if self.registers is not None:
-            extra.append(self.registers[...])
-        return [jnp.broadcast_to(e.astype(self.dtype), (n, *e.shape)) for e in extra]
+            prefix.append(self.registers[...])
+        return [jnp.broadcast_to(x.astype(self.dtype), (n, *x.shape)) for x in prefix]
 
 
 class MapHead(nnx.Module):
@@ -200,7 +203,7 @@ class MapHead(nnx.Module):
 
 
 def block_spec(config: VisionConfig) -> BlockSpec:
-    """An image tower's block, with open_clip's (torch's) starting values."""
+    """The image tower's block, with the initial values of open_clip (torch's defaults)."""
     hidden = int(config.width * config.mlp_ratio)
     return BlockSpec(
         width=config.width,
@@ -218,17 +221,17 @@ def block_spec(config: VisionConfig) -> BlockSpec:
 
 
 def sin_cos_positions(grid: int, width: int, *, class_token: bool) -> np.ndarray:
-    """Fixed positions f32[grid² (+1), width]: sines and cosines of the column, then of the row; zero for the class.
+    """Fixed position embeddings f32[grid² (+1), width]: sines and cosines of column and row; zeros for the class token.
 
     Frequencies are ``10000^(-k/(width/4))``, as in masked autoencoders (He et al., arXiv:2111.06377).
     """
     frequencies = 10000.0 ** (-np.arange(width // 4) / (width / 4))
     row, column = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
-    parts = []
-    for place in (column, row):
-        angles = place.reshape(-1, 1) * frequencies
-        parts += [np.sin(angles), np.cos(angles)]
-    table = np.concatenate(parts, axis=1)
+    waves = []
+    for coordinate in (column, row):
+        angles = coordinate.reshape(-1, 1) * frequencies
+        waves += [np.sin(angles), np.cos(angles)]
+    table = np.concatenate(waves, axis=1)
     if class_token:
         table = np.concatenate([np.zeros((1, width)), table])
     return table.astype(np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.models.low_precision import check_matmul_precision, product, quantised
+from mmjax.models.low_precision import check_matmul_precision, product, quantize_rows
 from support import clip_models, tiny
 from support.training import trained
 
@@ -35,7 +35,7 @@ def compiled(kind):
 
 def exact(rows, dtype):
     """What 8 bits leave of each row, in float64."""
-    q, scale = quantised(rows, dtype)
+    q, scale = quantize_rows(rows, dtype)
     return np.asarray(q.astype(jnp.float32), np.float64) * np.asarray(scale, np.float64)
 
 
@@ -79,7 +79,7 @@ def test_errors_are_those_of_rounding(kind):
     assert not np.any(y[3]) and not np.any(y[:, 5]) and not np.any(by_x[7])
 
 
-def test_a_quantised_row_is_no_ones_business_but_its_own():
+def test_a_quantize_rows_row_is_no_ones_business_but_its_own():
     x, kernel, gradient = operands()
     one = compiled("int8")(x, kernel, gradient)[0]
     other = compiled("int8")(x.at[0].mul(1e6), kernel, gradient)[0]

@@ -187,7 +187,7 @@ VISION_RULES = {
 def test_an_impossible_image_tower_is_refused(rule):
     options, *phrases = VISION_RULES[rule]
     with pytest.raises(ConfigError) as error:
-        VisionConfig(**options)
+        build(VisionConfig, options, path="vision_cfg")
     assert all(phrase in str(error.value) for phrase in phrases) and "\n" not in str(error.value)
 
 
@@ -209,7 +209,7 @@ def test_the_neighbours_of_impossible_towers_are_possible():
 )
 def test_an_impossible_text_tower_is_refused(options, phrase):
     with pytest.raises(ConfigError, match=phrase):
-        TextConfig(**options)
+        build(TextConfig, options, path="text_cfg")
 
 
 @pytest.mark.parametrize(("tower", "kind"), [("vision_cfg", VisionConfig), ("text_cfg", TextConfig)])

@@ -1,0 +1,130 @@
+"""The blocks of a tower as one stacked module: how they are made, and how they run (``scan``, ``remat``)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from mmjax.core.row_sharding import constrain_rows
+from mmjax.models.config import Remat
+from mmjax.models.layers import Block, BlockSpec, Position, take_position
+
+_REMAT_POLICIES = {
+    # Norms and activations are cheap to recompute from the saved products, and large to keep.
+    "dots": jax.checkpoint_policies.save_only_these_names("product"),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["product"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def stack_blocks(spec: BlockSpec, *, layers: int, rngs: nnx.Rngs, dtype: Any) -> Block:
+    """``layers`` blocks as one, each parameter [layers, ...]; every layer draws its own values."""
+
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def create(key: jax.Array) -> Block:
+        return Block(spec, rngs=nnx.Rngs(params=key), dtype=dtype)
+
+    return create(jax.random.split(rngs.params(), layers))
+
+
+def run_blocks(
+    blocks: Block,
+    x: jax.Array,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    scan: bool,
+    remat: Remat,
+    valid: jax.Array | None = None,
+    position: Position | None = None,
+    record: Collection[int] = (),
+    row_sharding: NamedSharding | None = None,
+) -> tuple[jax.Array, dict[int, jax.Array]]:
+    """Runs blocks ``start`` to ``stop`` (not included) of a stack.
+
+    Args:
+        blocks: From ``stack_blocks``.
+        x: [B,N,D].
+        start: The first block.
+        stop: The block after the last one; None: all.
+        scan: Loop with ``jax.lax.scan`` instead of unrolling.
+        remat: What each block keeps for the backward pass.
+        valid: bool[B,N], the keys that attention may see; None: all.
+        position: Return this position of each sequence alone. The last block then computes queries, the attention's
+            output and the MLP for it only: the same numbers for 7 % less work in a tower of twelve blocks.
+        record: Blocks whose inputs to return as well; ``stop`` stands for the output of the last block. Recording
+            does not change the rest of the program, whereas several shorter loops would round differently.
+        row_sharding: How the sequences lie over devices between blocks.
+
+    Returns:
+        [B,N,D], or [B,1,D] with ``position``; and the inputs of the blocks in ``record``.
+    """
+    graph, state = nnx.split(blocks)
+    params = nnx.to_pure_dict(state)
+    depth = blocks.ln_1.scale.shape[0]
+    stop = depth if stop is None else stop
+    if not 0 <= start <= stop <= depth:
+        raise ValueError(f"blocks {start} to {stop}: the tower has {depth}")
+    if not all(start <= k <= stop for k in record):
+        raise ValueError(f"what enters blocks {sorted(record)}: only {start} to {stop} are run")
+
+    def apply(x: jax.Array, layer: dict[str, Any], *, position: Position | None = None) -> jax.Array:
+        def block(x: jax.Array, layer: dict[str, Any]) -> jax.Array:
+            return nnx.merge(graph, layer)(x, valid=valid, position=position, row_sharding=row_sharding)
+
+        if remat != "none":
+            block = jax.checkpoint(block, policy=_REMAT_POLICIES[remat], prevent_cse=not scan)
+        return constrain_rows(block(constrain_rows(x, row_sharding), layer), row_sharding)
+
+    full = stop - (position is not None and stop > start)  # the blocks before this one compute every position
+    inputs: dict[int, jax.Array] = {}
+    if scan and full - start > 1:
+        _, layers, last, _ = _split_layers(params, (start, full - start, stop - full, depth - stop))
+        recorded = [k for k in sorted(record) if k < full]
+
+        def body(carry: tuple[jax.Array, list[jax.Array]], layer: tuple[jax.Array, dict[str, Any]]) -> Any:
+            (x, kept), (k, weights) = carry, layer
+            kept = [
+                jnp.where(k == index, jax.lax.optimization_barrier(x), y)
+                for index, y in zip(recorded, kept, strict=True)
+            ]
+            return (apply(x, weights), kept), None
+
+        (x, kept), _ = jax.lax.scan(body, (x, [jnp.zeros_like(x)] * len(recorded)), (jnp.arange(start, full), layers))
+        inputs = dict(zip(recorded, kept, strict=True))
+    else:
+        _, *singles, last, _ = _split_layers(params, (start, *[1] * (full - start), stop - full, depth - stop))
+        for k, layer in enumerate(singles, start):
+            if k in record:
+                inputs[k] = x
+            x = apply(x, _unstack(layer))
+    if full in record:
+        inputs[full] = x
+    if position is None:
+        return x, inputs
+    if full == stop:
+        return take_position(x, position), inputs
+    if stop in record:
+        inputs[stop] = apply(jax.lax.optimization_barrier(x), _unstack(last))
+    return apply(x, _unstack(last), position=position), inputs
+
+
+def _split_layers(params: dict[str, Any], sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Groups of layers. One split has one concatenation as its gradient, slices would have a sum of padded arrays."""
+    leaves, tree = jax.tree.flatten(params)
+    groups = zip(*(jax.lax.split(leaf, sizes) for leaf in leaves), strict=True)
+    return [jax.tree.unflatten(tree, group) for group in groups]
+
+
+def _unstack(layer: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(lambda p: p[0], layer)
