@@ -1,3 +1,1 @@
 """Evaluators, one benchmark family a file: each has a class ``Evaluator``."""
-
-SHARED = ("embedder", "ranks", "shares")

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.evals.embedder import BoundEmbedder, open_split
-from mmjax.evals.ranks import Ranks, Ties, count
+from mmjax.evals.common.embedder import BoundEmbedder, open_split
+from mmjax.evals.common.ranks import Ranks, Ties, count
 
 RECALL_AT = (1, 5, 10)
 SPREAD_ROWS = 4096  # of which every pair is compared

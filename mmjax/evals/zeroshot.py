@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.evals.embedder import BoundEmbedder, open_split
-from mmjax.evals.ranks import Ties, count
+from mmjax.evals.common.embedder import BoundEmbedder, open_split
+from mmjax.evals.common.ranks import Ties, count
 
 
 class Evaluator:

@@ -1,3 +1,1 @@
-"""Training objectives, one a file, over ``Provenance`` targets; how their matrix is walked is shared."""
-
-SHARED = ("base", "ring", "sweep", "targets", "tiles")
+"""Training objectives, one a file: each has a class ``Objective`` (see ``common.base``)."""

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.core.types import Metrics, Provenance
-from mmjax.objectives.base import Base
-from mmjax.objectives.sweep import Sweep
-from mmjax.objectives.targets import Labels, pulled, similarity, targets_of
-from mmjax.objectives.tiles import count
+from mmjax.objectives.common.base import Base
+from mmjax.objectives.common.sweep import Sweep
+from mmjax.objectives.common.targets import Labels, pulled, similarity, targets_of
+from mmjax.objectives.common.tiles import count
 
 _Scales = tuple[jax.Array, jax.Array]  # scale and bias, f32[]
 _Side = tuple[jax.Array, Labels]  # unit rows f32[N, D] and what they are labelled with

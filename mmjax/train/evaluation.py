@@ -13,7 +13,7 @@ from mmjax.checkpoints.manager import Checkpoints, Which
 from mmjax.core import plugins
 from mmjax.core.config import choose
 from mmjax.core.state import Params
-from mmjax.evals.embedder import BoundEmbedder
+from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.experiment import Experiment
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.runs import folder as run_folder

@@ -13,7 +13,7 @@ from mmjax.core import plugins, rng
 from mmjax.core.config import ConfigError
 from mmjax.core.state import AugmentState, Params, TrainState
 from mmjax.core.types import Batch
-from mmjax.evals.embedder import Embedder
+from mmjax.evals.common.embedder import Embedder
 from mmjax.experiment import Experiment
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig

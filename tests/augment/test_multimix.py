@@ -6,7 +6,7 @@ import pytest
 from mmjax.augment.multimix import combined, dirichlet
 from mmjax.core.config import ConfigError
 from mmjax.core.types import Provenance
-from mmjax.objectives.targets import source_mass
+from mmjax.objectives.common.targets import source_mass
 from support import features
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmjax.core import plugins
-from mmjax.evals.embedder import Embedder
+from mmjax.evals.common.embedder import Embedder
 
 FOLDER = "mmjax.evals"
 

@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
 from mmjax.core.types import Provenance
-from mmjax.objectives import base, contrastive, sigmoid
+from mmjax.objectives import contrastive, sigmoid
+from mmjax.objectives.common import base
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from support import objectives_reference as reference
 from support.objective_problems import arguments, computing, problem

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mmjax.core.config import ConfigError
 from mmjax.core.types import Provenance
 from mmjax.objectives import contrastive, sigmoid
-from mmjax.objectives.targets import source_mass
+from mmjax.objectives.common.targets import source_mass
 from support import objectives_reference as reference
 from support.objective_problems import computed, problem
 

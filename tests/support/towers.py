@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mmjax.evals.embedder import Embedder
+from mmjax.evals.common.embedder import Embedder
 
 WIDTH = 8
 

@@ -5,7 +5,7 @@ import pytest
 
 from mmjax.augment.common.mixing import beta_share, flipped, mixed_source
 from mmjax.core.types import Provenance
-from mmjax.objectives.targets import source_mass
+from mmjax.objectives.common.targets import source_mass
 from support import objectives_reference as reference
 
 

@@ -10,8 +10,8 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.core.row_sharding import num_shards
-from mmjax.objectives.ring import Empty, gathered, ring
-from mmjax.objectives.tiles import Merge, Tile, count, padded, shortened, walk
+from mmjax.objectives.common.ring import Empty, gathered, ring
+from mmjax.objectives.common.tiles import Merge, Tile, count, padded, shortened, walk
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import num_shards
 from mmjax.data.sample import Unreadable
-from mmjax.evals.shares import Share, told_to_all
+from mmjax.evals.common.host_batches import Share, told_to_all
 
 # Batches that may wait on the device for their turn: enough that it never idles, few enough that the pixels of
 # a large split do not all lie in its memory.

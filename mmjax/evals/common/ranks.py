@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.core.row_sharding import num_shards
-from mmjax.evals.embedder import place
+from mmjax.evals.common.embedder import place
 
 IMAGE_CHUNK = 1024
 TEXT_CHUNK = 4096

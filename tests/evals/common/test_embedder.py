@@ -6,8 +6,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import num_shards
-from mmjax.evals import embedder as module
-from mmjax.evals.embedder import open_split
+from mmjax.evals.common import embedder as module
+from mmjax.evals.common.embedder import open_split
 from support.towers import WIDTH, Source, Tokenizer, Towers, data_sharding, image, reference, retrieval_source
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmjax.data.sample import Unreadable
-from mmjax.evals.shares import Share, told_to_all
+from mmjax.evals.common.host_batches import Share, told_to_all
 from support import processes
 from support.towers import Source, Towers, data_sharding, retrieval_source
 
@@ -117,7 +117,7 @@ def test_whatever_cannot_be_read_is_left_out_and_the_rest_stays_in_its_place():
 PROGRAM = """
 sys.path.insert(0, FOLDER)
 with distributed.join():
-    from evals import test_shares as tests
+    from evals.common import test_host_batches as tests
     for count, copies in ((23, False), (3, False), (11, True)):
         digest, asked, found = tests.embedded(count, copies=copies, threads=2)
         print(count, "digest", digest, "asked", asked)
@@ -125,7 +125,7 @@ with distributed.join():
 
 
 def test_two_processes_read_a_half_each_and_both_end_with_what_one_has():
-    folder = str(Path(__file__).resolve().parents[1])
+    folder = str(Path(__file__).resolve().parents[2])
     running = processes.start(PROGRAM.replace("FOLDER", repr(folder)), 2)
     said = processes.outputs(running)
     assert [process.returncode for process in running] == [0, 0], said

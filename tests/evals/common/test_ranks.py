@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.evals import ranks as module
-from mmjax.evals.ranks import count
+from mmjax.evals.common import ranks as module
+from mmjax.evals.common.ranks import count
 from support.towers import data_sharding
 
 

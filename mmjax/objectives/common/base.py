@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding
 from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import num_shards
 from mmjax.core.types import Metrics, Provenance
-from mmjax.objectives.sweep import Sweep
-from mmjax.objectives.targets import Labelling, Labels
+from mmjax.objectives.common.sweep import Sweep
+from mmjax.objectives.common.targets import Labelling, Labels
 
 DENSE_PAIRS = 2**22
 """Up to so many pairs a device ``auto`` keeps the whole matrix."""

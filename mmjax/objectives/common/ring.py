@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.tiles import Merge, Tile, count, walk
+from mmjax.objectives.common.tiles import Merge, Tile, count, walk
 
 Empty = Callable[[int], Any]
 """What is known of so many rows before any tile."""
