@@ -47,7 +47,8 @@ def test_scene_graphs_and_captions_never_change(world):
         for i in range(64):
             digest.update(graph(source.scene(i)).encode())
             item = source[i]
-            digest.update(repr((item["captions"], item.get("negatives"))).encode())
+            # The digests are older than the American names of the kinds.
+            digest.update(repr((item["captions"], item.get("negatives"))).replace("_color", "_colour").encode())
     for i in range(64):
         digest.update(graph(Source("train", world=world, twins=True).scene(i)).encode())
     assert digest.hexdigest() == GOLDEN[world]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmjax.core.config import bind
 from mmjax.data.sample import BatchRows, Sample
 from support.pictures import photograph
 
@@ -39,3 +40,11 @@ def rows(count: int, *, partner=None, modalities=("image",), size=(8, 10)) -> Ba
         text_weight=np.ones((count, 1, 1), np.float32),
         captions=1,
     )
+
+
+def configured(transform, **options):
+    """The transform as a configuration makes it: options are checked against its annotations."""
+    injected = {
+        name: options.pop(name) for name in ("token_format", "data_modalities", "image_size") if name in options
+    }
+    return transform(**bind(transform, options, path="", given=injected))

@@ -5,25 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from mmjax.core.config import ConfigError
-
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow's mode L
-
-
-def check_modalities(modalities: tuple[str, ...], data_modalities: tuple[str, ...]) -> tuple[str, ...]:
-    """``modalities``, if each of them is one of ``data_modalities`` and none comes twice."""
-    if not modalities or len(set(modalities)) != len(modalities) or not set(modalities) <= set(data_modalities):
-        raise ConfigError(
-            f"modalities={tuple(modalities)}: name one or more of {', '.join(data_modalities)}, each once"
-        )
-    return tuple(modalities)
-
-
-def probability(name: str, value: float) -> float:
-    """``value``, if it is a probability."""
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name}={value}: a probability; set it between 0 and 1")
-    return value
 
 
 def gray(x: np.ndarray) -> np.ndarray:

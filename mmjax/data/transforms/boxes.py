@@ -1,4 +1,4 @@
-"""Random boxes, and permutations that leave nothing in its place."""
+"""Random boxes and derangements, which the CutSwitch transforms share."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.core.config import ConfigError
-
 
 class Box(NamedTuple):
-    """Rows ``top`` to ``bottom - 1`` and columns ``left`` to ``right - 1``; perhaps none."""
+    """Rows ``top`` to ``bottom - 1`` and columns ``left`` to ``right - 1``; may be empty."""
 
     top: int
     bottom: int
@@ -25,9 +23,10 @@ class Box(NamedTuple):
 
 
 def random_box(height: int, width: int, *, alpha: float, random: np.random.Generator) -> Box:
-    """CutMix's law (arXiv:1905.04899): sides ``√(1 - λ)`` of the picture's, ``λ ~ Beta(α, α)``, cut at the borders.
+    """The box of CutMix (arXiv:1905.04899): sides ``√(1 - λ)`` times the picture's, with ``λ ~ Beta(α, α)``.
 
-    The center is uniform over the pixels; cutting lowers the mean area, for α = 1 from one half to 0.32.
+    The center is uniform over the pixels. The box is clipped at the borders, which lowers its mean area: for α = 1
+    from one half to 0.32.
     """
     side = math.sqrt(1 - random.beta(alpha, alpha))
     rows, columns = int(height * side), int(width * side)
@@ -37,17 +36,9 @@ def random_box(height: int, width: int, *, alpha: float, random: np.random.Gener
 
 
 def derangement(count: int, random: np.random.Generator) -> np.ndarray:
-    """i64[count]: a permutation without fixed points; each is as likely."""
+    """i64[count]: a permutation without fixed points, drawn uniformly."""
     places = np.arange(count)
-    while True:  # one permutation in e is one, whatever the count
+    while True:  # one permutation in e is a derangement, whatever the count
         drawn = random.permutation(count)
         if (drawn != places).all():
             return drawn
-
-
-def check(*, probability: float, alpha: float) -> None:
-    """Raises where these options of a transform that draws boxes cannot be."""
-    if not 0 <= probability <= 1:
-        raise ConfigError(f"probability={probability}: set it between 0 and 1")
-    if not 0 < alpha < math.inf:
-        raise ConfigError(f"alpha={alpha}: must be greater than 0; 1 draws all shares alike")

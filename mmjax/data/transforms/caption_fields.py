@@ -1,4 +1,4 @@
-"""Captions from fields of the example, with a probability for each."""
+"""Takes captions from fields of the example, with a probability for each field."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import numpy as np
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import Sample, Unreadable
 from mmjax.data.text import captions_of
-from mmjax.data.transforms.base import Stage
-from mmjax.data.transforms.rewrites import shares
+from mmjax.data.transforms.base import Stage, normalize_weights
 
 
 class Transform:
     """Takes captions from the named fields, such as those of a WebDataset's json or a table's columns.
 
-    A field is a text or a list of texts, which share its weight. One that an example lacks, or that holds no text,
-    leaves its weight to the others in proportion; an example with none of them is unreadable.
+    A field is a text, or a list of texts that divide its weight evenly. If an example lacks a field, or the field is
+    empty, its weight goes to the other fields in proportion. An example without any of the fields is unreadable.
 
     Args:
-      fields: their names; ``captions`` are the source's own.
-      weights: how likely each field is; equal where they are not given.
+      fields: their names; ``captions`` are the source's own captions.
+      weights: the probability of each field, up to a factor; equal if left out.
     """
 
     stage: ClassVar[Stage] = "captions"
@@ -30,28 +29,28 @@ class Transform:
     def __init__(self, *, fields: tuple[str, ...] = ("captions",), weights: tuple[float, ...] | None = None):
         if not fields or len(set(fields)) < len(fields):
             raise ConfigError(f"fields={tuple(fields)}: name one or more fields, each once")
-        self._weights = dict(zip(fields, shares(weights, count=len(fields), of="each field"), strict=True))
+        self._weights = dict(zip(fields, normalize_weights(weights, count=len(fields), each="each field"), strict=True))
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
-        """The sample with the fields' captions, and their weights, which sum to one."""
-        found = [
-            (text, weight * share)
+        """The sample with the fields' captions and their weights, which sum to one."""
+        texts = [
+            (text, weight * fraction)
             for name, weight in self._weights.items()
             if weight > 0
-            for text, share in self._texts(sample, name)
-            if share > 0
+            for text, fraction in self._texts(sample, name)
+            if fraction > 0
         ]
-        if not found:
+        if not texts:
             raise Unreadable("no caption", f"in {', '.join(self._weights)}", key=sample.key)
-        total = sum(weight for _, weight in found)
+        total = sum(weight for _, weight in texts)
         return dataclasses.replace(
-            sample, captions=[text for text, _ in found], weights=[weight / total for _, weight in found]
+            sample, captions=[text for text, _ in texts], weights=[weight / total for _, weight in texts]
         )
 
     def _texts(self, sample: Sample, name: str) -> list[tuple[str, float]]:
-        """The texts of a field and the share of each."""
+        """The texts of a field and the fraction of its weight that each has."""
         if name == "captions":
-            own = shares(sample.weights, count=len(sample.captions), of="each caption")
+            own = normalize_weights(sample.weights, count=len(sample.captions), each="each caption")
             return list(zip(sample.captions, own, strict=True))
         value = sample.fields.get(name)
         try:

@@ -1,4 +1,4 @@
-"""CutSwitch (AMF, ACM Multimedia 2020): aligned modalities exchange a block of pixels among themselves."""
+"""CutSwitch (AMF, ACM Multimedia 2020): aligned modalities exchange a block of pixels."""
 
 from __future__ import annotations
 
@@ -9,38 +9,37 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import Sample
-from mmjax.data.transforms.base import Stage
-from mmjax.data.transforms.boxes import check, derangement, random_box
+from mmjax.data.transforms.base import Alpha, Probability, Stage
+from mmjax.data.transforms.boxes import derangement, random_box
 
 
 class Transform:
-    """Puts a block of each modality into another one: one box for all, a derangement π of them::
+    """Puts a block of each modality into another one, with one box and a derangement π of the modalities::
 
         out_k[box] = in_π(k)[box],  out_k = in_k elsewhere
 
-    No pixel is lost, no label mixed, and captions stay as they are. The paper's law of the box is not known to us:
-    here it is CutMix's, and every derangement is as likely (of two modalities there is one).
+    No pixel is lost, no label is mixed, and captions stay as they are. The paper does not say how the box is drawn:
+    here it is drawn as in CutMix, and all derangements are equally likely (two modalities have one).
 
     Args:
-      data_modalities: the keys of the pictures, two or more, aligned pixel by pixel.
-      probability: that a sample is changed.
-      alpha: of the box's share of the picture: ``1 - λ`` before it is cut at the borders, ``λ ~ Beta(α, α)``.
+      data_modalities: the modalities of the data, two or more, aligned pixel by pixel.
+      probability: of changing a sample.
+      alpha: the box covers ``1 - λ`` of the picture before it is clipped at the borders, with ``λ ~ Beta(α, α)``.
     """
 
     stage: ClassVar[Stage] = "sample"
 
-    def __init__(self, *, data_modalities: tuple[str, ...], probability: float = 0.5, alpha: float = 1.0):
+    def __init__(self, *, data_modalities: tuple[str, ...], probability: Probability = 0.5, alpha: Alpha = 1.0):
         if len(data_modalities) < 2:
             raise ConfigError(
                 f"data.modalities={tuple(data_modalities)}: cutswitch needs two or more, aligned by pixel; add one, "
                 "or use cutswitch_views, which needs only one"
             )
-        check(probability=probability, alpha=alpha)
         self._modalities = tuple(data_modalities)
         self._probability, self._alpha = probability, alpha
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
-        """The sample with its modalities' blocks exchanged, or as it is."""
+        """The sample with blocks exchanged between its modalities, or as it is."""
         if random.random() >= self._probability:
             return sample
         pictures = [sample.images[name] for name in self._modalities]

@@ -1,4 +1,4 @@
-"""Pictures without color."""
+"""Random conversion to grayscale."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 
 from mmjax.data.pictures import pixels
 from mmjax.data.sample import Sample
-from mmjax.data.transforms.base import Stage
+from mmjax.data.transforms.base import Probability, Stage, check_modalities
 
 
 class Transform:
-    """Exchanges all three channels for the luma, 0.299 R + 0.587 G + 0.114 B.
+    """Replaces all three channels by the luma, 0.299 R + 0.587 G + 0.114 B.
 
-    Captions that name colors become false: keep it rare, or leave it out for such data.
+    Captions that name colors become false: use a small probability, or none, for such data.
 
     Args:
-      probability: that a sample is changed.
-      modalities: the modalities that are, together.
-      data_modalities: those there are.
+      probability: of changing a sample.
+      modalities: which modalities are changed, all or none of them.
+      data_modalities: all modalities of the data.
     """
 
     stage: ClassVar[Stage] = "sample"
@@ -27,15 +27,15 @@ class Transform:
     def __init__(
         self,
         *,
-        probability: float = 0.2,
+        probability: Probability = 0.2,
         modalities: tuple[str, ...] = ("image",),
         data_modalities: tuple[str, ...] = ("image",),
     ):
-        self._probability = pixels.probability("probability", probability)
-        self._modalities = pixels.check_modalities(modalities, data_modalities)
+        self._probability = probability
+        self._modalities = check_modalities(modalities, data_modalities)
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
-        """The sample, perhaps in gray."""
+        """The sample in gray, or as it is."""
         if random.random() < self._probability:
             for name in self._modalities:
                 sample.images[name] = pixels.gray(sample.images[name])

@@ -1,31 +1,30 @@
-"""A random part of the picture at the model's size: the crop of arXiv:1409.4842, by torchvision's law."""
+"""Random crop, resized to the model's size: Inception's (arXiv:1409.4842), as torchvision draws it."""
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import numpy as np
 
-from mmjax.core.config import ConfigError, choose
 from mmjax.data.pictures.resampling import Resample
 from mmjax.data.sample import Crop
-from mmjax.data.transforms.base import Stage
+from mmjax.data.transforms.base import PositiveFraction, Ratio, Stage, check_interval
 
-_TRIES = 10
+_ATTEMPTS = 10
 
 
 class Transform:
-    """Draws an area in ``scale`` and the logarithm of a shape in ``ratio``, both uniformly, and a place for them.
+    """Crops a box whose area is uniform in ``scale`` and whose aspect ratio is log-uniform in ``ratio``.
 
-    What does not fit into the picture is drawn anew; after ten times the largest central part whose shape is allowed is
-    taken. Aligned modalities share the crop.
+    A box that does not fit into the picture is drawn again; after ten attempts the largest central box with an allowed
+    aspect ratio is used. Aligned modalities share the crop.
 
     Args:
       image_size: height and width of the view.
-      scale: least and greatest part of the picture's area; open_clip's (0.9, 1) leaves captions true, (0.08, 1) is
-        ImageNet's.
-      ratio: least and greatest width / height.
+      scale: smallest and largest fraction of the picture's area; open_clip's (0.9, 1) keeps captions true, (0.08, 1)
+        is ImageNet's.
+      ratio: smallest and largest width / height.
       resample: ``fast`` (antialiased OpenCV on a JPEG decoded no larger than needed), ``bicubic`` or ``bilinear``
         (Pillow's), ``nearest``.
     """
@@ -36,39 +35,33 @@ class Transform:
         self,
         *,
         image_size: int = 224,
-        scale: tuple[float, float] = (0.9, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        scale: tuple[PositiveFraction, PositiveFraction] = (0.9, 1.0),
+        ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3),
         resample: Resample = "fast",
     ):
-        if image_size < 1:
-            raise ConfigError(f"image_size={image_size}: a number of pixels; set it to 1 or more")
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ConfigError(f"scale={scale}: parts of the area, the smaller one first; set them between 0 and 1")
-        if not 0 < ratio[0] <= ratio[1] < math.inf:
-            raise ConfigError(f"ratio={ratio}: width / height, the smaller one first; set both greater than 0")
         self._size = (image_size, image_size)
-        self._scale = scale
-        self._ratio = ratio
-        self._resample: Resample = choose(resample, get_args(Resample), path="resample")  # type: ignore[assignment]
+        self._scale = check_interval("scale", scale)
+        self._ratio = check_interval("ratio", ratio)
+        self._resample: Resample = resample
 
     def __call__(self, height: int, width: int, random: np.random.Generator) -> Crop:
-        """The part of a picture of that size."""
-        top, left, tall, wide = self._box(height, width, random)
-        return Crop(top, left, tall, wide, size=self._size, inner=self._size, resample=self._resample)
+        """The crop of a picture of that size."""
+        top, left, crop_height, crop_width = self._box(height, width, random)
+        return Crop(top, left, crop_height, crop_width, size=self._size, inner=self._size, resample=self._resample)
 
     def _box(self, height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:
-        (least, most), (low, high) = self._scale, self._ratio
-        # All tries in one draw: of square pictures most crops of nearly the whole area do not fit.
-        for u, v in random.random((_TRIES, 2)).tolist():
-            area = height * width * (least + (most - least) * u)
-            shape = low * (high / low) ** v
-            wide, tall = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-            if 0 < wide <= width and 0 < tall <= height:
-                top = int(random.integers(height - tall, endpoint=True))
-                return top, int(random.integers(width - wide, endpoint=True)), tall, wide
-        tall, wide = height, width
+        (smallest, largest), (low, high) = self._scale, self._ratio
+        # All attempts in one draw: most crops of nearly the whole area do not fit into a square picture.
+        for u, v in random.random((_ATTEMPTS, 2)).tolist():
+            area = height * width * (smallest + (largest - smallest) * u)
+            aspect = low * (high / low) ** v
+            crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                top = int(random.integers(height - crop_height, endpoint=True))
+                return top, int(random.integers(width - crop_width, endpoint=True)), crop_height, crop_width
+        crop_height, crop_width = height, width
         if width / height < low:
-            tall = max(round(width / low), 1)
+            crop_height = max(round(width / low), 1)
         elif width / height > high:
-            wide = max(round(height * high), 1)
-        return (height - tall) // 2, (width - wide) // 2, tall, wide
+            crop_width = max(round(height * high), 1)
+        return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width

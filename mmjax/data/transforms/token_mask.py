@@ -1,43 +1,46 @@
-"""Hides tokens of captions: the text side's counterpart of random erasing, and word dropout."""
+"""Masks, replaces or deletes random tokens of captions, as random erasing does with pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from mmjax.core.config import ConfigError, choose
+from mmjax.core.config import ConfigError
 from mmjax.data.sample import BatchRows
 from mmjax.data.token_format import TokenFormat, add_special_tokens, strip_special_tokens
-from mmjax.data.transforms.base import Stage
+from mmjax.data.transforms.base import Probability, Stage
 
 Mode = Literal["mask", "random", "delete"]
 
 
 class Transform:
-    """Changes each body token of each caption with some probability; the frame and hard negatives are never touched.
+    """Changes each token of each caption with some probability, except special tokens and hard negatives.
 
-    ``mask`` writes ``mask_id``; ``random`` any id but those of the frame, each as likely (so perhaps the same);
-    ``delete`` takes the token out and moves up what follows, one token staying in any case.
+    ``mask`` writes ``mask_id``. ``random`` writes an id drawn uniformly from the vocabulary without special tokens.
+    ``delete`` removes the token and closes the gap, but keeps at least one token.
 
     Args:
-      frame: the tokenizer's.
-      probability: for a token.
-      mode: see above.
-      mask_id: the id that hides a token; for ``mask`` alone.
+      token_format: the tokenizer's.
+      probability: of changing a token.
+      mode: ``mask``, ``random`` or ``delete``.
+      mask_id: the id that masks a token; only for ``mask``.
     """
 
     stage: ClassVar[Stage] = "batch"
 
     def __init__(
-        self, *, token_format: TokenFormat, probability: float = 0.15, mode: Mode = "delete", mask_id: int | None = None
+        self,
+        *,
+        token_format: TokenFormat,
+        probability: Probability = 0.15,
+        mode: Mode = "delete",
+        mask_id: int | None = None,
     ):
-        self._mode = choose(mode, get_args(Mode), path="mode")
-        if not 0 <= probability <= 1:
-            raise ConfigError(f"probability={probability}: set it between 0 and 1")
+        self._mode = mode
         if (mode == "mask") != (mask_id is not None):
-            raise ConfigError(f"mask_id={mask_id}: mode={mode!r}; 'mask' needs one, the other modes have none")
+            raise ConfigError(f"mask_id={mask_id}: mode={mode!r}; 'mask' needs one, the other modes must have none")
         special = {token_format.bos_id, token_format.eos_id, token_format.pad_id} - {None}
         if mask_id is not None and (mask_id in special or not 0 <= mask_id < token_format.vocab_size):
             raise ConfigError(
@@ -47,14 +50,14 @@ class Transform:
         self._token_format, self._probability, self._mask_id = token_format, probability, mask_id
         self._special = sorted(i for i in special if i is not None)
         if mode == "random" and token_format.vocab_size <= len(self._special):
-            raise ConfigError(f"mode='random': the vocabulary of {token_format.vocab_size} has no ids but the frame's")
+            raise ConfigError(f"mode='random': all {token_format.vocab_size} ids are special; use another tokenizer")
 
     def partners(self, *, batch_size: int, group: int, host_rows: range) -> Mapping[int, int]:
-        """None: each row is changed by itself."""
+        """None: rows are changed independently."""
         return {}
 
     def __call__(self, rows: BatchRows, random: Callable[[int], np.random.Generator]) -> BatchRows:
-        """The rows with their captions' tokens changed."""
+        """The rows with some of the captions' tokens changed."""
         count, captions, length = rows.tokens.shape[0], rows.captions, rows.tokens.shape[2]
         generators = [random(int(number)) for number in rows.numbers]
         texts = strip_special_tokens(rows.tokens[:, :captions].reshape(-1, length), self._token_format)
@@ -62,9 +65,9 @@ class Transform:
         hit = np.stack([g.random((captions, width)) for g in generators]).reshape(-1, width) < self._probability
         tokens = rows.tokens.copy()
         if self._mode == "delete":
-            spared = np.stack([g.random(captions) for g in generators]).ravel()
-            place = (spared * texts.length).astype(int)
-            # Of a body that would vanish one token, any of them, stays.
+            # If all tokens of a text would be deleted, one of them, drawn uniformly, stays.
+            draws = np.stack([g.random(captions) for g in generators]).ravel()
+            place = (draws * texts.length).astype(int)
             hit &= ~((hit | ~texts.present).all(axis=1)[:, None] & (np.arange(width) == place[:, None]))
             changed = add_special_tokens(texts.keep(~hit), self._token_format, length=length)
         else:
@@ -79,8 +82,8 @@ class Transform:
         return rows.replace(tokens=tokens)
 
     def _ids(self, random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-        """Uniform over the vocabulary without the frame's ids."""
+        """Ids drawn uniformly from the vocabulary without special tokens."""
         ids = random.integers(self._token_format.vocab_size - len(self._special), size=shape)
-        for special in self._special:  # in rising order: each moves up what is not below it
+        for special in self._special:  # in ascending order, so that each skips one id
             ids += ids >= special
         return ids

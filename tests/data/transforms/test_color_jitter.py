@@ -10,7 +10,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data.pictures import pixels
 from mmjax.data.transforms.color_jitter import Transform
 from support.pictures import photograph
-from support.samples import sample
+from support.samples import configured, sample
 
 NOTHING = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
 
@@ -119,4 +119,4 @@ def test_modalities_named_change_alike_and_others_stay():
 )
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
-        Transform(**options)
+        configured(Transform, **options)

@@ -9,6 +9,7 @@ from PIL import Image
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import Crop, Sample, Unreadable
 from mmjax.data.transforms.culture_mixup import Transform
+from support.samples import configured
 
 CONCEPTS = """Source Concept,Target Concept,Distance
 dog,anjing,1
@@ -52,7 +53,7 @@ def always(concepts, **options):
 
 
 def texts(transform, caption, draws=40):
-    return {transform.switched(caption, np.random.default_rng(k)) for k in range(draws)}
+    return {transform.switch_caption(caption, np.random.default_rng(k)) for k in range(draws)}
 
 
 class TestTexts:
@@ -82,13 +83,15 @@ class TestTexts:
 
     def test_targets_are_as_likely_and_distance_leaves_out(self, concepts):
         transform = always(concepts)
-        drawn = [transform.switched("dog", np.random.default_rng(k)) for k in range(600)]
+        drawn = [transform.switch_caption("dog", np.random.default_rng(k)) for k in range(600)]
         assert set(drawn) == {"anjing", "mbwa"} and abs(drawn.count("mbwa") / 600 - 0.5) < 0.07
         assert texts(always(concepts, max_distance=2), "dog") == {"anjing"}
 
     def test_the_probability_is_that_of_each_match(self, concepts):
         transform = Transform(concepts=concepts, max_distance=1)
-        drawn = [transform.switched("dog dog dog dog", np.random.default_rng(k)).count("anjing") for k in range(600)]
+        drawn = [
+            transform.switch_caption("dog dog dog dog", np.random.default_rng(k)).count("anjing") for k in range(600)
+        ]
         np.testing.assert_allclose(
             np.bincount(drawn, minlength=5) / 600, [1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16], atol=0.07
         )
@@ -209,7 +212,7 @@ def test_what_cannot_be_is_refused(concepts, tmp_path, tables):
         ({"concepts": concepts, "boxes": boxes, "donors": donors}, "no box is of a concept with donors"),
         (
             {"concepts": concepts, "boxes": boxes, "donors": donors, "data_modalities": ("image", "depth")},
-            "has no depth",
+            "have no depth",
         ),
         ({"concepts": concepts, "word": 1.5}, r"word=1\.5"),
         ({"concepts": concepts, "by": "name"}, "by='name'"),
@@ -222,7 +225,7 @@ def test_what_cannot_be_is_refused(concepts, tmp_path, tables):
         ({"concepts": write(tmp_path, "e.csv", "source,target\n_,b\n")}, "line 2: an empty concept"),
     ]:
         with pytest.raises(ConfigError, match=says):
-            Transform(**options)
+            configured(Transform, **options)
     for box in ([0, 0, 0, 1], [0, 0, 1], "abcd", None, [0, 0, "x", 1], [0, 0, float("nan"), 1]):
         with pytest.raises(ConfigError, match="line 1: box="):
             tables(box)

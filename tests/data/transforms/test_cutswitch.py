@@ -9,6 +9,7 @@ from mmjax.data.sample import Sample
 from mmjax.data.sources.scenes import Source
 from mmjax.data.transforms import cutswitch, cutswitch_views
 from mmjax.data.transforms.cutswitch import Transform
+from support.samples import configured
 
 NAMES = ("image", "depth", "thermal", "normals")
 
@@ -101,9 +102,9 @@ def test_what_cannot_be_exchanged_is_refused():
     for option in ({"probability": 1.1}, {"probability": -0.1}, {"alpha": 0.0}):
         name, value = next(iter(option.items()))
         with pytest.raises(ConfigError, match=f"{name}={value}"):
-            Transform(data_modalities=("image", "depth"), **option)
+            configured(Transform, data_modalities=("image", "depth"), **option)
         with pytest.raises(ConfigError, match=f"{name}={value}"):
-            cutswitch_views.Transform(**option)
+            configured(cutswitch_views.Transform, **option)
 
 
 def reference_light(picture, light):
@@ -122,10 +123,10 @@ class TestViews:
         for _ in range(20):
             light = cutswitch_views.Light(*g.uniform(0.3, 1.7, 3).tolist())
             expected = reference_light(picture, light)
-            assert abs(cutswitch_views.lit(picture, light) - expected).max() <= 0.5 + 1e-3
+            assert abs(cutswitch_views.relight(picture, light) - expected).max() <= 0.5 + 1e-3
             part = (slice(3, 20), slice(5, 9))
-            assert abs(cutswitch_views.lit(picture, light, part) - expected[part]).max() <= 0.5 + 1e-3
-        np.testing.assert_array_equal(cutswitch_views.lit(picture, cutswitch_views.Light(1, 1, 1)), picture)
+            assert abs(cutswitch_views.relight(picture, light, part) - expected[part]).max() <= 0.5 + 1e-3
+        np.testing.assert_array_equal(cutswitch_views.relight(picture, cutswitch_views.Light(1, 1, 1)), picture)
 
     def test_all_but_a_box_is_one_view_and_the_box_another_of_the_same_place(self):
         pixels = np.full((48, 48, 3), 100, np.uint8)
@@ -160,7 +161,7 @@ class TestViews:
         with pytest.raises(ConfigError, match="both views are the same"):
             cutswitch_views.Transform(brightness=0.0, contrast=0.0, saturation=0.0)
         with pytest.raises(ConfigError, match=r"contrast=1\.5"):
-            cutswitch_views.Transform(contrast=1.5)
+            configured(cutswitch_views.Transform, contrast=1.5)
 
     def test_only_the_mode_with_modalities_needs_them(self):
         assert "data_modalities" not in cutswitch_views.Transform.__init__.__annotations__

@@ -9,6 +9,7 @@ from scipy import stats
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import Sample
 from mmjax.data.transforms.eda import Transform
+from support.samples import configured
 
 CAPTION = "a quick brown fox jumps over the lazy dog , again"
 WORDS = CAPTION.split()
@@ -129,4 +130,4 @@ class TestChoice:
             ({"synonyms": str(table)}, "holds no synonyms"),
         ]:
             with pytest.raises(ConfigError, match=says):
-                Transform(**options)
+                configured(Transform, **options)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.data.transforms.flip import ACROSS, DOWN, Transform, exchanged
-from support.samples import sample
+from mmjax.data.transforms.flip import ACROSS, DOWN, Transform, swap_pairs
+from support.samples import configured, sample
 
 RANDOM = np.random.default_rng(0)
 
@@ -40,14 +40,14 @@ def test_all_modalities_are_mirrored_and_twice_is_once_not():
     ],
 )
 def test_words_for_sides_are_exchanged_where_they_stand_alone(text, expected):
-    assert exchanged(text, ACROSS) == expected
-    assert exchanged(expected, ACROSS) == text
+    assert swap_pairs(text, ACROSS) == expected
+    assert swap_pairs(expected, ACROSS) == text
 
 
 def test_words_for_heights_are_exchanged_for_the_vertical():
     text = "Top shelf above the lower left bottom drawer, below the topmost; stop, blower"
     other = "Bottom shelf below the upper left top drawer, above the bottommost; stop, blower"
-    assert exchanged(text, DOWN) == other and exchanged(other, DOWN) == text
+    assert swap_pairs(text, DOWN) == other and swap_pairs(other, DOWN) == text
 
 
 def test_hard_negatives_stay_false():
@@ -84,4 +84,4 @@ def test_probabilities():
 @pytest.mark.parametrize("options", [{"horizontal": 1.5}, {"vertical": -0.1}])
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(ConfigError, match=f"{next(iter(options))}=.*between 0 and 1"):
-        Transform(**options)
+        configured(Transform, **options)

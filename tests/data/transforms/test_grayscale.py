@@ -6,7 +6,7 @@ from PIL import Image
 
 from mmjax.core.config import ConfigError
 from mmjax.data.transforms.grayscale import Transform
-from support.samples import sample
+from support.samples import configured, sample
 
 
 def test_is_pillows_luma_in_three_channels():
@@ -34,4 +34,4 @@ def test_probability():
 @pytest.mark.parametrize("options", [{"probability": -1.0}, {"modalities": ("thermal",)}])
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
-        Transform(**options)
+        configured(Transform, **options)

@@ -10,7 +10,8 @@ from scipy import stats
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import BatchRows
 from mmjax.data.token_format import TokenFormat
-from mmjax.data.transforms.mixgen import Transform, blended
+from mmjax.data.transforms.mixgen import Transform, blend
+from support.samples import configured
 
 BOS, EOS, PAD = 1, 2, 0
 L = 12
@@ -169,7 +170,7 @@ class TestPicturesAndTexts:
     def test_pixels_are_rounded_half_up_for_all_values(self, share):
         grid = np.stack(np.meshgrid(np.arange(256), np.arange(256), indexing="ij"), -1).astype(np.uint8)
         pixels = np.stack([grid[..., :1], grid[..., 1:]])
-        mixed = blended(pixels, np.array([0]), np.array([1]), np.array([share], np.float32))[0].astype(float)
+        mixed = blend(pixels, np.array([0]), np.array([1]), np.array([share], np.float32))[0].astype(float)
         exact = share * pixels[0].astype(float) + (1 - share) * pixels[1]
         assert abs(mixed - exact).max() <= 0.5 + 1e-4
         if share in (0.0, 0.25, 0.5, 1.0):  # exact in binary
@@ -256,7 +257,7 @@ class TestRowsOfSeveralTexts:
 
     def test_rows_that_are_mixed_already_are_refused(self):
         out, _ = apply(Transform(token_format=FORMAT), batch(8))
-        with pytest.raises(ConfigError, match="mixed already"):
+        with pytest.raises(ConfigError, match="another transform mixed"):
             apply(Transform(token_format=FORMAT), out)
 
 
@@ -408,4 +409,4 @@ class TestDeterminism:
 )
 def test_options_that_cannot_be_are_refused(options, says):
     with pytest.raises(ConfigError, match=says):
-        Transform(token_format=FORMAT, **options)
+        configured(Transform, token_format=FORMAT, **options)

@@ -7,7 +7,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from mmjax.core.config import ConfigError
 from mmjax.data.transforms.randaugment import GEOMETRIC, OPERATIONS, PHOTOMETRIC, Transform, operation
 from support.pictures import photograph
-from support.samples import sample
+from support.samples import configured, sample
 
 PICTURES = [photograph(40, 56), (photograph(40, 56, seed=1) // 3 + 60), np.full((40, 56, 3), 9, np.uint8)]
 
@@ -136,4 +136,4 @@ def test_all_fourteen_are_drawn_alike():
 @pytest.mark.parametrize("options", [{"num_ops": -1}, {"magnitude": 31}, {"fill": 300}, {"modalities": ("depth",)}])
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
-        Transform(**options)
+        configured(Transform, **options)

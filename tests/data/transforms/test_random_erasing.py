@@ -7,7 +7,7 @@ import pytest
 
 from mmjax.core.config import ConfigError
 from mmjax.data.transforms.random_erasing import Transform
-from support.samples import sample
+from support.samples import configured, sample
 
 
 def erased(transform, seed, *, size=(60, 80), modalities=("image",)):
@@ -87,4 +87,4 @@ def test_probability_and_pictures_in_which_nothing_fits():
 )
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
-        Transform(**options)
+        configured(Transform, **options)

@@ -10,6 +10,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data.pictures import decode
 from mmjax.data.transforms.random_resized_crop import Transform
 from support.pictures import encoded, photograph
+from support.samples import configured
 
 
 def draws(transform, height, width, count=2000):
@@ -90,7 +91,6 @@ def test_the_view_is_the_part_of_the_picture():
 @pytest.mark.parametrize(
     "options",
     [
-        {"image_size": 0},
         {"scale": (0.0, 1.0)},
         {"scale": (0.9, 0.5)},
         {"scale": (0.5, 1.5)},
@@ -101,4 +101,4 @@ def test_the_view_is_the_part_of_the_picture():
 )
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
-        Transform(**options)
+        configured(Transform, **options)

@@ -10,6 +10,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data.sample import Sample, Unreadable
 from mmjax.data.transforms import caption_fields
 from mmjax.data.transforms.rewrites import Transform
+from support.samples import configured
 
 NOTHING = np.random.default_rng(0)
 
@@ -117,7 +118,7 @@ class TestRewrites:
             ({"paths": tables[0], "columns": ("caption", "caption")}, "columns="),
         ]:
             with pytest.raises(ConfigError, match=says):
-                Transform(**options)
+                configured(Transform, **options)
 
 
 class TestFields:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.data.transforms.style_statistics import Transform, restyled
-from support.samples import rows
+from mmjax.data.transforms.style_statistics import Transform, mix_statistics
+from support.samples import configured, rows
 
 
 def generator(number):
@@ -27,22 +27,24 @@ def test_statistics_are_mixed_by_the_equation(share):
     given = rows(6)
     images = given.images["image"]
     for i in range(5):
-        got = restyled(images[i], images[i + 1], share)
+        got = mix_statistics(images[i], images[i + 1], share)
         assert got.dtype == np.uint8
         difference = np.abs(got - reference(images[i], images[i + 1], share))
         assert difference.max() <= 1 and (difference > 0).mean() < 0.01  # a tie may be rounded either way
         if share == 1.0:
             np.testing.assert_array_equal(got, images[i])
     wide = np.stack([images[0], images[0] // 4 + 100])
-    np.testing.assert_allclose(restyled(wide[0], wide[1], 0.0).mean(axis=(0, 1)), wide[1].mean(axis=(0, 1)), atol=0.5)
+    np.testing.assert_allclose(
+        mix_statistics(wide[0], wide[1], 0.0).mean(axis=(0, 1)), wide[1].mean(axis=(0, 1)), atol=0.5
+    )
 
 
 def test_a_picture_of_one_color_takes_up_the_tint():
     gray = np.full((4, 4, 3), 90, np.uint8)
     other = rows(2).images["image"][0]
     expected = np.round(other.mean(axis=(0, 1)))
-    assert np.abs(restyled(gray, other, 0.0) - expected).max() <= 1
-    assert np.abs(restyled(other, gray, 0.0).astype(int) - 90).max() <= 1
+    assert np.abs(mix_statistics(gray, other, 0.0) - expected).max() <= 1
+    assert np.abs(mix_statistics(other, gray, 0.0).astype(int) - 90).max() <= 1
 
 
 def test_partners_are_the_same_member_of_the_next_group():
@@ -98,4 +100,4 @@ def test_probability():
 )
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
-        Transform(**options)
+        configured(Transform, **options)

@@ -6,6 +6,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data.sample import BatchRows
 from mmjax.data.token_format import TokenFormat
 from mmjax.data.transforms.token_mask import Transform
+from support.samples import configured
 
 L = 20
 FORMAT = TokenFormat(bos_id=1, eos_id=4, pad_id=0, vocab_size=30, context_length=L)
@@ -133,9 +134,9 @@ def test_a_rows_draws_depend_on_its_number_alone():
         ({"mode": "mask", "mask_id": 30}, "mask_id=30"),
         ({"mode": "hide"}, "mode='hide'"),
         ({"probability": 1.1}, r"probability=1\.1"),
-        ({"mode": "random", "token_format": FORMAT._replace(vocab_size=3)}, "no ids but the frame's"),
+        ({"mode": "random", "token_format": FORMAT._replace(vocab_size=3)}, "all 3 ids are special"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, says):
     with pytest.raises(ConfigError, match=says):
-        Transform(**{"token_format": FORMAT} | options)
+        configured(Transform, **{"token_format": FORMAT} | options)
