@@ -12,10 +12,9 @@ from mmjax.core.config import ConfigError, bind, choose, nearest
 
 
 def names(folder: str) -> list[str]:
-    """The plug-ins of a package such as ``mmjax.evals``: its modules except folders and ``SHARED``."""
+    """The plug-ins of a package such as ``mmjax.evals``: its modules but not its folders."""
     package = importlib.import_module(folder)
-    shared = getattr(package, "SHARED", ())
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in shared and not m.ispkg)
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
 
 
 def load(folder: str, name: str, *, path: str) -> ModuleType:

@@ -15,7 +15,7 @@ from mmjax.core.config import ConfigError, bind
 from mmjax.data import pictures
 from mmjax.data.sample import BatchRows, Crop, Example, Sample, Unreadable
 from mmjax.data.token_format import TokenFormat
-from mmjax.data.transforms.base import (
+from mmjax.data.transforms.common.base import (
     STAGES,
     BatchTransform,
     CaptionTransform,
@@ -32,7 +32,7 @@ class TransformChain:
     """What happens to an example, and to rows of examples, between the source and the batch.
 
     Args:
-      transforms: (name, options) pairs, in their order (see ``mmjax.data.transforms.base`` for stages).
+      transforms: (name, options) pairs, in their order (see ``mmjax.data.transforms.common.base`` for stages).
       image_size: height and width that a geometry transform crops to.
       modalities: the keys of the pictures in an example.
       token_format: the tokenizer's; without it the chain can have no batch transforms.

@@ -13,7 +13,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data.sample import BatchRows, Crop, Sample
 from mmjax.data.token_format import TokenFormat
 from mmjax.data.transform_chain import TransformChain
-from mmjax.data.transforms.base import STAGES
+from mmjax.data.transforms.common.base import STAGES
 
 FOLDER = "mmjax.data.transforms"
 MODALITIES = ("image", "depth")

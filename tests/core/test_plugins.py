@@ -11,11 +11,12 @@ FOLDERS = ["mmjax.evals", "mmjax.objectives", "mmjax.data.sources", "mmjax.augme
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A package of plug-ins, beside them a shared module and one that cannot be imported."""
+    """A package of plug-ins, beside them a folder and one that cannot be imported."""
     package = tmp_path / "plugged"
     package.mkdir()
-    (package / "__init__.py").write_text('SHARED = ("shared",)\n')
-    (package / "shared.py").write_text("")
+    (package / "__init__.py").write_text("")
+    (package / "common").mkdir()
+    (package / "common" / "__init__.py").write_text("")
     (package / "broken.py").write_text("import no_such_module\n")
     (package / "notes.txt").write_text("")
     (package / "blur.py").write_text(
@@ -38,7 +39,7 @@ def make(folder, section, **given):
     return plugins.make(folder, "Augment", section, path="augment", **given)
 
 
-def test_names_are_the_modules_that_are_not_shared(folder):
+def test_names_are_the_modules(folder):
     assert plugins.names(folder) == ["blur", "broken", "needy"]
     assert "plugged.broken" not in sys.modules
 
@@ -47,8 +48,8 @@ def test_loading(folder):
     assert plugins.load(folder, "blur", path="p").__name__ == "plugged.blur"
     with pytest.raises(ConfigError, match=r"p='blurr': no such name; did you mean 'blur'\?"):
         plugins.load(folder, "blurr", path="p")
-    with pytest.raises(ConfigError, match="p='shared': no such name"):
-        plugins.load(folder, "shared", path="p")
+    with pytest.raises(ConfigError, match="p='common': no such name"):
+        plugins.load(folder, "common", path="p")
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         plugins.load(folder, "broken", path="p")
 

@@ -1,3 +1,4 @@
-"""Input-level augmentations, one a file: each has a class ``Transform`` (see ``base``); numpy only, never jax."""
+"""Input-level augmentations, one a file: each has a class ``Transform`` (see ``common.base``).
 
-SHARED = ("base", "boxes")
+They use numpy alone, never jax.
+"""

@@ -10,7 +10,7 @@ import numpy as np
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import Sample, Unreadable
 from mmjax.data.text import captions_of
-from mmjax.data.transforms.base import Stage, normalize_weights
+from mmjax.data.transforms.common.base import Stage, normalize_weights
 
 
 class Transform:

@@ -20,7 +20,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data import lookup, pictures
 from mmjax.data.sample import Crop, Sample, Unreadable
 from mmjax.data.storage import filesystem, path_patterns
-from mmjax.data.transforms.base import Probability, Stage
+from mmjax.data.transforms.common.base import Probability, Stage
 
 _WORD = re.compile(r"[^\W_]+")
 _GAP = re.compile(r"[\s_'’-]*")  # between the words of one concept

@@ -9,8 +9,8 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import Sample
-from mmjax.data.transforms.base import Alpha, Probability, Stage
-from mmjax.data.transforms.boxes import derangement, random_box
+from mmjax.data.transforms.common.base import Alpha, Probability, Stage
+from mmjax.data.transforms.common.boxes import derangement, random_box
 
 
 class Transform:

@@ -9,8 +9,8 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import Sample
-from mmjax.data.transforms.base import Alpha, Fraction, Probability, Stage
-from mmjax.data.transforms.boxes import random_box
+from mmjax.data.transforms.common.base import Alpha, Fraction, Probability, Stage
+from mmjax.data.transforms.common.boxes import random_box
 
 _GRAY = np.array([0.299, 0.587, 0.114])
 

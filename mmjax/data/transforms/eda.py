@@ -12,7 +12,7 @@ import numpy as np
 from mmjax.core.config import ConfigError
 from mmjax.data import lookup
 from mmjax.data.sample import Sample
-from mmjax.data.transforms.base import Fraction, Probability, Stage
+from mmjax.data.transforms.common.base import Fraction, Probability, Stage
 
 _CORE = re.compile(r"\w(?:.*\w)?", re.DOTALL)  # a word without the punctuation around it
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from mmjax.data.sample import Sample
-from mmjax.data.transforms.base import Probability, Stage
+from mmjax.data.transforms.common.base import Probability, Stage
 
 ACROSS = (("left", "right"), ("leftmost", "rightmost"))
 DOWN = (("top", "bottom"), ("above", "below"), ("upper", "lower"), ("topmost", "bottommost"))

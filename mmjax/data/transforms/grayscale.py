@@ -8,7 +8,7 @@ import numpy as np
 
 from mmjax.data.pictures import pixels
 from mmjax.data.sample import Sample
-from mmjax.data.transforms.base import Probability, Stage, check_modalities
+from mmjax.data.transforms.common.base import Probability, Stage, check_modalities
 
 
 class Transform:

@@ -18,7 +18,7 @@ import numpy as np
 from mmjax.core.config import Between, ConfigError, Ge
 from mmjax.data.sample import BatchRows
 from mmjax.data.token_format import TokenBodies, TokenFormat, add_special_tokens, choose_tokens, strip_special_tokens
-from mmjax.data.transforms.base import Alpha, Fraction, Stage
+from mmjax.data.transforms.common.base import Alpha, Fraction, Stage
 
 Variant = Literal["default", "a", "b", "c", "d", "e"]
 Scope = Literal["global", "local"]

@@ -11,7 +11,7 @@ import numpy as np
 from mmjax.core.config import Between, Ge
 from mmjax.data.pictures import pixels
 from mmjax.data.sample import Sample
-from mmjax.data.transforms.base import GrayLevel, Stage, check_modalities
+from mmjax.data.transforms.common.base import GrayLevel, Stage, check_modalities
 
 BINS = 31
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from mmjax.data.sample import Sample
-from mmjax.data.transforms.base import (
+from mmjax.data.transforms.common.base import (
     GrayLevel,
     PositiveFraction,
     Probability,

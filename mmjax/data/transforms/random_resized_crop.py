@@ -9,7 +9,7 @@ import numpy as np
 
 from mmjax.data.pictures.resampling import Resample
 from mmjax.data.sample import Crop
-from mmjax.data.transforms.base import PositiveFraction, Ratio, Stage, check_interval
+from mmjax.data.transforms.common.base import PositiveFraction, Ratio, Stage, check_interval
 
 _ATTEMPTS = 10
 

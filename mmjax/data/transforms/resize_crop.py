@@ -9,7 +9,7 @@ import numpy as np
 from mmjax.core.config import ConfigError
 from mmjax.data.pictures.resampling import Resample
 from mmjax.data.sample import Crop
-from mmjax.data.transforms.base import GrayLevel, Stage
+from mmjax.data.transforms.common.base import GrayLevel, Stage
 
 Mode = Literal["shortest", "squash", "longest"]
 Centering = Literal["torchvision", "transformers"]

@@ -12,7 +12,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data import lookup
 from mmjax.data.sample import Sample, Unreadable
 from mmjax.data.storage import path_patterns
-from mmjax.data.transforms.base import Stage, normalize_weights
+from mmjax.data.transforms.common.base import Stage, normalize_weights
 
 Missing = Literal["skip", "original"]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmjax.data.pictures import pixels
 from mmjax.data.sample import BatchRows
-from mmjax.data.transforms.base import Alpha, Probability, Stage, check_modalities
+from mmjax.data.transforms.common.base import Alpha, Probability, Stage, check_modalities
 
 
 class Transform:

@@ -10,7 +10,7 @@ import numpy as np
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import BatchRows
 from mmjax.data.token_format import TokenFormat, add_special_tokens, strip_special_tokens
-from mmjax.data.transforms.base import Probability, Stage
+from mmjax.data.transforms.common.base import Probability, Stage
 
 Mode = Literal["mask", "random", "delete"]
 

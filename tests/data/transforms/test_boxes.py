@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmjax.data.transforms.boxes import derangement, random_box
+from mmjax.data.transforms.common.boxes import derangement, random_box
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])

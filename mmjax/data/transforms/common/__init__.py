@@ -1,0 +1,1 @@
+"""What several transforms share: the interfaces of the stages, and boxes."""
