@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from mmjax.program import topology
 
     experiment = Experiment.from_dict(load_config(args.config, args.overrides))
-    make_plan = plan.fit_batch if args.fit == "batch" else plan.of
-    result = make_plan(experiment, topology.topology(args.topology))
-    print(json.dumps(result, indent=2) if args.json else plan_text.text(result))
+    make_plan = plan.fit_batch if args.fit == "batch" else plan.make_plan
+    result = make_plan(experiment, topology.make_topology(args.topology))
+    print(json.dumps(result, indent=2) if args.json else plan_text.format_plan(result))
     return 0 if result["fits"] else 1

@@ -1,1 +1,1 @@
-"""A training step compiled for accelerators that are not attached, and what it would need there."""
+"""Ahead-of-time compilation of a training step with no accelerator attached, and the resources it needs."""

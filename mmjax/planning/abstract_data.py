@@ -1,4 +1,4 @@
-"""What of an experiment otherwise comes from its data, without any: sizes of the vocabulary and of a batch."""
+"""Vocabulary size and batch shapes of an experiment, derived without reading its data."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mmjax.data.transform_chain import TransformChain
 from mmjax.experiment import Experiment
 from mmjax.models.config import with_tokenizer
 
-TRAINED_VOCABULARY = 8192  # the most that a tokenizer holds that is trained at start, unless it is told otherwise
-CHANNELS = 3
+DEFAULT_VOCAB_SIZE = 8192  # largest vocabulary of a tokenizer trained at the start, unless configured
+NUM_CHANNELS = 3
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Tokens:
-    """Stands in for the tokenizer, of which a program knows these numbers alone."""
+class _TokenizerInfo:
+    """The numbers of a tokenizer that a compiled program depends on."""
 
     vocab_size: int
     context_length: int
@@ -29,43 +29,50 @@ class _Tokens:
     eos_id: int
 
 
-def settled(experiment: Experiment, *, shards: int) -> tuple[Experiment, list[str]]:
-    """The experiment with what it takes from data filled in without any, and notes where that was a guess."""
+def resolve_without_data(experiment: Experiment, *, shards: int) -> tuple[Experiment, list[str]]:
+    """Fills in the fields that training takes from its data.
+
+    Args:
+      experiment: as configured.
+      shards: number of devices that split a batch.
+
+    Returns:
+      The experiment, and a note for each field that had to be guessed.
+    """
     notes = []
     text, vision = experiment.model.text_cfg, experiment.model.vision_cfg
     vocabulary = text.vocab_size
     if vocabulary is None:
-        vocabulary = int(experiment.data.tokenizer.get("vocab_size", TRAINED_VOCABULARY))
-        notes.append(
-            f"model.text_cfg.vocab_size=None: counted as {vocabulary} tokens, the most that the tokenizer may have"
-        )
-    tokens = _Tokens(
+        vocabulary = int(experiment.data.tokenizer.get("vocab_size", DEFAULT_VOCAB_SIZE))
+        notes.append(f"model.text_cfg.vocab_size=None: assumed to be {vocabulary} tokens, the tokenizer's maximum")
+    tokenizer = _TokenizerInfo(
         vocab_size=vocabulary,
         context_length=text.context_length,
         pad_id=0 if text.pad_id is None else text.pad_id,
         eos_id=2 if text.eos_id is None else text.eos_id,
     )
-    model = with_tokenizer(experiment.model, tokens)
-    wanted = experiment.data.modalities
-    if vision.modalities != wanted:
-        vision = dataclasses.replace(vision, modalities=wanted, modality_channels=(CHANNELS,) * len(wanted))
+    model = with_tokenizer(experiment.model, tokenizer)
+    modalities = experiment.data.modalities
+    if vision.modalities != modalities:
+        channels = (NUM_CHANNELS,) * len(modalities)
+        vision = dataclasses.replace(vision, modalities=modalities, modality_channels=channels)
     evaluation = experiment.eval
     if evaluation.batch_size % shards:
         size = -(-evaluation.batch_size // shards) * shards
         notes.append(
-            f"eval.batch_size={evaluation.batch_size}: does not divide over {shards} devices, so training would "
-            f"refuse it; set it to {size}"
+            f"eval.batch_size={evaluation.batch_size}: does not divide over {shards} devices, and training would "
+            f"reject it; set it to {size}"
         )
         evaluation = dataclasses.replace(evaluation, batch_size=size)
     model = dataclasses.replace(model, vision_cfg=vision)
     return dataclasses.replace(experiment, model=model, eval=evaluation), notes
 
 
-def sources_a_row(experiment: Experiment) -> int:
-    """How many examples a row may be made of: the transforms of rows are tried on a blank one."""
+def sources_per_row(experiment: Experiment) -> int:
+    """Returns the maximum number of source examples per row, by applying the batch transforms to a blank row."""
     model, data = experiment.model, experiment.data
     length, texts = model.text_cfg.context_length, data.captions_per_image + data.negatives_per_image
-    token_format = TokenFormat(1, 2, 0, model.text_cfg.vocab_size or TRAINED_VOCABULARY, length)
+    token_format = TokenFormat(1, 2, 0, model.text_cfg.vocab_size or DEFAULT_VOCAB_SIZE, length)
     chain = TransformChain(
         data.transforms,
         image_size=model.vision_cfg.image_size,
@@ -92,7 +99,7 @@ def sources_a_row(experiment: Experiment) -> int:
 
 
 def image_shapes(experiment: Experiment) -> dict[str, tuple[int, int, int]]:
-    """Modalities and their [H, W, channels] in a batch."""
+    """Returns the image shape [H, W, channels] of each modality."""
     vision = experiment.model.vision_cfg
     size = vision.image_size
     return {
@@ -101,11 +108,11 @@ def image_shapes(experiment: Experiment) -> dict[str, tuple[int, int, int]]:
 
 
 def batch_shapes(experiment: Experiment) -> Batch:
-    """The global batch that the data pipeline would make, as shapes."""
+    """Returns the global batch of the data pipeline as shapes; use after ``resolve_without_data``."""
     images = experiment.batch_size
     data, length = experiment.data, experiment.model.text_cfg.context_length
     texts = images * (data.captions_per_image + data.negatives_per_image)
-    sources = sources_a_row(experiment)
+    sources = sources_per_row(experiment)
 
     def shape(*dims: int, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(dims, dtype)

@@ -1,4 +1,4 @@
-"""A plan of ``mmjax.planning.plan`` for people."""
+"""A plan as text."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 from mmjax.planning.plan import Plan
 
-_RATES = {
-    "compute": "matrix products at the peak",
-    "memory": "HBM at its bandwidth",
-    "collectives": "links at theirs, one collective after the other",
+_BOUNDS = {
+    "compute": "matrix products at peak FLOP/s",
+    "memory": "HBM traffic at full bandwidth",
+    "collectives": "collectives one after the other at full link bandwidth",
 }
 
 
-def text(plan: Plan) -> str:
-    """All figures, a topic a paragraph."""
+def format_plan(plan: Plan) -> str:
+    """Returns all figures of a plan, one paragraph per topic."""
     mesh = " x ".join(f"{name} {size}" for name, size in plan["mesh"].items())
     lines = [
         f"{plan['topology']}: {plan['chips']} chips, mesh {mesh}",
-        f"global batch {plan['batch_size']}, {plan['batch_size_a_device']} a device, {plan['precision']}, "
-        f"{_parts(plan)}remat {plan['remat']}; compiled in {plan['compile_seconds']:.0f} s",
+        f"global batch {plan['batch_size']}, {plan['batch_size_per_device']} per device, {plan['precision']}, "
+        f"{_micro_batches(plan)}remat {plan['remat']}; compiled in {plan['compile_seconds']:.0f} s",
         "",
         *_memory(plan),
     ]
@@ -29,44 +29,48 @@ def text(plan: Plan) -> str:
     if "tried" in plan:
         lines += ["", "batches tried", *_aligned([_tried(row) for row in plan["tried"]])]
     for loop in plan.get("unknown_loops", ()):
-        lines.append(f"note: how often the loop {loop} runs is not known; it is counted once")
+        lines.append(f"note: the trip count of the loop {loop} is unknown; it counts once")
     lines += [f"note: {note}" for note in plan["notes"]]
     return "\n".join(lines)
 
 
-def _parts(plan: Plan) -> str:
+def _micro_batches(plan: Plan) -> str:
     return f"{plan['micro_batches']} micro-batches, " if plan["micro_batches"] > 1 else ""
 
 
 def _memory(plan: Plan) -> list[str]:
     usable, needed = plan["usable_bytes"], plan["needed_bytes"]
     if "memory" in plan:
-        parts = plan["memory"]
+        memory = plan["memory"]
         rows = [
-            ["arguments", _gib(parts["arguments"]), f"of which state {_gib(plan['state_bytes'])}"],
-            ["output", _gib(parts["output"]), ""],
-            ["shared by both", _gib(-parts["aliased"]), "the new state replaces the old"],
-            ["temporaries", _gib(parts["temporaries"]), ""],
-            ["code", _gib(parts["code"]), ""],
-            ["together", _gib(needed), f"of {_gib(usable)} that a program may use: {needed / usable:.1%}"],
+            ["arguments", _gib(memory["arguments"]), f"of which state {_gib(plan['state_bytes'])}"],
+            ["output", _gib(memory["output"]), ""],
+            ["aliased", _gib(-memory["aliased"]), "the new state replaces the old"],
+            ["temporaries", _gib(memory["temporaries"]), ""],
+            ["code", _gib(memory["code"]), ""],
+            ["total", _gib(needed), f"{needed / usable:.1%} of the {_gib(usable)} that a program may use"],
         ]
     else:
         rows = [
             ["needed", _gib(needed), f"of {_gib(usable)} that a program may use, state {_gib(plan['state_bytes'])}"]
         ]
-    lines = ["HBM a device", *_aligned(rows)]
+    lines = ["HBM per device", *_aligned(rows)]
     if plan["fits"]:
         return [*lines, f"fits, with {_gib(usable - needed)} to spare"]
-    return [*lines, f"does not fit, by {_gib(needed - usable)}; what would help:", *(f"  {h}" for h in plan["helps"])]
+    return [
+        *lines,
+        f"does not fit, by {_gib(needed - usable)}; to reduce it:",
+        *(f"  {h}" for h in plan["suggestions"]),
+    ]
 
 
 def _arithmetic(plan: Plan) -> list[str]:
     flops, model, moved = plan["flops"], plan["model_flops"], plan["bytes"]
     rows = [
-        ["matrix products", f"{flops / 1e9:,.1f} GFLOP", f"{flops / model - 1:+.1%} on what the model needs"],
-        ["HBM traffic", _gib(moved), f"of {flops / max(moved, 1):.0f} FLOP a byte"],
+        ["matrix products", f"{flops / 1e9:,.1f} GFLOP", f"{flops / model - 1:+.1%} relative to the model's FLOPs"],
+        ["HBM traffic", _gib(moved), f"{flops / max(moved, 1):.0f} FLOP per byte"],
     ]
-    return ["work a device and step", *_aligned(rows)]
+    return ["work per device and step", *_aligned(rows)]
 
 
 def _collectives(rows: Sequence[Any]) -> list[str]:
@@ -85,20 +89,20 @@ def _collectives(rows: Sequence[Any]) -> list[str]:
                 f"{1e3 * row['seconds']:.3f}",
             ]
         )
-    return ["collectives a device and step", *_aligned(cells)]
+    return ["collectives per device and step", *_aligned(cells)]
 
 
 def _roofline(plan: Plan) -> list[str]:
-    found = plan["roofline"]
+    roofline = plan["roofline"]
     rows = [
-        [name, f"{1e3 * seconds:.2f} ms", _RATES[name] + (" (the bound)" if name == found["bound"] else "")]
-        for name, seconds in found["seconds"].items()
+        [name, f"{1e3 * seconds:.2f} ms", _BOUNDS[name] + (" (the bound)" if name == roofline["bound"] else "")]
+        for name, seconds in roofline["seconds"].items()
     ]
     return [
-        "roofline: no step is faster, and one that overlaps them perfectly is as fast as the slowest",
+        "roofline: a step takes at least as long as the slowest of these",
         *_aligned(rows),
-        f"step {1e3 * found['step_seconds']:.2f} ms, {found['examples_per_second']:,.0f} examples a second, MFU "
-        f"{found['mfu']:.1%} at most",
+        f"step {1e3 * roofline['step_seconds']:.2f} ms, {roofline['examples_per_second']:,.0f} examples/s, MFU "
+        f"{roofline['mfu']:.1%} at most",
     ]
 
 
@@ -107,12 +111,12 @@ def _tried(row: Any) -> list[str]:
 
 
 def _gib(count: float) -> str:
-    """Small amounts in MiB."""
+    """Formats bytes in GiB, or in MiB if small."""
     return f"{count / 2**30:.2f} GiB" if abs(count) >= 2**28 else f"{count / 2**20:.1f} MiB"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns: words to the left, numbers and their heads to the right."""
+    """Aligns columns: text to the left, numbers and their headers to the right."""
     columns = []
     for cells in zip(*rows, strict=True):
         width = max(map(len, cells))

@@ -1,4 +1,4 @@
-"""Published figures of TPU generations, for plans of slices that are not there, and the peaks of GPUs."""
+"""Published hardware figures: TPU generations for ahead-of-time plans, and peak FLOP/s of GPUs."""
 
 from __future__ import annotations
 
@@ -9,64 +9,64 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip. Where a chip counts as several devices each of them has its share: see ``each``."""
+    """Figures of one TPU chip; ``per_device`` gives those of one JAX device where a chip counts as several."""
 
     name: str
-    kind: str  # the start of its devices' ``device_kind``
-    devices: int = 1  # that a chip counts as
+    kind: str  # what the ``device_kind`` of its devices starts with
+    devices: int = 1  # JAX devices per chip
     hbm: float  # bytes
-    usable: float  # bytes of it that the compiler gives to one program
+    usable_hbm: float  # bytes that the compiler lets one program use
     bf16: float  # dense FLOP/s
     hbm_bandwidth: float  # bytes/s
-    links: int  # to neighbours
+    links: int  # to neighboring chips
     link_bandwidth: float  # bytes/s in one direction
     torus: int  # dimensions of the interconnect
-    wraps: int  # a dimension closes to a ring where its size is a multiple of this
-    options: tuple[tuple[str, str], ...] = ()  # that the compiler wants beside the topology's name
+    wrap_multiple: int  # a dimension is a ring if its size is a multiple of this
+    options: tuple[tuple[str, str], ...] = ()  # further options of the topology description
 
     @property
-    def each(self) -> Chip:
-        """A device's share of the chip."""
-        share = self.devices
+    def per_device(self) -> Chip:
+        """The figures of one JAX device."""
+        n = self.devices
         return dataclasses.replace(
             self,
             devices=1,
-            hbm=self.hbm / share,
-            usable=self.usable / share,
-            bf16=self.bf16 / share,
-            hbm_bandwidth=self.hbm_bandwidth / share,
-            link_bandwidth=self.link_bandwidth / share,
+            hbm=self.hbm / n,
+            usable_hbm=self.usable_hbm / n,
+            bf16=self.bf16 / n,
+            hbm_bandwidth=self.hbm_bandwidth / n,
+            link_bandwidth=self.link_bandwidth / n,
         )
 
 
-# Capacity, peak, HBM bandwidth and bandwidth of all links together: Google Cloud's documentation, "TPU architecture",
-# one page a generation (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x), which gives v4, v5e and v5p in
-# Gbit/s one way (2400, 1600, 4800) and v6e and tpu7x in GB/s both ways (800, 1200). "How to Scale Your Model"
-# (jax-ml.github.io/scaling-book) holds a link to a tenth less; rings close on whole v5e and v6e pods alone, and on
-# the others where a side is a multiple of four (same source). ``usable`` is what libtpu 0.0.52 itself says where a
-# program is too large for it.
+# Capacity, peak, HBM bandwidth and total link bandwidth: Google Cloud's documentation, "TPU architecture", one page
+# per generation (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x), which lists v4, v5e and v5p in Gbit/s one
+# way (2400, 1600, 4800) and v6e and tpu7x in GB/s both ways (800, 1200). "How to Scale Your Model"
+# (jax-ml.github.io/scaling-book) puts a link 10 % lower. By the same source v5e and v6e have rings only in a whole
+# pod, the others where a side is a multiple of four. ``usable_hbm`` is what libtpu 0.0.52 reports when a program is too
+# large.
 CHIPS = {
     chip.name: chip
     for chip in (
         Chip(
-            name="v4", kind="TPU v4", hbm=32 * GIB, usable=30.75 * GIB, bf16=275e12, hbm_bandwidth=1228e9,
-            links=6, link_bandwidth=50e9, torus=3, wraps=4, options=(("chip_config_name", "megacore"),),
+            name="v4", kind="TPU v4", hbm=32 * GIB, usable_hbm=30.75 * GIB, bf16=275e12, hbm_bandwidth=1228e9,
+            links=6, link_bandwidth=50e9, torus=3, wrap_multiple=4, options=(("chip_config_name", "megacore"),),
         ),
         Chip(
-            name="v5e", kind="TPU v5 lite", hbm=16 * GIB, usable=15.75 * GIB, bf16=197e12, hbm_bandwidth=819e9,
-            links=4, link_bandwidth=50e9, torus=2, wraps=16,
+            name="v5e", kind="TPU v5 lite", hbm=16 * GIB, usable_hbm=15.75 * GIB, bf16=197e12, hbm_bandwidth=819e9,
+            links=4, link_bandwidth=50e9, torus=2, wrap_multiple=16,
         ),
         Chip(
-            name="v5p", kind="TPU v5", hbm=96 * GIB, usable=95.73 * GIB, bf16=459e12, hbm_bandwidth=2765e9,
-            links=6, link_bandwidth=100e9, torus=3, wraps=4,
+            name="v5p", kind="TPU v5", hbm=96 * GIB, usable_hbm=95.73 * GIB, bf16=459e12, hbm_bandwidth=2765e9,
+            links=6, link_bandwidth=100e9, torus=3, wrap_multiple=4,
         ),
         Chip(
-            name="v6e", kind="TPU v6 lite", hbm=32 * GIB, usable=31.24 * GIB, bf16=918e12, hbm_bandwidth=1638e9,
-            links=4, link_bandwidth=100e9, torus=2, wraps=16,
+            name="v6e", kind="TPU v6 lite", hbm=32 * GIB, usable_hbm=31.24 * GIB, bf16=918e12, hbm_bandwidth=1638e9,
+            links=4, link_bandwidth=100e9, torus=2, wrap_multiple=16,
         ),
         Chip(
-            name="tpu7x", kind="TPU7x", devices=2, hbm=192 * GIB, usable=2 * 94.74 * GIB, bf16=2307e12,
-            hbm_bandwidth=7380e9, links=6, link_bandwidth=100e9, torus=3, wraps=4,
+            name="tpu7x", kind="TPU7x", devices=2, hbm=192 * GIB, usable_hbm=2 * 94.74 * GIB, bf16=2307e12,
+            hbm_bandwidth=7380e9, links=6, link_bandwidth=100e9, torus=3, wrap_multiple=4,
         ),
     )
 }  # fmt: skip
@@ -83,14 +83,14 @@ GPUS_BF16 = {
     "NVIDIA L4": 121e12,
     "NVIDIA L40S": 362e12,
 }
-"""Dense bfloat16 FLOP/s by the start of ``device_kind``: the data sheets', without their factor for sparsity."""
+"""Dense bfloat16 FLOP/s by the start of ``device_kind``, from data sheets, without the factor for sparsity."""
 
 
 def peak_flops(kind: str) -> float | None:
-    """Published dense bfloat16 FLOP/s of one device of this kind, or None where it is not known."""
+    """Returns the published dense bfloat16 FLOP/s of one device of this kind, or None if it is unknown."""
     peaks = dict(GPUS_BF16)
-    for chip in CHIPS.values():  # which some versions of libtpu call by their short names
-        peaks |= {chip.kind: chip.each.bf16, f"TPU {chip.name}": chip.each.bf16}
-    # The longest name that fits as whole words: an A100 is no A10, and a v5 lite no v5.
-    fitting = [name for name in peaks if kind == name or kind.startswith((name + " ", name + "-"))]
-    return peaks[max(fitting, key=len)] if fitting else None
+    for chip in CHIPS.values():  # some versions of libtpu use the short names
+        peaks |= {chip.kind: chip.per_device.bf16, f"TPU {chip.name}": chip.per_device.bf16}
+    # The longest name that matches whole words: an A100 is not an A10, and a v5 lite is not a v5.
+    matches = [name for name in peaks if kind == name or kind.startswith((name + " ", name + "-"))]
+    return peaks[max(matches, key=len)] if matches else None

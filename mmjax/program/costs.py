@@ -1,4 +1,4 @@
-"""What one step of a compiled program costs a device: FLOPs of matrix products, bytes of memory and of collectives."""
+"""Costs of one step per device, from a compiled program: matmul FLOPs, memory traffic and collectives."""
 
 from __future__ import annotations
 
@@ -13,44 +13,52 @@ import numpy as np
 
 from mmjax.program.hlo import Array, Computation, Executed, Instruction, Module
 
-Kind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+CollectiveKind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"]
+COLLECTIVE_KINDS: tuple[CollectiveKind, ...] = get_args(CollectiveKind)
 
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "opt-barrier", "partition-id", "replica-id", "iota", "async-start", "async-update",
 }  # fmt: skip
-"""What moves no bytes itself."""
+"""Opcodes that move no bytes themselves."""
 
-_LOOKED_THROUGH = ("bitcast", "reshape", "convert")
+_TRANSPARENT = ("bitcast", "reshape", "convert")
 _ALIASED = re.compile(r"\{(\d*)\}: \((\d+), \{\}\)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collective:
-    """One collective of the program: ``bytes`` is the whole value it makes or takes apart, of one execution."""
+    """One collective of the program; ``bytes`` is the size of the whole value that one execution produces or splits."""
 
-    kind: Kind
+    kind: CollectiveKind
     bytes: int
     times: int
-    groups: tuple[tuple[int, ...], ...]  # of devices in the mesh's order; for a permute, its pairs
+    groups: tuple[tuple[int, ...], ...]  # device numbers in the order of the mesh; for a permute, its pairs
 
     @property
     def size(self) -> int:
-        """Devices that take part together."""
+        """Number of devices in a group."""
         return max(map(len, self.groups), default=1)
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends in one execution, by rings: 2(n-1)/n of an all-reduce, (n-1)/n of the others."""
+        """Bytes that a device sends in one execution of a ring algorithm.
+
+        2(n-1)/n of ``bytes`` for an all-reduce, (n-1)/n for other kinds.
+        """
         if self.kind == "collective-permute":
             return float(self.bytes)
         return (2 if self.kind == "all-reduce" else 1) * self.bytes * (self.size - 1) / self.size
 
 
 def collectives(module: Module, *, devices: int) -> list[Collective]:
-    """All of them; one that is started and finished apart, or runs beside a computation, counts once."""
-    found = []
+    """Returns the collectives of a module; an asynchronous one counts once.
+
+    Args:
+      module: the parsed program.
+      devices: number of devices that the program runs on.
+    """
+    result = []
     for executed in module.executed():
         kind = _kind(executed)
         if kind is None:
@@ -60,21 +68,23 @@ def collectives(module: Module, *, devices: int) -> list[Collective]:
         values = operands if kind in ("reduce-scatter", "all-to-all") else list(one.arrays)
         if kind == "all-reduce" and one.opcode.endswith("-start"):
             values = operands
-        elif one.opcode.endswith("-start"):  # its value repeats the operands and adds flags
+        elif one.opcode.endswith("-start"):  # the value is the operands, the results and flags
             values = list(one.arrays[len(operands) : 2 * len(operands)])
-        if executed.fused and kind == "reduce-scatter":  # written as an all-reduce and a slice of it
+        if executed.fused and kind == "reduce-scatter":  # appears as an all-reduce and a slice of its value
             values = list(one.arrays)
         total = sum(array.bytes for array in values)
-        found.append(Collective(kind=kind, bytes=total, times=executed.times, groups=groups(one.rest, devices=devices)))
-    return found
+        result.append(
+            Collective(kind=kind, bytes=total, times=executed.times, groups=parse_groups(one.rest, devices=devices))
+        )
+    return result
 
 
-def _kind(executed: Executed) -> Kind | None:
+def _kind(executed: Executed) -> CollectiveKind | None:
     opcode, within = executed.instruction.opcode.removesuffix("-start"), executed.computation
-    if opcode not in KINDS:
+    if opcode not in COLLECTIVE_KINDS:
         return None
     if executed.fused:
-        # TPU programs hold fusions for a collective's start, for what it runs beside, and for its end: all name it.
+        # TPU programs have fusions for the start of a collective, the overlapped computation and the end; all name it.
         targets = "".join(i.rest for i in within if i.opcode == "custom-call")
         if "AsyncCollectiveDone" in targets:
             return None
@@ -85,36 +95,37 @@ def _kind(executed: Executed) -> Kind | None:
     return opcode
 
 
-def groups(text: str, *, devices: int) -> tuple[tuple[int, ...], ...]:
-    """The devices that communicate with each other, from an instruction's attributes.
+def parse_groups(text: str, *, devices: int) -> tuple[tuple[int, ...], ...]:
+    """Returns the groups of devices that communicate, parsed from an instruction's attributes.
 
-    Four forms: pairs ``{{0,1},{1,0}}``, lists of the same look, numbered ``[2,4]<=[4,2]T(1,0)``, and by the axes of
-    a mesh ``mesh['a'=2,'b'=4] {'b'}``, of an axis perhaps a part: ``'b':(2)2``.
+    HLO has four notations: lists ``{{0,1},{2,3}}``, pairs that look the same, iota ``[2,4]<=[4,2]T(1,0)``, and mesh
+    axes ``mesh['a'=2,'b'=4] {'b'}``, where an axis may be split: ``'b':(2)2``.
     """
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})?\}", text)
     if listed:
         if not listed[1]:
             return (tuple(range(devices)),)
-        return tuple(tuple(int(i) for i in part.split(",")) for part in re.findall(r"\{([\d,]+)\}", listed[1]))
-    numbered = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    if numbered:
-        shape, over, order = (None if g is None else [int(i) for i in g.split(",")] for g in numbered.groups())
-        assert shape is not None and over is not None
-        ids = np.arange(math.prod(over)).reshape(over)
+        return tuple(tuple(int(i) for i in group.split(",")) for group in re.findall(r"\{([\d,]+)\}", listed[1]))
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if iota:
+        shape, dims, order = (None if g is None else [int(i) for i in g.split(",")] for g in iota.groups())
+        assert shape is not None and dims is not None
+        ids = np.arange(math.prod(dims)).reshape(dims)
         return _rows((ids if order is None else ids.transpose(order)).reshape(shape))
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text)
-    if named:
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
-        chosen = {name: (before, size) for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named[2])}
-        shape, over = [], []
+    by_axes = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text)
+    if by_axes:
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", by_axes[1])}
+        entries = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", by_axes[2])
+        used = {name: (before, size) for name, before, size in entries}
+        shape, group_axes = [], []
         for name, size in sizes.items():
-            before, part = chosen.get(name, ("", ""))
-            split = [int(before), int(part), size // (int(before) * int(part))] if part else [1, size, 1]
-            over += [len(shape) + 1] if name in chosen else []
+            before, inner = used.get(name, ("", ""))
+            split = [int(before), int(inner), size // (int(before) * int(inner))] if inner else [1, size, 1]
+            group_axes += [len(shape) + 1] if name in used else []
             shape += split
-        rest = [axis for axis in range(len(shape)) if axis not in over]
-        ids = np.arange(math.prod(shape)).reshape(shape).transpose(rest + over)
-        return _rows(ids.reshape(-1, math.prod(shape[axis] for axis in over)))
+        rest = [axis for axis in range(len(shape)) if axis not in group_axes]
+        ids = np.arange(math.prod(shape)).reshape(shape).transpose(rest + group_axes)
+        return _rows(ids.reshape(-1, math.prod(shape[axis] for axis in group_axes)))
     return (tuple(range(devices)),)
 
 
@@ -122,16 +133,16 @@ def _rows(ids: np.ndarray) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in ids.tolist())
 
 
-def axes(found: Collective, mesh: Mapping[str, int]) -> str:
-    """The mesh axes along which the devices of a group differ, as ``data+fsdp``."""
+def mesh_axes(collective: Collective, mesh: Mapping[str, int]) -> str:
+    """Returns the mesh axes along which the devices of a group differ, such as ``data+fsdp``."""
     sizes = tuple(mesh.values())
-    places = [np.stack(np.unravel_index(np.array(group), sizes)) for group in found.groups]
-    differ = [any(len(set(place[axis].tolist())) > 1 for place in places) for axis in range(len(sizes))]
+    indices = [np.stack(np.unravel_index(np.array(group), sizes)) for group in collective.groups]
+    differ = [any(len(set(index[axis].tolist())) > 1 for index in indices) for axis in range(len(sizes))]
     return "+".join(name for name, differs in zip(mesh, differ, strict=True) if differs) or "none"
 
 
 def flops(module: Module) -> float:
-    """Of matrix products and convolutions, two a multiply-add; the rest is small beside them."""
+    """Returns the FLOPs of matmuls and convolutions, 2 per multiply-add; other operations are negligible."""
     total = 0
     for executed in module.executed():
         one, within = executed.instruction, executed.computation
@@ -146,7 +157,7 @@ def flops(module: Module) -> float:
 
 
 def _multiply_adds(one: Instruction, within: Computation) -> int:
-    """Pairs that meet within the input: a TPU writes a batch of products as a window of which most falls outside."""
+    """Counts multiply-adds inside the input: TPU programs write batched matmuls as mostly padded convolutions."""
     kernel = within.arrays(one.operands[1])[0]
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.rest)
     assert labels is not None
@@ -154,18 +165,19 @@ def _multiply_adds(one: Instruction, within: Computation) -> int:
     image = dict(zip(labels[1], within.arrays(one.operands[0])[0].dims, strict=True))
     weights = dict(zip(labels[2], kernel.dims, strict=True))
     window = re.search(r"window=\{([^}]*)\}", one.rest)
-    given = dict(part.split("=") for part in window[1].split()) if window else {}
+    attributes = dict(entry.split("=") for entry in window[1].split()) if window else {}
     product = out["b"] * out["f"] * weights["i"]
     spatial = sorted(label for label in out if label.isdigit())
-    for at, label in enumerate(spatial):
-        low, high = (int(i) for i in given.get("pad", "x".join(["0_0"] * len(spatial))).split("x")[at].split("_"))
+    for axis, label in enumerate(spatial):
+        padding = attributes.get("pad", "x".join(["0_0"] * len(spatial))).split("x")[axis]
+        low = int(padding.partition("_")[0])  # the high padding follows from the sizes
         stride, dilate, kernel_dilate = (
-            int(given[name].split("x")[at]) if name in given else 1 for name in ("stride", "lhs_dilate", "rhs_dilate")
+            int(attributes[name].split("x")[axis]) if name in attributes else 1
+            for name in ("stride", "lhs_dilate", "rhs_dilate")
         )
-        del high  # follows from the sizes
         starts = np.arange(out[label])[:, None] * stride - low
-        where = starts + np.arange(weights[label])[None, :] * kernel_dilate
-        inside = (where >= 0) & (where <= (image[label] - 1) * dilate) & (where % dilate == 0)
+        positions = starts + np.arange(weights[label])[None, :] * kernel_dilate
+        inside = (positions >= 0) & (positions <= (image[label] - 1) * dilate) & (positions % dilate == 0)
         product *= int(inside.sum())
     return product // int(_attribute(one.rest, "batch_group_count") or 1)
 
@@ -176,68 +188,73 @@ def _attribute(text: str, name: str) -> str | None:
 
 
 def memory_bytes(module: Module) -> float:
-    """Read from and written to a device's main memory, fusion by fusion; of what is sliced, the slice."""
+    """Returns the bytes read from and written to a device's main memory (HBM), summed over fusions.
+
+    Of an array that is sliced, only the slice counts.
+    """
     total = 0
     for executed in module.executed():
         if not executed.fused:
-            total += executed.times * _moved(module, executed)
+            total += executed.times * _hbm_traffic(module, executed)
     return float(total)
 
 
-def _moved(module: Module, executed: Executed) -> int:
+def _hbm_traffic(module: Module, executed: Executed) -> int:
     one, within = executed.instruction, executed.computation
     if one.opcode in _FREE or one.opcode.endswith("-done") or "AllocateBuffer" in one.rest:
         return 0
     operands = [within.arrays(name) for name in one.operands]
     if one.opcode == "copy-start":
-        return _main(one.arrays[:1]) + _main(operands[0])
-    if one.opcode.endswith("-start"):  # a slice or collective: its value is its operands, results and flags
+        return _hbm_size(one.arrays[:1]) + _hbm_size(operands[0])
+    if one.opcode.endswith("-start"):  # a slice or collective: the value is its operands, results and flags
         results = one.arrays[len(operands) : 2 * len(operands)]
-        return _main(results) + sum(_size([result]) for result, a in zip(results, operands, strict=False) if _main(a))
+        return _hbm_size(results) + sum(
+            _size([result]) for result, a in zip(results, operands, strict=False) if _hbm_size(a)
+        )
     if one.opcode in ("dynamic-slice", "gather", "slice"):
-        return 2 * _main(one.arrays)
+        return 2 * _hbm_size(one.arrays)
     if one.opcode == "dynamic-update-slice":
-        return 2 * _main(operands[1])
+        return 2 * _hbm_size(operands[1])
     if one.opcode != "fusion":
-        return _main(one.arrays) + sum(map(_main, operands))
+        return _hbm_size(one.arrays) + sum(map(_hbm_size, operands))
     inner = module.computations[one.called("calls")[0]]
-    outputs, passed = list(one.arrays), set[int]()
-    for output, operand in _ALIASED.findall(one.rest):  # buffers of a collective that runs beside the fusion
-        passed.add(int(operand))
+    outputs, aliased = list(one.arrays), set[int]()
+    for output, operand in _ALIASED.findall(one.rest):  # buffers of a collective that overlaps with the fusion
+        aliased.add(int(operand))
         outputs[int(output or 0)] = Array("token", (), 0)
-    taken = _main(outputs)
-    in_place = _in_place(inner)
+    traffic = _hbm_size(outputs)
+    in_place = _in_place_updates(inner)
     for name in in_place:
         whole = inner.by_name[name]
-        if _main(outputs) and _main(whole.arrays):
-            taken += _size(inner.arrays(whole.operands[1])) - _main(whole.arrays)
-    for number, given in enumerate(operands):
-        if _main(given) and number not in passed:
-            taken += min(_read(module, inner, number, in_place), _main(given))
-    return max(taken, 0)
+        if _hbm_size(outputs) and _hbm_size(whole.arrays):
+            traffic += _size(inner.arrays(whole.operands[1])) - _hbm_size(whole.arrays)
+    for number, arrays in enumerate(operands):
+        if _hbm_size(arrays) and number not in aliased:
+            traffic += min(_bytes_of_parameter(module, inner, number, in_place), _hbm_size(arrays))
+    return max(traffic, 0)
 
 
-def _in_place(inner: Computation) -> set[str]:
-    """The updates of slices that a fusion ends with: the rest of their array stays where it is."""
+def _in_place_updates(inner: Computation) -> set[str]:
+    """Returns the names of slice updates that a fusion ends with; the rest of their array is not copied."""
     ends = [inner.root.name] if inner.root.opcode != "tuple" else list(inner.root.operands)
-    found = set()
+    updates = set()
     for name in ends:
-        while inner.by_name[name].opcode in _LOOKED_THROUGH:
+        while inner.by_name[name].opcode in _TRANSPARENT:
             name = inner.by_name[name].operands[0]
         if inner.by_name[name].opcode == "dynamic-update-slice":
-            found.add(name)
-    return found
+            updates.add(name)
+    return updates
 
 
-def _read(module: Module, inner: Computation, number: int, in_place: Set[str] = frozenset()) -> int:
-    """Bytes of a fusion's parameter that it looks at."""
+def _bytes_of_parameter(module: Module, inner: Computation, number: int, in_place: Set[str] = frozenset()) -> int:
+    """Returns the bytes that a fusion reads of its parameter ``number``."""
     for one in inner:
         if one.opcode == "parameter" and int(one.literal) == number:
-            return _looked_at(module, inner, one, in_place)
+            return _bytes_read(module, inner, one, in_place)
     return 0
 
 
-def _looked_at(module: Module, inner: Computation, value: Instruction, in_place: Set[str]) -> int:
+def _bytes_read(module: Module, inner: Computation, value: Instruction, in_place: Set[str]) -> int:
     total = 0
     for user in inner:
         if value.name not in user.operands:
@@ -245,11 +262,11 @@ def _looked_at(module: Module, inner: Computation, value: Instruction, in_place:
         first = user.operands[0] == value.name
         if user.opcode in ("dynamic-slice", "gather", "slice") and first:
             total += _size(user.arrays)
-        elif user.opcode in _LOOKED_THROUGH:
-            total += _looked_at(module, inner, user, in_place)
+        elif user.opcode in _TRANSPARENT:
+            total += _bytes_read(module, inner, user, in_place)
         elif user.opcode == "fusion":
             within = module.computations[user.called("calls")[0]]
-            total += _read(module, within, user.operands.index(value.name))
+            total += _bytes_of_parameter(module, within, user.operands.index(value.name))
         elif not (user.name in in_place and first):
             return _size(value.arrays)
     return total
@@ -259,15 +276,15 @@ def _size(arrays: Iterable[Array]) -> int:
     return sum(array.bytes for array in arrays)
 
 
-def _main(arrays: Iterable[Array]) -> int:
+def _hbm_size(arrays: Iterable[Array]) -> int:
     return _size(array for array in arrays if array.space == 0)
 
 
-def by_kind(found: Sequence[Collective], mesh: Mapping[str, int]) -> list[tuple[str, str, list[Collective]]]:
-    """Collectives of one kind over the same axes together, the most bytes sent first."""
+def group_by_kind(items: Sequence[Collective], mesh: Mapping[str, int]) -> list[tuple[str, str, list[Collective]]]:
+    """Groups collectives by kind and mesh axes; returns (kind, axes, collectives), the most bytes sent first."""
 
     def key(one: Collective) -> tuple[str, str]:
-        return one.kind, axes(one, mesh)
+        return one.kind, mesh_axes(one, mesh)
 
-    rows = [(kind, over, list(group)) for (kind, over), group in itertools.groupby(sorted(found, key=key), key=key)]
+    rows = [(kind, axes, list(group)) for (kind, axes), group in itertools.groupby(sorted(items, key=key), key=key)]
     return sorted(rows, key=lambda row: -sum(one.times * one.sent for one in row[2]))

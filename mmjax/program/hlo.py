@@ -1,4 +1,4 @@
-"""A compiled program's text: its instructions, and how often a step executes each."""
+"""A parser of HLO text: the instructions of a compiled program, and how often a step executes each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a value; ``space`` is 0 for a device's main memory, others are small and on the chip."""
+    """One array of a value; ``space`` is 0 for main memory (HBM), other memory spaces are small and on the chip."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -30,7 +30,7 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """As stored without padding; tokens and the like have none."""
+        """Size without padding; tokens and other types without data have 0 bytes."""
         bits = _BITS.get(self.dtype, 8 if self.dtype.startswith("f8") else 0)
         return -(-math.prod(self.dims) * bits // 8)
 
@@ -43,22 +43,22 @@ class Instruction:
     opcode: str
     arrays: tuple[Array, ...]
     operands: tuple[str, ...]
-    literal: str  # what stands between the parentheses
+    literal: str  # the text between the parentheses
     rest: str
     root: bool
 
     def called(self, *roles: str) -> list[str]:
-        """The computations that it names as one of ``roles``."""
-        found: list[str] = []
+        """Returns the names of computations it calls in one of ``roles``, such as ``body`` or ``to_apply``."""
+        names: list[str] = []
         for role in roles:
             match = re.search(rf"\b{role}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.rest)
             if match:
-                found += _NAME.findall(match[1]) if match[1] is not None else [match[2]]
-        return found
+                names += _NAME.findall(match[1]) if match[1] is not None else [match[2]]
+        return names
 
 
 class Computation:
-    """Instructions by name, in their order."""
+    """A named list of instructions."""
 
     def __init__(self, name: str, instructions: list[Instruction]):
         self.name = name
@@ -69,22 +69,22 @@ class Computation:
         return iter(self.by_name.values())
 
     def arrays(self, name: str) -> tuple[Array, ...]:
-        """Those of an operand; none where it stands outside."""
+        """Returns the arrays of the instruction ``name``; none if it is in another computation."""
         return self.by_name[name].arrays if name in self.by_name else ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Executed:
-    """An instruction with the computation it stands in and how often a step executes it."""
+    """An instruction, its computation, and how often a step executes it."""
 
     instruction: Instruction
     computation: Computation
     times: int
-    fused: bool  # within a fusion, which keeps what is between its instructions out of memory
+    fused: bool  # inside a fusion, whose intermediate values never reach memory
 
 
 class Module:
-    """The text of ``compiled.as_text()``, read."""
+    """The computations of a program, parsed from ``compiled.as_text()``."""
 
     def __init__(self, text: str):
         self.computations: dict[str, Computation] = {}
@@ -103,29 +103,31 @@ class Module:
                 lines.append(instruction)
 
     def executed(self) -> Iterator[Executed]:
-        """Everything that a step executes; of a conditional's branches, the one that writes the most bytes.
+        """Yields every instruction that a step executes.
 
-        A loop of unknown length counts once: see ``unknown_loops``.
+        Of a conditional it takes the branch that writes the most bytes. A loop with an unknown trip count counts once;
+        see ``unknown_loops``.
         """
         yield from self._walk(self.entry, 1, fused=False)
 
     @property
     def unknown_loops(self) -> list[str]:
-        """Loops whose number of trips the text does not say."""
+        """Names of loops whose trip count the text does not show."""
         return [
-            found.instruction.name
-            for found in self.executed()
-            if found.instruction.opcode == "while" and self.trips(found.instruction, found.computation) is None
+            executed.instruction.name
+            for executed in self.executed()
+            if executed.instruction.opcode == "while"
+            and self.trip_count(executed.instruction, executed.computation) is None
         ]
 
-    def trips(self, loop: Instruction, within: Computation) -> int | None:
-        """How often a ``while`` runs: as the compiler noted, or from a condition of the form ``i < n``.
+    def trip_count(self, loop: Instruction, within: Computation) -> int | None:
+        """Returns how often a ``while`` runs: the compiler's annotation, or derived from a condition ``i < n``.
 
-        Loops that the compiler makes of a gathered product take two of its parts at a time: ``i`` grows by two.
+        The step of ``i`` may be 2: the compiler's loop over an all-gathered matmul handles two shards per iteration.
         """
-        noted = _KNOWN_TRIPS.search(loop.rest)
-        if noted:
-            return int(noted[1])
+        annotated = _KNOWN_TRIPS.search(loop.rest)
+        if annotated:
+            return int(annotated[1])
         condition = self.computations[loop.called("condition")[0]]
         test = condition.root
         if test.opcode != "compare" or "direction=LT" not in test.rest or len(test.operands) != 2:
@@ -134,8 +136,8 @@ class Module:
         if counter.opcode != "get-tuple-element" or limit.opcode != "constant":
             return None
         index = int(re.findall(r"index=(\d+)", counter.rest)[0])
-        start = _constant(within, within.by_name[loop.operands[0]], index)
-        step = _growth(self.computations[loop.called("body")[0]], index)
+        start = _initial_constant(within, within.by_name[loop.operands[0]], index)
+        step = _counter_step(self.computations[loop.called("body")[0]], index)
         return None if start is None else max(-(-(int(limit.literal) - start) // step), 0)
 
     def _walk(self, name: str, times: int, *, fused: bool) -> Iterator[Executed]:
@@ -144,11 +146,11 @@ class Module:
             yield Executed(instruction, computation, times, fused)
             match instruction.opcode:
                 case "while":
-                    trips = self.trips(instruction, computation)
+                    trips = self.trip_count(instruction, computation)
                     yield from self._walk(instruction.called("body")[0], times * (trips or 1), fused=fused)
                 case "conditional":
                     branches = instruction.called("branch_computations", "true_computation", "false_computation")
-                    yield from self._walk(max(branches, key=self._written), times, fused=fused)
+                    yield from self._walk(max(branches, key=self._bytes_written), times, fused=fused)
                 case "fusion":
                     for inner in instruction.called("calls"):
                         yield from self._walk(inner, times, fused=True)
@@ -156,31 +158,31 @@ class Module:
                     for inner in instruction.called("to_apply", "calls"):
                         yield from self._walk(inner, times, fused=fused)
 
-    @functools.lru_cache  # noqa: B019  a module lives as long as its plan
-    def _written(self, name: str) -> int:
+    @functools.lru_cache  # noqa: B019  a module is short-lived, and so is its cache
+    def _bytes_written(self, name: str) -> int:
         return sum(
-            found.times * sum(array.bytes for array in found.instruction.arrays)
-            for found in self._walk(name, 1, fused=False)
+            executed.times * sum(array.bytes for array in executed.instruction.arrays)
+            for executed in self._walk(name, 1, fused=False)
         )
 
 
-def _growth(body: Computation, index: int) -> int:
-    """What a loop's body adds to the number at ``index`` of its value; one, where that is not seen."""
+def _counter_step(body: Computation, index: int) -> int:
+    """Returns what the loop body adds to element ``index`` of the loop's tuple; 1 if that cannot be seen."""
     if body.root.opcode != "tuple":
         return 1
     value, total = body.by_name[body.root.operands[index]], 0
     while value.opcode in ("add", "copy", "bitcast"):
-        given = [body.by_name[name] for name in value.operands]
-        numbers = [int(one.literal) for one in given if one.opcode == "constant" and one.literal.isdigit()]
-        following = [one for one in given if one.opcode != "constant"]
-        if len(following) != 1:
+        operands = [body.by_name[name] for name in value.operands]
+        constants = [int(one.literal) for one in operands if one.opcode == "constant" and one.literal.isdigit()]
+        variables = [one for one in operands if one.opcode != "constant"]
+        if len(variables) != 1:
             return 1
-        value, total = following[0], total + sum(numbers)
+        value, total = variables[0], total + sum(constants)
     return total if value.opcode == "get-tuple-element" and total > 0 else 1
 
 
-def _constant(within: Computation, operand: Instruction, index: int) -> int | None:
-    """The number at ``index`` of a loop's first value, seen through copies."""
+def _initial_constant(within: Computation, operand: Instruction, index: int) -> int | None:
+    """Returns the constant that element ``index`` of the loop's tuple starts with; None if it is not constant."""
     if operand.opcode != "tuple":
         return None
     value = within.by_name[operand.operands[index]]
@@ -190,18 +192,18 @@ def _constant(within: Computation, operand: Instruction, index: int) -> int | No
 
 
 def _instruction(line: str) -> Instruction | None:
-    found = _LINE.match(line)
-    if found is None:
+    match = _LINE.match(line)
+    if match is None:
         return None
-    root, name, right = found[1], found[2], found[3]
-    kind, right = _type(right)
+    root, name, right = match[1], match[2], match[3]
+    types, right = _split_type(right)
     opcode, _, right = right.partition("(")
-    end = _closing(right)
+    end = _closing_parenthesis(right)
     inside, rest = right[:end], right[end + 1 :]
     return Instruction(
         name=name,
         opcode=opcode.strip(),
-        arrays=tuple(_array(match) for match in _ARRAY.finditer(kind)),
+        arrays=tuple(_array(match) for match in _ARRAY.finditer(types)),
         operands=tuple(_NAME.findall(inside)),
         literal=inside,
         rest=rest,
@@ -209,14 +211,14 @@ def _instruction(line: str) -> Instruction | None:
     )
 
 
-def _type(text: str) -> tuple[str, str]:
-    """The type at the start of ``text``, and what follows it."""
-    end = _closing(text[1:]) + 2 if text.startswith("(") else text.index(" ")
+def _split_type(text: str) -> tuple[str, str]:
+    """Splits ``text`` after the type that it starts with."""
+    end = _closing_parenthesis(text[1:]) + 2 if text.startswith("(") else text.index(" ")
     return text[:end], text[end:]
 
 
-def _closing(text: str) -> int:
-    """Where the parenthesis that was opened just before ``text`` closes."""
+def _closing_parenthesis(text: str) -> int:
+    """Returns the index that closes a parenthesis opened just before ``text``."""
     depth = 1
     for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1

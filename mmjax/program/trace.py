@@ -1,4 +1,4 @@
-"""Where device time went, from a profiler's trace: by kind of operation, by operation, and by step."""
+"""Device time of a profiler trace: by kind of operation, by operation, and by step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mmjax.program.op_kinds import KINDS, Kind, named
+from mmjax.program.op_kinds import OP_KINDS, OpKind, kind_from_name
 
 _DEVICE = re.compile(r"^/device:(?:GPU|TPU):\d+$")
 _INSTRUCTION = re.compile(r"^%([\w.\-]+) = ")
@@ -18,103 +18,113 @@ class Op(NamedTuple):
     """One execution of an operation, in nanoseconds."""
 
     name: str
-    kind: Kind
+    kind: OpKind
     start: float
     end: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """One operation's executions: seconds and count of a step on a device."""
+class OpTime:
+    """Seconds and executions of one operation, per step and device."""
 
     name: str
-    kind: Kind
+    kind: OpKind
     seconds: float
     count: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What the traced steps did on this process's devices, means over these and over steps; seconds of one step.
+    """Device time of the traced steps: means over steps and over this process's devices.
 
-    ``shares`` gives each moment to one kind, ``idle`` to none: with it they add up to 1. ``beside`` is the time of a
-    kind whatever else ran.
+    Args:
+      steps: number of steps.
+      devices: number of devices.
+      step_seconds: seconds of each step.
+      fractions: fraction of the time by kind; overlapping operations count for the kind that comes first.
+      idle: fraction of the time without any operation; ``fractions`` and ``idle`` sum to 1.
+      busy_seconds: seconds per step in which a kind runs, overlapped or not.
+      ops: operations, the longest first.
     """
 
     steps: int
     devices: int
     step_seconds: tuple[float, ...]
-    shares: dict[Kind, float]
+    fractions: dict[OpKind, float]
     idle: float
-    beside: dict[Kind, float]
-    rows: tuple[Row, ...]
+    busy_seconds: dict[OpKind, float]
+    ops: tuple[OpTime, ...]
 
 
-class NothingTraced(ValueError):
-    """The trace holds no operation of a device."""
+class EmptyTrace(ValueError):
+    """The trace has no device operations."""
 
 
-def summarise(
-    profile: Any, *, steps: int, kinds: Mapping[str, Kind] | None = None, module: str | None = None
+def summarize(
+    profile: Any, *, steps: int, kinds: Mapping[str, OpKind] | None = None, module: str | None = None
 ) -> Summary:
-    """Of a ``jax.profiler.ProfileData`` that holds ``steps`` steps of the program ``module``.
+    """Returns the device time of a trace.
 
-    Operations of other programs, such as an evaluation in between, are of the kind ``elsewhere``.
+    Args:
+      profile: a ``jax.profiler.ProfileData``.
+      steps: number of training steps in the trace.
+      kinds: kinds of instructions by name, from ``instruction_kinds``.
+      module: name of the training program; operations of others, such as an evaluation, get the kind ``elsewhere``.
     """
-    devices = {name: ops for name, ops in operations(profile, kinds=kinds or {}, module=module).items() if ops}
+    devices = {name: ops for name, ops in device_ops(profile, kinds=kinds or {}, module=module).items() if ops}
     if not devices:
-        raise NothingTraced("no operation of a device is in the trace")
-    shares, beside = Counter[Kind](), Counter[Kind]()
-    seconds, counts = defaultdict[tuple[str, Kind], float](float), Counter[tuple[str, Kind]]()
+        raise EmptyTrace("the trace has no device operations")
+    exclusive, busy = Counter[OpKind](), Counter[OpKind]()
+    seconds, counts = defaultdict[tuple[str, OpKind], float](float), Counter[tuple[str, OpKind]]()
     total = 0.0
     lengths: tuple[float, ...] = ()
     for ops in devices.values():
-        begins = _begins(ops, steps)
-        first, last = begins[0], max((op.end for op in ops if op.kind != "elsewhere"), default=ops[-1].end)
-        ends = [*begins[1:], last]
-        lengths = lengths or tuple(1e-9 * (end - begin) for begin, end in zip(begins, ends, strict=True))
+        starts = _step_starts(ops, steps)
+        first, last = starts[0], max((op.end for op in ops if op.kind != "elsewhere"), default=ops[-1].end)
+        ends = [*starts[1:], last]
+        lengths = lengths or tuple(1e-9 * (end - start) for start, end in zip(starts, ends, strict=True))
         within = [
             op._replace(start=max(op.start, first), end=min(op.end, last))
             for op in ops
             if op.end > first and op.start < last
         ]
-        alone, together = _shared(within)
-        shares.update(alone)
-        beside.update(together)
+        device_exclusive, device_busy = _time_by_kind(within)
+        exclusive.update(device_exclusive)
+        busy.update(device_busy)
         total += last - first
         for op in within:
-            if op.kind != "control":  # it lasts as long as what it runs
+            if op.kind != "control":  # it contains the operations of its body
                 seconds[op.name, op.kind] += op.end - op.start
                 counts[op.name, op.kind] += 1
-    each = len(devices) * steps
+    count = len(devices) * steps
     total = max(total, 1.0)
-    rows = [
-        Row(name=name, kind=kind, seconds=1e-9 * taken / each, count=counts[name, kind] / each)
+    op_times = [
+        OpTime(name=name, kind=kind, seconds=1e-9 * taken / count, count=counts[name, kind] / count)
         for (name, kind), taken in seconds.items()
     ]
     return Summary(
         steps=steps,
         devices=len(devices),
         step_seconds=lengths,
-        shares={kind: shares[kind] / total for kind in KINDS},
-        idle=max(0.0, 1 - sum(shares.values()) / total),
-        beside={kind: 1e-9 * beside[kind] / each for kind in KINDS},
-        rows=tuple(sorted(rows, key=lambda row: (-row.seconds, row.name))),
+        fractions={kind: exclusive[kind] / total for kind in OP_KINDS},
+        idle=max(0.0, 1 - sum(exclusive.values()) / total),
+        busy_seconds={kind: 1e-9 * busy[kind] / count for kind in OP_KINDS},
+        ops=tuple(sorted(op_times, key=lambda op: (-op.seconds, op.name))),
     )
 
 
-def operations(profile: Any, *, kinds: Mapping[str, Kind], module: str | None) -> dict[str, list[Op]]:
-    """The operations of each device in the order of their starts.
+def device_ops(profile: Any, *, kinds: Mapping[str, OpKind], module: str | None) -> dict[str, list[Op]]:
+    """Returns the operations of each device, ordered by start.
 
-    A GPU has a line a stream. A TPU has one of operations, and one of the programs they belong to. The CPU's run in
-    threads of the host's, and say which device they are of.
+    A GPU has one trace line per stream. A TPU has one line of operations and one of programs. CPU operations appear in
+    host threads and carry a device number.
     """
-    found: dict[str, list[Op]] = {}
+    result: dict[str, list[Op]] = {}
     planes = list(profile.planes)
     for plane in planes:
         if _DEVICE.match(plane.name):
-            found[plane.name.removeprefix("/device:")] = _of_plane(plane, kinds, module)
-    if not found:
+            result[plane.name.removeprefix("/device:")] = _plane_ops(plane, kinds, module)
+    if not result:
         for plane in planes:
             if plane.name == "/host:CPU":
                 for line in plane.lines:
@@ -123,11 +133,11 @@ def operations(profile: Any, *, kinds: Mapping[str, Kind], module: str | None) -
                         if "hlo_op" in stats:
                             device = f"CPU:{stats.get('device_ordinal', 0)}"
                             op = _op(event, stats, stats.get("hlo_module"), kinds, module)
-                            found.setdefault(device, []).append(op)
-    return {name: sorted(ops, key=lambda op: op.start) for name, ops in found.items()}
+                            result.setdefault(device, []).append(op)
+    return {name: sorted(ops, key=lambda op: op.start) for name, ops in result.items()}
 
 
-def _of_plane(plane: Any, kinds: Mapping[str, Kind], module: str | None) -> list[Op]:
+def _plane_ops(plane: Any, kinds: Mapping[str, OpKind], module: str | None) -> list[Op]:
     lines = {line.name: line for line in plane.lines}
     streams = [line for name, line in lines.items() if name.startswith("Stream")]
     programs = []
@@ -144,21 +154,21 @@ def _of_plane(plane: Any, kinds: Mapping[str, Kind], module: str | None) -> list
     return ops
 
 
-def _op(event: Any, stats: Mapping[str, Any], own: str | None, kinds: Mapping[str, Kind], module: str | None) -> Op:
-    written = _INSTRUCTION.match(event.name)
-    name = str(stats.get("hlo_op") or (written[1] if written else event.name))
+def _op(event: Any, stats: Mapping[str, Any], own: str | None, kinds: Mapping[str, OpKind], module: str | None) -> Op:
+    match = _INSTRUCTION.match(event.name)
+    name = str(stats.get("hlo_op") or (match[1] if match else event.name))
     kind = kinds.get(name)
     if own is not None and module is not None and own != module:
         name, kind = f"{own}: {name}", "elsewhere"
     elif kind is None:
-        kind = named(str(stats.get("hlo_category", "")) or name, event.name)
+        kind = kind_from_name(str(stats.get("hlo_category", "")) or name, event.name)
     return Op(name, kind, event.start_ns, event.end_ns)
 
 
-def _begins(ops: Sequence[Op], steps: int) -> list[float]:
-    """When each step begins on a device: where the first of the operations that a step executes once does.
+def _step_starts(ops: Sequence[Op], steps: int) -> list[float]:
+    """Returns the start of each step on a device: that of the first operation that runs once per step.
 
-    Where the profiler has lost some, the steps are taken to be equally long.
+    If the profiler has dropped events so that there is none, steps are assumed to be equally long.
     """
     own = [op for op in ops if op.kind != "elsewhere"] or list(ops)
     starts: dict[str, list[float]] = defaultdict(list)
@@ -171,17 +181,17 @@ def _begins(ops: Sequence[Op], steps: int) -> list[float]:
     return [first + i * (last - first) / steps for i in range(steps)]
 
 
-def _shared(ops: Iterable[Op]) -> tuple[Counter[Kind], Counter[Kind]]:
-    """Nanoseconds of each kind: those in which nothing of an earlier kind ran, and all."""
+def _time_by_kind(ops: Iterable[Op]) -> tuple[Counter[OpKind], Counter[OpKind]]:
+    """Returns nanoseconds by kind: those in which no earlier kind runs, and all."""
     changes = sorted(change for op in ops for change in ((op.start, 1, op.kind), (op.end, -1, op.kind)))
-    running, alone, together = Counter[Kind](), Counter[Kind](), Counter[Kind]()
+    running, exclusive, busy = Counter[OpKind](), Counter[OpKind](), Counter[OpKind]()
     before = 0.0
-    for at, change, kind in changes:
-        active = [k for k in KINDS if running[k] > 0]
+    for time, change, kind in changes:
+        active = [k for k in OP_KINDS if running[k] > 0]
         for k in active:
-            together[k] += at - before  # type: ignore[assignment]
+            busy[k] += time - before  # type: ignore[assignment]
         if active:
-            alone[active[0]] += at - before  # type: ignore[assignment]
+            exclusive[active[0]] += time - before  # type: ignore[assignment]
         running[kind] += change
-        before = at
-    return alone, together
+        before = time
+    return exclusive, busy

@@ -14,7 +14,8 @@ import jax
 
 from mmjax.parallel import collectives
 from mmjax.program import trace, trace_text
-from mmjax.program.op_kinds import kinds_of
+from mmjax.program.op_kinds import instruction_kinds
+from mmjax.runs import goodput
 from mmjax.runs.timing import Activity, Clock
 
 logger = logging.getLogger(__name__)
@@ -122,17 +123,20 @@ class Profiler:
         session = self._folder / "plugins" / "profile" / self._session
         try:
             (path,) = session.glob("*.xplane.pb")
-            kinds, module = kinds_of(self._program)
-            summary = trace.summarise(
+            kinds, module = instruction_kinds(self._program)
+            summary = trace.summarize(
                 jax.profiler.ProfileData.from_file(str(path)), steps=len(self._traced), kinds=kinds, module=module
             )
-            text = trace_text.text(summary, title=self._title(), path=path, host=self._host)
+            host = [
+                f"{goodput.NAMES[name]} {goodput.span(spent)}" for name, spent in self._host.items() if spent >= 0.05
+            ]
+            text = trace_text.format_summary(summary, title=self._title(), path=path, host=host)
             (self._folder / SUMMARY).write_text(text, encoding="utf-8")
         except Exception as error:  # as above; the trace itself is there
             logger.info(f"the trace in {session} could not be summed up: {type(error).__name__}: {error}")
             return
         logger.info(
-            f"{trace_text.brief(summary)}\nprofile: {self._folder / SUMMARY} (read in "
+            f"{trace_text.format_line(summary)}\nprofile: {self._folder / SUMMARY} (read in "
             f"{time.perf_counter() - before:.1f} s); the trace beside it opens in TensorBoard and Perfetto"
         )
 

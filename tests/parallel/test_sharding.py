@@ -258,6 +258,6 @@ class TestRows:
             ids = jax.ShapeDtypeStruct((batch, 8), jnp.int32)
             made = jax.jit(jax.grad(loss), in_shardings=(places, rows), out_shardings=places).lower(shapes, ids)
             found = costs.collectives(Module(made.compile().as_text()), devices=8)
-            return sum(one.times * one.sent for one in found if costs.axes(one, mesh.shape) != "tensor")
+            return sum(one.times * one.sent for one in found if costs.mesh_axes(one, mesh.shape) != "tensor")
 
         assert 0 < sent(512) <= 1.02 * sent(128)  # of still fewer rows the last position alone would go

@@ -30,12 +30,12 @@ def topology():
     """The simulated devices as a slice of eight chips."""
     devices = tuple(jax.devices())
     places = tuple(divmod(i, 4) for i in range(len(devices)))
-    return slices.Topology(name="v5e:2x4", chip=CHIPS["v5e"], sides=(2, 4), devices=devices, places=places)
+    return slices.Topology(name="v5e:2x4", chip=CHIPS["v5e"], sides=(2, 4), devices=devices, coordinates=places)
 
 
 @pytest.fixture(scope="module")
 def planned(topology):
-    return plan.of(tiny.experiment(mesh={"data": 2, "fsdp": 4}), topology)
+    return plan.make_plan(tiny.experiment(mesh={"data": 2, "fsdp": 4}), topology)
 
 
 @pytest.mark.parametrize(
@@ -60,27 +60,29 @@ def test_shapes_are_those_that_the_data_pipeline_makes(overrides):
     real = assemble.with_data(given, source, tokenizer)
     arrays = assemble.rows(real, source, tokenizer)[0]
     wanted = Program(real).batch_shape(arrays)
-    settled, _ = abstract_data.settled(given, shards=8)
+    settled, _ = abstract_data.resolve_without_data(given, shards=8)
     found = abstract_data.batch_shapes(settled)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(lambda x: (x.shape, x.dtype), wanted)
     assert settled.model.vision_cfg == real.model.vision_cfg
 
 
 def test_a_transform_that_training_would_refuse_is_refused():
-    settled, _ = abstract_data.settled(tiny.experiment(data__transforms=(("mixgen", {"num": 9}),)), shards=8)
+    settled, _ = abstract_data.resolve_without_data(
+        tiny.experiment(data__transforms=(("mixgen", {"num": 9}),)), shards=8
+    )
     with pytest.raises(ConfigError, match="num=9"):
         abstract_data.batch_shapes(settled)
 
 
 def test_what_is_guessed_is_said():
-    settled, notes = abstract_data.settled(tiny.experiment(eval__batch_size=50), shards=8)
+    settled, notes = abstract_data.resolve_without_data(tiny.experiment(eval__batch_size=50), shards=8)
     assert settled.model.text_cfg.vocab_size == 8192 and settled.eval.batch_size == 56
     assert any("vocab_size" in note and "8192" in note for note in notes)
     assert any("eval.batch_size=50" in note and "56" in note for note in notes)
     told = tiny.experiment(data__tokenizer={"name": "bpe", "vocab_size": 500})
-    assert abstract_data.settled(told, shards=8)[0].model.text_cfg.vocab_size == 500
+    assert abstract_data.resolve_without_data(told, shards=8)[0].model.text_cfg.vocab_size == 500
     own = tiny.experiment(model="ViT-B-16", data__source__image_size=224)
-    assert abstract_data.settled(own, shards=8)[1] == []
+    assert abstract_data.resolve_without_data(own, shards=8)[1] == []
 
 
 def test_flops_of_a_trace():
@@ -150,7 +152,7 @@ def test_the_roofline_is_arithmetic(topology):
 
 
 def test_people_are_told_the_same(planned):
-    shown = plan_text.text(planned)
+    shown = plan_text.format_plan(planned)
     assert max(map(len, shown.splitlines())) <= 140
     for mention in (
         "v5e:2x4: 8 chips, mesh data 2 x fsdp 4",
@@ -167,11 +169,11 @@ def test_a_program_that_cannot_be_read_leaves_memory_and_a_note(topology, monkey
         raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\nat length")
 
     monkeypatch.setattr(plan, "Module", unreadable)
-    monkeypatch.setattr(slices, "compile_for_slice", lambda lowered: Compiled())
-    made = plan.of(tiny.experiment(), topology)
+    monkeypatch.setattr(slices, "compile_program", lambda lowered: Compiled())
+    made = plan.make_plan(tiny.experiment(), topology)
     assert made["fits"] and made["needed_bytes"] == 3 + 5 - 2 + 7 + 1 and "roofline" not in made
-    shown = plan_text.text(made)
-    assert "HBM a device" in shown and "RET_CHECK" in shown and "at length" not in shown
+    shown = plan_text.format_plan(made)
+    assert "HBM per device" in shown and "RET_CHECK" in shown and "at length" not in shown
 
 
 class Compiled:
@@ -189,16 +191,16 @@ class Compiled:
 
 def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(topology, monkeypatch):
     def refuse(lowered):
-        raise slices.TooLarge("too large for HLO temporaries", needed=20 * GIB, usable=15.75 * GIB)
+        raise slices.OutOfMemory("too large for HLO temporaries", needed=20 * GIB, usable=15.75 * GIB)
 
-    monkeypatch.setattr(slices, "compile_for_slice", refuse)
-    made = plan.of(tiny.experiment(batch_size=64, micro_batches=2), topology)
+    monkeypatch.setattr(slices, "compile_program", refuse)
+    made = plan.make_plan(tiny.experiment(batch_size=64, micro_batches=2), topology)
     assert not made["fits"]
     assert made["needed_bytes"] == 20 * GIB
-    advice = "\n".join(made["helps"])
+    advice = "\n".join(made["suggestions"])
     assert "precision=bfloat16" in advice and "model.remat=full" in advice and "batch_size=48" in advice
     assert "mesh.fsdp" not in advice  # the state of this model is next to nothing
-    shown = plan_text.text(made)
+    shown = plan_text.format_plan(made)
     assert "does not fit, by 4.25 GiB" in shown and "batch_size=48" in shown and "2 micro-batches, remat" in shown
 
 
@@ -212,22 +214,22 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(topology,
 )
 def test_advice_follows_what_is_large(given, changes, mention):
     made = {
-        "usable_bytes": 16 * GIB, "state_bytes": 0, "batch_size": 64, "batch_size_a_device": 8, "devices": 8,
+        "usable_bytes": 16 * GIB, "state_bytes": 0, "batch_size": 64, "batch_size_per_device": 8, "devices": 8,
         "mesh": {"data": 8, "fsdp": 1},
     }  # fmt: skip
-    advice = plan.helps(tiny.experiment(**given), made | changes, needed=20 * GIB)
+    advice = plan.suggest_changes(tiny.experiment(**given), made | changes, needed=20 * GIB)
     assert any(line.startswith(mention) for line in advice), advice
-    plain = plan.helps(tiny.experiment(**given), made, needed=20 * GIB)
+    plain = plan.suggest_changes(tiny.experiment(**given), made, needed=20 * GIB)
     assert not any(line.startswith(mention) for line in plain)
 
 
 @pytest.mark.parametrize(("parts", "each", "more"), [(1, 8, 2), (1, 9, 3), (2, 8, 4), (4, 12, 12), (8, 8, None)])
 def test_advice_names_the_next_number_of_parts(parts, each, more):
     made = {
-        "usable_bytes": 16 * GIB, "state_bytes": 0, "batch_size": 8 * each, "batch_size_a_device": each, "devices": 8,
+        "usable_bytes": 16 * GIB, "state_bytes": 0, "batch_size": 8 * each, "batch_size_per_device": each, "devices": 8,
         "mesh": {"data": 8, "fsdp": 1},
     }  # fmt: skip
-    advice = plan.helps(tiny.experiment(micro_batches=parts), made, needed=20 * GIB)
+    advice = plan.suggest_changes(tiny.experiment(micro_batches=parts), made, needed=20 * GIB)
     named = [line.split(":")[0] for line in advice if line.startswith("micro_batches")]
     assert named == ([] if more is None else [f"micro_batches={more}"])
     [size] = [
@@ -258,16 +260,16 @@ def test_the_largest_batch_is_that_of_the_plans_tried(topology, monkeypatch, mes
     def pretend(experiment, _):
         needed = 2e9 + 1e8 * experiment.batch_size / 8
         made = {"batch_size": experiment.batch_size, "state_bytes": 2e9, "needed_bytes": needed, "compile_seconds": 7}
-        return made | {"fits": needed <= topology.device.usable}
+        return made | {"fits": needed <= topology.device.usable_hbm}
 
-    monkeypatch.setattr(plan, "of", pretend)
+    monkeypatch.setattr(plan, "make_plan", pretend)
     found = plan.fit_batch(tiny.experiment(), topology)
-    best = int((topology.device.usable - 2e9) / 1e8)
+    best = int((topology.device.usable_hbm - 2e9) / 1e8)
     assert found["fits"] and 0.95 * best <= found["batch_size"] / 8 <= best
     assert len(messages) == len(found["tried"]) <= 3 and f"batch_size={found['batch_size']}: needs" in messages[-1]
     assert [row["batch_size"] for row in found["tried"]] == sorted({row["batch_size"] for row in found["tried"]})
-    small = dataclasses.replace(topology, chip=dataclasses.replace(topology.chip, usable=1e9))
-    monkeypatch.setattr(plan, "of", lambda e, _: pretend(e, _) | {"fits": False})
+    small = dataclasses.replace(topology, chip=dataclasses.replace(topology.chip, usable_hbm=1e9))
+    monkeypatch.setattr(plan, "make_plan", lambda e, _: pretend(e, _) | {"fits": False})
     with pytest.raises(ConfigError, match=r"not even batch_size=8 .*mesh\.fsdp"):
         plan.fit_batch(tiny.experiment(), small)
 
@@ -278,13 +280,13 @@ def test_the_command_prints_a_plan(fits, status, planned, topology, tmp_path, mo
 
     def fake(experiment, on):
         asked.update(batch_size=experiment.batch_size, topology=on)
-        return planned | {"fits": fits, "helps": []}
+        return planned | {"fits": fits, "suggestions": []}
 
-    monkeypatch.setattr(slices, "topology", lambda name: name)
-    monkeypatch.setattr(plan, "of", fake)
+    monkeypatch.setattr(slices, "make_topology", lambda name: name)
+    monkeypatch.setattr(plan, "make_plan", fake)
     words = ["compile", f"--config={command.config_file(tmp_path)}", "--topology=v5e:2x4", "--config.batch_size=32"]
     assert cli.main(words) == status
-    assert "HBM a device" in capsys.readouterr().out
+    assert "HBM per device" in capsys.readouterr().out
     assert asked == {"batch_size": 32, "topology": "v5e:2x4"}
     assert cli.main([*words, "--json"]) == status
     assert json.loads(capsys.readouterr().out)["devices"] == 8
@@ -333,4 +335,4 @@ class TestRealTopologies:
         words = ["--topology=v5e:2x2", "--config.batch_size=262144", "--config.objective.impl=dense"]
         made = self.command(tmp_path, *words)
         assert not made["fits"] and made["needed_bytes"] > made["usable_bytes"]
-        assert any(line.startswith("objective.impl=ring") for line in made["helps"])
+        assert any(line.startswith("objective.impl=ring") for line in made["suggestions"])

@@ -8,11 +8,11 @@ from mmjax.program.chips import CHIPS, peak_flops
 @pytest.mark.parametrize("name", CHIPS)
 def test_chips_are_plausible_and_agree_with_what_the_benchmark_uses(name):
     chip = CHIPS[name]
-    assert 0.9 * chip.hbm < chip.usable <= chip.hbm
+    assert 0.9 * chip.hbm < chip.usable_hbm <= chip.hbm
     assert chip.links == 2 * chip.torus
     assert 100 < chip.bf16 / chip.hbm_bandwidth < 700  # FLOP a byte at which arithmetic becomes the bound
     assert chip.link_bandwidth * chip.links < chip.hbm_bandwidth
-    both = chip.each
+    both = chip.per_device
     assert peak_flops(chip.kind) == both.bf16
     assert (both.hbm * chip.devices, both.bf16 * chip.devices) == (chip.hbm, chip.bf16)
 

@@ -44,7 +44,7 @@ def compiled(function, *shapes, mesh, spec=None, out=None):
     ],
 )
 def test_all_forms_of_groups_are_read(text, expected):
-    assert costs.groups(text, devices=8) == expected
+    assert costs.parse_groups(text, devices=8) == expected
 
 
 @pytest.mark.parametrize("axis", ["data", "fsdp", ("data", "fsdp")])
@@ -77,7 +77,7 @@ def test_collectives_of_a_program_are_found_with_their_bytes_and_axes(kind, coll
     local = 16 * 5 * 4
     whole = {"all-gather": local * size}.get(kind, local)
     assert [(one.kind, one.times, one.bytes) for one in found] == [(kind, 1, whole)]
-    assert costs.axes(found[0], MESH) == "+".join(axes)
+    assert costs.mesh_axes(found[0], MESH) == "+".join(axes)
     n = size
     share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(kind, (n - 1) / n)
     assert found[0].sent == pytest.approx(share * whole)
@@ -254,7 +254,7 @@ def test_a_tpus_ways_to_write_collectives_count_once_each():
         ("all-gather", 8 * 128 * 2, 1),
         ("collective-permute", 8 * 64 * 2, 1),
     ]
-    assert {costs.axes(one, {"data": 2, "fsdp": 2}) for one in found} == {"fsdp"}
+    assert {costs.mesh_axes(one, {"data": 2, "fsdp": 2}) for one in found} == {"fsdp"}
 
 
 @pytest.mark.parametrize(("next_", "trips"), [("%k.2", 8), ("%k.3", 4), ("%k.4", 3), ("%k", 8), ("%k.5", 8)])

@@ -15,7 +15,7 @@ from mmjax.program.costs import Collective
 def test_rates_count_the_dimensions_that_a_group_extends_over():
     devices = tuple(jax.devices())
     places = tuple((i // 2, i % 2, 0) for i in range(8))
-    v4 = topology.Topology(name="v4:4x2x1", chip=CHIPS["v4"], sides=(4, 2, 1), devices=devices, places=places)
+    v4 = topology.Topology(name="v4:4x2x1", chip=CHIPS["v4"], sides=(4, 2, 1), devices=devices, coordinates=places)
     everyone, column = [devices], [devices[::2], devices[1::2]]
     assert v4.bandwidth(everyone) == (2 + 1) * 50e9  # four chips close to a ring, two do not
     assert v4.bandwidth(column) == 2 * 50e9
@@ -40,7 +40,7 @@ def test_rates_count_the_dimensions_that_a_group_extends_over():
 )
 def test_a_topology_that_cannot_be_is_refused(name, mentions):
     with pytest.raises(ConfigError) as error:
-        topology.topology(name)
+        topology.make_topology(name)
     for mention in [f"--topology={name}", *mentions]:
         assert mention in str(error.value)
 
@@ -48,7 +48,7 @@ def test_a_topology_that_cannot_be_is_refused(name, mentions):
 def test_without_libtpu_the_way_out_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'mmjax\[aot\]'"):
-        topology.topology("v5e:2x2")
+        topology.make_topology("v5e:2x2")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_libtpus_errors_are_one_line_with_the_way_out(message, mention, monkeypa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(topologies, "get_topology_desc", fail)
     with pytest.raises(ConfigError, match=mention) as error:
-        topology.topology("v5e:3x3")
+        topology.make_topology("v5e:3x3")
     assert "\n" not in str(error.value) and "--topology=v5e:3x3" in str(error.value)
 
 
@@ -83,7 +83,7 @@ def test_libtpus_errors_are_one_line_with_the_way_out(message, mention, monkeypa
     ],
 )
 def test_what_the_compiler_says_of_memory_is_understood(message, needed, usable):
-    error = topology.parse_too_large(message)
+    error = topology.parse_out_of_memory(message)
     if needed is None:
         assert error is None
     else:
@@ -99,7 +99,7 @@ def test_only_an_error_about_memory_becomes_one():
         def compile(self):
             raise jax.errors.JaxRuntimeError(self.message)
 
-    with pytest.raises(topology.TooLarge):
-        topology.compile_for_slice(Lowered("temporaries (69.17G) exceeds available HBM (15.75G)"))
+    with pytest.raises(topology.OutOfMemory):
+        topology.compile_program(Lowered("temporaries (69.17G) exceeds available HBM (15.75G)"))
     with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
-        topology.compile_for_slice(Lowered("INTERNAL: broken"))
+        topology.compile_program(Lowered("INTERNAL: broken"))

@@ -16,7 +16,7 @@ from mmjax.core.config import ConfigError, bind
 from mmjax.data.selection import Selection
 from mmjax.experiment import Experiment, load_config
 from mmjax.parallel.mesh import MeshConfig
-from mmjax.planning.abstract_data import batch_shapes, settled
+from mmjax.planning.abstract_data import batch_shapes, resolve_without_data
 from mmjax.train.program import Program
 from support import command
 
@@ -60,7 +60,7 @@ def taken(path):
 def test_each_is_an_experiment_that_can_be_planned_without_data(path):
     config = experiment(path)
     assert Experiment.from_dict(config.to_dict()).to_dict() == config.to_dict()
-    config, _ = settled(config, shards=DEVICES)
+    config, _ = resolve_without_data(config, shards=DEVICES)
     mesh = MeshConfig(fsdp=math.gcd(config.mesh.fsdp, DEVICES))
     state = Program(Experiment.from_dict(config.to_dict() | {"mesh": vars(mesh)})).abstract_state
     assert state.params and batch_shapes(config).tokens.shape[0] == config.batch_size * config.data.captions_per_image
@@ -84,7 +84,7 @@ def test_a_real_run_is_as_its_docstring_says(name):
     assert config.steps * batch == pytest.approx(seen, rel=0.01) and f"{batch:,}" in doc
     assert re.search(r"arXiv:\d{4}\.\d{5}", doc) and "Our own choices:" in " ".join(doc.split())
     assert config.precision == "bfloat16" and optimizer.warmup_steps < config.steps / 10
-    _, notes = settled(config, shards=int(chips))
+    _, notes = resolve_without_data(config, shards=int(chips))
     assert not notes  # nothing of it is guessed, and evaluation's batches divide over the slice
     text = config.model.text_cfg
     assert text.vocab_size == (32000 if name == "siglip_b16" else 49408) and "/" in config.data.tokenizer["name"]

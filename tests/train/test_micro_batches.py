@@ -14,7 +14,7 @@ from mmjax.core.config import ConfigError
 from mmjax.core.types import Provenance
 from mmjax.parallel.mesh import replicated
 from mmjax.parallel.sharding import batch_shardings
-from mmjax.planning.abstract_data import batch_shapes, settled
+from mmjax.planning.abstract_data import batch_shapes, resolve_without_data
 from mmjax.train.flops import of_step
 from mmjax.train.micro_batches import in_parts
 from mmjax.train.program import Program
@@ -28,7 +28,9 @@ PLAIN = {"model__vision_cfg__stem": "patch", "model__vision_cfg__stem_widths": (
 
 def program(*, devices=1, captions=1, negatives=1, **overrides):
     rows = {"data__captions_per_image": captions, "data__negatives_per_image": negatives}
-    experiment, _ = settled(tiny.experiment(**{"batch_size": 32} | DEEP | PLAIN | rows | overrides), shards=devices)
+    experiment, _ = resolve_without_data(
+        tiny.experiment(**{"batch_size": 32} | DEEP | PLAIN | rows | overrides), shards=devices
+    )
     return Program(experiment, devices=jax.devices()[:devices])
 
 

@@ -10,7 +10,7 @@ from mmjax import cli
 from mmjax.commands.train import parse_profile
 from mmjax.core.config import ConfigError
 from mmjax.program import trace, trace_text
-from mmjax.program.op_kinds import kinds_of, named
+from mmjax.program.op_kinds import instruction_kinds, kind_from_name
 from mmjax.runs.timing import Clock
 from mmjax.train import loop, profiler
 from mmjax.train.profiler import Profiler
@@ -65,12 +65,12 @@ def gpu(number, steps=3, length=10.0):
 
 
 def test_a_gpus_streams_are_told_apart_and_add_up():
-    found = trace.summarise(space(gpu(0), ("/host:CPU", {"python": [("step", 0, 30, {})]})), steps=3, module="jit_step")
+    found = trace.summarize(space(gpu(0), ("/host:CPU", {"python": [("step", 0, 30, {})]})), steps=3, module="jit_step")
     assert found.devices == 1
     # The last step has no next one: it ends with its last operation.
     assert found.step_seconds == pytest.approx((0.010, 0.010, 0.008))
     total = 28.0
-    assert found.shares == pytest.approx(
+    assert found.fractions == pytest.approx(
         {
             "matrix": 12 / total,
             "other": 6 / total,
@@ -80,20 +80,20 @@ def test_a_gpus_streams_are_told_apart_and_add_up():
             "elsewhere": 0,
         }
     )
-    assert found.idle == pytest.approx(4 / total) and sum(found.shares.values()) + found.idle == pytest.approx(1)
-    assert found.beside["collective"] == pytest.approx(0.003)
-    rows = {row.name: row for row in found.rows}
+    assert found.idle == pytest.approx(4 / total) and sum(found.fractions.values()) + found.idle == pytest.approx(1)
+    assert found.busy_seconds["collective"] == pytest.approx(0.003)
+    rows = {row.name: row for row in found.ops}
     assert (rows["custom-call.7"].seconds, rows["custom-call.7"].count) == (pytest.approx(0.004), 1)
-    assert [row.name for row in found.rows][:2] == ["custom-call.7", "all-reduce-start.1"]
+    assert [row.name for row in found.ops][:2] == ["custom-call.7", "all-reduce-start.1"]
 
 
 def test_devices_are_averaged_and_other_programs_set_apart():
     name, lines = gpu(1)
     lines["Stream #7(Compute)"].append(kernel("gemm", "dot.1", 9, 1, module="jit_encode_images"))
-    found = trace.summarise(space(gpu(0), (name, lines)), steps=3, module="jit_step")
+    found = trace.summarize(space(gpu(0), (name, lines)), steps=3, module="jit_step")
     assert found.devices == 2
-    assert found.shares["elsewhere"] == pytest.approx(1 / 56) and found.shares["matrix"] == pytest.approx(24 / 56)
-    assert any(row.name == "jit_encode_images: dot.1" and row.kind == "elsewhere" for row in found.rows)
+    assert found.fractions["elsewhere"] == pytest.approx(1 / 56) and found.fractions["matrix"] == pytest.approx(24 / 56)
+    assert any(row.name == "jit_encode_images: dot.1" and row.kind == "elsewhere" for row in found.ops)
 
 
 def test_a_tpus_operations_belong_to_the_programs_that_run_above_them():
@@ -126,15 +126,17 @@ def test_a_tpus_operations_belong_to_the_programs_that_run_above_them():
         "Async XLA Ops": [("%x = copy-start()", 0, 40, {})],
     }
     sparse = {"XLA Ops": [("%gather.1 = f32[] gather()", 0, 1, {})]}
-    found = trace.summarise(
+    found = trace.summarize(
         space(("/device:TPU:0", plane), ("/device:TPU:0 SparseCore 0", sparse)), steps=2, module="jit_step"
     )
     assert found.devices == 1
     assert found.step_seconds == pytest.approx((0.020, 0.012))
-    assert found.shares["matrix"] == pytest.approx(12 / 32) and found.shares["collective"] == pytest.approx(8 / 32)
-    assert found.shares["control"] == pytest.approx(4 / 32) and found.shares["elsewhere"] == pytest.approx(4 / 32)
+    assert found.fractions["matrix"] == pytest.approx(12 / 32) and found.fractions["collective"] == pytest.approx(
+        8 / 32
+    )
+    assert found.fractions["control"] == pytest.approx(4 / 32) and found.fractions["elsewhere"] == pytest.approx(4 / 32)
     assert found.idle == pytest.approx(4 / 32)
-    rows = {row.name: row for row in found.rows}
+    rows = {row.name: row for row in found.ops}
     assert rows["fusion.2"].count == 2 and "while.1" not in rows  # which lasts as long as what it runs
 
 
@@ -142,19 +144,19 @@ def test_the_compiled_program_says_what_a_name_hides():
     plane = space(
         ("/device:GPU:0", {"Stream #1": [kernel("fusion_5", "fusion.5", 0, 1), kernel("nccl", "gemm.1", 1, 1)]})
     )
-    found = trace.summarise(plane, steps=1, kinds={"fusion.5": "matrix", "gemm.1": "other"}, module="jit_step")
-    assert found.shares["matrix"] == found.shares["other"] == pytest.approx(0.5)
+    found = trace.summarize(plane, steps=1, kinds={"fusion.5": "matrix", "gemm.1": "other"}, module="jit_step")
+    assert found.fractions["matrix"] == found.fractions["other"] == pytest.approx(0.5)
 
 
 def test_where_events_were_lost_the_steps_are_taken_as_equally_long():
     plane = space(("/device:GPU:0", {"Stream #1": [kernel("a", "a", 0, 1), kernel("b", "b", 8, 1)]}))
-    assert trace.summarise(plane, steps=3).step_seconds == pytest.approx((0.003, 0.003, 0.003))
+    assert trace.summarize(plane, steps=3).step_seconds == pytest.approx((0.003, 0.003, 0.003))
 
 
 @pytest.mark.parametrize("planes", [(), (("/host:CPU", {"python": [("f", 0, 1, {})]}),), (("/device:GPU:0", {}),)])
 def test_a_trace_without_operations_is_refused(planes):
-    with pytest.raises(trace.NothingTraced, match="no operation"):
-        trace.summarise(space(*planes), steps=1)
+    with pytest.raises(trace.EmptyTrace, match="no device operations"):
+        trace.summarize(space(*planes), steps=1)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_a_trace_without_operations_is_refused(planes):
     ],
 )  # fmt: skip
 def test_names_let_guess(name, kind):
-    assert named(name) == kind
+    assert kind_from_name(name) == kind
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +188,7 @@ def compiled():
 
 
 def test_a_compiled_programs_instructions_have_kinds(compiled):
-    kinds, module = kinds_of(compiled[0])
+    kinds, module = instruction_kinds(compiled[0])
     assert module == "jit_work"
     assert {"matrix", "control", "collective", "other"} <= set(kinds.values())
     assert all(kind == "collective" for name, kind in kinds.items() if name.startswith("all-reduce"))
@@ -216,12 +218,12 @@ def test_a_profile_of_steps_here(compiled, tmp_path, messages):
         assert words in summary, words
     assert len(summary.splitlines()) < 45 and max(map(len, summary.splitlines()[:-1])) <= 100
     (path,) = folder.rglob("*.xplane.pb")
-    found = trace.summarise(jax.profiler.ProfileData.from_file(str(path)), steps=4, module="jit_work")
-    rows = {row.name: row.count for row in found.rows}
+    found = trace.summarize(jax.profiler.ProfileData.from_file(str(path)), steps=4, module="jit_work")
+    rows = {row.name: row.count for row in found.ops}
     assert (
         len(found.step_seconds) == 4 and 1 in rows.values() and 3 in rows.values()
     )  # the loop's body runs three times
-    assert sum(found.shares.values()) + found.idle == pytest.approx(1)
+    assert sum(found.fractions.values()) + found.idle == pytest.approx(1)
     assert len(messages) == 1 and "summary.txt" in messages[-1] and "a step took" in messages[-1]
 
 
@@ -262,22 +264,22 @@ def test_a_profiler_that_fails_is_said_and_the_run_goes_on(compiled, tmp_path, m
         ended = profiled(tmp_path, compiled, (2, 3))
     assert messages == ["profiling is not possible here: no permission for counters"] and len(ended) == 9
     messages.clear()
-    monkeypatch.setattr(profiler.trace, "summarise", broken)
+    monkeypatch.setattr(profiler.trace, "summarize", broken)
     profiled(tmp_path, compiled, (2, 3))
     assert len(messages) == 1 and "could not be summed up: RuntimeError: no permission" in messages[-1]
 
 
 def test_the_page_has_the_dearest_operations_and_fits():
-    found = trace.summarise(space(gpu(0)), steps=3, module="jit_step")
-    many = [trace.Row(name="x" * 200, kind="other", seconds=1e-3, count=1.0)] * 40
-    shown = trace.Summary(**{**vars(found), "rows": tuple(many)})
-    host = {"data": 0.001, "evaluation": 3.21, "checkpoint": 0.5}
-    page = trace_text.text(shown, title="steps 1-3 on 1 x GPU", path="trace.pb", host=host)
-    assert "in between      evaluation 3.2s, saving checkpoints 0.5s\n" in page and "data" not in page
-    assert "in between" not in trace_text.text(shown, title="", path="", host={"data": 0.001})
-    assert page.count("x…") == 1 * trace_text.SHOWN and "and 25 more" in page
+    found = trace.summarize(space(gpu(0)), steps=3, module="jit_step")
+    many = [trace.OpTime(name="x" * 200, kind="other", seconds=1e-3, count=1.0)] * 40
+    shown = trace.Summary(**{**vars(found), "ops": tuple(many)})
+    host = ["evaluation 3.2s", "saving checkpoints 0.5s"]
+    page = trace_text.format_summary(shown, title="steps 1-3 on 1 x GPU", path="trace.pb", host=host)
+    assert "in between      evaluation 3.2s, saving checkpoints 0.5s\n" in page
+    assert "in between" not in trace_text.format_summary(shown, title="", path="")
+    assert page.count("x…") == 1 * trace_text.MAX_OPS and "and 25 more" in page
     assert max(map(len, page.splitlines())) <= 100
-    assert trace_text.brief(found).startswith("a step took 9.3 ms: matrix products and attention 43%")
+    assert trace_text.format_line(found).startswith("a step took 9.3 ms: matrix products and attention 43%")
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_what_a_run_computes_is_not_taken_for_a_measurement_of_speed():
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_flops_beside_compilation_are_those_of_the_step_with_nothing_computed_twice(remat):
-    experiment, _ = abstract_data.settled(tiny.experiment(), shards=8)
+    experiment, _ = abstract_data.resolve_without_data(tiny.experiment(), shards=8)
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat=remat))
     batch = abstract_data.batch_shapes(experiment)
     traced = Program(experiment).trace(batch)
