@@ -13,12 +13,11 @@ from mmjax.augment.common.base import Augmented, Features, Similarity, Tap, Term
 from mmjax.augment.common.mixing import Draw, Targets, beta_share, flipped, mixed_source, share_metrics, shared_source
 from mmjax.augment.common.schedules import Strength
 from mmjax.core.config import ConfigError
+from mmjax.core.numerics import EXCLUDED
 from mmjax.core.sphere import slerp, unit
 from mmjax.core.types import Metrics, Provenance
 
 Mode = Literal["m2", "v", "l", "vl"]
-
-_EXCLUDED = -1e30
 
 
 class Augmentation(base.Base):
@@ -134,6 +133,6 @@ def mixed_negatives(pairs: Features, mixed: jax.Array, *, similarity: Similarity
     loss = jnp.zeros((), jnp.float32)
     for rows in (pairs.image, pairs.text):
         others = similarity.logits(rows, mixed)
-        logits = jnp.where(itself, own[:, None], jnp.where(allowed, others, _EXCLUDED))
+        logits = jnp.where(itself, own[:, None], jnp.where(allowed, others, EXCLUDED))
         loss += jnp.sum(jnp.where(valid, jax.nn.logsumexp(logits, axis=1) - own, 0.0)) / count
     return loss

@@ -12,7 +12,7 @@ from flax import nnx
 from mmjax.augment.common import base, schedules
 from mmjax.augment.common.base import Augmented, Features, Similarity, Tap, Terms, TowerInfo, View
 from mmjax.augment.common.divergences import jensen_shannon
-from mmjax.augment.common.gan import Discriminator, Game, Generator, dense, mean_where, played
+from mmjax.augment.common.gan import Discriminator, Game, Generator, dense, played
 from mmjax.augment.common.mixing import flipped, shared_source
 from mmjax.augment.common.schedules import Schedule, Strength
 from mmjax.augment.common.token_mixing import (
@@ -26,9 +26,8 @@ from mmjax.augment.common.token_mixing import (
     token_mix,
 )
 from mmjax.core.config import ConfigError
+from mmjax.core.numerics import EXCLUDED, masked_mean
 from mmjax.core.types import Metrics, Provenance
-
-_EXCLUDED = -1e30
 
 
 class Augmentation(base.Base):
@@ -166,7 +165,7 @@ class Augmentation(base.Base):
             contrasts.append(own_contrast(new, old, source=source, similarity=similarity))
             logits = [similarity.logits(rows, across) for rows in (old, new)]
             change = jensen_shannon(*logits, where=across_valid[None, :])
-            changes.append(mean_where(change, source.valid))
+            changes.append(masked_mean(change, source.valid))
 
         if self.text is not None:
             source = jax.tree.map(lambda x: x[:n], pairs.text_source)
@@ -206,7 +205,7 @@ class Augmentation(base.Base):
         game, metrics = played(
             networks.discriminator, still, made, where=content, game=self.adversary, key=keys[2], dropout=self.dropout
         )
-        divergence = mean_where(jensen_shannon(still, made), content)
+        divergence = masked_mean(jensen_shannon(still, made), content)
         factor = schedules.at(self.adversarial, step)
         terms = {name: factor * value for name, value in game.items()}
         terms["jsd"] = schedules.at(self.jsd, step) * divergence
@@ -217,7 +216,7 @@ class Augmentation(base.Base):
         enhanced = jnp.where(valid[..., None], enhanced.astype(tokens.dtype), tokens)
         metrics |= {
             "divergence": divergence,
-            "mixed_share": mean_where(source > 0, content),
+            "mixed_share": masked_mean(source > 0, content),
             "made_length": _length(made, content) / jnp.maximum(_length(still, content), 1e-6),
             "added_length": _length(added, valid) / jnp.maximum(_length(still, valid), 1e-6),
         }
@@ -259,8 +258,8 @@ def own_contrast(new: jax.Array, old: jax.Array, *, source: Provenance, similari
     logits = similarity.logits(new, old)
     itself = jnp.eye(new.shape[0], dtype=bool)
     allowed = source.valid[None, :] & ~shared_source(source, source) | itself
-    loss = jax.nn.logsumexp(jnp.where(allowed, logits, _EXCLUDED), axis=1) - jnp.diagonal(logits)
-    return mean_where(loss, source.valid)
+    loss = jax.nn.logsumexp(jnp.where(allowed, logits, EXCLUDED), axis=1) - jnp.diagonal(logits)
+    return masked_mean(loss, source.valid)
 
 
 def _joined(parts: Sequence[jax.Array]) -> jax.Array:
@@ -270,4 +269,4 @@ def _joined(parts: Sequence[jax.Array]) -> jax.Array:
 def _length(x: jax.Array, where: jax.Array) -> jax.Array:
     """The root of the mean square of tokens ``where``; a number that nothing is learnt from."""
     square = jnp.mean(jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32)), axis=-1)
-    return jnp.sqrt(mean_where(square, where))
+    return jnp.sqrt(masked_mean(square, where))

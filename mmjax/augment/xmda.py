@@ -17,6 +17,7 @@ from mmjax.augment.common.base import Augmented, Features, Similarity, Tap, Term
 from mmjax.augment.common.divergences import jensen_shannon
 from mmjax.augment.common.schedules import Strength
 from mmjax.core.config import ConfigError
+from mmjax.core.numerics import masked_mean
 from mmjax.core.sphere import unit
 from mmjax.core.types import Metrics, Provenance
 
@@ -177,14 +178,14 @@ class Augmentation(base.Base):
             views.append(dataclasses.replace(view, role="consistency", name=side))
             held = jax.lax.stop_gradient(own) if self.gradient == "mixed" else own
             cosine = jnp.sum(unit(held) * unit(there), axis=-1)
-            distance = _mean(1 - cosine, replaced)
+            distance = masked_mean(1 - cosine, replaced)
             terms[f"{side}_feature"] = schedules.at(self.feature, step) * gate * distance
             metrics |= {
-                f"{side}_mixed": _mean(replaced.astype(jnp.float32), free),
-                f"{side}_agreement": _mean(jax.lax.stop_gradient(cosine), free),
+                f"{side}_mixed": masked_mean(replaced.astype(jnp.float32), free),
+                f"{side}_agreement": masked_mean(jax.lax.stop_gradient(cosine), free),
             }
             if position is None:
-                metrics[f"{side}_entropy"] = _mean(align.entropy(weights), free)
+                metrics[f"{side}_entropy"] = masked_mean(align.entropy(weights), free)
         return Augmented(views=views, terms=terms, metrics={"gate": gate, **metrics})
 
     def compare(
@@ -207,7 +208,7 @@ class Augmentation(base.Base):
             by_image = jensen_shannon(mixed, known, where=valid)
             by_text = jensen_shannon(mixed.T, known.T, where=valid)
             each = 0.5 * (by_image + by_text) * jnp.sum(source.weight, axis=1)
-            metrics[f"{side}_js"] = _mean(each, valid)
+            metrics[f"{side}_js"] = masked_mean(each, valid)
             terms[f"{side}_consistency"] = schedules.at(self.consistency, step) * metrics[f"{side}_js"]
         return terms, metrics
 
@@ -250,14 +251,9 @@ def recognised(
             logits, jnp.zeros(logits.shape[:2]), labels, 1.0 - given.astype(jnp.float32), blank_id=blank
         )
     position = jnp.where(spelt[:, None], 1 + align.ctc_positions(path), -1)
-    return position, _mean(each, spelt)
+    return position, masked_mean(each, spelt)
 
 
 def _gated(source: Provenance, gate: jax.Array) -> Provenance:
     """Rows that have no loss of their own where the gate is 0."""
     return dataclasses.replace(source, weight=gate * source.weight)
-
-
-def _mean(x: jax.Array, where: jax.Array) -> jax.Array:
-    """Over the entries that count; 0 of none."""
-    return jnp.sum(jnp.where(where, x, 0.0)) / jnp.maximum(jnp.sum(where, dtype=jnp.float32), 1.0)

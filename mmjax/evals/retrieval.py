@@ -6,15 +6,16 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import numpy as np
 
 from mmjax.core.config import ConfigError
+from mmjax.core.sphere import modality_gap, uniformity
 from mmjax.evals.common.embedder import BoundEmbedder, open_split
 from mmjax.evals.common.ranks import Ranks, Ties, count
 
 RECALL_AT = (1, 5, 10)
-SPREAD_ROWS = 4096  # of which every pair is compared
-_BLOCK = 512
+UNIFORMITY_ROWS = 4096  # uniformity compares all pairs of this many rows
 
 
 class Evaluator:
@@ -72,9 +73,9 @@ class Evaluator:
             parts.append(metrics(*ranks, ties=self.ties))
         mean = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
         mean |= {
-            "uniformity_image": uniformity(data.images),
-            "uniformity_text": uniformity(data.texts),
-            "modality_gap": modality_gap(data.images, data.texts),
+            "uniformity_image": _on_device(uniformity, evenly_spaced(data.images, UNIFORMITY_ROWS)),
+            "uniformity_text": _on_device(uniformity, evenly_spaced(data.texts, UNIFORMITY_ROWS)),
+            "modality_gap": _on_device(modality_gap, data.images, data.texts),
         }
         counts = {"num_images": len(data.images), "num_captions": len(data.captions), "num_unreadable": data.skipped}
         return mean | {name: float(value) for name, value in counts.items()}
@@ -163,29 +164,15 @@ def metrics(image_to_text: Ranks, text_to_image: Ranks, *, ties: Ties = "pessimi
     return result
 
 
-def uniformity(rows: np.ndarray, *, limit: int = SPREAD_ROWS) -> float:
-    """``log mean_{i≠j} exp(-2 ‖x_i - x_j‖²)`` of rows f32[n, E]; a single row has no pair, and is one point: 0.
+def _on_device(function: Callable[..., jax.Array], *arrays: np.ndarray) -> float:
+    """``function`` of host arrays, moved explicitly, because training forbids implicit transfers."""
+    return float(jax.device_get(jax.jit(function)(*map(jax.device_put, arrays))))
 
-    Of more than ``limit`` rows as many are taken, evenly spaced, because the work grows with their square.
-    """
+
+def evenly_spaced(rows: np.ndarray, limit: int) -> np.ndarray:
+    """At most ``limit`` of the rows, evenly spaced."""
     n = min(len(rows), limit)
-    if n < 2:
-        return 0.0
-    x = rows[np.arange(n) * len(rows) // n].astype(np.float32)
-    square = np.einsum("ne,ne->n", x, x)
-    total = 0.0
-    for start in range(0, n, _BLOCK):
-        block = x[start : start + _BLOCK]
-        distance = square[start : start + _BLOCK, None] + square - 2 * (block @ x.T)
-        near = np.exp(-2 * np.maximum(distance, 0))
-        near[np.arange(len(block)), start + np.arange(len(block))] = 0
-        total += float(np.sum(near, dtype=np.float64))
-    return float(np.log(total / (n * (n - 1))))
-
-
-def modality_gap(images: np.ndarray, texts: np.ndarray) -> float:
-    """The distance of the two sides' mean unit vectors, from f32[n, E] and f32[m, E]."""
-    return float(np.linalg.norm(images.mean(0, dtype=np.float64) - texts.mean(0, dtype=np.float64)))
+    return rows[np.arange(n) * len(rows) // n]
 
 
 def _best(gallery: np.ndarray, query: np.ndarray) -> Iterator[tuple[int, float]]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mmjax.core.numerics import EXCLUDED
 from mmjax.core.types import Metrics, Provenance
 from mmjax.objectives.common.base import Base
 from mmjax.objectives.common.sweep import Sweep
@@ -17,8 +18,6 @@ from mmjax.objectives.common.tiles import count
 
 _Scales = tuple[jax.Array, jax.Array]  # scale and bias, f32[]
 _Side = tuple[jax.Array, Labels]  # unit rows f32[N, D] and what they are labelled with
-
-_EXCLUDED = -1e30  # a finite stand-in for -inf, so that zero times it is zero
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,13 +69,13 @@ class _Queries:
     def none(cls, rows: int) -> _Queries:
         """Before any logit."""
         zero = jnp.zeros(rows, jnp.float32)
-        return cls(best=zero + 2 * _EXCLUDED, rest=zero + _EXCLUDED, total=zero, positive=zero, mass=zero)
+        return cls(best=zero + 2 * EXCLUDED, rest=zero + EXCLUDED, total=zero, positive=zero, mass=zero)
 
     @classmethod
     def of(cls, logits: jax.Array, target: jax.Array, *, axis: int) -> _Queries:
         """Of a block of the matrix."""
-        best = jax.lax.stop_gradient(jnp.max(jnp.where(target > 0, logits, 2 * _EXCLUDED), axis))
-        rest = jax.lax.stop_gradient(jnp.max(jnp.where(target > 0, _EXCLUDED, logits), axis))
+        best = jax.lax.stop_gradient(jnp.max(jnp.where(target > 0, logits, 2 * EXCLUDED), axis))
+        rest = jax.lax.stop_gradient(jnp.max(jnp.where(target > 0, EXCLUDED, logits), axis))
         top = jnp.maximum(best, rest)
         return cls(
             best=best,
@@ -149,7 +148,7 @@ def _block(scales: _Scales, image: _Side, text: _Side) -> tuple[jax.Array, jax.A
     """Logits and targets of image by text rows."""
     scale, bias = scales
     target, pairs = targets_of(image[1], text[1])
-    return jnp.where(pairs, scale * similarity(image[0], text[0]) + bias, _EXCLUDED), target
+    return jnp.where(pairs, scale * similarity(image[0], text[0]) + bias, EXCLUDED), target
 
 
 def _seen(scales: _Scales, image: _Side, text: _Side) -> tuple[_Queries, _Queries]:

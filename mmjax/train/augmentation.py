@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import inspect
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from mmjax.augment.common.base import Base, Features, Similarity, Tap, TowerInfo
 from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins, rng
 from mmjax.core.config import ConfigError, bind
-from mmjax.core.sphere import unit
+from mmjax.core.sphere import modality_gap, uniformity, unit
 from mmjax.core.state import AugmentState, Params
 from mmjax.core.types import Metrics
 from mmjax.models.clip import Clip
@@ -30,8 +29,8 @@ FOLDER = "mmjax.augment"
 
 Objective = Callable[..., tuple[jax.Array, Metrics]]
 
-SPREAD_ROWS = 1024
-"""Of which every pair is compared for the uniformity: all pairs of a large batch would take more than its logits."""
+UNIFORMITY_ROWS = 1024
+"""Uniformity compares the pairs of this many rows: all pairs of a large batch would take more than its logits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,9 +187,9 @@ class Augmentations:
 
         total = jnp.zeros((), jnp.float32)
         metrics: Metrics = {
-            "uniformity_image": uniformity(clean.image),
-            "uniformity_text": uniformity(clean.text),
-            "modality_gap": modality_gap(clean),
+            "uniformity_image": uniformity(clean.image[:UNIFORMITY_ROWS]),
+            "uniformity_text": uniformity(clean.text[:UNIFORMITY_ROWS]),
+            "modality_gap": modality_gap(clean.image, clean.text),
         }
         for name, module in modules.items():
             answer = answers[name]
@@ -239,20 +238,5 @@ def _geometry(view: View, rows: Features, clean: Features) -> Metrics:
             new, old = getattr(rows, side), getattr(clean, side)
             if new.shape == old.shape:
                 found[f"{view.name}_{side}_cosine"] = jnp.mean(jnp.sum(new * old, axis=-1))
-            found[f"{view.name}_uniformity_{side}"] = uniformity(new)
-    return found | {f"{view.name}_modality_gap": modality_gap(rows)}
-
-
-def modality_gap(rows: Features) -> jax.Array:
-    """How far apart the means of both sides' unit rows lie (Liang et al. 2022, arXiv:2203.02053); f32[]."""
-    gap = jnp.mean(rows.image, axis=0) - jnp.mean(rows.text, axis=0)
-    return jnp.sqrt(jnp.sum(jnp.square(gap)))
-
-
-def uniformity(rows: jax.Array) -> jax.Array:
-    """``log mean_{i≠j} exp(-2 |x_i - x_j|²)`` of the first unit rows (Wang & Isola 2020, arXiv:2005.10242); f32[]."""
-    rows = rows[:SPREAD_ROWS]
-    n = rows.shape[0]
-    logits = 4 * (jnp.einsum("nd,md->nm", rows, rows) - 1)
-    apart = jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, logits)
-    return jax.nn.logsumexp(apart) - math.log(max(n * (n - 1), 1))
+            found[f"{view.name}_uniformity_{side}"] = uniformity(new[:UNIFORMITY_ROWS])
+    return found | {f"{view.name}_modality_gap": modality_gap(rows.image, rows.text)}

@@ -5,7 +5,6 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,7 +18,6 @@ from mmjax.core.types import Batch, Provenance
 from mmjax.models import presets
 from mmjax.models.config import ClipConfig
 from mmjax.parallel.sharding import batch_shardings
-from mmjax.train import augmentation
 from mmjax.train.augmentation import Augmentations
 from mmjax.train.program import Program, with_shardings
 from support import features, tiny
@@ -256,16 +254,3 @@ def test_a_step_with_augmentations_is_the_same_on_every_mesh(monkeypatch):
             np.testing.assert_allclose(a, b, atol=2e-3)
         for name, value in want.items():
             assert got[name] == pytest.approx(value, rel=5e-3, abs=2e-3), name
-
-
-def test_uniformity_and_gap_are_the_papers_over_the_first_rows(monkeypatch):
-    random = np.random.default_rng(0)
-    x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in random.normal(size=(2, 9, 4)))
-    for limit in (9, 5):
-        monkeypatch.setattr(augmentation, "SPREAD_ROWS", limit)
-        part = x[:limit]
-        pairs = [np.exp(-2 * np.sum((a - b) ** 2)) for i, a in enumerate(part) for j, b in enumerate(part) if i != j]
-        got = augmentation.uniformity(jnp.asarray(x, jnp.float32))
-        np.testing.assert_allclose(got, np.log(np.mean(pairs)), rtol=1e-5)
-    rows = dataclasses.replace(features.features(), image=jnp.asarray(x, jnp.float32), text=jnp.asarray(y, jnp.float32))
-    np.testing.assert_allclose(augmentation.modality_gap(rows), np.linalg.norm(x.mean(0) - y.mean(0)), rtol=1e-5)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mmjax.core.numerics import EXCLUDED
 from mmjax.core.sphere import unit
 
-_EXCLUDED = -1e30
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -24,7 +24,7 @@ def cosines(own: jax.Array, other: jax.Array) -> jax.Array:
 def attention(similarity: jax.Array, other: jax.Array, *, temperature: float) -> jax.Array:
     """``softmax(similarity / temperature)`` over the tokens that ``other`` bool[B, S] calls valid: f32[B, T, S]."""
     logits = jax.lax.stop_gradient(similarity) / temperature
-    return jax.nn.softmax(jnp.where(other[:, None, :], logits, _EXCLUDED), axis=-1)
+    return jax.nn.softmax(jnp.where(other[:, None, :], logits, EXCLUDED), axis=-1)
 
 
 def transport(
@@ -49,11 +49,11 @@ def transport(
     # A sequence without valid tokens would have an infinite mass at each; its weights are not used.
     own, other = (mask | ~jnp.any(mask, axis=1, keepdims=True) for mask in (own, other))
     mass = [-jnp.log(jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.float32)) for mask in (own, other)]
-    logits = jnp.where(other[:, None, :], logits, _EXCLUDED)
+    logits = jnp.where(other[:, None, :], logits, EXCLUDED)
 
     def turn(_: jax.Array, g: jax.Array) -> jax.Array:
         f = mass[0] - jax.nn.logsumexp(logits + g[:, None, :], axis=2)
-        g = mass[1] - jax.nn.logsumexp(jnp.where(own[:, :, None], logits + f[:, :, None], _EXCLUDED), axis=1)
+        g = mass[1] - jax.nn.logsumexp(jnp.where(own[:, :, None], logits + f[:, :, None], EXCLUDED), axis=1)
         return jnp.where(other, g, 0.0)
 
     g = jax.lax.fori_loop(0, iterations, turn, jnp.zeros_like(other, jnp.float32))
@@ -97,11 +97,11 @@ def ctc_path(
         before = jnp.concatenate([jnp.full(2, blank), spoken[:-2]])
         skips = (spoken != blank) & (spoken != before) & (states > 1)
         emitted = log_probs[:, spoken]
-        start = jnp.where(states < 2, emitted[0], _EXCLUDED)
+        start = jnp.where(states < 2, emitted[0], EXCLUDED)
 
         def on(score: jax.Array, emission: jax.Array) -> tuple[jax.Array, jax.Array]:
-            earlier = jnp.pad(score, (2, 0), constant_values=_EXCLUDED)
-            options = jnp.stack([score, earlier[1:-1], jnp.where(skips, earlier[:-2], _EXCLUDED)])
+            earlier = jnp.pad(score, (2, 0), constant_values=EXCLUDED)
+            options = jnp.stack([score, earlier[1:-1], jnp.where(skips, earlier[:-2], EXCLUDED)])
             return jnp.max(options, axis=0) + emission, jnp.argmax(options, axis=0)
 
         def back(state: jax.Array, moves: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-_EXCLUDED = -1e30
+from mmjax.core.numerics import EXCLUDED
 
 Mask = Literal["abs", "correct", "rel"]
 
@@ -26,7 +26,7 @@ def jensen_shannon(a: jax.Array, b: jax.Array, *, where: jax.Array | None = None
     """
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     if where is not None:
-        a, b = jnp.where(where, a, _EXCLUDED), jnp.where(where, b, _EXCLUDED)
+        a, b = jnp.where(where, a, EXCLUDED), jnp.where(where, b, EXCLUDED)
     log_p, log_q = jax.nn.log_softmax(a, axis=-1), jax.nn.log_softmax(b, axis=-1)
     if where is not None:  # the difference of two excluded entries is their rounding error
         log_p, log_q = jnp.where(where, log_p, 0.0), jnp.where(where, log_q, 0.0)
@@ -48,7 +48,7 @@ def softmax_consistency(
     mask: Mask,
 ) -> tuple[jax.Array, jax.Array]:
     """``1/B Σ_b m_b KL(softmax changed_b ‖ softmax clean_b)`` and the share of rows in the mask; B without padding."""
-    log_q, log_p = (jax.nn.log_softmax(jnp.where(valid, x, _EXCLUDED), axis=1) for x in (changed, clean))
+    log_q, log_p = (jax.nn.log_softmax(jnp.where(valid, x, EXCLUDED), axis=1) for x in (changed, clean))
     top = jnp.exp(jnp.max(log_p, axis=1))
     if mask == "rel":
         threshold = threshold * jnp.max(jnp.where(valid, top, 0.0))
@@ -78,7 +78,7 @@ def bernoulli_consistency(
     entries that are in the mask.
     """
     kept, further = (valid[:, None] & valid[None, :] & which for which in (positive, ~positive))
-    height, hardest = jax.lax.top_k(jnp.where(further, clean, _EXCLUDED), min(negatives, clean.shape[1]))
+    height, hardest = jax.lax.top_k(jnp.where(further, clean, EXCLUDED), min(negatives, clean.shape[1]))
     log_p, log_p_not = jax.nn.log_sigmoid(clean), jax.nn.log_sigmoid(-clean)
     log_q, log_q_not = jax.nn.log_sigmoid(changed), jax.nn.log_sigmoid(-changed)
     divergence = jnp.exp(log_q) * (log_q - log_p) + jnp.exp(log_q_not) * (log_q_not - log_p_not)
@@ -86,7 +86,7 @@ def bernoulli_consistency(
 
     def chosen(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Of the positives, and of the hardest negatives; zero elsewhere."""
-        there = height > 0.5 * _EXCLUDED
+        there = height > 0.5 * EXCLUDED
         return jnp.where(kept, x, 0), jnp.where(there, jnp.take_along_axis(x, hardest, axis=1), 0)
 
     if mask == "rel":

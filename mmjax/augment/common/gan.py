@@ -10,6 +10,7 @@ from flax import nnx
 
 from mmjax.augment.common.base import Terms, reversed_gradient
 from mmjax.augment.common.layers import dropped
+from mmjax.core.numerics import masked_mean
 from mmjax.core.types import Metrics
 
 Game = Literal["minimax", "nonsaturating"]
@@ -46,12 +47,6 @@ class Discriminator(nnx.Module):
         return self.fc2(hidden.astype(jnp.float32))[..., 0]
 
 
-def mean_where(x: jax.Array, where: jax.Array) -> jax.Array:
-    """f32[]: the mean of x where ``where``, of the same shape, is true; 0 where it never is."""
-    count = jnp.sum(where, dtype=jnp.float32)
-    return jnp.sum(jnp.where(where, x.astype(jnp.float32), 0.0)) / jnp.maximum(count, 1.0)
-
-
 def played(
     discriminator: Discriminator,
     real: jax.Array,  # [B, L, D]
@@ -77,14 +72,14 @@ def played(
     held = reversed_gradient(made, one) if game == "minimax" else jax.lax.stop_gradient(made)
     on_real = discriminator(jax.lax.stop_gradient(real), keys[0], dropout=dropout)
     on_made = discriminator(held, keys[1], dropout=dropout)
-    against = mean_where(jax.nn.softplus(-on_real), where) + mean_where(jax.nn.softplus(on_made), where)
+    against = masked_mean(jax.nn.softplus(-on_real), where) + masked_mean(jax.nn.softplus(on_made), where)
     metrics: Metrics = {
-        "real_accuracy": mean_where(on_real > 0, where),
-        "made_accuracy": mean_where(on_made < 0, where),
+        "real_accuracy": masked_mean(on_real > 0, where),
+        "made_accuracy": masked_mean(on_made < 0, where),
     }
     if game == "minimax":
         return {"adversarial": against}, metrics
     graph, state = nnx.split(discriminator)
     frozen = nnx.merge(graph, jax.lax.stop_gradient(state))
-    deceived = mean_where(jax.nn.softplus(-frozen(made, keys[1], dropout=dropout)), where)
+    deceived = masked_mean(jax.nn.softplus(-frozen(made, keys[1], dropout=dropout)), where)
     return {"discriminator": against, "generator": deceived}, metrics

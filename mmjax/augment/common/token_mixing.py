@@ -13,11 +13,11 @@ from flax import nnx
 from mmjax.augment.common.base import Features
 from mmjax.augment.common.gan import dense
 from mmjax.augment.common.mixing import flipped
+from mmjax.core.numerics import EXCLUDED
 from mmjax.core.types import Provenance
 
 Side = Literal["text", "image"]
 
-_EXCLUDED = -1e30
 _EPSILON = 1e-6
 
 
@@ -132,5 +132,5 @@ class CrossAttention(nnx.Module):
             for layer, z in ((self.query, x), (self.key, keys), (self.value, keys))
         )
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        weights = jax.nn.softmax(jnp.where(valid[:, None, None, :], logits, _EXCLUDED), axis=-1).astype(v.dtype)
+        weights = jax.nn.softmax(jnp.where(valid[:, None, None, :], logits, EXCLUDED), axis=-1).astype(v.dtype)
         return dense(self.out, jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*x.shape[:2], -1))

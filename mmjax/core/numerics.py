@@ -1,0 +1,19 @@
+"""Small numeric helpers that several packages share."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+EXCLUDED = -1e30
+"""The logit of an excluded entry: finite, unlike -inf, so that 0 · EXCLUDED is 0 and gradients stay finite."""
+
+
+def masked_mean(x: jax.Array, where: jax.Array) -> jax.Array:
+    """The float32 mean of the entries of ``x`` at which ``where``, of the same shape, is true; 0 if there are none.
+
+    >>> masked_mean(jnp.array([1.0, 5.0, 3.0]), jnp.array([True, False, True])).item()
+    2.0
+    """
+    count = jnp.sum(where, dtype=jnp.float32)
+    return jnp.sum(jnp.where(where, x.astype(jnp.float32), 0.0)) / jnp.maximum(count, 1.0)
