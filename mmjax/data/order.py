@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from mmjax.core.config import ConfigError
+from mmjax.data.source import Component, Source
 
 Arrangement = Literal["shuffled", "stored"]
 
@@ -22,14 +23,6 @@ _STREAM = 0  # of random numbers; the pipeline has 1, the reader 2
 _LARGEST_TABLE = 1 << 20  # a permutation of this many is 4 MB and takes 20 ms
 _CIRCLE = 1 << 32
 _GOLDEN = 0x9E3779B1  # _CIRCLE divided by the golden ratio, odd: its multiples fill the circle most evenly
-
-
-class Component(NamedTuple):
-    """One source of a mixture: its name for messages, how many examples it has, and its weight."""
-
-    name: str
-    size: int
-    weight: float
 
 
 class Order:
@@ -135,9 +128,9 @@ class Order:
         return self._first[component] + units * self._group
 
 
-def mixture_summary(source: object, *, rows: int) -> list[str]:
+def mixture_summary(source: Source, *, rows: int) -> list[str]:
     """For a mixture, one line per component: its fraction of the rows, and how many epochs ``rows`` rows are."""
-    components: Sequence[Component] = getattr(source, "components", ())
+    components = source.components
     total = sum(component.weight for component in components)
     width = max((len(component.name) for component in components), default=0)
     return [

@@ -30,9 +30,10 @@ import numpy as np
 
 from mmjax.core.config import ConfigError, choose
 from mmjax.data.eval_view import is_encoded
-from mmjax.data.order import Arrangement, Component, Order
-from mmjax.data.reader import Captions, Reader, Source, UnreadableEntry
+from mmjax.data.order import Arrangement, Order
+from mmjax.data.reader import Captions, Reader
 from mmjax.data.sample import BatchRows, Sample
+from mmjax.data.source import Component, Source, UnreadableEntry
 from mmjax.data.token_cache import TokenCache
 from mmjax.data.transform_chain import TransformChain
 
@@ -112,17 +113,17 @@ class Batches:
                 f"process_index={process_index}: must be from 0 to process_count - 1 = {process_count - 1}"
             )
         self._check_divisible(process_count)
-        if distinct and getattr(source, "rows_share_images", False):
+        if distinct and source.rows_share_images:
             raise ConfigError(
                 "distinct=True: rows of one image are examples of their own here; group them (the source's group=True)"
             )
         self._order = Order(
-            getattr(source, "components", None) or (Component("the source", len(source), 1.0),),
+            source.components or (Component("the source", len(source), 1.0),),
             batch_size=batch_size,
             seed=seed,
             group=source.group,
             arrangement=choose(order, get_args(Arrangement), path="order"),  # type: ignore[arg-type]
-            one_component_per_batch=getattr(source, "one_source_per_batch", False),
+            one_component_per_batch=source.one_source_per_batch,
             distinct=distinct,
         )
         rows = batch_size // process_count

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import DataError, Example, Sample, Unreadable
+from mmjax.data.source import Source, UnreadableEntry
 from mmjax.data.transform_chain import TransformChain
 
 Captions = Literal["random", "first"]
-UnreadableEntry = tuple[str, str, str]
-"""Key, reason and detail of an unreadable example."""
 
 _STREAM = 2  # of random numbers; the order has 0, the pipeline 1
 _ATTEMPTS = 32  # examples that are tried for one row
-
-
-class Source(Protocol):
-    """Random access to examples; see ``mmjax.data.sources``."""
-
-    group: int
-    modalities: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Example: ...
 
 
 class Reader:

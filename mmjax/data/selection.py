@@ -11,6 +11,7 @@ import numpy as np
 
 from mmjax.core.config import ConfigError, choose
 from mmjax.data.sample import Example, Unreadable
+from mmjax.data.source import Source, SourceView
 from mmjax.data.text import captions_of
 
 Policy = Literal["raw", "synthetic", "mixed", "filtered"]
@@ -81,24 +82,21 @@ class Selection:
             raise ConfigError(f"max_aspect={self.max_aspect}: a longer side to a shorter; set it to 1 or more, or to 0")
 
 
-class FilteredSource:
+class FilteredSource(SourceView):
     """The examples of ``source`` that a selection keeps, in the source's order and with their ids.
 
-    Other attributes (``modalities``, ``class_names``, ``skipped``, …) are the source's. ``rows`` i64[n] are the places
-    of the examples in the source, ``synthetic`` bool[n] says whose captions are exchanged.
+    ``rows`` i64[n] are the examples' indices in the source, ``synthetic`` bool[n] says whose captions are replaced.
     """
 
-    def __init__(self, source: Any, selection: Selection):
+    def __init__(self, source: Source, selection: Selection):
         if source.group != 1:
             raise ConfigError(
                 f"data.selection: the source's examples come in groups of {source.group}, which a selection would "
                 "split; take single ones"
             )
-        if getattr(source, "components", ()):
+        if source.components:
             raise ConfigError("data.selection: the source is a mixture; give the selection to each of its sources")
-        self.group = 1
-        self.id_limit: int = getattr(source, "id_limit", len(source))
-        self._source = source
+        super().__init__(source)
         self._selection = selection
         self.rows, self.synthetic = _select(source, selection)
         if not len(self.rows):
@@ -108,8 +106,7 @@ class FilteredSource:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self.rows):
-            raise IndexError(f"index {index} is outside the selection, which has {len(self.rows)} examples")
+        index = self.check_index(index)
         example = self._source[int(self.rows[index])]
         if not self.synthetic[index]:
             return example
@@ -117,11 +114,6 @@ class FilteredSource:
         if name not in example:
             raise Unreadable("no caption", f"its example has no {name!r}", key=str(example.get("key", example["id"])))
         return {**example, "captions": captions_of(example[name], str(example.get("key", example["id"])))}
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # also while it is unpickled, when there is no source yet
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self._source, name)
 
     def column(self, name: str) -> np.ndarray:
         """A field of the kept examples, without reading pictures; ``captions`` as they are learnt from."""
@@ -143,7 +135,7 @@ class FilteredSource:
         )
 
 
-def _select(source: Any, selection: Selection) -> tuple[np.ndarray, np.ndarray]:
+def _select(source: Source, selection: Selection) -> tuple[np.ndarray, np.ndarray]:
     """Places i64[n] of the kept examples in order, and bool[n]: with synthetic captions."""
     size, policy = len(source), selection.captions
     raw, threshold = np.full(size, policy != "synthetic"), -math.inf
@@ -166,7 +158,7 @@ def _select(source: Any, selection: Selection) -> tuple[np.ndarray, np.ndarray]:
     return rows, synthetic[rows]
 
 
-def _top(source: Any, name: str, selection: Selection) -> tuple[np.ndarray, float]:
+def _top(source: Source, name: str, selection: Selection) -> tuple[np.ndarray, float]:
     """bool[n]: whose score is at the top; and the least score that is."""
     scores = _scores(source, name)
     if selection.minimum is not None:
@@ -186,7 +178,7 @@ def _top(source: Any, name: str, selection: Selection) -> tuple[np.ndarray, floa
     return chosen, threshold
 
 
-def _by_size(source: Any, selection: Selection) -> np.ndarray:
+def _by_size(source: Source, selection: Selection) -> np.ndarray:
     if not selection.min_side and not selection.max_aspect:
         return np.ones(len(source), bool)
     width, height = (_scores(source, name) for name in (selection.width, selection.height))
@@ -196,7 +188,7 @@ def _by_size(source: Any, selection: Selection) -> np.ndarray:
     return fits & (long <= selection.max_aspect * short) if selection.max_aspect else fits
 
 
-def _drop_short(source: Any, selection: Selection, kept: np.ndarray, synthetic: np.ndarray) -> None:
+def _drop_short(source: Source, selection: Selection, kept: np.ndarray, synthetic: np.ndarray) -> None:
     raw = _column(source, "captions")
     other = raw if selection.synthetic is None else _column(source, selection.synthetic)
     for row in np.flatnonzero(kept).tolist():
@@ -206,16 +198,14 @@ def _drop_short(source: Any, selection: Selection, kept: np.ndarray, synthetic: 
         )
 
 
-def _column(source: Any, name: str) -> np.ndarray:
-    if not hasattr(source, "column"):
-        raise ConfigError(f"data.selection: a source of kind {type(source).__module__} has no columns to select by")
+def _column(source: Source, name: str) -> np.ndarray:
     values = source.column(name)
     if len(values) != len(source):
         raise ConfigError(f"data.selection: column {name!r} has {len(values)} values for {len(source)} examples")
     return values
 
 
-def _scores(source: Any, name: str) -> np.ndarray:
+def _scores(source: Source, name: str) -> np.ndarray:
     values = _column(source, name)
     if values.dtype.kind in "fiu":
         return values.astype(np.float64)
@@ -225,7 +215,7 @@ def _scores(source: Any, name: str) -> np.ndarray:
         raise ConfigError(f"data.selection: column {name!r} holds no numbers; name another") from None
 
 
-def _keys(source: Any) -> np.ndarray:
+def _keys(source: Source) -> np.ndarray:
     """What breaks ties: keys, or ids where a source has no keys."""
     try:
         return _column(source, "key")

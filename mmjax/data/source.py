@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,14 @@ from mmjax.data.sample import Example, Reason
 
 UnreadableEntry = tuple[str, Reason, str]
 """Key, reason and detail of an example that cannot be used."""
+
+
+class Component(NamedTuple):
+    """One source of a mixture: its name for messages, how many examples it has, and its weight."""
+
+    name: str
+    size: int
+    weight: float
 
 
 class Source:
@@ -67,8 +75,8 @@ class Source:
     rows_share_images: bool = False
     """Whether several examples may have one image, and thus one ``id``."""
 
-    components: Sequence[Any] = ()
-    """Of a mixture, its components (``mmjax.data.order.Component``) in the order of their examples."""
+    components: Sequence[Component] = ()
+    """Of a mixture, its components in the order of their examples."""
 
     one_source_per_batch: bool = False
     """Of a mixture, whether each batch comes from one component."""
@@ -89,17 +97,14 @@ class Source:
 
     def column(self, name: str) -> np.ndarray:
         """The field ``name`` of all examples, which ``data.selection`` asks for."""
-        raise ConfigError(f"column={name!r}: the source {self._kind()!r} has no columns to select by; use another one")
+        raise ConfigError(f"column={name!r}: the source {_name(self)!r} has no columns to select by; use another one")
 
     def check_index(self, index: int) -> int:
         """``index`` as an int, from 0; IndexError if there is no such example."""
         index = operator.index(index)
         if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is outside the source {self._kind()!r}, which has {len(self)} examples")
+            raise IndexError(f"index {index} is outside the source {_name(self)!r}, which has {len(self)} examples")
         return index
-
-    def _kind(self) -> str:
-        return type(self).__module__.rpartition(".")[2]
 
 
 class SourceView(Source):
@@ -131,3 +136,7 @@ class SourceView(Source):
     def column(self, name: str) -> np.ndarray:
         """That of the other source."""
         return self._source.column(name)
+
+
+def _name(source: Source) -> str:
+    return type(source).__module__.rpartition(".")[2]

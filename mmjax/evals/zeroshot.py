@@ -36,16 +36,16 @@ class Evaluator:
     ):
         """``source``: options for ``open_source``; ``templates`` (``{}`` is the class) replace the source's."""
         self.split = open_split(open_source, split, source)
-        names = getattr(self.split.source, "class_names", None)
+        names = self.split.source.class_names
         if not names:
             raise ConfigError(f"split={split!r}: the source has no class_names; choose a split for classification")
-        self.templates = tuple(templates or getattr(self.split.source, "templates", None) or ())
+        self.templates = tuple(templates or self.split.source.templates or ())
         if not self.templates or any("{}" not in template for template in self.templates):
             raise ConfigError(
                 f"templates={self.templates!r}: set at least one, each with {{}} where the class name goes"
             )
         self.class_names = list(names)
-        held_out = getattr(self.split.source, "held_out", None)
+        held_out = self.split.source.held_out
         self.held_out = np.zeros(len(names), bool) if held_out is None else np.asarray(held_out, bool)
         if len(self.held_out) != len(names):
             raise ValueError(f"the source's held_out has {len(self.held_out)} values for {len(names)} classes")

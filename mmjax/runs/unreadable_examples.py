@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from mmjax.core.config import ConfigError
-from mmjax.data.reader import UnreadableEntry
 from mmjax.data.sample import DataError
+from mmjax.data.source import Source, UnreadableEntry
 from mmjax.parallel import collectives
 from mmjax.runs.jsonl import LineFile
 
@@ -115,9 +115,9 @@ def summary(reasons: collections.Counter[str]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
 
 
-def check_index(source: Any, *, limit: float) -> list[UnreadableEntry]:
+def check_index(source: Source, *, limit: float) -> list[UnreadableEntry]:
     """What the source left out when it was opened; raises where that is too much to go on."""
-    left_out = [(key, str(reason), detail) for key, reason, detail in getattr(source, "skipped", ())]
+    left_out = list(source.unreadable)
     total = len(left_out) + len(source)
     if len(left_out) > limit * max(total, _SEEN_AT_LEAST):
         key, reason, detail = left_out[0]

@@ -18,7 +18,7 @@ from mmjax.checkpoints.manager import Checkpoints
 from mmjax.checkpoints.orbax_errors import NotSaved
 from mmjax.core.state import TrainState
 from mmjax.data.pipeline import Batches
-from mmjax.data.reader import UnreadableEntry
+from mmjax.data.source import UnreadableEntry
 from mmjax.experiment import Experiment
 from mmjax.parallel import collectives
 from mmjax.parallel.preemption import StopRequest

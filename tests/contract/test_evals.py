@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from mmjax.core import plugins
+from mmjax.data import source
 from mmjax.evals.common.embedder import Embedder
 
 FOLDER = "mmjax.evals"
 
 
-class Everything:
+class Everything(source.Source):
     """Eight examples that have whatever an evaluator may ask for."""
 
     group = 2

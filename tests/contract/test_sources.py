@@ -14,6 +14,7 @@ from mmjax.data.preparing.prepare import prepare
 from mmjax.data.preparing.prepared import Folder
 from mmjax.data.preparing.reencoding import Reencoding
 from mmjax.data.sample import Unreadable
+from mmjax.data.source import Source
 from mmjax.data.transform_chain import TransformChain
 from support import formats
 
@@ -51,7 +52,7 @@ def test_it_is_random_access_deterministic_and_picklable(name, sections):
     source = opened(name, sections)
     twin = pickle.loads(pickle.dumps(source))
     assert len(source) % source.group == 0 and source.modalities == ("image",)
-    assert list(getattr(source, "skipped", ())) == []
+    assert list(source.unreadable) == [] and isinstance(source, Source)
     ids = set()
     for index in reversed(range(len(source))):
         example, again = source[index], twin[index]
@@ -120,9 +121,7 @@ def test_worker_processes_change_nothing(sections):
 
 
 def test_a_mixture_takes_prepared_data_whose_ids_have_gaps(sections, tmp_path):
-    class Gaps:
-        group, modalities = 1, ("image",)
-
+    class Gaps(Source):
         def __len__(self):
             return 10
 
@@ -142,9 +141,7 @@ def test_a_mixture_takes_prepared_data_whose_ids_have_gaps(sections, tmp_path):
 def test_prepared_data_is_selected_by_a_score(sections, tmp_path, monkeypatch):
     monkeypatch.setenv("MMJAX_CACHE", str(tmp_path / "cache"))
 
-    class Scored:
-        group, modalities = 1, ("image",)
-
+    class Scored(Source):
         def __len__(self):
             return 12
 

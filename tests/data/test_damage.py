@@ -96,4 +96,4 @@ def test_every_input_is_used_or_counted(tmp_path, monkeypatch, count):
     assert len(skipped.keys()) >= len(lost) > count // 4
     assert len(set(unusable.values())) >= 4
     # What the index could not take is listed there; nothing is lost between the two.
-    assert len(source) + len(source.skipped) == count
+    assert len(source) + len(source.unreadable) == count

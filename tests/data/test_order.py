@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from mmjax.core.config import ConfigError
 from mmjax.data import order
-from mmjax.data.order import Component, Order, floor_sum, mixture_summary
+from mmjax.data.order import Order, floor_sum, mixture_summary
+from mmjax.data.source import Component, Source
 
 
 def components(*sizes, weights=None):
@@ -116,11 +117,11 @@ def test_the_part_of_a_place():
 
 
 def test_the_shares_in_words():
-    class Mixed:
+    class Mixed(Source):
         components = (Component("web", 1000, 3.0), Component("coco", 50, 1.0))
 
     assert mixture_summary(Mixed(), rows=2000) == [
         "web          1,000 examples   75.0% of the rows  1.5 epochs",
         "coco            50 examples   25.0% of the rows  10 epochs",
     ]
-    assert mixture_summary(object(), rows=2000) == []
+    assert mixture_summary(Source(), rows=2000) == []

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmjax.core.config import ConfigError
-from mmjax.data import order, pipeline, token_cache
+from mmjax.data import order, pipeline, source, token_cache
 from mmjax.data.pipeline import Batches
 
 LENGTH = 6
@@ -18,7 +18,7 @@ GOLDEN_IDS = [1015, 1018, 1019, 1008]
 GOLDEN_TEXTS = [0, 2, 1, 3, 1, 3, 2, 2]
 
 
-class Source:
+class Source(source.Source):
     """Examples whose pixels and texts tell their id; ids are not the places."""
 
     def __init__(self, size, *, group=1, captions=3, negatives=None, modalities=("image",)):
@@ -261,20 +261,20 @@ WORKERS = textwrap.dedent(
     """
     import contextlib
     import numpy as np
-    from mmjax.data import tokenizer
+    from mmjax.data import source, tokenizer
     from mmjax.data.pipeline import Batches
 
-    class Source:
-        group, modalities = 1, ("image",)
+    class Source(source.Source):
         def __len__(self):
             return 11
         def __getitem__(self, i):
             return {"id": i, "image": np.full((8, 8, 3), i, np.uint8), "captions": [f"{w} {i} <eos>" for w in "abc"]}
 
     if __name__ == "__main__":
-        source = Source()
-        words = tokenizer.load("word", context_length=9, captions=[c for i in range(11) for c in source[i]["captions"]])
-        batches = Batches(source, words, batch_size=4, seed=1)
+        numbers = Source()
+        captions = [caption for example in numbers for caption in example["captions"]]
+        words = tokenizer.load("word", context_length=9, captions=captions)
+        batches = Batches(numbers, words, batch_size=4, seed=1)
         with contextlib.closing(batches.stream(start_step=3, workers=2)) as stream:
             for step in range(3, 8):
                 got, expected = next(stream), batches[step]

@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
+from mmjax.data import source
 from mmjax.data.pipeline import Batches
 from mmjax.data.reader import Reader, sample_without_replacement
 from mmjax.data.sample import DataError, Unreadable
 from mmjax.data.transform_chain import TransformChain
 
 
-class Source:
+class Source(source.Source):
     """Some examples cannot be read, some only not decoded, some have no caption."""
-
-    group, modalities = 1, ("image",)
 
     def __init__(self, size=40, *, missing=(), garbage=(), silent=(), components=None):
         self.size, self.missing, self.garbage, self.silent = size, set(missing), set(garbage), set(silent)
@@ -77,7 +76,7 @@ def test_substitutes_depend_on_neither_threads_nor_processes_nor_where_one_start
 
 
 def test_a_substitute_comes_from_the_same_part_of_a_mixture():
-    from mmjax.data.order import Component
+    from mmjax.data.source import Component
 
     components = (Component("a", 30, 1.0), Component("b", 10, 1.0))
     made = batches(Source(missing=range(30, 36), components=components))

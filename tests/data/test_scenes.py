@@ -72,7 +72,7 @@ def test_a_smaller_set_is_a_prefix_of_a_larger(twins):
         assert a["id"] == b["id"] == i and a["captions"] == b["captions"]
         np.testing.assert_array_equal(a["image"], b["image"])
     assert len(large) == 32768 and large[32767]["id"] == 32767
-    with pytest.raises(IndexError, match="100 items"):
+    with pytest.raises(IndexError, match="100 examples"):
         small[100]
 
 

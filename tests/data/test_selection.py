@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from mmjax.core import config
 from mmjax.core.config import ConfigError
+from mmjax.data import source
 from mmjax.data.sample import Unreadable
 from mmjax.data.selection import FilteredSource, Selection
 
 
-class Source:
+class Source(source.Source):
     """Rows of columns; nothing is read but what is asked for by index."""
 
-    group = 1
     modalities = ("image", "depth")
     class_names = ("a", "b")
-    skipped = (("x", "no caption", ""),)
+    unreadable = (("x", "no caption", ""),)
 
     def __init__(self, **columns):
         size = len(next(iter(columns.values())))
@@ -210,12 +210,11 @@ class TestView:
         source = scored(50)
         selected = pickle.loads(pickle.dumps(FilteredSource(source, Selection(captions="mixed", top=0.3, **MIXED))))
         assert selected.modalities == ("image", "depth") and selected.class_names == ("a", "b") and selected.group == 1
-        assert selected.skipped == source.skipped
+        assert selected.unreadable == source.unreadable
         assert selected.column("captions").tolist() == [selected[i]["captions"] for i in range(len(selected))]
         assert selected.column("id").tolist() == [selected[i]["id"] for i in range(len(selected))]
         assert selected.describe().startswith("50 of 50 examples selected: 15 with the source's captions, 35")
-        with pytest.raises(AttributeError):
-            _ = selected.templates
+        assert selected.templates is None
         for index in (-1, len(selected)):
             with pytest.raises(IndexError):
                 selected[index]
@@ -241,9 +240,7 @@ class TestView:
             FilteredSource(source, Selection(min_words=1))
 
     def test_a_source_without_columns(self):
-        class Bare:
-            group = 1
-
+        class Bare(source.Source):
             def __len__(self):
                 return 3
 

@@ -3,6 +3,7 @@ import collections
 import pytest
 
 from mmjax.core.config import ConfigError
+from mmjax.data import source
 from mmjax.data.sample import DataError
 from mmjax.runs import unreadable_examples
 from mmjax.runs.unreadable_examples import Skips, check_index
@@ -47,20 +48,20 @@ def test_a_limit_of_zero_takes_none_and_of_one_all(tmp_path):
     Skips(tmp_path, limit=1.0).count_batch(1, [BAD] * 8, rows=8)
 
 
-class Source(list):
-    skipped: list
+class Source(list, source.Source):
+    pass
 
 
 def test_what_an_index_left_out_counts_before_anything_starts():
-    source = Source(range(2000))
-    assert check_index(source, limit=0.0) == []
-    source.skipped = [(f"{i}.tar", "truncated archive", "ends early") for i in range(20)]
-    assert check_index(source, limit=0.01) == source.skipped
-    source.skipped *= 2
+    many = Source(range(2000))
+    assert check_index(many, limit=0.0) == []
+    many.unreadable = [(f"{i}.tar", "truncated archive", "ends early") for i in range(20)]
+    assert check_index(many, limit=0.01) == many.unreadable
+    many.unreadable *= 2
     with pytest.raises(
         ConfigError, match=r"max_unreadable=0.01: 40 of the source's 2,040.*40 truncated archive.*0\.tar"
     ):
-        check_index(source, limit=0.01)
+        check_index(many, limit=0.01)
 
 
 def test_the_summary_puts_the_most_frequent_first():

@@ -4,20 +4,18 @@ import time
 
 import numpy as np
 
+from mmjax.data import source
 from mmjax.data.sample import Unreadable
 from support.pictures import encoded, photograph
 
 
-class Source:
+class Source(source.Source):
     """Even examples are JPEG, odd ones PNG; ``broken`` ones cannot be read, ``slow`` seconds pass for each.
 
     Reading ``fails`` altogether at one of them.
     """
 
-    group = 1
-    modalities = ("image",)
     class_names = ("cat", "dog", "hen")
-    skipped = ()
 
     def __init__(self, size=12, *, broken=(), slow=0.0, fails=None, height=24, width=36):
         self.size, self.broken, self.slow, self.fails = size, frozenset(broken), slow, fails

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from mmjax.data import source
 from mmjax.evals.common.embedder import Embedder
 
 WIDTH = 8
@@ -17,12 +18,8 @@ def data_sharding(devices=8):
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-class Source(list):
-    """A list of examples with the attributes of a data source."""
-
-    class_names: list[str]
-    templates: list[str]
-    held_out: list[bool]
+class Source(list, source.Source):
+    """A list of examples as a data source."""
 
 
 @dataclasses.dataclass

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmjax.core.config import ConfigError
-from mmjax.data.formats.row_builder import BadRow, Row, RowBuilder, Skipped
+from mmjax.data.formats.row_builder import BadRow, Row, RowBuilder
 from mmjax.data.sample import Example, Unreadable
+from mmjax.data.source import UnreadableEntry
 from mmjax.data.text import Norm, captions_of
 
 _LITERAL_LIMIT = 1 << 16  # characters of a list of negatives
@@ -24,7 +25,7 @@ _LITERAL_LIMIT = 1 << 16  # characters of a list of negatives
 class CaptionTable:
     """Examples of images and their captions; pictures are the caller's.
 
-    ``skipped`` lists what is left out: rows without picture or text, and rows that say what another one says.
+    ``unreadable`` lists what is left out: rows without picture or text, and rows that say what another one says.
 
     Args:
       rows: in the order of the data set.
@@ -57,8 +58,8 @@ class CaptionTable:
     ):
         self._norm: Norm = norm
         self._most = most
-        self.skipped: list[Skipped] = []
-        taken = RowBuilder(rows, self.skipped, named=named, labelled=labelled, fields=[*fields, *texts])
+        self.unreadable: list[UnreadableEntry] = []
+        taken = RowBuilder(rows, self.unreadable, named=named, labelled=labelled, fields=[*fields, *texts])
         captions, owner = taken.captions, taken.owner
         columns = {name: column if name in texts else _numbers(column) for name, column in taken.fields.items()}
         self.class_names = class_names
@@ -153,7 +154,7 @@ class CaptionTable:
         kept[first] = True
         for place in np.flatnonzero(~kept).tolist():
             text = "an earlier row has this image with this caption"
-            self.skipped.append((taken.place(owner[place]), "duplicate key", text))
+            self.unreadable.append((taken.place(owner[place]), "duplicate key", text))
         return np.flatnonzero(kept)
 
 

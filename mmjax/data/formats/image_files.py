@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 
 from mmjax.core.config import ConfigError
@@ -51,14 +50,6 @@ def check_root(root: str, names: list[str], *, key: str = "image_root") -> None:
             f"{key}={root!r}: none of the first {len(tried)} pictures is there, such as {tried[0]!r}; set {key} to the "
             "folder that their names start from"
         )
-
-
-def inside(index: int, size: int, name: str) -> int:
-    """``index`` as an int, if there is such an example."""
-    index = operator.index(index)
-    if not 0 <= index < size:
-        raise IndexError(f"index {index} is outside {name}, which has {size} examples")
-    return index
 
 
 def one_modality(modalities: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,9 +11,7 @@ import pyarrow as pa
 
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import Reason, Unreadable
-
-Skipped = tuple[str, Reason, str]
-"""Key, reason and detail of what was left out."""
+from mmjax.data.source import UnreadableEntry
 
 _CHUNK = 1 << 16
 
@@ -60,7 +58,7 @@ class Column:
 
 
 class RowBuilder:
-    """Rows taken apart into columns; what cannot be used is appended to ``skipped``.
+    """Rows taken apart into columns; what cannot be used is appended to ``unreadable``.
 
     ``images`` has an entry for each row, ``captions`` and ``owner`` (the number of its row) for each caption,
     ``negatives`` the texts of lists by the number of the caption that they belong to.
@@ -69,7 +67,7 @@ class RowBuilder:
     def __init__(
         self,
         rows: Iterable[Row | BadRow],
-        skipped: list[Skipped],
+        unreadable: list[UnreadableEntry],
         *,
         named: bool,
         labelled: bool,
@@ -86,7 +84,7 @@ class RowBuilder:
         try:
             for row in rows:
                 if isinstance(row, BadRow):
-                    skipped.append((place(row.file, row.line), row.reason, row.detail))
+                    unreadable.append((place(row.file, row.line), row.reason, row.detail))
                     continue
                 try:
                     texts = _texts(row.captions)
@@ -95,7 +93,7 @@ class RowBuilder:
                     label = _label(row.label) if labelled else None
                     values = [as_text(value) for value in row.fields] if fields else ()
                 except Unreadable as error:
-                    skipped.append((place(row.file, row.line), error.reason, error.detail))
+                    unreadable.append((place(row.file, row.line), error.reason, error.detail))
                     continue
                 if negatives is not None:
                     self.negatives[done] = negatives

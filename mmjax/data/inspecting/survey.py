@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax.data.order import Component
 from mmjax.data.preparing.packing import Schema, schema_of
 from mmjax.data.preparing.progress import Counter, amount
 from mmjax.data.preparing.reencoding import check, format_of
-from mmjax.data.reader import Source
 from mmjax.data.sample import Example, Unreadable
+from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
 
 KEYS_SHOWN = 5
@@ -62,7 +61,7 @@ def survey(source: Source, *, tokenizer: Tokenizer, numbers: Sequence[int], thre
             fields.add([entry.example for entry in good])
             progress(start + len(seen))
     at_opening = _Reasons()
-    for key, reason, _ in getattr(source, "skipped", ()):
+    for key, reason, _ in source.unreadable:
         at_opening.add(key, reason)
     facts: dict[str, Any] = {
         "examples": len(source),
@@ -73,11 +72,10 @@ def survey(source: Source, *, tokenizer: Tokenizer, numbers: Sequence[int], thre
         "captions": captions.facts(),
         "broken": {"when opened": at_opening.facts(), "when read": broken.facts()},
     }
-    components: Sequence[Component] = getattr(source, "components", ())
-    if components:
-        total = sum(component.weight for component in components)
+    if source.components:
+        total = sum(component.weight for component in source.components)
         facts["components"] = [
-            {"name": name, "examples": size, "fraction": weight / total} for name, size, weight in components
+            {"name": name, "examples": size, "fraction": weight / total} for name, size, weight in source.components
         ]
     return facts
 
@@ -196,7 +194,7 @@ class _Fields:
 
     def __init__(self, source: Source):
         self._modalities = source.modalities
-        self._classes = getattr(source, "class_names", None)
+        self._classes = source.class_names
         self._schema: Schema | None = None
         self._count = 0
         self._numbers: dict[str, tuple[int, float, float, float]] = {}  # count, least, most, sum

@@ -16,8 +16,8 @@ import numpy as np
 from mmjax.data.autotune import rate
 from mmjax.data.pipeline import Batches
 from mmjax.data.preparing.progress import amount
-from mmjax.data.reader import Source
 from mmjax.data.sample import Example, Unreadable
+from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.transform_chain import TransformChain
 

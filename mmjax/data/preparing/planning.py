@@ -9,8 +9,8 @@ from mmjax.core.config import ConfigError
 from mmjax.data.preparing.packing import Schema, schema_of
 from mmjax.data.preparing.prepared import Folder, Plan
 from mmjax.data.preparing.reencoding import Reencoding, format_of
-from mmjax.data.reader import Source
 from mmjax.data.sample import Example, Unreadable
+from mmjax.data.source import Source
 
 SAMPLED = 128  # examples that fields and the number of shards are judged by
 _FEWEST, _SHARED_BY = 256, 8  # small data, too, makes work for some processes, unless so few examples are left for each
@@ -67,15 +67,14 @@ def planned(
         kinds = {format_of(pictures[name]) for _, pictures in seen}
         kind = kinds.pop() if len(kinds) == 1 else None
         formats[name] = kind if kind in ("jpeg", "png") else None
-    names = getattr(source, "class_names", None)
     return Plan(
         asked=asked,
         schema=schema,
         examples=examples,
         shards=shards,
         formats=formats,
-        class_names=None if names is None else tuple(names),
-        skipped=tuple(getattr(source, "skipped", ())),
+        class_names=None if source.class_names is None else tuple(source.class_names),
+        skipped=tuple(source.unreadable),
     )
 
 

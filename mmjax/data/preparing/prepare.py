@@ -20,8 +20,8 @@ from mmjax.data.preparing.planning import check_same, common_schema, planned, re
 from mmjax.data.preparing.prepared import SKIPPED, Folder, Plan
 from mmjax.data.preparing.progress import Counter, amount, time_left
 from mmjax.data.preparing.reencoding import Reencoding
-from mmjax.data.reader import Source
 from mmjax.data.sample import Unreadable
+from mmjax.data.source import Source
 
 # Groups of one record are what random access needs; pictures are compressed already.
 _OPTIONS = "group_size:1,uncompressed"
@@ -126,7 +126,7 @@ def prepare(
             raise ConfigError(f"--{name}={value}: must be at least 1")
     examples = len(source) if limit is None else min(limit, len(source))
     asked = {
-        **asked, "examples": len(source), "ids": getattr(source, "id_limit", len(source)), "limit": limit,
+        **asked, "examples": len(source), "ids": source.id_limit, "limit": limit,
         "shards": shards, "shard-mib": None if shards else shard_mib,
         "image-size": reencoding.image_size, "format": reencoding.format, "quality": reencoding.quality,
         "drop": sorted(drop),

@@ -7,10 +7,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mmjax.core.config import ConfigError, choose
+from mmjax.data import source
 from mmjax.data.formats import example_features, record_files, tf_example
-from mmjax.data.formats.image_files import inside
 from mmjax.data.preparing import prepared
-from mmjax.data.sample import Example, Reason, Unreadable
+from mmjax.data.sample import Example, Unreadable
 from mmjax.data.storage import path_patterns
 from mmjax.data.text import check_most, check_norm
 
@@ -20,7 +20,7 @@ _PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM")  # how they b
 _TRIED = 8  # records that are looked at for the names of features
 
 
-class Source:
+class Source(source.Source):
     """Records with encoded pictures and captions; the names of features are those of the first record that can be read.
 
     ArrayRecord files must be on local paths. TFRecord files may be anywhere; an index of their offsets is kept, and
@@ -39,8 +39,6 @@ class Source:
       max_captions: captions an example, the first ones; all if left out.
     """
 
-    group = 1
-
     def __init__(
         self,
         split: str,
@@ -58,10 +56,9 @@ class Source:
         choose(format, get_args(Format), path="format")
         self._norm, self._most = check_norm(caption_norm), check_most(max_captions)
         paths = path_patterns.expand(path, split=split)
-        self._name = f"arrayrecord/{split}"
         self._files = record_files.files(paths, record_files.sniff(paths[0]) if format == "auto" else format)
         self._spans = record_files.Spans([(file, 0, int(count)) for file, count in enumerate(self._files.counts)])
-        self.skipped = truncations(self._files)
+        self.unreadable = truncations(self._files)
         first = self._first()
         names = list(first)
         texts = [name for name, value in first.items() if isinstance(value, list)]
@@ -76,14 +73,20 @@ class Source:
             columns=columns,
         )
         self.modalities = tuple(self._roles.pictures)
+        self._id_limit: int | None = None
         if self._roles.ours:
-            self.id_limit: int = prepared.id_limit(paths[0].rpartition("/")[0]) or example_features.ID_LIMIT
+            self._id_limit = prepared.id_limit(paths[0].rpartition("/")[0]) or example_features.ID_LIMIT
+
+    @property
+    def id_limit(self) -> int:
+        """A prepared data set has the ids of the source it was made from, which have gaps."""
+        return len(self) if self._id_limit is None else self._id_limit
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def __getitem__(self, index: int) -> Example:
-        index = inside(index, len(self), self._name)
+        index = self.check_index(index)
         file, number = self._spans[index]
         place = f"{self._files.paths[file].rpartition('/')[2]}:{number}"
         record = self._files.read(file, number)
@@ -114,7 +117,7 @@ class Source:
         raise ConfigError(f"path={self._files.paths[0]!r}: no record with features ({failure}); check the files")
 
 
-def truncations(files: record_files.Files) -> list[tuple[str, Reason, str]]:
+def truncations(files: record_files.Files) -> list[source.UnreadableEntry]:
     """What is missing of files that break off; how many records that are is unknown."""
     return [
         (f"{files.paths[file].rpartition('/')[2]}:{files.counts[file]}", "truncated archive", why)

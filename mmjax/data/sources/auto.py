@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError, bind
-from mmjax.data.sample import Example
+from mmjax.data import source
 from mmjax.data.storage import filesystem, path_patterns
 
 _HEAD = 1 << 16
@@ -25,7 +25,7 @@ _TOKEN = re.compile(r"[^\t#]+#\d+\t")
 _NAMED = re.compile(r".+?\.(jpe?g|png|webp|bmp|gif)\s*,", re.IGNORECASE)
 
 
-class Source:
+class Source(source.SourceView):
     """The source that fits ``path``; examples and all else are that source's own, and so are its options.
 
     What is looked for, the first that fits is taken:
@@ -60,30 +60,17 @@ class Source:
         modalities: tuple[str, ...] = ("image",),
         options: dict[str, Any] | None = None,
     ):
-        self.name, found = recognise(path, split)
+        self.name, single_path = recognize(path, split)
         target = plugins.load("mmjax.data.sources", self.name, path="data.source.name").Source
-        given = {"split": split, "path": found, "modalities": tuple(modalities)}
+        injected = {"split": split, "path": single_path, "modalities": tuple(modalities)}
         try:
-            bound = bind(target, dict(options or {}), path="options", given=given)
+            bound = bind(target, dict(options or {}), path="options", given=injected)
         except ConfigError as error:
             raise ConfigError(f"{error} (path={path!r} was taken for {self.name})") from None
-        self._source = target(**bound)
-        self.group: int = self._source.group
-        self.modalities: tuple[str, ...] = self._source.modalities
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, place: int) -> Example:
-        return self._source[place]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # while being unpickled there is no source to ask
-            raise AttributeError(name)
-        return getattr(self._source, name)
+        super().__init__(target(**bound))
 
 
-class Facts(NamedTuple):
+class PathContent(NamedTuple):
     """What is known of a path before anything is decided."""
 
     path: str
@@ -108,81 +95,82 @@ class Facts(NamedTuple):
         return [name for name, inner in self.names.items() if not inner and not name.startswith(".")]
 
 
-def recognise(path: str | tuple[str, ...], split: str) -> tuple[str, str | tuple[str, ...]]:
+def recognize(path: str | tuple[str, ...], split: str) -> tuple[str, str | tuple[str, ...]]:
     """The name of the source, and the path to give it."""
     first = path_patterns.expand(path, split=split)[0]
-    facts = look(first, split)
-    name = _name(facts)
-    if name == "arrayrecord" and facts.is_folder:
-        return name, tuple(posixpath.join(first, file) for file in facts.files() if _RECORDS.search(file))
-    if name in (None, "folders") and (single := _single(facts)):
+    content = look(first, split)
+    name = _name(content)
+    if name == "arrayrecord" and content.is_folder:
+        return name, tuple(posixpath.join(first, file) for file in content.files() if _RECORDS.search(file))
+    if name in (None, "folders") and (single := _single(content)):
         return single
     if name is not None:
         return name, path
-    if facts.is_folder:
-        found = f"it has {', '.join(map(repr, list(facts.names)[:4]))}"
+    if content.is_folder:
+        found = f"it has {', '.join(map(repr, list(content.names)[:4]))}"
     else:
-        found = f"it begins with {facts.head[:40]!r}" if facts.head else "nothing is in it"
+        found = f"it begins with {content.head[:40]!r}" if content.head else "nothing is in it"
     looked = ", ".join(name for name, _ in SNIFFERS)
     raise ConfigError(f"path={path!r}: {first!r} is none of {looked} ({found}); name the source: data.source.name=…")
 
 
-def _name(facts: Facts) -> str | None:
-    return next((name for name, fits in SNIFFERS if fits(facts)), None)
+def _name(content: PathContent) -> str | None:
+    return next((name for name, fits in SNIFFERS if fits(content)), None)
 
 
-def _single(facts: Facts) -> tuple[str, str] | None:
+def _single(content: PathContent) -> tuple[str, str] | None:
     """A folder's only table or caption file: pictures beside it are then those that it names."""
-    pictures = {posixpath.splitext(name)[0] for name in facts.files() if _PICTURES.search(name)}
+    pictures = {posixpath.splitext(name)[0] for name in content.files() if _PICTURES.search(name)}
     known = []
-    for name in facts.files():
+    for name in content.files():
         if _TABLES.search(name) and posixpath.splitext(name)[0] not in pictures:
-            file = look(posixpath.join(facts.path, name), facts.split)
+            file = look(posixpath.join(content.path, name), content.split)
             if (source := _name(file)) in ("tables", "captions") and _NAMES_PICTURES.search(file.head):
                 known.append((source, file.path))
     return known[0] if len(known) == 1 else None
 
 
-def look(path: str, split: str) -> Facts:
+def look(path: str, split: str) -> PathContent:
     """Reads what a decision needs: the beginning of a file, or the names in a folder."""
     if filesystem.is_folder(path):
-        return Facts(path, split, b"", dict(filesystem.list_entries(path)))
-    return Facts(path, split, filesystem.read_range(path, 0, min(filesystem.size(path), _HEAD)), {})
+        return PathContent(path, split, b"", dict(filesystem.list_entries(path)))
+    return PathContent(path, split, filesystem.read_range(path, 0, min(filesystem.size(path), _HEAD)), {})
 
 
-def _tfds(facts: Facts) -> bool:
-    info = {"dataset_info.json", "features.json"}
-    if info <= facts.names.keys():
+def _tfds(content: PathContent) -> bool:
+    metadata = {"dataset_info.json", "features.json"}
+    if metadata <= content.names.keys():
         return True
-    versions = [name for name, inner in facts.names.items() if inner and _VERSION.match(name)]
-    return any(info <= set(facts.inner(name)) for name in versions)
+    versions = [name for name, inner in content.names.items() if inner and _VERSION.match(name)]
+    return any(metadata <= set(content.inner(name)) for name in versions)
 
 
-def _huggingface(facts: Facts) -> bool:
-    if "dataset_dict.json" in facts.names or {"state.json", "dataset_info.json"} <= facts.names.keys():
+def _huggingface(content: PathContent) -> bool:
+    if "dataset_dict.json" in content.names or {"state.json", "dataset_info.json"} <= content.names.keys():
         return True
-    files = [*facts.files(), *facts.inner("data"), *facts.inner(facts.split)]
+    files = [*content.files(), *content.inner("data"), *content.inner(content.split)]
     return any(name.endswith(".parquet") for name in files)
 
 
-def _webdataset(facts: Facts) -> bool:
-    if not facts.is_folder:
-        # The end mark of an archive without members is all that there is of it.
-        is_tar = facts.head[257:262] == b"ustar" or (facts.path.endswith(".tar") and not facts.head[:512].strip(b"\0"))
-        return is_tar or _COMPRESSED_TAR.search(facts.path) is not None
-    folders = [name for name, inner in facts.names.items() if inner and not name.startswith(".")]
-    here = [*facts.files(), *facts.inner(facts.split, *folders)]
+def _webdataset(content: PathContent) -> bool:
+    if not content.is_folder:
+        # An archive without members is an end mark alone.
+        is_empty_tar = content.path.endswith(".tar") and not content.head[:512].strip(b"\0")
+        is_tar = content.head[257:262] == b"ustar" or is_empty_tar
+        return is_tar or _COMPRESSED_TAR.search(content.path) is not None
+    folders = [name for name, inner in content.names.items() if inner and not name.startswith(".")]
+    here = [*content.files(), *content.inner(content.split, *folders)]
     return any(name.endswith(".tar") for name in here)
 
 
-def _arrayrecord(facts: Facts) -> bool:
-    if facts.is_folder:
-        return any(map(_RECORDS.search, facts.files()))
-    return _RECORDS.search(facts.path) is not None and not _is_text(facts.head)
+def _arrayrecord(content: PathContent) -> bool:
+    if content.is_folder:
+        return any(map(_RECORDS.search, content.files()))
+    return _RECORDS.search(content.path) is not None and not _is_text(content.head)
 
 
-def _captions(facts: Facts) -> bool:
-    text = _start(facts)
+def _captions(content: PathContent) -> bool:
+    text = _start(content)
     if text[:1] == "[":
         return True
     if text[:1] == "{":
@@ -198,22 +186,22 @@ def _captions(facts: Facts) -> bool:
     return bool(rows) and len(rows[0]) <= 2 and cut
 
 
-def _tables(facts: Facts) -> bool:
-    if facts.head.startswith(b"PAR1"):
+def _tables(content: PathContent) -> bool:
+    if content.head.startswith(b"PAR1"):
         return True
-    text = _start(facts)
+    text = _start(content)
     if text[:1] == "{":
         return _is_object_a_line(text)
     first = text.partition("\n")[0]
     return any(len(first.split(mark)) > 1 for mark in "\t,;|")
 
 
-def _folders(facts: Facts) -> bool:
-    if any(map(_PICTURES.search, facts.files())):
+def _folders(content: PathContent) -> bool:
+    if any(map(_PICTURES.search, content.files())):
         return True
-    folders = [name for name, inner in facts.names.items() if inner and not name.startswith(".")]
-    tops = [facts.split] if facts.split in folders else folders
-    return any(_has_pictures(posixpath.join(facts.path, name), 2) for name in tops)
+    folders = [name for name, inner in content.names.items() if inner and not name.startswith(".")]
+    tops = [content.split] if content.split in folders else folders
+    return any(_has_pictures(posixpath.join(content.path, name), 2) for name in tops)
 
 
 def _has_pictures(folder: str, depth: int) -> bool:
@@ -224,11 +212,11 @@ def _has_pictures(folder: str, depth: int) -> bool:
     return depth > 0 and any(_has_pictures(posixpath.join(folder, name), depth - 1) for name in inner)
 
 
-def _start(facts: Facts) -> str:
+def _start(content: PathContent) -> str:
     """The beginning of a text; empty for what is none."""
-    if not _is_text(facts.head):
+    if not _is_text(content.head):
         return ""
-    return facts.head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").lstrip()
+    return content.head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").lstrip()
 
 
 def _is_text(head: bytes) -> bool:
@@ -245,7 +233,7 @@ def _is_object_a_line(text: str) -> bool:
     return isinstance(found, dict) and not isinstance(found.get("images"), list)
 
 
-SNIFFERS: tuple[tuple[str, Callable[[Facts], bool]], ...] = (
+SNIFFERS: tuple[tuple[str, Callable[[PathContent], bool]], ...] = (
     ("tfds", _tfds),
     ("webdataset", _webdataset),  # before parquet files, which img2dataset writes beside its shards
     ("huggingface", _huggingface),

@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mmjax.core.config import ConfigError, choose
+from mmjax.data import source
 from mmjax.data.formats.caption_table import CaptionTable
-from mmjax.data.formats.image_files import check_root, inside, one_modality, picture
+from mmjax.data.formats.image_files import check_root, one_modality, picture
 from mmjax.data.formats.row_builder import BadRow, Row
 from mmjax.data.formats.tables import ColumnMapping
 from mmjax.data.sample import Example
@@ -26,7 +27,7 @@ _NAMED = re.compile(r"(.+?\.(?:jpe?g|png|webp|bmp|gif))\s*,(.*)", re.IGNORECASE)
 _TOKEN = re.compile(r"([^\t#]+)#\d+\t(.*)")
 
 
-class Source:
+class Source(source.Source):
     """Images and their captions from one caption file (or several), told apart by content.
 
     ``karpathy``  ``dataset_coco.json``, ``dataset_flickr30k.json``, ``dataset_flickr8k.json``: all splits in one file
@@ -36,8 +37,8 @@ class Source:
     ``results``   Kaggle's Flickr30k: ``image_name| comment_number| comment``
     ``token``     ``image.jpg#0<tab>caption``
 
-    Captions of one image are one example's, in the file's order. Entries that cannot be used are listed in ``skipped``.
-    Names of images are taken as in the source ``tables``.
+    Captions of one image become one example, in the file's order. Unusable entries are listed in ``unreadable``.
+    Images are named as in the source ``tables``.
 
     Args:
       split: one of the file's splits for ``karpathy``; replaces ``{split}`` in ``path`` and ``split_file``. Where the
@@ -51,8 +52,6 @@ class Source:
       caption_norm: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``); retrieval numbers depend on it.
       max_captions: captions an image, the first ones; all if left out. Retrieval on COCO and Flickr usually takes 5.
     """
-
-    group = 1
 
     def __init__(
         self,
@@ -69,14 +68,13 @@ class Source:
     ):
         choose(format, get_args(Format), path="format")
         self.modalities = one_modality(modalities)
-        self._name = f"captions/{split}"
         paths = path_patterns.expand(path, split=split)
         self._root = paths[0].rpartition("/")[0] or "." if image_root is None else filesystem.local_path(image_root)
         rows: Rows = (row for file in paths for row in _rows(file, format, split, restval))
         if split_file is not None:
             rows = _only(rows, path_patterns.expand(split_file, split=split, key="split_file"))
         self._table = CaptionTable(rows, norm=check_norm(caption_norm), most=check_most(max_captions))
-        self.skipped = self._table.skipped
+        self.unreadable = self._table.unreadable
         assert self._table.keys is not None
         check_root(self._root, self._table.keys[:4].to_pylist())
 
@@ -84,7 +82,7 @@ class Source:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Example:
-        index = inside(index, len(self), self._name)
+        index = self.check_index(index)
         key = self._table.name(index)
         return {**self._table.example(index, key=key), self.modalities[0]: picture(self._root, key, key=key)}
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.config import ConfigError
+from mmjax.data import source
 from mmjax.data.formats import classes
-from mmjax.data.formats.image_files import inside, picture
-from mmjax.data.sample import Example, Reason, Unreadable
+from mmjax.data.formats.image_files import picture
+from mmjax.data.sample import Example, Unreadable
 from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.text import Norm, captions_of, check_most, check_norm
 
@@ -23,14 +24,14 @@ _SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "te
 _DEEPEST = 32  # folders in folders
 
 
-class Source:
+class Source(source.Source):
     """Pictures in ``path``, or in its folder of the split's name where there is one.
 
     A folder in it is a class (all pictures below it, at any depth); classes are numbered in the sorted order of the
     folders' names, empty ones too. A picture's captions are those beside it: the lines of ``NAME.txt``, or ``caption``
-    or ``captions`` of ``NAME.json``. Without them they are prompts of its class; a picture with neither is left out,
-    and listed in ``skipped``. Extensions are told in either case. Passed over are hidden files, and symbolic links that
-    lead out of the folder or to folders. Opening lists folders and reads no picture.
+    or ``captions`` of ``NAME.json``. Without such a file they are prompts of its class; a picture with neither is
+    listed in ``unreadable``. Extensions may be in upper case. Hidden files are ignored, and so are symbolic
+    links to folders or out of the folder. Opening lists folders and reads no picture.
 
     Args:
       split: a folder in ``path``, or what replaces ``{split}`` there. A path without either is every split's.
@@ -43,8 +44,6 @@ class Source:
       caption_norm: ``none``, ``blip`` or ``albef``: how captions are cleaned (``mmjax.data.text``).
       max_captions: take no more of an example's captions than the first so many.
     """
-
-    group = 1
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class Source:
         self.templates = classes.templates(templates) or list(classes.DEFAULT_TEMPLATES)
         usable = [place for place, text in enumerate(beside) if text or self._label(place) is not None]
         kept = set(usable)
-        self.skipped: list[tuple[str, Reason, str]] = [
+        self.unreadable: list[source.UnreadableEntry] = [
             (name, "no caption", "no text beside it, and no class")
             for place, name in enumerate(pictures)
             if place not in kept
@@ -102,7 +101,7 @@ class Source:
         return len(self._names)
 
     def __getitem__(self, place: int) -> Example:
-        place = inside(place, len(self), f"folders/{self.split}")
+        place = self.check_index(place)
         name, key, label = os.fsdecode(self._names[place]), self._key(place), self._label(place)
         example: Example = {"id": place, "key": key, "image": picture(self._root, name, key=key)}
         if label is not None:

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from mmjax.core.config import ConfigError
+from mmjax.data import source
 from mmjax.data.formats.caption_table import CaptionTable
 from mmjax.data.formats.columnar import Arrow, Columns, Parquet
-from mmjax.data.formats.image_files import inside
 from mmjax.data.formats.row_builder import place
 from mmjax.data.formats.tables import CAPTIONS, ColumnMapping, columnar_rows, names_images, others_of, picture_in
 from mmjax.data.sample import Example, Unreadable
@@ -25,7 +25,7 @@ _SHARD = re.compile(r"(?P<split>.+?)(?:-\d+-of-\d+)?(?:-[0-9a-f]{16})?\.parquet"
 _NOT_A_SPLIT = re.compile(r"data-\d+-of-\d+\.parquet|\d+\.parquet")
 
 
-class Source:
+class Source(source.Source):
     """One split of a saved data set: pictures are cells of {bytes, path}, captions texts or lists of texts.
 
     ``path`` is a folder that ``save_to_disk`` wrote (of one data set or of several splits), or a repository's folder of
@@ -46,8 +46,6 @@ class Source:
       max_captions: captions an example, the first ones; all if left out.
     """
 
-    group = 1
-
     def __init__(
         self,
         split: str,
@@ -67,7 +65,6 @@ class Source:
         folder = filesystem.local_path(path).rstrip("/")
         if not filesystem.is_folder(folder):
             raise ConfigError(f"path={path!r}: no such folder; nothing is downloaded, copy or save the data set there")
-        self._name = f"huggingface/{split}"
         self._root = folder if image_root is None else filesystem.local_path(image_root)
         self._cells = _cells(folder, split)
         schema, others = self._cells.schema, others_of(modalities)
@@ -98,7 +95,7 @@ class Source:
             norm=check_norm(caption_norm),
             most=check_most(max_captions),
         )
-        self.skipped = self._table.skipped
+        self.unreadable = self._table.unreadable
         if self._table.class_names is not None:
             self.class_names = self._table.class_names
 
@@ -106,7 +103,7 @@ class Source:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Example:
-        index = inside(index, len(self), self._name)
+        index = self.check_index(index)
         row = int(self._table.numbers[index])
         key = place(*self._cells.place(row))
         example = self._table.example(index, key=key)

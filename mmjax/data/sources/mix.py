@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,14 +9,16 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.config import ConfigError
+from mmjax.data import source
 from mmjax.data.open_source import open_source
-from mmjax.data.order import Component
-from mmjax.data.sample import Example, Reason
+from mmjax.data.sample import Example
+from mmjax.data.source import Component
 
+ID_LIMIT = 1 << 31
 _OPENERS = 8
 
 
-class Source:
+class Source(source.Source):
     """The examples of all ``sources``, one source after the other; ids are made different.
 
     How often each is drawn stands in its section: ``weight`` is its share of the rows (relative to the others'),
@@ -52,27 +53,27 @@ class Source:
         titles = _titles(sections)
         _check(shares, titles)
 
-        def opened(number: int) -> Any:
+        def opened(number: int) -> source.Source:
             path = f"data.source.sources[{number}]"
             return open_source(sections[number], split=split, modalities=self.modalities, path=path)
 
         # Opening waits for files.
         with ThreadPoolExecutor(min(_OPENERS, len(sections))) as pool:
-            self._sources: list[Any] = list(pool.map(opened, range(len(sections))))
-        groups = {source.group for source in self._sources}
+            self._sources: list[source.Source] = list(pool.map(opened, range(len(sections))))
+        groups = {one.group for one in self._sources}
         if len(groups) > 1:
             raise ConfigError(f"sources: they come in groups of {sorted(groups)}; a mixture needs one size of group")
         self.group: int = groups.pop()
-        sizes = [len(source) for source in self._sources]
+        sizes = [len(one) for one in self._sources]
         for title, size in zip(titles, sizes, strict=True):
             if not size:
                 raise ConfigError(f"sources: {title} is empty; check its path or leave it out")
+        self.unreadable = [entry for one in self._sources for entry in one.unreadable]
         self._first = np.cumsum([0, *sizes])
-        limits = [getattr(source, "id_limit", size) for source, size in zip(self._sources, sizes, strict=True)]
+        limits = [one.id_limit for one in self._sources]
         self._first_id = np.cumsum([0, *limits])
-        self.rows_share_images = any(getattr(source, "rows_share_images", False) for source in self._sources)
-        self.id_limit = int(self._first_id[-1])
-        if self.id_limit > 1 << 31:
+        self.rows_share_images = any(one.rows_share_images for one in self._sources)
+        if self.id_limit > ID_LIMIT:
             known = ", ".join(f"{title} {limit:,}" for title, limit in zip(titles, limits, strict=True))
             raise ConfigError(f"sources: their ids are more than 2**31 in all ({known}); prepare or split them anew")
         self.components = tuple(
@@ -81,17 +82,15 @@ class Source:
         )
 
     @property
-    def skipped(self) -> list[tuple[str, Reason, str]]:
-        """What the sources left out when they were opened."""
-        return [entry for source in self._sources for entry in getattr(source, "skipped", ())]
+    def id_limit(self) -> int:
+        """The sum of the sources' limits."""
+        return int(self._first_id[-1])
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
     def __getitem__(self, index: int) -> Example:
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is outside the mixture, which has {len(self)} examples")
+        index = self.check_index(index)
         number = int(np.searchsorted(self._first, index, side="right")) - 1
         first = int(self._first[number])
         example = dict(self._sources[number][index - first])

@@ -6,12 +6,12 @@ Every item is a pure function of (seed, split, index); splits are disjoint rando
 from __future__ import annotations
 
 import dataclasses
-import operator
 from typing import Any
 
 import numpy as np
 
 from mmjax.core.config import ConfigError, choose
+from mmjax.data import source
 from mmjax.data.scenes import edits, language, negatives, render
 from mmjax.data.scenes import world as worlds
 from mmjax.data.scenes.world import Scene
@@ -29,7 +29,7 @@ ELSEWHERE = 1 << 32  # from this index on scenes are no items: their captions se
 _GRAPH, _TWIN, _CAPTIONS, _NEGATIVES, _PIXELS = 0, 2, 4, 6, 8
 
 
-class Source:
+class Source(source.Source):
     """Random access to one split; items have ``image`` (and ``depth``, ``thermal``), ``captions`` and ``id``.
 
     ``train``: up to 32,768 scenes (8,192), a fifth of them of one object. ``val`` and ``test``: 1,000 scenes of two
@@ -92,7 +92,7 @@ class Source:
         return self._size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        index = self._inside(index)
+        index = self.check_index(index)
         item = None if self._cache is None else self._cache.get(index)
         if item is None:
             item = self._make(index)
@@ -107,7 +107,7 @@ class Source:
 
     def scene(self, index: int) -> Scene:
         """The scene graph that item ``index`` shows: the ground truth of its captions."""
-        index = self._inside(index)
+        index = self.check_index(index)
         base, member = divmod(index, self.group)
         first = self._graph(base)
         if member == 0:
@@ -172,12 +172,6 @@ class Source:
     def _stream(self, base: int, part: int) -> np.random.Generator:
         key = [self.seed << 8 | SPLITS.index(self.split), base]
         return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, part]))
-
-    def _inside(self, index: int) -> int:
-        index = operator.index(index)
-        if not 0 <= index < self._size:
-            raise IndexError(f"index {index} is outside scenes/{self.split}, which has {self._size} items")
-        return index
 
     def _check(self) -> None:
         for name in self.modalities:

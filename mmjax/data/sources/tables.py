@@ -7,9 +7,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from mmjax.core.config import ConfigError, choose
+from mmjax.data import source
 from mmjax.data.formats.caption_table import CaptionTable
 from mmjax.data.formats.columnar import Parquet
-from mmjax.data.formats.image_files import check_root, inside, picture
+from mmjax.data.formats.image_files import check_root, picture
 from mmjax.data.formats.row_builder import place
 from mmjax.data.formats.tables import (
     ColumnMapping,
@@ -28,7 +29,7 @@ from mmjax.data.text import check_most, check_norm
 Format = Literal["auto", "csv", "jsonl", "parquet"]
 
 
-class Source:
+class Source(source.Source):
     """Rows of one or several tables that name images (or, in parquet, hold them) and say captions.
 
     Columns are those of open_clip (``filepath``, ``title``) or other usual ones where none are named, and so is the
@@ -37,7 +38,7 @@ class Source:
 
     Images are named relative to ``image_root``, or by an absolute path or URL; a relative name that leads out of the
     root is a bad row. Rows of the wrong width, without picture or caption, or not in UTF-8 are left out and listed in
-    ``skipped``. Parquet files that hold pictures are read a row group at a time, which suits reading in order; for
+    ``unreadable``. Parquet files that hold pictures are read a row group at a time, which suits reading in order; for
     shuffled training turn them into ArrayRecord first.
 
     Args:
@@ -57,8 +58,6 @@ class Source:
       caption_norm: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
       max_captions: captions an example, the first ones; all if left out.
     """
-
-    group = 1
 
     def __init__(
         self,
@@ -83,7 +82,6 @@ class Source:
         if separator is not None and len(separator) != 1:
             raise ConfigError(f"separator={separator!r}: must be one character; leave it out to have it found")
         paths = path_patterns.expand(path, split=split)
-        self._name = f"tables/{split}"
         self._root = paths[0].rpartition("/")[0] or "." if image_root is None else filesystem.local_path(image_root)
         others = others_of(modalities)
         kind = sniff(paths[0]) if format == "auto" else format
@@ -117,7 +115,7 @@ class Source:
             most=check_most(max_captions),
         )
         self.rows_share_images = not group
-        self.skipped = self._table.skipped
+        self.unreadable = self._table.unreadable
         if self._table.class_names is not None:
             self.class_names = self._table.class_names
         if self._table.keys is not None:
@@ -127,7 +125,7 @@ class Source:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Example:
-        index = inside(index, len(self), self._name)
+        index = self.check_index(index)
         if self._cells is None:
             key = self._table.name(index)
             example = self._table.example(index, key=key)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.config import ConfigError, nearest
+from mmjax.data import source
 from mmjax.data.formats import example_features, record_files, tf_example
-from mmjax.data.formats.image_files import inside
 from mmjax.data.preparing import prepared
-from mmjax.data.sample import Example, Reason, Unreadable
+from mmjax.data.sample import Example, Unreadable
 from mmjax.data.sources.arrayrecord import truncations
 from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.text import check_most, check_norm
@@ -22,7 +22,7 @@ _STORED = (np.int64, np.float32, np.object_, np.str_)  # types that are stored a
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
-class Source:
+class Source(source.Source):
     """One split of a prepared data set; nothing is ever downloaded or generated.
 
     Pictures are given as they are encoded. What ``mmjax data prepare`` wrote has all that its own source gave, ids and
@@ -44,8 +44,6 @@ class Source:
       max_captions: captions an example, the first ones; all if left out.
     """
 
-    group = 1
-
     def __init__(
         self,
         split: str,
@@ -65,7 +63,6 @@ class Source:
 
         self._norm, self._most = check_norm(caption_norm), check_most(max_captions)
         folder = _folder(filesystem.local_path(path), dataset)
-        self._name = f"tfds/{split}"
         try:
             info = tfds.builder_from_directory(folder).info
             features = info.features
@@ -90,8 +87,9 @@ class Source:
             class_names=names,
         )
         self.modalities = tuple(self._roles.pictures)
+        self._id_limit: int | None = None
         if self._roles.ours:
-            self.id_limit: int = prepared.id_limit(folder) or example_features.ID_LIMIT
+            self._id_limit = prepared.id_limit(folder) or example_features.ID_LIMIT
         if names is not None:
             self.class_names = list(names)
         tops = {flat_name: top for top in features for flat_name in _names(top, features[top], tfds)}
@@ -102,11 +100,16 @@ class Source:
         if self._roles.ours and len(pictures) == len(self._roles.pictures):
             self._shapes = _shapes({name: flat[name] for name in self._roles.fields})
 
+    @property
+    def id_limit(self) -> int:
+        """What ``mmjax data prepare`` wrote has the ids of the source it was made from, which have gaps."""
+        return len(self) if self._id_limit is None else self._id_limit
+
     def __len__(self) -> int:
         return len(self._spans)
 
     def __getitem__(self, index: int) -> Example:
-        index = inside(index, len(self), self._name)
+        index = self.check_index(index)
         file, number = self._spans[index]
         place = f"{self._files.paths[file].rpartition('/')[2]}:{number}"
         record = self._files.read(file, number)
@@ -148,7 +151,7 @@ class Source:
                 f"path={folder!r}: {len(missing)} of {len(paths)} files are missing, such as {missing[0]!r}; copy them"
             )
         self._files = record_files.files(paths, kind)
-        self.skipped: list[tuple[str, Reason, str]] = truncations(self._files)
+        self.unreadable: list[source.UnreadableEntry] = truncations(self._files)
         spans = []
         for instruction in instructions:
             file = paths.index(filesystem.local_path(str(instruction.filename)))
@@ -163,7 +166,7 @@ class Source:
             first_gone = max(there + 1, instruction.skip)  # the one that is cut is listed already
             for number in range(first_gone, instruction.skip + instruction.take):
                 key = f"{paths[file].rpartition('/')[2]}:{number}"
-                self.skipped.append((key, "truncated archive", "comes after the damage"))
+                self.unreadable.append((key, "truncated archive", "comes after the damage"))
         self._spans = record_files.Spans(spans)
 
 

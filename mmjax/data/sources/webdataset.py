@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.config import ConfigError, nearest
+from mmjax.data import source
 from mmjax.data.formats import classes, tar_samples
-from mmjax.data.formats.image_files import inside
 from mmjax.data.formats.tar_samples import Shard
 from mmjax.data.sample import Example, Reason, Unreadable
 from mmjax.data.storage import column_cache, shard_paths
@@ -22,12 +22,12 @@ _RESERVED = ("id", "key", "captions", "label")
 _CHUNK = 4096  # samples whose fields a thread reads at once
 
 
-class Source:
+class Source(source.Source):
     """Samples are runs of members of one key, the path up to the first dot of its base name (as open_clip has it).
 
     What an example has: the picture of each modality, ``captions``, ``label`` where there is a class, and the
     ``json_fields``. Captions are those of the text; without one, of the json's field ``caption``; without that, prompts
-    of the class. Not usable and listed in ``skipped``: samples without picture or text, a key's further samples in a
+    of the class. Not usable and listed in ``unreadable``: samples without picture or text, a key's further samples in a
     shard, and what follows damage in a shard.
 
     A folder in CLIP_benchmark's layout also tells ``class_names`` (``classnames.txt``), ``templates``
@@ -52,8 +52,6 @@ class Source:
       caption_norm: ``none``, ``blip`` or ``albef``: how captions are cleaned (``mmjax.data.text``).
       max_captions: take no more of an example's captions than the first so many.
     """
-
-    group = 1
 
     def __init__(
         self,
@@ -93,7 +91,7 @@ class Source:
             raise ConfigError(f"class_names={class_names!r}: labels are numbers; give the names as a list")
         self.class_names = names
         self.templates = classes.templates(templates if templates is not None else found.templates, key="templates")
-        self.skipped: list[tuple[str, Reason, str]] = []
+        self.unreadable: list[source.UnreadableEntry] = []
         self._paths = found.paths
         usable = [
             self._usable(path, shard)
@@ -101,7 +99,7 @@ class Source:
         ]
         self._samples = tar_samples.Samples(found.paths, usable, list(parts))
         if not len(self._samples):
-            first = self.skipped[0] if self.skipped else ("", "bad row", "the archives are empty")
+            first = self.unreadable[0] if self.unreadable else ("", "bad row", "the archives are empty")
             raise ConfigError(
                 f"path={path!r}: no usable sample in {len(found.paths)} shards ({': '.join(filter(None, first))}); "
                 "check image_keys, text_keys and json_text_key; classes without texts need class_names"
@@ -111,7 +109,7 @@ class Source:
         return len(self._samples)
 
     def __getitem__(self, place: int) -> Example:
-        place = inside(place, len(self), f"webdataset/{self.split}")
+        place = self.check_index(place)
         key = self._samples.key(place)
         try:
             return self._example(place, key)
@@ -189,9 +187,9 @@ class Source:
             reason, detail = _reason(int(status[place]), [m for m in self.modalities if not there[m][place]])
             if found.truncation and place == len(shard) - 1 and status[place] == tar_samples.USABLE:
                 reason, detail = "truncated archive", found.truncation  # what it lacks may have followed
-            self.skipped.append((f"{name}/{shard.key(place)}", reason, detail))
+            self.unreadable.append((f"{name}/{shard.key(place)}", reason, detail))
         if found.truncation:
-            self.skipped.append((path, "truncated archive", found.truncation))
+            self.unreadable.append((path, "truncated archive", found.truncation))
         return shard.choose(usable)
 
     def _record(self, place: int) -> dict[str, Any]:

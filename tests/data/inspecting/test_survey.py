@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from mmjax.data import tokenizer
+from mmjax.data import source, tokenizer
 from mmjax.data.inspecting import survey
 from mmjax.data.open_source import open_source
 from mmjax.data.preparing.planning import spread
@@ -55,9 +55,7 @@ def test_lengths_and_repeats(tokens):
     assert facts["per_image"]["mean"] == pytest.approx(4 / 3)
 
 
-class Changed:
-    group, modalities, skipped = 1, ("image",), ()
-
+class Changed(source.Source):
     def __init__(self, source, changes):
         self.source, self.changes = source, changes
 
@@ -79,7 +77,7 @@ def test_what_is_broken_is_counted_with_its_first_keys(tokens):
             2: dict(source[2], captions=[]),
         },
     )
-    changed.skipped = [("x", "duplicate key", ""), ("y", "duplicate key", "")]
+    changed.unreadable = [("x", "duplicate key", ""), ("y", "duplicate key", "")]
     facts = facts_of(changed, tokens)
     read = facts["broken"]["when read"]
     assert next(iter(read)) == "missing file" and read["missing file"]["count"] == 10

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mmjax.core.config import ConfigError
+from mmjax.data import source
 from mmjax.data.open_source import open_source
 from mmjax.data.preparing import prepare
 from mmjax.data.preparing.planning import SAMPLED, spread
@@ -79,7 +80,7 @@ def test_pixels_are_kept_exactly(tmp_path):
 
 def test_what_cannot_be_used_is_left_out_and_listed(tmp_path):
     source = Source(10, broken=(0, 7))
-    source.skipped = [("birds/x.jpg", "duplicate key", "")]
+    source.unreadable = [("birds/x.jpg", "duplicate key", "")]
     torn = dict(source[4], image=source[4]["image"][:300])
     empty = dict(source[5], image=b"")
     mute = dict(source[2], captions=[])
@@ -101,12 +102,12 @@ def test_what_cannot_be_used_is_left_out_and_listed(tmp_path):
     assert "missing file 2" in prepare.text(summary)
 
 
-class Patched:
+class Patched(source.Source):
     """A source with some examples exchanged."""
 
     def __init__(self, source, changes):
         self.source, self.changes = source, changes
-        self.group, self.modalities, self.skipped = 1, source.modalities, source.skipped
+        self.modalities, self.unreadable = source.modalities, source.unreadable
 
     def __len__(self):
         return len(self.source)

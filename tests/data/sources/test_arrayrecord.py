@@ -59,7 +59,7 @@ def write(folder, kind, records=RECORDS, *, shards=2):
 
 
 def check(source):
-    assert len(source) == 7 and source.skipped == [] and source.group == 1 and source.modalities == ("image",)
+    assert len(source) == 7 and source.unreadable == [] and source.group == 1 and source.modalities == ("image",)
     for i in [3, 6, 0, 1, 2, 5, 4]:
         got = source[i]
         assert (got["id"], got["image"], got["captions"]) == (i, ITEMS[i][1], ITEMS[i][2])
@@ -184,14 +184,14 @@ def test_a_torn_tfrecord_gives_what_comes_before_the_damage(tmp_path):
         path.write_bytes(whole[:cut])
         source = Source("train", path=str(path))
         assert len(source) == 4 and source[3]["image"] == ITEMS[3][1]
-        assert [p[:2] for p in source.skipped] == [("t-00000-of-00001:4", "truncated archive")]
+        assert [p[:2] for p in source.unreadable] == [("t-00000-of-00001:4", "truncated archive")]
     damaged = bytearray(whole)
     damaged[starts[4]] ^= 1  # the length
     path.write_bytes(damaged)
     source = Source("train", path=str(path))
-    assert len(source) == 4 and "checksum" in source.skipped[0][2]
+    assert len(source) == 4 and "checksum" in source.unreadable[0][2]
     path.write_bytes(whole[: starts[4]])
-    assert len(Source("train", path=str(path))) == 4 and not Source("train", path=str(path)).skipped
+    assert len(Source("train", path=str(path))) == 4 and not Source("train", path=str(path)).unreadable
 
 
 def test_a_tfrecord_that_shrinks_after_it_was_opened(tmp_path):
@@ -284,7 +284,7 @@ def test_random_damage_never_crashes(tmp_path):
             source = Source("train", path=str(path), format="tfrecord")
         except ConfigError:
             continue
-        lost += len(source.skipped)
+        lost += len(source.unreadable)
         for i in range(len(source)):
             try:
                 assert source[i]["captions"]
@@ -299,4 +299,4 @@ def test_a_length_beyond_all_files(tmp_path):
     header = length + struct.pack("<I", tables.masked_crc(length))
     (tmp_path / "a").write_bytes(tables.tfrecord(RECORDS[:2]) + header + b"x" * 50)
     source = Source("train", path=str(tmp_path / "a"))
-    assert len(source) == 2 and len(source.skipped) == 1
+    assert len(source) == 2 and len(source.unreadable) == 1

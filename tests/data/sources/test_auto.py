@@ -12,7 +12,7 @@ import pytest
 
 from mmjax.core.config import ConfigError
 from mmjax.data.sources import folders, webdataset
-from mmjax.data.sources.auto import SNIFFERS, Source, recognise
+from mmjax.data.sources.auto import SNIFFERS, Source, recognize
 from support.archives import write_folder, write_tar, write_webdataset
 
 EXAMPLES = [(f"{i}", bytes([i + 1]), [f"caption {i}", f"another {i}"]) for i in range(6)]
@@ -24,7 +24,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 
 def name(path, split="train"):
-    return recognise(str(path), split)[0]
+    return recognize(str(path), split)[0]
 
 
 CAPTION_FILES = {
@@ -141,26 +141,26 @@ class TestFolders:
             (tmp_path / f"d.array_record-0000{shard}-of-00002").write_bytes(b"\0")
         (tmp_path / "notes.txt").write_text("x")
         expected = tuple(f"{tmp_path}/d.array_record-0000{shard}-of-00002" for shard in (0, 1))
-        assert recognise(str(tmp_path), "train") == ("arrayrecord", expected)
+        assert recognize(str(tmp_path), "train") == ("arrayrecord", expected)
 
     def test_a_folders_only_table_is_what_it_is_about(self, tmp_path):
         write_folder(tmp_path / "images", [("1", b"1", []), ("2", b"2", [])])
         assert name(tmp_path) == "folders"
         (tmp_path / "captions.txt").write_text(CAPTION_FILES["csv with commas"])
         (tmp_path / "readme.txt").write_text("Captions, and pictures")
-        assert recognise(str(tmp_path), "train") == ("captions", f"{tmp_path}/captions.txt")
+        assert recognize(str(tmp_path), "train") == ("captions", f"{tmp_path}/captions.txt")
         (tmp_path / "more.csv").write_text(TABLES["comma"])
         assert name(tmp_path) == "folders"
 
     def test_the_first_of_several_tells(self, tmp_path):
         write_webdataset(tmp_path, EXAMPLES, shards=2)
         path = f"{tmp_path}/{{00000..00001}}.tar"
-        assert recognise(path, "train") == ("webdataset", path)
+        assert recognize(path, "train") == ("webdataset", path)
         (tmp_path / "val").mkdir()
         (tmp_path / "val" / "x.csv").write_text(TABLES["comma"])
-        assert recognise(f"{tmp_path}/{{split}}/*.csv", "val")[0] == "tables"
+        assert recognize(f"{tmp_path}/{{split}}/*.csv", "val")[0] == "tables"
         with pytest.raises(ConfigError, match=r"split='test'.*there are val"):
-            recognise(f"{tmp_path}/{{split}}/*.csv", "test")
+            recognize(f"{tmp_path}/{{split}}/*.csv", "test")
 
 
 class TestSource:
@@ -170,7 +170,7 @@ class TestSource:
         plain = webdataset.Source("train", path=str(tmp_path / "w"), caption_lines=True)
         for one in (found, pickle.loads(pickle.dumps(found))):
             assert [one[i] for i in range(len(one))] == [plain[i] for i in range(6)] and one.name == "webdataset"
-            assert (one.group, one.modalities, one.skipped) == (1, ("image",), [])
+            assert (one.group, one.modalities, one.unreadable) == (1, ("image",), [])
             assert list(one.column("key")) == list(plain.column("key"))
             with pytest.raises(IndexError):
                 one[6]

@@ -60,7 +60,7 @@ FILES = {
 
 
 def check(source, items=ITEMS, ending=""):
-    assert len(source) == len(items) and source.skipped == []
+    assert len(source) == len(items) and source.unreadable == []
     for i, (key, data, captions) in enumerate(items):
         assert source[i] == {"id": i, "key": key, "captions": [c + ending for c in captions], "image": data}
     assert pickle.loads(pickle.dumps(source))[0] == source[0]
@@ -103,7 +103,7 @@ def test_the_format_can_be_said(folder):
             with pytest.raises(ConfigError, match="without objects"):
                 Source("test", path=str(folder / "t"), format=wrong)
         else:
-            assert len(Source("test", path=str(folder / "t"), format=wrong).skipped) == 1
+            assert len(Source("test", path=str(folder / "t"), format=wrong).unreadable) == 1
     with pytest.raises(ConfigError, match=r"format='list': .* is none|source 'tables'"):
         (folder / "t").write_text("5")
         Source("test", path=str(folder / "t"), format="list")
@@ -116,7 +116,7 @@ def test_split_files(folder):
     (folder / "test.txt").write_text("10.jpg\nb.jpg\n\ngone.jpg\n")
     source = Source("test", path=str(folder / "token"), split_file=str(folder / "{split}.txt"))
     assert [source[i]["key"] for i in range(len(source))] == ["b.jpg", "10.jpg"]
-    assert source.skipped == [("test.txt:4", "no caption", "gone.jpg is in no row")]
+    assert source.unreadable == [("test.txt:4", "no caption", "gone.jpg is in no row")]
     with pytest.raises(ConfigError, match=r"split='val'.*test"):
         Source("val", path=str(folder / "token"), split_file=str(folder / "{split}.txt"))
 
@@ -149,7 +149,7 @@ def test_an_image_may_have_one_caption_twice(folder):
 
 
 def problems(source):
-    return [tuple(p[:2]) for p in source.skipped]
+    return [tuple(p[:2]) for p in source.unreadable]
 
 
 def test_broken_entries_of_json(folder):

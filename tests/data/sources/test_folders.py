@@ -46,7 +46,7 @@ class TestClasses:
             == contents(source(tmp_path / "val", "any"))
             == contents(found)
         )
-        assert [found[i]["id"] for i in range(6)] == list(range(6)) and found.skipped == [] and found.group == 1
+        assert [found[i]["id"] for i in range(6)] == list(range(6)) and found.unreadable == [] and found.group == 1
         np.testing.assert_array_equal(found.column("label"), [0, 0, 1, 1, 2, 2])
         assert found.column("key")[3] == "n02_great_owl/1.jpg"
         assert contents(pickle.loads(pickle.dumps(found))) == contents(found)
@@ -115,7 +115,10 @@ class TestCaptions:
         write_folder(tmp_path, [("2", b"2", []), ("3", b"3", [])])
         found = source(tmp_path)
         assert [e[0] for e in contents(found)] == ["1.jpg"]
-        assert [(key, reason) for key, reason, _ in found.skipped] == [("2.jpg", "no caption"), ("3.jpg", "no caption")]
+        assert [(key, reason) for key, reason, _ in found.unreadable] == [
+            ("2.jpg", "no caption"),
+            ("3.jpg", "no caption"),
+        ]
         (tmp_path / "1.txt").unlink()
         with pytest.raises(ConfigError, match="neither captions beside them nor folders"):
             source(tmp_path)

@@ -44,7 +44,7 @@ def save_splits(folder, **splits):
 
 
 def check(source, items=ITEMS):
-    assert len(source) == len(items) and source.skipped == [] and source.group == 1
+    assert len(source) == len(items) and source.unreadable == [] and source.group == 1
     for i in [*range(len(items)), *reversed(range(len(items)))]:
         got = source[i]
         assert (got["id"], got["image"], got["captions"]) == (i, items[i][1], items[i][2])
@@ -137,13 +137,13 @@ def test_class_labels(tmp_path):
     source = Source("train", path=str(tmp_path / "d"))
     assert source.class_names == ["cat", "dog"] and source.column("label").tolist() == [0, 1, 1, 0]
     assert [(source[i]["label"], source[i]["captions"]) for i in (1, 3)] == [(1, ["dog"]), (0, ["cat"])]
-    assert [p[1] for p in source.skipped] == ["no caption", "no caption"]
+    assert [p[1] for p in source.unreadable] == ["no caption", "no caption"]
     with_captions = table.append_column("caption", pa.array(["x"] * 6))
     save(tmp_path / "c", described(with_captions, label=label))
     assert "label" not in Source("train", path=str(tmp_path / "c"))[0]
     source = Source("train", path=str(tmp_path / "c"), label_column="label")
     assert source[1]["label"] == 1 and source[1]["captions"] == ["x"] and source.class_names == ["cat", "dog"]
-    assert [p[1] for p in source.skipped] == ["bad row", "bad row"]
+    assert [p[1] for p in source.unreadable] == ["bad row", "bad row"]
 
 
 def test_several_modalities(tmp_path):
@@ -186,7 +186,7 @@ def test_broken_captions_are_listed_and_the_rest_stays(tmp_path):
         rows = (1, 2, 3, 5)
         reasons = ["caption is not UTF-8", "no caption", "no caption", "no caption"]
         lines = [(row // 3, row % 3 + 1) if folder != tmp_path else (0, row + 1) for row in rows]
-        assert [p[:2] for p in source.skipped] == [
+        assert [p[:2] for p in source.unreadable] == [
             (name.format(*line), reason) for line, reason in zip(lines, reasons, strict=True)
         ]
 

@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 
 def check(source, items=ITEMS):
-    assert len(source) == len(items) and source.group == 1 and source.skipped == []
+    assert len(source) == len(items) and source.group == 1 and source.unreadable == []
     for i, (key, data, captions) in enumerate(items):
         got = source[i]
         assert (got["id"], got["key"], got["captions"], got["image"]) == (i, key, captions, data)
@@ -119,7 +119,7 @@ def test_repeated_rows_are_listed(folder):
     (folder / "t.csv").write_text(text)
     source = Source("train", path=str(folder / "t.csv"))
     assert [source[i]["captions"] for i in range(2)] == [["a", "b"], ["a"]]
-    assert [(key, reason) for key, reason, _ in source.skipped] == [
+    assert [(key, reason) for key, reason, _ in source.unreadable] == [
         ("t.csv:5", "duplicate key"),
         ("t.csv:6", "duplicate key"),
     ]
@@ -206,7 +206,7 @@ def test_labels(folder):
     assert [source[i]["label"] for i in range(3)] == [1, 0, 1] and source[1]["captions"] == ["cat"]
     (folder / "n.csv").write_text("filepath,title,class\nimages/000.png,a,2\nimages/001.png,b,0\n")
     source = Source("train", path=str(folder / "n.csv"), label_column="class")
-    assert source[0]["label"] == 2 and not hasattr(source, "class_names")
+    assert source[0]["label"] == 2 and source.class_names is None
     (folder / "m.csv").write_text("filepath,title,class\nimages/000.png,a,-1\nimages/001.png,b,0\n")
     with pytest.raises(ConfigError, match="label_column"):
         Source("train", path=str(folder / "m.csv"), label_column="class")
@@ -265,7 +265,7 @@ def test_several_modalities(folder, kind):
 
 
 def refusals(source):
-    return [tuple(problem[:2]) for problem in source.skipped]
+    return [tuple(problem[:2]) for problem in source.unreadable]
 
 
 def test_names_that_leave_the_root_and_missing_files(folder):
@@ -380,7 +380,7 @@ def test_a_quote_in_every_line_does_not_take_for_ever(folder):
     assert time.perf_counter() - start < 5
     assert source.column("captions").tolist()[0] == ["fine"] and source.column("captions").tolist()[-1] == ["fine"]
     lost = sum(len(c) for c in source.column("captions"))
-    assert len(source.skipped) + lost >= 1000
+    assert len(source.unreadable) + lost >= 1000
 
 
 def test_packed_tables(folder):
@@ -474,7 +474,7 @@ def test_damaged_bytes_neither_crash_nor_hang(folder, kind):
             except Unreadable as error:
                 assert error.key
                 counted += 1
-        counted += len(source.skipped)
+        counted += len(source.unreadable)
     assert counted > 20 or kind == "parquet"
 
 

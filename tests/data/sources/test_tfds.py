@@ -147,7 +147,7 @@ def foreign(request, prepared, tmp_path_factory):
 
 def check(source, items):
     """All of ``items``, in the order that the files have."""
-    assert len(source) == len(items) and source.skipped == [] and source.group == 1
+    assert len(source) == len(items) and source.unreadable == [] and source.group == 1
     found = [source[i] for i in range(len(source))]
     assert [got["id"] for got in found] == list(range(len(items)))
     by_key = {got["key"]: got for got in found}
@@ -338,13 +338,15 @@ def test_a_torn_tfrecord_costs_what_comes_after_the_damage(prepared, tmp_path):
     data = shard.read_bytes()
     shard.write_bytes(data[: len(data) // 2])
     source = Source("train", path=str(folder))
-    assert 0 < len(source) < 12 and len(source) + len(source.skipped) == 12
-    assert {reason for _, reason, _ in source.skipped} == {"truncated archive"}
+    assert 0 < len(source) < 12 and len(source) + len(source.unreadable) == 12
+    assert {reason for _, reason, _ in source.unreadable} == {"truncated archive"}
     assert [json.dumps(source[i]["captions"]) for i in range(len(source))] == [
         json.dumps(e["captions"]) for e in expected[: len(source)]
     ]
     tail = Source("train[10:]", path=str(folder))
-    assert len(tail) == 0 and [reason for _, reason, _ in tail.skipped] == ["truncated archive"] * len(tail.skipped)
+    assert len(tail) == 0 and [reason for _, reason, _ in tail.unreadable] == ["truncated archive"] * len(
+        tail.unreadable
+    )
 
 
 def test_damaged_records_are_bad_rows(prepared, tmp_path):

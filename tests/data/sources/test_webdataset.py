@@ -58,7 +58,7 @@ class TestReading:
         names = [f"{data}/{s:05d}.tar" for s in range(4)]
         for path in (f"{data}/{{00000..00003}}.tar", f"{data}/*.tar", "::".join(names), data):
             found = source(path)
-            assert contents(found) == expected and len(found) == 23 and found.skipped == []
+            assert contents(found) == expected and len(found) == 23 and found.unreadable == []
         assert contents(Source("train", path=tuple(names[:2]))) == expected[:11]
         assert [found[i]["id"] for i in range(23)] == list(range(23))
         assert list(found.column("key")) == [key for key, _, _ in expected]
@@ -183,7 +183,7 @@ class TestReading:
         path = write_tar(tmp_path / "a.tar", members)
         found = source(path, modalities=("image", "depth"))
         assert len(found) == 1 and (found[0]["image"], found[0]["depth"]) == (b"1", b"2")
-        assert found.skipped == [("a.tar/b", "bad row", "no depth")]
+        assert found.unreadable == [("a.tar/b", "bad row", "no depth")]
         assert source(path, modalities=("thermal",), modality_keys={"thermal": "depth.png"})[0]["thermal"] == b"2"
 
 
@@ -207,7 +207,7 @@ class TestCaptions:
         assert [e[2] for e in contents(found)] == [["of json", "b", "c"], ["only json", "d"]]
         assert found[0]["score"] == 0.5 and found[0]["none"] is None and found[1]["score"] is None
         assert found[0]["alt"] == ["b", "c"]
-        assert found.skipped == [("a.tar/c", "no caption", "neither a text nor what stands for it")]
+        assert found.unreadable == [("a.tar/c", "no caption", "neither a text nor what stands for it")]
 
     def test_columns_of_the_json(self, tmp_path, scans):
         for shard in range(3):
@@ -271,7 +271,7 @@ class TestSkipped:
         path = write_tar(tmp_path / "a.tar", members)
         found = source(path)
         assert [e[1] for e in contents(found)] == [b"1", b"2"]
-        assert [(key, reason) for key, reason, _ in found.skipped] == [
+        assert [(key, reason) for key, reason, _ in found.unreadable] == [
             ("a.tar/a", "duplicate key"), ("a.tar/c", "bad row"), ("a.tar/d", "no caption"),
             ("a.tar/e", "no caption"), ("a.tar/e", "duplicate key"),
         ]  # fmt: skip
@@ -294,11 +294,12 @@ class TestSkipped:
             found = source(path)
             complete = sum(end <= cut for end in ends[1::2])
             assert contents(found) == whole[:complete]
-            assert found.skipped[-1][:2] == (str(path), "truncated archive")
-            torn = {key.rpartition("/")[2] for key, _, _ in found.skipped[:-1]}
-            assert torn <= {f"{complete:06d}"} and all(reason == "truncated archive" for _, reason, _ in found.skipped)
+            assert found.unreadable[-1][:2] == (str(path), "truncated archive")
+            cut_keys = {key.rpartition("/")[2] for key, _, _ in found.unreadable[:-1]}
+            assert cut_keys <= {f"{complete:06d}"}
+            assert {reason for _, reason, _ in found.unreadable} == {"truncated archive"}
             if complete < 12 and ends[2 * complete] <= cut:  # its picture is there and its text is not
-                assert torn
+                assert cut_keys
         for cut in (0, 100, 512, ends[0] - 1, ends[0]):
             path.write_bytes(data[:cut])
             with pytest.raises(ConfigError, match="truncated archive"):
@@ -310,7 +311,7 @@ class TestSkipped:
         path.write_bytes(path.read_bytes()[: 9 * 512 + 50])
         found = source(path)
         assert [e[1] for e in contents(found)] == [b"1"]
-        assert [(key, reason) for key, reason, _ in found.skipped] == [
+        assert [(key, reason) for key, reason, _ in found.unreadable] == [
             ("a.tar/b", "truncated archive"),
             (str(path), "truncated archive"),
         ]
