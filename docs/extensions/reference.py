@@ -64,9 +64,9 @@ class Commands(Generated):
     """Every command with its options."""
 
     def lines(self) -> Iterator[str]:
-        from mmjax import cli, flags
+        from mmjax import cli
 
-        yield from commands(flags.parser(cli.COMMANDS), "mmjax")
+        yield from commands(cli.make_parser(), "mmjax")
 
 
 class Plugins(Generated):
