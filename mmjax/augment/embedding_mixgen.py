@@ -8,56 +8,58 @@ import jax.numpy as jnp
 from mmjax.augment.common import base, schedules
 from mmjax.augment.common.base import Augmented, Features, LateTap, View
 from mmjax.augment.common.mixing import Targets, lerp, mixed_source
-from mmjax.augment.common.schedules import Strength
+from mmjax.augment.common.schedules import Fraction, Strength
 from mmjax.core.types import Provenance
 
 
 class Augmentation(base.Base):
-    """The embedding variant of MixGen (Hao et al. 2023, arXiv:2206.08358, ablation e).
+    """Makes new pairs of the first rows, with mixed embeddings: MixGen (Hao et al. 2023, arXiv:2206.08358, ablation e).
 
-    The first m = ⌊share · N⌋ rows become new pairs, each of its own example i and example i + m (round the batch)::
+    The first m = ⌊fraction · N⌋ rows become new pairs, each of its own example i and example i + m (modulo N)::
 
         image_i = λ image_i + (1 - λ) image_(i+m),   text_i = ½ (text_i + text_(i+m))
 
-    The other rows are as they were, so that the view is a batch as MixGen makes it. A joined caption has no embedding
-    of its own here; its mean stands for MixGen's concatenation. MixGen labels a new pair as its own example and
-    nobody else's (``targets="identity"``); by provenance it is also, in part, that of i + m. The released code mixes in
-    place, so that with more than half of the batch later rows are made of already mixed ones; here all sources are
-    clean.
+    The other rows stay, so that the view is a batch as MixGen makes it. A joined caption has no embedding of its own
+    here; the mean of both stands for MixGen's concatenation. MixGen labels a new pair as its own example alone
+    (``targets="identity"``); by provenance it is also, in part, example i + m. The released code mixes in place, so
+    that with more than half of the batch later rows are made of mixed ones; here all sources are clean.
 
-    Options: ``share`` of the batch that is mixed, ``mix`` λ, ``tap``, ``targets``.
+    Args:
+        weight: the factor on this augmentation's loss.
+        fraction: how much of the batch is mixed.
+        mix_ratio: λ.
+        tap: where features are mixed.
+        targets: the labels of new pairs.
     """
 
     def __init__(
         self,
         *,
         weight: Strength = 1.0,
-        share: Strength = 0.25,
-        mix: Strength = 0.5,
+        fraction: Fraction = 0.25,
+        mix_ratio: Fraction = 0.5,
         tap: LateTap = "embedding",
         targets: Targets = "provenance",
     ):
         super().__init__(weight=weight)
-        schedules.check(share, path="augment.embedding_mixgen.share", high=1.0)
-        schedules.check(mix, path="augment.embedding_mixgen.mix", high=1.0)
-        self.share, self.mix, self.tap, self.targets = share, mix, tap, targets
+        self.fraction, self.mix_ratio, self.tap, self.targets = fraction, mix_ratio, tap, targets
 
     def augment(self, clean: Features, *, key: jax.Array, step: jax.Array) -> Augmented:
         """One view of as many pairs as there are images."""
         pairs = clean.pairs()
         rows = pairs.image.shape[0]
-        count = jnp.floor(schedules.at(self.share, step) * rows).astype(jnp.int32)
+        count = jnp.floor(schedules.value_at(self.fraction, step) * rows).astype(jnp.int32)
         new = jnp.arange(rows)[:, None] < count
 
         def partner(x: jax.Array) -> jax.Array:
             return jnp.roll(x, -count, axis=0)
 
-        def side(x: jax.Array, source: Provenance, own: jax.Array) -> tuple[jax.Array, Provenance]:
+        def mix(x: jax.Array, source: Provenance, own: jax.Array) -> tuple[jax.Array, Provenance]:
             own = jnp.where(new, own, 1.0)
             mixed = mixed_source([(source, own), (jax.tree.map(partner, source), 1 - own)], self.targets)
             return lerp(x, partner(x), own), mixed
 
-        image, image_source = side(pairs.image, pairs.image_source, schedules.at(self.mix, step))
-        text, text_source = side(pairs.text, pairs.text_source, jnp.float32(0.5))
+        image, image_source = mix(pairs.image, pairs.image_source, schedules.value_at(self.mix_ratio, step))
+        text, text_source = mix(pairs.text, pairs.text_source, jnp.float32(0.5))
         view = View(image=image, text=text, image_source=image_source, text_source=text_source)
-        return Augmented(views=[view], metrics={"mixed_share": count.astype(jnp.float32) / rows})
+        return Augmented(views=[view], metrics={"mixed_fraction": count.astype(jnp.float32) / rows})

@@ -1,4 +1,4 @@
-"""Noise of a chosen angle on the features: LAFITE's perturbation."""
+"""Noise at a chosen angle on the features."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from mmjax.core.sphere import unit
 
 
 class Augmentation(base.Base):
-    """LAFITE's fixed perturbation (Zhou et al. 2022, arXiv:2111.13792) as a further view of one side or both.
+    """Adds noise of a fixed relative length to one side or both: LAFITE (Zhou et al. 2022, arXiv:2111.13792).
 
     With noise ``ε ~ N(0, I)`` and strength ``ξ``::
 
         h' = h + ξ ‖h‖ ε / ‖ε‖,   so that   cos(h', h) ≥ √(1 - ξ²)   for ξ < 1
 
-    Labels are the clean row's. LAFITE makes a text feature of an image's in this way and has no text; here both
-    sides have features of their own, because a text made of its own image gives the pair's answer away. Its variant
-    with a learned scale for each dimension is not this one.
+    Labels are the clean row's. LAFITE has no texts and makes a text feature of an image's in this way. Here both sides
+    have features of their own, because a text made of its own image gives the pair's answer away. LAFITE's variant
+    with a learned scale for each dimension is not implemented.
 
-    Options: ``strength`` ξ, ``sides``, ``tap``.
+    Args:
+        weight: the factor on this augmentation's loss.
+        strength: ξ.
+        sides: which side gets noise.
+        tap: where.
     """
 
     def __init__(
@@ -36,19 +40,18 @@ class Augmentation(base.Base):
         tap: LateTap = "embedding",
     ):
         super().__init__(weight=weight)
-        schedules.check(strength, path="augment.latent_noise.strength")
         self.strength, self.sides, self.tap = strength, sides, tap
 
     def augment(self, clean: Features, *, key: jax.Array, step: jax.Array) -> Augmented:
         """One view of as many rows as are clean."""
-        strength = schedules.at(self.strength, step)
+        strength = schedules.value_at(self.strength, step)
         keys = jax.random.split(key)
-        image = perturbed(clean.image, keys[0], strength) if self.sides != "text" else None
-        text = perturbed(clean.text, keys[1], strength) if self.sides != "image" else None
+        image = perturb(clean.image, keys[0], strength) if self.sides != "text" else None
+        text = perturb(clean.text, keys[1], strength) if self.sides != "image" else None
         return Augmented(views=[View(image=image, text=text)], metrics={"strength": strength})
 
 
-def perturbed(h: jax.Array, key: jax.Array, strength: jax.Array) -> jax.Array:
+def perturb(h: jax.Array, key: jax.Array, strength: jax.Array) -> jax.Array:
     """``h + strength · ‖h‖ · ε/‖ε‖`` for each row of h [N, D]."""
     noise = unit(jax.random.normal(key, h.shape, jnp.float32))
     rows = h.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Fewer words of each text in training: FLIP's and CLIPA's text masking."""
+"""Fewer words of each text in training: the text masking of FLIP and CLIPA."""
 
 from __future__ import annotations
 
@@ -9,50 +9,53 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.augment.common.base import TokenMask, TowerInfo
-from mmjax.augment.common.schedules import Strength
-from mmjax.augment.common.sequence_dropout import SequenceDropout
+from mmjax.augment.common.sequence_dropout import DropRate, Levels, SequenceDropout
 
 Kind = Literal["random", "block", "truncate"]
 
 
 class Augmentation(SequenceDropout):
-    """Drops a share p of the words before they are embedded (CLIPA: Li et al. 2023, arXiv:2305.07017; FLIP §3).
+    """Drops a fraction p of the words before they are embedded (CLIPA: Li et al. 2023, arXiv:2305.07017; FLIP §3).
 
-    Texts of length L become texts of ``L' = 2 + ⌈(L - 2)(1 - p)⌉``. Of a text's n words stay, in their order::
+    Texts of length L become texts of length ``L' = 2 + ⌈(L - 2)(1 - p)⌉``. Of a text's n words (all tokens between
+    the first position and the end token, which both stay) these remain, in their order::
 
-        of="length":  min(n, L' - 2): only texts that are too long lose any, as in the papers
-        of="words":   ⌈n (1 - p)⌉
+        relative_to="length":  min(n, L' - 2): only texts that are too long lose any, as in the papers
+        relative_to="words":   ⌈n (1 - p)⌉
 
-    the words being all between the first position and the end token, which both stay. They are, anew for each text
-    and step, ``random`` ones, a ``block`` of neighbours, or (``truncate``) the first. What stays moves together and
-    takes the positions from the first on, as if it had been written so. CLIPA's choice by parts of speech needs a
-    tagger and is not here.
+    They are drawn again for each text and step: ``random`` words, a ``block`` of adjacent ones, or (``truncate``) the
+    first. The remaining words move together and take the first positions. CLIPA's choice by parts of speech needs a
+    tagger and is not implemented.
 
-    Options: ``share`` p, ``of``, ``kind``, ``levels`` in which a share that changes is rounded, beside 0.
+    Args:
+        drop_rate: p.
+        relative_to: what p is a fraction of.
+        kind: which words stay.
+        levels: the steps that a changing drop rate is rounded to.
     """
 
     def __init__(
         self,
         *,
-        share: Strength = 0.25,
-        of: Literal["words", "length"] = "length",
+        drop_rate: DropRate = 0.25,
+        relative_to: Literal["words", "length"] = "length",
         kind: Kind = "random",
-        levels: int = 4,
+        levels: Levels = 4,
     ):
-        super().__init__(share=share, levels=levels)
-        self.of, self.kind = of, kind
+        super().__init__(drop_rate=drop_rate, levels=levels)
+        self.relative_to, self.kind = relative_to, kind
 
-    def texts(self, ids: jax.Array, key: jax.Array, *, share: float, towers: TowerInfo) -> jax.Array:
+    def drop_tokens(self, ids: jax.Array, key: jax.Array, *, drop_rate: float, towers: TowerInfo) -> jax.Array:
         """i32[M, L] -> i32[M, L']."""
         rows, length = ids.shape
-        if share == 0 or length <= 2:
+        if drop_rate == 0 or length <= 2:
             return ids
         token_mask = TokenMask.from_ids(ids, eos_id=towers.eos_id)
         count = jnp.sum(token_mask.content, axis=1, keepdims=True)
-        most = kept_words(length - 2, share)
-        if self.of == "words":
-            # Looked up, not computed: every device and precision then rounds a count in the same way.
-            keep = jnp.asarray([kept_words(n, share) for n in range(length - 1)])[count]
+        most = count_kept(length - 2, drop_rate)
+        if self.relative_to == "words":
+            # A table, not a formula: every device and precision then rounds a count in the same way.
+            keep = jnp.asarray([count_kept(n, drop_rate) for n in range(length - 1)])[count]
         else:
             keep = jnp.minimum(count, most)
         place = jnp.arange(length) - 1  # of a word among the words
@@ -65,12 +68,12 @@ class Augmentation(SequenceDropout):
             first = jnp.minimum(first, count - keep) if self.kind == "block" else jnp.zeros_like(count)
             chosen = (place >= first) & (place < first + keep)
         stays = token_mask.valid & (chosen | ~token_mask.content)
-        # What stays moves to the front in its order; sorting is by distinct numbers.
+        # The remaining tokens move to the front in their order; all sort keys differ.
         order = jnp.argsort(jnp.where(stays, 0, length) + jnp.arange(length), axis=1)[:, : most + 2]
         kept = jnp.take_along_axis(ids, order, axis=1)
         return jnp.where(jnp.take_along_axis(stays, order, axis=1), kept, towers.pad_id)
 
 
-def kept_words(n: int, share: float) -> int:
-    """``⌈n (1 - share)⌉``, whatever ``1 - share`` is rounded to."""
-    return math.ceil(n * (1 - share) - 1e-6)
+def count_kept(n: int, drop_rate: float) -> int:
+    """``⌈n (1 - drop_rate)⌉``, exact despite the rounding of ``1 - drop_rate``."""
+    return math.ceil(n * (1 - drop_rate) - 1e-6)

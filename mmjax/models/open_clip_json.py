@@ -91,7 +91,7 @@ def convert(section: Mapping[str, Any], *, path: str = "model") -> ClipConfig:
     if dropout := vision.pop("patch_dropout", 0):
         raise ConfigError(
             f"{path}.vision_cfg.patch_dropout={dropout}: not a part of the model here; set it to 0 and train with "
-            f'augment=(("patch_dropout", {{"share": {dropout}}}),)'
+            f'augment=(("patch_dropout", {{"drop_rate": {dropout}}}),)'
         )
     _drop(vision, _UNSUPPORTED["vision_cfg"], path=f"{path}.vision_cfg")
     _drop(text, _UNSUPPORTED["text_cfg"], path=f"{path}.text_cfg")

@@ -1,4 +1,4 @@
-"""The augmentations of an experiment within the step: made from the config, run at their taps, trained by their own."""
+"""The augmentations of an experiment within the step: their views, their losses and their own optimizers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 
 from mmjax.augment.common import schedules
-from mmjax.augment.common.base import Base, Features, Similarity, Tap, TowerInfo, View
+from mmjax.augment.common.base import Augmented, Base, Features, Similarity, Tap, Terms, TowerInfo, View
 from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins, rng
 from mmjax.core.config import ConfigError, bind
@@ -23,19 +23,22 @@ from mmjax.core.sphere import modality_gap, uniformity, unit
 from mmjax.core.state import AugmentState, Params
 from mmjax.core.types import Metrics
 from mmjax.models.clip import Clip
-from mmjax.train.forward import Choose, Shorten, embedded, every_patch
+from mmjax.train.forward import ChoosePatches, DropTokens, embed_views, keep_every_patch
 
 FOLDER = "mmjax.augment"
 
 Objective = Callable[..., tuple[jax.Array, Metrics]]
 
 UNIFORMITY_ROWS = 1024
-"""Uniformity compares the pairs of this many rows: all pairs of a large batch would take more than its logits."""
+"""The rows that uniformity compares: all pairs of a large batch would take more memory than its logits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentations:
-    """The augmentations of one experiment, by name and without their parameters."""
+    """The augmentations of one experiment, by name and without their parameters.
+
+    A step calls ``make_sequence_dropout`` before the clean forward, ``loss`` after it, and ``update`` at its end.
+    """
 
     modules: Mapping[str, Base]  # of shapes alone
     sequence_dropouts: Mapping[str, SequenceDropout]
@@ -44,14 +47,16 @@ class Augmentations:
     seed: int
 
     @classmethod
-    def of(cls, entries: Sequence[tuple[str, Mapping[str, Any]]], *, towers: TowerInfo, seed: int) -> Augmentations:
-        """From the key ``augment``."""
+    def from_config(
+        cls, entries: Sequence[tuple[str, Mapping[str, Any]]], *, towers: TowerInfo, seed: int
+    ) -> Augmentations:
+        """From the key ``augment``: names with their options."""
         sequence_dropouts: dict[str, SequenceDropout] = {}
         constructors: dict[str, Callable[..., Base]] = {}
         for name, options in entries:
             if name in constructors or name in sequence_dropouts:
                 raise ConfigError(f"augment: {name!r} is named twice; leave one, or give both strengths to one")
-            kind, make = _constructor(name, options, towers=towers)
+            kind, make = _load_constructor(name, options, towers=towers)
             if issubclass(kind, SequenceDropout):
                 sequence_dropouts[name] = make()
             else:
@@ -68,45 +73,52 @@ class Augmentations:
 
     @property
     def taps(self) -> list[Tap]:
-        """Where features are wanted."""
+        """Where augmentations make views."""
         return list(dict.fromkeys(module.tap for module in self.modules.values()))
 
     @property
-    def lengths(self) -> list[tuple[float, ...]]:
-        """The shares that the sequence_dropouts can drop, one tuple for each combination of their levels."""
-        return list(itertools.product(*(s.shares for s in self.sequence_dropouts.values())))
+    def drop_rate_combinations(self) -> list[tuple[float, ...]]:
+        """Every combination of the drop rates of the sequence dropouts; each is a branch of the program."""
+        return list(itertools.product(*(s.drop_rates for s in self.sequence_dropouts.values())))
 
-    def length(self, step: jax.Array) -> jax.Array:
-        """i32[]: which of ``lengths`` is in force at a traced step."""
+    def active_combination(self, step: jax.Array) -> jax.Array:
+        """i32[]: the index in ``drop_rate_combinations`` at a traced step."""
         index = jnp.zeros((), jnp.int32)
-        for sequence_dropout in self.sequence_dropouts.values():
-            index = index * len(sequence_dropout.shares) + sequence_dropout.level(step)
+        for dropout in self.sequence_dropouts.values():
+            index = index * len(dropout.drop_rates) + dropout.level(step)
         return index
 
-    def shorten(self, shares: tuple[float, ...], step: jax.Array) -> tuple[Choose, Shorten]:
-        """Of the patches that enter the image tower's first block, and of token ids: all sequence_dropouts in turn."""
+    def make_sequence_dropout(self, drop_rates: tuple[float, ...], step: jax.Array) -> tuple[ChoosePatches, DropTokens]:
+        """All sequence dropouts in turn: a function that chooses patches, and one that shortens token ids."""
+        dropouts = [
+            (dropout, rate, rng.key(self.seed, stream=f"augment/{name}", step=step))
+            for (name, dropout), rate in zip(self.sequence_dropouts.items(), drop_rates, strict=True)
+        ]
 
-        def images(rows: int, patches: int) -> jax.Array | None:
+        def choose_patches(rows: int, patches: int) -> jax.Array | None:
             chosen = None
-            for (name, sequence_dropout), share in zip(self.sequence_dropouts.items(), shares, strict=True):
-                key = rng.key(self.seed, stream=f"augment/{name}", step=step)
-                left = patches if chosen is None else chosen.shape[1]
-                found = sequence_dropout.patches(key, rows=rows, patches=left, share=share)
-                if chosen is not None and found is not None:
-                    found = jnp.take_along_axis(chosen, found, axis=1)
-                chosen = chosen if found is None else found
+            for dropout, rate, key in dropouts:
+                remaining = patches if chosen is None else chosen.shape[1]
+                kept = dropout.choose_patches(key, rows=rows, patches=remaining, drop_rate=rate)
+                if chosen is not None and kept is not None:
+                    kept = jnp.take_along_axis(chosen, kept, axis=1)
+                chosen = chosen if kept is None else kept
             return chosen
 
-        def texts(ids: jax.Array) -> jax.Array:
-            for (name, sequence_dropout), share in zip(self.sequence_dropouts.items(), shares, strict=True):
-                key = rng.key(self.seed, stream=f"augment/{name}", step=step)
-                ids = sequence_dropout.texts(ids, key, share=share, towers=self.towers)
+        def drop_tokens(ids: jax.Array) -> jax.Array:
+            for dropout, rate, key in dropouts:
+                ids = dropout.drop_tokens(ids, key, drop_rate=rate, towers=self.towers)
             return ids
 
-        return images, texts
+        return choose_patches, drop_tokens
 
-    def initial(self) -> dict[str, AugmentState]:
-        """Fresh parameters and moments by augmentation; one that has none is left out."""
+    def drop_rate_metrics(self, drop_rates: tuple[float, ...]) -> Metrics:
+        """``augment/NAME/drop_rate`` of each sequence dropout."""
+        by_name = zip(self.sequence_dropouts, drop_rates, strict=True)
+        return {f"augment/{name}/drop_rate": jnp.float32(rate) for name, rate in by_name}
+
+    def init_states(self) -> dict[str, AugmentState]:
+        """Initial parameters and optimizer states; augmentations without parameters are left out."""
         states = {name: nnx.to_pure_dict(nnx.state(module)) for name, module in self.create().items()}
         return {
             name: AugmentState(params=params, opt_state=self.optimizer(name).init(params))
@@ -115,18 +127,18 @@ class Augmentations:
         }
 
     def optimizer(self, name: str) -> optax.GradientTransformation:
-        """One augmentation's own Adam: own learning rate, own clipping, no decay."""
+        """One augmentation's own Adam: own learning rate, own clipping, no weight decay."""
         module = self.modules[name]
         return optax.chain(
             optax.clip_by_global_norm(module.clip_norm),
             optax.scale_by_adam(),
-            optax.scale_by_learning_rate(functools.partial(schedules.at, module.learning_rate)),
+            optax.scale_by_learning_rate(functools.partial(schedules.value_at, module.learning_rate)),
         )
 
     def update(
         self, grads: Mapping[str, Params], states: Mapping[str, AugmentState]
     ) -> tuple[dict[str, AugmentState], Metrics]:
-        """Each augmentation's parameters after one step of its own optimizer."""
+        """One step of each augmentation's own optimizer, and the norms of their gradients."""
         new, metrics = {}, {}
         for name, state in states.items():
             with jax.numpy_dtype_promotion("standard"):  # as in the model's own update
@@ -140,32 +152,44 @@ class Augmentations:
         params: Mapping[str, Params],
         taps: Mapping[Tap, Features],
         *,
-        rest: Callable[[Params], Clip],
+        make_model: Callable[[Params], Clip],
         model_params: Params,
         objective: Objective,
         clean_loss: jax.Array,
         step: jax.Array,
-        shorten_images: Choose = every_patch,
-        parts: int = 1,
+        choose_patches: ChoosePatches = keep_every_patch,
+        micro_batches: int = 1,
     ) -> tuple[jax.Array, Metrics]:
-        """``Σ_a weight_a · (terms of a)``, to be added to the clean loss, and metrics: ``augment/NAME/…``, and
-        how the clean rows lie on the sphere, to compare with.
+        """``Σ_a weight_a · (terms of a)``, to be added to the clean loss.
 
-        ``taps`` are the clean features at ``pooled`` and at the taps before it; ``rest`` makes the model of
-        ``model_params``; what runs for each row alone runs in ``parts`` (see ``mmjax.train.micro_batches``).
+        Nothing else is taken from the clean computation, and the clean rows are projected once more, behind barriers:
+        gradients of the two computations then meet only as finished products. If they met in elementwise arithmetic,
+        the compiler would fuse the two and round otherwise than in a run without augmentation. Even a weight of zero
+        would then change that run's parameters.
 
-        Nothing else is taken from the clean computation, and these clean rows are projected once more: gradients of
-        the two computations then meet as finished products alone. Where they met in elementwise arithmetic the
-        compiler would fuse the two, and pair, and so round, multiply-adds otherwise than in a run without
-        augmentation: not even a weight of zero would leave that run's parameters as they were.
+        Args:
+            params: the parameters of each augmentation.
+            taps: the clean features at ``pooled`` and at the taps before it.
+            make_model: makes the model of its parameters.
+            model_params: the model's parameters.
+            objective: the run's objective.
+            clean_loss: its value for the clean rows, to which views are compared.
+            step: the traced step.
+            choose_patches: chooses the patches of views made of pixels.
+            micro_batches: see ``mmjax.train.micro_batches``.
+
+        Returns:
+            The loss, and metrics: ``augment/NAME/…``, and uniformity and modality gap of the clean rows.
         """
-        barrier = jax.lax.optimization_barrier
-        taps = {tap: _held_apart(features) for tap, features in taps.items()}
-        model_params = jax.tree.map(barrier, model_params)
-        models = {"trained": rest(model_params), "frozen": rest(jax.lax.stop_gradient(model_params))}
-        model, pooled = models["trained"], taps["pooled"]
+        # 1. The clean features, apart from the clean computation.
+        taps = {tap: _with_barrier(features) for tap, features in taps.items()}
+        model_params = jax.tree.map(jax.lax.optimization_barrier, model_params)
+        models = {"trained": make_model(model_params), "frozen": make_model(jax.lax.stop_gradient(model_params))}
+        model = models["trained"]
         taps["embedding"] = dataclasses.replace(
-            pooled, image=model.visual.project(pooled.image), text=model.text.project(pooled.text)
+            taps["pooled"],
+            image=model.visual.project(taps["pooled"].image),
+            text=model.text.project(taps["pooled"].text),
         )
         clean = dataclasses.replace(
             taps["embedding"], image=unit(taps["embedding"].image), text=unit(taps["embedding"].text)
@@ -174,17 +198,30 @@ class Augmentations:
             scale=jnp.exp(model.logit_scale[...]), bias=None if model.logit_bias is None else model.logit_bias[...]
         )
 
+        # 2. Each augmentation's views of the features at its tap.
         modules = {
             name: nnx.merge(nnx.graphdef(module), nnx.State(params.get(name, {})))
             for name, module in self.modules.items()
         }
-        keys = {n: jax.random.split(rng.key(self.seed, stream=f"augment/{n}", step=step)) for n in modules}
-        answers = {n: m.augment(taps[m.tap], key=keys[n][0], step=step) for n, m in modules.items()}
-        views = [(m.tap, view) for n, m in modules.items() for view in answers[n].views]
-        rows_of_views = iter(
-            embedded(views, rest=models, taps=taps, towers=self.towers, shorten_images=shorten_images, parts=parts)
+        keys = {name: jax.random.split(rng.key(self.seed, stream=f"augment/{name}", step=step)) for name in modules}
+        answers = {
+            name: module.augment(taps[module.tap], key=keys[name][0], step=step) for name, module in modules.items()
+        }
+
+        # 3. The rest of the network for all views at once.
+        views = [(module.tap, view) for name, module in modules.items() for view in answers[name].views]
+        embeddings = iter(
+            embed_views(
+                views,
+                models=models,
+                taps=taps,
+                towers=self.towers,
+                choose_patches=choose_patches,
+                micro_batches=micro_batches,
+            )
         )
 
+        # 4. Each augmentation's terms, and their weighted sum.
         total = jnp.zeros((), jnp.float32)
         metrics: Metrics = {
             "uniformity_image": uniformity(clean.image[:UNIFORMITY_ROWS]),
@@ -192,51 +229,64 @@ class Augmentations:
             "modality_gap": modality_gap(clean.image, clean.text),
         }
         for name, module in modules.items():
-            answer = answers[name]
-            rows = list(itertools.islice(rows_of_views, len(answer.views)))
-            compared, found = module.compare(clean, rows, similarity=similarity, key=keys[name][1], step=step)
-            terms = {**answer.terms, **compared}
-            found = {**answer.metrics, **found, **terms}
-            for view, row in zip(answer.views, rows, strict=True):
-                found |= _geometry(view, row, clean)
-                if view.role == "task":
-                    sources = {"image_source": row.image_source, "text_source": row.text_source}
-                    value, _ = objective(row.image, row.text, **sources, **vars(similarity))
-                    terms[view.name] = view.factor * value
-                    found |= {view.name: value, f"{view.name}_gap": value - clean_loss}
-            weight = schedules.at(module.weight, step)
+            of_views = list(itertools.islice(embeddings, len(answers[name].views)))
+            compared = module.compare(clean, of_views, similarity=similarity, key=keys[name][1], step=step)
+            terms, measured = _terms_of_views(
+                answers[name], compared, of_views, clean, objective, similarity, clean_loss=clean_loss
+            )
+            weight = schedules.value_at(module.weight, step)
             total = total + weight * sum(terms.values(), jnp.zeros((), jnp.float32))
-            metrics |= {f"augment/{name}/{metric}": value for metric, value in {"weight": weight, **found}.items()}
+            metrics |= {f"augment/{name}/{metric}": value for metric, value in {"weight": weight, **measured}.items()}
         return total, metrics
 
-    def dropped(self, shares: tuple[float, ...]) -> Metrics:
-        """What the sequence_dropouts do where ``shares`` is in force."""
-        named = zip(self.sequence_dropouts, shares, strict=True)
-        return {f"augment/{name}/share": jnp.float32(share) for name, share in named}
 
-
-def _constructor(name: str, options: Mapping[str, Any], *, towers: TowerInfo) -> tuple[type, Callable[..., Any]]:
-    """The class ``name`` and how to make one, its options checked; takes ``rngs``, which some have no use for."""
+def _load_constructor(name: str, options: Mapping[str, Any], *, towers: TowerInfo) -> tuple[type, Callable[..., Any]]:
+    """The class of ``name``, and a function that makes one of checked options; it takes ``rngs`` in any case."""
     target = plugins.load(FOLDER, name, path="augment").Augmentation
-    wanted = inspect.signature(target.__init__).parameters
-    given = {key: value for key, value in {"towers": towers, "rngs": None}.items() if key in wanted}
-    bound = bind(target, options, path=f"augment.{name}", given=given)
-    return target, lambda rngs=None: target(**(bound | ({"rngs": rngs} if "rngs" in wanted else {})))
+    parameters = inspect.signature(target.__init__).parameters
+    injected = {key: value for key, value in {"towers": towers, "rngs": None}.items() if key in parameters}
+    bound = bind(target, options, path=f"augment.{name}", given=injected)
+    return target, lambda rngs=None: target(**(bound | ({"rngs": rngs} if "rngs" in parameters else {})))
 
 
-def _held_apart(features: Features) -> Features:
-    """The same features, with which the compiler fuses nothing of the clean computation."""
+def _terms_of_views(
+    answer: Augmented,
+    compared: tuple[Terms, Metrics],
+    embeddings: Sequence[Features],
+    clean: Features,
+    objective: Objective,
+    similarity: Similarity,
+    *,
+    clean_loss: jax.Array,
+) -> tuple[Terms, Metrics]:
+    """One augmentation's terms, those of its ``task`` views among them, and its metrics."""
+    terms = {**answer.terms, **compared[0]}
+    metrics = {**answer.metrics, **compared[1], **terms}
+    for view, rows in zip(answer.views, embeddings, strict=True):
+        metrics |= _geometry_metrics(view, rows, clean)
+        if view.role == "task":
+            sources = {"image_source": rows.image_source, "text_source": rows.text_source}
+            value, _ = objective(rows.image, rows.text, **sources, **vars(similarity))
+            terms[view.name] = view.factor * value
+            metrics |= {view.name: value, f"{view.name}_gap": value - clean_loss}
+    return terms, metrics
+
+
+def _with_barrier(features: Features) -> Features:
+    """The same features behind a barrier, so that the compiler fuses nothing across it."""
     image, text = jax.tree.map(jax.lax.optimization_barrier, (features.image, features.text))
     return dataclasses.replace(features, image=image, text=text)
 
 
-def _geometry(view: View, rows: Features, clean: Features) -> Metrics:
-    """How far a view moved its rows, where it has as many as there are clean ones, and how it lies on the sphere."""
-    found = {}
-    for side in ("image", "text"):
-        if getattr(view, side) is not None:
-            new, old = getattr(rows, side), getattr(clean, side)
+def _geometry_metrics(view: View, rows: Features, clean: Features) -> Metrics:
+    """Cosines to the clean rows (where there are as many), uniformity, and modality gap of a view."""
+    metrics = {}
+    for side, changed, new, old in (
+        ("image", view.image, rows.image, clean.image),
+        ("text", view.text, rows.text, clean.text),
+    ):
+        if changed is not None:
             if new.shape == old.shape:
-                found[f"{view.name}_{side}_cosine"] = jnp.mean(jnp.sum(new * old, axis=-1))
-            found[f"{view.name}_uniformity_{side}"] = uniformity(new[:UNIFORMITY_ROWS])
-    return found | {f"{view.name}_modality_gap": modality_gap(rows.image, rows.text)}
+                metrics[f"{view.name}_{side}_cosine"] = jnp.mean(jnp.sum(new * old, axis=-1))
+            metrics[f"{view.name}_uniformity_{side}"] = uniformity(new[:UNIFORMITY_ROWS])
+    return metrics | {f"{view.name}_modality_gap": modality_gap(rows.image, rows.text)}

@@ -1,10 +1,11 @@
-"""The towers in stages: one clean forward with the features at each tap, and the rest of the network for views."""
+"""The towers in stages: a clean forward that keeps the features at taps, and the rest of the network for views."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +16,22 @@ from mmjax.core.sphere import unit
 from mmjax.core.types import Batch, Provenance
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
-from mmjax.train.micro_batches import in_parts
+from mmjax.train.micro_batches import map_micro_batches
 
-Shorten = Callable[[jax.Array], jax.Array]
-Choose = Callable[[int, int], jax.Array | None]
-"""Which patches of so many images, of so many each, enter the first block: i32[rows, kept], or None for all."""
+DropTokens = Callable[[jax.Array], jax.Array]
+"""Shortens token ids: i32[M, L] -> i32[M, L']."""
 
-_Key = TypeVar("_Key", bound=Hashable)
+ChoosePatches = Callable[[int, int], jax.Array | None]
+"""Of ``rows`` images with ``patches`` each, those that enter the first block: i32[rows, kept], or None for all."""
 
 
-def every_patch(rows: int, patches: int) -> jax.Array | None:
+def keep_every_patch(rows: int, patches: int) -> jax.Array | None:
     """Drops none."""
     return None
 
 
-def described(config: ClipConfig) -> TowerInfo:
-    """What augmentations may know of a model that knows its vocabulary."""
+def make_tower_info(config: ClipConfig) -> TowerInfo:
+    """What augmentations know of a model; its vocabulary must be resolved."""
     vision, text = config.vision_cfg, config.text_cfg
     if text.vocab_size is None or text.eos_id is None or text.pad_id is None:
         raise ValueError("text_cfg.vocab_size, eos_id and pad_id come from the tokenizer, before anything is built")
@@ -47,174 +48,235 @@ def described(config: ClipConfig) -> TowerInfo:
     )
 
 
-def clean(
+def run_clean(
     model: Clip,
     batch: Batch,
     *,
     towers: TowerInfo,
     taps: Iterable[Tap] = (),
-    shorten_images: Choose = every_patch,
-    shorten_texts: Shorten = lambda ids: ids,
-    parts: int = 1,
+    choose_patches: ChoosePatches = keep_every_patch,
+    drop_tokens: DropTokens = lambda ids: ids,
+    micro_batches: int = 1,
 ) -> dict[Tap, Features]:
-    """Features at ``taps`` and at ``pooled``, from one run of each tower, in ``parts`` micro-batches.
+    """Runs each tower once and returns the features at ``pooled`` and at those of ``taps`` that lie before it.
 
-    ``shorten_texts`` changes token ids, and ``shorten_images`` chooses what enters the image tower's first block.
+    Args:
+        model: the model.
+        batch: the clean batch.
+        towers: what is known of the model.
+        taps: where augmentations make views.
+        choose_patches: chooses the patches that enter the image tower's first block.
+        drop_tokens: shortens token ids before they are embedded.
+        micro_batches: the towers run on one of so many at a time.
     """
-    wanted = [tap for tap in taps if tap.startswith(("input", "tokens"))]
-    blocks = {tap: towers.blocks(tap) for tap in wanted}
-    ids = shorten_texts(batch.tokens)
+    blocks = {tap: towers.blocks(tap) for tap in taps if _holds_sequences(tap)}
+    ids = drop_tokens(batch.tokens)
     examples = batch.image_source.ids.shape[0]
 
-    def of_images(rows: tuple[Any, Any]) -> tuple[jax.Array, dict[int, jax.Array]]:
-        return model.visual.pool_with_block_inputs(
-            _entering(model, rows, num_prefix_tokens=towers.num_prefix_tokens), blocks={k for k, _ in blocks.values()}
-        )
+    def run_images(rows: tuple[Any, Any]) -> tuple[jax.Array, dict[int, jax.Array]]:
+        tokens = _embed_patches(model, *rows, towers=towers)
+        return model.visual.pool_with_block_inputs(tokens, blocks={k for k, _ in blocks.values()})
 
-    def of_texts(ids: jax.Array) -> tuple[jax.Array, dict[int, jax.Array], jax.Array | None]:
-        text = model.text.embed(ids)
-        pooled, found = model.text.pool_with_block_inputs(text, ids, blocks={k for _, k in blocks.values()})
-        return pooled, found, text if "input" in blocks else None
+    def run_texts(ids: jax.Array) -> tuple[jax.Array, dict[int, jax.Array], jax.Array | None]:
+        tokens = model.text.embed(ids)
+        pooled, before_block = model.text.pool_with_block_inputs(tokens, ids, blocks={k for _, k in blocks.values()})
+        return pooled, before_block, tokens if "input" in blocks else None
 
-    # Drawn for all rows at once: each then keeps the same patches in whichever part it is.
-    chosen = _chosen(model, batch.images, shorten_images, towers=towers)
-    pooled_image, images = in_parts(of_images, (batch.images, chosen), parts=parts, count=examples)
-    pooled_text, texts, embedded_text = in_parts(of_texts, ids, parts=parts, count=ids.shape[0])
-    make = functools.partial(
+    # Chosen for the whole batch, so that an image keeps the same patches in whichever micro-batch it is.
+    chosen = _choose_patches(model, batch.images, choose_patches, towers=towers)
+    in_micro_batches = functools.partial(map_micro_batches, micro_batches=micro_batches)
+    pooled_image, images = in_micro_batches(run_images, (batch.images, chosen), count=examples)
+    pooled_text, texts, embedded_text = in_micro_batches(run_texts, ids, count=ids.shape[0])
+
+    make_features = functools.partial(
         Features,
-        image_source=_repeated(batch.image_source, pooled_image.shape[0] // examples),
+        image_source=_tile_source(batch.image_source, pooled_image.shape[0] // examples),
         text_source=batch.text_source,
         examples=examples,
     )
-    token_mask = TokenMask.from_ids(ids, eos_id=towers.eos_id) if wanted else None
-    found = {
-        tap: make(image=images[k], text=texts[m], token_mask=token_mask, num_prefix_tokens=towers.num_prefix_tokens)
-        for tap, (k, m) in blocks.items()
+    token_mask = TokenMask.from_ids(ids, eos_id=towers.eos_id) if blocks else None
+    features = {
+        tap: make_features(
+            image=images[image_block],
+            text=texts[text_block],
+            token_mask=token_mask,
+            num_prefix_tokens=towers.num_prefix_tokens,
+        )
+        for tap, (image_block, text_block) in blocks.items()
     }
     if embedded_text is not None:
-        # Apart from the tower's own use of them: the two would be fused.
+        # With a barrier, so that the compiler does not fuse this use of the pixels with the tower's own.
         pixels = {name: jax.lax.optimization_barrier(x).astype(jnp.float32) for name, x in batch.images.items()}
-        found["input"] = make(image=pixels, text=embedded_text, image_source=batch.image_source, token_mask=token_mask)
-    return found | {"pooled": make(image=pooled_image, text=pooled_text)}
+        features["input"] = make_features(
+            image=pixels, text=embedded_text, image_source=batch.image_source, token_mask=token_mask
+        )
+    return features | {"pooled": make_features(image=pooled_image, text=pooled_text)}
 
 
-def embedded(
+def embed_views(
     views: Sequence[tuple[Tap, View]],
     *,
-    rest: Mapping[str, Clip],
+    models: Mapping[str, Clip],
     taps: Mapping[Tap, Features],
     towers: TowerInfo,
-    shorten_images: Choose = every_patch,
-    parts: int = 1,
+    choose_patches: ChoosePatches = keep_every_patch,
+    micro_batches: int = 1,
 ) -> list[Features]:
-    """Views as unit embeddings: what is left of the network runs once for all that leave from one place.
+    """Runs views through the rest of the network; all that enter at one place run in one call.
 
-    Its blocks, and what is before them, take the rows in ``parts``.
+    Args:
+        views: each with the tap at which it enters.
+        models: the models for views whose projection is ``trained`` or ``frozen``.
+        taps: the clean features; at ``embedding`` they are not yet of length one. A side that a view leaves out is
+            the clean one.
+        towers: what is known of the model.
+        choose_patches: chooses the patches of views made of pixels.
+        micro_batches: all up to pooling runs on one of so many at a time.
 
-    ``rest`` are the models for views whose projection is ``trained`` or ``frozen``; sides that a view leaves out are
-    the clean ones of ``taps``, which at ``embedding`` are not yet of length one.
+    Returns:
+        Unit embeddings of each view, in the order of ``views``.
     """
-    known = taps["embedding"]
-    clean_image, clean_text = unit(known.image), unit(known.text)
-    projections = [view.projection for _, view in views]
-    images: list[Any] = [view.image for _, view in views]
-    texts: list[Any] = [view.text for _, view in views]
-    image_at: list[int | str] = [towers.blocks(tap)[0] if _sequences(tap) else tap for tap, _ in views]
-    text_at: list[int | str] = [towers.blocks(tap)[1] if _sequences(tap) else tap for tap, _ in views]
-    ids = [view.ids if view.ids is not None else _ids(taps[tap], view) for tap, view in views]
+    clean = taps["embedding"]
+    clean = dataclasses.replace(clean, image=unit(clean.image), text=unit(clean.text))
+    in_micro_batches = functools.partial(map_micro_batches, micro_batches=micro_batches)
 
-    for i, image in enumerate(images):
-        if isinstance(image, Mapping):
-            model = rest[projections[i]]
-            chosen = _chosen(model, image, shorten_images, towers=towers)
-            images[i] = in_parts(
-                functools.partial(_entering, model, num_prefix_tokens=towers.num_prefix_tokens),
-                (image, chosen),
-                parts=parts,
-                count=next(iter(image.values())).shape[0],
-            )
+    def enter(rows: Any, tap: Tap, view: View, *, side: int) -> _Entry:
+        block = towers.blocks(tap)[side] if _holds_sequences(tap) else 0
+        return _Entry(rows, tap, view.projection, block)
 
-    def image_pooled(key: tuple[str, Any], tokens: jax.Array, members: list[int]) -> jax.Array:
-        pool = functools.partial(rest[key[0]].visual.pool, start=key[1])
-        return in_parts(pool, tokens, parts=parts, count=tokens.shape[0])
+    def embed_pixels(view: View) -> jax.Array:
+        if not isinstance(view.image, Mapping):
+            return view.image
+        model, pixels = models[view.projection], view.image
+        chosen = _choose_patches(model, pixels, choose_patches, towers=towers)
+        embed = lambda rows: _embed_patches(model, *rows, towers=towers)  # noqa: E731
+        return in_micro_batches(embed, (pixels, chosen), count=next(iter(pixels.values())).shape[0])
 
-    def text_pooled(key: tuple[str, Any], tokens: jax.Array, members: list[int]) -> jax.Array:
-        own = jnp.stack([jnp.asarray(ids[i]) for i in members], axis=1)
-        rows = tokens, own.reshape(-1, own.shape[-1])
-        tower = rest[key[0]].text
-        return in_parts(lambda rows: tower.pool(*rows, start=key[1]), rows, parts=parts, count=tokens.shape[0])
+    def pool_images(entry: _Entry) -> jax.Array:
+        pool = functools.partial(models[entry.projection].visual.pool, start=entry.block)
+        return in_micro_batches(pool, entry.rows, count=entry.rows.shape[0])
 
-    def project(side: str, key: tuple[str, str], rows: jax.Array, members: list[int]) -> jax.Array:
-        return getattr(rest[key[0]], side).project(rows)
+    def pool_texts(entry: _Entry) -> jax.Array:
+        pool = functools.partial(models[entry.projection].text.pool, start=entry.block)
+        return in_micro_batches(lambda rows: pool(*rows), entry.rows, count=entry.rows[0].shape[0])
 
-    for side, rows, at, pool in (("visual", images, image_at, image_pooled), ("text", texts, text_at, text_pooled)):
-        through = [i for i, row in enumerate(rows) if row is not None and isinstance(at[i], int)]
-        _together(rows, {i: (projections[i], at[i]) for i in through}, pool)
-        through += [i for i, row in enumerate(rows) if row is not None and at[i] == "pooled"]
-        _together(rows, {i: (projections[i], "pooled") for i in through}, functools.partial(project, side))
-
-    found = []
-    for (tap, view), image, text in zip(views, images, texts, strict=True):
-        there = taps[tap]
-        image_source = view.image_source or there.image_source
-        if image is not None:
-            image_source = _repeated(image_source, image.shape[0] // image_source.ids.shape[0])
-        found.append(
-            Features(
-                image=clean_image if image is None else unit(image),
-                text=clean_text if text is None else unit(text),
-                image_source=known.image_source if image is None else image_source,
-                text_source=view.text_source or known.text_source,
-                examples=known.examples,
-            )
-        )
-    return found
+    images = _run_to_embeddings(
+        {
+            i: enter(embed_pixels(view), tap, view, side=0)
+            for i, (tap, view) in enumerate(views)
+            if view.image is not None
+        },
+        pool_images,
+        lambda entry: models[entry.projection].visual.project(entry.rows),
+    )
+    texts = _run_to_embeddings(
+        {
+            i: enter(_with_ids(tap, view, taps[tap]), tap, view, side=1)
+            for i, (tap, view) in enumerate(views)
+            if view.text is not None
+        },
+        pool_texts,
+        lambda entry: models[entry.projection].text.project(entry.rows),
+    )
+    return [
+        _make_embeddings(view, image=images.get(i), text=texts.get(i), at_tap=taps[tap], clean=clean)
+        for i, (tap, view) in enumerate(views)
+    ]
 
 
-def _chosen(model: Clip, images: Mapping[str, jax.Array], choose: Choose, *, towers: TowerInfo) -> jax.Array | None:
-    """What ``choose`` says of these images' tokens."""
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """One side of a view, where it enters the rest of the network."""
+
+    rows: Any  # an array, or for texts before pooling (tokens, ids)
+    tap: Tap
+    projection: str  # which of the models
+    block: int = 0  # before pooling, the first block to run
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for all sides that can run in one call."""
+        return self.projection, self.block, tuple(x.shape for x in jax.tree.leaves(self.rows))
+
+
+def _run_to_embeddings(
+    entries: Mapping[int, _Entry],
+    pool: Callable[[_Entry], jax.Array],
+    project: Callable[[_Entry], jax.Array],
+) -> dict[int, jax.Array]:
+    """One side's embeddings by view, not yet of length one: blocks and pooling, then the projection, as needed."""
+    in_blocks = {i: entry for i, entry in entries.items() if _holds_sequences(entry.tap)}
+    pooled = _run_grouped(in_blocks, pool) | {i: e.rows for i, e in entries.items() if e.tap == "pooled"}
+    after_pooling = {i: _Entry(rows, "pooled", entries[i].projection) for i, rows in pooled.items()}
+    return _run_grouped(after_pooling, project) | {i: e.rows for i, e in entries.items() if e.tap == "embedding"}
+
+
+def _run_grouped(entries: Mapping[int, _Entry], run: Callable[[_Entry], jax.Array]) -> dict[int, jax.Array]:
+    """``run`` of each entry, by view, in one call for all entries of one key."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, entry in entries.items():
+        groups.setdefault(entry.key, []).append(i)
+    results: dict[int, jax.Array] = {}
+    for members in groups.values():
+        # Stacked on a new second axis: concatenated along the first, rows would move between devices.
+        stacked = jax.tree.map(lambda *rows: jnp.stack(rows, axis=1), *(entries[i].rows for i in members))
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked)
+        result = run(dataclasses.replace(entries[members[0]], rows=flat))
+        result = result.reshape(-1, len(members), *result.shape[1:])
+        results |= {i: result[:, place] for place, i in enumerate(members)}
+    return {i: results[i] for i in entries}
+
+
+def _make_embeddings(
+    view: View, *, image: jax.Array | None, text: jax.Array | None, at_tap: Features, clean: Features
+) -> Features:
+    """A view's unit embeddings and their sources; a side that is None is the clean one."""
+    image_source = clean.image_source
+    if image is not None:
+        image_source = view.image_source or at_tap.image_source
+        image_source = _tile_source(image_source, image.shape[0] // image_source.ids.shape[0])
+    return Features(
+        image=clean.image if image is None else unit(image),
+        text=clean.text if text is None else unit(text),
+        image_source=image_source,
+        text_source=view.text_source or clean.text_source,
+        examples=clean.examples,
+    )
+
+
+def _holds_sequences(tap: Tap) -> bool:
+    return tap.startswith(("input", "tokens"))
+
+
+def _with_ids(tap: Tap, view: View, at_tap: Features) -> Any:
+    """A view's texts; where they are sequences, with their token ids, which are the clean ones if it has none."""
+    if not _holds_sequences(tap):
+        return view.text
+    if view.ids is not None:
+        return view.text, jnp.asarray(view.ids)
+    assert view.text is not None and at_tap.token_mask is not None
+    if view.text.shape[:2] != at_tap.token_mask.ids.shape:
+        raise ValueError(f"view {view.name!r}: texts of shape {view.text.shape} need their ids, [M', L]")
+    return view.text, at_tap.token_mask.ids
+
+
+def _choose_patches(
+    model: Clip, images: Mapping[str, jax.Array], choose: ChoosePatches, *, towers: TowerInfo
+) -> jax.Array | None:
+    """The patches of these images that enter the first block."""
     tokens = jax.eval_shape(model.visual.embed, images)
     return choose(tokens.shape[0], tokens.shape[1] - towers.num_prefix_tokens)
 
 
-def _entering(
-    model: Clip, rows: tuple[Mapping[str, jax.Array], jax.Array | None], *, num_prefix_tokens: int
+def _embed_patches(
+    model: Clip, images: Mapping[str, jax.Array], chosen: jax.Array | None, *, towers: TowerInfo
 ) -> jax.Array:
-    """What enters the image tower's first block: of pixels and of the patches chosen, [N, T', D]."""
-    images, chosen = rows
-    return keep_patches(model.visual.embed(images), chosen, num_prefix_tokens=num_prefix_tokens)
+    """What enters the image tower's first block: [N, T', D] of the chosen patches."""
+    return keep_patches(model.visual.embed(images), chosen, num_prefix_tokens=towers.num_prefix_tokens)
 
 
-def _sequences(tap: Tap) -> bool:
-    return tap.startswith(("input", "tokens"))
-
-
-def _ids(there: Features, view: View) -> jax.Array | None:
-    if view.text is None or there.token_mask is None:
-        return None
-    if view.text.shape[:2] != there.token_mask.ids.shape:
-        raise ValueError(f"view {view.name!r}: texts of shape {view.text.shape} need their ids, [M', L]")
-    return there.token_mask.ids
-
-
-def _together(
-    rows: list[Any], keys: Mapping[int, _Key], run: Callable[[_Key, jax.Array, list[int]], jax.Array]
-) -> None:
-    """Puts in place of ``rows[i]`` what ``run`` makes of it, in one call for all of one key and shape."""
-    groups: dict[tuple[_Key, tuple[int, ...]], list[int]] = {}
-    for i, key in keys.items():
-        groups.setdefault((key, rows[i].shape), []).append(i)
-    for (key, shape), members in groups.items():
-        # A new second axis: joined along the first, rows would have to move between devices.
-        stacked = jnp.stack([rows[i] for i in members], axis=1)
-        made = run(key, stacked.reshape(-1, *shape[1:]), members)
-        made = made.reshape(shape[0], len(members), *made.shape[1:])
-        for place, i in enumerate(members):
-            rows[i] = made[:, place]
-
-
-def _repeated(source: Provenance, times: int) -> Provenance:
-    """For the views of further modalities, which follow one another in whole batches of rows."""
+def _tile_source(source: Provenance, times: int) -> Provenance:
+    """Repeats the sources for further modalities, whose rows follow one another in whole batches."""
     if times == 1:
         return source
     return Provenance(ids=jnp.tile(source.ids, (times, 1)), weight=jnp.tile(source.weight, (times, 1)))

@@ -23,8 +23,8 @@ from mmjax.parallel.host_rows import host_rows
 from mmjax.parallel.mesh import batch_sharding, check_batch_size, make_mesh, replicated
 from mmjax.parallel.sharding import batch_shardings, state_shardings
 from mmjax.train.augmentation import Augmentations
-from mmjax.train.forward import described
-from mmjax.train.micro_batches import check_parts
+from mmjax.train.forward import make_tower_info
+from mmjax.train.micro_batches import check_micro_batches
 from mmjax.train.optim import learning_rate, make_optimizer
 from mmjax.train.step import make_step, merge
 
@@ -47,7 +47,7 @@ class Program:
         check_batch_size(experiment.eval.batch_size, self.mesh, path="eval.batch_size")
         self.row_sharding = batch_sharding(self.mesh)
         [each] = self.row_sharding.shard_shape((experiment.batch_size,))
-        check_parts(experiment.micro_batches, batch_size=experiment.batch_size, rows=each)
+        check_micro_batches(experiment.micro_batches, batch_size=experiment.batch_size, rows=each)
         check_device(experiment.model, _nearest(self.mesh.devices.flat))
         self.objective = plugins.make(
             "mmjax.objectives",
@@ -60,8 +60,8 @@ class Program:
         shapes: Params = nnx.to_pure_dict(params)
         settings = experiment.optimizer
         self.tx = make_optimizer(settings, shapes, steps=experiment.steps)
-        self.augmentations = Augmentations.of(
-            experiment.augment, towers=described(experiment.model), seed=experiment.seed
+        self.augmentations = Augmentations.from_config(
+            experiment.augment, towers=make_tower_info(experiment.model), seed=experiment.seed
         )
         self.step = make_step(
             self.graph,
@@ -96,7 +96,7 @@ class Program:
 
     def initialise_augmentations(self) -> dict[str, AugmentState]:
         """Fresh parameters of the augmentations alone."""
-        return jax.jit(self.augmentations.initial, out_shardings=self.shardings.augment)()
+        return jax.jit(self.augmentations.init_states, out_shardings=self.shardings.augment)()
 
     def place(self, arrays: dict[str, Any]) -> Batch:
         """This process's rows of a batch as their part of the global arrays."""
@@ -165,7 +165,7 @@ class Program:
             params=params,
             opt_state=self.tx.init(params),
             ema_params=jax.tree.map(jnp.copy, params) if self.experiment.optimizer.ema_decay else None,
-            augment=self.augmentations.initial(),
+            augment=self.augmentations.init_states(),
         )
 
 

@@ -34,28 +34,46 @@ def make_step(
     augmentations: Augmentations,
     micro_batches: int = 1,
 ) -> Step:
-    """The step for the model ``graph``: towers, augmentations, objective, optimizers, moving average; not yet jitted.
+    """Makes the training step for the model ``graph``; it is not yet jitted.
 
-    The augmentations' own parameters get their gradients from the same backward pass: adversaries reverse theirs.
+    One step: gradients of ``make_loss`` by the model's and the augmentations' parameters, in one backward pass
+    (adversaries reverse theirs); an update of the model, of its moving average, and of each augmentation.
 
-    Where the loss, or the norm of the model's or of an augmentation's gradient, is not finite, the update is rejected:
-    all of the state but ``step`` stays as it was, and with it the place in the schedule. ``rejected_update`` is then
-    1, else 0; ``rejected_updates`` counts them since the first step.
+    If the loss, or the norm of the model's or of an augmentation's gradient, is not finite, the update is rejected:
+    all of the state but ``step`` stays as it was, the place in the schedule included. ``rejected_update`` is then 1,
+    else 0; ``rejected_updates`` counts them since the first step.
+
+    Args:
+        graph: the model without its parameters.
+        objective: the contrastive loss.
+        tx: the model's optimizer.
+        schedule: its learning rate, for the metrics.
+        max_logit_scale: the limit of the similarity scale.
+        ema_decay: the decay of the moving average of the parameters, where the state has one.
+        augmentations: the run's augmentations.
+        micro_batches: the towers run on one of so many at a time.
     """
     loss = make_loss(graph, objective=objective, augmentations=augmentations, micro_batches=micro_batches)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        learned = {name: own.params for name, own in state.augment.items()}
-        # Sequences of another length are another program: all of it is a branch, so none pays for the others.
+    def compute_gradients(state: TrainState, batch: Batch) -> tuple[Params, dict[str, Params], Metrics]:
+        """By the model's parameters and by those of each augmentation."""
+        # Another sequence length is another program. Each is a whole branch, so that none pays for the others.
         branches = [
-            functools.partial(jax.grad(loss, argnums=(0, 1), has_aux=True), shares=shares)
-            for shares in augmentations.lengths
+            functools.partial(jax.grad(loss, argnums=(0, 1), has_aux=True), drop_rates=drop_rates)
+            for drop_rates in augmentations.drop_rate_combinations
         ]
-        arguments = (state.params, learned, batch, state.step)
+        augment_params = {name: own.params for name, own in state.augment.items()}
+        arguments = (state.params, augment_params, batch, state.step)
         if len(branches) == 1:
             (grads, augment_grads), metrics = branches[0](*arguments)
         else:
-            (grads, augment_grads), metrics = jax.lax.switch(augmentations.length(state.step), branches, *arguments)
+            active = augmentations.active_combination(state.step)
+            (grads, augment_grads), metrics = jax.lax.switch(active, branches, *arguments)
+        return grads, augment_grads, metrics
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, augment_grads, metrics = compute_gradients(state, batch)
+
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of its integer count
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -64,15 +82,15 @@ def make_step(
         ema_params = state.ema_params
         if ema_params is not None:
             ema_params = update_ema(ema_params, params, step=state.step, decay=ema_decay)
-        augment, more = augmentations.update(augment_grads, state.augment)
+        augment, augment_metrics = augmentations.update(augment_grads, state.augment)
+
         norm = optax.tree.norm(grads)
-        good = functools.reduce(
-            jnp.logical_and,
-            map(jnp.isfinite, [metrics["loss"], norm, *(more[f"augment/{name}/gradient_norm"] for name in augment)]),
-        )
+        augment_norms = [augment_metrics[f"augment/{name}/gradient_norm"] for name in augment]
+        good = functools.reduce(jnp.logical_and, map(jnp.isfinite, [metrics["loss"], norm, *augment_norms]))
         new = TrainState(step=state.step, params=params, opt_state=opt_state, ema_params=ema_params, augment=augment)
         new = jax.tree.map(functools.partial(jnp.where, good), new, state)
         new = dataclasses.replace(new, step=state.step + 1)
+
         metrics |= {
             "gradient_norm": norm,
             "learning_rate": schedule(updates_done(state.opt_state)),
@@ -80,30 +98,37 @@ def make_step(
             "rejected_update": 1 - good.astype(jnp.float32),
             "rejected_updates": new.step - updates_done(new.opt_state),
         }
-        return new, metrics | more
+        return new, metrics | augment_metrics
 
     return step
 
 
 def make_loss(graph: nnx.GraphDef, *, objective: Loss, augmentations: Augmentations, micro_batches: int = 1) -> Loss:
-    """What a step minimises, of parameters, augmentations' parameters, batch and step, with the metrics.
+    """What a step minimizes: the objective of the clean rows, and what the augmentations add.
 
-    The towers take a batch in ``micro_batches`` parts; ``shares`` is one of ``augmentations.lengths``.
+    Returns:
+        A function of the model's parameters, the augmentations' parameters, a batch, the traced step, and
+        ``drop_rates``, one of ``augmentations.drop_rate_combinations``; it returns the loss and the metrics.
     """
 
     def loss(
-        params: Params, learned: dict[str, Params], batch: Batch, at: jax.Array, *, shares: tuple[float, ...]
+        params: Params,
+        augment_params: dict[str, Params],
+        batch: Batch,
+        step: jax.Array,
+        *,
+        drop_rates: tuple[float, ...],
     ) -> tuple[jax.Array, Metrics]:
         model = merge(graph, params)
-        shorten_images, shorten_texts = augmentations.shorten(shares, at)
-        features = forward.clean(
+        choose_patches, drop_tokens = augmentations.make_sequence_dropout(drop_rates, step)
+        features = forward.run_clean(
             model,
             batch,
             towers=augmentations.towers,
             taps=augmentations.taps,
-            shorten_images=shorten_images,
-            shorten_texts=shorten_texts,
-            parts=micro_batches,
+            choose_patches=choose_patches,
+            drop_tokens=drop_tokens,
+            micro_batches=micro_batches,
         )
         pooled = features["pooled"]
         value, metrics = objective(
@@ -114,21 +139,21 @@ def make_loss(graph: nnx.GraphDef, *, objective: Loss, augmentations: Augmentati
             scale=jnp.exp(model.logit_scale[...]),
             bias=None if model.logit_bias is None else model.logit_bias[...],
         )
-        metrics = {"loss": value, **metrics, **augmentations.dropped(shares)}
+        metrics = {"loss": value, **metrics, **augmentations.drop_rate_metrics(drop_rates)}
         if not augmentations.modules:
             return value, metrics
-        added, more = augmentations.loss(
-            learned,
+        added, augment_metrics = augmentations.loss(
+            augment_params,
             features,
-            rest=functools.partial(merge, graph),
+            make_model=functools.partial(merge, graph),
             model_params=params,
             objective=objective,
             clean_loss=value,
-            step=at,
-            shorten_images=shorten_images,
-            parts=micro_batches,
+            step=step,
+            choose_patches=choose_patches,
+            micro_batches=micro_batches,
         )
-        return value + added, metrics | more
+        return value + added, metrics | augment_metrics
 
     return loss
 

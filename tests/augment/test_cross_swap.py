@@ -43,5 +43,5 @@ def test_a_pairs_product_is_the_same_as_before(part):
 def test_at_the_ends_the_loss_is_the_clean_one_or_its_mirror(probability):
     augmentations = features.made("cross_swap", probability=probability)
     _, metrics = features.added(augmentations, {}, features.head_params(), features.features())
-    assert metrics["augment/cross_swap/swapped_share"] == probability
+    assert metrics["augment/cross_swap/swapped_fraction"] == probability
     np.testing.assert_allclose(metrics["augment/cross_swap/task_gap"], 0, atol=1e-5)

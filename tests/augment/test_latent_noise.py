@@ -3,14 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.augment.latent_noise import perturbed
+from mmjax.augment.latent_noise import perturb
 from support import features
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.1, 0.5, 0.9])
 def test_the_angle_is_bounded_and_the_noise_as_long_as_asked(strength):
     h = jnp.asarray(np.random.default_rng(0).normal(size=(500, 12)) * 7, jnp.float32)
-    out = np.asarray(perturbed(h, jax.random.key(0), jnp.float32(strength)), np.float64)
+    out = np.asarray(perturb(h, jax.random.key(0), jnp.float32(strength)), np.float64)
     h = np.asarray(h, np.float64)
     length = np.linalg.norm(h, axis=1)
     np.testing.assert_allclose(np.linalg.norm(out - h, axis=1), strength * length, rtol=1e-4, atol=1e-5)
@@ -24,7 +24,7 @@ def test_the_angle_is_bounded_and_the_noise_as_long_as_asked(strength):
 
 def test_the_direction_of_the_noise_is_uniform():
     h = jnp.ones((20_000, 3))
-    noise = np.asarray(perturbed(h, jax.random.key(1), jnp.float32(1.0)) - h) / np.sqrt(3)
+    noise = np.asarray(perturb(h, jax.random.key(1), jnp.float32(1.0)) - h) / np.sqrt(3)
     np.testing.assert_allclose(noise.mean(0), 0, atol=4 / np.sqrt(3 * 20_000))
     np.testing.assert_allclose(noise.T @ noise / len(noise), np.eye(3) / 3, atol=0.02)
 

@@ -30,7 +30,7 @@ class Leaky(base.Base):
 
 def lowest(augmentations):
     """The mean of each term's last losses after training linear towers on noise that is new at each step."""
-    states = augmentations.initial()
+    states = augmentations.init_states()
     random = jax.random.split(jax.random.key(0), 2)
     towers = {side: jax.random.normal(k, (10, w)) for side, k, w in zip(("image", "text"), random, (6, 8), strict=True)}
     params = {"head": features.head_params(), "towers": towers}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.augment.common.base import Features, Similarity, TokenMask, reversed_gradient
+from mmjax.augment.common.base import Features, Similarity, TokenMask, reverse_gradient
 from mmjax.augment.common.schedules import Schedule
 from mmjax.core import rng
 from mmjax.core.config import ConfigError
@@ -23,7 +23,7 @@ from support import clip_models, features
 
 KINDS = ("mlp", "attention")
 SMALL = {"z_dim": 3, "layers": 1, "width": 8, "heads": 2, "hidden": 8}
-ALONE = {"kl": 0.0, "regulariser": 0.0, "consistency": 0.0}
+ALONE = {"kl": 0.0, "regularizer": 0.0, "consistency": 0.0}
 
 
 @functools.lru_cache
@@ -32,7 +32,7 @@ def made(**options):
 
 
 def initial(augmentations):
-    return jax.jit(augmentations.initial)()
+    return jax.jit(augmentations.init_states)()
 
 
 def learned(augmentations, *, seed=9):
@@ -43,7 +43,7 @@ def learned(augmentations, *, seed=9):
         centre = 1.0 if path[-1].key == "scale" else 0.0
         return jnp.asarray(random.normal(centre, 0.4, leaf.shape), leaf.dtype)
 
-    shapes = {name: state.params for name, state in jax.eval_shape(augmentations.initial).items()}
+    shapes = {name: state.params for name, state in jax.eval_shape(augmentations.init_states).items()}
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -131,7 +131,7 @@ def divergences(changed, clean):
 
 
 def test_the_value_adds_up():
-    augmentations = made(weight=0.5, kl=0.3, regulariser=0.2, consistency=0.1, threshold=0.0, mask="abs")
+    augmentations = made(weight=0.5, kl=0.3, regularizer=0.2, consistency=0.1, threshold=0.0, mask="abs")
     params, pooled, head = learned(augmentations), features.features(), features.head_params()
     value, metrics, _ = features.gradients(augmentations, params, head, pooled)
     m = {name.removeprefix("augment/lemda/"): float(x) for name, x in metrics.items()}
@@ -164,11 +164,11 @@ def test_the_augmenter_raises_the_task_loss_and_the_head_lowers_it():
 
 def test_reversal_is_the_identity_forwards():
     x, factor = jnp.arange(3.0), jnp.float32(0.5)
-    np.testing.assert_array_equal(reversed_gradient(x, factor), x)
-    grads = jax.grad(lambda x, w: (reversed_gradient(x, w) * jnp.arange(3.0)).sum(), argnums=(0, 1))(x, factor)
+    np.testing.assert_array_equal(reverse_gradient(x, factor), x)
+    grads = jax.grad(lambda x, w: (reverse_gradient(x, w) * jnp.arange(3.0)).sum(), argnums=(0, 1))(x, factor)
     np.testing.assert_array_equal(grads[0], [-0.0, -0.5, -1.0])
     assert grads[1] == 0
-    half = jax.grad(lambda x: reversed_gradient(x, factor).astype(jnp.float32).sum())(x.astype(jnp.bfloat16))
+    half = jax.grad(lambda x: reverse_gradient(x, factor).astype(jnp.float32).sum())(x.astype(jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
 
 
@@ -198,7 +198,7 @@ def compared(prediction):
             key=jax.random.key(0),
             step=jnp.int32(0),
         )
-        return metrics["divergence_from_clean"], metrics["confident_share"]
+        return metrics["divergence_from_clean"], metrics["confident_fraction"]
 
     return jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True, allow_int=True))
 
@@ -270,7 +270,7 @@ def sequences(seed=0, *, dtype=jnp.float32, patches=3):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_at_tokens_views_are_whole_sequences_with_their_ids(dtype):
     clean = sequences(dtype=dtype)
-    augmentations = made(kind="attention", tap="tokens@1", regulariser=1.0, dropout=0.0)
+    augmentations = made(kind="attention", tap="tokens@1", regularizer=1.0, dropout=0.0)
     module = nnx.merge(nnx.graphdef(augmentations.modules["lemda"]), nnx.State(learned(augmentations)["lemda"]))
 
     @jax.jit
@@ -290,7 +290,7 @@ def test_at_tokens_views_are_whole_sequences_with_their_ids(dtype):
     if dtype == jnp.float32:
         moved = np.asarray(task["image"]) - image, (np.asarray(task["text"]) - text)[VALID]
         size = sum((x**2).sum() for x in moved) / sum(x.size for x in moved)
-        np.testing.assert_allclose(terms["regulariser"], size, rtol=1e-4)
+        np.testing.assert_allclose(terms["regularizer"], size, rtol=1e-4)
         for side, x, rows in zip(("image", "text"), moved, (image, text[VALID]), strict=True):
             want = np.linalg.norm(x) / np.linalg.norm(rows)
             np.testing.assert_allclose(metrics[f"{side}_residual"], want, rtol=1e-4)
@@ -300,7 +300,7 @@ def test_at_tokens_views_are_whole_sequences_with_their_ids(dtype):
 def test_in_the_network_the_blocks_after_the_tokens_run_again():
     config = clip_models.config({"layers": 1}, {"layers": 1}, init_logit_bias=-1.0)
     graph, shapes = clip_models.split(config)
-    towers, source = forward.described(config), Provenance.from_ids(jnp.arange(4, dtype=jnp.int32))
+    towers, source = forward.make_tower_info(config), Provenance.from_ids(jnp.arange(4, dtype=jnp.int32))
     options = {
         "kind": "attention",
         "tap": "tokens@-1",
@@ -308,7 +308,7 @@ def test_in_the_network_the_blocks_after_the_tokens_run_again():
         "threshold": 0.0,
         "dropout": 0.0,
     } | SMALL
-    augmentations = Augmentations.of([("lemda", options)], towers=towers, seed=0)
+    augmentations = Augmentations.from_config([("lemda", options)], towers=towers, seed=0)
     batch = Batch(
         images=clip_models.images(config, n=4),
         tokens=jnp.asarray(clip_models.TOKENS),
@@ -318,13 +318,13 @@ def test_in_the_network_the_blocks_after_the_tokens_run_again():
 
     def loss(learned, params):
         model, objective = clip_models.model(graph, params), sigmoid.Objective()
-        found = forward.clean(model, batch, towers=towers, taps=augmentations.taps)
+        found = forward.run_clean(model, batch, towers=towers, taps=augmentations.taps)
         image, text = model.visual.project(found["pooled"].image), model.text.project(found["pooled"].text)
         scale, bias = jnp.exp(params["logit_scale"]), params["logit_bias"]
         sources = {"image_source": source, "text_source": source}
         clean_loss, _ = objective(unit(image), unit(text), **sources, scale=scale, bias=bias)
         rest = functools.partial(clip_models.model, graph)
-        given = {"rest": rest, "model_params": params, "objective": objective, "clean_loss": clean_loss}
+        given = {"make_model": rest, "model_params": params, "objective": objective, "clean_loss": clean_loss}
         return augmentations.loss(learned, found, **given, step=jnp.int32(0))
 
     run = jax.jit(jax.value_and_grad(loss, has_aux=True))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmjax.augment.common.base import Similarity
-from mmjax.augment.m2mix import mixed_negatives
+from mmjax.augment.m2mix import mixed_negatives_loss
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import slerp, unit
 from support import features
@@ -18,14 +18,14 @@ def rows(seed, n=6, d=5):
     return z / np.linalg.norm(z, axis=1, keepdims=True)
 
 
-def arc(a, b, share):
+def arc(a, b, mix_ratio):
     angle = np.arccos(np.sum(a * b, axis=1, keepdims=True))
-    return (np.sin(share * angle) * a + np.sin((1 - share) * angle) * b) / np.sin(angle)
+    return (np.sin(mix_ratio * angle) * a + np.sin((1 - mix_ratio) * angle) * b) / np.sin(angle)
 
 
-def m2(image, text, share, scale):
+def m2(image, text, mix_ratio, scale):
     """The paper's equation, query by query."""
-    mixed, total = arc(image, text, share), 0.0
+    mixed, total = arc(image, text, mix_ratio), 0.0
     for queries, keys in ((image, text), (text, image)):
         for i in range(len(queries)):
             logits = scale * mixed @ queries[i]
@@ -38,21 +38,21 @@ def pairs_of(image, text, ids=None):
     base = features.features(n=len(image))
     pairs = features.replaced(base, jnp.float32(image), jnp.float32(text))
     if ids is not None:
-        source = type(base.image_source).of(jnp.asarray(ids, jnp.int32))
+        source = type(base.image_source).from_ids(jnp.asarray(ids, jnp.int32))
         pairs = type(pairs)(
             image=pairs.image, text=pairs.text, image_source=source, text_source=source, examples=len(ids)
         )
     return pairs
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("mix_ratio", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("targets", ["provenance", "identity"])
-def test_the_loss_of_m2_is_the_papers(share, targets):
+def test_the_loss_of_m2_is_the_papers(mix_ratio, targets):
     image, text = rows(0), rows(1)
     pairs = pairs_of(image, text)
-    mixed = slerp(pairs.image, pairs.text, jnp.float32(share))
-    got = mixed_negatives(pairs, mixed, similarity=SIMILARITY, targets=targets)
-    np.testing.assert_allclose(got, m2(image, text, share, 4.0), rtol=1e-5)
+    mixed = slerp(pairs.image, pairs.text, jnp.float32(mix_ratio))
+    got = mixed_negatives_loss(pairs, mixed, similarity=SIMILARITY, targets=targets)
+    np.testing.assert_allclose(got, m2(image, text, mix_ratio, 4.0), rtol=1e-5)
 
 
 def test_examples_that_come_twice_are_no_negatives_unless_the_paper_says_so():
@@ -60,7 +60,7 @@ def test_examples_that_come_twice_are_no_negatives_unless_the_paper_says_so():
     image[1], text[1] = image[0], text[0]
     pairs = pairs_of(image, text, ids=[7, 7, 2, 3, 4, 5])
     mixed = slerp(pairs.image, pairs.text, jnp.float32(0.5))
-    call = lambda targets: float(mixed_negatives(pairs, mixed, similarity=SIMILARITY, targets=targets))  # noqa: E731
+    call = lambda targets: float(mixed_negatives_loss(pairs, mixed, similarity=SIMILARITY, targets=targets))  # noqa: E731
     np.testing.assert_allclose(call("identity"), m2(image, text, 0.5, 4.0), rtol=1e-5)
     assert call("provenance") < call("identity")
 
@@ -69,7 +69,7 @@ def test_padding_is_neither_query_nor_negative():
     image, text = rows(4), rows(5)
     whole, padded = pairs_of(image[:4], text[:4]), pairs_of(image, text, ids=[0, 1, 2, 3, -1, -1])
     results = [
-        mixed_negatives(
+        mixed_negatives_loss(
             p,
             slerp(p.image, p.text, jnp.float32(0.4)),
             similarity=Similarity(scale=jnp.float32(3)),
@@ -98,15 +98,15 @@ def test_each_mode_has_its_mixes_and_targets(targets):
     metrics, x, scale = metrics_of(modes=("m2", "v", "l", "vl"), targets=targets)
     eye, partner, valid = np.eye(8), np.eye(8)[::-1], np.ones(8, bool)
     loss = lambda image, text, mass: reference.contrastive(image, text, mass, valid, valid, scale)[0]  # noqa: E731
-    mixed = lambda side, share: arc(x[side], x[side][::-1], share)  # noqa: E731
-    for_v, for_l, for_vl = (metrics[f"{mode}_share_mean"] for mode in ("v", "l", "vl"))
-    assert len({for_v, for_l, for_vl, metrics["share_mean"]}) == 4
-    soft = lambda share: share * eye + (1 - share) * partner  # noqa: E731
+    mixed = lambda side, mix_ratio: arc(x[side], x[side][::-1], mix_ratio)  # noqa: E731
+    for_v, for_l, for_vl = (metrics[f"{mode}_mix_ratio_mean"] for mode in ("v", "l", "vl"))
+    assert len({for_v, for_l, for_vl, metrics["mix_ratio_mean"]}) == 4
+    soft = lambda mix_ratio: mix_ratio * eye + (1 - mix_ratio) * partner  # noqa: E731
     np.testing.assert_allclose(metrics["v"], loss(mixed("image", for_v), x["text"], soft(for_v)), rtol=1e-5)
     np.testing.assert_allclose(metrics["l"], loss(x["image"], mixed("text", for_l), soft(for_l).T), rtol=1e-5)
     both = soft(for_vl) @ soft(for_vl).T if targets == "provenance" else eye + partner
     np.testing.assert_allclose(metrics["vl"], loss(mixed("image", for_vl), mixed("text", for_vl), both), rtol=1e-5)
-    np.testing.assert_allclose(metrics["m2"], m2(x["image"], x["text"], metrics["share_mean"], scale), rtol=1e-5)
+    np.testing.assert_allclose(metrics["m2"], m2(x["image"], x["text"], metrics["mix_ratio_mean"], scale), rtol=1e-5)
 
 
 def test_the_modes_add_up_and_the_temperature_is_m2s_own():
@@ -114,7 +114,7 @@ def test_the_modes_add_up_and_the_temperature_is_m2s_own():
     value, metrics = features.added(augmentations, {}, features.head_params(), features.features())
     np.testing.assert_allclose(value, 0.5 * (metrics["augment/m2mix/m2"] + metrics["augment/m2mix/v"]), rtol=1e-6)
     metrics, x, _ = metrics_of(temperature=0.07)
-    want = m2(x["image"], x["text"], metrics["share_mean"], 1 / 0.07)
+    want = m2(x["image"], x["text"], metrics["mix_ratio_mean"], 1 / 0.07)
     np.testing.assert_allclose(metrics["m2"], want, rtol=1e-4)
 
 
@@ -122,21 +122,21 @@ def test_gradients_flow_into_the_mixes_or_not():
     pooled, params = features.features(), features.head_params()
     grads = {
         kind: features.gradients(features.made("m2mix", negatives=kind), {}, params, pooled)[2]
-        for kind in ("trained", "held")
+        for kind in ("trained", "stop_gradient")
     }
-    assert not np.allclose(grads["trained"][2], grads["held"][2])
-    assert np.any(grads["held"][2])
+    assert not np.allclose(grads["trained"][2], grads["stop_gradient"][2])
+    assert np.any(grads["stop_gradient"][2])
 
-    def held(image, text, share):
+    def held(image, text, mix_ratio):
         pairs = features.replaced(pooled.pairs(), unit(image @ params["visual"]), unit(text @ params["text"]))
-        fixed = jax.lax.stop_gradient(slerp(pairs.image, pairs.text, share))
-        return 0.01 * mixed_negatives(
+        fixed = jax.lax.stop_gradient(slerp(pairs.image, pairs.text, mix_ratio))
+        return 0.01 * mixed_negatives_loss(
             pairs, fixed, similarity=Similarity(scale=jnp.exp(params["logit_scale"])), targets="provenance"
         )
 
     metrics = features.gradients(features.made("m2mix"), {}, params, pooled)[1]
-    want = jax.grad(held)(pooled.image, pooled.text, metrics["augment/m2mix/share_mean"])
-    np.testing.assert_allclose(grads["held"][2], want, rtol=1e-3, atol=1e-7)
+    want = jax.grad(held)(pooled.image, pooled.text, metrics["augment/m2mix/mix_ratio_mean"])
+    np.testing.assert_allclose(grads["stop_gradient"][2], want, rtol=1e-3, atol=1e-7)
 
 
 def test_modes_are_named_once():

@@ -28,7 +28,7 @@ OPTIONS = {"m2mix": {"modes": ("m2", "vl")}, "lemda": {"z_dim": 3, "layers": 1}}
 
 NOTHING = {  # options with which a view is the clean features
     "cross_swap": {"probability": 0.0},
-    "embedding_mixgen": {"share": 0.0},
+    "embedding_mixgen": {"fraction": 0.0},
     "latent_noise": {"strength": 0.0},
     "lemda": {"z_dim": 3, "layers": 1},
     "m2mix": {"alpha": 0.0, "modes": ("v", "l", "vl")},
@@ -38,7 +38,7 @@ NOTHING = {  # options with which a view is the clean features
 
 
 def start(augmentations):
-    return {name: state.params for name, state in jax.jit(augmentations.initial)().items()}
+    return {name: state.params for name, state in jax.jit(augmentations.init_states)().items()}
 
 
 @functools.cache
@@ -134,8 +134,8 @@ def test_each_augmentation_has_an_optimizer_to_itself():
     )
     update = jax.jit(augmentations.update)
     grads = {"a": {"value": jnp.float32([3.0, 0.0, -4.0])}, "b": {"value": jnp.float32([0.1, 0.2, 0.3])}}
-    states = augmentations.initial()
-    others = augmentations.initial()
+    states = augmentations.init_states()
+    others = augmentations.init_states()
     by_hand = {name: (np.arange(3.0), np.zeros(3), np.zeros(3)) for name in settings}
     for step in range(3):
         states, metrics = update(grads, states)
@@ -153,13 +153,13 @@ def test_each_augmentation_has_an_optimizer_to_itself():
         np.testing.assert_array_equal(states["b"].params["value"], others["b"].params["value"])
 
 
-@pytest.mark.parametrize("share", [0.5, 0.8, 1.0])
-def test_the_loss_of_soft_targets_is_never_below_their_entropy_and_reaches_it(share):
+@pytest.mark.parametrize("mix_ratio", [0.5, 0.8, 1.0])
+def test_the_loss_of_soft_targets_is_never_below_their_entropy_and_reaches_it(mix_ratio):
     n = 6
     plain = Provenance.from_ids(jnp.arange(n, dtype=jnp.int32))
-    shares = jnp.full((n, 1), share, jnp.float32)
-    source = mixed_source([(plain, shares), (jax.tree.map(flipped, plain), 1 - shares)], "provenance")
-    entropy = -sum(p * np.log(p) for p in (share, 1 - share) if p > 0)
+    mix_ratios = jnp.full((n, 1), mix_ratio, jnp.float32)
+    source = mixed_source([(plain, mix_ratios), (jax.tree.map(flipped, plain), 1 - mix_ratios)], "provenance")
+    entropy = -sum(p * np.log(p) for p in (mix_ratio, 1 - mix_ratio) if p > 0)
     loss = jax.jit(
         lambda image, text, scale: contrastive.Objective()(
             image, text, image_source=source, text_source=plain, scale=scale
@@ -170,7 +170,7 @@ def test_the_loss_of_soft_targets_is_never_below_their_entropy_and_reaches_it(sh
         image, text = (unit(jnp.asarray(random.normal(size=(n, n)), jnp.float32)) for _ in range(2))
         assert loss(image, text, jnp.float32(spread)) > entropy
     # Logits whose softmax is the target: two coordinates far above the rest, apart by the targets' log ratio.
-    scale, apart = 60.0, np.log(share / (1 - share)) / 60 if share < 1 else 1.0
+    scale, apart = 60.0, np.log(mix_ratio / (1 - mix_ratio)) / 60 if mix_ratio < 1 else 1.0
     half = np.sqrt(0.5 - apart**2 / 4) if apart < 1 else 0.5
     rows = (half + apart / 2) * np.eye(n) + (half - apart / 2) * np.eye(n)[::-1]
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-9)

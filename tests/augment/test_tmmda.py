@@ -13,10 +13,11 @@ from flax import nnx
 from mmjax.augment import tmmda
 from mmjax.augment.common.base import Features, Similarity, TokenMask, TowerInfo
 from mmjax.augment.common.schedules import Schedule
-from mmjax.augment.common.token_mixing import aligned
+from mmjax.augment.common.token_mixing import align_by_position
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit
 from mmjax.core.types import Provenance
+from support import features as support_features
 
 TOWERS = TowerInfo(
     image_width=8,
@@ -133,7 +134,7 @@ def lent(f, *, partner=False):
         if partner:
             ids = np.asarray(f.image_source.ids)
             x, there = x[::-1], there[::-1] & (ids != ids[::-1])
-        got, found = aligned(jnp.float32(x), jnp.asarray(there), onto=jnp.asarray(free[side]))
+        got, found = align_by_position(jnp.float32(x), jnp.asarray(there), onto=jnp.asarray(free[side]))
         offered[side] = np.where(np.asarray(found)[..., None], got, np.nan)
     return offered
 
@@ -220,10 +221,10 @@ def test_all_of_it_is_its_equations():
         games.append(soft(-logit(t))[there].mean() + soft(logit(new))[there].mean())
         divergences.append(js(t, new)[there].mean())
         np.testing.assert_allclose(metrics[f"{side}_real_accuracy"], (logit(t)[there] > 0).mean(), rtol=1e-5)
-        np.testing.assert_allclose(metrics[f"{side}_made_accuracy"], (logit(new)[there] < 0).mean(), rtol=1e-5)
+        np.testing.assert_allclose(metrics[f"{side}_fake_accuracy"], (logit(new)[there] < 0).mean(), rtol=1e-5)
         ratio = np.sqrt((new[there] ** 2).mean() / (t[there] ** 2).mean())
-        np.testing.assert_allclose(metrics[f"{side}_made_length"], ratio, rtol=1e-4)
-        assert metrics[f"{side}_mixed_share"] == 0
+        np.testing.assert_allclose(metrics[f"{side}_fake_length"], ratio, rtol=1e-4)
+        assert metrics[f"{side}_mixed_fraction"] == 0
         a = nets.attention
         heads = lambda z: z.reshape(*z.shape[:2], 2, -1).swapaxes(1, 2)  # noqa: E731
         q, k, v = heads(linear(a.query, t)), heads(linear(a.key, new)), heads(linear(a.value, new))
@@ -242,7 +243,7 @@ def test_all_of_it_is_its_equations():
 def test_padding_is_in_no_loss():
     f = features(ids=[1, 2, -1, 4, 5, 6], views=2)
     view, terms, metrics = answer(f, MIXED)
-    assert metrics["text_mixed_share"] > 0.2 and metrics["image_mixed_share"] > 0.2
+    assert metrics["text_mixed_fraction"] > 0.2 and metrics["image_mixed_fraction"] > 0.2
     valid, other = np.asarray(f.token_mask.valid), np.asarray(f.text).copy()
     other[~valid] = 7 * np.arange(6)
     new, same_terms, same_metrics = answer(dataclasses.replace(f, text=jnp.asarray(other)), MIXED)
@@ -395,7 +396,7 @@ def test_in_bfloat16_everything_is_finite():
         for leaf in jax.tree.leaves((metrics, grads)):
             assert np.isfinite(np.asarray(leaf, np.float32)).all(), name
         if name == "all padding":
-            assert metrics["text_mixed_share"] == 0
+            assert metrics["text_mixed_fraction"] == 0
 
 
 @pytest.mark.parametrize(
@@ -412,7 +413,7 @@ def test_in_bfloat16_everything_is_finite():
 )
 def test_settings_that_cannot_work_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        made(**options)
+        support_features.made("tmmda", **options)
 
 
 def test_more_than_all_tokens_cannot_be_replaced():

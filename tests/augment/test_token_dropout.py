@@ -19,9 +19,9 @@ def texts(*counts, pad=PAD, length=LENGTH):
     return jnp.asarray([row + [pad] * (length - len(row)) for row in rows], jnp.int32)
 
 
-def shortened(ids, share, *, seed=0, of="words", **options):
-    module = Augmentation(share=share, of=of, **options)
-    return np.asarray(module.texts(ids, jax.random.key(seed), share=share, towers=TOWERS))
+def shortened(ids, drop_rate, *, seed=0, of="words", **options):
+    module = Augmentation(drop_rate=drop_rate, relative_to=of, **options)
+    return np.asarray(module.drop_tokens(ids, jax.random.key(seed), drop_rate=drop_rate, towers=TOWERS))
 
 
 def words(row):
@@ -35,15 +35,15 @@ def words(row):
 
 @pytest.mark.parametrize("kind", ["random", "block", "truncate"])
 @pytest.mark.parametrize("of", ["words", "length"])
-@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])
-def test_a_text_keeps_its_share_of_words_in_their_order(kind, of, share):
+@pytest.mark.parametrize("drop_rate", [0.1, 0.25, 0.5, 0.9])
+def test_a_text_keeps_its_share_of_words_in_their_order(kind, of, drop_rate):
     counts = [0, 1, 3, 7, 9, 10] * 8
-    got = shortened(texts(*counts), share, of=of, kind=kind)
-    most = math.ceil((LENGTH - 2) * (1 - share) - 1e-9)
+    got = shortened(texts(*counts), drop_rate, of=of, kind=kind)
+    most = math.ceil((LENGTH - 2) * (1 - drop_rate) - 1e-9)
     assert got.shape == (len(counts), most + 2)
     for n, row in zip(counts, got, strict=True):
         kept = words(row)
-        assert len(kept) == (math.ceil(n * (1 - share) - 1e-9) if of == "words" else min(n, most))
+        assert len(kept) == (math.ceil(n * (1 - drop_rate) - 1e-9) if of == "words" else min(n, most))
         assert kept == sorted(set(kept)) and set(kept) <= set(range(10, 10 + n))
         if kept and kind == "block":
             assert kept == list(range(kept[0], kept[0] + len(kept)))
@@ -74,4 +74,4 @@ def test_the_key_alone_decides_and_a_share_of_zero_drops_nothing():
     ids = texts(9, 8, 7, 6)
     np.testing.assert_array_equal(shortened(ids, 0.5, seed=1), shortened(ids, 0.5, seed=1))
     assert not np.array_equal(shortened(ids, 0.5, seed=1), shortened(ids, 0.5, seed=2))
-    assert Augmentation().texts(ids, jax.random.key(0), share=0.0, towers=TOWERS) is ids
+    assert Augmentation().drop_tokens(ids, jax.random.key(0), drop_rate=0.0, towers=TOWERS) is ids

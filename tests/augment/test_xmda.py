@@ -16,6 +16,7 @@ from mmjax.augment.xmda import Augmentation
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit
 from mmjax.core.types import Provenance
+from support import features as support_features
 
 TOWERS = TowerInfo(
     image_width=4,
@@ -162,7 +163,7 @@ def answers(**options):
 OPEN = Schedule(value=1.0, stop=11)  # and closed from step 11 on
 BOTH = {"sides": "both", "keep": RAMP, "assign": "hard", "feature": 0.5, "gate": OPEN}
 SOFT = {"sides": "both", "keep": RAMP, "assign": "soft", "alignment": "transport", "gradient": "mixed", "iterations": 3}
-CTC = {"alignment": "ctc", "keep": RAMP, "gate": 0.0, "recognised_below": 1e9}
+CTC = {"alignment": "ctc", "keep": RAMP, "gate": 0.0, "recognized_below": 1e9}
 
 
 def moved(view, clean):
@@ -184,7 +185,7 @@ def test_the_share_that_is_mixed_is_one_minus_keep():
             out = call(clean, seed=seed, step=step)
             for side, found, new in zip(("image", "text"), (image, text), sides(out, clean), strict=True):
                 found.append(new.ravel())
-                np.testing.assert_allclose(out["metrics"][f"{side}_mixed"], new.mean(), rtol=1e-5)
+                np.testing.assert_allclose(out["metrics"][f"{side}_mixed_fraction"], new.mean(), rtol=1e-5)
         for found in (image, text):
             drawn = np.concatenate(found)
             assert abs(drawn.mean() - (1 - keep)) < 4 * math.sqrt(keep * (1 - keep) / drawn.size)
@@ -209,7 +210,7 @@ def test_at_keep_one_the_views_are_the_clean_features_and_nothing_is_lost():
         out = run(**options)(clean, step=0)
         np.testing.assert_array_equal(out["views"]["image"][0], clean.image)
         np.testing.assert_array_equal(out["views"]["text"][0], clean.text)
-        assert out["metrics"]["image_mixed"] == out["metrics"]["text_mixed"] == 0
+        assert out["metrics"]["image_mixed_fraction"] == out["metrics"]["text_mixed_fraction"] == 0
         assert abs(out["value"]) < 1e-6  # clean rows and views are embedded by differently rounded programs
 
 
@@ -379,7 +380,7 @@ def test_ctc_aligns_frames_by_the_likeliest_spelling_and_is_learned():
     out = call(clean, step=10)
     losses = []
     for i in np.flatnonzero(USABLE):
-        logits = linear(clean.image[i, EXTRA:], call.module.recogniser)
+        logits = linear(clean.image[i, EXTRA:], call.module.recognizer)
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         words = linear(np.asarray(clean.text[i])[FREE[i]], call.module.into_image)
         loss, path = spelt(log_probs, np.asarray(clean.token_mask.ids[i])[FREE[i]].tolist())
@@ -395,7 +396,7 @@ def test_ctc_aligns_frames_by_the_likeliest_spelling_and_is_learned():
         np.testing.assert_allclose(out["views"]["image"][0][i, EXTRA:], words[nearest], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(out["metrics"]["ctc"], np.mean(losses), rtol=1e-4)
     np.testing.assert_allclose(out["terms"]["recognition"], np.mean(losses), rtol=1e-4)
-    assert np.any(out["grads"][0]["recogniser"]["kernel"][...]) and np.any(out["grads"][1])
+    assert np.any(out["grads"][0]["recognizer"]["kernel"][...]) and np.any(out["grads"][1])
 
 
 def test_a_caption_that_cannot_be_spelt_is_left_alone():
@@ -408,12 +409,12 @@ def test_a_caption_that_cannot_be_spelt_is_left_alone():
     assert 0 < out["metrics"]["ctc"] < 100
 
 
-def test_a_recogniser_good_enough_opens_the_gate():
+def test_a_recognizer_good_enough_opens_the_gate():
     clean = tokens()
     out = run(**CTC)(clean, step=5)
     loss = float(out["metrics"]["ctc"])
     assert out["metrics"]["gate"] == 1
-    terms, metrics, _ = answers(alignment="ctc", gate=0.0, recognised_below=0.9 * loss)(clean)
+    terms, metrics, _ = answers(alignment="ctc", gate=0.0, recognized_below=0.9 * loss)(clean)
     assert metrics["gate"] == 0 and terms["recognition"] == pytest.approx(loss)
 
 
@@ -520,11 +521,11 @@ def test_an_infonce_of_the_mixed_pair_would_leak_where_these_terms_do_not():
         ({"clip_norm": 0.0}, r"augment\.xmda\.clip_norm=0\.0"),
         ({"iterations": 0}, r"augment\.xmda\.iterations=0"),
         ({"alignment": "ctc", "sides": "both"}, r"augment\.xmda\.sides='both': alignment='ctc'"),
-        ({"recognised_below": 5.0, "gate": 0.5}, r"augment\.xmda\.recognised_below=5\.0: only alignment='ctc'"),
-        ({"recognised_below": 5.0, "alignment": "ctc"}, r"recognised_below=5\.0: changes nothing at gate=1"),
-        ({"recognised_below": 0.0, "alignment": "ctc", "gate": 0.5}, r"recognised_below=0\.0: must be positive"),
+        ({"recognized_below": 5.0, "gate": 0.5}, r"augment\.xmda\.recognized_below=5\.0: only alignment='ctc'"),
+        ({"recognized_below": 5.0, "alignment": "ctc"}, r"recognized_below=5\.0: changes nothing at gate=1"),
+        ({"recognized_below": 0.0, "alignment": "ctc", "gate": 0.5}, r"recognized_below=0\.0: must be more than 0"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(options, message):
     with pytest.raises(ConfigError, match=message):
-        Augmentation(towers=TOWERS, rngs=nnx.Rngs(0), **options)
+        support_features.made("xmda", **options)

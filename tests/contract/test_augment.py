@@ -29,7 +29,7 @@ WITH_VIEWS = [name for name in NAMES if name not in SEQUENCE_DROPOUTS]
 
 
 def learned(augmentations):
-    return {name: own.params for name, own in jax.jit(augmentations.initial)().items()}
+    return {name: own.params for name, own in jax.jit(augmentations.init_states)().items()}
 
 
 def finite(tree):
@@ -45,18 +45,20 @@ def test_the_folder_is_not_empty_and_shared_modules_are_no_plugins():
 def test_an_augmentation_is_documented_and_every_option_has_a_default(name):
     cls = augmentation(name)
     assert plugins.load(FOLDER, name, path="augment").__doc__
-    assert "arXiv" in cls.__doc__ and "Options:" in cls.__doc__ and "::" in cls.__doc__
+    equations, _, arguments = cls.__doc__.partition("Args:")
+    assert "arXiv" in equations and "::" in equations
+    described = {name.strip() for line in arguments.splitlines() for name in line.partition(":")[0].split(",")}
     for option, parameter in inspect.signature(cls.__init__).parameters.items():
         if option not in ("self", "towers", "rngs"):
             assert parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty, option
-            assert option == "weight" or f"``{option}``" in cls.__doc__, option
+            assert option in described, option
 
 
 @pytest.mark.slow
 def test_in_the_step_weights_of_zero_change_no_bit_and_their_schedules_compile_once():
     """All of them at once, in the program that training compiles, whose fusions could round otherwise."""
     late = {"value": 0.5, "start": LATE}
-    augment = tuple((name, {"share": 0.0} if name in SEQUENCE_DROPOUTS else {"weight": late}) for name in NAMES)
+    augment = tuple((name, {"drop_rate": 0.0} if name in SEQUENCE_DROPOUTS else {"weight": late}) for name in NAMES)
     plain = trained(tiny.experiment(), steps=LATE + 1, optimised=True)
     history = trained(tiny.experiment(augment=augment), steps=LATE + 1, optimised=True)
     leaves = lambda step, of: jax.tree.leaves(of[step][0].params)  # noqa: E731

@@ -48,7 +48,7 @@ def test_the_example_of_the_page_is_all_it_takes(my_mix):
 
 
 def test_the_example_of_the_page_does_what_it_says(my_mix):
-    module = Augmentations.of([("my_mix", {})], towers=features.TOWERS, seed=0).create()["my_mix"]
+    module = Augmentations.from_config([("my_mix", {})], towers=features.TOWERS, seed=0).create()["my_mix"]
     clean = features.features()
     [view] = module.augment(clean, key=jax.random.key(0), step=jax.numpy.int32(0)).views
     image = np.asarray(clean.image, np.float64)

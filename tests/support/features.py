@@ -77,7 +77,7 @@ class Head:
         def __init__(self, kernel):
             self.kernel = kernel
 
-        def pooled(self, tokens, ids=None, *, start=0):
+        def pool(self, tokens, ids=None, *, start=0):
             if ids is None:
                 return jnp.mean(tokens.astype(jnp.float32), axis=1).astype(tokens.dtype)
             valid = TokenMask.from_ids(ids, eos_id=TOWERS.eos_id).valid[..., None]
@@ -108,7 +108,7 @@ def head_params(seed=0):
 
 def made(name, **options):
     """The augmentation ``name`` among no others."""
-    return Augmentations.of([(name, options)], towers=TOWERS, seed=3)
+    return Augmentations.from_config([(name, options)], towers=TOWERS, seed=3)
 
 
 def module(name, **options):
@@ -133,7 +133,7 @@ def added(augmentations, learned, params, at_tap, *, step=0):
     return augmentations.loss(
         learned,
         dict.fromkeys(augmentations.taps, at_tap) | {"pooled": pooled},
-        rest=Head,
+        make_model=Head,
         model_params=params,
         objective=objective,
         clean_loss=value,

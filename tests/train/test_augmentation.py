@@ -51,7 +51,10 @@ def test_options_are_overridden_by_name(config):
         ((("latent_noise", {}), ("latent_noise", {})), r"augment: 'latent_noise' is named twice"),
         ((("latent_noise", {"tap": "tokens"}),), r"augment\.latent_noise\.tap='tokens'"),
         ((("mixup", {"weight": {"value": 1.0, "over": 5}}),), r"augment\.mixup\.weight: a schedule's over=5"),
-        ((("lemda", {}), ("patch_dropout", {"share": 1.5})), r"augment\.patch_dropout\.share=1\.5: must be between"),
+        (
+            (("lemda", {}), ("patch_dropout", {"drop_rate": 1.5})),
+            r"augment\.patch_dropout\.drop_rate=1\.5: must be between",
+        ),
     ],
 )
 def test_entries_that_cannot_be_used_are_named(augment, message):
@@ -128,7 +131,7 @@ def made_alone():
     """Each augmentation that makes views, by name."""
     found = {}
     for name in plugins.names("mmjax.augment"):
-        found |= Augmentations.of(((name, {}),), towers=features.TOWERS, seed=0).modules
+        found |= Augmentations.from_config(((name, {}),), towers=features.TOWERS, seed=0).modules
     return found
 
 
@@ -236,7 +239,7 @@ def test_a_step_with_augmentations_is_the_same_on_every_mesh(monkeypatch):
         ("lemda", {**LEMDA, "prediction": "bernoulli", "learning_rate": 1e-2, "adversarial": 1.0}),
         ("xmda", {"weight": 0.1}),
         ("mixup", {"tap": "tokens@0", "draw": "row"}),
-        ("patch_dropout", {"share": 0.25}),
+        ("patch_dropout", {"drop_rate": 0.25}),
     )
     found = []
     for devices, split in ((1, 1), (8, 2)):

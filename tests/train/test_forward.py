@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmjax.augment.common.base import TokenMask, View
-from mmjax.augment.mixup import longer
+from mmjax.augment.mixup import longer_ids
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit
 from mmjax.train import forward
@@ -38,16 +38,16 @@ def embedded_clean(ready, place):
     @jax.jit
     def run(params, batch):
         model = merge(program.graph, params)
-        found = forward.clean(model, batch, towers=towers, taps=[place])
+        found = forward.run_clean(model, batch, towers=towers, taps=[place])
         pooled = found["pooled"]
         found["embedding"] = dataclasses.replace(
             pooled, image=model.visual.project(pooled.image), text=model.text.project(pooled.text)
         )
         there = found[place]
         view = View(image=there.image, text=there.text)
-        rest = {"trained": model}
-        [row] = forward.embedded([(place, view)], rest=rest, taps=found, towers=towers)
-        [text] = forward.embedded([(place, View(text=there.text))], rest=rest, taps=found, towers=towers)
+        models = {"trained": model}
+        [row] = forward.embed_views([(place, view)], models=models, taps=found, towers=towers)
+        [text] = forward.embed_views([(place, View(text=there.text))], models=models, taps=found, towers=towers)
         plain = unit(model.encode_image(batch.images)), unit(model.encode_text(batch.tokens))
         return there, row, text, plain
 
@@ -72,7 +72,9 @@ def test_clean_features_of_any_tap_end_where_the_network_ends(ready, place):
 def test_what_a_place_holds_is_what_enters_that_block(ready):
     program, params, batch = ready
     model = merge(program.graph, params)
-    found = forward.clean(model, batch, towers=program.augmentations.towers, taps=["tokens@1", "tokens@-1", "tokens@2"])
+    found = forward.run_clean(
+        model, batch, towers=program.augmentations.towers, taps=["tokens@1", "tokens@-1", "tokens@2"]
+    )
     entering = model.visual.embed(batch.images)
     first = model.visual.trunk(entering, stop=1)
     np.testing.assert_allclose(found["tokens@1"].image, first, atol=1e-5)
@@ -88,7 +90,7 @@ def test_words_end_with_the_first_end_token():
     np.testing.assert_array_equal(
         token_mask.content, np.array([[0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 1, 1, 1, 1, 0], [0] * 6], bool)
     )
-    np.testing.assert_array_equal(longer(token_mask), np.asarray(ids)[[0, 2, 2, 0]])
+    np.testing.assert_array_equal(longer_ids(token_mask), np.asarray(ids)[[0, 2, 2, 0]])
 
 
 @pytest.mark.parametrize(
@@ -110,11 +112,13 @@ def test_taps_that_are_not_there_are_named(tap, message):
 def test_texts_of_another_length_need_their_ids(ready):
     program, params, batch = ready
     model = merge(program.graph, params)
-    found = forward.clean(model, batch, towers=program.augmentations.towers, taps=["tokens@0"])
+    found = forward.run_clean(model, batch, towers=program.augmentations.towers, taps=["tokens@0"])
     found["embedding"] = found["pooled"]
     view = View(text=found["tokens@0"].text[:, :4])
     with pytest.raises(ValueError, match="need their ids"):
-        forward.embedded([("tokens@0", view)], rest={"trained": model}, taps=found, towers=program.augmentations.towers)
+        forward.embed_views(
+            [("tokens@0", view)], models={"trained": model}, taps=found, towers=program.augmentations.towers
+        )
 
 
 LATE = {"value": 0.5, "start": 2}
@@ -132,29 +136,31 @@ def test_blocks_that_are_tapped_are_rounded_as_if_they_were_not():
 
 def test_three_modalities_and_text_go_through_every_tap():
     augment = (
-        ("mixup", {"tap": "input"}), ("tmmda", {}), ("xmda", {"sides": "both"}), ("patch_dropout", {"share": 0.25}),
+        ("mixup", {"tap": "input"}), ("tmmda", {}), ("xmda", {"sides": "both"}), ("patch_dropout", {"drop_rate": 0.25}),
     )  # fmt: skip
     several = {"data__modalities": ("image", "depth", "thermal")}
     [(_, metrics)] = trained(tiny.experiment(augment=augment, **several), steps=1)
     assert np.isfinite(list(metrics.values())).all()
     assert 0.2 < metrics["augment/mixup/task_image_cosine"] <= 1
-    assert 0.3 < metrics["augment/tmmda/image_mixed_share"] < 0.6  # 0.15 from each of three others
-    assert 0.3 < metrics["augment/tmmda/text_mixed_share"] < 0.6
+    assert 0.3 < metrics["augment/tmmda/image_mixed_fraction"] < 0.6  # 0.15 from each of three others
+    assert 0.3 < metrics["augment/tmmda/text_mixed_fraction"] < 0.6
 
 
 def test_a_share_that_changes_switches_the_length_and_compiles_once():
-    """Before the change the steps are those of whole sequences, after it those of the constant share."""
-    history = trained(tiny.experiment(augment=(("patch_dropout", {"share": LATE, "levels": 1}),)), steps=3)
+    """Before the change the steps are those of whole sequences, after it those of the constant drop_rate."""
+    history = trained(tiny.experiment(augment=(("patch_dropout", {"drop_rate": LATE, "levels": 1}),)), steps=3)
     whole = trained(tiny.experiment(), steps=3)
-    assert [m["augment/patch_dropout/share"] for _, m in history] == [0, 0, 0.5]
+    assert [m["augment/patch_dropout/drop_rate"] for _, m in history] == [0, 0, 0.5]
     for (_, got), (_, want) in zip(history[:2], whole[:2], strict=True):
         assert got["loss"] == pytest.approx(want["loss"], rel=1e-4)
     assert history[2][1]["loss"] != pytest.approx(whole[2][1]["loss"], rel=1e-3)
 
 
 def test_a_shortened_tower_does_less_work():
-    def flops(share):
-        program, batches = assembled(tiny.experiment(augment=(("patch_dropout", {"share": share}),)), jax.devices()[:1])
+    def flops(drop_rate):
+        program, batches = assembled(
+            tiny.experiment(augment=(("patch_dropout", {"drop_rate": drop_rate}),)), jax.devices()[:1]
+        )
         lowered = program.lower(program.batch_shape(next(batches)))
         batches.close()
         return lowered.cost_analysis()["flops"]

@@ -1,4 +1,4 @@
-"""Towers that take a batch in parts compute what they would of the whole of it, and keep no more than a part."""
+"""Towers run on micro-batches compute what they would on the whole batch, and keep no more than one micro-batch."""
 
 import dataclasses
 import functools
@@ -16,13 +16,16 @@ from mmjax.parallel.mesh import replicated
 from mmjax.parallel.sharding import batch_shardings
 from mmjax.planning.abstract_data import batch_shapes, resolve_without_data
 from mmjax.train.flops import of_step
-from mmjax.train.micro_batches import in_parts
+from mmjax.train.micro_batches import map_micro_batches
 from mmjax.train.program import Program
 from mmjax.train.step import make_loss
 from support import tiny
 from support.clip_models import random_params
 
-DEEP = {"model__vision_cfg__layers": 2, "model__text_cfg__layers": 2}  # blocks in a loop within the loop of parts
+DEEP = {
+    "model__vision_cfg__layers": 2,
+    "model__text_cfg__layers": 2,
+}  # blocks in a loop within the loop of micro-batches
 PLAIN = {"model__vision_cfg__stem": "patch", "model__vision_cfg__stem_widths": ()}  # compiles faster
 
 
@@ -56,18 +59,18 @@ def made_up(shapes, *, captions=1, seed=0):
     )
 
 
-def computed(program, *, parts, captions=1):
+def computed(program, *, micro_batches, captions=1):
     """Loss and metrics, all gradients, those of the augmentations' parameters too, and the program."""
     loss = make_loss(
-        program.graph, objective=program.objective, augmentations=program.augmentations, micro_batches=parts
+        program.graph, objective=program.objective, augmentations=program.augmentations, micro_batches=micro_batches
     )
-    [shares] = program.augmentations.lengths
+    [drop_rates] = program.augmentations.drop_rate_combinations
     batch = made_up(batch_shapes(program.experiment), captions=captions)
     batch = jax.device_put(batch, batch_shardings(batch, program.mesh))
     whole = replicated(program.mesh)
     params = random_params(program.abstract_state.params) | {"logit_scale": jnp.log(jnp.float32(10))}
     learned = {name: own.params for name, own in program.initialise_augmentations().items()}
-    call = jax.jit(jax.value_and_grad(functools.partial(loss, shares=shares), argnums=(0, 1), has_aux=True))
+    call = jax.jit(jax.value_and_grad(functools.partial(loss, drop_rates=drop_rates), argnums=(0, 1), has_aux=True))
     arguments = *jax.device_put((params, learned), whole), batch, jax.device_put(np.int32(3), whole)
     compiled = call.lower(*arguments).compile()
     return (*jax.device_get(compiled(*arguments)), compiled.as_text())
@@ -101,28 +104,28 @@ OBJECTIVES = {"contrastive": {}, "sigmoid": {"model__init_logit_bias": -2.0}}
 
 @functools.cache
 def whole(objective):
-    return computed(program(objective={"name": objective, "impl": "dense"}, **OBJECTIVES[objective]), parts=1)
+    return computed(program(objective={"name": objective, "impl": "dense"}, **OBJECTIVES[objective]), micro_batches=1)
 
 
 EACH = [("contrastive", "dense", 4, 4), ("contrastive", "ring", 2, 8), ("sigmoid", "chunked", 4, 1)]
 EVERY = [
-    (objective, impl, parts, devices)
+    (objective, impl, micro_batches, devices)
     for objective in OBJECTIVES
     for impl in ("dense", "chunked", "ring")
-    for parts in (1, 2, 4)
+    for micro_batches in (1, 2, 4)
     for devices in (1, 2, 4, 8)
 ]
 
 
 @pytest.mark.parametrize(
-    ("objective", "impl", "parts", "devices"),
+    ("objective", "impl", "micro_batches", "devices"),
     [*EACH, *(pytest.param(*one, marks=pytest.mark.slow) for one in EVERY if one not in EACH)],
 )
-def test_parts_equal_the_whole_batch_on_one_device(objective, impl, parts, devices):
+def test_micro_batches_equal_the_whole_batch_on_one_device(objective, impl, micro_batches, devices):
     """Loss and all gradients, with sources of two examples, negatives, and a chunk that does not divide."""
     section = {"name": objective, "impl": impl, "chunk": 5}
     spread = program(objective=section, devices=devices, **OBJECTIVES[objective])
-    got = computed(spread, parts=parts)
+    got = computed(spread, micro_batches=micro_batches)
     assert_equal(got, whole(objective))
     for line in got[2].splitlines():
         # Between devices go gradients, and the rows that the loss compares: none of pixels or tokens.
@@ -130,18 +133,20 @@ def test_parts_equal_the_whole_batch_on_one_device(objective, impl, parts, devic
             assert not re.search(r"\[(?!1,)\d+,\d+,\d+", line), line
 
 
-def in_and_out_of_parts(augment, *, parts=4, devices=1, captions=1, **overrides):
+def with_and_without(augment, *, micro_batches=4, devices=1, captions=1, **overrides):
     made = program(augment=augment, captions=captions, devices=devices, **overrides)
-    return computed(made, parts=parts, captions=captions), computed(made, parts=1, captions=captions)
+    return computed(made, micro_batches=micro_batches, captions=captions), computed(
+        made, micro_batches=1, captions=captions
+    )
 
 
 def test_views_at_every_kind_of_tap_and_tokens_that_are_dropped():
-    """Of two modalities and two captions: pixels and tokens of both sides go on in parts from where they were met."""
+    """Of two modalities and two captions: pixels and tokens of both sides go on in micro-batches from their taps."""
     augment = (
         ("mixup", {"tap": "input", "sides": "both"}), ("xmda", {"sides": "both"}),
-        ("patch_dropout", {"share": 0.5}), ("token_dropout", {"share": 0.5}),
+        ("patch_dropout", {"drop_rate": 0.5}), ("token_dropout", {"drop_rate": 0.5}),
     )  # fmt: skip
-    got, want = in_and_out_of_parts(augment, devices=2, captions=2, data__modalities=("image", "depth"))
+    got, want = with_and_without(augment, devices=2, captions=2, data__modalities=("image", "depth"))
     assert_equal(got, want)
     for name, value in want[0][1].items():
         if not name.endswith("_sd"):  # the root of a rounding error
@@ -150,7 +155,7 @@ def test_views_at_every_kind_of_tap_and_tokens_that_are_dropped():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tap", [None, "tokens@1"])
-def test_every_augmentation_in_parts(tap):
+def test_every_augmentation_in_micro_batches(tap):
     """At its own tap, and those that can be in the middle of the towers there; on as many devices.
 
     An adversary's gradient at the tokens is ill-conditioned: on eight devices, in one part, it differs by 1e-4 from
@@ -159,7 +164,7 @@ def test_every_augmentation_in_parts(tap):
     middle = {name: {"tap": tap} for name in ("mixup", "xmda", "tmmda")} | {"lemda": {"tap": tap, "kind": "attention"}}
     augment = tuple((name, middle.get(name, {}) if tap else {}) for name in plugins.names("mmjax.augment"))
     for devices in (1, 8):
-        assert_equal(*in_and_out_of_parts(augment, devices=devices), learned=5e-4 if tap else 1e-6)
+        assert_equal(*with_and_without(augment, devices=devices), learned=5e-4 if tap else 1e-6)
 
 
 def test_rows_keep_their_order_whatever_is_made_of_them():
@@ -170,34 +175,38 @@ def test_rows_keep_their_order_whatever_is_made_of_them():
         x, y = rows
         return {"same": x * 2, "twice": jnp.concatenate([x[:, 0], x[:, 1]]), "other": (y[: len(y) // 2], y)}
 
-    for parts in (2, 3, 4, 6, 12):
+    for micro_batches in (2, 3, 4, 6, 12):
         # In whole batches of 12 the two halves of y are rows of their own.
-        jax.tree.map(np.testing.assert_array_equal, in_parts(f, (x, y), parts=parts, count=12), f((x, y)))
-    assert in_parts(f, (x, y), parts=1, count=12)["same"].shape == (12, 2)
-    with pytest.raises(ValueError, match="12 rows do not divide into 5 parts"):
-        in_parts(f, (x, y), parts=5, count=12)
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            map_micro_batches(f, (x, y), micro_batches=micro_batches, count=12),
+            f((x, y)),
+        )
+    assert map_micro_batches(f, (x, y), micro_batches=1, count=12)["same"].shape == (12, 2)
+    with pytest.raises(ValueError, match="12 rows do not divide into 5 micro-batches"):
+        map_micro_batches(f, (x, y), micro_batches=5, count=12)
 
 
 def test_each_part_is_computed_again_and_no_more_than_one_is_kept():
     kernels = jnp.ones((6, 32, 32)) / 40
 
-    def value(kernels, x, parts):
+    def value(kernels, x, micro_batches):
         def f(x):
             for kernel in kernels:
                 x = jnp.tanh(x @ kernel)
             return x
 
-        return jnp.sum(in_parts(f, x, parts=parts, count=len(x)) ** 2)
+        return jnp.sum(map_micro_batches(f, x, micro_batches=micro_batches, count=len(x)) ** 2)
 
     shape = jax.ShapeDtypeStruct((4096, 32), jnp.float32)
     kept = {}
-    for parts in (1, 4, 16):
-        lowered = jax.jit(jax.grad(value), static_argnums=2).lower(kernels, shape, parts)
-        kept[parts] = lowered.compile().memory_analysis().temp_size_in_bytes
+    for micro_batches in (1, 4, 16):
+        lowered = jax.jit(jax.grad(value), static_argnums=2).lower(kernels, shape, micro_batches)
+        kept[micro_batches] = lowered.compile().memory_analysis().temp_size_in_bytes
     layer = 4096 * 32 * 4
     assert kept[1] > 6 * layer and kept[4] < 0.7 * kept[1] and kept[16] < kept[4]
     x = jax.random.normal(jax.random.key(0), (64, 32))
-    one, four = (jax.jit(jax.grad(value), static_argnums=2)(kernels, x, parts) for parts in (1, 4))
+    one, four = (jax.jit(jax.grad(value), static_argnums=2)(kernels, x, micro_batches) for micro_batches in (1, 4))
     np.testing.assert_allclose(four, one, rtol=1e-5, atol=1e-6)
 
 
@@ -209,11 +218,11 @@ def test_each_part_is_computed_again_and_no_more_than_one_is_kept():
         ({"micro_batches": 16}, r"micro_batches=16: does not divide the 8 examples .*: 64"),
     ],
 )
-def test_parts_that_do_not_divide_are_refused(overrides, message):
+def test_micro_batches_that_do_not_divide_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         program(devices=4, **overrides)
 
 
 def test_what_is_computed_again_is_no_work_of_the_model():
-    one, four = (program(micro_batches=parts).experiment for parts in (1, 4))
+    one, four = (program(micro_batches=micro_batches).experiment for micro_batches in (1, 4))
     assert of_step(one, batch_shapes(one)) == of_step(four, batch_shapes(four))

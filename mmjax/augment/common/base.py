@@ -1,7 +1,7 @@
-"""What an augmentation is: a module that taps the network, makes views there, and compares what becomes of them.
+"""The interface of an augmentation: it taps the network, makes views of the features, and compares their embeddings.
 
-The step runs each tower once. At the tap an augmentation gets the clean features and answers with views of them; what
-lies after the tap runs for the views too, all of one tap in one batch; then the augmentation may compare embeddings.
+The step runs each tower once. An augmentation gets the clean features at its tap and returns views of them. What lies
+after the tap then runs for the views, all of one tap in one batch. Last, the augmentation may compare embeddings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.augment.common import schedules
 from mmjax.augment.common.schedules import Strength
 from mmjax.core.config import ConfigError
 from mmjax.core.types import Metrics, Provenance
@@ -22,9 +21,9 @@ from mmjax.core.types import Metrics, Provenance
 Tap = str
 """A place in both towers, from front to back:
 
-``input``: pixels and token embeddings; ``tokens@K``: what enters block K, or for negative K the block that is as far
-from the end (``tokens@-1``: the last), each tower counting its own; ``pooled``: before the projection into the joint
-space; ``embedding``: after it, and before L2 normalisation.
+``input``: pixels and token embeddings; ``tokens@K``: what enters block K, where negative K count from the end, in
+each tower by itself (``tokens@-1``: the last block); ``pooled``: before the projection into the joint space;
+``embedding``: after it, and before L2 normalization.
 """
 
 Kind = Literal["input", "tokens", "pooled", "embedding"]
@@ -50,25 +49,25 @@ class TowerInfo:
     pad_id: int
     num_prefix_tokens: int  # image tokens in front of the patches: class token and registers
 
-    def check(self, tap: Tap, *, kinds: Sequence[Kind], path: str) -> None:
-        """Raises unless the tap is of one of these kinds and lies within both towers; ``path`` is the option."""
-        kind, at, number = tap.partition("@")
+    def check_tap(self, tap: Tap, *, kinds: Sequence[Kind], path: str) -> None:
+        """Raises ConfigError unless the tap is of one of ``kinds`` and within both towers; ``path`` is the option."""
+        kind, separator, number = tap.partition("@")
         if kind == "tokens" and "tokens" in kinds:
-            least = min(self.image_layers, self.text_layers)
-            if not (at and number.lstrip("-").isdecimal() and -least <= int(number) <= least):
-                raise ConfigError(f"{path}={tap!r}: expected tokens@K with a block K from {-least} to {least}")
-        elif at or kind not in kinds:
+            blocks = min(self.image_layers, self.text_layers)
+            if not (separator and number.lstrip("-").isdecimal() and -blocks <= int(number) <= blocks):
+                raise ConfigError(f"{path}={tap!r}: expected tokens@K with a block K from {-blocks} to {blocks}")
+        elif separator or kind not in kinds:
             known = ", ".join(repr("tokens@K" if k == "tokens" else k) for k in kinds)
             raise ConfigError(f"{path}={tap!r}: must be one of {known}")
 
     def widths(self, tap: Tap) -> tuple[int, int]:
-        """Of the features of images and texts at a tap; pixels have none, and count as what they become."""
+        """The widths of image and text features at a tap; at ``input``, those of the embedded pixels and tokens."""
         if tap == "embedding":
             return self.embed_dim, self.embed_dim
         return self.image_width, self.text_width
 
     def blocks(self, tap: Tap) -> tuple[int, int]:
-        """The blocks of the two towers before which ``tokens@K`` (or ``input``: the first) lies."""
+        """The blocks of the image and the text tower that follow on ``tokens@K`` or ``input``."""
         k = int(tap.partition("@")[2] or 0)
         return (k, k) if k >= 0 else (self.image_layers + k, self.text_layers + k)
 
@@ -76,29 +75,29 @@ class TowerInfo:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenMask:
-    """What the positions of texts hold."""
+    """The token ids of texts, and which positions hold words."""
 
     ids: jax.Array  # i32[M, L]
-    valid: jax.Array  # bool[M, L]: up to the end token, and it
-    content: jax.Array  # bool[M, L]: neither the first position, where a start token may be, nor the end, nor padding
+    valid: jax.Array  # bool[M, L]: up to and with the end token
+    content: jax.Array  # bool[M, L]: not the first position, where a start token may be, nor the end, nor padding
 
     @classmethod
     def from_ids(cls, ids: jax.Array, *, eos_id: int) -> TokenMask:
         """From token ids; the first end token ends a text, whatever pads it."""
-        place = jnp.arange(ids.shape[1])
+        position = jnp.arange(ids.shape[1])
         ended = ids == eos_id
         end = jnp.where(jnp.any(ended, axis=1), jnp.argmax(ended, axis=1), ids.shape[1] - 1)[:, None]
-        return cls(ids=ids, valid=place <= end, content=(place > 0) & (place < end))
+        return cls(ids=ids, valid=position <= end, content=(position > 0) & (position < end))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features:
-    """Both sides at a tap (or, once compared, as unit embeddings), and where their rows come from.
+    """Images and texts at a tap, or as unit embeddings, and where their rows come from.
 
-    Images and texts are laid out as the batch is: the rows of one modality after those of another, ``examples`` rows
-    each; and for each example the same number of text rows, its captions first. At ``tokens`` the features are
-    sequences, [N, T, D_image] and [M, L, D_text]; at ``input`` the texts are too, and images are pixels by modality.
+    The rows are laid out as in the batch: images one modality after another, ``examples`` rows each; texts with the
+    same number of rows for each example, its captions first. At ``tokens`` the features are sequences,
+    [N, T, D_image] and [M, L, D_text]; at ``input`` texts are too, and images are pixels by modality.
     """
 
     image: Any  # [N, D_image], [N, T, D_image], or {modality: f32[N, H, W, C] on the scale of 0 to 255}
@@ -110,7 +109,7 @@ class Features:
     num_prefix_tokens: int = dataclasses.field(default=0, metadata={"static": True})  # see TowerInfo
 
     def pairs(self) -> Features:
-        """Each image row beside its example's first caption: N rows on both sides, row i with row i."""
+        """Each image row with its example's first caption: N rows on both sides."""
         rows = self.image_source.ids.shape[0]
         views = rows // self.examples
 
@@ -124,10 +123,10 @@ class Features:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
-    """Features for the rest of the network; a side that is None is the clean one.
+    """Changed features for the rest of the network; a side that is None is the clean one.
 
-    ``task``: one more term of the run's objective, over the view's own rows. ``consistency``: only for ``compare``.
-    A view whose projection, and blocks before it, are ``frozen`` moves no parameter that lies after the tap.
+    A ``task`` view adds the run's objective over its own rows; a ``consistency`` view is only for ``compare``. With a
+    ``frozen`` projection the view trains no parameter that lies after the tap.
     """
 
     role: Literal["task", "consistency"] = "task"
@@ -136,9 +135,9 @@ class View:
     text: jax.Array | None = None  # with M' rows
     image_source: Provenance | None = None
     text_source: Provenance | None = None
-    ids: jax.Array | None = None  # i32[M', L] of texts that are sequences, where not the clean ones
+    ids: jax.Array | None = None  # i32[M', L] of texts that are sequences; None: the clean ones
     projection: Literal["trained", "frozen"] = "trained"
-    factor: jax.Array | float = 1.0  # on the term, besides the augmentation's weight
+    factor: jax.Array | float = 1.0  # on the term, in addition to the augmentation's weight
 
 
 @jax.tree_util.register_dataclass
@@ -157,7 +156,7 @@ class Similarity:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmented:
-    """An augmentation's answer at the tap."""
+    """What an augmentation returns at its tap."""
 
     views: Sequence[View] = ()
     terms: Terms = dataclasses.field(default_factory=dict)
@@ -165,11 +164,11 @@ class Augmented:
 
 
 class Base(nnx.Module):
-    """What makes views; ``weight`` is the factor on all that it adds to the loss.
+    """The base class of augmentations; ``weight`` is the factor on all that one adds to the loss.
 
-    At weight 0 the model's parameters move exactly as they would without it. A constructor takes its options by
-    keyword and, where it asks for them, ``towers`` and ``rngs``. Parameters of its own are trained by an Adam of its
-    own, at ``learning_rate``, clipped to ``clip_norm`` alone.
+    At weight 0 the model's parameters change exactly as without the augmentation. A constructor takes its options by
+    keyword, and ``towers`` and ``rngs`` if it has such parameters. Parameters of its own are trained by an Adam of
+    its own, at ``learning_rate``, with their gradient clipped to ``clip_norm``.
     """
 
     tap: Tap = "embedding"
@@ -177,27 +176,37 @@ class Base(nnx.Module):
     clip_norm: float = 1.0
 
     def __init__(self, *, weight: Strength):
-        schedules.check(weight, path=f"augment.{self.name()}.weight")
         self.weight = weight
 
-    @classmethod
-    def name(cls) -> str:
-        """The module's file name, which is the augmentation's name in a config."""
-        return cls.__module__.rpartition(".")[2]
-
     def augment(self, clean: Features, *, key: jax.Array, step: jax.Array) -> Augmented:
-        """Views of the features at the tap, a pure function of them, the parameters, ``key`` and ``step``."""
+        """Makes views of the features at the tap.
+
+        A pure function of its arguments and parameters: equal keys and steps give equal views.
+
+        Args:
+            clean: the clean features at ``tap``.
+            key: the random key of this augmentation and step.
+            step: i32[], traced.
+        """
         return Augmented()
 
     def compare(
         self, clean: Features, views: Sequence[Features], *, similarity: Similarity, key: jax.Array, step: jax.Array
     ) -> tuple[Terms, Metrics]:
-        """Further losses of the clean unit embeddings and those of the views, in the views' order."""
+        """Further terms and metrics, from the unit embeddings of the clean rows and of the views.
+
+        Args:
+            clean: the clean unit embeddings.
+            views: those of each view, in the order in which ``augment`` returned them.
+            similarity: the model's scale and bias.
+            key: a random key, other than that of ``augment``.
+            step: i32[], traced.
+        """
         return {}, {}
 
 
 @jax.custom_vjp
-def reversed_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
+def reverse_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
     """``x``; its gradient is multiplied by ``-factor`` (Ganin & Lempitsky 2015, arXiv:1409.7495)."""
     return x
 
@@ -210,4 +219,4 @@ def _backward(factor: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.A
     return (-factor * cotangent.astype(jnp.float32)).astype(cotangent.dtype), jnp.zeros_like(factor)
 
 
-reversed_gradient.defvjp(_forward, _backward)
+reverse_gradient.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""Divergences between the predictions of clean and of changed pairs, given as logits."""
+"""Divergences between the predictions for clean and for changed pairs, given as logits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mmjax.core.numerics import EXCLUDED
 
 Mask = Literal["abs", "correct", "rel"]
+"""Which clean predictions are confident (see ``lemda``)."""
 
 
 def jensen_shannon(a: jax.Array, b: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
@@ -20,9 +21,9 @@ def jensen_shannon(a: jax.Array, b: jax.Array, *, where: jax.Array | None = None
 
         JS = ½ Σ p log(p/m) + ½ Σ q log(q/m),   log(p/m) = ln 2 - softplus(log q - log p)
 
-    From 0, where the logits are equal, to ln 2. Written so, it needs no logarithm of a probability that is
-    rounded to zero, and value and gradient are finite for all finite logits. Entries where ``where`` (bool, to be
-    broadcast) is False take no part; where none is left the divergence is 0.
+    From 0, for equal logits, to ln 2. In this form no logarithm is taken of a probability rounded to zero, and value
+    and gradient are finite for all finite logits. Entries where ``where`` (bool, broadcast) is False do not count;
+    if none counts, the divergence is 0.
     """
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     if where is not None:
@@ -47,7 +48,10 @@ def softmax_consistency(
     threshold: jax.Array,
     mask: Mask,
 ) -> tuple[jax.Array, jax.Array]:
-    """``1/B Σ_b m_b KL(softmax changed_b ‖ softmax clean_b)`` and the share of rows in the mask; B without padding."""
+    """``1/B Σ_b m_b KL(softmax changed_b ‖ softmax clean_b)`` over confident rows, and the fraction of confident rows.
+
+    B are the valid rows. The threshold and ``mask`` decide which clean rows are confident (m).
+    """
     log_q, log_p = (jax.nn.log_softmax(jnp.where(valid, x, EXCLUDED), axis=1) for x in (changed, clean))
     top = jnp.exp(jnp.max(log_p, axis=1))
     if mask == "rel":
@@ -58,8 +62,8 @@ def softmax_consistency(
     both = valid[:, None] & valid[None, :]
     divergence = jnp.sum(jnp.where(both, jnp.exp(log_q) * (log_q - log_p), 0.0), axis=1)
     count = jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1.0)
-    share = jnp.sum(confident, dtype=jnp.float32) / count
-    return jnp.sum(jnp.where(confident, divergence, 0.0)) / count, share
+    fraction = jnp.sum(confident, dtype=jnp.float32) / count
+    return jnp.sum(jnp.where(confident, divergence, 0.0)) / count, fraction
 
 
 def bernoulli_consistency(
@@ -74,30 +78,31 @@ def bernoulli_consistency(
 ) -> tuple[jax.Array, jax.Array]:
     """``1/B Σ_b Σ_j m_bj KL(σ(changed_bj) ‖ σ(clean_bj))`` over row b's positives and its hardest negatives.
 
-    Those are the ``negatives`` (or all, if there are fewer) with the highest clean logits. Also the share of these
-    entries that are in the mask.
+    The hardest are the ``negatives`` (or all, if there are fewer) with the highest clean logits. Also returns the
+    fraction of these entries that are confident (m).
     """
-    kept, further = (valid[:, None] & valid[None, :] & which for which in (positive, ~positive))
-    height, hardest = jax.lax.top_k(jnp.where(further, clean, EXCLUDED), min(negatives, clean.shape[1]))
+    both_valid = valid[:, None] & valid[None, :]
+    positives, others = both_valid & positive, both_valid & ~positive
+    logits, hardest = jax.lax.top_k(jnp.where(others, clean, EXCLUDED), min(negatives, clean.shape[1]))
     log_p, log_p_not = jax.nn.log_sigmoid(clean), jax.nn.log_sigmoid(-clean)
     log_q, log_q_not = jax.nn.log_sigmoid(changed), jax.nn.log_sigmoid(-changed)
     divergence = jnp.exp(log_q) * (log_q - log_p) + jnp.exp(log_q_not) * (log_q_not - log_p_not)
-    sure = jnp.exp(jnp.maximum(log_p, log_p_not))
+    certainty = jnp.exp(jnp.maximum(log_p, log_p_not))
 
-    def chosen(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of the positives, and of the hardest negatives; zero elsewhere."""
-        there = height > 0.5 * EXCLUDED
-        return jnp.where(kept, x, 0), jnp.where(there, jnp.take_along_axis(x, hardest, axis=1), 0)
+    def select(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The entries of positives, and of the hardest negatives; zero elsewhere."""
+        exists = logits > 0.5 * EXCLUDED
+        return jnp.where(positives, x, 0), jnp.where(exists, jnp.take_along_axis(x, hardest, axis=1), 0)
 
     if mask == "rel":
-        threshold = threshold * jnp.max(jnp.concatenate(chosen(sure), axis=1))
-    confident = sure > threshold
+        threshold = threshold * jnp.max(jnp.concatenate(select(certainty), axis=1))
+    confident = certainty > threshold
     if mask == "correct":
         confident &= (clean > 0) == positive
 
     def total(x: jax.Array) -> jax.Array:
-        return sum((jnp.sum(part) for part in chosen(x)), jnp.zeros((), jnp.float32))
+        return sum((jnp.sum(entries) for entries in select(x)), jnp.zeros((), jnp.float32))
 
     count = jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1.0)
-    share = total(confident.astype(jnp.float32)) / jnp.maximum(total(jnp.ones_like(clean)), 1.0)
-    return total(jnp.where(confident, divergence, 0.0)) / count, share
+    fraction = total(confident.astype(jnp.float32)) / jnp.maximum(total(jnp.ones_like(clean)), 1.0)
+    return total(jnp.where(confident, divergence, 0.0)) / count, fraction

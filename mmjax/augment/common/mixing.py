@@ -1,7 +1,8 @@
-"""What mixes of examples share: partners, shares, and the provenance of what comes out."""
+"""Mixes of examples: their partners, mix ratios, and the provenance of the mixed rows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -10,10 +11,10 @@ import jax.numpy as jnp
 from mmjax.core.types import Provenance
 
 Targets = Literal["provenance", "identity"]
-"""Labels of a mix: by all that is in it, or by its first source alone, as if nothing had been mixed in."""
+"""Labels of a mixed row: all its sources, or its first source alone, as if nothing had been mixed in."""
 
 Draw = Literal["batch", "row"]
-"""One random share for the whole batch, or one for each row."""
+"""One random mix ratio for the whole batch, or one for each row."""
 
 
 def flipped(rows: jax.Array) -> jax.Array:
@@ -21,43 +22,44 @@ def flipped(rows: jax.Array) -> jax.Array:
     return jnp.flip(rows, axis=0)
 
 
-def beta_share(key: jax.Array, alpha: jax.Array, *, rows: int, draw: Draw) -> jax.Array:
-    """Shares f32[rows, 1] ~ Beta(α, α), all equal where one is drawn for the batch; 1 where α is 0 (no mixing)."""
+def draw_mix_ratio(key: jax.Array, alpha: jax.Array, *, rows: int, draw: Draw) -> jax.Array:
+    """f32[rows, 1] ~ Beta(α, α), equal in all rows if ``draw`` is ``batch``; 1 (no mixing) where α is 0."""
     safe = jnp.where(alpha > 0, alpha, 1.0)
-    share = jax.random.beta(key, safe, safe, (1 if draw == "batch" else rows, 1), jnp.float32)
-    return jnp.broadcast_to(jnp.where(alpha > 0, share, 1.0), (rows, 1))
+    mix_ratio = jax.random.beta(key, safe, safe, (1 if draw == "batch" else rows, 1), jnp.float32)
+    return jnp.broadcast_to(jnp.where(alpha > 0, mix_ratio, 1.0), (rows, 1))
 
 
-def mixed_source(parts: list[tuple[Provenance, jax.Array]], targets: Targets) -> Provenance:
-    """The provenance of rows made of several rows with shares f32[rows, 1]: all sources, weighted by the shares.
+def mixed_source(components: Sequence[tuple[Provenance, jax.Array]], targets: Targets) -> Provenance:
+    """The provenance of rows that mix several rows.
 
-    A mix with padding is padding: ids of -1 come first in it.
+    A mix that contains padding is padding: its ids are -1.
+
+    Args:
+        components: the provenance of each mixed batch with its mix ratio f32[rows, 1], the row's own first.
+        targets: label by all sources, weighted by the mix ratios, or by the first component alone.
     """
-    ids = jnp.concatenate([source.ids for source, _ in parts], axis=1)
-    weight = jnp.concatenate([share * source.weight for source, share in parts], axis=1)
-    whole = jnp.stack([source.valid for source, _ in parts], axis=1).all(axis=1, keepdims=True)
+    ids = jnp.concatenate([source.ids for source, _ in components], axis=1)
+    weight = jnp.concatenate([mix_ratio * source.weight for source, mix_ratio in components], axis=1)
+    whole = jnp.stack([source.valid for source, _ in components], axis=1).all(axis=1, keepdims=True)
     source = Provenance(ids=jnp.where(whole, ids, -1), weight=jnp.where(whole, weight, 0.0))
-    return source if targets == "provenance" else first_source(source, parts[0][0])
-
-
-def first_source(mixed: Provenance, first: Provenance) -> Provenance:
-    """The labels of ``first`` for rows that ``mixed`` says are not padding."""
-    valid = mixed.valid[:, None]
+    if targets == "provenance":
+        return source
+    first, valid = components[0][0], source.valid[:, None]
     return Provenance(ids=jnp.where(valid, first.ids, -1), weight=jnp.where(valid, first.weight, 0.0))
 
 
-def lerp(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:
-    """``share · a + (1 - share) · b`` in float32, in a's dtype; rows of any shape, share f32[rows, 1]."""
-    share = share.reshape(-1, *(1,) * (a.ndim - 1))
-    mixed = share * a.astype(jnp.float32) + (1 - share) * b.astype(jnp.float32)
+def lerp(a: jax.Array, b: jax.Array, mix_ratio: jax.Array) -> jax.Array:
+    """``λ a + (1 - λ) b`` in float32, in a's dtype, for rows of any shape and λ of shape f32[rows, 1]."""
+    mix_ratio = mix_ratio.reshape(-1, *(1,) * (a.ndim - 1))
+    mixed = mix_ratio * a.astype(jnp.float32) + (1 - mix_ratio) * b.astype(jnp.float32)
     return mixed.astype(a.dtype)
 
 
-def share_metrics(share: jax.Array) -> dict[str, jax.Array]:
-    """How much of itself a row keeps: mean, spread, and the share of rows in each fifth of the way from 0 to 1."""
-    fifth = jnp.clip(jnp.floor(5 * share), 0, 4)
-    bins = {f"share_bin_{i}": jnp.mean(fifth == i, dtype=jnp.float32) for i in range(5)}
-    return {"share_mean": jnp.mean(share), "share_sd": jnp.std(share), **bins}
+def mix_ratio_metrics(mix_ratio: jax.Array) -> dict[str, jax.Array]:
+    """Mean, standard deviation, and the fraction of rows in each fifth of the range from 0 to 1."""
+    fifth = jnp.clip(jnp.floor(5 * mix_ratio), 0, 4)
+    bins = {f"mix_ratio_bin_{i}": jnp.mean(fifth == i, dtype=jnp.float32) for i in range(5)}
+    return {"mix_ratio_mean": jnp.mean(mix_ratio), "mix_ratio_sd": jnp.std(mix_ratio), **bins}
 
 
 def shared_source(a: Provenance, b: Provenance) -> jax.Array:

@@ -1,14 +1,14 @@
-"""Strengths that change as training goes on: functions of the traced step, so that no change recompiles."""
+"""Options that change during training: functions of the traced step, so that no change recompiles."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
-from mmjax.core.config import ConfigError
+from mmjax.core.config import Between, ConfigError, Ge
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,21 +21,19 @@ class Schedule:
         linear:    r · (value + (final - value) · u)
         cosine:    r · (final + (value - final) · ½(1 + cos πu))
 
-    and 0 before step ``start`` and from step ``stop`` on (None: never).
+    It is 0 before step ``start`` and from step ``stop`` on (None: never). As an option of an augmentation it is a
+    section of a config, e.g. ``dict(value=0.5, warmup=100)``.
     """
 
     value: float
     shape: Literal["constant", "linear", "cosine"] = "constant"
     final: float = 0.0
-    over: int = 0
-    warmup: int = 0
-    start: int = 0
+    over: Annotated[int, Ge(0)] = 0
+    warmup: Annotated[int, Ge(0)] = 0
+    start: Annotated[int, Ge(0)] = 0
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("over", "warmup", "start"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"a schedule's {name}={getattr(self, name)}: must be at least 0 steps")
         if (self.shape == "constant") != (self.over == 0):
             way = "leave it out" if self.shape == "constant" else "set it to the steps that the change takes"
             raise ConfigError(f"a schedule's over={self.over} with shape={self.shape!r}: {way}")
@@ -43,40 +41,40 @@ class Schedule:
             raise ConfigError(f"a schedule's stop={self.stop}: must come after its start={self.start}")
 
     @property
-    def still(self) -> bool:
+    def is_constant(self) -> bool:
         """Whether the value is the same at every step."""
         return self.shape == "constant" and self.warmup == self.start == 0 and self.stop is None
 
     @property
     def extremes(self) -> tuple[float, ...]:
-        """The values between which the schedule moves, but for zero while it is off or warms up."""
+        """The values it moves between, apart from 0 while it is off or warms up; ranges of options check them."""
         return (self.value,) if self.shape == "constant" else (self.value, self.final)
 
 
-Strength = float | Schedule
-"""An option that is a number, or the section of a ``Schedule``, e.g. ``dict(value=0.5, warmup=100)``."""
+Strength = Annotated[float | Schedule, Ge(0)]
+"""An option that is a number of at least 0, or a schedule of such numbers."""
+
+Fraction = Annotated[float | Schedule, Between(0, 1)]
+"""The same between 0 and 1."""
 
 
-def at(strength: Strength, step: jax.Array) -> jax.Array:
-    """f32[]: the strength at a traced step."""
+def value_at(strength: Strength, step: jax.Array) -> jax.Array:
+    """f32[]: the number at a traced step."""
     if not isinstance(strength, Schedule):
         return jnp.float32(strength)
     s = strength
     t = step.astype(jnp.float32) - s.start
     value = jnp.float32(s.value)
     if s.shape != "constant":
-        done = jnp.clip((t - s.warmup) / s.over, 0.0, 1.0)
+        progress = jnp.clip((t - s.warmup) / s.over, 0.0, 1.0)
         if s.shape == "cosine":
-            done = 0.5 * (1 - jnp.cos(jnp.pi * done))
-        value = value + (s.final - s.value) * done
+            progress = 0.5 * (1 - jnp.cos(jnp.pi * progress))
+        value = value + (s.final - s.value) * progress
     value = value * jnp.minimum(1.0, (t + 1) / (s.warmup + 1))
     on = t >= 0 if s.stop is None else (t >= 0) & (t < s.stop - s.start)
     return jnp.where(on, value, 0.0)
 
 
-def check(strength: Strength, *, path: str, low: float = 0.0, high: float | None = None) -> None:
-    """Raises where the strength can leave [low, high]; ``path`` is the option to blame."""
-    for value in strength.extremes if isinstance(strength, Schedule) else (strength,):
-        if not value >= low or (high is not None and value > high):
-            limit = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-            raise ConfigError(f"{path}={value}: must be {limit}")
+def largest_value(strength: Strength) -> float:
+    """The largest number that it takes at any step."""
+    return max(strength.extremes) if isinstance(strength, Schedule) else strength

@@ -31,8 +31,8 @@ def sinkhorn(cosine, own, other, temperature, iterations):
     return plan / plan.sum(axis=1, keepdims=True)
 
 
-attention = jax.jit(alignment.attention, static_argnames="temperature")
-transport = jax.jit(alignment.transport, static_argnames=("temperature", "iterations"))
+attention = jax.jit(alignment.attention_weights, static_argnames="temperature")
+transport = jax.jit(alignment.transport_weights, static_argnames=("temperature", "iterations"))
 
 
 def test_cosines_whatever_the_lengths():
@@ -40,7 +40,7 @@ def test_cosines_whatever_the_lengths():
     want = [
         [[x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in b] for x in a] for a, b in zip(own, other, strict=True)
     ]
-    call = jax.jit(alignment.cosines)
+    call = jax.jit(alignment.cosine_similarities)
     np.testing.assert_allclose(call(own, other), want, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(call(1e4 * own, 1e-4 * other), want, rtol=1e-5, atol=1e-6)
     assert not np.any(call(0 * own, other))
@@ -94,7 +94,7 @@ def test_a_small_temperature_is_no_overflow():
 
 def test_hard_weights_and_their_entropy():
     weights = jnp.float32([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4], [0.0, 1.0, 0.0]])
-    hard = alignment.hardened(weights)
+    hard = alignment.make_hard(weights)
     np.testing.assert_array_equal(hard, [[0, 1, 0], [1, 0, 0], [0, 1, 0]])
     w = np.asarray(weights, np.float64)
     want = [-(w[0] * np.log(w[0])).sum(), -(w[1] * np.log(w[1])).sum(), 0.0]
@@ -107,9 +107,9 @@ def test_no_gradient_goes_through():
     weight = similarity(3)
 
     def through(own, other, logits):
-        cosine = alignment.cosines(own, other)
-        a = alignment.attention(cosine + logits, OTHER_VALID, temperature=0.1)
-        b = alignment.transport(cosine + logits, OWN_VALID, OTHER_VALID, temperature=0.1, iterations=3)
+        cosine = alignment.cosine_similarities(own, other)
+        a = alignment.attention_weights(cosine + logits, OTHER_VALID, temperature=0.1)
+        b = alignment.transport_weights(cosine + logits, OWN_VALID, OTHER_VALID, temperature=0.1, iterations=3)
         return jnp.sum(weight * (a + b))
 
     for x in jax.jit(jax.grad(through, argnums=(0, 1, 2)))(own, other, similarity(4)):

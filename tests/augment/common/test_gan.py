@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from mmjax.augment.common.gan import Discriminator, Generator, played
+from mmjax.augment.common.gan import Discriminator, Generator, gan_losses
 
 
 @functools.lru_cache
@@ -19,7 +19,7 @@ def player(kind, seed):
 
 
 def game_of(kind, d, real, new, where, dropout=0.0):
-    return played(d, real, new, where=where, game=kind, key=jax.random.key(0), dropout=dropout)[0]
+    return gan_losses(d, real, new, where=where, gan_loss=kind, key=jax.random.key(0), dropout=dropout)[0]
 
 
 def merged(kind, params):
@@ -55,16 +55,18 @@ def test_what_each_players_loss_moves():
         np.testing.assert_allclose(next(iter(value.values())), 2 * math.log(2), rtol=1e-6)
 
 
-@pytest.mark.parametrize("game", ["minimax", "nonsaturating"])
-def test_the_discriminator_learns_to_tell_and_the_generator_to_deceive(game):
+@pytest.mark.parametrize("gan_loss", ["minimax", "nonsaturating"])
+def test_the_discriminator_learns_to_tell_and_the_generator_to_deceive(gan_loss):
     params = {kind: nnx.to_pure_dict(nnx.state(player(kind, 0))) for kind in ("d", "g")}
     where, tx = jnp.ones((4, 8), bool), optax.adam(3e-2)
 
     def loss(params, key):
         real = 1.0 + 0.3 * jax.random.normal(key, (4, 8, 4))
         new = merged("g", params["g"])(-real, key, dropout=0.0)
-        terms, metrics = played(merged("d", params["d"]), real, new, where=where, game=game, key=key, dropout=0.0)
-        return sum(terms.values()), 0.5 * (metrics["real_accuracy"] + metrics["made_accuracy"])
+        terms, metrics = gan_losses(
+            merged("d", params["d"]), real, new, where=where, gan_loss=gan_loss, key=key, dropout=0.0
+        )
+        return sum(terms.values()), 0.5 * (metrics["real_accuracy"] + metrics["fake_accuracy"])
 
     @jax.jit
     def trained(params, trains):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.augment.common.token_mixing import aligned, same_example, token_mix
+from mmjax.augment.common.token_mixing import align_by_position, mix_tokens, shares_example_with_partner
 from mmjax.core.types import Provenance
 
 
@@ -24,7 +24,7 @@ def nearest(other, free, onto):
 
 @jax.jit
 def align(other, free, onto):
-    return aligned(other, free, onto=onto)
+    return align_by_position(other, free, onto=onto)
 
 
 def test_alignment_is_by_relative_place_among_what_is_free():
@@ -44,7 +44,7 @@ def test_alignment_is_by_relative_place_among_what_is_free():
 
 @jax.jit
 def mix(own, others, u, first, second, free):
-    return token_mix(own, others, u, probabilities=(first, second), content=free)
+    return mix_tokens(own, others, u, probabilities=(first, second), content=free)
 
 
 @pytest.mark.parametrize("others", [1, 2, 3])
@@ -82,7 +82,11 @@ def test_places_are_replaced_as_often_as_the_options_say():
 
 
 def test_nobody_is_their_own_partner():
-    np.testing.assert_array_equal(same_example(Provenance.from_ids(jnp.arange(5))), [False, False, True, False, False])
+    np.testing.assert_array_equal(
+        shares_example_with_partner(Provenance.from_ids(jnp.arange(5))), [False, False, True, False, False]
+    )
     ids = jnp.asarray([[0, 7], [1, -1], [3, -1], [2, 7]], jnp.int32)
     weight = jnp.asarray([[0.5, 0.5], [1, 0], [1, 0], [0.5, 0.5]])
-    np.testing.assert_array_equal(same_example(Provenance(ids=ids, weight=weight)), [True, False, False, True])
+    np.testing.assert_array_equal(
+        shares_example_with_partner(Provenance(ids=ids, weight=weight)), [True, False, False, True]
+    )

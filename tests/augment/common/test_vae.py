@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.augment.common.layers import Encoder, dropped
-from mmjax.augment.common.vae import AttentionVae, MlpVae, drawn, hidden_widths, kl_to_normal
+from mmjax.augment.common.layers import TransformerLayer, apply_dropout
+from mmjax.augment.common.vae import AttentionVae, MlpVae, hidden_widths, kl_to_normal, sample_normal
 from support import features
 
 
@@ -43,8 +43,8 @@ def test_noise_is_the_given_one_and_its_mean_is_the_mean():
     mean, log_variance = jnp.float32([[0.5, -1.0]]), jnp.float32([[0.2, -0.4]])
     key = jax.random.key(4)
     want = mean + jax.random.normal(key, (1, 2)) * jnp.exp(0.5 * log_variance)
-    np.testing.assert_allclose(drawn(mean, log_variance, key), want, rtol=1e-6)
-    many = drawn(*(x.repeat(50_000, 0) for x in (mean, log_variance)), key)
+    np.testing.assert_allclose(sample_normal(mean, log_variance, key), want, rtol=1e-6)
+    many = sample_normal(*(x.repeat(50_000, 0) for x in (mean, log_variance)), key)
     np.testing.assert_allclose(many.mean(0), mean[0], atol=4 * 1.2 / np.sqrt(50_000))
 
 
@@ -60,7 +60,7 @@ def test_residuals_are_on_average_those_of_the_mean_where_the_decoder_is_linear(
 
 
 def test_dropout_keeps_the_mean():
-    out = dropped(jnp.ones((200, 200)), jax.random.key(0), share=0.3)
+    out = apply_dropout(jnp.ones((200, 200)), jax.random.key(0), rate=0.3)
     assert set(np.unique(out)) == {0.0, np.float32(1 / 0.7)}
     np.testing.assert_allclose(out.mean(), 1, atol=0.02)
 
@@ -138,12 +138,12 @@ def test_the_divergence_is_a_sum_over_tokens_that_count():
 
 
 def test_an_encoder_attends_to_what_is_seen():
-    layer = Encoder(4, heads=2, hidden=4, rngs=nnx.Rngs(0))
+    layer = TransformerLayer(4, heads=2, hidden=4, rngs=nnx.Rngs(0))
     x, key = jax.random.normal(jax.random.key(0), (2, 5, 4)), jax.random.key(1)
 
     @jax.jit
     def run(x, seen):
-        return layer(x, key, dropout=0.0, seen=seen), layer(x, key, dropout=0.0), layer(x[:, :3], key, dropout=0.0)
+        return layer(x, key, dropout=0.0, mask=seen), layer(x, key, dropout=0.0), layer(x[:, :3], key, dropout=0.0)
 
     masked, _, short = run(x, jnp.arange(5)[None].repeat(2, 0) < 3)
     np.testing.assert_allclose(masked[:, :3], short, rtol=1e-5, atol=1e-6)
