@@ -227,7 +227,7 @@ class Run:
             model_flops = flops.beside(self.experiment, shape, traced=traced)
             compiled = lowered.compile()
         seconds = time.perf_counter() - started
-        logits = self.program.objective.chosen(len(shape.image_source.ids), len(shape.tokens))
+        logits = self.program.objective.choose_impl(len(shape.image_source.ids), len(shape.tokens))
         logger.info(f"compiled in {seconds:.1f} s; the loss is {logits}")
         self.rates = Rates(
             self.clock,

@@ -215,14 +215,14 @@ class TestAuto:
     def test_it_says_what_it_takes(self, name):
         make = MODULES[name].Objective
         side = int(base.DENSE_PAIRS**0.5)
-        assert make().chosen(side, side) == "dense"
-        assert make().chosen(side, side + 1) == "chunked"
-        assert make().chosen(8 * side, side, 8) == "dense"
-        assert make().chosen(8 * side + 1, side, 8) == "ring"
-        assert make(row_sharding=rows_of(2, 4)).chosen(8 * side, side) == "dense"
-        assert make(row_sharding=rows_of(2, 4)).chosen(8 * side, side + 1) == "ring"
-        assert make(row_sharding=rows_of(1)).chosen(8 * side, side) == "chunked"
-        assert make(impl="chunked").chosen(2, 2, 8) == "chunked"
+        assert make().choose_impl(side, side) == "dense"
+        assert make().choose_impl(side, side + 1) == "chunked"
+        assert make().choose_impl(8 * side, side, 8) == "dense"
+        assert make().choose_impl(8 * side + 1, side, 8) == "ring"
+        assert make(row_sharding=rows_of(2, 4)).choose_impl(8 * side, side) == "dense"
+        assert make(row_sharding=rows_of(2, 4)).choose_impl(8 * side, side + 1) == "ring"
+        assert make(row_sharding=rows_of(1)).choose_impl(8 * side, side) == "chunked"
+        assert make(impl="chunked").choose_impl(2, 2, 8) == "chunked"
 
     @names
     def test_it_takes_what_it_says(self, name, monkeypatch):
@@ -237,7 +237,7 @@ class TestAuto:
 
 def test_a_chunk_of_no_rows_is_refused():
     with pytest.raises(ConfigError, match=r"objective\.chunk=0"):
-        contrastive.Objective(chunk=0)
+        plugins.make("mmjax.objectives", "Objective", {"name": "contrastive", "chunk": 0}, path="objective")
 
 
 def test_the_row_sharding_is_no_key_of_a_config():

@@ -1,68 +1,83 @@
-"""What all objectives over a matrix of logits share: targets, and how the matrix is walked."""
+"""The interface and the options that all objectives share."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 from jax.sharding import NamedSharding
 
-from mmjax.core.config import ConfigError
+from mmjax.core.config import ConfigError, Ge
 from mmjax.core.row_sharding import num_shards
 from mmjax.core.types import Metrics, Provenance
 from mmjax.objectives.common.sweep import Sweep
-from mmjax.objectives.common.targets import Labelling, Labels
+from mmjax.objectives.common.targets import Labeling, Labels
 
 DENSE_PAIRS = 2**22
-"""Up to so many pairs a device ``auto`` keeps the whole matrix."""
+"""``impl="auto"`` keeps the whole matrix of logits up to this many pairs a device."""
+
+Implementation = Literal["dense", "chunked", "ring"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base(abc.ABC):
-    """An objective; ``Objective`` of a module derives from it.
+    """An objective; the class ``Objective`` of every module derives from it.
 
-    ``impl`` says how the matrix of logits is held, with the same value and gradients:
+    Args:
+        targets: ``provenance``: all sources of a row are positives, by their weights; ``identity``: the first alone.
+        mask_partners: Leave out pairs that share an original without being positives; for ``identity``.
+        impl: How the matrix of logits is computed, with the same value and gradients:
 
-    * ``dense``: as a whole; the compiler divides it among devices as it sees fit.
-    * ``chunked``: in tiles of ``chunk`` rows by ``chunk`` columns, made again for the gradient; every device compares
-      its images with all texts.
-    * ``ring``: in tiles, and texts go from device to device: memory a device depends on its own rows alone.
-    * ``auto``: ``dense`` while that is small; then ``ring`` on several devices and ``chunked`` on one.
+            * ``dense``: as a whole; the compiler divides it among devices.
+            * ``chunked``: in tiles of ``chunk`` by ``chunk``, computed again for the gradient; every device compares
+              its images with all texts.
+            * ``ring``: in tiles, and texts travel from device to device: memory depends on a device's own rows alone.
+            * ``auto``: ``dense`` while that is small; then ``ring`` on several devices and ``chunked`` on one.
+        chunk: The largest side of a tile.
+        row_sharding: Of both sides, set by the program; None: one device.
     """
 
-    targets: Labelling = "provenance"
+    targets: Labeling = "provenance"
     mask_partners: bool = False
     impl: Literal["auto", "dense", "chunked", "ring"] = "auto"
-    chunk: int = 1024
-    row_sharding: NamedSharding | None = None  # of both sides, from whoever made the mesh; None: all on one device
+    chunk: Annotated[int, Ge(1)] = 1024
+    row_sharding: NamedSharding | None = None
 
     def __post_init__(self) -> None:
         if self.mask_partners and self.targets == "provenance":
             raise ConfigError(
                 "objective.mask_partners=True: with targets='provenance' partners are positives; use targets='identity'"
             )
-        if self.chunk < 1:
-            raise ConfigError(
-                f"objective.chunk={self.chunk}: a tile has at least one row; leave it out for the default"
-            )
 
     @abc.abstractmethod
     def __call__(
         self,
-        image: jax.Array,  # f32[N, D], unit rows
-        text: jax.Array,  # f32[M, D], unit rows
+        image: jax.Array,
+        text: jax.Array,
         *,
         image_source: Provenance,
         text_source: Provenance,
         scale: jax.Array,
         bias: jax.Array | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        """The loss f32[] and metrics, which have no gradient."""
+        """Compares all images with all texts.
 
-    def chosen(self, n: int, m: int, shards: int | None = None) -> Literal["dense", "chunked", "ring"]:
-        """What ``impl`` comes to for ``n`` images, ``m`` texts and ``shards`` devices (None: ``row_sharding`` says)."""
+        Args:
+            image: f32[N, D], unit rows.
+            text: f32[M, D], unit rows.
+            image_source: What the images are made of.
+            text_source: What the texts are made of.
+            scale: f32[], multiplies the cosines.
+            bias: f32[], added to the logits; None: no bias.
+
+        Returns:
+            The loss f32[], and metrics, which have no gradient.
+        """
+
+    def choose_impl(self, n: int, m: int, shards: int | None = None) -> Implementation:
+        """The implementation for ``n`` images and ``m`` texts over ``shards`` devices (None: of ``row_sharding``)."""
         if self.impl != "auto":
             return self.impl
         shards = num_shards(self.row_sharding) if shards is None else shards
@@ -70,11 +85,11 @@ class Base(abc.ABC):
             return "dense"
         return "ring" if shards > 1 else "chunked"
 
-    def sweep(self, n: int, m: int) -> Sweep | None:
-        """The walk over the matrix of so many rows, or None where it is held as a whole."""
-        impl = self.chosen(n, m)
+    def make_sweep(self, n: int, m: int) -> Sweep | None:
+        """The pass over tiles for ``n`` images and ``m`` texts; None: the matrix is held as a whole."""
+        impl = self.choose_impl(n, m)
         return None if impl == "dense" else Sweep(chunk=self.chunk, ring=impl == "ring", row_sharding=self.row_sharding)
 
-    def labels(self, source: Provenance) -> Labels:
-        """What the loss uses of where rows come from."""
-        return Labels.of(source, targets=self.targets, mask_partners=self.mask_partners)
+    def make_labels(self, source: Provenance) -> Labels:
+        """What the loss uses of ``source``."""
+        return Labels.from_provenance(source, targets=self.targets, mask_partners=self.mask_partners)

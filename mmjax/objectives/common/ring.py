@@ -1,4 +1,4 @@
-"""Rows over several devices: the columns come to them one device's share after the other, or all at once."""
+"""Tiles over several devices: columns travel from device to device in a ring, or all are gathered at once."""
 
 from __future__ import annotations
 
@@ -8,68 +8,69 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.common.tiles import Merge, Tile, count, walk
+from mmjax.objectives.common.tiles import Merge, Tile, num_rows, walk_tiles
 
 Empty = Callable[[int], Any]
-"""What is known of so many rows before any tile."""
+"""The result of n rows before the first tile."""
 
 
 def ring(
     tile: Tile, shared: Any, rows: Any, columns: Any, *, empty: tuple[Empty, Empty], merge: Merge, chunk: int, axes: Any
 ) -> tuple[Any, Any]:
-    """What all tiles find of this device's rows and columns; within ``shard_map`` over ``axes``.
+    """Reduces this device's rows against all columns, and its columns against all rows; call it in ``shard_map``.
 
-    At every hop the columns move on by one device. What was found of them follows one hop later, so that neither
-    transfer waits for the hop's tiles, nor they for it. Memory is that of two devices' columns, however many there are.
+    The columns move on by one device at every hop. Their results follow one hop later, so that no transfer waits for
+    the hop's tiles, nor the tiles for a transfer. Memory is that of two devices' columns for any number of devices.
     """
     size = jax.lax.axis_size(axes)
 
-    def onward(tree: Any) -> Any:
-        to = [(device, (device + 1) % size) for device in range(size)]
-        return _packed(lambda x: jax.lax.ppermute(x, axes, to), tree)
+    def shift(tree: Any) -> Any:
+        pairs = [(device, (device + 1) % size) for device in range(size)]
+        return _send_packed(lambda x: jax.lax.ppermute(x, axes, pairs), tree)
 
     def hop(_: jax.Array, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        columns, of_rows, left_behind = carry
-        following, arrived = onward(columns), onward(left_behind)
-        of_rows, of_columns = walk(
-            tile, shared, rows, columns, (of_rows, empty[1](count(columns))), merge=merge, chunk=chunk
+        columns, row_results, previous = carry
+        next_columns, arrived = shift(columns), shift(previous)
+        row_results, column_results = walk_tiles(
+            tile, shared, rows, columns, (row_results, empty[1](num_rows(columns))), merge=merge, chunk=chunk
         )
-        return following, of_rows, merge(arrived, of_columns)
+        return next_columns, row_results, merge(arrived, column_results)
 
-    start = (columns, empty[0](count(rows)), empty[1](count(columns)))
-    _, of_rows, of_columns = jax.lax.fori_loop(0, size, hop, start)
-    return of_rows, onward(of_columns)
+    start = (columns, empty[0](num_rows(rows)), empty[1](num_rows(columns)))
+    _, row_results, column_results = jax.lax.fori_loop(0, size, hop, start)
+    return row_results, shift(column_results)
 
 
-def _packed(send: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
-    """``send`` of each array; vectors of one kind go together, as a message costs more than the few bytes of one."""
+def all_gather(
+    tile: Tile, shared: Any, rows: Any, columns: Any, *, empty: tuple[Empty, Empty], merge: Merge, chunk: int, axes: Any
+) -> tuple[Any, Any]:
+    """The same as ``ring`` with all columns on every device: two large transfers instead of many small ones."""
+    size, own = jax.lax.axis_size(axes), num_rows(columns)
+    all_columns = jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), columns)
+    start = (empty[0](num_rows(rows)), empty[1](size * own))
+    row_results, column_results = walk_tiles(tile, shared, rows, all_columns, start, merge=merge, chunk=chunk)
+    # Each device receives the results of all devices for its own columns.
+    received = jax.tree.map(
+        lambda x: jax.lax.all_to_all(x.reshape(size, own, *x.shape[1:]), axes, split_axis=0, concat_axis=0),
+        column_results,
+    )
+    merged = jax.tree.map(lambda x: x[0], received)
+    for device in range(1, size):
+        merged = merge(merged, jax.tree.map(lambda x, device=device: x[device], received))
+    return row_results, merged
+
+
+def _send_packed(send: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
+    """``send`` of each array; vectors of one dtype are sent together, because each message has a fixed cost."""
     leaves, structure = jax.tree.flatten(tree)
-    kinds: dict[Any, list[int]] = {}
+    groups: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
-        kinds.setdefault(leaf.dtype if leaf.ndim == 1 else i, []).append(i)
-    for members in kinds.values():
+        groups.setdefault(leaf.dtype if leaf.ndim == 1 else i, []).append(i)
+    for members in groups.values():
         if len(members) == 1:
             leaves[members[0]] = send(leaves[members[0]])
         else:
             sent = send(jnp.stack([leaves[i] for i in members]))
-            for place, i in enumerate(members):
-                leaves[i] = sent[place]
+            for row, i in enumerate(members):
+                leaves[i] = sent[row]
     return jax.tree.unflatten(structure, leaves)
-
-
-def gathered(
-    tile: Tile, shared: Any, rows: Any, columns: Any, *, empty: tuple[Empty, Empty], merge: Merge, chunk: int, axes: Any
-) -> tuple[Any, Any]:
-    """The same with all columns on every device at once: two large transfers in place of many."""
-    size, own = jax.lax.axis_size(axes), count(columns)
-    everything = jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), columns)
-    found = (empty[0](count(rows)), empty[1](size * own))
-    of_rows, of_columns = walk(tile, shared, rows, everything, found, merge=merge, chunk=chunk)
-    # Each device gets what every other found of its own columns.
-    parts = jax.tree.map(
-        lambda x: jax.lax.all_to_all(x.reshape(size, own, *x.shape[1:]), axes, split_axis=0, concat_axis=0), of_columns
-    )
-    mine = jax.tree.map(lambda x: x[0], parts)
-    for device in range(1, size):
-        mine = merge(mine, jax.tree.map(lambda x, at=device: x[at], parts))
-    return of_rows, mine

@@ -1,4 +1,4 @@
-"""Contrastive targets, derived from where each row comes from."""
+"""Contrastive targets, computed from the examples that each row is made of."""
 
 from __future__ import annotations
 
@@ -10,59 +10,70 @@ import jax.numpy as jnp
 
 from mmjax.core.types import Provenance
 
-Labelling = Literal["provenance", "identity"]
-"""``identity`` counts only a row's first source: the papers' own labels. ``provenance`` counts all."""
+Labeling = Literal["provenance", "identity"]
+"""``provenance`` counts all sources of a row; ``identity`` counts the first one alone, as the papers do."""
 
-
-Parts = tuple[tuple[jax.Array, jax.Array], ...]
+Sources = tuple[tuple[jax.Array, jax.Array], ...]
 """Ids i32[N] and weights f32[N] of every row's first source, then of the second, and so on.
 
-Apart, because a loop over tiles would read the columns of ``Provenance`` one number at a time.
+They are separate vectors, because a loop over tiles would read the columns of ``Provenance`` one number at a time.
 """
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labels:
-    """What the loss knows of one side's rows beside their embeddings."""
+    """What the loss knows about one side's rows besides their embeddings."""
 
-    parts: Parts  # as the labelling reads them
-    whole: Parts  # as they are, where partners are masked; otherwise none
+    sources: Sources  # those that count
+    all_sources: Sources  # with masked partners; otherwise empty
     valid: jax.Array  # bool[N]: False for padding
 
     @classmethod
-    def of(cls, source: Provenance, *, targets: Labelling, mask_partners: bool) -> Labels:
-        """Of rows from ``source``. Weights are data: no gradient goes through them."""
+    def from_provenance(cls, source: Provenance, *, targets: Labeling, mask_partners: bool) -> Labels:
+        """The labels of rows from ``source``. Weights are data: they have no gradient."""
         source = jax.lax.stop_gradient(source)
-        read = source if targets == "provenance" else source.identity()
-        return cls(parts=_parts(read), whole=_parts(source) if mask_partners else (), valid=source.valid)
+        counted = source if targets == "provenance" else source.identity()
+        all_sources = _sources(source) if mask_partners else ()
+        return cls(sources=_sources(counted), all_sources=all_sources, valid=source.valid)
 
 
-def targets_of(image: Labels, text: Labels) -> tuple[jax.Array, jax.Array]:
-    """Targets f32[N, M], and which pairs bool[N, M] take part: all without padding, but for masked partners.
+def make_targets(image: Labels, text: Labels) -> tuple[jax.Array, jax.Array]:
+    """Targets f32[N, M], and a mask bool[N, M] of the pairs that take part: all except padding and masked partners.
 
-    Partners share an original without being positives, such as a mixed row and its source under ``identity``.
+    Partners share an original without being positives, such as a mixed row and its second source under ``identity``.
     """
-    target = _mass(image.parts, text.parts)
+    target = _mass(image.sources, text.sources)
     pairs = image.valid[:, None] & text.valid[None, :]
-    if image.whole and text.whole:
-        pairs &= (target > 0) | ~(_mass(image.whole, text.whole) > 0)
+    if image.all_sources and text.all_sources:
+        pairs &= (target > 0) | ~(_mass(image.all_sources, text.all_sources) > 0)
     return target, pairs
 
 
 def source_mass(image: Provenance, text: Provenance) -> jax.Array:
     """How much of image i and text j is the same original: ``S_ij = Σ_k Σ_l w_ik · v_jl · [id_ik == id_jl]``.
 
-    Returns f32[N, M]; K and L are loops, so that memory is N·M whatever the number of sources.
+    Here image 0 is example 7, image 1 is 3/4 of example 7 and 1/4 of example 8:
+
+    >>> image = Provenance(ids=jnp.array([[7, -1], [7, 8]]), weight=jnp.array([[1.0, 0.0], [0.75, 0.25]]))
+    >>> source_mass(image, Provenance.from_ids(jnp.array([7, 8]))).tolist()
+    [[1.0, 0.0], [0.75, 0.25]]
+
+    Args:
+        image: Of N rows with K sources each.
+        text: Of M rows with L sources each.
+
+    Returns:
+        f32[N, M]. K and L are loops, so that memory is N·M for any number of sources.
     """
-    return _mass(_parts(image), _parts(text))
+    return _mass(_sources(image), _sources(text))
 
 
-def _parts(source: Provenance) -> Parts:
+def _sources(source: Provenance) -> Sources:
     return tuple((source.ids[:, k], source.weight[:, k]) for k in range(source.ids.shape[1]))
 
 
-def _mass(image: Parts, text: Parts) -> jax.Array:
+def _mass(image: Sources, text: Sources) -> jax.Array:
     mass = jnp.zeros((image[0][0].shape[0], text[0][0].shape[0]), jnp.float32)
     for image_ids, image_weight in image:
         for text_ids, text_weight in text:
@@ -72,12 +83,12 @@ def _mass(image: Parts, text: Parts) -> jax.Array:
 
 
 def similarity(image: jax.Array, text: jax.Array) -> jax.Array:
-    """Cosines f32[N, M] of unit rows, in full float32: TPUs and recent GPUs would round the product otherwise."""
+    """Cosines f32[N, M] of unit rows, in full float32, which TPUs and recent GPUs do not use by default."""
     return jnp.einsum("nd,md->nm", image, text, precision=jax.lax.Precision.HIGHEST)
 
 
-def pulled(by_logit: jax.Array, image: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``(G z_text, Gᵀ z_image)`` for a gradient ``G`` by cosines: that by the embeddings, as precise as they."""
+def embedding_gradients(by_cosine: jax.Array, image: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gradients by both sides' embeddings, ``(G z_text, Gᵀ z_image)``, of the gradient ``G`` by their cosines."""
     highest = jax.lax.Precision.HIGHEST
-    rows = jnp.einsum("nm,md->nd", by_logit, text, precision=highest)
-    return rows, jnp.einsum("nm,nd->md", by_logit, image, precision=highest)
+    by_image = jnp.einsum("nm,md->nd", by_cosine, text, precision=highest)
+    return by_image, jnp.einsum("nm,nd->md", by_cosine, image, precision=highest)

@@ -1,4 +1,4 @@
-"""A matrix over pairs of rows, walked tile by tile: nothing of its size is ever made."""
+"""A matrix over pairs of rows, reduced tile by tile on one device without being held in memory."""
 
 from __future__ import annotations
 
@@ -9,70 +9,83 @@ import jax
 import jax.numpy as jnp
 
 Tile = Callable[[Any, Any, Any], tuple[Any, Any]]
-"""``(shared, rows, columns) -> (of rows, of columns)``: what one tile adds to each of its rows and columns.
+"""``(shared, rows, columns) -> (row results, column results)``: what one tile contributes to its rows and columns.
 
-All are trees; but for ``shared``, arrays have a row (a column) along their first axis. Rows of zeros and False are
-padding, which a tile must leave out of what it finds of the other side.
+All are pytrees. Except in ``shared``, the first axis of every array counts rows (columns). Rows of zeros and False are
+padding, which must not contribute to the results of the other side.
 """
 
 Merge = Callable[[Any, Any], Any]
-"""Of what two sets of tiles found of the same rows; associative."""
+"""Combines the results of two sets of tiles for the same rows; associative."""
 
 
-def walk(
-    tile: Tile, shared: Any, rows: Any, columns: Any, found: tuple[Any, Any], *, merge: Merge, chunk: int
+def walk_tiles(
+    tile: Tile, shared: Any, rows: Any, columns: Any, start: tuple[Any, Any], *, merge: Merge, chunk: int
 ) -> tuple[Any, Any]:
-    """``found`` of rows and of columns, merged with what every tile of at most ``chunk`` by ``chunk`` adds.
+    """Reduces all tiles of at most ``chunk`` by ``chunk`` pairs.
 
-    The accumulators are as long as the rows (columns), so memory grows with their number and not with its square.
+    Memory grows with the number of rows and columns, not with their product.
+
+    Args:
+        tile: Computes one tile.
+        shared: Passed to every tile.
+        rows: A pytree of arrays [N, …].
+        columns: A pytree of arrays [M, …].
+        start: Results for rows and for columns before the first tile.
+        merge: Combines results.
+        chunk: The largest side of a tile.
+
+    Returns:
+        The results for rows and for columns.
     """
-    n, m = count(rows), count(columns)
-    (steps, height), (strides, width) = _split(n, chunk), _split(m, chunk)
-    if steps == strides == 1:
-        of_rows, of_columns = tile(shared, rows, columns)
-        return merge(found[0], of_rows), merge(found[1], of_columns)
-    rows, of_rows = (padded(tree, steps * height) for tree in (rows, found[0]))
-    columns, of_columns = (padded(tree, strides * width) for tree in (columns, found[1]))
+    n, m = num_rows(rows), num_rows(columns)
+    (row_steps, height), (column_steps, width) = _split(n, chunk), _split(m, chunk)
+    row_results, column_results = start
+    if row_steps == column_steps == 1:
+        new_rows, new_columns = tile(shared, rows, columns)
+        return merge(row_results, new_rows), merge(column_results, new_columns)
+    rows, row_results = (pad_rows(tree, row_steps * height) for tree in (rows, row_results))
+    columns, column_results = (pad_rows(tree, column_steps * width) for tree in (columns, column_results))
 
-    def step(i: jax.Array, found: tuple[Any, Any]) -> tuple[Any, Any]:
-        top, left = (i // strides) * height, (i % strides) * width
-        new = tile(shared, _cut(rows, top, height), _cut(columns, left, width))
+    def step(i: jax.Array, results: tuple[Any, Any]) -> tuple[Any, Any]:
+        top, left = (i // column_steps) * height, (i % column_steps) * width
+        new = tile(shared, _slice(rows, top, height), _slice(columns, left, width))
         return (
-            _put(found[0], merge(_cut(found[0], top, height), new[0]), top),
-            _put(found[1], merge(_cut(found[1], left, width), new[1]), left),
+            _update(results[0], merge(_slice(results[0], top, height), new[0]), top),
+            _update(results[1], merge(_slice(results[1], left, width), new[1]), left),
         )
 
-    of_rows, of_columns = jax.lax.fori_loop(0, steps * strides, step, (of_rows, of_columns))
-    return shortened(of_rows, n), shortened(of_columns, m)
+    results = jax.lax.fori_loop(0, row_steps * column_steps, step, (row_results, column_results))
+    return first_rows(results[0], n), first_rows(results[1], m)
 
 
-def count(tree: Any) -> int:
-    """How many rows the arrays have."""
+def num_rows(tree: Any) -> int:
+    """The number of rows of the arrays."""
     return jax.tree.leaves(tree)[0].shape[0]
 
 
-def padded(tree: Any, rows: int) -> Any:
-    """The arrays with rows of zeros (False) after their own, ``rows`` together."""
-    more = rows - count(tree)
+def pad_rows(tree: Any, rows: int) -> Any:
+    """The arrays with rows of zeros (False) appended, up to ``rows`` in total."""
+    more = rows - num_rows(tree)
     if more == 0:
         return tree
     return jax.tree.map(lambda x: jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)), tree)
 
 
-def shortened(tree: Any, rows: int) -> Any:
-    """The first rows of the arrays."""
-    return tree if count(tree) == rows else jax.tree.map(lambda x: x[:rows], tree)
+def first_rows(tree: Any, rows: int) -> Any:
+    """The first ``rows`` rows of the arrays."""
+    return tree if num_rows(tree) == rows else jax.tree.map(lambda x: x[:rows], tree)
 
 
 def _split(rows: int, chunk: int) -> tuple[int, int]:
-    """How many tiles, and how long: as even as can be, so that little is padded."""
+    """The number of tiles and their length, as even as possible, so that there is little padding."""
     steps = -(-rows // chunk)
     return steps, -(-rows // steps)
 
 
-def _cut(tree: Any, start: jax.Array, rows: int) -> Any:
+def _slice(tree: Any, start: jax.Array, rows: int) -> Any:
     return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), tree)
 
 
-def _put(tree: Any, part: Any, start: jax.Array) -> Any:
-    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), tree, part)
+def _update(tree: Any, rows: Any, start: jax.Array) -> Any:
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), tree, rows)
