@@ -1,44 +1,46 @@
-"""Compositional understanding: does an image prefer its true caption to a nearly equal false one?"""
+"""Compositional understanding: does an image score higher with its true caption than with a near miss?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.evals.common.embedder import BoundEmbedder, open_split
+from mmjax.evals.common.base import Base, OpenSource, open_split
+from mmjax.evals.common.embedder import BoundEmbedder
 
 
-class Evaluator:
+class Evaluator(Base):
     """Pair accuracy by kind of negative, as in SugarCrepe (Hsieh et al. 2023) and VALSE (Parcalabescu et al. 2022).
 
-    A metric for each kind in the items' ``negatives`` (``replace_shape``, …): the fraction of pairs where the true
-    caption scores strictly higher; chance is 0.5. Beside it ``KIND_blind``: the same for the mean image of the split
-    instead of the image itself. What is beyond 0.5 there is what the sentences alone give away. ``macro`` and
-    ``macro_blind`` are means over kinds, ``micro`` is over all pairs, and ``tie_rate`` is the fraction of pairs with
-    equal scores (mostly captions that tokenize equally, such as after truncation), which are lost.
+    One metric for each kind of the examples' ``negatives`` (``replace_shape``, …): the fraction of pairs in which the
+    true caption scores strictly higher; chance is 0.5. ``KIND_blind`` is the same with the mean image of the split:
+    what exceeds 0.5 there comes from the sentences alone. ``macro`` and ``macro_blind`` are means over kinds, ``micro``
+    is over all pairs. ``tie_rate`` is the fraction of pairs with equal scores, which are lost; most of them are
+    captions with equal tokens, such as after truncation.
     """
-
-    own_split: ClassVar[bool] = False
-    """Any split whose items have negatives will do."""
 
     def __init__(
         self,
-        open_source: Callable[..., Any],
+        open_source: OpenSource,
         *,
         split: str = "val",
         source: dict[str, Any] | None = None,
         kinds: tuple[str, ...] | None = None,
     ):
-        """``source``: options for ``open_source``; ``kinds``: only these kinds of negatives."""
+        """Opens the split.
+
+        Args:
+            open_source: Opens a split of the experiment's data.
+            split: A split whose examples have ``negatives``.
+            source: Options for ``open_source``.
+            kinds: Only these kinds of negatives.
+        """
         self.split = open_split(open_source, split, source)
         self.kinds = kinds
-        if not self.split.source[0].get("negatives") and not any(
-            self.split.source[i].get("negatives") for i in range(1, len(self.split.source))
-        ):
-            raise ConfigError(f"split={split!r}: no item has negatives; choose another split or drop this evaluator")
+        if not any(self.split.source[i].get("negatives") for i in range(len(self.split.source))):
+            raise ConfigError(f"split={split!r}: no example has negatives; choose another split or drop this evaluator")
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
@@ -53,19 +55,19 @@ class Evaluator:
             present = sorted({kind for item in items for kind, _, _ in item.get("negatives") or ()})
             raise ConfigError(f"kinds={self.kinds!r}: no such negatives in the split; it has {', '.join(present)}")
         rows, kinds, true, false = zip(*pairs, strict=True)
-        # The difference first: equal embeddings then give exactly 0, whatever the order of summation.
+        # Subtract first: equal embeddings then give exactly 0 for any order of summation.
         gap = embedder.texts(true).astype(np.float64) - embedder.texts(false)
         margin = np.einsum("pe,pe->p", images[list(rows)].astype(np.float64), gap)
         blind = gap @ images.astype(np.float64).mean(0)
-        of_kind = np.asarray(kinds)
+        kind_of_pair = np.asarray(kinds)
         result: dict[str, float] = {}
-        every = sorted(set(kinds))
-        for kind in every:
-            mine = of_kind == kind
-            result[kind] = float(np.mean(margin[mine] > 0))
-            result[f"{kind}_blind"] = float(np.mean(blind[mine] > 0))
-        result["macro"] = float(np.mean([result[kind] for kind in every]))
-        result["macro_blind"] = float(np.mean([result[f"{kind}_blind"] for kind in every]))
+        distinct = sorted(set(kinds))
+        for kind in distinct:
+            pairs_of_kind = kind_of_pair == kind
+            result[kind] = float(np.mean(margin[pairs_of_kind] > 0))
+            result[f"{kind}_blind"] = float(np.mean(blind[pairs_of_kind] > 0))
+        result["macro"] = float(np.mean([result[kind] for kind in distinct]))
+        result["macro_blind"] = float(np.mean([result[f"{kind}_blind"] for kind in distinct]))
         result["micro"] = float(np.mean(margin > 0))
         result["tie_rate"] = float(np.mean(margin == 0))
         return result | {"num_pairs": float(len(pairs))}

@@ -1,36 +1,37 @@
-"""Image-text retrieval for any number of captions an image: recalls and ranks, and how the embeddings are spread."""
+"""Image-text retrieval with any number of captions per image: recalls, ranks, and the geometry of embeddings."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import modality_gap, uniformity
-from mmjax.evals.common.embedder import BoundEmbedder, open_split
-from mmjax.evals.common.ranks import Ranks, Ties, count
+from mmjax.evals.common.base import Base, OpenSource, open_split
+from mmjax.evals.common.embedder import BoundEmbedder
+from mmjax.evals.common.ranks import Ranks, Ties, count_ranks
 
 RECALL_AT = (1, 5, 10)
 UNIFORMITY_ROWS = 4096  # uniformity compares all pairs of this many rows
 
 
-class Evaluator:
+class Evaluator(Base):
     """Retrieval over a whole split.
 
-    ``image_to_text_*``: each image is a query, a hit is any of its captions; its rank is the number of captions of
-    other images above its best own one. ``text_to_image_*``: each caption is a query and has one image. ``R@k`` are
+    ``image_to_text_*``: each image is a query, and any of its captions is a hit; its rank is the number of captions of
+    other images above its own best caption. ``text_to_image_*``: each caption is a query and has one image. ``R@k`` are
     fractions of the queries, ``mean_rank`` and ``median_rank`` count from 1, ``mrr`` is the mean of 1 / rank, and
     ``rsum`` is the sum of the six recalls in percent (at most 600).
 
     A negative that scores exactly as high as the positive counts as above it (``ties="pessimistic"``), so a model that
-    maps everything to one point scores 0; ``*_R@1_optimistic`` and ``*_mean_rank_optimistic`` count it as below and
-    ``*_tie_gap`` is how much of R@1 hangs on that choice.
+    maps everything to one point scores 0. ``*_R@1_optimistic`` and ``*_mean_rank_optimistic`` count it as below, and
+    ``*_tie_gap`` is the difference that this makes to R@1.
 
-    How the unit embeddings x lie on the sphere, whatever is retrieved, over the whole split and not by folds::
+    How the unit embeddings x lie on the sphere, over the whole split and not by folds::
 
         uniformity_image, uniformity_text = log mean_{i≠j} exp(-2 ‖x_i - x_j‖²)    (0: one point; lower: more even)
         modality_gap = ‖mean of the images - mean of the captions‖                 (at most 2)
@@ -39,12 +40,9 @@ class Evaluator:
     Wang and Isola 2020 (arXiv:2005.10242, uniformity); Liang et al. 2022 (arXiv:2203.02053, the gap).
     """
 
-    own_split: ClassVar[bool] = False
-    """Any split of images and captions will do."""
-
     def __init__(
         self,
-        open_source: Callable[..., Any],
+        open_source: OpenSource,
         *,
         split: str = "val",
         source: dict[str, Any] | None = None,
@@ -52,7 +50,16 @@ class Evaluator:
         max_captions: int | None = None,
         folds: int = 1,
     ):
-        """``source``: options for ``open_source``; ``max_captions``: of an image; ``folds``: parts to average over."""
+        """Opens the split.
+
+        Args:
+            open_source: Opens a split of the experiment's data.
+            split: The split to measure on.
+            source: Options for ``open_source``.
+            ties: How negatives count that score as high as the positive.
+            max_captions: Use only this many captions of each image.
+            folds: Average over this many equal parts of the images.
+        """
         self.split = open_split(open_source, split, source)
         if max_captions is not None and max_captions < 1:
             raise ConfigError(f"max_captions={max_captions}: must be at least 1; leave it out to keep all captions")
@@ -66,25 +73,31 @@ class Evaluator:
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
         data = self._embed(embedder)
-        parts = []
+        folds = []
         for rows in np.array_split(np.arange(len(data.images)), self.folds):
-            mine = (data.owner >= rows[0]) & (data.owner <= rows[-1])
-            ranks = count(data.images[rows], rows, data.texts[mine], data.owner[mine], sharding=embedder.sharding)
-            parts.append(metrics(*ranks, ties=self.ties))
-        mean = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+            texts = (data.owner >= rows[0]) & (data.owner <= rows[-1])
+            ranks = count_ranks(
+                data.images[rows], rows, data.texts[texts], data.owner[texts], row_sharding=embedder.row_sharding
+            )
+            folds.append(metrics(*ranks, ties=self.ties))
+        mean = {name: float(np.mean([fold[name] for fold in folds])) for name in folds[0]}
         mean |= {
             "uniformity_image": _on_device(uniformity, evenly_spaced(data.images, UNIFORMITY_ROWS)),
             "uniformity_text": _on_device(uniformity, evenly_spaced(data.texts, UNIFORMITY_ROWS)),
             "modality_gap": _on_device(modality_gap, data.images, data.texts),
         }
-        counts = {"num_images": len(data.images), "num_captions": len(data.captions), "num_unreadable": data.skipped}
+        counts = {
+            "num_images": len(data.images),
+            "num_captions": len(data.captions),
+            "num_unreadable": data.num_unreadable,
+        }
         return mean | {name: float(value) for name, value in counts.items()}
 
     def panel(self, embedder: BoundEmbedder, *, rows: Sequence[int], k: int = 5) -> list[dict[str, Any]]:
-        """For the images of ``rows``, the ``k`` best captions of the whole split.
+        """The ``k`` best captions of the whole split for each image of ``rows``.
 
-        Each entry: ``image`` u8[H, W, C], ``captions`` (its own), ``retrieved`` [(caption, cosine, is it its own)].
-        Captions that several images share are listed once.
+        Each entry: ``image`` u8[H, W, C], ``captions`` (its own), ``retrieved`` [(caption, cosine, is_own)].
+        A caption of several images is listed once.
         """
         data = self._embed(embedder)
         panel = []
@@ -97,7 +110,7 @@ class Evaluator:
                     break
             panel.append(
                 {
-                    "image": self.split.source[data.rows[row]][embedder.modalities[0]],
+                    "image": self.split.source[data.indices[row]][embedder.modalities[0]],
                     "captions": own,
                     "retrieved": [(caption, score, caption in own) for caption, score in retrieved.items()],
                 }
@@ -105,12 +118,12 @@ class Evaluator:
         return panel
 
     def caption_panel(self, embedder: BoundEmbedder, *, rows: Sequence[int], k: int = 5) -> list[dict[str, Any]]:
-        """For the first captions of the images of ``rows``, the ``k`` best images of the whole split.
+        """The ``k`` best images of the whole split for the first caption of each image of ``rows``.
 
-        Each entry: ``caption``, ``image`` u8[H, W, C] (its own), ``retrieved`` [(image, cosine, is it its own)].
+        Each entry: ``caption``, ``image`` u8[H, W, C] (its own), ``retrieved`` [(image, cosine, is_own)].
         """
         data = self._embed(embedder)
-        pixels = embedder.modalities[0]
+        modality = embedder.modalities[0]
         panel = []
         for row in rows[: len(data.images)]:
             j = int(np.flatnonzero(data.owner == row)[0])
@@ -118,14 +131,14 @@ class Evaluator:
             panel.append(
                 {
                     "caption": data.captions[j],
-                    "image": self.split.source[data.rows[row]][pixels],
-                    "retrieved": [(self.split.source[data.rows[i]][pixels], score, i == row) for i, score in best],
+                    "image": self.split.source[data.indices[row]][modality],
+                    "retrieved": [(self.split.source[data.indices[i]][modality], score, i == row) for i, score in best],
                 }
             )
         return panel
 
     def _embed(self, embedder: BoundEmbedder) -> _Data:
-        images, items, rows, skipped = embedder.read(self.split.source, key=self.split.key)
+        images, items, indices, unreadable = embedder.read(self.split.source, key=self.split.key)
         captions, owner = [], []
         for row, item in enumerate(items):
             own = item["captions"][: self.max_captions]
@@ -133,7 +146,7 @@ class Evaluator:
                 raise ValueError(f"example {row} has no captions; retrieval needs at least one for every image")
             captions += own
             owner += [row] * len(own)
-        return _Data(images, captions, embedder.texts(captions), np.asarray(owner, np.int32), rows, len(skipped))
+        return _Data(images, captions, embedder.texts(captions), np.asarray(owner, np.int32), indices, len(unreadable))
 
 
 class _Data(NamedTuple):
@@ -141,12 +154,12 @@ class _Data(NamedTuple):
     captions: list[str]  # m
     texts: np.ndarray  # f32[m, E]
     owner: np.ndarray  # i32[m]: the image of each caption
-    rows: np.ndarray  # i64[n]: where in the split each image is
-    skipped: int
+    indices: np.ndarray  # i64[n]: of the images in the source
+    num_unreadable: int
 
 
 def metrics(image_to_text: Ranks, text_to_image: Ranks, *, ties: Ties = "pessimistic") -> dict[str, float]:
-    """Recalls, ranks and their sums from counted ranks; see ``Evaluator`` for what they mean."""
+    """Recalls and mean ranks from counted ranks; ``Evaluator`` defines them."""
     result: dict[str, float] = {}
     for direction, ranks in (("image_to_text", image_to_text), ("text_to_image", text_to_image)):
         rank, best = ranks.rank(ties), ranks.rank("optimistic")

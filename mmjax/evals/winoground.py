@@ -1,45 +1,51 @@
-"""Winoground: two images, two captions of the same words, and each must find its partner."""
+"""Winoground: two images and two captions of the same words; each must match its partner."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.evals.common.embedder import BoundEmbedder, open_split
+from mmjax.evals.common.base import Base, OpenSource, open_split
+from mmjax.evals.common.embedder import BoundEmbedder
 
 
-class Evaluator:
-    """Text, image and group scores over pairs of consecutive items (Thrush et al. 2022).
+class Evaluator(Base):
+    """Text, image and group scores over pairs of consecutive examples (Thrush et al. 2022).
 
-    With s_ic the score of image i and caption c (an item's first caption) of one pair:
-    ``text_score``: s_00 > s_01 and s_11 > s_10 (each image picks its caption), chance 1/4;
-    ``image_score``: s_00 > s_10 and s_11 > s_01 (each caption picks its image), chance 1/4;
-    ``group_score``: both, chance 1/6. Ties are lost; ``tie_rate`` is the fraction of pairs with one. Where items have a
-    ``kind``, each score also as ``NAME_KIND``.
+    With s_ic the score of image i and caption c (an example's first caption) of one pair::
+
+        text_score:   s_00 > s_01 and s_11 > s_10 (each image picks its caption), chance 1/4
+        image_score:  s_00 > s_10 and s_11 > s_01 (each caption picks its image), chance 1/4
+        group_score:  both, chance 1/6
+
+    Ties are lost; ``tie_rate`` is the fraction of pairs with a tie. If examples have a ``kind``, each score is also
+    given as ``NAME_KIND``.
     """
 
     own_split: ClassVar[bool] = True
-    """Needs a split that is made for it."""
 
-    def __init__(
-        self, open_source: Callable[..., Any], *, split: str = "winoground", source: dict[str, Any] | None = None
-    ):
-        """``source``: options for ``open_source``."""
+    def __init__(self, open_source: OpenSource, *, split: str = "winoground", source: dict[str, Any] | None = None):
+        """Opens the split.
+
+        Args:
+            open_source: Opens a split of the experiment's data.
+            split: A split of pairs.
+            source: Options for ``open_source``.
+        """
         self.split = open_split(open_source, split, source)
         if len(self.split.source) % 2:
-            raise ConfigError(f"split={split!r}: {len(self.split.source)} items; pairs need an even number")
+            raise ConfigError(f"split={split!r}: {len(self.split.source)} examples; pairs need an even number")
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
-        images, items, _, skipped = embedder.read(self.split.source, key=self.split.key)
-        if skipped:
-            raise ValueError(f"pairs need both of their images, and {len(skipped)} cannot be read: {skipped[0]}")
+        images, items, _, unreadable = embedder.read(self.split.source, key=self.split.key)
+        if unreadable:
+            raise ValueError(f"pairs need both of their images, and {len(unreadable)} cannot be read: {unreadable[0]}")
         z = images.astype(np.float64).reshape(len(images) // 2, 2, -1)
         t = embedder.texts([item["captions"][0] for item in items]).astype(np.float64).reshape(z.shape)
-        # Differences of embeddings first, so that equal ones tie exactly, whatever the order of summation.
+        # Subtract embeddings first: equal ones then tie exactly for any order of summation.
         captions, pictures = t[:, 0] - t[:, 1], z[:, 0] - z[:, 1]
         text = np.stack([_dot(z[:, 0], captions), -_dot(z[:, 1], captions)], 1)
         image = np.stack([_dot(t[:, 0], pictures), -_dot(t[:, 1], pictures)], 1)

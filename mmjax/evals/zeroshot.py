@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.evals.common.embedder import BoundEmbedder, open_split
-from mmjax.evals.common.ranks import Ties, count
+from mmjax.evals.common.base import Base, OpenSource, open_split
+from mmjax.evals.common.embedder import BoundEmbedder
+from mmjax.evals.common.ranks import Ties, count_ranks
 
 
-class Evaluator:
+class Evaluator(Base):
     """Accuracy of the class whose prompts are nearest to the image.
 
-    A class is normalise(mean over templates of normalise(prompt embedding)) (Radford et al. 2021). ``acc@k`` are
-    fractions of the images (``acc@5`` only where there are more than five classes), ``mean_per_class`` is the mean of
-    the classes' own accuracies, over classes that occur. Where the source says which classes were ``held_out`` of
-    training (a bool for each), also ``acc@1_seen``, ``acc@1_held_out`` and ``acc@1_harmonic``, their harmonic mean.
-    Ties are lost unless ``ties="optimistic"``.
+    A class is normalize(mean over templates of normalize(prompt embedding)) (Radford et al. 2021). ``acc@k`` are
+    fractions of the images (``acc@5`` only for more than five classes), ``mean_per_class`` is the mean accuracy of the
+    classes that occur. If the source names the classes ``held_out`` of training, there are also ``acc@1_seen``,
+    ``acc@1_held_out`` and ``acc@1_harmonic``, their harmonic mean. Ties are lost unless ``ties="optimistic"``.
     """
 
     own_split: ClassVar[bool] = True
-    """Needs a split that is made for it."""
 
     def __init__(
         self,
-        open_source: Callable[..., Any],
+        open_source: OpenSource,
         *,
         split: str = "zeroshot",
         source: dict[str, Any] | None = None,
         templates: tuple[str, ...] | None = None,
         ties: Ties = "pessimistic",
     ):
-        """``source``: options for ``open_source``; ``templates`` (``{}`` is the class) replace the source's."""
+        """Opens the split.
+
+        Args:
+            open_source: Opens a split of the experiment's data.
+            split: A split with ``class_names``.
+            source: Options for ``open_source``.
+            templates: Prompts, with ``{}`` for the class name; None: those of the source.
+            ties: How classes count that score as high as the true one.
+        """
         self.split = open_split(open_source, split, source)
         names = self.split.source.class_names
         if not names:
@@ -53,39 +60,39 @@ class Evaluator:
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
-        images, items, _, skipped = embedder.read(self.split.source, key=self.split.key)
-        labels = np.asarray([self._label(item, row) for row, item in enumerate(items)], np.int32)
+        images, items, _, unreadable = embedder.read(self.split.source, key=self.split.key)
+        labels = np.asarray([self._label(item, i) for i, item in enumerate(items)], np.int32)
         classes = class_embeddings(embedder, self.class_names, self.templates)
-        every_class = np.arange(len(classes), dtype=np.int32)
-        ranks, _ = count(images, labels, classes, every_class, sharding=embedder.sharding)
+        class_ids = np.arange(len(classes), dtype=np.int32)
+        ranks, _ = count_ranks(images, labels, classes, class_ids, row_sharding=embedder.row_sharding)
         rank = ranks.rank(self.ties)
         hit = rank < 1
         result = {"acc@1": float(hit.mean())}
         if len(classes) > 5:
             result["acc@5"] = float(np.mean(rank < 5))
         result["mean_per_class"] = float(np.mean([hit[labels == label].mean() for label in np.unique(labels)]))
-        gap = ranks.rank("optimistic") < 1
-        result["tie_gap"] = float(gap.mean() - np.mean(ranks.rank("pessimistic") < 1))
+        optimistic, pessimistic = (np.mean(ranks.rank(ties) < 1) for ties in ("optimistic", "pessimistic"))
+        result["tie_gap"] = float(optimistic - pessimistic)
         unseen = self.held_out[labels]
         if unseen.any() and not unseen.all():
             seen_acc, unseen_acc = float(hit[~unseen].mean()), float(hit[unseen].mean())
             total = seen_acc + unseen_acc
             result["acc@1_seen"], result["acc@1_held_out"] = seen_acc, unseen_acc
             result["acc@1_harmonic"] = 2 * seen_acc * unseen_acc / total if total else 0.0
-        counts = {"num_images": len(images), "num_classes": len(classes), "num_unreadable": len(skipped)}
+        counts = {"num_images": len(images), "num_classes": len(classes), "num_unreadable": len(unreadable)}
         return result | {name: float(value) for name, value in counts.items()}
 
-    def _label(self, item: dict[str, Any], row: int) -> int:
+    def _label(self, item: dict[str, Any], index: int) -> int:
         label = item.get("label")
         if label is None or not 0 <= label < len(self.class_names):
             raise ValueError(
-                f"example {row}: label={label!r}; must be an index into the {len(self.class_names)} classes"
+                f"example {index}: label={label!r}; must be an index into the {len(self.class_names)} classes"
             )
         return int(label)
 
 
 def class_embeddings(embedder: BoundEmbedder, class_names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-    """f32[C, E]: normalise(mean_t normalise(prompt_ct)), a unit row for each class."""
+    """f32[C, E]: ``normalize(mean_t normalize(prompt_ct))``, a unit row for each class."""
     prompts = embedder.texts([template.replace("{}", name) for name in class_names for template in templates])
     mean = prompts.reshape(len(class_names), len(templates), -1).mean(1)
     return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)

@@ -148,7 +148,7 @@ class Program:
             encode_texts,
             tokenizer=tokenizer,
             batch_size=self.experiment.eval.batch_size,
-            sharding=self.row_sharding,
+            row_sharding=self.row_sharding,
             modalities=evaluated_modalities(self.experiment),
             num_threads=num_threads,
         )

@@ -62,7 +62,7 @@ def evaluator(name):
 
 def test_the_folder_is_not_empty_and_shared_modules_are_no_plugins():
     assert {"retrieval", "zeroshot", "pairwise", "winoground"} <= set(plugins.names(FOLDER))
-    assert not {"embedder", "ranks"} & set(plugins.names(FOLDER))
+    assert not {"embedder", "ranks", "base"} & set(plugins.names(FOLDER))
 
 
 @pytest.mark.parametrize("name", plugins.names(FOLDER))

@@ -45,7 +45,7 @@ def test_accuracies_equal_pair_by_pair_scores(seed):
 
 
 def test_eight_devices_equal_one():
-    assert evaluate(pairs(), embedder={"batch_size": 16, "sharding": data_sharding()}) == evaluate(pairs())
+    assert evaluate(pairs(), embedder={"batch_size": 16, "row_sharding": data_sharding()}) == evaluate(pairs())
 
 
 def test_captions_that_tokenise_equally_are_ties_and_lost():

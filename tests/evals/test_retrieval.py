@@ -53,7 +53,7 @@ def test_metrics_equal_sorting_by_hand_with_ragged_captions(n, batch_size, seed)
 
 def test_eight_devices_equal_one():
     source = retrieval_source(30)
-    split, one = evaluate(source, embedder={"batch_size": 8, "sharding": data_sharding()}), evaluate(source)
+    split, one = evaluate(source, embedder={"batch_size": 8, "row_sharding": data_sharding()}), evaluate(source)
     spread = {name: one.pop(name) for name in ("uniformity_image", "uniformity_text", "modality_gap")}
     assert {name: split.pop(name) for name in spread} == pytest.approx(spread, abs=1e-6)
     assert split == one

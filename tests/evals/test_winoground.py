@@ -40,7 +40,7 @@ def test_scores_equal_the_definition_pair_by_pair(seed):
 
 
 def test_eight_devices_equal_one():
-    assert evaluate(twins(), embedder={"batch_size": 8, "sharding": data_sharding()}) == evaluate(twins())
+    assert evaluate(twins(), embedder={"batch_size": 8, "row_sharding": data_sharding()}) == evaluate(twins())
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])

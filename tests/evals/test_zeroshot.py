@@ -53,7 +53,7 @@ def test_accuracies_equal_sorting_by_hand(seed):
 
 def test_eight_devices_equal_one():
     source, towers = classes(), Towers()
-    assert evaluate(source, towers, embedder={"batch_size": 16, "sharding": data_sharding()}) == evaluate(
+    assert evaluate(source, towers, embedder={"batch_size": 16, "row_sharding": data_sharding()}) == evaluate(
         source, towers
     )
 

@@ -1,4 +1,4 @@
-"""Who reads what of a split in a run of several processes, and how each comes to know what all of them found."""
+"""Evaluation in a run of several processes: which rows each one reads, and how all get all examples."""
 
 from __future__ import annotations
 
@@ -12,77 +12,93 @@ from mmjax.data.sample import Unreadable
 from mmjax.parallel import collectives
 
 
-class Share:
-    """A process's part in batches of ``rows`` rows under ``sharding``: the rows that its own devices hold.
+class HostBatch:
+    """This process's rows of a global batch.
 
-    ``held`` i64[h] are those rows, in order. ``told`` bool[h] marks the ones that it speaks for: of several processes
-    that hold a row (an axis of the mesh that does not split batches) the first one does.
+    Args:
+        size: Rows of the global batch.
+        row_sharding: How they lie over the devices; None: one device.
+
+    Attributes:
+        rows: i64[h], the rows on this process's devices, in order.
+        owned: bool[h], the rows that this process reports. If several processes hold a row (along a mesh axis that does
+            not split batches), the first one owns it.
     """
 
-    def __init__(self, rows: int, sharding: NamedSharding | None):
-        self._rows = rows
-        self._sharding = sharding
-        speaker = np.full(rows, -1, np.int64)
-        held = np.zeros(rows, bool)
-        me = jax.process_index()
-        if sharding is None:
-            speaker[:], held[:] = me, True
+    def __init__(self, size: int, row_sharding: NamedSharding | None):
+        self._size = size
+        self._row_sharding = row_sharding
+        process = jax.process_index()
+        owner = np.full(size, -1, np.int64)
+        held = np.zeros(size, bool)
+        if row_sharding is None:
+            owner[:], held[:] = process, True
         else:
-            places: dict[Any, Any] = dict(sharding.devices_indices_map((rows,)))
-            for device, (index, *_) in places.items():
-                other = speaker[index]
-                speaker[index] = np.where(other < 0, device.process_index, np.minimum(other, device.process_index))
-                held[index] |= device.process_index == me
-        self.held = np.flatnonzero(held)
-        self.told = speaker[self.held] == me
+            device_slices: dict[Any, Any] = dict(row_sharding.devices_indices_map((size,)))
+            for device, (index, *_) in device_slices.items():
+                other = owner[index]
+                owner[index] = np.where(other < 0, device.process_index, np.minimum(other, device.process_index))
+                held[index] |= device.process_index == process
+        self.rows = np.flatnonzero(held)
+        self.owned = owner[self.rows] == process
 
-    def place(self, rows: np.ndarray) -> jax.Array:
-        """The global batch of which this process has ``rows``, those of ``held``.
+    def to_device(self, local: np.ndarray) -> jax.Array:
+        """The global batch from this process's rows of it, ``local`` [h, …].
 
-        By explicit transfers, a shard at a time: the training loop disallows implicit ones, and no process can fill the
-        devices of another.
+        Each shard is transferred explicitly, because the training loop forbids implicit transfers.
         """
-        if self._sharding is None:
-            return jax.device_put(rows)
-        shape = (self._rows, *rows.shape[1:])
+        if self._row_sharding is None:
+            return jax.device_put(local)
+        shape = (self._size, *local.shape[1:])
+        device_slices: dict[Any, Any] = dict(self._row_sharding.addressable_devices_indices_map(shape))
         shards = []
-        places: dict[Any, Any] = dict(self._sharding.addressable_devices_indices_map(shape))
-        for device, (index, *_) in places.items():
-            first, last, _ = index.indices(self._rows)
-            start, stop = np.searchsorted(self.held, (first, last))
-            shards.append(jax.device_put(rows[start:stop], device))
-        return jax.make_array_from_single_device_arrays(shape, self._sharding, shards)
+        for device, (index, *_) in device_slices.items():
+            first, last, _ = index.indices(self._size)
+            start, stop = np.searchsorted(self.rows, (first, last))
+            shards.append(jax.device_put(local[start:stop], device))
+        return jax.make_array_from_single_device_arrays(shape, self._row_sharding, shards)
 
 
-class Found(NamedTuple):
-    """What a split's examples say, but for their pictures."""
+def to_global(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """One global array from a host array that is the same in every process; the transfers are explicit."""
+    device_slices: dict[Any, Any] = dict(sharding.addressable_devices_indices_map(array.shape))
+    shards = [jax.device_put(array[index], device) for device, index in device_slices.items()]
+    return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
 
-    rows: np.ndarray  # i64[n]: where in the split each of them is
+
+class SplitExamples(NamedTuple):
+    """The examples of a split without their pictures."""
+
+    indices: np.ndarray  # i64[n]: their indices in the source
     items: list[dict[str, Any]]
-    skipped: list[Unreadable]
+    unreadable: list[Unreadable]
 
 
-def told_to_all(found: list[tuple[int, dict[str, Any] | Unreadable]]) -> Found:
-    """All that the processes have found, each in its own rows, by row; the same in every process."""
-    mine = [
-        (row, [what.reason, what.detail, what.key]) if isinstance(what, Unreadable) else (row, _plain(what))
-        for row, what in found
+def gather_examples(local: list[tuple[int, dict[str, Any] | Unreadable]]) -> SplitExamples:
+    """The examples that all processes have read, ordered by index; the same in every process.
+
+    Args:
+        local: Index and example, or the error, of those that this process owns.
+    """
+    plain = [
+        (index, [result.reason, result.detail, result.key] if isinstance(result, Unreadable) else _to_json(result))
+        for index, result in local
     ]
-    every = sorted((entry for part in collectives.all_gather(mine) for entry in part), key=lambda entry: entry[0])
-    read = [(row, item) for row, item in every if isinstance(item, dict)]
-    return Found(
-        np.array([row for row, _ in read], np.int64),
-        [item for _, item in read],
-        [Unreadable(what[0], what[1], key=what[2]) for _, what in every if isinstance(what, list)],
+    gathered = sorted((entry for host in collectives.all_gather(plain) for entry in host), key=lambda entry: entry[0])
+    readable = [(index, item) for index, item in gathered if isinstance(item, dict)]
+    return SplitExamples(
+        np.array([index for index, _ in readable], np.int64),
+        [item for _, item in readable],
+        [Unreadable(error[0], error[1], key=error[2]) for _, error in gathered if isinstance(error, list)],
     )
 
 
-def _plain(value: Any) -> Any:
-    """``value`` as JSON can say it: without pictures, numbers of numpy as Python's."""
+def _to_json(value: Any) -> Any:
+    """``value`` without pictures, and with Python's numbers in place of numpy's."""
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items() if not _is_picture(inner)}
+        return {str(key): _to_json(inner) for key, inner in value.items() if not _is_picture(inner)}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [_to_json(inner) for inner in value]
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 

@@ -1,4 +1,4 @@
-"""Exact ranks by counting: no sorting, no top-k, and never a whole score matrix at once."""
+"""Exact ranks by counting scores, block by block: no sorting, no top-k, no whole score matrix."""
 
 from __future__ import annotations
 
@@ -12,62 +12,70 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.core.row_sharding import num_shards
-from mmjax.evals.common.embedder import place
+from mmjax.evals.common.host_batches import to_global
 
 IMAGE_CHUNK = 1024
 TEXT_CHUNK = 4096
 
 Ties = Literal["pessimistic", "optimistic"]
+"""Whether a negative with the same score as the positive counts as above it, or as below."""
 
 
 class Ranks(NamedTuple):
-    """For each query, against its best positive: how many negatives score higher, and how many just as high."""
+    """For each query, the number of negatives that score higher than its best positive, and that score the same."""
 
     above: np.ndarray  # i32[q]
     equal: np.ndarray  # i32[q]
 
     def rank(self, ties: Ties) -> np.ndarray:
-        """i32[q], 0 is best. Pessimistic: every tie is lost, so a model that says nothing scores nothing."""
+        """i32[q], 0 is best."""
         return self.above + self.equal if ties == "pessimistic" else self.above
 
 
-def count(
+def count_ranks(
     images: np.ndarray,
     image_ids: np.ndarray,
     texts: np.ndarray,
     text_ids: np.ndarray,
     *,
-    sharding: NamedSharding | None = None,
+    row_sharding: NamedSharding | None = None,
 ) -> tuple[Ranks, Ranks]:
     """The ranks of images as queries and of texts as queries.
 
-    ``images`` f32[n, E] and ``texts`` f32[m, E] belong together where ``image_ids`` i32[n] equals ``text_ids`` i32[m]
-    (ids >= 0). For image i: above_i = |{j : id_j ≠ id_i, s_ij > p_i}| with p_i = max{s_ij : id_j = id_i}; the same for
-    texts with rows and columns exchanged (a text whose id no image has loses to all). A score that is not a number
-    counts as a tie, that is, as lost.
+    For image i: ``above_i = |{j : id_j ≠ id_i, s_ij > p_i}|`` with ``p_i = max{s_ij : id_j = id_i}``; for texts with
+    rows and columns exchanged. A text whose id no image has loses to all. NaN scores count as ties.
 
-    Both passes (best positive, then count) see a pair in the same block of the same matrix product at the highest
-    precision, so that equal embeddings give equal scores to the last bit. With ``sharding`` each block's rows are
-    split over its mesh.
+    Both passes (best positive, then counts) compute a pair in the same block of the same matrix product at the highest
+    precision, so that equal embeddings have equal scores to the last bit.
+
+    Args:
+        images: f32[n, E].
+        image_ids: i32[n], at least 0; an image and a text with the same id belong together.
+        texts: f32[m, E].
+        text_ids: i32[m].
+        row_sharding: Splits the rows of each block over a mesh; None: one device.
+
+    Returns:
+        Ranks of the n images and of the m texts.
     """
     for name, ids in (("image_ids", image_ids), ("text_ids", text_ids)):
         if len(ids) and np.min(ids) < 0:
             raise ValueError(f"{name} has {np.min(ids)}: ids must not be negative")
-    if lonely := set(np.asarray(image_ids).tolist()) - set(np.asarray(text_ids).tolist()):
-        raise ValueError(f"no text has the id {min(lonely)} of an image: every image needs at least one text")
-    shards = num_shards(sharding)
-    # Blocks are whole multiples of this even for tiny inputs: the ragged edge of a matrix product may be summed in
-    # another order than its middle, which would break ties by position.
+    if unmatched := set(np.asarray(image_ids).tolist()) - set(np.asarray(text_ids).tolist()):
+        raise ValueError(f"no text has the id {min(unmatched)} of an image: every image needs at least one text")
+    shards = num_shards(row_sharding)
+    # Pad blocks to multiples of this even for tiny inputs: the edge of a matrix product may be summed in another order
+    # than its middle, which would break ties by position.
     tile = shards * -(-64 // shards)
     image_blocks = _blocks(images, image_ids, chunk=IMAGE_CHUNK, tile=tile)
     text_blocks = _blocks(texts, text_ids, chunk=TEXT_CHUNK, tile=64)
-    if sharding is None:
+    if row_sharding is None:
         result = _compiled(None)(*map(jax.device_put, (*image_blocks, *text_blocks)))
     else:
-        rows = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[:1]))
-        whole = NamedSharding(sharding.mesh, PartitionSpec())
-        placed = [place(x, s) for s, blocks in ((rows, image_blocks), (whole, text_blocks)) for x in blocks]
-        result = _compiled(whole)(*placed)
+        split = NamedSharding(row_sharding.mesh, PartitionSpec(None, *row_sharding.spec[:1]))
+        replicated = NamedSharding(row_sharding.mesh, PartitionSpec())
+        arrays = [to_global(x, s) for s, blocks in ((split, image_blocks), (replicated, text_blocks)) for x in blocks]
+        result = _compiled(replicated)(*arrays)
     (above_i, equal_i), (above_t, equal_t) = jax.device_get(result)
     n, m = len(images), len(texts)
     return Ranks(above_i.ravel()[:n], equal_i.ravel()[:n]), Ranks(above_t.ravel()[:m], equal_t.ravel()[:m])
@@ -85,47 +93,47 @@ def _blocks(z: np.ndarray, ids: np.ndarray, *, chunk: int, tile: int) -> tuple[n
 
 @functools.cache
 def _compiled(out_sharding: NamedSharding | None) -> Callable[..., Any]:
-    return jax.jit(_count, out_shardings=out_sharding)
+    return jax.jit(_count_blocks, out_shardings=out_sharding)
 
 
-def _count(zi: jax.Array, ii: jax.Array, zt: jax.Array, it: jax.Array):
+def _count_blocks(zi: jax.Array, ii: jax.Array, zt: jax.Array, it: jax.Array):
     """From blocks f32[a, C, E], i32[a, C] and f32[b, D, E], i32[b, D] to counts i32[a, C] and i32[b, D]."""
 
-    def block(x: jax.Array, y: jax.Array) -> jax.Array:
+    def scores(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.einsum("ce,de->cd", x, y, precision=jax.lax.Precision.HIGHEST)
 
-    def own(xi: jax.Array, yi: jax.Array) -> jax.Array:
+    def is_positive(xi: jax.Array, yi: jax.Array) -> jax.Array:
         return (xi[:, None] == yi[None, :]) & (xi[:, None] >= 0)
 
-    def best(best_t, chunk):
+    def best_positive(best_t, chunk):
         x, xi = chunk
 
-        def against(text_chunk):
+        def compare(text_chunk):
             y, yi = text_chunk
-            s = jnp.where(own(xi, yi), block(x, y), -jnp.inf)
+            s = jnp.where(is_positive(xi, yi), scores(x, y), -jnp.inf)
             return s.max(1), s.max(0)
 
-        rows, columns = jax.lax.map(against, (zt, it))
+        rows, columns = jax.lax.map(compare, (zt, it))
         return jnp.maximum(best_t, columns), rows.max(0)
 
-    best_t, best_i = jax.lax.scan(best, jnp.full(it.shape, -jnp.inf, jnp.float32), (zi, ii))
+    best_t, best_i = jax.lax.scan(best_positive, jnp.full(it.shape, -jnp.inf, jnp.float32), (zi, ii))
 
-    def tally(s, positive, rival, axis):
+    def count(s, positive, negative, axis):
         above = s > positive
-        # "Not below" rather than "equal": a score that is not a number must not count as beaten.
+        # "Not below" instead of "equal": a NaN score must not count as beaten.
         equal = ~(s < positive) & ~above
-        return tuple(jnp.sum(rival & hit, axis=axis, dtype=jnp.int32) for hit in (above, equal))
+        return tuple(jnp.sum(negative & hit, axis=axis, dtype=jnp.int32) for hit in (above, equal))
 
     def step(counts_t, chunk):
         x, xi, positive_i = chunk
 
-        def against(text_chunk):
+        def compare(text_chunk):
             y, yi, positive_t = text_chunk
-            s = block(x, y)
-            rival = ~own(xi, yi) & (xi[:, None] >= 0) & (yi[None, :] >= 0)
-            return tally(s, positive_i[:, None], rival, 1), tally(s, positive_t[None, :], rival, 0)
+            s = scores(x, y)
+            negative = ~is_positive(xi, yi) & (xi[:, None] >= 0) & (yi[None, :] >= 0)
+            return count(s, positive_i[:, None], negative, 1), count(s, positive_t[None, :], negative, 0)
 
-        rows, columns = jax.lax.map(against, (zt, it, best_t))
+        rows, columns = jax.lax.map(compare, (zt, it, best_t))
         return jax.tree.map(jnp.add, counts_t, columns), jax.tree.map(lambda c: jnp.sum(c, 0, dtype=jnp.int32), rows)
 
     zeros = (jnp.zeros(it.shape, jnp.int32), jnp.zeros(it.shape, jnp.int32))

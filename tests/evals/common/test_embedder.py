@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import num_shards
 from mmjax.evals.common import embedder as module
-from mmjax.evals.common.embedder import open_split
+from mmjax.evals.common.base import open_split
 from support.towers import WIDTH, Source, Tokenizer, Towers, data_sharding, image, reference, retrieval_source
 
 
@@ -26,7 +26,7 @@ def test_eight_devices_equal_one_and_the_transfer_guard_is_content():
     towers, source = Towers(), retrieval_source(21)
     one = towers.embedder(batch_size=8).bind(towers.params)
     sharding = data_sharding()
-    many = towers.embedder(batch_size=8, sharding=sharding)
+    many = towers.embedder(batch_size=8, row_sharding=sharding)
     whole = NamedSharding(sharding.mesh, PartitionSpec())
     params = jax.device_put(towers.params, whole)
     with jax.transfer_guard("disallow"):
@@ -115,7 +115,7 @@ def test_bfloat16_towers_give_float32_unit_rows():
     towers.dtype = jnp.bfloat16
     z = towers.embedder().bind(towers.params).images(retrieval_source(5))
     assert z.dtype == np.float32
-    # Normalised after the cast: in bfloat16 the length would be off by 1e-3.
+    # Normalized after the cast: in bfloat16 the length would be off by 1e-3.
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-6)
 
 
@@ -159,7 +159,7 @@ def test_several_modalities_go_to_the_tower_together():
 def test_mistakes_are_named():
     towers, rng = Towers(), np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"batch_size=6.*8 shards.*use 8"):
-        towers.embedder(batch_size=6, sharding=data_sharding())
+        towers.embedder(batch_size=6, row_sharding=data_sharding())
     with pytest.raises(ValueError, match="batch_size=0"):
         towers.embedder(batch_size=0)
     with pytest.raises(ValueError, match="modalities"):

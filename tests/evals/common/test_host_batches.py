@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmjax.data.sample import Unreadable
-from mmjax.evals.common.host_batches import Share, told_to_all
+from mmjax.evals.common.host_batches import HostBatch, gather_examples
 from support import processes
 from support.towers import Source, Towers, data_sharding, retrieval_source
 
@@ -47,7 +47,7 @@ def layout(*owners):
 
 
 @pytest.mark.parametrize(
-    ("sharding", "held", "told"),
+    ("sharding", "held", "owned"),
     [
         (layout((0, (0, 4)), (1, (4, 8))), {0: range(4), 1: range(4, 8)}, None),
         (layout((1, (0, 2)), (0, (2, 4)), (1, (4, 6)), (0, (6, 8))), {0: [2, 3, 6, 7], 1: [0, 1, 4, 5]}, None),
@@ -57,38 +57,38 @@ def layout(*owners):
         (layout((0, (None, None))), {0: range(8)}, None),
     ],
 )
-def test_each_row_is_told_of_by_one_process_that_holds_it(monkeypatch, sharding, held, told):
+def test_each_row_is_owned_by_one_process_that_holds_it(monkeypatch, sharding, held, owned):
     for process in held:
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        share = Share(8, sharding)
-        assert share.held.tolist() == list(held[process])
-        assert share.held[share.told].tolist() == list((told or held)[process])
+        batch = HostBatch(8, sharding)
+        assert batch.rows.tolist() == list(held[process])
+        assert batch.rows[batch.owned].tolist() == list((owned or held)[process])
 
 
-def test_one_process_holds_and_places_all():
+def test_one_process_holds_and_transfers_all():
     rows = np.arange(16).reshape(8, 2)
     for sharding in (None, data_sharding()):
-        share = Share(8, sharding)
-        assert share.held.tolist() == list(range(8)) and share.told.all()
+        batch = HostBatch(8, sharding)
+        assert batch.rows.tolist() == list(range(8)) and batch.owned.all()
         with jax.transfer_guard("disallow"):
-            placed = share.place(rows)
+            placed = batch.to_device(rows)
         np.testing.assert_array_equal(jax.device_get(placed), rows)
         assert sharding is None or placed.sharding == sharding
 
 
-def test_what_is_told_is_plain_and_in_order():
+def test_gathered_examples_are_plain_and_in_order():
     picture = np.zeros((2, 2, 3), np.uint8)
-    found = told_to_all(
+    found = gather_examples(
         [
             (3, {"id": np.int64(7), "image": picture, "raw": b"x", "box": np.arange(2), "pairs": [("a", "b")]}),
             (1, Unreadable("missing file", "x.jpg", key="k")),
             (0, {"id": 1, "nested": {"depth": picture, "score": np.float32(0.5)}}),
         ]
     )
-    assert found.rows.tolist() == [0, 3]
+    assert found.indices.tolist() == [0, 3]
     assert found.items == [{"id": 1, "nested": {"score": 0.5}}, {"id": 7, "box": [0, 1], "pairs": [["a", "b"]]}]
-    (skipped,) = found.skipped
-    assert (skipped.reason, skipped.detail, skipped.key) == ("missing file", "x.jpg", "k")
+    (unreadable,) = found.unreadable
+    assert (unreadable.reason, unreadable.detail, unreadable.key) == ("missing file", "x.jpg", "k")
 
 
 def embedded(count, *, copies=False, batch_size=8, devices=2, threads=0):
@@ -99,10 +99,10 @@ def embedded(count, *, copies=False, batch_size=8, devices=2, threads=0):
         sharding = jax.NamedSharding(sharding.mesh, jax.P("data"))  # of one device; they differ along the other axis
     whole = jax.NamedSharding(sharding.mesh, jax.P())
     params = jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, whole, x.__getitem__), towers.params)
-    bound = towers.embedder(batch_size=batch_size, sharding=sharding, num_threads=threads).bind(params)
-    images, items, rows, skipped = bound.read(source)
+    bound = towers.embedder(batch_size=batch_size, row_sharding=sharding, num_threads=threads).bind(params)
+    images, items, rows, unreadable = bound.read(source)
     texts = bound.texts([caption for item in items for caption in item["captions"]])
-    found = [items, rows.tolist(), [[str(what), what.reason, what.key] for what in skipped]]
+    found = [items, rows.tolist(), [[str(what), what.reason, what.key] for what in unreadable]]
     digest = hashlib.sha256(images.tobytes() + texts.tobytes() + json.dumps(found).encode()).hexdigest()
     return digest, sorted(set(source.asked)), found
 

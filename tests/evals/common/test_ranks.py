@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjax.evals.common import ranks as module
-from mmjax.evals.common.ranks import count
+from mmjax.evals.common.ranks import count_ranks
 from support.towers import data_sharding
 
 
@@ -35,7 +35,7 @@ def test_counts_equal_brute_force_with_ragged_groups_and_many_ties(n, extra, see
     image_ids = rng.permutation(n).astype(np.int32)
     text_ids = rng.permutation(np.r_[np.arange(n), [e % n for e in extra]].astype(np.int32))
     images, texts = integers(rng, n), integers(rng, len(text_ids))
-    got = count(images, image_ids, texts, text_ids)
+    got = count_ranks(images, image_ids, texts, text_ids)
     for ranks, (above, equal) in zip(got, brute_force(images @ texts.T, image_ids, text_ids), strict=True):
         np.testing.assert_array_equal(ranks.above, above)
         np.testing.assert_array_equal(ranks.equal, equal)
@@ -51,7 +51,7 @@ def test_many_blocks_and_devices(monkeypatch, sharded):
     n, m = 150, 333
     owner = np.sort(np.r_[np.arange(n), rng.integers(0, n, m - n)]).astype(np.int32)
     images, texts = integers(rng, n), integers(rng, m)
-    got = count(images, np.arange(n), texts, owner, sharding=data_sharding() if sharded else None)
+    got = count_ranks(images, np.arange(n), texts, owner, row_sharding=data_sharding() if sharded else None)
     for ranks, (above, equal) in zip(got, brute_force(images @ texts.T, np.arange(n), owner), strict=True):
         np.testing.assert_array_equal(ranks.above, above)
         np.testing.assert_array_equal(ranks.equal, equal)
@@ -61,8 +61,8 @@ def test_sharded_counting_is_content_with_the_transfer_guard():
     rng = np.random.default_rng(0)
     z, ids, sharding = integers(rng, 20), np.arange(20), data_sharding()
     with jax.transfer_guard("disallow"):
-        a = count(z, ids, z, ids, sharding=sharding)
-        b = count(z, ids, z, ids)
+        a = count_ranks(z, ids, z, ids, row_sharding=sharding)
+        b = count_ranks(z, ids, z, ids)
     np.testing.assert_array_equal(a[0].above, b[0].above)
 
 
@@ -71,10 +71,10 @@ def test_copies_of_a_real_valued_row_tie_exactly_wherever_they_stand():
     z = rng.standard_normal((1, 96)).astype(np.float32)
     other = rng.standard_normal((300, 96)).astype(np.float32)
     images, texts = np.repeat(other, 2, axis=0), np.repeat(z, 600, axis=0)
-    _, by_text = count(images, np.arange(600), texts, np.arange(600))
+    _, by_text = count_ranks(images, np.arange(600), texts, np.arange(600))
     # Text j finds its image and that image's copy at the same height.
     assert (by_text.equal >= 1).all()
-    by_image, _ = count(images, np.arange(600), texts, np.arange(600))
+    by_image, _ = count_ranks(images, np.arange(600), texts, np.arange(600))
     assert (by_image.equal == 599).all() and (by_image.above == 0).all()
 
 
@@ -82,17 +82,17 @@ def test_what_is_not_a_number_is_lost():
     z = np.eye(4, dtype=np.float32)
     bad = z.copy()
     bad[2] = np.nan
-    by_image, by_text = count(bad, np.arange(4), z, np.arange(4))
+    by_image, by_text = count_ranks(bad, np.arange(4), z, np.arange(4))
     assert by_image.rank("pessimistic").tolist() == [0, 0, 3, 0]
     assert by_text.rank("pessimistic").tolist() == [1, 1, 3, 1]
-    by_image, by_text = count(np.full_like(z, np.nan), np.arange(4), z, np.arange(4))
+    by_image, by_text = count_ranks(np.full_like(z, np.nan), np.arange(4), z, np.arange(4))
     assert (by_image.rank("pessimistic") == 3).all() and (by_text.rank("pessimistic") == 3).all()
 
 
 def test_padding_never_counts():
     # All scores are below zero, the score of a padding row.
     z = -np.ones((3, 2), np.float32)
-    by_image, by_text = count(z, np.arange(3), -z, np.arange(3))
+    by_image, by_text = count_ranks(z, np.arange(3), -z, np.arange(3))
     assert (by_image.above == 0).all() and (by_text.above == 0).all()
     assert (by_image.equal == 2).all() and (by_text.equal == 2).all()
 
@@ -100,6 +100,6 @@ def test_padding_never_counts():
 def test_mistakes_are_named():
     z = np.eye(2, dtype=np.float32)
     with pytest.raises(ValueError, match="no text has the id 1"):
-        count(z, np.arange(2), z, np.zeros(2, np.int32))
+        count_ranks(z, np.arange(2), z, np.zeros(2, np.int32))
     with pytest.raises(ValueError, match="text_ids has -1"):
-        count(z, np.arange(2), z, np.array([0, -1]))
+        count_ranks(z, np.arange(2), z, np.array([0, -1]))

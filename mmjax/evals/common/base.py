@@ -1,0 +1,46 @@
+"""The interface that all evaluators share."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from mmjax.core.config import ConfigError
+from mmjax.data.source import Source
+
+if TYPE_CHECKING:
+    from mmjax.evals.common.embedder import BoundEmbedder
+
+OpenSource = Callable[..., Source]
+"""``open_source(split, **options)``: opens a split of the experiment's data."""
+
+
+class Base(abc.ABC):
+    """An evaluator; the class ``Evaluator`` of every module derives from it.
+
+    ``__init__`` takes an ``OpenSource`` and the options of the evaluator, of which ``split`` is one.
+    """
+
+    own_split: ClassVar[bool] = False
+    """Whether it needs a split made for it, such as prompts and classes; otherwise any split of pairs will do."""
+
+    @abc.abstractmethod
+    def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
+        """The metrics of one set of parameters, by names without slashes."""
+
+
+class Split(NamedTuple):
+    """One opened split, and the key under which evaluators of the same split share its embeddings."""
+
+    source: Source
+    key: Hashable
+
+
+def open_split(open_source: OpenSource, split: str, options: dict[str, Any] | None) -> Split:
+    """``open_source(split, **options)``; raises ConfigError if it has no examples."""
+    options = options or {}
+    source = open_source(split, **options)
+    if not len(source):
+        raise ConfigError(f"split={split!r}: the source has no examples there; choose another split")
+    return Split(source, (open_source, split, repr(sorted(options.items()))))
