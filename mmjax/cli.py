@@ -14,6 +14,7 @@ from mmjax import __version__, commands
 from mmjax.commands.common.options import parse_overrides
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
+from mmjax.runs.console import log_to_stderr
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "run" not in args:
         parser.print_help()
         return 2
+    log_to_stderr()
     try:
         args.overrides = parse_overrides(unknown, args)
         return args.run(args)

@@ -45,13 +45,13 @@ def test_prepare_inspect_and_read(shards, tmp_path, capfd):
     assert "10.00% of the examples were left out" in said.err and "unreadable.jsonl" in said.err
     assert "3 of 3 shards are there already" in said.err
     facts = json.loads(ran(capfd, *words, "--json", "--max-unreadable=1").out)
-    assert facts["examples"] == 18 and facts["skipped"] == {"truncated image": 2}
+    assert facts["examples"] == 18 and facts["unreadable"] == {"truncated image": 2}
 
     source = open_source({"name": "tfds", "path": str(tmp_path / "things")}, split="train")
     with Image.open(io.BytesIO(source[0]["image"])) as image:
         assert image.size == (48, 32)
     facts = json.loads(ran(capfd, "inspect", "--source=tfds", f"--path={tmp_path}/things", "--json").out)
-    assert facts["examples"] == 18 and facts["pictures"]["image"]["height"]["most"] == 32
+    assert facts["examples"] == 18 and facts["pictures"]["image"]["height"]["max"] == 32
 
 
 def test_prepare_from_a_config_adds_splits(tmp_path, capfd):

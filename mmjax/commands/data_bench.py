@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from mmjax.commands.common import data_source, options
 from mmjax.core.config import Ge, Gt
@@ -38,9 +37,7 @@ def run(args: argparse.Namespace) -> int:
     threads = view.threads if args.threads is None else args.threads
     cores = options.available_cores()
     if args.autotune:
-        workers, threads = autotune.tune(
-            view.batches, cores=cores, note=lambda text: print(text, file=sys.stderr, flush=True)
-        )
+        workers, threads = autotune.tune(view.batches, cores=cores)
     summary = throughput.measure(
         view.source, view.batches, evaluation=view.evaluation, training=view.training, geometry=view.geometry,
         tokenizer=view.tokenizer, batch_size=view.batch_size, workers=workers, threads=threads, cores=cores,

@@ -36,18 +36,18 @@ def run(args: argparse.Namespace) -> int:
     options.check_ranges(args, rows=Ge(1), threads=Ge(1))
     experiment = data_source.load_experiment(args)
     from mmjax.data.inspecting import contact_sheet, survey
-    from mmjax.data.preparing.planning import spread
+    from mmjax.data.preparing.plan import evenly_spaced
     from mmjax.train.data_view import View
 
     view = View(experiment, args.split, most=MAX_SHEET_BATCH)
     size = len(view.source)
-    numbers = range(size) if args.examples == "all" else spread(size, int(args.examples))
+    numbers = range(size) if args.examples == "all" else evenly_spaced(size, int(args.examples))
     threads = args.threads or options.available_cores()
     summary = survey.survey(view.source, tokenizer=view.tokenizer, numbers=numbers, threads=threads)
     print(json.dumps(summary, indent=2) if args.json else survey.text(summary))
     if args.sheet:
         sheet = contact_sheet.draw(
-            contact_sheet.chosen(view.batches, view.tokenizer.decode, count=args.rows),
+            contact_sheet.sample_cells(view.batches, view.tokenizer.decode, count=args.rows),
             title=f"{args.config or args.path or args.source}, {args.split}",
             subtitle=f"Transforms: {', '.join(view.training.names) or 'none'}",
         )

@@ -52,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
         args, max_unreadable=Between(0, 1), shards=Ge(1), shard_mib=Ge(1), limit=Ge(1), workers=Ge(1)
     )  # fmt: skip
     from mmjax.data.preparing import prepare
-    from mmjax.data.preparing.prepared import Folder
     from mmjax.data.preparing.reencoding import Reencoding
+    from mmjax.data.preparing.split_folder import SplitFolder
 
     source, section = data_source.open_source(args)
     summary = prepare.prepare(
         source,
-        Folder(args.output, name=args.name or section["name"], version=args.version, split=args.split),
+        SplitFolder(args.output, name=args.name or section["name"], version=args.version, split=args.split),
         asked={"source": section},
         reencoding=Reencoding(image_size=args.image_size, format=args.format, quality=args.quality),
         shards=args.shards,
@@ -66,12 +66,11 @@ def run(args: argparse.Namespace) -> int:
         limit=args.limit,
         drop=options.split_csv(args.drop),
         workers=args.workers or options.available_cores(),
-        note=lambda text: print(text, file=sys.stderr, flush=True),
     )
     print(json.dumps(dataclasses.asdict(summary)) if args.json else prepare.text(summary))
-    if summary.skipped_share > args.max_unreadable:
+    if summary.unreadable_fraction > args.max_unreadable:
         print(
-            f"mmjax data prepare: {summary.skipped_share:.2%} of the examples were left out, more than "
+            f"mmjax data prepare: {summary.unreadable_fraction:.2%} of the examples were left out, more than "
             f"--max-unreadable={args.max_unreadable:g}; see {summary.folder}/unreadable.jsonl",
             file=sys.stderr,
         )

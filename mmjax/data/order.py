@@ -4,6 +4,11 @@ Rows are drawn in units of ``group`` neighbors. Of a source with several compone
 which component a unit is drawn from, so that the count of each component stays within a few units of its fraction at
 all times; then that component's next unit is drawn. Each component yields every unit once per epoch of its own, and
 each epoch has another order.
+
+Grain's own shuffle, repeat and mix were tried instead (0.2.18, one busy core). They can also be indexed and resumed,
+and keep the fractions closer: within 1.1 rows, here within 3.7. But they look up one row at a time: a batch of 1,024
+took 23 ms of 400,000 examples (here 0.8 ms) and 22 ms of 15 million (here 9 ms). And batches are not ``distinct``: 200
+batches of 1,024 of 5,000 examples had 1,455 repeats.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a source gives, and what travels through the transforms on the way to a batch."""
+"""The types of the data pipeline: examples of a source, samples, crops, rows of a batch, and unreadable examples."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 Example = dict[str, Any]
-"""What ``source[index]`` gives:
+"""What ``source[index]`` returns:
 
-``id``        int, 0 to 2**31 - 1: which image it is; rows of one image share it
-``key``       str, for people: the file, row or member that it comes from (sources without files may leave it out)
+``id``        int, 0 to 2**31 - 1: identifies the image; rows with the same image have the same id
+``key``       str, for messages: the file, row or member that it comes from (optional for sources without files)
 ``captions``  list[str], at least one
 MODALITY      for each name in the source's ``modalities``: bytes of an encoded picture, or u8[H, W, C]
 
-and whatever else the source knows: ``label`` (int), ``negatives`` (list of (kind, true caption, false caption)),
-score columns, boxes. ``Unreadable`` is raised where an example cannot be used.
+and further fields: ``label`` (int), ``negatives`` (list of (kind, true caption, false caption)), score columns, boxes.
+The source raises ``Unreadable`` if an example cannot be used.
 """
 
 Reason = Literal[
@@ -35,7 +35,7 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 class Unreadable(ValueError):
-    """An example that cannot be used: ``reason`` is counted, ``key`` listed, ``detail`` says more to people."""
+    """An example that cannot be used: ``reason`` is counted, ``key`` is listed, ``detail`` explains."""
 
     def __init__(self, reason: Reason, detail: str = "", *, key: str = ""):
         super().__init__(f"{key + ': ' if key else ''}{reason}{f' ({detail})' if detail else ''}")
@@ -48,7 +48,7 @@ class Unreadable(ValueError):
 
 
 class DataError(RuntimeError):
-    """So much of the data cannot be used that going on would train something else than was asked for."""
+    """Too much of the data is unreadable to train on the rest."""
 
 
 def _unreadable(reason: Reason, detail: str, key: str) -> Unreadable:
@@ -56,10 +56,10 @@ def _unreadable(reason: Reason, detail: str, key: str) -> Unreadable:
 
 
 class Crop(NamedTuple):
-    """Which part of an upright picture becomes the view, and how large; ``pictures`` carries it out.
+    """The region of an upright picture that becomes the view, and the size of the view.
 
-    The box is in pixels of the original and may be fractional; the result is ``inner`` pixels of it, set into
-    ``size`` at ``offset`` on ``fill`` (only where a picture is padded do ``inner`` and ``size`` differ).
+    The box is in pixels of the original and may be fractional. It is resized to ``inner`` pixels, which are placed at
+    ``offset`` in a view of ``size`` filled with ``fill``; ``inner`` and ``size`` differ only if there is padding.
     """
 
     top: float
@@ -67,13 +67,13 @@ class Crop(NamedTuple):
     height: float
     width: float
     size: tuple[int, int]  # height and width of the view
-    inner: tuple[int, int]  # of the resized box in it
-    offset: tuple[int, int] = (0, 0)  # where that begins: row and column
+    inner: tuple[int, int]  # height and width of the resized box in it
+    offset: tuple[int, int] = (0, 0)  # row and column where that begins
     resample: Literal["fast", "bicubic", "bilinear", "nearest"] = "bicubic"
     fill: int = 0  # gray level of the padding
 
     def place(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-        """A box (left, top, right, bottom) of the original, in pixels of the view; parts may lie outside."""
+        """A box (left, top, right, bottom) of the original in pixels of the view; it may extend beyond the view."""
         down, across = self.inner[0] / self.height, self.inner[1] / self.width
         left, top, right, bottom = box
         return (
@@ -86,28 +86,28 @@ class Crop(NamedTuple):
 
 @dataclasses.dataclass(kw_only=True)
 class Sample:
-    """One example on its way to a batch. Transforms may change its lists and dictionaries, never an array's content."""
+    """One example on its way to a batch. Transforms may change its lists and dictionaries, but not write to arrays."""
 
     id: int
     key: str
-    captions: list[str]  # all of them; after the choice, those that become rows
-    weights: list[float] | None = None  # of the captions, for the choice; None is uniform
-    images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # modality -> u8[H, W, C], once decoded
-    crop: Crop | None = None  # how the pixels were taken from the original; None: the original's
-    fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # whatever else the source said
+    captions: list[str]  # all of them; after sampling, those that become rows
+    weights: list[float] | None = None  # of the captions, for sampling; None is uniform
+    images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # modality -> u8[H, W, C], after decoding
+    crop: Crop | None = None  # of the original; None if it was not cropped
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # the example's other fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchRows:
     """Rows of a global batch as arrays: n images with T texts each, captions first, hard negatives last.
 
-    A transform reads these and gives new ones; the arrays are never written to.
+    Batch transforms return new rows and never write to these arrays.
     """
 
     numbers: np.ndarray  # i64[n]: each row's number in the global batch
-    partner: np.ndarray  # i64[n]: the place in these rows of the row that this one is combined with; -1: none
+    partner: np.ndarray  # i64[n]: the index in these rows of the row to combine with; -1: none
     images: dict[str, np.ndarray]  # modality -> u8[n, H, W, C]
-    image_ids: np.ndarray  # i32[n, K]: the examples that each image is made of; -1: none
+    image_ids: np.ndarray  # i32[n, K]: the examples that each image is mixed from; -1: none
     image_weight: np.ndarray  # f32[n, K]
     tokens: np.ndarray  # i32[n, T, L]
     text_ids: np.ndarray  # i32[n, T, K]; -1 in column 0: padding
@@ -115,5 +115,5 @@ class BatchRows:
     captions: int  # how many of the T texts are captions
 
     def replace(self, **changes: Any) -> BatchRows:
-        """These rows with some arrays exchanged."""
+        """These rows with some arrays replaced."""
         return dataclasses.replace(self, **changes)

@@ -1,4 +1,4 @@
-"""A tokenizer that works once for each text."""
+"""A tokenizer that remembers the texts of a small source, so that each is tokenized once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-_CACHED_TEXTS = 1 << 17  # at 77 tokens about 70 MB, in each worker
+_CACHED_TEXTS = 1 << 17  # about 70 MB at 77 tokens, in each worker process
 
 
 class TokenCache:
-    """A tokenizer that remembers the first ``_CACHED_TEXTS`` different texts; of a small source, all of them."""
+    """A tokenizer that remembers the first ``_CACHED_TEXTS`` different texts."""
 
     def __init__(self, tokenizer: Callable[[Sequence[str]], np.ndarray]):
         self._tokenizer = tokenizer

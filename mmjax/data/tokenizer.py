@@ -1,8 +1,8 @@
-"""Captions to token ids: a vocabulary trained at start, a saved folder, or a name on the Hugging Face hub.
+"""Tokenizers: trained on the captions, loaded from a folder, or loaded from the Hugging Face hub.
 
-Whatever its origin, a tokenizer here is one ``tokenizers.Tokenizer`` that frames every text the same way:
-``BOS? body EOS pad*``, cut so that EOS survives. So saving, loading and pickling have one form, and a saved run needs
-neither ``transformers`` (a second of import) nor the network.
+All of them are a ``tokenizers.Tokenizer`` that writes every text as ``BOS? body EOS pad*``, truncated before EOS. So
+they are saved, loaded and pickled in the same way, and a saved run needs neither ``transformers``, which takes a second
+to import, nor a network.
 """
 
 from __future__ import annotations
@@ -20,23 +20,31 @@ from mmjax.core.config import ConfigError
 from mmjax.data.token_format import TokenFormat
 
 _PAD, _BOS, _EOS, _UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
-_SETTINGS = "tokenizer_config.json"
-_OURS = "mmjax"  # the key in tokenizer_config.json that marks a folder as written by `save`
+_CONFIG_FILE = "tokenizer_config.json"
+_OWN_KEY = "mmjax"  # in tokenizer_config.json: the folder was written by `save`
 
 
 class Tokenizer:
     """``tokenizer(texts) -> i32[n, context_length]``; each row is ``BOS? body EOS pad*``.
 
-    ``bos_id`` is None for tokenizers that have no start token (SigLIP). ``pad_id`` may equal ``eos_id`` (CLIP as
-    Hugging Face ships it), so the end of a text is its *first* EOS. Text that looks like a special token
-    (``"<eos>"`` in a caption) is tokenized as the characters it is: a row holds no special token but its frame.
+    ``bos_id`` is None for tokenizers without a start token (SigLIP). ``pad_id`` may equal ``eos_id`` (Hugging Face's
+    CLIP), so a text ends at its *first* EOS. Text that looks like a special token, such as ``"<eos>"`` in a caption, is
+    tokenized as plain characters.
+
+    Example::
+
+        >>> words = load("word", context_length=6, captions=["a red cat", "a dog"])
+        >>> words(["a cat"]).shape
+        (1, 6)
+        >>> words.decode(words(["A red cat"]))
+        ['a red cat']
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, context_length: int, bos: str | None, eos: str, pad: str):
         specials = 1 + (bos is not None)
         if context_length <= specials:
             raise ConfigError(
-                f"context_length={context_length}: no room for text beside {specials} special token(s); "
+                f"context_length={context_length}: no room for text next to {specials} special token(s); "
                 f"use at least {specials + 1}"
             )
         self.context_length = context_length
@@ -45,15 +53,15 @@ class Tokenizer:
         self.pad_id = _id(backend, pad)
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self._bos, self._eos, self._pad = bos, eos, pad
-        named = {bos: self.bos_id, eos: self.eos_id}
+        special_ids = {bos: self.bos_id, eos: self.eos_id}
         backend.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A {eos}" if bos is not None else f"$A {eos}",
-            special_tokens=[(token, i) for token, i in named.items() if token is not None],
+            special_tokens=[(token, i) for token, i in special_ids.items() if token is not None],
         )
         backend.enable_truncation(context_length)
         backend.enable_padding(length=context_length, pad_id=self.pad_id, pad_token=pad)
         self._backend = backend
-        self._take_text_literally()
+        self._encode_special_tokens_as_text()
 
     @property
     def format(self) -> TokenFormat:
@@ -68,53 +76,55 @@ class Tokenizer:
         return np.array(rows, np.int32).reshape(len(rows), self.context_length)
 
     def decode(self, ids: np.ndarray) -> list[str]:
-        """The texts of ``ids`` i32[n, context_length], without the frame (and without what was cut off)."""
+        """The texts of ``ids`` i32[n, context_length], without special tokens; truncated text is lost."""
         bodies = []
         for row in np.asarray(ids).tolist():
             body = row[: row.index(self.eos_id)] if self.eos_id in row else row
             bodies.append(body[1:] if body[:1] == [self.bos_id] else body)
         return [text.strip() for text in self._backend.decode_batch(bodies, skip_special_tokens=False)]
 
-    def truncated_share(self, texts: Sequence[str]) -> float:
-        """The share of ``texts`` that ``context_length`` cuts short: worth a warning at start when it is not small."""
+    def truncated_fraction(self, texts: Sequence[str]) -> float:
+        """The fraction of ``texts`` that are longer than ``context_length``."""
         encodings = self._backend.encode_batch_fast(list(texts))
         return sum(bool(encoding.overflowing) for encoding in encodings) / max(len(encodings), 1)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``tokenizer.json`` and its settings; ``load`` and ``transformers.AutoTokenizer`` both read them."""
+        """Writes ``tokenizer.json`` and its configuration, for ``load`` and for ``transformers.AutoTokenizer``."""
         os.makedirs(folder, exist_ok=True)
         self._backend.save(os.path.join(folder, "tokenizer.json"))
-        settings = {
+        config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.context_length,
             "clean_up_tokenization_spaces": False,
             "eos_token": self._eos,
             "pad_token": self._pad,
             **({} if self._bos is None else {"bos_token": self._bos}),
-            _OURS: {"bos": self._bos, "eos": self._eos, "pad": self._pad},
+            _OWN_KEY: {"bos": self._bos, "eos": self._eos, "pad": self._pad},
         }
-        with open(os.path.join(folder, _SETTINGS), "w", encoding="utf-8") as file:
-            json.dump(settings, file, indent=2, ensure_ascii=False)
+        with open(os.path.join(folder, _CONFIG_FILE), "w", encoding="utf-8") as file:
+            json.dump(config, file, indent=2, ensure_ascii=False)
 
-    def _take_text_literally(self) -> None:
+    def _encode_special_tokens_as_text(self) -> None:
         self._backend.encode_special_tokens = True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._take_text_literally()  # the backend forgets it when pickled
+        self._encode_special_tokens_as_text()  # pickling the backend loses it
 
 
 def load(name: str, *, context_length: int, captions: Iterable[str] | None = None, vocab_size: int = 8192) -> Tokenizer:
-    """The tokenizer called ``name``.
+    """Trains or loads a tokenizer.
 
-    ``"word"``: whole lower-case words and runs of punctuation, the most frequent of ``captions`` first.
-    ``"bpe"``: lower-case byte-level BPE trained on ``captions``; nothing is unknown to it.
-    Both hold at most ``vocab_size`` ids, and depend on which captions there are, not on their order.
-    Anything else is a folder (a saved run's, or any Hugging Face tokenizer's) or a name on the hub.
+    Args:
+      name: ``"word"`` (whole lower-case words and runs of punctuation, the most frequent ones), ``"bpe"`` (lower-case
+        byte-level BPE, without unknown tokens), a folder (of a run or of a Hugging Face tokenizer), or a hub name.
+      context_length: tokens per row.
+      captions: to train ``"word"`` or ``"bpe"`` on; their order does not matter.
+      vocab_size: largest number of ids of a trained tokenizer.
     """
     if name in ("word", "bpe"):
         if captions is None:
-            raise ConfigError(f"tokenizer={name!r} is trained at start and needs captions; name a folder instead")
+            raise ConfigError(f"tokenizer={name!r} is trained and needs captions; name a folder instead")
         backend = _train(name, captions, vocab_size)
         return Tokenizer(backend, context_length=context_length, bos=_BOS, eos=_EOS, pad=_PAD)
     saved = _saved_specials(name)
@@ -148,42 +158,42 @@ def _train(name: str, captions: Iterable[str], vocab_size: int) -> tokenizers.To
     backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
     backend.train_from_iterator(captions, trainer)
     if backend.get_vocab_size() <= len(specials) + len(alphabet):
-        raise ConfigError(f"tokenizer={name!r}: the captions hold no words to train it on; check the source")
+        raise ConfigError(f"tokenizer={name!r}: the captions have no words to train it on; check the source")
     return backend
 
 
 def _saved_specials(folder: str) -> dict[str, Any] | None:
-    """The special tokens of a folder written by `Tokenizer.save`; None if it is something else."""
+    """The special tokens of a folder written by `Tokenizer.save`; None for anything else."""
     try:
-        with open(os.path.join(folder, _SETTINGS), encoding="utf-8") as file:
-            return json.load(file).get(_OURS)
+        with open(os.path.join(folder, _CONFIG_FILE), encoding="utf-8") as file:
+            return json.load(file).get(_OWN_KEY)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise ConfigError(f"tokenizer={folder!r}: {_SETTINGS} is not JSON ({error}); save it again") from None
+        raise ConfigError(f"tokenizer={folder!r}: {_CONFIG_FILE} is not JSON ({error}); save it again") from None
 
 
 def _pretrained(name: str, context_length: int) -> Tokenizer:
-    """Any Hugging Face tokenizer that has a fast form; its own frame decides whether texts begin with BOS."""
+    """Any Hugging Face tokenizer with a fast form; what it makes of an empty text tells its special tokens."""
     fast = _from_transformers(name)
-    framed = fast("")["input_ids"]
+    specials = fast("")["input_ids"]
     bos_id, eos_id = None, fast.eos_token_id
-    if len(framed) == 2:
-        bos_id, eos_id = framed
-    elif len(framed) == 1 and framed[0] == fast.bos_token_id != eos_id:
-        bos_id = framed[0]
-    elif len(framed) == 1:
-        eos_id = framed[0]
-    elif framed:
+    if len(specials) == 2:
+        bos_id, eos_id = specials
+    elif len(specials) == 1 and specials[0] == fast.bos_token_id != eos_id:
+        bos_id = specials[0]
+    elif len(specials) == 1:
+        eos_id = specials[0]
+    elif specials:
         raise ConfigError(
-            f"tokenizer={name!r}: it frames texts with {len(framed)} special tokens; only BOS and EOS work"
+            f"tokenizer={name!r}: it adds {len(specials)} special tokens to a text; only BOS and EOS work"
         )
     if eos_id is None:
         raise ConfigError(
             f"tokenizer={name!r}: it has no end-of-text token; give its tokenizer_config.json an eos_token"
         )
     pad_id = eos_id if fast.pad_token_id is None else fast.pad_token_id
-    # A copy: transformers patches its object (CLIP's decoding), and patches neither pickle nor save.
+    # A copy, because transformers patches its object (CLIP's decoding), and patches can be neither pickled nor saved.
     backend = tokenizers.Tokenizer.from_str(fast.backend_tokenizer.to_str())
     suffix = getattr(backend.model, "end_of_word_suffix", None)
     if suffix and isinstance(backend.decoder, decoders.ByteLevel):
@@ -198,15 +208,15 @@ def _from_transformers(name: str) -> Any:
     if not local and (os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ConfigError(f"tokenizer={name!r}: no such folder; use 'word', 'bpe', a folder or a hub name 'owner/name'")
     offline = local or _is_cached_or_on_hub(name) == "cached"
-    # Imported here alone: transformers takes a second, and only these names need it. Its advice is to install PyTorch.
+    # Imported only here: transformers takes a second, and advises to install PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers
 
     error: Exception | None = None
-    # The second loader is for a slow class (SigLIP's needs sentencepiece) whose folder has a fast file all the same.
+    # The second loader reads the fast file of a folder whose class is slow (SigLIP's needs sentencepiece).
     for loader in (transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast):
         try:
-            # Unless told not to, transformers asks on the terminal whether to run code that lies in the folder.
+            # By default transformers asks on the terminal whether to run code of the folder.
             loaded = loader.from_pretrained(name, local_files_only=offline, trust_remote_code=False)
         except Exception as e:  # transformers raises anything from KeyError to RuntimeError on a damaged folder
             error = error or e
@@ -218,12 +228,12 @@ def _from_transformers(name: str) -> Any:
 
 
 def _is_cached_or_on_hub(name: str) -> Literal["cached", "on hub"]:
-    """Asks with one short request, because transformers retries for most of a minute without a network."""
+    """Asks with one short request, because without a network transformers retries for most of a minute."""
     import huggingface_hub
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    way_out = "use 'word', 'bpe' or a folder, or save it to a folder on a machine with network"
-    if isinstance(huggingface_hub.try_to_load_from_cache(name, _SETTINGS), str):
+    way_out = "use 'word', 'bpe' or a folder, or save it to a folder on a machine with a network"
+    if isinstance(huggingface_hub.try_to_load_from_cache(name, _CONFIG_FILE), str):
         return "cached"
     try:
         huggingface_hub.HfApi().model_info(name, timeout=10)

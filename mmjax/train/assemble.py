@@ -178,7 +178,7 @@ def stream(
     data = experiment.data
     workers, each = data.workers, threads(data) if data.threads is not None or made.decodes else 1
     if data.autotune:
-        workers, each = autotune.tune(made, cores=len(os.sched_getaffinity(0)), note=logger.info)
+        workers, each = autotune.tune(made, cores=len(os.sched_getaffinity(0)))
     return made.stream(start_step=start_step, workers=workers, threads=each, prefetch=data.prefetch)
 
 

@@ -11,8 +11,8 @@ from mmjax.data import pictures, tokenizer
 from mmjax.data.open_source import open_source
 from mmjax.data.pipeline import Batches
 from mmjax.data.preparing.prepare import prepare
-from mmjax.data.preparing.prepared import Folder
 from mmjax.data.preparing.reencoding import Reencoding
+from mmjax.data.preparing.split_folder import Folder
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
 from mmjax.data.transform_chain import TransformChain

@@ -18,7 +18,7 @@ class Fake:
     def __copy__(self):
         return self
 
-    def clock(self):
+    def timer(self):
         return self.now
 
     def stream(self, *, start_step, workers, threads, prefetch):
@@ -40,13 +40,17 @@ class FakeStream:
 
 
 def tuned(speed, *, cores=4):
-    fake, notes = Fake(speed), []
-    chosen = autotune.tune(fake, cores=cores, note=notes.append, clock=fake.clock)
+    fake = Fake(speed)
+    chosen = autotune.tune(fake, cores=cores, timer=fake.timer)
     assert fake.closed == fake.opened and len(set(fake.steps)) == len(fake.steps)
-    assert len(notes) == len(fake.opened) + 1
     # A slow start and one batch over the time are all that may be added.
     assert fake.now - 100 < len(fake.opened) * (2 * 2.0 + 0.2)
     return chosen, fake.opened
+
+
+def test_each_candidate_and_the_choice_are_logged(messages):
+    _, tried = tuned(lambda workers, threads: 100 * min(threads, 4))
+    assert len(messages) == len(tried) + 1 and messages[-1] == "autotune: chose 4 threads"
 
 
 def test_threads_that_scale_need_no_processes():
@@ -82,7 +86,7 @@ def test_one_core():
 def test_a_stream_that_fails_is_closed():
     fake = Fake(lambda workers, threads: 0)
     with pytest.raises(ZeroDivisionError):
-        autotune.tune(fake, cores=2, note=lambda text: None, clock=fake.clock)
+        autotune.tune(fake, cores=2, timer=fake.timer)
     assert fake.closed == fake.opened == [(0, 1)]
 
 
@@ -97,13 +101,13 @@ def test_what_lies_ready_does_not_count():
             self.owner.now += 0 if self.count <= 3 else 0.02
 
     fake = Fake(None)
-    rate, count = autotune.rate(Ready(fake, None), seconds=1, warm=3, clock=fake.clock)
+    rate, count = autotune.measure_rate(Ready(fake, None), seconds=1, warmup=3, timer=fake.timer)
     assert rate == pytest.approx(50) and 50 <= count <= 51
 
 
 def test_a_slow_stream_is_measured_by_one_batch():
     fake = Fake(lambda workers, threads: 0.1)
-    rate, count = autotune.rate(FakeStream(fake, (0, 1)), seconds=1, warm=5, clock=fake.clock)
+    rate, count = autotune.measure_rate(FakeStream(fake, (0, 1)), seconds=1, warmup=5, timer=fake.timer)
     assert (rate, count) == (pytest.approx(0.1), 1) and fake.now == pytest.approx(120)
 
 
@@ -113,7 +117,7 @@ def test_nothing_is_left_behind_of_real_batches():
     chain = TransformChain((("resize_crop", {}),), image_size=16, modalities=("image",))
     batches = Batches(Source(32), lambda texts: np.zeros((len(texts), 4), np.int32), batch_size=8, seed=0, chain=chain)
     before = set(threading.enumerate())
-    workers, threads = autotune.tune(batches, cores=1, seconds=0.05, note=lambda text: None)
+    workers, threads = autotune.tune(batches, cores=1, seconds=0.05)
     assert workers == 0 and threads in (1, 2)
     deadline = time.monotonic() + 5
     while set(threading.enumerate()) - before:

@@ -1,1 +1,1 @@
-"""`mmjax data inspect` and `bench`: what a source holds, what training sees of it, and how fast."""
+"""``mmjax data inspect`` and ``mmjax data bench``: surveys, contact sheets and throughput of a source."""

@@ -1,4 +1,4 @@
-"""A picture of what the model sees: rows of real batches, after all transforms, with the texts that belong to them."""
+"""Draws what the model sees: rows of real batches, after all transforms, with their texts."""
 
 from __future__ import annotations
 
@@ -10,79 +10,79 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mmjax.core.config import ConfigError
-from mmjax.data.preparing.planning import spread
+from mmjax.data.preparing.plan import evenly_spaced
 
 _PAPER, _INK, _FAINT, _FALSE, _EDGE = "#ffffff", "#1f2328", "#6e7781", "#b42318", "#d0d7de"
-_SIDE = 208  # pixels of the longer side of a picture, about: small ones are enlarged by whole numbers
-_NARROWEST = 168  # for the texts
+_SIDE = 208  # approximate longer side of a picture in pixels; small pictures are enlarged by whole factors
+_MIN_WIDTH = 168  # of a cell, for its texts
 _MARGIN, _GAP, _PADDING = 28, 20, 12
 _TEXT, _SMALL, _TITLE = 14, 12, 20
-_MOST_LINES = 9  # of one text
+_MAX_LINES = 9  # of one text
 
 
 class Steps(Protocol):
-    """``mmjax.data.pipeline.Batches``."""
+    """Batches by step, as ``mmjax.data.pipeline.Batches``."""
 
     def __getitem__(self, step: int, /) -> Mapping[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One image row: its pictures, where it comes from, and its texts, each with whether it is a true caption."""
+    """One image row: its pictures, its origin, and its texts, each with whether it is a true caption."""
 
     pictures: Sequence[np.ndarray]
     origin: str
     texts: Sequence[tuple[str, bool]]
 
 
-def chosen(batches: Steps, decode: Callable[[np.ndarray], list[str]], *, count: int) -> list[Cell]:
-    """So many rows of the first batches, evenly spaced: what is done to some rows of a batch shows by its share."""
-    first = cells(batches[0], decode)
+def sample_cells(batches: Steps, decode: Callable[[np.ndarray], list[str]], *, count: int) -> list[Cell]:
+    """``count`` rows of the first batches, evenly spaced, so that transforms of some rows show in proportion."""
+    first = make_cells(batches[0], decode)
     if count <= len(first):
-        return [first[place] for place in spread(len(first), count)]
+        return [first[place] for place in evenly_spaced(len(first), count)]
     step = 1
     while len(first) < count:
-        first += cells(batches[step], decode)
+        first += make_cells(batches[step], decode)
         step += 1
     return first[:count]
 
 
-def cells(batch: Mapping[str, Any], decode: Callable[[np.ndarray], list[str]]) -> list[Cell]:
-    """The rows of a batch (``mmjax.data.pipeline``), tokens turned back into text."""
+def make_cells(batch: Mapping[str, Any], decode: Callable[[np.ndarray], list[str]]) -> list[Cell]:
+    """The rows of a batch (see ``mmjax.data.pipeline``), with tokens decoded to text."""
     count = len(batch["image_ids"])
-    each = len(batch["tokens"]) // count
+    texts_per_image = len(batch["tokens"]) // count
     texts = decode(batch["tokens"])
-    made = []
+    cells = []
     for row in range(count):
-        mine = []
-        for place in range(row * each, (row + 1) * each):
-            if batch["text_ids"][place, 0] >= 0:
-                mine.append((texts[place], bool(batch["text_weight"][place].any())))
+        own_texts = []
+        for i in range(row * texts_per_image, (row + 1) * texts_per_image):
+            if batch["text_ids"][i, 0] >= 0:
+                own_texts.append((texts[i], bool(batch["text_weight"][i].any())))
         origin = _origin(batch["image_ids"][row], batch["image_weight"][row])
-        made.append(Cell([pictures[row] for pictures in batch["images"].values()], origin, mine))
-    return made
+        cells.append(Cell([pictures[row] for pictures in batch["images"].values()], origin, own_texts))
+    return cells
 
 
-def draw(made: Sequence[Cell], *, title: str, subtitle: str = "", columns: int | None = None) -> Image.Image:
-    """The sheet: each cell's pictures side by side, its origin, and its texts wrapped beneath, false ones in red."""
-    pictures = [[_picture(pixels) for pixels in cell.pictures] for cell in made]
+def draw(cells: Sequence[Cell], *, title: str, subtitle: str = "", columns: int | None = None) -> Image.Image:
+    """The sheet: each cell has its pictures side by side, its origin and its texts below, false ones in red."""
+    pictures = [[_picture(pixels) for pixels in cell.pictures] for cell in cells]
     inner = max(sum(p.width for p in several) + 6 * (len(several) - 1) for several in pictures)
-    inner = max(inner, _NARROWEST)
-    columns = min(columns or max(round(1300 / (inner + 2 * _PADDING + _GAP)), 1), len(made))
+    inner = max(inner, _MIN_WIDTH)
+    columns = min(columns or max(round(1300 / (inner + 2 * _PADDING + _GAP)), 1), len(cells))
     width = max(2 * _MARGIN + columns * (inner + 2 * _PADDING) + (columns - 1) * _GAP, 640)
     font, small, large = (ImageFont.load_default(size=size) for size in (_TEXT, _SMALL, _TITLE))
-    heading = wrapped(subtitle, small, width - 2 * _MARGIN, most=3) if subtitle else []
-    texts = [_lines(cell, font, small, inner) for cell in made]
+    heading = wrap_text(subtitle, small, width - 2 * _MARGIN, max_lines=3) if subtitle else []
+    texts = [_lines(cell, font, small, inner) for cell in cells]
     heights = [
         max(p.height for p in several) + 2 * _PADDING + 8 + _height(lines)
         for several, lines in zip(pictures, texts, strict=True)
     ]
-    rows = [max(heights[start : start + columns]) for start in range(0, len(made), columns)]
+    rows = [max(heights[start : start + columns]) for start in range(0, len(cells), columns)]
     top = _MARGIN + _TITLE + 10 + len(heading) * (_SMALL + 5) + 12
     height = top + sum(rows) + (len(rows) - 1) * _GAP + _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((_MARGIN, _MARGIN - 6), fitted(title, large, width - 2 * _MARGIN), font=large, fill=_INK)
+    pen.text((_MARGIN, _MARGIN - 6), truncate_text(title, large, width - 2 * _MARGIN), font=large, fill=_INK)
     for line, text in enumerate(heading):
         pen.text((_MARGIN, _MARGIN + _TITLE + 4 + line * (_SMALL + 5)), text, font=small, fill=_FAINT)
     for place, (several, lines) in enumerate(zip(pictures, texts, strict=True)):
@@ -103,17 +103,17 @@ def draw(made: Sequence[Cell], *, title: str, subtitle: str = "", columns: int |
 
 
 def save(sheet: Image.Image, path: str) -> None:
-    """Writes the sheet as the format that the name ends in; raises where it cannot."""
+    """Writes the sheet in the format of the file's extension."""
     try:
         sheet.save(path)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--sheet={path}: cannot be written ({error}); give a file .png in a folder that is there"
+            f"--sheet={path}: cannot be written ({error}); name a .png file in a folder that exists"
         ) from None
 
 
-def wrapped(text: str, font: Any, width: float, *, most: int) -> list[str]:
-    """``text`` in lines of at most ``width`` pixels, broken between words where possible; … says that there is more."""
+def wrap_text(text: str, font: Any, width: float, *, max_lines: int) -> list[str]:
+    """``text`` in at most ``max_lines`` of ``width`` pixels, broken between words if possible; … marks truncation."""
     lines: list[str] = []
     line = ""
     for word in text.split():
@@ -124,18 +124,18 @@ def wrapped(text: str, font: Any, width: float, *, most: int) -> list[str]:
         if line:
             lines.append(line)
         while font.getlength(word) > width:  # a word wider than a line is broken
-            part = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
-            lines.append(word[:part])
-            word = word[part:]
+            end = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+            lines.append(word[:end])
+            word = word[end:]
         line = word
     lines.append(line)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], fitted(f"{lines[most - 1]} …", font, width)]
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], truncate_text(f"{lines[max_lines - 1]} …", font, width)]
     return lines
 
 
-def fitted(text: str, font: Any, width: float) -> str:
-    """``text``, or as much of its beginning as goes into ``width`` pixels with … after it."""
+def truncate_text(text: str, font: Any, width: float) -> str:
+    """``text``, or as much of it as fits into ``width`` pixels with … after it."""
     if font.getlength(text) <= width:
         return text
     text = text.removesuffix(" …")
@@ -145,14 +145,14 @@ def fitted(text: str, font: Any, width: float) -> str:
 
 
 def _lines(cell: Cell, font: Any, small: Any, width: int) -> list[tuple[str, Any, str, int]]:
-    """Text, font, color and height of each line beneath a picture."""
-    lines = [(text, small, _FAINT, _SMALL + 4) for text in wrapped(cell.origin, small, width, most=2)]
+    """Text, font, color and height of each line below a picture."""
+    lines = [(text, small, _FAINT, _SMALL + 4) for text in wrap_text(cell.origin, small, width, max_lines=2)]
     for text, true in cell.texts:
         lines.append(("", small, _FAINT, 4))
         shown = text if true else f"not: {text}"
         lines += [
             (line, font, _INK if true else _FALSE, _TEXT + 4)
-            for line in wrapped(shown or "(no words)", font, width, most=_MOST_LINES)
+            for line in wrap_text(shown or "(no words)", font, width, max_lines=_MAX_LINES)
         ]
     return lines
 
@@ -162,7 +162,7 @@ def _height(lines: Sequence[tuple[str, Any, str, int]]) -> int:
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:
-    """A picture of about ``_SIDE``: small ones enlarged pixel by pixel, so that each can be seen."""
+    """A picture of about ``_SIDE`` pixels; small ones are enlarged without interpolation."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels)).convert("RGB")
     longer = max(image.size)
     factor = max(_SIDE // longer, 1)

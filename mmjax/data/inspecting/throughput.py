@@ -1,4 +1,4 @@
-"""How fast examples become batches here, and where the time goes."""
+"""Measures how fast a source becomes batches on this machine, and where the time goes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.autotune import rate
+from mmjax.data.autotune import measure_rate
 from mmjax.data.pipeline import Batches
 from mmjax.data.preparing.progress import amount
 from mmjax.data.sample import Example, Unreadable
@@ -21,8 +21,8 @@ from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.transform_chain import TransformChain
 
-PARTS = ("read", "decode and crop", "transforms", "tokenize", "assemble")
-_CHUNK = 16  # examples that a thread takes at a time
+STAGES = ("read", "decode and crop", "transforms", "tokenize", "assemble")
+_CHUNK = 16  # examples per task of a thread
 _PREFETCH = 2
 
 
@@ -41,46 +41,49 @@ def measure(
     seconds: float = 5.0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Rates of ever more of the work, each measured for ``seconds``; JSON can hold the result.
+    """Measures examples per second for more and more of the work.
 
     Args:
-      source: read in random order, as training does; each rate starts with a copy that remembers nothing.
+      source: read in random order, as in training; each measurement has its own copy.
       batches: of ``batch_size``.
-      evaluation: how evaluation views an example.
-      training: how training does.
-      geometry: the same without what changes pixels and captions after the crop.
+      evaluation: the transforms of evaluation.
+      training: the transforms of training.
+      geometry: those of training up to the crop.
       tokenizer: of the batches.
-      batch_size: rows.
+      batch_size: rows of a batch.
       workers: processes that make batches.
-      threads: how many do everything else, and make rows in each process.
+      threads: for everything else, and in each process.
       cores: what rates are divided by.
-      seconds: for each rate.
+      seconds: for each measurement.
       seed: of the order.
+
+    Returns:
+      Rates, fractions of time, sizes and memory as JSON values.
     """
-    order = _Order(len(source), seed)
-    sizes = _Sizes(source.modalities)
-    shares = _shares(source, batches, training, geometry, tokenizer, batch_size, order, seconds)
+    places = _RandomPlaces(len(source), seed)
+    sizes = _PictureSizes(source.modalities)
+    fractions = _time_fractions(source, batches, training, geometry, tokenizer, batch_size, places, seconds)
 
     def timed(work: Callable[[Example, int], None]) -> float:
-        return _examples(copy.copy(source), work, order, threads, seconds)
+        return _examples_per_second(copy.copy(source), work, places, threads, seconds)
 
-    rates = {
+    rate_of = {
         "read": timed(lambda example, _: sizes.add(example)),
         "read and decode": timed(lambda example, number: _view(evaluation, example, number)),
         "with training transforms": timed(lambda example, number: _view(training, example, number)),
     }
     stream = batches.stream(workers=workers, threads=threads, prefetch=_PREFETCH)
     try:
-        per_second, count = rate(stream, seconds=seconds, warm=1 + _PREFETCH * max(workers, 1))
+        per_second, count = measure_rate(stream, seconds=seconds, warmup=1 + _PREFETCH * max(workers, 1))
     finally:
         stream.close()
-    rates["whole batches"] = per_second * batch_size
+    rate_of["whole batches"] = per_second * batch_size
     return {
-        "examples_per_second": rates,
-        "per_core": {name: value / cores for name, value in rates.items()},
-        "shares": shares,
+        "examples_per_second": rate_of,
+        "per_core": {name: value / cores for name, value in rate_of.items()},
+        "time_fractions": fractions,
         "picture_bytes": sizes.mean(),
-        "bytes_per_second": rates["read"] * sizes.mean(),
+        "bytes_per_second": rate_of["read"] * sizes.mean(),
         "batch_size": batch_size,
         "batches": count,
         "workers": workers,
@@ -90,24 +93,26 @@ def measure(
     }
 
 
-def text(facts: dict[str, Any], *, step_ms: float | None = None) -> str:
-    """The facts for people; ``step_ms`` is how long a training step takes, if that is known."""
-    processes = f"{facts['workers']} process(es) of " if facts["workers"] else ""
-    lines = [f"{'':26}  examples/s    per core    ({processes}{facts['threads']} thread(s), {facts['cores']} core(s))"]
-    for name, value in facts["examples_per_second"].items():
-        lines.append(f"{name:26}  {value:10,.0f}  {facts['per_core'][name]:10,.0f}")
-    shares = "  ".join(f"{name} {share:.0%}" for name, share in facts["shares"].items())
+def text(summary: dict[str, Any], *, step_ms: float | None = None) -> str:
+    """The measurements as text; ``step_ms`` is the duration of a training step, if that is known."""
+    processes = f"{summary['workers']} process(es) of " if summary["workers"] else ""
+    lines = [
+        f"{'':26}  examples/s    per core    ({processes}{summary['threads']} thread(s), {summary['cores']} core(s))"
+    ]
+    for name, value in summary["examples_per_second"].items():
+        lines.append(f"{name:26}  {value:10,.0f}  {summary['per_core'][name]:10,.0f}")
+    fractions = "  ".join(f"{name} {fraction:.0%}" for name, fraction in summary["time_fractions"].items())
     lines += [
-        f"time of one thread: {shares}",
-        f"pictures: {amount(facts['picture_bytes'])} an example, {amount(facts['bytes_per_second'])}/s read",
-        f"memory: {amount(facts['memory_bytes'])} at most",
-        verdict(facts["examples_per_second"]["whole batches"], facts["batch_size"], step_ms),
+        f"time of one thread: {fractions}",
+        f"pictures: {amount(summary['picture_bytes'])} an example, {amount(summary['bytes_per_second'])}/s read",
+        f"memory: {amount(summary['memory_bytes'])} at most",
+        verdict(summary["examples_per_second"]["whole batches"], summary["batch_size"], step_ms),
     ]
     return "\n".join(lines)
 
 
 def verdict(have: float, batch_size: int, step_ms: float | None) -> str:
-    """Whether training would wait for data."""
+    """One line that says whether training would wait for data."""
     takes = 1000 * batch_size / have
     if step_ms is None:
         return f"a batch of {batch_size} takes {takes:,.3g} ms: shorter training steps than that wait for data"
@@ -119,14 +124,14 @@ def verdict(have: float, batch_size: int, step_ms: float | None) -> str:
 
 
 def memory() -> int:
-    """The most bytes that this process, or one that it waited for, ever had in memory."""
+    """Peak memory in bytes of this process and of child processes that have ended."""
     unit = 1 if sys.platform == "darwin" else 1024
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return unit * max(resource.getrusage(which).ru_maxrss for which in who)
+    usages = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return unit * max(resource.getrusage(usage).ru_maxrss for usage in usages)
 
 
-class _Order:
-    """Places in the source at random, again and again; every user goes on where the one before stopped."""
+class _RandomPlaces:
+    """An endless random sequence of places in the source."""
 
     def __init__(self, size: int, seed: int):
         self._size = size
@@ -136,8 +141,8 @@ class _Order:
         return self._random.integers(self._size, size=count).tolist()
 
 
-class _Sizes:
-    """The mean size of an example's pictures."""
+class _PictureSizes:
+    """The mean size in bytes of an example's pictures."""
 
     def __init__(self, modalities: Sequence[str]):
         self._modalities = modalities
@@ -151,10 +156,10 @@ class _Sizes:
         return sum(self._sizes) / max(len(self._sizes), 1)
 
 
-def _examples(
-    source: Source, work: Callable[[Example, int], None], order: _Order, threads: int, seconds: float
+def _examples_per_second(
+    source: Source, work: Callable[[Example, int], None], places: _RandomPlaces, threads: int, seconds: float
 ) -> float:
-    """Examples a second with ``threads`` at work; those that cannot be used count, for they take time too."""
+    """Examples per second with ``threads``; unreadable ones count, because they take time too."""
 
     def chunk(indices: list[int]) -> int:
         for index in indices:
@@ -166,15 +171,15 @@ def _examples(
 
     def rounds(pool: ThreadPoolExecutor) -> Iterator[int]:
         while True:
-            yield sum(pool.map(chunk, [order.take(_CHUNK) for _ in range(threads)]))
+            yield sum(pool.map(chunk, [places.take(_CHUNK) for _ in range(threads)]))
 
     with ThreadPoolExecutor(threads) as pool:
-        going = rounds(pool)
-        next(going)  # what is done once only
+        work_rounds = rounds(pool)
+        next(work_rounds)  # warm-up
         start = now = time.perf_counter()
         done = 0
         while done == 0 or now - start < seconds:
-            done += next(going)
+            done += next(work_rounds)
             now = time.perf_counter()
     return done / (now - start)
 
@@ -183,25 +188,25 @@ def _view(chain: TransformChain, example: Example, number: int) -> None:
     chain.decode_and_transform(chain.apply_caption_transforms(example, number=number), example, number=number)
 
 
-def _shares(
+def _time_fractions(
     source: Source,
     batches: Batches,
     training: TransformChain,
     geometry: TransformChain,
     tokenizer: Tokenizer,
     batch_size: int,
-    order: _Order,
+    places: _RandomPlaces,
     seconds: float,
 ) -> dict[str, float]:
-    """Shares of the time that one thread needs for a batch; the parts that are not calls are differences."""
+    """Fractions of the time that one thread needs for a batch; stages without a call of their own are differences."""
     source, batches = copy.copy(source), copy.copy(batches)
-    known: set[str] = set()  # batches, too, tokenize a text once
+    known: set[str] = set()  # batches tokenize each text once, too
 
     def once(step: int) -> list[float]:
-        """Seconds to read, to crop, to view, to tokenize, and for a whole batch."""
+        """Seconds to read, to crop, to crop and transform, to tokenize, and for a whole batch."""
         examples = []
         started = time.perf_counter()
-        for index in order.take(batch_size):
+        for index in places.take(batch_size):
             try:
                 examples.append(source[index])
             except Unreadable:
@@ -225,13 +230,13 @@ def _shares(
         batches[step]
         return [*times, time.perf_counter() - started]
 
-    once(0)  # what is done once only
+    once(0)  # warm-up
     deadline = time.perf_counter() + seconds
-    # In turns, so that whatever else the machine does hits all parts alike, and medians, so that it hits few.
-    taken = [once(1)]
+    # All stages in turn, so that other load on the machine affects them alike; medians, so that it affects few.
+    times_of_batches = [once(1)]
     while time.perf_counter() < deadline:
-        taken.append(once(1 + len(taken)))
-    read, crop, view, tokenize, whole = (statistics.median(times) for times in zip(*taken, strict=True))
+        times_of_batches.append(once(1 + len(times_of_batches)))
+    read, crop, view, tokenize, whole = (statistics.median(times) for times in zip(*times_of_batches, strict=True))
     spent = [read, crop, max(view - crop, 0.0), tokenize]
     spent.append(max(whole - sum(spent), 0.0))
-    return {name: value / sum(spent) for name, value in zip(PARTS, spent, strict=True)}
+    return {name: value / sum(spent) for name, value in zip(STAGES, spent, strict=True)}

@@ -1,1 +1,1 @@
-"""`mmjax data prepare`: any source to ArrayRecord shards in TFDS's layout."""
+"""``mmjax data prepare``: writes any source as a TFDS data set of ArrayRecord shards."""

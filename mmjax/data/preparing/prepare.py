@@ -1,9 +1,10 @@
-"""Any source as a TFDS data set of ArrayRecord shards, made by several processes; what was killed goes on."""
+"""Writes any source as a TFDS data set of ArrayRecord shards, with several processes; a killed run can continue."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import logging
 import multiprocessing
 import os
 import signal
@@ -16,22 +17,24 @@ from multiprocessing import connection
 from typing import Any
 
 from mmjax.core.config import ConfigError
-from mmjax.data.preparing.planning import check_same, common_schema, planned, read
-from mmjax.data.preparing.prepared import SKIPPED, Folder, Plan
+from mmjax.data.preparing.plan import check_same, common_schema, make_plan, read_example
 from mmjax.data.preparing.progress import Counter, amount, time_left
 from mmjax.data.preparing.reencoding import Reencoding
+from mmjax.data.preparing.split_folder import UNREADABLE, Plan, SplitFolder
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
 
-# Groups of one record are what random access needs; pictures are compressed already.
+logger = logging.getLogger(__name__)
+
+# Random access needs groups of one record; pictures are compressed already.
 _OPTIONS = "group_size:1,uncompressed"
-_COUNTED = 16  # examples between two signs of life
-_STOP = -(1 << 62)  # of the workers' counter: end at once
+_REPORTED = 16  # examples between two updates of the progress line
+_STOP = -(1 << 62)  # a value of the shared counter that ends the workers
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a split holds now."""
+    """What a split holds after ``prepare``."""
 
     folder: str
     split: str
@@ -40,45 +43,45 @@ class Summary:
     captions: int
     bytes_in: int  # of pictures as they were
     bytes_out: int  # of the files
-    skipped: Mapping[str, int]  # by reason
-    left_out: Mapping[str, str]  # fields that are not stored, and why
+    unreadable: Mapping[str, int]  # by reason
+    left_out: Mapping[str, str]  # fields that are not stored, to the reason
     seconds: float
-    already: int  # shards that were there before
+    already: int  # shards that an earlier run wrote
 
     @property
-    def skipped_share(self) -> float:
-        """Of all examples that there were."""
-        skipped = sum(self.skipped.values())
-        return skipped / max(skipped + self.examples, 1)
+    def unreadable_fraction(self) -> float:
+        """The fraction of all examples."""
+        unreadable = sum(self.unreadable.values())
+        return unreadable / max(unreadable + self.examples, 1)
 
 
 class Job:
-    """Makes shards of one split; it travels to the worker processes."""
+    """Writes shards of one split; it is pickled for the worker processes."""
 
-    def __init__(self, source: Source, reencoding: Reencoding, plan: Plan, folder: Folder):
+    def __init__(self, source: Source, reencoding: Reencoding, plan: Plan, folder: SplitFolder):
         self._source = source
         self._reencoding = reencoding
         self._plan = plan
         self._folder = folder
 
     def write(self, number: int, count: Callable[[int], None]) -> None:
-        """Writes one shard and notes that it is finished; ``count`` hears of examples done."""
+        """Writes one shard and records that it is finished; calls ``count`` with numbers of examples done."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
         plan, path = self._plan, self._folder.temporary(number)
         record: dict[str, Any] = {"examples": 0, "captions": 0, "bytes_in": 0, "record_bytes": 0}
-        skipped: list[tuple[str, str, str]] = []
+        unreadable: list[tuple[str, str, str]] = []
         unknown: collections.Counter[str] = collections.Counter()
         writer = ArrayRecordWriter(str(path), _OPTIONS)
         try:
             for done, index in enumerate(plan.range(number)):
-                if done % _COUNTED == _COUNTED - 1:
-                    count(_COUNTED)
+                if done % _REPORTED == _REPORTED - 1:
+                    count(_REPORTED)
                 try:
-                    example, pictures = read(self._source, index, self._reencoding)
+                    example, pictures = read_example(self._source, index, self._reencoding)
                     packed = plan.schema.pack(example, pictures)
                 except Unreadable as error:
-                    skipped.append((error.key or f"example {index}", error.reason, error.detail))
+                    unreadable.append((error.key or f"example {index}", error.reason, error.detail))
                     continue
                 writer.write(packed)
                 record["examples"] += 1
@@ -88,14 +91,14 @@ class Job:
                 unknown.update(name for name in plan.schema.unknown(example) if name not in plan.asked["drop"])
         finally:
             writer.close()
-        count(len(plan.range(number)) % _COUNTED)
-        record |= {"bytes_out": path.stat().st_size, "skipped": skipped, "unknown": unknown}
+        count(len(plan.range(number)) % _REPORTED)
+        record |= {"bytes_out": path.stat().st_size, "unreadable": unreadable, "unknown": unknown}
         self._folder.finish_shard(number, plan.shards, record)
 
 
 def prepare(
     source: Source,
-    folder: Folder,
+    folder: SplitFolder,
     *,
     asked: Mapping[str, Any],
     reencoding: Reencoding,
@@ -104,21 +107,19 @@ def prepare(
     limit: int | None = None,
     drop: Sequence[str] = (),
     workers: int = 1,
-    note: Callable[[str], None] = print,
 ) -> Summary:
-    """Writes ``source`` as one split of the data set in ``folder``, or what is still missing of it.
+    """Writes ``source`` as one split of the data set in ``folder``, or those shards that are missing.
 
     Args:
       source: pickled once for each worker.
-      folder: where to.
-      asked: what identifies the source, for people: a split is only gone on with by the same.
-      reencoding: what becomes of pictures.
-      shards: how many; if left out, as many as give files of about ``shard_mib``.
-      shard_mib: the size of a file.
-      limit: only so many examples, the first ones.
+      folder: where to write.
+      asked: identifies the source; a split is only continued if this is the same.
+      reencoding: how pictures are stored.
+      shards: how many; by default as many as give files of about ``shard_mib``.
+      shard_mib: approximate size of a shard.
+      limit: writes only that many examples, the first ones.
       drop: fields that are not stored.
-      workers: processes; 1 writes in this one.
-      note: hears what is worth a line.
+      workers: processes; 1 writes in this process.
     """
     started = time.monotonic()
     for name, value in (("shards", shards), ("shard-mib", shard_mib), ("limit", limit), ("workers", workers)):
@@ -133,56 +134,60 @@ def prepare(
     }  # fmt: skip
     with folder.locked():
         plan = folder.plan()
-        fresh = planned(source, reencoding, asked, examples=examples, shards=shards, shard_mib=shard_mib, drop=drop)
+        new_plan = make_plan(
+            source, reencoding, asked, examples=examples, shards=shards, shard_mib=shard_mib, drop=drop
+        )
         if plan is None:
-            plan = dataclasses.replace(fresh, schema=common_schema(fresh, folder.other_plans(), folder.split))
+            plan = dataclasses.replace(new_plan, schema=common_schema(new_plan, folder.other_plans(), folder.split))
             folder.begin(plan)
         else:
-            check_same(plan, fresh, folder)
+            check_same(plan, new_plan, folder)
         missing = [number for number in range(plan.shards) if not _is_finished(folder, plan, number)]
         already = plan.shards - len(missing)
         if source.group > 1:
-            note(f"the source's groups of {source.group} neighbors are stored as single examples")
+            logger.info(f"the source's groups of {source.group} neighbors are stored as single examples")
         if already:
-            note(f"{already} of {plan.shards} shards are there already")
+            logger.info(f"{already} of {plan.shards} shards exist already")
         before = examples - sum(len(plan.range(number)) for number in missing)
         with Counter(examples, unit="examples", already=before) as progress:
             _write_all(Job(source, reencoding, plan, folder), missing, workers, lambda done: progress(before + done))
         folder.publish()
-        return _summary(folder, plan, fresh.schema.left_out, time.monotonic() - started, already)
+        return _summary(folder, plan, new_plan.schema.left_out, time.monotonic() - started, already)
 
 
 def text(summary: Summary) -> str:
-    """A summary for people."""
+    """The summary as text."""
     lines = [
         f"{summary.folder}: split {summary.split!r}, {summary.shards} shard(s), {time_left(summary.seconds)}",
         f"  written  {summary.examples:,} examples, {summary.captions:,} captions",
         f"  pictures {amount(summary.bytes_in)} in, files {amount(summary.bytes_out)} out",
     ]
-    if summary.skipped:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(summary.skipped.items()))
-        lines.append(f"  skipped  {sum(summary.skipped.values()):,} ({summary.skipped_share:.2%}): {reasons}")
-        lines.append(f"           listed in {SKIPPED}")
+    if summary.unreadable:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(summary.unreadable.items()))
+        lines.append(
+            f"  unreadable {sum(summary.unreadable.values()):,} ({summary.unreadable_fraction:.2%}): {reasons}"
+        )
+        lines.append(f"             listed in {UNREADABLE}")
     lines += [f"  no field {name!r}: {reason}" for name, reason in summary.left_out.items()]
     return "\n".join(lines)
 
 
-def _is_finished(folder: Folder, plan: Plan, number: int) -> bool:
+def _is_finished(folder: SplitFolder, plan: Plan, number: int) -> bool:
     record, path = folder.record(number), folder.shard(number, plan.shards)
     return record is not None and path.is_file() and path.stat().st_size == record["bytes_out"]
 
 
-def _summary(folder: Folder, plan: Plan, left_out: Mapping[str, str], seconds: float, already: int) -> Summary:
+def _summary(folder: SplitFolder, plan: Plan, left_out: Mapping[str, str], seconds: float, already: int) -> Summary:
     records = [record for number in range(plan.shards) if (record := folder.record(number)) is not None]
-    skipped = collections.Counter(reason for _, reason, _ in plan.skipped)
+    unreadable = collections.Counter(reason for _, reason, _ in plan.unreadable)
     unknown: collections.Counter[str] = collections.Counter()
     for record in records:
-        skipped.update(reason for _, reason, _ in record["skipped"])
+        unreadable.update(reason for _, reason, _ in record["unreadable"])
         unknown.update(record["unknown"])
-    late = {name: f"in {count:,} examples, but none of those that were looked at" for name, count in unknown.items()}
+    late = {name: f"in {count:,} examples, but in none of those sampled" for name, count in unknown.items()}
     totals = {key: sum(r[key] for r in records) for key in ("examples", "captions", "bytes_in", "bytes_out")}
     return Summary(
-        folder=str(folder.path), split=folder.split, shards=plan.shards, **totals, skipped=dict(skipped),
+        folder=str(folder.path), split=folder.split, shards=plan.shards, **totals, unreadable=dict(unreadable),
         left_out={**left_out, **late}, seconds=seconds, already=already,
     )  # fmt: skip
 
@@ -206,7 +211,7 @@ def _write_all(job: Job, numbers: Sequence[int], workers: int, progress: Callabl
         return
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(job, counter)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(job, counter)) as pool:
         waiting = {pool.submit(_write, number) for number in numbers}
         try:
             while waiting:
@@ -219,8 +224,8 @@ def _write_all(job: Job, numbers: Sequence[int], workers: int, progress: Callabl
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise ConfigError(
-                    f"--workers={workers}: one was killed, perhaps for want of memory; the same command goes on from "
-                    "the finished shards, or use fewer"
+                    f"--workers={workers}: a worker was killed, perhaps because memory ran out; the same command "
+                    "continues from the finished shards, or use fewer workers"
                 ) from None
             raise
 
@@ -228,11 +233,11 @@ def _write_all(job: Job, numbers: Sequence[int], workers: int, progress: Callabl
 _worker: tuple[Job, Any]
 
 
-def _begin(job: Job, counter: Any) -> None:
-    """Makes this process a worker, which ends with the process that it works for, however that one ends."""
+def _start_worker(job: Job, counter: Any) -> None:
+    """Makes this process a worker, which exits when its parent does, even if that one was killed."""
     global _worker
     _worker = (job, counter)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; who began this ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends its workers
     parent = multiprocessing.parent_process()
     assert parent is not None
 

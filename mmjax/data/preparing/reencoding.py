@@ -1,4 +1,4 @@
-"""Encoded pictures made smaller, or brought to another format, for storage."""
+"""Shrinks pictures and converts their format, for storage."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mmjax.data.sample import Crop, Unreadable
 
 Format = Literal["keep", "jpeg", "png", "webp"]
 
-_CHECK_SHRINK = 8  # libjpeg-turbo skips most of the work at an eighth of the size, but reads every byte
+_CHECK_SHRINK = 8  # at an eighth of the size, libjpeg-turbo skips most of the work but reads every byte
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reencoding:
-    """What becomes of a picture: with the defaults its very bytes, which are decoded once to see that they can be.
+    """How pictures are stored. By default their bytes stay as they are, and are only decoded once as a check.
 
-    A picture is never enlarged, and one that already has the wanted format and size keeps its bytes. Others are turned
-    upright (an Exif orientation is gone), made RGB, and encoded.
+    A picture is never enlarged. One that already has the right format and size keeps its bytes; others are rotated
+    upright (without Exif orientation), converted to RGB and encoded.
 
     Args:
-      image_size: the longest that the shorter side may be; 0 is no limit.
-      format: ``keep`` is the picture's own if that is JPEG, PNG or WebP, and PNG otherwise, as for pixels.
+      image_size: largest length of the shorter side; 0 is no limit.
+      format: ``keep`` is the picture's own format if that is JPEG, PNG or WebP, and PNG otherwise (as for arrays).
       quality: of JPEG and WebP, 1 to 100.
     """
 
@@ -43,7 +43,7 @@ class Reencoding:
             raise ConfigError(f"quality={self.quality}: must be from 1 to 100; 90 is a good one")
 
     def __call__(self, picture: bytes | np.ndarray, *, key: str = "") -> bytes:
-        """The encoded picture; raises ``Unreadable``."""
+        """The encoded picture; raises ``Unreadable`` if it is broken."""
         height, width = pictures.size_of(picture, key=key)
         if min(height, width) < 1:
             raise Unreadable("corrupt image", f"{width} x {height}", key=key)
@@ -54,18 +54,18 @@ class Reencoding:
             check(picture, key=key)
             return bytes(picture)
         crop = _view(height, width, shrink, resample="bicubic") if shrink < 1 else None
-        return _encoded(pictures.decode(picture, crop, key=key), wanted, self.quality)
+        return _encode(pictures.decode(picture, crop, key=key), wanted, self.quality)
 
 
 def check(picture: bytes | np.ndarray, *, key: str = "") -> tuple[int, int]:
-    """Height and width of a picture that can be decoded to its end; raises ``Unreadable`` for others."""
+    """Height and width of a picture; raises ``Unreadable`` if it cannot be decoded to its end."""
     height, width = pictures.size_of(picture, key=key)
     pictures.decode(picture, _view(height, width, 1 / _CHECK_SHRINK, resample="fast"), key=key)
     return height, width
 
 
 def format_of(data: bytes) -> str | None:
-    """``jpeg``, ``png`` or ``webp`` by the first bytes; None for anything else."""
+    """``jpeg``, ``png`` or ``webp``, by the first bytes; None for other formats."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpeg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -78,7 +78,7 @@ def _view(height: int, width: int, scale: float, *, resample: Literal["fast", "b
     return Crop(0, 0, height, width, size, size, resample=resample)
 
 
-def _encoded(pixels: np.ndarray, format: str, quality: int) -> bytes:
+def _encode(pixels: np.ndarray, format: str, quality: int) -> bytes:
     out = io.BytesIO()
     image = Image.fromarray(pixels)
     if format == "png":

@@ -9,7 +9,7 @@ import numpy as np
 from mmjax.core.config import ConfigError, choose
 from mmjax.data import source
 from mmjax.data.formats import example_features, record_files, tf_example
-from mmjax.data.preparing import prepared
+from mmjax.data.preparing import split_folder
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.storage import path_patterns
 from mmjax.data.text import check_most, check_norm
@@ -75,7 +75,7 @@ class Source(source.Source):
         self.modalities = tuple(self._roles.pictures)
         self._id_limit: int | None = None
         if self._roles.ours:
-            self._id_limit = prepared.id_limit(paths[0].rpartition("/")[0]) or example_features.ID_LIMIT
+            self._id_limit = split_folder.id_limit(paths[0].rpartition("/")[0]) or example_features.ID_LIMIT
 
     @property
     def id_limit(self) -> int:

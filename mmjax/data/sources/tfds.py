@@ -11,7 +11,7 @@ import numpy as np
 from mmjax.core.config import ConfigError, nearest
 from mmjax.data import source
 from mmjax.data.formats import example_features, record_files, tf_example
-from mmjax.data.preparing import prepared
+from mmjax.data.preparing import split_folder
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.sources.arrayrecord import truncations
 from mmjax.data.storage import filesystem, path_patterns
@@ -89,7 +89,7 @@ class Source(source.Source):
         self.modalities = tuple(self._roles.pictures)
         self._id_limit: int | None = None
         if self._roles.ours:
-            self._id_limit = prepared.id_limit(folder) or example_features.ID_LIMIT
+            self._id_limit = split_folder.id_limit(folder) or example_features.ID_LIMIT
         if names is not None:
             self.class_names = list(names)
         tops = {flat_name: top for top in features for flat_name in _names(top, features[top], tfds)}

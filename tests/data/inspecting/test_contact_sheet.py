@@ -4,7 +4,7 @@ from PIL import ImageFont
 
 from mmjax.core.config import ConfigError
 from mmjax.data.inspecting import contact_sheet
-from mmjax.data.inspecting.contact_sheet import Cell, cells, draw, fitted, wrapped
+from mmjax.data.inspecting.contact_sheet import Cell, draw, make_cells, truncate_text, wrap_text
 
 FONT = ImageFont.load_default(size=14)
 
@@ -29,7 +29,7 @@ def decode(ids):
 
 
 def test_cells_say_what_belongs_to_a_row():
-    first, second = cells(batch(), decode)
+    first, second = make_cells(batch(), decode)
     assert first.origin == "image 5" and second.origin == "image 6 (25%) + 9 (75%)"
     assert first.texts == [("text 0", True), ("text 1", True), ("text 2", False)]
     assert second.texts == [("text 3", True), ("text 5", False)]  # padding is nothing to be shown
@@ -44,14 +44,14 @@ def test_rows_are_chosen_evenly_and_from_further_batches_where_one_is_too_small(
             return made
 
     def origins(count):
-        return [int(cell.origin.split()[1]) for cell in contact_sheet.chosen(Batches(), decode, count=count)]
+        return [int(cell.origin.split()[1]) for cell in contact_sheet.sample_cells(Batches(), decode, count=count)]
 
     assert origins(1) == [5] and origins(2) == [5, 6] and origins(5) == [5, 6, 15, 16, 25]
     four = {key: np.concatenate([value, value]) for key, value in batch().items() if key != "images"}
     four["images"] = {name: np.concatenate([x, x]) for name, x in batch()["images"].items()}
     four["image_ids"] = np.array([[1], [2], [3], [4]])
     four["image_weight"] = np.ones((4, 1))
-    assert [cell.origin for cell in contact_sheet.chosen([four], decode, count=2)] == ["image 1", "image 3"]
+    assert [cell.origin for cell in contact_sheet.sample_cells([four], decode, count=2)] == ["image 1", "image 3"]
 
 
 def test_the_pictures_are_on_the_sheet_enlarged_by_whole_numbers():
@@ -92,19 +92,19 @@ def test_everything_is_within_the_sheet(count):
 
 def test_wrapping_keeps_every_word_in_lines_that_fit():
     text = "the quick brown fox jumps over the lazy dog " * 4
-    lines = wrapped(text, FONT, 150, most=99)
+    lines = wrap_text(text, FONT, 150, max_lines=99)
     assert " ".join(lines).split() == text.split()
     assert all(FONT.getlength(line) <= 150 for line in lines) and len(lines) > 4
 
 
 def test_what_is_cut_says_so():
-    lines = wrapped("word " * 100, FONT, 150, most=3)
+    lines = wrap_text("word " * 100, FONT, 150, max_lines=3)
     assert len(lines) == 3 and lines[-1].endswith(" …") and FONT.getlength(lines[-1]) <= 150
-    assert wrapped("two words", FONT, 150, most=3) == ["two words"]
-    long = wrapped("x" * 100, FONT, 150, most=99)
+    assert wrap_text("two words", FONT, 150, max_lines=3) == ["two words"]
+    long = wrap_text("x" * 100, FONT, 150, max_lines=99)
     assert "".join(long) == "x" * 100 and all(FONT.getlength(line) <= 150 for line in long)
-    assert fitted("short", FONT, 150) == "short"
-    cut = fitted("a rather long title that goes on", FONT, 100)
+    assert truncate_text("short", FONT, 150) == "short"
+    cut = truncate_text("a rather long title that goes on", FONT, 100)
     assert cut.endswith(" …") and FONT.getlength(cut) <= 100
 
 

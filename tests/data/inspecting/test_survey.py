@@ -6,7 +6,7 @@ import pytest
 from mmjax.data import source, tokenizer
 from mmjax.data.inspecting import survey
 from mmjax.data.open_source import open_source
-from mmjax.data.preparing.planning import spread
+from mmjax.data.preparing.plan import evenly_spaced
 from support.pictures import encoded, photograph
 from support.prepared import Source
 
@@ -19,7 +19,7 @@ def tokens():
 
 
 def facts_of(source, tokens, *, count=None, threads=2):
-    numbers = range(len(source)) if count is None else spread(len(source), count)
+    numbers = range(len(source)) if count is None else evenly_spaced(len(source), count)
     facts = survey.survey(source, tokenizer=tokens, numbers=numbers, threads=threads)
     assert json.loads(json.dumps(facts)) == facts
     return facts
@@ -31,15 +31,15 @@ def test_facts_of_a_source(tokens):
     assert (facts["examples"], facts["inspected"], facts["group"]) == (12, 12, 1)
     picture = facts["pictures"]["image"]
     assert picture["storage"] == "encoded" and picture["formats"] == {"jpeg": 0.5, "png": 0.5}
-    assert picture["height"] == {"least": 20, "median": 20, "most": 20}
+    assert picture["height"] == {"min": 20, "median": 20, "max": 20}
     assert picture["width"]["median"] == 50
     sizes = [len(source[i]["image"]) for i in range(12)]
-    assert picture["bytes"] == {"least": min(sizes), "median": float(np.median(sizes)), "most": max(sizes)}
-    assert facts["captions"]["per_image"] == {"least": 1, "mean": 2.0, "most": 3}
+    assert picture["bytes"] == {"min": min(sizes), "median": float(np.median(sizes)), "max": max(sizes)}
+    assert facts["captions"]["per_image"] == {"min": 1, "mean": 2.0, "max": 3}
     assert facts["fields"]["label"] == "integer; 3 of 3 classes"
     assert facts["fields"]["score"] == "number; 0 to 2.75, mean 1.375"
     assert facts["fields"]["negatives"].startswith("negatives")
-    assert facts["broken"] == {"when opened": {}, "when read": {}}
+    assert facts["unreadable"] == {"when opened": {}, "when read": {}}
     shown = survey.text(facts)
     assert "12 examples, all of them read" in shown and "jpeg 50%" in shown and "broken: none" in shown
 
@@ -50,7 +50,7 @@ def test_lengths_and_repeats(tokens):
     source = Changed(source, {i: dict(source[i], captions=texts[i]) for i in range(3)})
     facts = facts_of(source, tokens)["captions"]
     # With BOS and EOS: 4, 4, 8 (of 13), 5.
-    assert facts["tokens"] == {"least": 4, "median": 4.5, "most": 8}
+    assert facts["tokens"] == {"min": 4, "median": 4.5, "max": 8}
     assert facts["truncated"] == 0.25 and facts["duplicates"] == 0.25 and facts["context_length"] == 8
     assert facts["per_image"]["mean"] == pytest.approx(4 / 3)
 
@@ -79,13 +79,13 @@ def test_what_is_broken_is_counted_with_its_first_keys(tokens):
     )
     changed.unreadable = [("x", "duplicate key", ""), ("y", "duplicate key", "")]
     facts = facts_of(changed, tokens)
-    read = facts["broken"]["when read"]
+    read = facts["unreadable"]["when read"]
     assert next(iter(read)) == "missing file" and read["missing file"]["count"] == 10
     assert read["missing file"]["keys"] == [f"birds/{i:03d}.jpg" for i in range(20, 25)]
     assert {reason: entry["count"] for reason, entry in read.items()} == {
         "missing file": 10, "truncated image": 1, "empty image": 1, "no caption": 1,
     }  # fmt: skip
-    assert facts["broken"]["when opened"] == {"duplicate key": {"count": 2, "keys": ["x", "y"]}}
+    assert facts["unreadable"]["when opened"] == {"duplicate key": {"count": 2, "keys": ["x", "y"]}}
     assert facts["pictures"]["image"]["count"] == 27
     assert "missing file: 10: birds/020.jpg" in survey.text(facts)
 
@@ -96,7 +96,11 @@ def test_nothing_that_can_be_read(tokens):
 
 
 def test_some_examples_evenly_spaced(tokens):
-    assert spread(10, 4) == [0, 2, 5, 7] and list(spread(3, 8)) == [0, 1, 2] and list(spread(0, 5)) == []
+    assert (
+        evenly_spaced(10, 4) == [0, 2, 5, 7]
+        and list(evenly_spaced(3, 8)) == [0, 1, 2]
+        and list(evenly_spaced(0, 5)) == []
+    )
     facts = facts_of(Source(30), tokens, count=7)
     assert facts["inspected"] == 7 and "30 examples, 7 of them read" in survey.text(facts)
 

@@ -40,8 +40,8 @@ def test_rates_are_those_of_a_source_of_known_speed():
     assert list(rates) == ["read", "read and decode", "with training transforms", "whole batches"]
     assert all(10 < rate <= 250 for rate in rates.values()), rates
     assert facts["per_core"]["read"] == rates["read"] / 2
-    shares = facts["shares"]
-    assert set(shares) == set(throughput.PARTS) and sum(shares.values()) == pytest.approx(1)
+    shares = facts["time_fractions"]
+    assert set(shares) == set(throughput.STAGES) and sum(shares.values()) == pytest.approx(1)
     assert shares["read"] > 0.5 and min(shares.values()) >= 0
 
 
@@ -51,7 +51,7 @@ def test_threads_read_side_by_side():
 
 
 def test_where_the_time_goes():
-    shares = measured(Source(512), tokens=Tokens(0.004))["shares"]
+    shares = measured(Source(512), tokens=Tokens(0.004))["time_fractions"]
     assert shares["tokenize"] > 0.2 and shares["tokenize"] > 3 * (shares["read"] + shares["decode and crop"]), shares
 
 

@@ -16,19 +16,17 @@ from mmjax.core.config import ConfigError
 from mmjax.data import source
 from mmjax.data.open_source import open_source
 from mmjax.data.preparing import prepare
-from mmjax.data.preparing.planning import SAMPLED, spread
-from mmjax.data.preparing.prepared import Folder
+from mmjax.data.preparing.plan import SAMPLED, evenly_spaced
 from mmjax.data.preparing.reencoding import Reencoding
+from mmjax.data.preparing.split_folder import SplitFolder
 from support import command
 from support.pictures import encoded, opened, photograph
 from support.prepared import Source
 
 
-def written(source, output, *, split="train", asked=("source", 1), note=lambda text: None, keep=None, **options):
-    folder = Folder(output, name="birds", version="1.2.0", split=split)
-    return prepare.prepare(
-        source, folder, asked={"source": asked}, reencoding=keep or Reencoding(), note=note, **options
-    )
+def written(source, output, *, split="train", asked=("source", 1), keep=None, **options):
+    folder = SplitFolder(output, name="birds", version="1.2.0", split=split)
+    return prepare.prepare(source, folder, asked={"source": asked}, reencoding=keep or Reencoding(), **options)
 
 
 def files(output):
@@ -39,7 +37,7 @@ def files(output):
 def test_what_is_read_back_is_what_the_source_gave(tmp_path):
     source = Source(12)
     summary = written(source, tmp_path, shards=5)
-    assert (summary.examples, summary.captions, summary.skipped) == (12, 4 * (1 + 2 + 3), {})
+    assert (summary.examples, summary.captions, summary.unreadable) == (12, 4 * (1 + 2 + 3), {})
     assert summary.bytes_in == sum(len(source[i]["image"]) for i in range(12))
     read = open_source({"name": "tfds", "path": str(tmp_path / "birds")}, split="train")
     assert len(read) == 12 and read.class_names == list(source.class_names)
@@ -87,10 +85,10 @@ def test_what_cannot_be_used_is_left_out_and_listed(tmp_path):
     source = Patched(source, {4: torn, 5: empty, 2: mute})
     summary = written(source, tmp_path, shards=2)
     assert summary.examples == 5
-    assert summary.skipped == {
+    assert summary.unreadable == {
         "missing file": 2, "duplicate key": 1, "truncated image": 1, "empty image": 1, "no caption": 1,
     }  # fmt: skip
-    assert summary.skipped_share == pytest.approx(6 / 11)
+    assert summary.unreadable_fraction == pytest.approx(6 / 11)
     lines = [json.loads(line) for line in files(tmp_path)["unreadable.jsonl"].decode().splitlines()]
     assert all(set(line) == {"split", "key", "reason", "detail"} for line in lines)
     assert {(line["key"], line["reason"]) for line in lines} == {
@@ -127,8 +125,7 @@ def test_workers_write_the_same_bytes(tmp_path):
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def test_what_was_finished_is_not_made_again(tmp_path):
-    notes = []
+def test_what_was_finished_is_not_made_again(tmp_path, messages):
     written(Source(12), tmp_path, shards=4)
     before = files(tmp_path)
     folder = tmp_path / "birds/1.2.0"
@@ -136,16 +133,16 @@ def test_what_was_finished_is_not_made_again(tmp_path):
     lost.unlink()
     torn.write_bytes(torn.read_bytes()[:-1])
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("birds-*")}
-    summary = written(Source(12), tmp_path, shards=4, note=notes.append)
-    assert files(tmp_path) == before and notes == ["2 of 4 shards are there already"] and summary.already == 2
+    summary = written(Source(12), tmp_path, shards=4)
+    assert files(tmp_path) == before and messages == ["2 of 4 shards exist already"] and summary.already == 2
     changed = {p.name for p in folder.glob("birds-*") if times.get(p.name) != p.stat().st_mtime_ns}
     assert changed == {lost.name, torn.name}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_stops_it_leaves_the_finished_shards(workers, tmp_path):
+def test_what_stops_it_leaves_the_finished_shards(workers, tmp_path, messages):
     begun = time.monotonic()
-    looked_at = spread(300, SAMPLED)
+    looked_at = evenly_spaced(300, SAMPLED)
     fails = next(index for index in range(160, 300) if index not in looked_at)
     with pytest.raises(OSError, match="the disk is gone"):
         written(Source(300, slow=0.001, fails=fails), tmp_path, shards=6, workers=workers)
@@ -153,16 +150,15 @@ def test_what_stops_it_leaves_the_finished_shards(workers, tmp_path):
     folder = tmp_path / "birds/1.2.0"
     finished = {path.name: path.read_bytes() for path in folder.glob("birds-*")}
     assert 1 <= len(finished) < 6 and not (folder / "dataset_info.json").exists()
-    notes = []
-    assert written(Source(300), tmp_path, shards=6, note=notes.append).examples == 300
-    assert notes == [f"{len(finished)} of 6 shards are there already"]
+    assert written(Source(300), tmp_path, shards=6).examples == 300
+    assert messages == [f"{len(finished)} of 6 shards exist already"]
     assert files(tmp_path).items() > finished.items()
 
 
 KILLED = """
 import sys
 from mmjax.data.preparing import prepare
-from mmjax.data.preparing.prepared import Folder
+from mmjax.data.preparing.split_folder import Folder
 from mmjax.data.preparing.reencoding import Reencoding
 from support.prepared import Source
 
@@ -231,7 +227,7 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path):
 
 
 def test_two_at_a_time_do_not_write_one_split(tmp_path):
-    folder = Folder(tmp_path, name="birds", version="1.2.0", split="train")
+    folder = SplitFolder(tmp_path, name="birds", version="1.2.0", split="train")
     with folder.locked(), pytest.raises(ConfigError, match="another process"):
         written(Source(2), tmp_path)
     assert written(Source(2), tmp_path).examples == 2
@@ -279,7 +275,7 @@ def test_a_value_of_the_wrong_type_is_a_bad_row(tmp_path):
     source = Source(300)
     odd = {1: dict(source[1], count="many"), 3: {k: v for k, v in source[3].items() if k != "label"}}
     summary = written(Patched(source, odd), tmp_path, shards=1)  # neither is among those that are looked at first
-    assert summary.skipped == {"bad row": 2} and summary.examples == 298
+    assert summary.unreadable == {"bad row": 2} and summary.examples == 298
 
 
 def test_the_number_of_shards_follows_from_their_size(tmp_path):
@@ -308,7 +304,7 @@ def test_numbers_that_cannot_be(options, mentions, tmp_path):
 )
 def test_names_that_tfds_would_not_find(names, tmp_path):
     with pytest.raises(ConfigError):
-        Folder(tmp_path, **{"name": "birds", "version": "1.0.0", "split": "train", **names})
+        SplitFolder(tmp_path, **{"name": "birds", "version": "1.0.0", "split": "train", **names})
 
 
 def test_limit_takes_the_first(tmp_path):

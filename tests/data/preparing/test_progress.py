@@ -20,7 +20,7 @@ class Clock:
 def test_a_terminal_has_one_live_line(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     clock, terminal = Clock(), Terminal()
-    with Counter(2000, unit="examples", already=500, stream=terminal, clock=clock) as progress:
+    with Counter(2000, unit="examples", already=500, stream=terminal, timer=clock) as progress:
         clock.now += 10
         progress(1000)
         progress(1001)  # too soon
@@ -39,7 +39,7 @@ def test_a_narrow_terminal_is_not_wrapped(monkeypatch):
 
 def test_a_file_has_plain_lines_now_and_then():
     clock, file = Clock(), io.StringIO()
-    with Counter(2000, unit="examples", stream=file, clock=clock) as progress:
+    with Counter(2000, unit="examples", stream=file, timer=clock) as progress:
         for second in range(25):
             clock.now += 1
             progress(second * 10)

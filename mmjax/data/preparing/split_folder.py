@@ -1,10 +1,10 @@
-"""The folder of a prepared data set: TFDS's layout, and beside it what was asked for and which shards are finished.
+"""The folder of a prepared data set: TFDS's layout, the options of each split, and which shards are finished.
 
-NAME/VERSION/dataset_info.json, features.json          once a split is whole
+NAME/VERSION/dataset_info.json, features.json          once a split is complete
 NAME/VERSION/NAME-train.array_record-00000-of-00008
-NAME/VERSION/unreadable.jsonl                             {"split", "key", "reason", "detail"} of what was left out
-NAME/VERSION/.prepare/train/plan.json                  what was asked for, and what follows from it
-NAME/VERSION/.prepare/train/00000.json                 a finished shard: counts, bytes, what was skipped
+NAME/VERSION/unreadable.jsonl                             {"split", "key", "reason", "detail"} of unreadable examples
+NAME/VERSION/.prepare/train/plan.json                  the options, and what was inferred
+NAME/VERSION/.prepare/train/00000.json                 a finished shard: counts, bytes, unreadable examples
 """
 
 from __future__ import annotations
@@ -20,46 +20,46 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.core.config import ConfigError
-from mmjax.data.preparing.packing import Schema, features
+from mmjax.data.preparing.schema import Schema, tfds_features
 from mmjax.data.storage import filesystem
 
 PLAN = "plan.json"
-SKIPPED = "unreadable.jsonl"
+UNREADABLE = "unreadable.jsonl"
 _OWN = ".prepare"
 _SUFFIX = "array_record"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a split becomes. ``asked`` are the settings, which must be the same to go on with a split that was begun."""
+    """What a split will hold. A split that was begun is only continued with the same options ``asked``."""
 
     asked: Mapping[str, Any]
     schema: Schema
     examples: int  # in the source
     shards: int
-    formats: Mapping[str, str | None]  # of the pictures in each modality, where they are all alike
+    formats: Mapping[str, str | None]  # of the pictures in each modality, if they all have one
     class_names: tuple[str, ...] | None
-    skipped: Sequence[tuple[str, str, str]]  # key, reason and detail of what the source itself left out
+    unreadable: Sequence[tuple[str, str, str]]  # key, reason and detail of what the source left out when opened
 
     def range(self, shard: int) -> range:
-        """The examples of one shard; shards differ by one at most."""
+        """The examples of one shard; sizes of shards differ by one at most."""
         return range(shard * self.examples // self.shards, (shard + 1) * self.examples // self.shards)
 
     def to_json(self) -> dict[str, Any]:
-        """As ``from_json`` reads it."""
+        """The plan as JSON values."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return json.loads(json.dumps(plain | {"schema": self.schema.to_json()}, default=str))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Plan:
-        """From what ``to_json`` gave."""
+        """The plan that ``to_json`` wrote."""
         names = value["class_names"]
-        parts = {"schema": Schema.from_json(value["schema"]), "class_names": None if names is None else tuple(names)}
-        return cls(**{**value, **parts})
+        parsed = {"schema": Schema.from_json(value["schema"]), "class_names": None if names is None else tuple(names)}
+        return cls(**{**value, **parsed})
 
 
 def id_limit(folder: str) -> int | None:
-    """What the ids in a prepared data set are below, which have gaps where examples were left out; None: not known."""
+    """A bound that all ids of a prepared data set are below (they have gaps); None if it is not known."""
     own = f"{folder.rstrip('/')}/{_OWN}"
     names = filesystem.list_names(own) if filesystem.is_folder(own) else []
     plans = [f"{own}/{name}/{PLAN}" for name in names if filesystem.exists(f"{own}/{name}/{PLAN}")]
@@ -67,7 +67,7 @@ def id_limit(folder: str) -> int | None:
     return None if None in limits else max(limits, default=None)
 
 
-class Folder:
+class SplitFolder:
     """One split in ``output/name/version``."""
 
     def __init__(self, output: str | os.PathLike[str], *, name: str, version: str, split: str):
@@ -84,27 +84,27 @@ class Folder:
         self._own = self.path / _OWN / split
 
     def shard(self, number: int, shards: int) -> Path:
-        """Where a finished shard lies."""
+        """The path of a finished shard."""
         return self.path / f"{self.name}-{self.split}.{_SUFFIX}-{number:05d}-of-{shards:05d}"
 
     def temporary(self, number: int) -> Path:
-        """Where this process writes a shard."""
+        """The path to which this process writes an unfinished shard."""
         return self._own / f"{number:05d}.{os.getpid()}.tmp"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else writes this split; what a killed process left half done is removed."""
+        """Locks the split against other processes, and removes temporary files of a killed one."""
         if not self._own.is_dir():
             foreign = [] if not self.path.is_dir() else [p.name for p in self.path.iterdir() if self._foreign(p)]
             if foreign:
                 raise ConfigError(
-                    f"--output: {self.path} has {foreign[0]}, which was not made by this command; "
+                    f"--output: {self.path} has {foreign[0]}, which this command did not write; "
                     "use another --name, --version or --output"
                 )
         try:
             self._own.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise ConfigError(f"--output: {self.path} cannot be made, a file is in its place; use another") from None
+            raise ConfigError(f"--output: {self.path} cannot be made, a file has its name; use another") from None
         with (self._own / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,24 +115,24 @@ class Folder:
             yield
 
     def plan(self) -> Plan | None:
-        """The plan of this split, if it was begun."""
+        """The plan of this split, or None if it was not begun."""
         return self._plan(self._own)
 
     def other_plans(self) -> list[tuple[str, Plan]]:
-        """Those of the data set's other splits."""
+        """Names and plans of the data set's other splits."""
         plans = ((path.name, self._plan(path)) for path in sorted(self._own.parent.iterdir()) if path != self._own)
         return [(name, plan) for name, plan in plans if plan is not None]
 
     def begin(self, plan: Plan) -> None:
-        """Makes ``plan`` this split's."""
+        """Stores ``plan`` as this split's."""
         _write(self._own / PLAN, plan.to_json())
 
     def record(self, number: int) -> dict[str, Any] | None:
-        """What was noted of a finished shard; None while it is not finished."""
+        """The record of a finished shard; None while it is unfinished."""
         return self._record(self._own / f"{number:05d}.json")
 
     def finish_shard(self, number: int, shards: int, record: Mapping[str, Any]) -> None:
-        """This process's temporary file is whole: gives it its name, then notes that it is finished."""
+        """Renames this process's complete temporary file to the shard, then stores the shard's ``record``."""
         temporary = self.temporary(number)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -140,20 +140,20 @@ class Folder:
         _write(self._own / f"{number:05d}.json", record)
 
     def publish(self) -> None:
-        """Writes TFDS's metadata and ``unreadable.jsonl`` for all splits that are whole."""
-        whole = []
+        """Writes TFDS's metadata and ``unreadable.jsonl`` for all complete splits."""
+        complete = []
         for name, plan in [(self.split, self.plan()), *self.other_plans()]:
             if plan is not None:
                 records = [self._record(self._own.parent / name / f"{k:05d}.json") for k in range(plan.shards)]
                 if all(record is not None for record in records):
-                    whole.append((name, plan, [record for record in records if record is not None]))
-        whole.sort(key=lambda split: split[0])
-        _write_skipped(self.path / SKIPPED, whole)
-        stored = [split for split in whole if any(record["examples"] for record in split[2])]
+                    complete.append((name, plan, [record for record in records if record is not None]))
+        complete.sort(key=lambda split: split[0])
+        _write_unreadable(self.path / UNREADABLE, complete)
+        stored = [split for split in complete if any(record["examples"] for record in split[2])]
         if stored:
-            self._describe(stored)
+            self._write_metadata(stored)
 
-    def _describe(self, splits: Sequence[tuple[str, Plan, list[dict[str, Any]]]]) -> None:
+    def _write_metadata(self, splits: Sequence[tuple[str, Plan, list[dict[str, Any]]]]) -> None:
         import tensorflow_datasets as tfds
 
         infos = [
@@ -168,7 +168,7 @@ class Folder:
             for name, _, records in splits
         ]
         plans = [plan for _, plan, _ in splits]
-        # Any split's schema would do: a later one has the first one's fields.
+        # All splits have the same schema.
         schema = plans[0].schema
         formats: dict[str, str | None] = {}
         for modality in schema.modalities:
@@ -177,7 +177,7 @@ class Folder:
         names = next((plan.class_names for plan in plans if plan.class_names is not None), None)
         tfds.folder_dataset.write_metadata(
             data_dir=self.path,
-            features=features(schema, class_names=names, formats=formats),
+            features=tfds_features(schema, class_names=names, formats=formats),
             split_infos=infos,
             version=self.version,
             check_data=False,
@@ -206,7 +206,7 @@ class Folder:
 
 def _write(path: Path, value: Any) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    # JSON reads back what the error handler makes of names that are not UTF-8.
+    # JSON can read back how the error handler writes names that are not UTF-8.
     with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(value, file, ensure_ascii=False)
         file.flush()
@@ -214,11 +214,11 @@ def _write(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def _write_skipped(path: Path, splits: Sequence[tuple[str, Plan, list[dict[str, Any]]]]) -> None:
+def _write_unreadable(path: Path, splits: Sequence[tuple[str, Plan, list[dict[str, Any]]]]) -> None:
     lines = [
         json.dumps({"split": name, "key": key, "reason": reason, "detail": detail}, ensure_ascii=False)
         for name, plan, records in splits
-        for key, reason, detail in [*plan.skipped, *(entry for record in records for entry in record["skipped"])]
+        for key, reason, detail in [*plan.unreadable, *(entry for record in records for entry in record["unreadable"])]
     ]
     if lines:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""From a source's examples to the records of a TFDS data set: which fields there are, their types, and their bytes."""
+"""The fields of a prepared data set: their types, how examples become records, and the TFDS features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NEGATIVE = ("kind", "true", "false")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Field:
-    """One field's type; ``width`` is the length of each row of ``… rows``, or 0."""
+    """One field's type; ``width`` is the row length of the kinds ``… rows``, and 0 for the others."""
 
     kind: Kind
     width: int = 0
@@ -28,9 +28,9 @@ class Field:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schema:
-    """The fields of a data set besides ``id``, ``key`` and ``captions``, and the pictures.
+    """The modalities, and the fields besides ``id``, ``key`` and ``captions``.
 
-    ``left_out`` says of further fields why they are not stored.
+    ``left_out`` maps fields that are not stored to the reason.
     """
 
     modalities: tuple[str, ...]
@@ -38,10 +38,10 @@ class Schema:
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def pack(self, example: Example, pictures: Mapping[str, bytes]) -> bytes:
-        """A serialized ``tf.train.Example``; equal examples are equal bytes. What a list lacks is an empty list."""
+        """A serialized ``tf.train.Example``; equal examples give equal bytes, and missing lists are empty ones."""
         features: dict[str, Any] = {
             "id": np.array([example["id"]], np.int64),
-            # A file's name need not be UTF-8.
+            # A file name may not be UTF-8.
             "key": [str(example.get("key", example["id"])).encode("utf-8", "backslashreplace")],
             "captions": list(example["captions"]),
         }
@@ -50,36 +50,36 @@ class Schema:
         for name, field in self.fields.items():
             value = example.get(name)
             if field.kind == "negatives":
-                for place, part in enumerate(_NEGATIVE):
-                    features[f"{name}/{part}"] = [str(entry[place]) for entry in value or ()]
+                for i, column in enumerate(_NEGATIVE):
+                    features[f"{name}/{column}"] = [str(entry[i]) for entry in value or ()]
                 continue
             try:
                 features[name] = _packed(value, field)
             except (TypeError, ValueError, OverflowError) as error:
                 key = str(example.get("key", ""))
-                raise Unreadable("bad row", f"its {name!r} is no {field.kind}: {error}", key=key) from None
+                raise Unreadable("bad row", f"its {name!r} is not of type {field.kind}: {error}", key=key) from None
         return tf_example.encode(features)
 
     def unknown(self, example: Example) -> list[str]:
-        """Fields of an example that the schema does not know of, and therefore does not store."""
+        """Fields of an example that are not in the schema, and so are not stored."""
         known = (*_ALWAYS, *self.modalities, *self.fields, *self.left_out)
         return [name for name in example if name not in known]
 
     def to_json(self) -> dict[str, Any]:
-        """As ``from_json`` reads it."""
+        """The schema as JSON values."""
         fields = {name: dataclasses.asdict(field) for name, field in sorted(self.fields.items())}
         return {"modalities": list(self.modalities), "fields": fields}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Schema:
-        """From what ``to_json`` gave."""
+        """The schema that ``to_json`` wrote."""
         fields = {name: Field(**field) for name, field in value["fields"].items()}
         return cls(modalities=tuple(value["modalities"]), fields=fields)
 
 
-def schema_of(examples: Iterable[Example], *, modalities: Sequence[str], drop: Sequence[str] = ()) -> Schema:
-    """The fields that some of ``examples`` have, without those in ``drop``; integers beside numbers are numbers."""
-    found: dict[str, Field] = {}
+def infer_schema(examples: Iterable[Example], *, modalities: Sequence[str], drop: Sequence[str] = ()) -> Schema:
+    """Infers the fields of ``examples``, without those in ``drop``; integers among numbers become numbers."""
+    fields: dict[str, Field] = {}
     left_out: dict[str, str] = dict.fromkeys(drop, "dropped as asked")
     seen: set[str] = set()
     for example in examples:
@@ -92,44 +92,52 @@ def schema_of(examples: Iterable[Example], *, modalities: Sequence[str], drop: S
             field = _field(name, value)
             if field is None:
                 left_out[name] = f"{type(value).__name__}: neither text nor numbers"
-            elif name in found and found[name] != field:
-                merged = _merged(found[name], field)
+            elif name in fields and fields[name] != field:
+                merged = _widen(fields[name], field)
                 if merged is None:
-                    left_out[name] = f"{found[name].kind} in one example, {field.kind} in another"
+                    left_out[name] = f"{fields[name].kind} in one example, {field.kind} in another"
                 else:
-                    found[name] = merged
+                    fields[name] = merged
             else:
-                found[name] = field
-    left_out |= dict.fromkeys(seen - set(found) - set(left_out), "empty in all examples that were looked at")
-    kept = {name: field for name, field in sorted(found.items()) if name not in left_out}
+                fields[name] = field
+    left_out |= dict.fromkeys(seen - set(fields) - set(left_out), "empty in all sampled examples")
+    kept = {name: field for name, field in sorted(fields.items()) if name not in left_out}
     return Schema(modalities=tuple(modalities), fields=kept, left_out=left_out)
 
 
-def features(schema: Schema, *, class_names: Sequence[str] | None, formats: Mapping[str, str | None]) -> dict[str, Any]:
-    """The same as TFDS features; ``formats`` says for each modality ``jpeg`` or ``png`` where all pictures are that."""
+def tfds_features(
+    schema: Schema, *, class_names: Sequence[str] | None, formats: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """The schema as TFDS features.
+
+    Args:
+      schema: the fields.
+      class_names: of the field ``label``, if there are any.
+      formats: by modality, ``jpeg`` or ``png`` if all pictures have that format, else None.
+    """
     import tensorflow_datasets as tfds  # takes a second, and only the metadata needs it
 
     text = tfds.features.Text
-    made: dict[str, Any] = {"id": np.int64, "key": text(), "captions": tfds.features.Sequence(text())}
+    features: dict[str, Any] = {"id": np.int64, "key": text(), "captions": tfds.features.Sequence(text())}
     for name in schema.modalities:
-        made[name] = tfds.features.Image(shape=(None, None, 3), encoding_format=formats.get(name))
+        features[name] = tfds.features.Image(shape=(None, None, 3), encoding_format=formats.get(name))
     for name, field in schema.fields.items():
         dtype = np.int64 if field.kind.startswith("integer") else np.float32
         if field.kind == "negatives":
-            made[name] = tfds.features.Sequence({part: text() for part in _NEGATIVE})
+            features[name] = tfds.features.Sequence({column: text() for column in _NEGATIVE})
         elif field.kind.endswith("rows"):
-            made[name] = tfds.features.Tensor(shape=(None, field.width), dtype=dtype)
+            features[name] = tfds.features.Tensor(shape=(None, field.width), dtype=dtype)
         elif field.kind in ("text", "texts"):
-            made[name] = text() if field.kind == "text" else tfds.features.Sequence(text())
+            features[name] = text() if field.kind == "text" else tfds.features.Sequence(text())
         elif name == "label" and field.kind == "integer" and class_names is not None:
-            made[name] = tfds.features.ClassLabel(names=list(class_names))
+            features[name] = tfds.features.ClassLabel(names=list(class_names))
         else:
-            made[name] = dtype if field.kind in ("integer", "number") else tfds.features.Sequence(dtype)
-    return made
+            features[name] = dtype if field.kind in ("integer", "number") else tfds.features.Sequence(dtype)
+    return features
 
 
 def _field(name: str, value: Any) -> Field | None:
-    """The type of one value that is not empty; None where it cannot be stored."""
+    """The type of a value that is not empty; None if it cannot be stored."""
     if name == "negatives":
         return Field(kind="negatives")
     if isinstance(value, str):
@@ -148,7 +156,7 @@ def _field(name: str, value: Any) -> Field | None:
     return Field(kind=kind, width=array.shape[1] if array.ndim == 2 else 0)  # type: ignore[arg-type]
 
 
-def _merged(one: Field, other: Field) -> Field | None:
+def _widen(one: Field, other: Field) -> Field | None:
     if one.width == other.width:
         for field, wider in ((one, other), (other, one)):
             if _WIDER.get(field.kind) == wider.kind:
@@ -169,18 +177,18 @@ def _packed(value: Any, field: Field) -> Any:
         return _integers([value])
     array = np.asarray([] if value is None else value)
     if field.kind.endswith("rows") and array.size and array.shape[1:] != (field.width,):
-        raise ValueError(f"its rows are not of {field.width}")
+        raise ValueError(f"its rows do not have {field.width} entries")
     return array.astype(np.float32) if field.kind.startswith("number") else _integers(array)
 
 
 def _integers(value: Any) -> np.ndarray:
     array = np.asarray(value)
     if array.size and array.dtype.kind not in "biu":
-        raise ValueError(f"{array.ravel()[0]!r} is none")
+        raise ValueError(f"{array.ravel()[0]!r} is not an integer")
     return array.astype(np.int64)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is none")
+        raise ValueError(f"{value!r} is not a text")
     return value
