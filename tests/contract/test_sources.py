@@ -12,7 +12,7 @@ from mmjax.data.open_source import open_source
 from mmjax.data.pipeline import Batches
 from mmjax.data.preparing.prepare import prepare
 from mmjax.data.preparing.reencoding import Reencoding
-from mmjax.data.preparing.split_folder import Folder
+from mmjax.data.preparing.split_folder import SplitFolder
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
 from mmjax.data.transform_chain import TransformChain
@@ -29,7 +29,7 @@ def sections(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMJAX_CACHE", str(folder / "cache"))
         made = formats.sections(folder)
-        target = Folder(folder / "tfds", name="small", version="1.0.0", split="train")
+        target = SplitFolder(folder / "tfds", name="small", version="1.0.0", split="train")
         prepare(opened("tables", made), target, asked={}, reencoding=Reencoding(), shards=2, note=lambda _: None)
         made["tfds"] = {"path": str(target.path)}
         made["scenes"] = {"size": 16}
@@ -130,7 +130,7 @@ def test_a_mixture_takes_prepared_data_whose_ids_have_gaps(sections, tmp_path):
                 raise Unreadable("missing file", key=str(index))
             return {"id": index, "key": str(index), "image": formats.examples()[0][1], "captions": ["a"]}
 
-    target = Folder(tmp_path, name="gaps", version="1.0.0", split="train")
+    target = SplitFolder(tmp_path, name="gaps", version="1.0.0", split="train")
     prepare(Gaps(), target, asked={}, reencoding=Reencoding(), shards=1, note=lambda _: None)
     for name, path in (("tfds", target.path), ("arrayrecord", target.path / "gaps-train.array_record*")):
         part = {"name": name, "path": str(path)}
@@ -149,7 +149,7 @@ def test_prepared_data_is_selected_by_a_score(sections, tmp_path, monkeypatch):
             example = {"id": index, "key": f"k{index:02d}", "image": formats.examples()[0][1], "captions": ["a"]}
             return example | {"score": (index * 5 % 12) / 4}
 
-    target = Folder(tmp_path, name="scored", version="1.0.0", split="train")
+    target = SplitFolder(tmp_path, name="scored", version="1.0.0", split="train")
     prepare(Scored(), target, asked={}, reencoding=Reencoding(), shards=2, note=lambda _: None)
     best = sorted(range(12), key=lambda i: -(i * 5 % 12))[:3]
     for name, path in (("tfds", target.path), ("arrayrecord", target.path / "scored-train.array_record*")):

@@ -1,4 +1,4 @@
-"""Encoded pictures to pixels: what a file of any kind shows, upright, in RGB, cropped and resized in one go."""
+"""Decoding and resampling of pictures, and operations on their pixels."""
 
 from mmjax.data.pictures.decoding import decode, size_of
 

@@ -1,4 +1,4 @@
-"""Operations on u8[H, W, 3] that several transforms share; each gives a new array, rounded to the nearest level."""
+"""Operations on pixels u8[H, W, 3] that transforms share; each returns a new array, rounded to the nearest level."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow's mode L
 
 
 def gray(x: np.ndarray) -> np.ndarray:
-    """The luma, three times."""
+    """The luma in all three channels."""
     return cv2.cvtColor(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
-def levels(x: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Each level exchanged: ``table`` is [256] for all channels or [256, 3], of any numbers, rounded and clipped."""
+def apply_table(x: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Replaces level i by ``table[i]``, rounded and clipped; ``table`` is [256] for all channels, or [256, 3]."""
     rounded = np.clip(np.floor(table + 0.5), 0, 255).astype(np.uint8)
     return cv2.LUT(x, rounded if rounded.ndim == 1 else np.ascontiguousarray(rounded[None]))
 
 
 def brightness(x: np.ndarray, factor: float) -> np.ndarray:
-    """``factor · x``: 0 is black, 1 the picture."""
-    return levels(x, factor * np.arange(256))
+    """``factor · x``; 0 is black, 1 leaves the picture as it is."""
+    return apply_table(x, factor * np.arange(256))
 
 
 def contrast(x: np.ndarray, factor: float) -> np.ndarray:
-    """``factor · x + (1 - factor) · m`` with m the mean luma: 0 is gray, 1 the picture."""
+    """``factor · x + (1 - factor) · m`` with m the mean luma; 0 is gray, 1 leaves the picture as it is."""
     mean = float(_LUMA @ np.array(cv2.mean(x)[:3]))
-    return levels(x, factor * np.arange(256) + (1 - factor) * np.floor(mean + 0.5))
+    return apply_table(x, factor * np.arange(256) + (1 - factor) * np.floor(mean + 0.5))
 
 
 def saturation(x: np.ndarray, factor: float) -> np.ndarray:
-    """``factor · x + (1 - factor) · luma(x)``: 0 is gray, 1 the picture."""
+    """``factor · x + (1 - factor) · luma(x)``; 0 is gray, 1 leaves the picture as it is."""
     return cv2.transform(x, factor * np.eye(3) + (1 - factor) * np.tile(_LUMA, (3, 1)))
 
 
 def hue(x: np.ndarray, turns: float) -> np.ndarray:
-    """Colors turned around the wheel of hues by that part of it: ½ is the opposite color."""
+    """Rotates hues by ``turns`` of the color wheel; ½ gives complementary colors."""
     wheel = cv2.cvtColor(x, cv2.COLOR_RGB2HSV_FULL)
-    wheel[..., 0] += np.uint8(round(turns * 256) % 256)  # levels of a byte are the wheel: they overflow as it goes on
+    wheel[..., 0] += np.uint8(round(turns * 256) % 256)  # bytes overflow as the wheel wraps around
     return cv2.cvtColor(wheel, cv2.COLOR_HSV2RGB_FULL)
 
 
 def sharpness(x: np.ndarray, factor: float) -> np.ndarray:
-    """``factor · x + (1 - factor) · smooth(x)``: 0 is smooth, 1 the picture, more is sharper; the border stays."""
+    """``factor · x + (1 - factor) · smooth(x)``; more than 1 is sharper than the picture. The border stays."""
     if min(x.shape[:2]) < 3:
         return x.copy()
     smooth = np.ones((3, 3), np.float32)
@@ -56,38 +56,38 @@ def sharpness(x: np.ndarray, factor: float) -> np.ndarray:
     return out
 
 
-def posterized(x: np.ndarray, bits: int) -> np.ndarray:
+def posterize(x: np.ndarray, bits: int) -> np.ndarray:
     """The ``bits`` highest bits of each level."""
     return x & np.uint8(0xFF << (8 - bits) & 0xFF)
 
 
-def solarized(x: np.ndarray, threshold: float) -> np.ndarray:
+def solarize(x: np.ndarray, threshold: float) -> np.ndarray:
     """Levels from ``threshold`` on, inverted."""
     level = np.arange(256)
-    return levels(x, np.where(level < threshold, level, 255 - level))
+    return apply_table(x, np.where(level < threshold, level, 255 - level))
 
 
-def stretched(x: np.ndarray) -> np.ndarray:
-    """Each channel's darkest level brought to 0 and its brightest to 255; a channel of one level stays."""
+def autocontrast(x: np.ndarray) -> np.ndarray:
+    """Stretches each channel so that its levels run from 0 to 255; a constant channel stays."""
     low, high = (f(x.reshape(-1, 3), axis=0).astype(float) for f in (np.min, np.max))
     span = np.where(high > low, high - low, 1)
     level = np.arange(256.0)[:, None]
-    return levels(x, np.where(high > low, (level - low) * 255 / span, level))
+    return apply_table(x, np.where(high > low, (level - low) * 255 / span, level))
 
 
-def equalized(x: np.ndarray) -> np.ndarray:
-    """Each channel's levels spread so that all become about as frequent, by Pillow's law."""
+def equalize(x: np.ndarray) -> np.ndarray:
+    """Histogram equalization of each channel, as in Pillow."""
     table = np.tile(np.arange(256.0)[:, None], (1, 3))
     for channel in range(3):
         counts = np.bincount(x[..., channel].ravel(), minlength=256)
         step = (counts.sum() - counts[counts > 0][-1]) // 255
         if step:
             table[:, channel] = (step // 2 + np.cumsum(counts) - counts) // step
-    return levels(x, table)
+    return apply_table(x, table)
 
 
-def warped(x: np.ndarray, matrix: np.ndarray, fill: int) -> np.ndarray:
-    """Pixels taken from where ``matrix`` f64[2, 2], about the center, and [2, 1], a shift, send them to; bilinear."""
+def warp_affine(x: np.ndarray, matrix: np.ndarray, fill: int) -> np.ndarray:
+    """Bilinear warp: ``matrix`` f64[2, 3] maps pixels of the result to those of ``x``, relative to the center."""
     height, width = x.shape[:2]
     center = np.array([[(width - 1) / 2], [(height - 1) / 2]])
     linear, shift = matrix[:, :2], matrix[:, 2:]

@@ -1,14 +1,13 @@
-"""A box of a picture, brought to another size without aliasing.
+"""Resizes a box of a picture without aliasing.
 
-``bicubic``  Pillow's antialiased filter, to the last gray level; boxes may be fractional. What evaluation uses.
-``bilinear`` the same with a triangle.
+``bicubic``  Pillow's antialiased filter, exactly; boxes may be fractional. The default of evaluation.
+``bilinear`` Pillow's triangle filter, likewise.
 ``nearest``  for pictures whose values are labels.
-``fast``     OpenCV, some five times as fast: a side that shrinks much is averaged over its whole pixels, one that
-             shrinks by less is blurred in proportion, the rest is cubic interpolation. As close to Pillow's bicubic as
-             Pillow's bilinear is.
+``fast``     OpenCV, about five times as fast: a side that shrinks much is averaged over whole pixels, one that shrinks
+             less is blurred in proportion; then cubic interpolation. As close to Pillow's bicubic as its bilinear is.
 
-OpenCV would split one small picture over all cores, which the threads and processes that read pictures already keep
-busy: the first ``fast`` resampling sets its number of threads to one, for the whole process (``cv2.setNumThreads``).
+OpenCV would split one small picture over all cores, which are already busy with other pictures. So the first ``fast``
+resampling sets OpenCV's number of threads to one, for the whole process (``cv2.setNumThreads``).
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from PIL import Image
 Resample = Literal["fast", "bicubic", "bilinear", "nearest"]
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-# The blur before cubic interpolation, chosen as the one nearest to Pillow's bicubic on pictures with texture and edges.
-_BLUR_FROM = 1.15  # shrinking by less aliases little
-_BLUR = 0.35  # standard deviation, of a pixel of the result
-_BINOMIAL_FROM = 1.65  # 1 2 1 is then as near, and OpenCV has it in integers, in less than half the time
-_LONGEST = 16  # times the side of the result: resizing the whole of a longer picture, to see a part, is not worth it
-_TOLERANCE = 1e-6  # within which a number that was computed is a whole one
-_AVERAGE_FROM = 2.7  # three taps are too short then; a JPEG has been decoded smaller before that, at ratios up to 4 : 3
+# The blur before cubic interpolation, fitted to Pillow's bicubic on pictures with texture and edges.
+_BLUR_FROM = 1.15  # smaller factors cause little aliasing
+_BLUR = 0.35  # standard deviation, in pixels of the result
+_BINOMIAL_FROM = 1.65  # the kernel 1 2 1 is then as close, and OpenCV computes it in integers, twice as fast
+_MAX_RESIZED = 16  # times the side of the result: a longer picture is not resized as a whole
+_TOLERANCE = 1e-6  # of a number that should be whole
+_AVERAGE_FROM = 2.7  # three taps are too few then; most JPEG files were already decoded at a smaller size
 
 
 def resampled(
@@ -38,7 +37,7 @@ def resampled(
 ) -> np.ndarray:
     """``box`` (top, left, height, width) of u8[H, W, 3] as u8[*size, 3]."""
     height, width = pixels.shape[:2]
-    # Boxes that were scaled may leave the picture by a rounding error.
+    # A scaled box may extend beyond the picture by a rounding error.
     top, left = min(max(box[0], 0.0), height), min(max(box[1], 0.0), width)
     bottom, right = min(box[0] + box[2], float(height)), min(box[1] + box[3], float(width))
     if (bottom - top, right - left) == size and top == int(top) and left == int(left):
@@ -60,7 +59,7 @@ def _exact(
     down, across = (
         _window(*side, n, limit) for side, n, limit in zip((rows, columns), size, pixels.shape[:2], strict=True)
     )
-    # Pillow is given the whole picture: which axis it takes first, and so what it rounds in between, depends on sizes.
+    # Pillow gets the whole picture, because its order of axes, and so its rounding, depends on the sizes.
     image = Image.fromarray(np.ascontiguousarray(pixels))
     box = (across.start, down.start, across.stop, down.stop)
     view = np.asarray(image.resize((across.length, down.length), _FILTERS[resample], box=box))
@@ -68,7 +67,7 @@ def _exact(
 
 
 class _Window(NamedTuple):
-    """One side of a box, to be brought to ``length`` pixels, of which the first to be kept is ``skip``."""
+    """One side of a box, to be resized to ``length`` pixels, of which the first ``skip`` are dropped."""
 
     start: float
     stop: float
@@ -77,14 +76,14 @@ class _Window(NamedTuple):
 
 
 def _window(start: float, stop: float, count: int, limit: int) -> _Window:
-    """A side; where it shows some of a resized picture's pixels, as the resized picture and a place in it.
+    """A side of a box: as a place in the resized picture, if the box starts and ends at whole pixels of that.
 
-    That is what resizing and then cropping gives. Cutting the box out instead would cost one value in a hundred a gray
-    level, or two: Pillow keeps fractional ends in single precision.
+    Then the result equals resizing and then cropping. Resizing the box itself would change one value in a hundred by a
+    gray level or two, because Pillow keeps fractional ends in single precision.
     """
     whole, first = limit * count / (stop - start), start * count / (stop - start)
-    alike = all(abs(x - round(x)) < _TOLERANCE for x in (whole, first))
-    if not alike or whole > _LONGEST * count:
+    is_whole = all(abs(x - round(x)) < _TOLERANCE for x in (whole, first))
+    if not is_whole or whole > _MAX_RESIZED * count:
         return _Window(start, stop, count)
     return _Window(0, limit, round(whole), round(first))
 
@@ -92,9 +91,9 @@ def _window(start: float, stop: float, count: int, limit: int) -> _Window:
 def _fast(
     pixels: np.ndarray, rows: tuple[float, float], columns: tuple[float, float], size: tuple[int, int]
 ) -> np.ndarray:
-    _one_thread()
+    _use_one_thread()
     spans = [_span(*side, n, limit) for side, n, limit in zip((rows, columns), size, pixels.shape[:2], strict=True)]
-    pixels = pixels[spans[0].part, spans[1].part]
+    pixels = pixels[spans[0].pixels, spans[1].pixels]
     averaged = tuple(
         n if span.averaged else length for span, n, length in zip(spans, size, pixels.shape[:2], strict=True)
     )
@@ -115,13 +114,13 @@ def _fast(
 
 
 class _Span(NamedTuple):
-    """One side of a box, to be brought to some number of pixels."""
+    """One side of a box that is to be resized."""
 
-    part: slice  # the pixels that are looked at
-    offset: float  # of the side, from where they start
+    pixels: slice  # the source pixels that are needed
+    offset: float  # of the side, from the first of these
     length: float
     averaged: bool
-    whole: bool  # the side is these pixels, neither more nor less
+    whole: bool  # the side is exactly these pixels
 
 
 def _span(start: float, stop: float, count: int, limit: int) -> _Span:
@@ -129,20 +128,20 @@ def _span(start: float, stop: float, count: int, limit: int) -> _Span:
     if averaged or (start == int(start) and stop == int(stop)):
         first, last = math.floor(start + 0.5), math.floor(stop + 0.5)
         return _Span(slice(first, last), 0.0, last - first, averaged, True)
-    part = slice(max(math.floor(start) - 2, 0), min(math.ceil(stop) + 2, limit))
-    return _Span(part, start - part.start, stop - start, False, False)
+    pixels = slice(max(math.floor(start) - 2, 0), min(math.ceil(stop) + 2, limit))
+    return _Span(pixels, start - pixels.start, stop - start, False, False)
 
 
 def _nearest(
     pixels: np.ndarray, rows: tuple[float, float], columns: tuple[float, float], size: tuple[int, int]
 ) -> np.ndarray:
-    at = []
+    indices = []
     for (start, stop), count, limit in zip((rows, columns), size, pixels.shape[:2], strict=True):
         centers = start + (np.arange(count) + 0.5) * ((stop - start) / count)
-        at.append(np.minimum(centers.astype(np.intp), limit - 1))
-    return pixels[at[0][:, None], at[1]]
+        indices.append(np.minimum(centers.astype(np.intp), limit - 1))
+    return pixels[indices[0][:, None], indices[1]]
 
 
 @functools.cache
-def _one_thread() -> None:
+def _use_one_thread() -> None:
     cv2.setNumThreads(1)

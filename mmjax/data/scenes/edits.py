@@ -1,4 +1,4 @@
-"""Minimal changes of a scene: all else, down to the background's tint, stays as it was."""
+"""Minimal changes of a scene; everything else, even the tint of the background, stays as it is."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from mmjax.data.scenes.world import Scene, Thing, World
 
 
 def exchange(scene: Scene, *attributes: str) -> Scene:
-    """The two things trade the named attributes, e.g. ``color``."""
+    """The scene with the named attributes, such as ``color``, swapped between its two things."""
     a, b = scene.things
     return dataclasses.replace(scene, things=(_with(a, b, attributes), _with(b, a, attributes)))
 
 
 def exchange_places(scene: Scene) -> Scene:
-    """The two things trade positions and depths, which inverts their relation."""
+    """The scene with positions and depths swapped between its two things, which inverts their relation."""
     assert scene.relation is not None
     return dataclasses.replace(exchange(scene, "x", "y", "z"), relation=scene.relation ^ 1)
 
 
-def change(scene: Scene, which: int, attribute: str, value: int) -> Scene:
-    """Thing number ``which`` gets another value of one attribute."""
+def change(scene: Scene, index: int, attribute: str, value: int) -> Scene:
+    """The scene with another value of one attribute of thing number ``index``."""
     things = list(scene.things)
-    things[which] = dataclasses.replace(things[which], **{attribute: value})
+    things[index] = dataclasses.replace(things[index], **{attribute: value})
     return dataclasses.replace(scene, things=tuple(things))
 
 
-def others(world: World, scene: Scene, which: int, attribute: str) -> list[int]:
-    """Values that thing number ``which`` could have instead: absent from the scene, not making a held-out pair."""
-    thing = scene.things[which]
+def others(world: World, scene: Scene, index: int, attribute: str) -> list[int]:
+    """Other values for thing number ``index``: absent from the scene, and not making a held-out combination."""
+    thing = scene.things[index]
     if attribute in ("size", "texture"):
         count = 2 if attribute == "size" else world.textures
         return [v for v in range(count) if v != getattr(thing, attribute)]
@@ -40,10 +40,10 @@ def others(world: World, scene: Scene, which: int, attribute: str) -> list[int]:
 
 
 def twin(world: World, scene: Scene, u: Sequence[float]) -> Scene:
-    """The partner that differs in as little as can be, from two numbers in [0, 1).
+    """A scene that differs minimally, drawn by two numbers in [0, 1).
 
-    Two things trade places or, as often, colors (places after all where that would make a held-out combination);
-    one thing gets another color, shape or texture.
+    Two things swap places or, equally often, colors (but places if colors would make a held-out combination). A single
+    thing gets another color, shape or texture.
     """
     if len(scene.things) == 1:
         attribute = ("color", "shape", "texture")[int(u[0] * 3)]

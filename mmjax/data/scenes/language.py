@@ -1,4 +1,4 @@
-"""True sentences about a scene. Grammar (checked by an independent parser in the tests)::
+"""True captions of a scene. Their grammar, which the tests check with an independent parser::
 
 caption  = ["there is" ["only"]] thing [tail | link thing [place] [where]]
 thing    = "a" [size] [texture] color shape [place]
@@ -25,7 +25,7 @@ TEMPLATES = (
 
 
 def captions(scene: Scene) -> list[str]:
-    """Five true captions, from the full description to ones that leave most out."""
+    """Five true captions, from the full description to very short ones."""
     where = f"on a {'light' if scene.light else 'dark'} background"
     if len(scene.things) == 1:
         (a,) = scene.things
@@ -49,7 +49,7 @@ def captions(scene: Scene) -> list[str]:
 
 
 def full_caption(scene: Scene) -> str:
-    """Every attribute of every thing, and their relation."""
+    """All attributes of all things, and their relation."""
     return _related(scene, [f"a {describe(t, 'size', 'texture')}" for t in scene.things])
 
 
@@ -59,24 +59,24 @@ def short_caption(scene: Scene) -> str:
 
 
 def name(thing: Thing) -> str:
-    """Two words: color and shape."""
+    """The color and the shape, as two words."""
     return f"{COLORS[thing.color]} {SHAPES[thing.shape]}"
 
 
 def describe(thing: Thing, *attributes: str) -> str:
-    """The name after the words for ``size`` (or its ``synonym``) and ``texture``, as asked."""
-    words = []
+    """The name, preceded by those of ``size`` (or its ``synonym``) and ``texture`` that are asked for."""
+    terms = []
     if "size" in attributes:
-        words.append(SIZES[thing.size])
+        terms.append(SIZES[thing.size])
     if "synonym" in attributes:
-        words.append(SYNONYMS[thing.size])
+        terms.append(SYNONYMS[thing.size])
     if "texture" in attributes:
-        words.append(TEXTURES[thing.texture])
-    return " ".join([*words, name(thing)])
+        terms.append(TEXTURES[thing.texture])
+    return " ".join([*terms, name(thing)])
 
 
 def place(thing: Thing) -> str:
-    """Which ninth of the frame the thing's centre is in."""
+    """The ninth of the frame that the thing's center is in."""
     row = ("top", "middle", "bottom")[int(thing.y * 3 / FRAME)]
     column = ("left", "centre", "right")[int(thing.x * 3 / FRAME)]
     return f"in the {row} {column}"

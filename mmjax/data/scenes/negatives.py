@@ -1,8 +1,8 @@
-"""Hard negative captions: true and false sentences that differ in one thing.
+"""Hard negative captions: true and false sentences that differ in one detail.
 
-The false one is said of a minimally changed scene, with the words of the true one. Sentences of the swap and replace
-kinds are equally long, but for ``in front of`` and ``behind``; those of the add kinds are longer, so a scorer that
-never sees the image can win there: read these columns beside a text-only control.
+The false caption describes a minimally changed scene, in the words of the true one. Captions of the swap and replace
+kinds have the same length, except for ``in front of`` and ``behind``. Those of the add kinds are longer, so a scorer
+that never sees the image can win there: compare these metrics with a text-only control.
 """
 
 from __future__ import annotations
@@ -26,27 +26,32 @@ UNIFORMS = 3 * len(KINDS)
 def negatives(
     world: World, scene: Scene, u: Sequence[float], kinds: Iterable[str] = KINDS
 ) -> list[tuple[str, str, str]]:
-    """(kind, true caption, false caption) for each of ``kinds`` that the scene admits.
+    """Makes (kind, true caption, false caption) for each of ``kinds`` that is possible for the scene.
 
-    One thing cannot be swapped or related; two that are equally large, or have one texture, cannot swap that.
-    ``u`` are ``UNIFORMS`` numbers in [0, 1), of which each kind has its own: leaving one out changes no other.
+    A single thing cannot be swapped or related; two things of the same size or texture cannot swap that.
+
+    Args:
+      world: the vocabularies in use.
+      scene: what the captions describe.
+      u: ``UNIFORMS`` numbers in [0, 1); each kind uses its own, so that leaving one out changes no other.
+      kinds: which to make.
     """
-    found = []
+    captions = []
     for kind in kinds:
-        at = 3 * KINDS.index(kind)
-        pair = _pair(world, scene, kind, u[at : at + 3])
+        first = 3 * KINDS.index(kind)
+        pair = _pair(world, scene, kind, u[first : first + 3])
         if pair is not None:
-            found.append((kind, *pair))
-    return found
+            captions.append((kind, *pair))
+    return captions
 
 
 def _pair(world: World, scene: Scene, kind: str, u: Sequence[float]) -> tuple[str, str] | None:
     action, attribute = kind.split("_")
-    true, which = full_caption(scene), int(u[0] * len(scene.things))
+    true, index = full_caption(scene), int(u[0] * len(scene.things))
     if action == "add":
-        return short_caption(scene), _added(world, scene, attribute, which, u)
+        return short_caption(scene), _added(world, scene, attribute, index, u)
     if action == "replace" and attribute in ATTRIBUTES:
-        return true, full_caption(change(scene, which, attribute, _pick(others(world, scene, which, attribute), u[1])))
+        return true, full_caption(change(scene, index, attribute, _pick(others(world, scene, index, attribute), u[1])))
     if scene.relation is None:
         return None
     if attribute == "relation":
@@ -59,17 +64,17 @@ def _pair(world: World, scene: Scene, kind: str, u: Sequence[float]) -> tuple[st
     return true, full_caption(exchange(scene, attribute))
 
 
-def _added(world: World, scene: Scene, what: str, which: int, u: Sequence[float]) -> str:
-    """The short caption with a wrong texture or size put in, or with a thing that is not there put after it."""
+def _added(world: World, scene: Scene, addition: str, index: int, u: Sequence[float]) -> str:
+    """The short caption with a wrong texture or size inserted, or with an absent thing appended."""
     short = short_caption(scene)
-    if what == "attribute":
+    if addition == "attribute":
         attribute = "texture" if u[2] < 0.5 else "size"
-        wrong = change(scene, which, attribute, _pick(others(world, scene, which, attribute), u[1])).things[which]
+        wrong = change(scene, index, attribute, _pick(others(world, scene, index, attribute), u[1])).things[index]
         return short.replace(f"a {name(wrong)}", f"a {describe(wrong, attribute)}")
     absent = set(range(world.shapes)) - {t.shape for t in scene.things}
     color, shape = _pick([cs for cs in world.combinations("seen") if cs[1] in absent], u[1])
-    extra = dataclasses.replace(scene.things[0], color=color, shape=shape)
-    return f"{short} and a {name(extra)}"
+    absent_thing = dataclasses.replace(scene.things[0], color=color, shape=shape)
+    return f"{short} and a {name(absent_thing)}"
 
 
 def _pick(options, u: float):

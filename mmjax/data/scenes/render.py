@@ -1,6 +1,6 @@
-"""Scenes to pixels: anti-aliased signed distance functions in numpy; three modalities that share every edge.
+"""Renders scenes with anti-aliased signed distance functions in numpy; three modalities share every edge.
 
-Each thing covers a pixel by ``clip(1/2 - d, 0, 1)``, d its signed distance in pixels, evaluated within its box only.
+A thing covers a pixel by ``clip(1/2 - d, 0, 1)``, with d its signed distance in pixels, evaluated only within its box.
 """
 
 from __future__ import annotations
@@ -29,11 +29,19 @@ Array = np.ndarray
 
 
 def render(scene: Scene, *, image_size: int, noise: Mapping[str, np.random.Generator]) -> dict[str, Array]:
-    """u8[image_size, image_size, 3] for each modality in ``noise``, which holds the generator of its pixel noise.
+    """Renders one picture per modality.
 
     ``image`` is RGB; ``depth`` is 255 (1 - z) over a ground that comes nearer towards the bottom; ``thermal`` is a
-    temperature fixed by color and shape, blurred. The latter two have one channel, shown as three equal ones
-    (a broadcast view, so no memory), which lets every modality pass through the same tower.
+    blurred temperature that depends on color and shape. The latter two repeat one channel three times (as a broadcast
+    view, without copies), so that every modality has the same shape.
+
+    Args:
+      scene: what to render.
+      image_size: height and width in pixels.
+      noise: for each modality to render, the generator of its pixel noise.
+
+    Returns:
+      Modality to u8[image_size, image_size, 3].
     """
     layers = [_Layer(t, image_size) for t in sorted(scene.things, key=lambda t: -t.z)]
     painters = {"image": _image, "depth": _depth, "thermal": _thermal}
@@ -41,7 +49,7 @@ def render(scene: Scene, *, image_size: int, noise: Mapping[str, np.random.Gener
 
 
 class _Layer:
-    """One thing's box in pixels, its coverage there and the coordinates it was evaluated at."""
+    """One thing's box in pixels, with its coverage and coordinates there."""
 
     def __init__(self, thing: Thing, image_size: int):
         scale = image_size / FRAME
@@ -93,7 +101,7 @@ def _thermal(scene: Scene, layers: list[_Layer], image_size: int) -> Array:
 
 
 def _blur(canvas: Array) -> Array:
-    """Five binomial taps (1 4 6 4 1) / 16 along the columns, the border repeated."""
+    """The binomial filter (1 4 6 4 1) / 16 along the columns, with repeated borders."""
     p = np.pad(canvas, ((2, 2), (0, 0)), mode="edge")
     outer, inner = p[:-4] + p[4:], p[1:-3] + p[3:-1]
     return (outer + 4 * inner + 6 * canvas) * np.float32(1 / 16)
@@ -114,7 +122,7 @@ def _soft(distance: Array) -> Array:
 
 
 def _mark(layer: _Layer) -> Array | None:
-    """How dark the texture is at each pixel of the box, or None where there is none; anchored to the thing."""
+    """The darkness of the texture at each pixel of the box, relative to the thing; None if it is plain."""
     texture, period = TEXTURES[layer.thing.texture], np.float32(layer.period)
     if texture == "striped":  # half of each period, along the diagonal
         across = (layer.u + layer.v) * np.float32(math.sqrt(0.5))
@@ -125,7 +133,7 @@ def _mark(layer: _Layer) -> Array | None:
 
 
 def _fold(x: Array, period: np.float32) -> Array:
-    """To [-period/2, period/2)."""
+    """``x`` modulo ``period``, in [-period/2, period/2)."""
     return x - period * np.floor(x / period + np.float32(0.5))
 
 

@@ -1,4 +1,4 @@
-"""Scene graphs: what may be in a scene, and how one is drawn from uniform numbers.
+"""Scene graphs: the vocabularies of scenes, and how to draw a scene from uniform numbers.
 
 Lengths are in units of 1/64 of the frame, so that one scene can be rendered at any size; y points down.
 """
@@ -21,16 +21,16 @@ FRONT = RELATIONS.index("front")
 FRAME = 64.0
 RADII = ((10.0, 12.0), (14.0, 16.0))  # of small and of large objects
 MARGIN = 1.0  # between an object and the border
-DOMINANCE = 1.5  # of the main axis of a direction over the other one
-OVERLAP = (0.55, 0.85)  # distance over the sum of radii in front/behind: both objects stay recognizable
-UNIFORMS = 21  # numbers that one scene consumes, whatever its kind: worlds differ in meaning, not in consumption
+DOMINANCE = 1.5  # of the main axis of a direction over the other axis
+OVERLAP = (0.55, 0.85)  # distance / sum of radii for front and behind: both objects stay recognizable
+UNIFORMS = 21  # numbers for one scene of any world
 
 Combinations = Literal["seen", "any", "swappable"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Thing:
-    """One object; its attributes are indices into the vocabularies above."""
+    """One object. Shape, color, texture and size are indices into the vocabularies above."""
 
     shape: int
     color: int
@@ -45,7 +45,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scene:
-    """One or two things before a background; with two, the first one is in ``relation`` to the second."""
+    """One or two things on a background; of two, the first one has the ``relation`` to the second."""
 
     things: tuple[Thing, ...]
     relation: int | None
@@ -55,7 +55,7 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """How many of each vocabulary's words are in use, from its start."""
+    """How many entries of each vocabulary are in use, from its start."""
 
     name: str
     shapes: int
@@ -64,30 +64,30 @@ class World:
     relations: int
 
     def held_out(self, color: int, shape: int) -> bool:
-        """Whether this combination never occurs in train and val; every color and shape has such a one."""
+        """Whether this combination never occurs in train and val; every color and every shape has one."""
         return (color + shape) % max(self.colors, self.shapes) == 0
 
     @functools.cache  # noqa: B019 - worlds are few and live as long as the program
     def pairs(self, combinations: Combinations) -> tuple[tuple[int, int, int, int], ...]:
-        """All (color, shape, color, shape) with distinct colors and distinct shapes, so that every swap matters.
+        """All (color, shape, color, shape) with two colors and two shapes, so that every swap changes the meaning.
 
-        ``seen`` leaves out held-out combinations; ``swappable`` also those that swapping the colors would make.
+        ``seen`` excludes held-out combinations, ``swappable`` also those that become held out if colors are swapped.
         """
-        found = []
+        pairs = []
         for a in range(self.colors * self.shapes):
             for b in range(self.colors * self.shapes):
                 (ca, sa), (cb, sb) = divmod(a, self.shapes), divmod(b, self.shapes)
                 if ca == cb or sa == sb:
                     continue
-                given = self.held_out(ca, sa) or self.held_out(cb, sb)
-                swapped = self.held_out(cb, sa) or self.held_out(ca, sb)
-                if combinations == "any" or (not given and (combinations == "seen" or not swapped)):
-                    found.append((ca, sa, cb, sb))
-        return tuple(found)
+                is_held_out = self.held_out(ca, sa) or self.held_out(cb, sb)
+                swap_is_held_out = self.held_out(cb, sa) or self.held_out(ca, sb)
+                if combinations == "any" or (not is_held_out and (combinations == "seen" or not swap_is_held_out)):
+                    pairs.append((ca, sa, cb, sb))
+        return tuple(pairs)
 
     @functools.cache  # noqa: B019
     def combinations(self, kind: Literal["seen", "any"]) -> tuple[tuple[int, int], ...]:
-        """All (color, shape), color-major; ``seen`` leaves out held-out ones."""
+        """All (color, shape), color-major; ``seen`` excludes held-out ones."""
         both = [divmod(i, self.shapes) for i in range(self.colors * self.shapes)]
         return tuple(cs for cs in both if kind == "any" or not self.held_out(*cs))
 
@@ -100,13 +100,13 @@ WORLDS = {
 
 
 def draw_pair(world: World, u: Sequence[float], combinations: Combinations) -> Scene:
-    """A scene of two related things from ``UNIFORMS`` numbers in [0, 1); no rejection, so always the same cost."""
+    """A scene of two related things, from ``UNIFORMS`` numbers in [0, 1); nothing is rejected and drawn again."""
     ca, sa, cb, sb = _pick(world.pairs(combinations), u[0])
     relation = int(u[1] * world.relations)
     sizes = int(u[2] * len(SIZES)), int(u[3] * len(SIZES))
     ra, rb = _radius(sizes[0], u[4]), _radius(sizes[1], u[5])
     dx, dy = _displacement(relation, ra + rb, _room(max(ra, rb)), u[6], u[7])
-    # Both get the larger one's margin, so that the two may change places.
+    # Both have the larger one's margin, so that they can swap places.
     low = MARGIN + max(ra, rb)
     x = low + u[8] * (_room(max(ra, rb)) - abs(dx)) + max(0.0, -dx)
     y = low + u[9] * (_room(max(ra, rb)) - abs(dy)) + max(0.0, -dy)
@@ -127,7 +127,7 @@ def draw_pair(world: World, u: Sequence[float], combinations: Combinations) -> S
 
 
 def draw_single(world: World, u: Sequence[float], combination: tuple[int, int] | None = None) -> Scene:
-    """A scene of one thing: of the given (color, shape), else of any that is not held out."""
+    """A scene of one thing: with the ``combination`` (color, shape), or else with any that is not held out."""
     color, shape = _pick(world.combinations("seen"), u[0]) if combination is None else combination
     size = int(u[2] * len(SIZES))
     radius = _radius(size, u[4])
@@ -138,11 +138,11 @@ def draw_single(world: World, u: Sequence[float], combination: tuple[int, int] |
 
 
 def _displacement(relation: int, reach: float, room: float, u: float, v: float) -> tuple[float, float]:
-    """From the first thing to the second: apart by ``reach`` or more along a direction, or overlapping."""
+    """From the first thing to the second: at least ``reach`` apart along a direction, or overlapping."""
     if relation >= FRONT:
         distance = reach * (OVERLAP[0] + (OVERLAP[1] - OVERLAP[0]) * u)
         return distance * math.cos(2 * math.pi * v), distance * math.sin(2 * math.pi * v)
-    shortest = reach / math.sqrt(1 + DOMINANCE**-2)  # below it nothing is both apart and within the cone
+    shortest = reach / math.sqrt(1 + DOMINANCE**-2)  # the shortest component that is both apart and within the cone
     along = shortest + u * (room - shortest)
     least, most = math.sqrt(max(0.0, reach**2 - along**2)), along / DOMINANCE
     side = 2 * v - 1

@@ -158,11 +158,11 @@ class Source(source.Source):
         u = self._stream(base, _CAPTIONS + member).random((len(captions), 3)).tolist()
         stranger = self._graph(ELSEWHERE + index)
         strange = language.captions(stranger)
-        for i, (noisy, short, which) in enumerate(u):
-            said_of = stranger if noisy < self.caption_noise else scene
+        for i, (noisy, short, choice) in enumerate(u):
+            described = stranger if noisy < self.caption_noise else scene
             if short < self.terse:
-                captions[i] = language.name(said_of.things[int(which * len(said_of.things))])
-            elif said_of is stranger:
+                captions[i] = language.name(described.things[int(choice * len(described.things))])
+            elif described is stranger:
                 captions[i] = strange[i]
         return captions
 

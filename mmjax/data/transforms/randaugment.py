@@ -67,7 +67,7 @@ def operation(name: str, magnitude: int, *, sign: int, fill: int) -> Callable[[n
     """One of ``OPERATIONS`` at that magnitude, from u8[H, W, 3] to the same."""
     strength = magnitude / (BINS - 1)
     if name in GEOMETRIC:
-        return lambda x: pixels.warped(x, _matrix(name, sign * strength, *x.shape[:2]), fill)
+        return lambda x: pixels.warp_affine(x, _matrix(name, sign * strength, *x.shape[:2]), fill)
     factor = 1 + sign * 0.9 * strength
     changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "identity": lambda x: x,
@@ -75,10 +75,10 @@ def operation(name: str, magnitude: int, *, sign: int, fill: int) -> Callable[[n
         "color": lambda x: pixels.saturation(x, factor),
         "contrast": lambda x: pixels.contrast(x, factor),
         "sharpness": lambda x: pixels.sharpness(x, factor),
-        "posterize": lambda x: pixels.posterized(x, 8 - round(4 * strength)),
-        "solarize": lambda x: pixels.solarized(x, 255 * (1 - strength)),
-        "autocontrast": pixels.stretched,
-        "equalize": pixels.equalized,
+        "posterize": lambda x: pixels.posterize(x, 8 - round(4 * strength)),
+        "solarize": lambda x: pixels.solarize(x, 255 * (1 - strength)),
+        "autocontrast": pixels.autocontrast,
+        "equalize": pixels.equalize,
     }
     return changes[name]
 

@@ -70,4 +70,6 @@ def mix_statistics(x: np.ndarray, other: np.ndarray, mix_ratio: float) -> np.nda
     mixed = mix_ratio * deviation + (1 - mix_ratio) * its_deviation
     # A constant channel has nothing to scale.
     gain = np.where(deviation > 0, mixed / np.where(deviation > 0, deviation, 1), 0)
-    return pixels.levels(x, (np.arange(256.0)[:, None] - mean) * gain + mix_ratio * mean + (1 - mix_ratio) * its_mean)
+    return pixels.apply_table(
+        x, (np.arange(256.0)[:, None] - mean) * gain + mix_ratio * mean + (1 - mix_ratio) * its_mean
+    )
