@@ -43,7 +43,7 @@ def test_prepare_inspect_and_read(shards, tmp_path, capfd):
     assert "18 examples, 18 captions" in said.out and "truncated image 2" in said.out
     said = ran(capfd, *words, status=1)
     assert "10.00% of the examples were left out" in said.err and "unreadable.jsonl" in said.err
-    assert "3 of 3 shards are there already" in said.err
+    assert "3 of 3 shards exist already" in said.err
     facts = json.loads(ran(capfd, *words, "--json", "--max-unreadable=1").out)
     assert facts["examples"] == 18 and facts["unreadable"] == {"truncated image": 2}
 

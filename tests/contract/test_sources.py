@@ -30,7 +30,7 @@ def sections(tmp_path_factory):
         patch.setenv("MMJAX_CACHE", str(folder / "cache"))
         made = formats.sections(folder)
         target = SplitFolder(folder / "tfds", name="small", version="1.0.0", split="train")
-        prepare(opened("tables", made), target, asked={}, reencoding=Reencoding(), shards=2, note=lambda _: None)
+        prepare(opened("tables", made), target, asked={}, reencoding=Reencoding(), shards=2)
         made["tfds"] = {"path": str(target.path)}
         made["scenes"] = {"size": 16}
         made["mix"] = {"sources": tuple({"name": name, **made[name]} for name in FILES)}
@@ -131,7 +131,7 @@ def test_a_mixture_takes_prepared_data_whose_ids_have_gaps(sections, tmp_path):
             return {"id": index, "key": str(index), "image": formats.examples()[0][1], "captions": ["a"]}
 
     target = SplitFolder(tmp_path, name="gaps", version="1.0.0", split="train")
-    prepare(Gaps(), target, asked={}, reencoding=Reencoding(), shards=1, note=lambda _: None)
+    prepare(Gaps(), target, asked={}, reencoding=Reencoding(), shards=1)
     for name, path in (("tfds", target.path), ("arrayrecord", target.path / "gaps-train.array_record*")):
         part = {"name": name, "path": str(path)}
         mixed = open_source({"name": "mix", "sources": (part, part)}, split="train")
@@ -150,7 +150,7 @@ def test_prepared_data_is_selected_by_a_score(sections, tmp_path, monkeypatch):
             return example | {"score": (index * 5 % 12) / 4}
 
     target = SplitFolder(tmp_path, name="scored", version="1.0.0", split="train")
-    prepare(Scored(), target, asked={}, reencoding=Reencoding(), shards=2, note=lambda _: None)
+    prepare(Scored(), target, asked={}, reencoding=Reencoding(), shards=2)
     best = sorted(range(12), key=lambda i: -(i * 5 % 12))[:3]
     for name, path in (("tfds", target.path), ("arrayrecord", target.path / "scored-train.array_record*")):
         for _ in range(2):  # built, then from the index

@@ -137,7 +137,7 @@ class TestTrained:
         assert_same(pickle.loads(pickle.dumps(tok)), tok, CAPTIONS + ODD)
 
     def test_errors(self, name):
-        with pytest.raises(ConfigError, match=f"tokenizer='{name}' is trained at start and needs captions"):
+        with pytest.raises(ConfigError, match=f"tokenizer='{name}' is trained and needs captions"):
             load(name, context_length=8)
         for empty in ([], [""], ["   "]):
             with pytest.raises(ConfigError, match="no words"):

@@ -108,7 +108,7 @@ def test_a_transforms_option_is_overridden_by_name(tmp_path):
         ("data.transforms.mixgen.variant", "e"),
         ("data.transforms.flip.horizontal", "0.25"),
     ]
-    sections = experiments.read(str(tmp_path / "config.py"), overrides)
+    sections = experiments.load_config(str(tmp_path / "config.py"), overrides)
     assert sections["data"]["transforms"] == (("flip", {"horizontal": 0.25}), ("mixgen", {"variant": "e"}))
     with pytest.raises(ConfigError, match=r"data\.transforms\.mixgenn\.variant=e.*'mixgen'"):
-        experiments.read(str(tmp_path / "config.py"), [*overrides[:1], ("data.transforms.mixgenn.variant", "e")])
+        experiments.load_config(str(tmp_path / "config.py"), [*overrides[:1], ("data.transforms.mixgenn.variant", "e")])

@@ -36,12 +36,14 @@ def config(tmp_path):
 
 def test_options_are_overridden_by_name(config):
     overrides = [("augment.latent_noise.strength", "0.3"), ("augment.latent_noise.weight", "{'value': 1, 'warmup': 5}")]
-    sections = experiments.read(f"{config}:latent_noise", overrides)
+    sections = experiments.load_config(f"{config}:latent_noise", overrides)
     assert sections["augment"] == (("latent_noise", {"strength": 0.3, "weight": {"value": 1, "warmup": 5}}),)
-    sections = experiments.read(f"{config}:latent_noise", [*overrides[1:], ("augment.latent_noise.weight.warmup", "7")])
+    sections = experiments.load_config(
+        f"{config}:latent_noise", [*overrides[1:], ("augment.latent_noise.weight.warmup", "7")]
+    )
     assert sections["augment"][0][1]["weight"] == {"value": 1, "warmup": 7}
     with pytest.raises(ConfigError, match=r"augment\.latent_nose\.weight=1.*'latent_noise'"):
-        experiments.read(f"{config}:latent_noise", [("augment.latent_nose.weight", "1")])
+        experiments.load_config(f"{config}:latent_noise", [("augment.latent_nose.weight", "1")])
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_facts_of_a_source(tokens):
     assert facts["fields"]["negatives"].startswith("negatives")
     assert facts["unreadable"] == {"when opened": {}, "when read": {}}
     shown = survey.text(facts)
-    assert "12 examples, all of them read" in shown and "jpeg 50%" in shown and "broken: none" in shown
+    assert "12 examples, all of them read" in shown and "jpeg 50%" in shown and "unreadable: none" in shown
 
 
 def test_lengths_and_repeats(tokens):
@@ -119,7 +119,7 @@ def test_the_shares_of_a_mixture(tokens):
 def test_more_than_the_threads_hold_at_a_time(tokens, monkeypatch):
     source = Source(25, broken=(3, 9))
     whole = facts_of(source, tokens)
-    monkeypatch.setattr(survey, "_BOUND", 4)
+    monkeypatch.setattr(survey, "_CHUNK", 4)
     assert facts_of(source, tokens) == whole
 
 

@@ -158,12 +158,12 @@ def test_what_stops_it_leaves_the_finished_shards(workers, tmp_path, messages):
 KILLED = """
 import sys
 from mmjax.data.preparing import prepare
-from mmjax.data.preparing.split_folder import Folder
+from mmjax.data.preparing.split_folder import SplitFolder
 from mmjax.data.preparing.reencoding import Reencoding
 from support.prepared import Source
 
 if __name__ == "__main__":
-    folder = Folder(sys.argv[1], name="birds", version="1.2.0", split="train")
+    folder = SplitFolder(sys.argv[1], name="birds", version="1.2.0", split="train")
     prepare.prepare(
         Source(40, slow=0.05), folder, asked={"source": ["source", 1]}, reencoding=Reencoding(), shards=10, workers=2
     )
