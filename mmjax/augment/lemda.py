@@ -64,17 +64,26 @@ class Augmentation(base.Base):
     augmenter's weight decay is set and not used. Its dropout is 0.5 for the MLP and 0.1 for attention.
 
     Args:
-        weight: the factor on the task.
+        weight: the factor on all terms.
         kind: the network G.
         tap: where features are changed.
         reading: ``residual`` or ``faithful``, see above.
-        adversarial, consistency, kl, regularizer: the factors above.
+        adversarial: the factor on the reversed gradient that G gets from the task.
+        consistency: the factor on C.
+        kl: the factor on KL.
+        regularizer: the factor on R.
         prediction: ``softmax``, or ``bernoulli`` for the sigmoid objective.
         negatives: how many negatives of a row count in ``bernoulli`` predictions.
-        mask, threshold: which clean predictions are confident.
-        z_dim, layers, dropout: of G, with ``layers`` on each side of z.
-        width, heads, hidden: of the attention.
-        learning_rate, clip_norm: of G's Adam.
+        mask: which clean predictions are confident.
+        threshold: how confident they must be.
+        z_dim: the width of z.
+        layers: of G, on each side of z.
+        dropout: the drop rate in G.
+        width: of the attention.
+        heads: of the attention.
+        hidden: the inner width of the attention's MLPs.
+        learning_rate: of G's Adam.
+        clip_norm: the limit of the norm of G's gradient.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ from mmjax.core.types import Metrics, Provenance
 class Augmentation(base.Base):
     """Mixes tokens of other modalities into a sequence and attends to the result: TMMDA, for dual encoders.
 
-    Token mixup data augmentation (Zhao et al. 2023, doi:10.1145/3543507.3583406; no arXiv). The modalities are
+    Token mixup data augmentation (Zhao et al. 2023, doi:10.1145/3543507.3583406). The modalities are
     language and each modality of images. ``x_k`` are the tokens at the tap, ``t_k`` the same at mean 0 and variance 1
     with stopped gradient. The others' ``t_m`` are brought to the width of ``t_k`` and to its length (the nearest
     relative position among words or patches). With ``u ~ U(0, 1)`` for each position, and ``ε ~ N(0, I)``::
@@ -74,13 +74,18 @@ class Augmentation(base.Base):
         tap: where tokens are mixed.
         sides: whose sequences are augmented.
         foreign: tokens of the ``own`` pair or of an ``other`` one.
-        first, second: the probabilities of the first and of each further modality.
-        adversarial, jsd: the factors above.
-        adversary: how G is trained, see ``common.gan``.
-        noise, dropout: of G, and D's dropout.
+        first: the probability of a token of the first other modality.
+        second: that of each further modality.
+        adversarial: the factor on the losses of G and D.
+        adversary: how G is trained: by D's reversed loss or by one of its own.
+        jsd: the factor on the divergence of G's tokens.
+        noise: the standard deviation of G's input noise.
+        dropout: the drop rate in G and D.
         heads: of the attention.
-        contrast, rows: the factors above, for ``foreign="own"``.
-        learning_rate, clip_norm: of the networks' Adam.
+        contrast: the factor on the contrast within a modality, for ``foreign="own"``.
+        rows: the factor on the change of similarities, for ``foreign="own"``.
+        learning_rate: of the networks' Adam.
+        clip_norm: the limit of the norm of their gradient.
     """
 
     def __init__(

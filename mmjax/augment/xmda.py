@@ -71,12 +71,18 @@ class Augmentation(base.Base):
         tap: where tokens are replaced.
         sides: whose tokens are replaced.
         keep: the probability that a token stays.
-        alignment, assign: A, and whether it is ``hard`` or ``soft``.
-        temperature, iterations: of ``attention`` and ``transport``, and of Sinkhorn's algorithm.
-        consistency, feature, recognition: the factors above.
+        alignment: how A is computed.
+        assign: take the largest weight of A alone (``hard``), or all.
+        temperature: of ``attention`` and ``transport``.
+        iterations: of Sinkhorn's algorithm.
+        consistency: the factor on the divergence of predictions.
         gradient: ``mixed`` stops that of the clean predictions and own tokens in these terms; ``both`` does not.
-        gate, recognized_below: when a step has the mixed terms; None: by ``gate`` alone.
-        learning_rate, clip_norm: of the Adam of W and the recognizer.
+        feature: the factor on the distance of features.
+        recognition: the factor on the CTC loss.
+        gate: the probability that a step has the mixed terms.
+        recognized_below: the CTC loss below which a step has them in any case; None: never.
+        learning_rate: of the Adam of W and the recognizer.
+        clip_norm: the limit of the norm of their gradient.
     """
 
     def __init__(

@@ -15,11 +15,11 @@ import optax
 from flax import nnx
 
 from mmjax.augment.common import schedules
-from mmjax.augment.common.base import Augmented, Base, Features, Similarity, Tap, Terms, TowerInfo, View
+from mmjax.augment.common.base import Base, Features, Similarity, Tap, TowerInfo, View
 from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins, rng
 from mmjax.core.config import ConfigError, bind
-from mmjax.core.sphere import modality_gap, uniformity, unit
+from mmjax.core.sphere import modality_gap, uniformity
 from mmjax.core.state import AugmentState, Params
 from mmjax.core.types import Metrics
 from mmjax.models.clip import Clip
@@ -170,13 +170,8 @@ class Augmentations:
         Args:
             params: the parameters of each augmentation.
             taps: the clean features at ``pooled`` and at the taps before it.
-            make_model: makes the model of its parameters.
-            model_params: the model's parameters.
-            objective: the run's objective.
-            clean_loss: its value for the clean rows, to which views are compared.
-            step: the traced step.
-            choose_patches: chooses the patches of views made of pixels.
-            micro_batches: see ``mmjax.train.micro_batches``.
+            make_model: makes the model of ``model_params``.
+            clean_loss: the objective's value for the clean rows, for metrics.
 
         Returns:
             The loss, and metrics: ``augment/NAME/…``, and uniformity and modality gap of the clean rows.
@@ -191,9 +186,7 @@ class Augmentations:
             image=model.visual.project(taps["pooled"].image),
             text=model.text.project(taps["pooled"].text),
         )
-        clean = dataclasses.replace(
-            taps["embedding"], image=unit(taps["embedding"].image), text=unit(taps["embedding"].text)
-        )
+        clean = taps["embedding"].to_unit()
         similarity = Similarity(
             scale=jnp.exp(model.logit_scale[...]), bias=None if model.logit_bias is None else model.logit_bias[...]
         )
@@ -229,11 +222,18 @@ class Augmentations:
             "modality_gap": modality_gap(clean.image, clean.text),
         }
         for name, module in modules.items():
-            of_views = list(itertools.islice(embeddings, len(answers[name].views)))
-            compared = module.compare(clean, of_views, similarity=similarity, key=keys[name][1], step=step)
-            terms, measured = _terms_of_views(
-                answers[name], compared, of_views, clean, objective, similarity, clean_loss=clean_loss
-            )
+            answer = answers[name]
+            embedded = list(itertools.islice(embeddings, len(answer.views)))
+            compared, measured = module.compare(clean, embedded, similarity=similarity, key=keys[name][1], step=step)
+            terms = {**answer.terms, **compared}
+            measured = {**answer.metrics, **measured, **terms}
+            for view, rows in zip(answer.views, embedded, strict=True):
+                measured |= _geometry_metrics(view, rows, clean)
+                if view.role == "task":
+                    sources = {"image_source": rows.image_source, "text_source": rows.text_source}
+                    value, _ = objective(rows.image, rows.text, **sources, **vars(similarity))
+                    terms[view.name] = view.factor * value
+                    measured |= {view.name: value, f"{view.name}_gap": value - clean_loss}
             weight = schedules.value_at(module.weight, step)
             total = total + weight * sum(terms.values(), jnp.zeros((), jnp.float32))
             metrics |= {f"augment/{name}/{metric}": value for metric, value in {"weight": weight, **measured}.items()}
@@ -247,29 +247,6 @@ def _load_constructor(name: str, options: Mapping[str, Any], *, towers: TowerInf
     injected = {key: value for key, value in {"towers": towers, "rngs": None}.items() if key in parameters}
     bound = bind(target, options, path=f"augment.{name}", given=injected)
     return target, lambda rngs=None: target(**(bound | ({"rngs": rngs} if "rngs" in parameters else {})))
-
-
-def _terms_of_views(
-    answer: Augmented,
-    compared: tuple[Terms, Metrics],
-    embeddings: Sequence[Features],
-    clean: Features,
-    objective: Objective,
-    similarity: Similarity,
-    *,
-    clean_loss: jax.Array,
-) -> tuple[Terms, Metrics]:
-    """One augmentation's terms, those of its ``task`` views among them, and its metrics."""
-    terms = {**answer.terms, **compared[0]}
-    metrics = {**answer.metrics, **compared[1], **terms}
-    for view, rows in zip(answer.views, embeddings, strict=True):
-        metrics |= _geometry_metrics(view, rows, clean)
-        if view.role == "task":
-            sources = {"image_source": rows.image_source, "text_source": rows.text_source}
-            value, _ = objective(rows.image, rows.text, **sources, **vars(similarity))
-            terms[view.name] = view.factor * value
-            metrics |= {view.name: value, f"{view.name}_gap": value - clean_loss}
-    return terms, metrics
 
 
 def _with_barrier(features: Features) -> Features:

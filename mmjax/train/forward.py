@@ -61,12 +61,8 @@ def run_clean(
     """Runs each tower once and returns the features at ``pooled`` and at those of ``taps`` that lie before it.
 
     Args:
-        model: the model.
-        batch: the clean batch.
-        towers: what is known of the model.
         taps: where augmentations make views.
-        choose_patches: chooses the patches that enter the image tower's first block.
-        drop_tokens: shortens token ids before they are embedded.
+        choose_patches, drop_tokens: what the towers see of images and of texts.
         micro_batches: the towers run on one of so many at a time.
     """
     blocks = {tap: towers.blocks(tap) for tap in taps if _holds_sequences(tap)}
@@ -129,20 +125,13 @@ def embed_views(
         models: the models for views whose projection is ``trained`` or ``frozen``.
         taps: the clean features; at ``embedding`` they are not yet of length one. A side that a view leaves out is
             the clean one.
-        towers: what is known of the model.
-        choose_patches: chooses the patches of views made of pixels.
         micro_batches: all up to pooling runs on one of so many at a time.
 
     Returns:
         Unit embeddings of each view, in the order of ``views``.
     """
-    clean = taps["embedding"]
-    clean = dataclasses.replace(clean, image=unit(clean.image), text=unit(clean.text))
+    clean = taps["embedding"].to_unit()
     in_micro_batches = functools.partial(map_micro_batches, micro_batches=micro_batches)
-
-    def enter(rows: Any, tap: Tap, view: View, *, side: int) -> _Entry:
-        block = towers.blocks(tap)[side] if _holds_sequences(tap) else 0
-        return _Entry(rows, tap, view.projection, block)
 
     def embed_pixels(view: View) -> jax.Array:
         if not isinstance(view.image, Mapping):
@@ -160,24 +149,18 @@ def embed_views(
         pool = functools.partial(models[entry.projection].text.pool, start=entry.block)
         return in_micro_batches(lambda rows: pool(*rows), entry.rows, count=entry.rows[0].shape[0])
 
-    images = _run_to_embeddings(
-        {
-            i: enter(embed_pixels(view), tap, view, side=0)
-            for i, (tap, view) in enumerate(views)
-            if view.image is not None
-        },
-        pool_images,
-        lambda entry: models[entry.projection].visual.project(entry.rows),
-    )
-    texts = _run_to_embeddings(
-        {
-            i: enter(_with_ids(tap, view, taps[tap]), tap, view, side=1)
-            for i, (tap, view) in enumerate(views)
-            if view.text is not None
-        },
-        pool_texts,
-        lambda entry: models[entry.projection].text.project(entry.rows),
-    )
+    image_entries = {
+        i: _Entry(embed_pixels(view), tap, view.projection, towers.blocks(tap)[0])
+        for i, (tap, view) in enumerate(views)
+        if view.image is not None
+    }
+    text_entries = {
+        i: _Entry(_with_ids(tap, view, taps[tap]), tap, view.projection, towers.blocks(tap)[1])
+        for i, (tap, view) in enumerate(views)
+        if view.text is not None
+    }
+    images = _run_to_embeddings(image_entries, pool_images, lambda e: models[e.projection].visual.project(e.rows))
+    texts = _run_to_embeddings(text_entries, pool_texts, lambda e: models[e.projection].text.project(e.rows))
     return [
         _make_embeddings(view, image=images.get(i), text=texts.get(i), at_tap=taps[tap], clean=clean)
         for i, (tap, view) in enumerate(views)

@@ -45,12 +45,8 @@ def make_step(
 
     Args:
         graph: the model without its parameters.
-        objective: the contrastive loss.
-        tx: the model's optimizer.
-        schedule: its learning rate, for the metrics.
-        max_logit_scale: the limit of the similarity scale.
-        ema_decay: the decay of the moving average of the parameters, where the state has one.
-        augmentations: the run's augmentations.
+        tx, schedule: the model's optimizer, and its learning rate for the metrics.
+        ema_decay: of the moving average of the parameters, if the state has one.
         micro_batches: the towers run on one of so many at a time.
     """
     loss = make_loss(graph, objective=objective, augmentations=augmentations, micro_batches=micro_batches)

@@ -41,7 +41,7 @@ def test_labels(targets):
         np.testing.assert_array_equal(source.weight[2:], [[1, 0]] * 6)
 
 
-def test_equal_shares_do_not_care_which_example_comes_first():
+def test_equal_mix_ratios_do_not_care_which_example_comes_first():
     """With λ = ½ and half the batch mixed, exchanging the halves leaves the new pairs as they were."""
     answer, clean = view(0.5)
     turned = features.replaced(clean, jnp.roll(clean.image, 4, 0), jnp.roll(clean.text, 4, 0))

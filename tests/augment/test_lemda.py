@@ -40,8 +40,8 @@ def learned(augmentations, *, seed=9):
     random = np.random.default_rng(seed)
 
     def draw(path, leaf):
-        centre = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(random.normal(centre, 0.4, leaf.shape), leaf.dtype)
+        center = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(random.normal(center, 0.4, leaf.shape), leaf.dtype)
 
     shapes = {name: state.params for name, state in jax.eval_shape(augmentations.init_states).items()}
     return jax.tree_util.tree_map_with_path(draw, shapes)
@@ -74,10 +74,10 @@ def test_it_starts_as_the_identity_and_is_alive(kind):
     assert metrics["augment/lemda/image_residual"] > 0 and metrics["augment/lemda/text_residual"] > 0
 
 
-def task_loss(augmentations, params, head, image, text, pooled, step, *, still):
-    """The task on changed pairs without any reversal; ``still`` cuts the towers off."""
+def task_loss(augmentations, params, head, image, text, pooled, step, *, stopped):
+    """The task on changed pairs without any reversal; ``stopped`` cuts the towers off."""
     deltas = residuals(augmentations, params, *map(jax.lax.stop_gradient, (image, text)), step=step)
-    if still:
+    if stopped:
         image, text = jax.lax.stop_gradient((image, text))
     return Objective()(
         unit((image + deltas[0]) @ head["visual"]),
@@ -95,7 +95,7 @@ def test_one_backward_pass_gives_both_players_their_gradients(kind, reading):
     adversarial = Schedule(value=0.5, start=1)
     augmentations = made(kind=kind, reading=reading, **ALONE, adversarial=adversarial)
     params = learned(augmentations)
-    plain = functools.partial(task_loss, augmentations, still=reading == "faithful")
+    plain = functools.partial(task_loss, augmentations, stopped=reading == "faithful")
     alone = jax.jit(jax.grad(lambda *a: plain(*a[:4], pooled, a[4]), argnums=(0, 1, 2, 3)))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
     for step, factor in ((0, 0.0), (1, 0.5)):
@@ -231,7 +231,7 @@ def test_under_the_sigmoid_objective_predictions_are_of_pairs_and_know_the_bias(
     assert by_scale == by_bias == 0 and not np.any(by_clean.image) and not np.any(by_clean.text)
 
 
-def test_consistency_holds_the_clean_predictions_and_the_scale_still():
+def test_consistency_stops_the_gradient_of_clean_predictions_and_scale():
     clean, changed = unit_features(0), unit_features(1)
     (value, _), grads = compared("softmax")(changed, clean, jnp.float32(3.0), jnp.float32(-1.0))
     (shifted, _), _ = compared("softmax")(changed, clean, jnp.float32(3.0), jnp.float32(7.0))
@@ -279,14 +279,14 @@ def test_at_tokens_views_are_whole_sequences_with_their_ids(dtype):
         parts = ("image", "text", "ids", "text_source")
         return [{part: getattr(view, part) for part in parts} for view in answer.views], answer.terms, answer.metrics
 
-    (task, held), terms, metrics = run(clean)
+    (task, changed), terms, metrics = run(clean)
     image, text = (np.asarray(x, np.float64) for x in (clean.image, clean.text[::2]))
-    for view in (task, held):
+    for view in (task, changed):
         assert view["image"].dtype == view["text"].dtype == dtype
         np.testing.assert_array_equal(view["ids"], IDS)
         np.testing.assert_array_equal(view["text_source"].ids, clean.image_source.ids)
         np.testing.assert_array_equal(np.asarray(view["text"], np.float64)[~VALID], text[~VALID])
-    jax.tree.map(np.testing.assert_array_equal, (task["image"], task["text"]), (held["image"], held["text"]))
+    jax.tree.map(np.testing.assert_array_equal, (task["image"], task["text"]), (changed["image"], changed["text"]))
     if dtype == jnp.float32:
         moved = np.asarray(task["image"]) - image, (np.asarray(task["text"]) - text)[VALID]
         size = sum((x**2).sum() for x in moved) / sum(x.size for x in moved)

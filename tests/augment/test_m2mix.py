@@ -127,7 +127,7 @@ def test_gradients_flow_into_the_mixes_or_not():
     assert not np.allclose(grads["trained"][2], grads["stop_gradient"][2])
     assert np.any(grads["stop_gradient"][2])
 
-    def held(image, text, mix_ratio):
+    def stopped(image, text, mix_ratio):
         pairs = features.replaced(pooled.pairs(), unit(image @ params["visual"]), unit(text @ params["text"]))
         fixed = jax.lax.stop_gradient(slerp(pairs.image, pairs.text, mix_ratio))
         return 0.01 * mixed_negatives_loss(
@@ -135,7 +135,7 @@ def test_gradients_flow_into_the_mixes_or_not():
         )
 
     metrics = features.gradients(features.made("m2mix"), {}, params, pooled)[1]
-    want = jax.grad(held)(pooled.image, pooled.text, metrics["augment/m2mix/mix_ratio_mean"])
+    want = jax.grad(stopped)(pooled.image, pooled.text, metrics["augment/m2mix/mix_ratio_mean"])
     np.testing.assert_allclose(grads["stop_gradient"][2], want, rtol=1e-3, atol=1e-7)
 
 

@@ -39,6 +39,6 @@ def test_without_mixing_it_is_the_clean_loss():
     assert metrics["mix_ratio_mean"] == 1
 
 
-def test_shares_differ_between_rows_where_asked():
+def test_mix_ratios_differ_between_rows_where_asked():
     assert term(draw="row")[0]["mix_ratio_sd"] > 0.05
     assert term(draw="batch")[0]["mix_ratio_sd"] < 1e-6

@@ -21,7 +21,7 @@ def matrix(mix_ratios, rows):
 
 
 @pytest.mark.parametrize("alpha", [0.05, 1.0, 5.0])
-def test_shares_are_dirichlet(alpha):
+def test_mix_ratios_are_dirichlet(alpha):
     n, rows = 3, 20_000
     mix_ratios = np.asarray(
         draw_mix_ratios(jax.random.key(0), jnp.float32(alpha), shape=(rows, n), draw="row"), np.float64
@@ -57,7 +57,7 @@ def test_without_mixing_it_is_the_clean_loss():
     np.testing.assert_allclose(metrics["augment/multimix/task_gap"], 0, atol=1e-6)
 
 
-def test_each_side_may_have_shares_of_its_own():
+def test_each_side_may_have_mix_ratios_of_its_own():
     pooled, params = features.features(), features.head_params()
     values = [
         float(features.added(features.made("multimix", mix_ratios=s), {}, params, pooled)[0])

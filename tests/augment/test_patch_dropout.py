@@ -43,7 +43,7 @@ def test_every_patch_is_kept_as_often_as_any_other_and_rows_draw_their_own():
         assert len({frozenset(row) for row in places.tolist()}) > 50
 
 
-def test_a_grid_keeps_one_of_each_window_and_a_block_keeps_neighbours():
+def test_a_grid_keeps_one_of_each_window_and_a_block_keeps_adjacent_ones():
     for row in kept("grid", 0.75, rows=50):
         assert sorted((p // 4 // 2, p % 4 // 2) for p in row) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     corners = set()
@@ -55,7 +55,7 @@ def test_a_grid_keeps_one_of_each_window_and_a_block_keeps_neighbours():
     assert corners == {0, 1, 2, 4, 5, 6, 8, 9, 10}
 
 
-def test_the_key_alone_decides_and_a_share_of_zero_drops_nothing():
+def test_the_key_alone_decides_and_a_rate_of_zero_drops_nothing():
     np.testing.assert_array_equal(kept("random", 0.5, seed=1), kept("random", 0.5, seed=1))
     assert not np.array_equal(kept("random", 0.5, seed=1), kept("random", 0.5, seed=2))
     tokens = marked(2, 9)
@@ -63,7 +63,7 @@ def test_the_key_alone_decides_and_a_share_of_zero_drops_nothing():
     assert keep_patches(tokens, none, num_prefix_tokens=1) is tokens
 
 
-def test_levels_round_a_share_that_changes_and_leave_a_constant_one_alone():
+def test_levels_round_a_rate_that_changes_and_leave_a_constant_one_alone():
     assert Augmentation(drop_rate=0.3).drop_rates == (0.3,)
     from mmjax.augment.common.schedules import Schedule
 

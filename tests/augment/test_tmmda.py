@@ -94,7 +94,7 @@ def mixes(f, key=0, *, foreign="own", step=0):
     return {side: np.asarray(x, np.float64) for side, x in found.items()}
 
 
-def standardised(x):
+def normalized(x):
     x = np.asarray(x, np.float64)
     x = x - x.mean(-1, keepdims=True)
     spread = np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
@@ -117,20 +117,20 @@ def js(a, b):
 
 
 def sequences(f):
-    """By side: standardised tokens, and which are words or patches of an example."""
+    """By side: normalized tokens, and which are words or patches of an example."""
     n, rows = f.examples, np.asarray(f.image_source.valid)[:, None]
     free = {
         "text": np.asarray(f.token_mask.content)[:n] & rows[:n],
         "image": rows & (np.arange(TOKENS) >= f.num_prefix_tokens),
     }
-    return {"text": standardised(f.text[:n])[0], "image": standardised(f.image)[0]}, free
+    return {"text": normalized(f.text[:n])[0], "image": normalized(f.image)[0]}, free
 
 
 def lent(f, *, partner=False):
     """By side: what the other side offers for each place, not a number where it has nothing."""
-    (still, free), offered, module = sequences(f), {}, made()
+    (tokens, free), offered, module = sequences(f), {}, made()
     for side, giver in (("text", "image"), ("image", "text")):
-        x, there = linear(getattr(module, side).projection, still[giver]), free[giver]
+        x, there = linear(getattr(module, side).projection, tokens[giver]), free[giver]
         if partner:
             ids = np.asarray(f.image_source.ids)
             x, there = x[::-1], there[::-1] & (ids != ids[::-1])
@@ -143,11 +143,11 @@ def lent(f, *, partner=False):
 def test_every_token_is_one_of_its_own_or_of_the_other_modality(foreign):
     ids, lengths = [1, 2, 3, 4, 9, -1, 2, 8], (5, 3, 6, 1, 0, 4, 2, 6)
     f = features(lengths=lengths, ids=ids)
-    (still, free), offered = sequences(f), lent(f, partner=foreign == "other")
-    taken = {side: np.zeros(x.shape[:2], int) for side, x in still.items()}
+    (tokens, free), offered = sequences(f), lent(f, partner=foreign == "other")
+    taken = {side: np.zeros(x.shape[:2], int) for side, x in tokens.items()}
     for key in range(8):
         for side, got in mixes(f, key, foreign=foreign).items():
-            kept = np.isclose(got, still[side], atol=1e-5).all(-1)
+            kept = np.isclose(got, tokens[side], atol=1e-5).all(-1)
             swapped = np.isclose(got, offered[side], atol=1e-5).all(-1)
             assert (kept ^ swapped).all()
             assert not (swapped & ~free[side]).any()
@@ -165,8 +165,8 @@ def test_one_draw_is_for_all_modalities_unless_that_would_pair_them():
     f = features(lengths=(6,) * 8)
     where = {}
     for foreign in ("own", "other"):
-        still, got = sequences(f)[0], mixes(f, 3, foreign=foreign)
-        where[foreign] = [~np.isclose(got[s], still[s], atol=1e-5).all(-1)[:, 2:7] for s in ("text", "image")]
+        tokens, got = sequences(f)[0], mixes(f, 3, foreign=foreign)
+        where[foreign] = [~np.isclose(got[s], tokens[s], atol=1e-5).all(-1)[:, 2:7] for s in ("text", "image")]
     np.testing.assert_array_equal(*where["own"])
     assert 0.2 < (where["other"][0] == where["other"][1]).mean() < 0.8
 
@@ -174,8 +174,8 @@ def test_one_draw_is_for_all_modalities_unless_that_would_pair_them():
 def test_with_three_modalities_each_receives_both_others_in_cyclic_order():
     f = features(lengths=(6,) * 8, views=2)
     halves = [dataclasses.replace(f, image=f.image[at], image_source=f.text_source) for at in (slice(8), slice(8, 16))]
-    offered, (still, _) = [lent(half) for half in halves], sequences(f)
-    text, images, to_image = still["text"], np.split(still["image"], 2), offered[0]["image"]
+    offered, (tokens, _) = [lent(half) for half in halves], sequences(f)
+    text, images, to_image = tokens["text"], np.split(tokens["image"], 2), offered[0]["image"]
     to_text = [each["text"] for each in offered]
     sources = {
         "l": (text, *to_text),
@@ -210,15 +210,15 @@ def test_all_of_it_is_its_equations():
     """The whole in float64, but for what is mixed: see the tests of that."""
     f, module = features(ids=[1, 2, -1, 4, 5, 6], views=2), made(**OPTIONS)
     view, terms, metrics = answer(f, 0)
-    still, free = sequences(f)
+    tokens, free = sequences(f)
     valid = {"text": np.asarray(f.token_mask.valid), "image": np.ones((12, TOKENS), bool)}
-    games, divergences = [], []
+    gan, divergences = [], []
     for side, x in (("text", f.text), ("image", f.image)):
-        nets, t, there = getattr(module, side), still[side], free[side]
+        nets, t, there = getattr(module, side), tokens[side], free[side]
         new = linear(nets.generator.fc2, np.tanh(linear(nets.generator.fc1, t)))
         logit = lambda z, d=nets.discriminator: linear(d.fc2, np.maximum(linear(d.fc1, z), 0))[..., 0]  # noqa: E731
         soft = lambda z: np.log1p(np.exp(z))  # noqa: E731
-        games.append(soft(-logit(t))[there].mean() + soft(logit(new))[there].mean())
+        gan.append(soft(-logit(t))[there].mean() + soft(logit(new))[there].mean())
         divergences.append(js(t, new)[there].mean())
         np.testing.assert_allclose(metrics[f"{side}_real_accuracy"], (logit(t)[there] > 0).mean(), rtol=1e-5)
         np.testing.assert_allclose(metrics[f"{side}_fake_accuracy"], (logit(new)[there] < 0).mean(), rtol=1e-5)
@@ -231,11 +231,11 @@ def test_all_of_it_is_its_equations():
         logits = q @ k.swapaxes(2, 3) / np.sqrt(q.shape[-1])
         weights = softmax(np.where(valid[side][:, None, None], logits, -np.inf))
         added = linear(a.out, (weights @ v).swapaxes(1, 2).reshape(*t.shape[:2], -1))
-        want = np.asarray(x, np.float64) + standardised(x)[1] * added
+        want = np.asarray(x, np.float64) + normalized(x)[1] * added
         np.testing.assert_allclose(view[side], np.where(valid[side][..., None], want, x), rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(np.asarray(view[side])[~valid[side]], np.asarray(x)[~valid[side]])
     counts = np.array([1, 2]) / 3  # a modality counts once, whatever its length
-    np.testing.assert_allclose(terms["adversarial"], 0.3 * counts @ games, rtol=1e-5)
+    np.testing.assert_allclose(terms["adversarial"], 0.3 * counts @ gan, rtol=1e-5)
     np.testing.assert_allclose(terms["jsd"], 0.7 * counts @ divergences, rtol=1e-4)
     assert min(divergences) > 0 and max(divergences) < math.log(2)
 
@@ -266,7 +266,7 @@ def test_it_is_a_function_of_its_key_and_noise_goes_into_the_generator():
         assert abs(noise.mean()) < 4 * 0.5 / math.sqrt(noise.size)
 
 
-def test_the_games_move_no_tower_and_the_enhanced_rows_do():
+def test_the_gan_moves_no_tower_and_the_enhanced_rows_do():
     f = features()
     module = made()
 

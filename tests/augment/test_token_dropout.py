@@ -36,7 +36,7 @@ def words(row):
 @pytest.mark.parametrize("kind", ["random", "block", "truncate"])
 @pytest.mark.parametrize("of", ["words", "length"])
 @pytest.mark.parametrize("drop_rate", [0.1, 0.25, 0.5, 0.9])
-def test_a_text_keeps_its_share_of_words_in_their_order(kind, of, drop_rate):
+def test_a_text_keeps_its_fraction_of_words_in_their_order(kind, of, drop_rate):
     counts = [0, 1, 3, 7, 9, 10] * 8
     got = shortened(texts(*counts), drop_rate, of=of, kind=kind)
     most = math.ceil((LENGTH - 2) * (1 - drop_rate) - 1e-9)
@@ -70,7 +70,7 @@ def test_padding_that_is_the_end_token_and_texts_without_either():
     assert row[0] == START and row[-1] == 20 and row == sorted(row)
 
 
-def test_the_key_alone_decides_and_a_share_of_zero_drops_nothing():
+def test_the_key_alone_decides_and_a_rate_of_zero_drops_nothing():
     ids = texts(9, 8, 7, 6)
     np.testing.assert_array_equal(shortened(ids, 0.5, seed=1), shortened(ids, 0.5, seed=1))
     assert not np.array_equal(shortened(ids, 0.5, seed=1), shortened(ids, 0.5, seed=2))

@@ -177,7 +177,7 @@ def sides(out, clean):
     return image, text
 
 
-def test_the_share_that_is_mixed_is_one_minus_keep():
+def test_the_fraction_that_is_mixed_is_one_minus_keep():
     call, clean = run(**BOTH), tokens()
     for step, keep in ((4, 0.6), (9, 0.1)):
         image, text = [], []
@@ -320,10 +320,10 @@ def test_the_clean_predictions_learn_or_not():
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(mixed, rows.image)
 
-    flows, held = gradients("both"), gradients("mixed")
-    assert flows[0] == held[0] > 0
-    np.testing.assert_allclose(flows[1][0], held[1][0], atol=1e-6)
-    assert np.any(held[1][0]) and np.any(flows[1][1]) and not np.any(held[1][1])
+    flows, stopped = gradients("both"), gradients("mixed")
+    assert flows[0] == stopped[0] > 0
+    np.testing.assert_allclose(flows[1][0], stopped[1][0], atol=1e-6)
+    assert np.any(stopped[1][0]) and np.any(flows[1][1]) and not np.any(stopped[1][1])
 
 
 def test_no_gradient_goes_through_the_alignment():
@@ -357,13 +357,13 @@ def test_a_closed_gate_leaves_no_term_and_compiles_nothing_new():
     assert call.compiled._cache_size() == compiled
 
 
-def test_the_gate_opens_a_share_of_the_steps():
+def test_the_gate_opens_for_a_fraction_of_the_steps():
     call, clean = answers(gate=0.3), tokens()
     gates = [float(call(clean, seed=seed)[1]["gate"]) for seed in range(200)]
     assert {*gates} == {0, 1} and abs(np.mean(gates) - 0.3) < 4 * math.sqrt(0.21 / 200)
 
 
-def spelt(log_probs, labels):
+def spelled(log_probs, labels):
     """Minus the logarithm of the probability of all paths that spell the labels, and the likeliest path's labels."""
     frames, blank = len(log_probs), TOWERS.vocab_size
     total, best = 0.0, (-np.inf, None)
@@ -383,7 +383,7 @@ def test_ctc_aligns_frames_by_the_likeliest_spelling_and_is_learned():
         logits = linear(clean.image[i, EXTRA:], call.module.recognizer)
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         words = linear(np.asarray(clean.text[i])[FREE[i]], call.module.into_image)
-        loss, path = spelt(log_probs, np.asarray(clean.token_mask.ids[i])[FREE[i]].tolist())
+        loss, path = spelled(log_probs, np.asarray(clean.token_mask.ids[i])[FREE[i]].tolist())
         losses.append(loss)
         # Which word each frame shows: blanks take the nearest, of two the earlier.
         runs = [(k, len([*g])) for k, g in itertools.groupby(path)]

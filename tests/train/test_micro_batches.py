@@ -158,8 +158,8 @@ def test_views_at_every_kind_of_tap_and_tokens_that_are_dropped():
 def test_every_augmentation_in_micro_batches(tap):
     """At its own tap, and those that can be in the middle of the towers there; on as many devices.
 
-    An adversary's gradient at the tokens is ill-conditioned: on eight devices, in one part, it differs by 1e-4 from
-    that on one.
+    An adversary's gradient at the tokens is ill-conditioned: on eight devices, in one micro-batch, it differs by 1e-4
+    from that on one.
     """
     middle = {name: {"tap": tap} for name in ("mixup", "xmda", "tmmda")} | {"lemda": {"tap": tap, "kind": "attention"}}
     augment = tuple((name, middle.get(name, {}) if tap else {}) for name in plugins.names("mmjax.augment"))
@@ -187,7 +187,7 @@ def test_rows_keep_their_order_whatever_is_made_of_them():
         map_micro_batches(f, (x, y), micro_batches=5, count=12)
 
 
-def test_each_part_is_computed_again_and_no_more_than_one_is_kept():
+def test_each_micro_batch_is_computed_again_and_one_is_kept():
     kernels = jnp.ones((6, 32, 32)) / 40
 
     def value(kernels, x, micro_batches):

@@ -16,6 +16,7 @@ from flax import nnx
 
 from mmjax.augment.common.schedules import Strength
 from mmjax.core.config import ConfigError
+from mmjax.core.sphere import unit
 from mmjax.core.types import Metrics, Provenance
 
 Tap = str
@@ -107,6 +108,10 @@ class Features:
     token_mask: TokenMask | None = None  # where texts are sequences
     examples: int = dataclasses.field(metadata={"static": True})
     num_prefix_tokens: int = dataclasses.field(default=0, metadata={"static": True})  # see TowerInfo
+
+    def to_unit(self) -> Features:
+        """The same rows at length one."""
+        return dataclasses.replace(self, image=unit(self.image), text=unit(self.text))
 
     def pairs(self) -> Features:
         """Each image row with its example's first caption: N rows on both sides."""

@@ -136,7 +136,7 @@ def test_the_path_is_the_likeliest_of_all_that_spell_the_labels(frames):
     random = np.random.default_rng(frames)
     rows = 60
     labels = random.integers(0, K - 1, size=(rows, LABELS)).astype(np.int32)
-    labels[:15, 1] = labels[:15, 0]  # neighbours that need a blank between them
+    labels[:15, 1] = labels[:15, 0]  # adjacent ones that need a blank between them
     counts = random.integers(0, LABELS + 1, size=rows)
     counts[:8] = LABELS
     valid = np.arange(LABELS) < counts[:, None]

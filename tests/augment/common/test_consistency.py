@@ -41,10 +41,10 @@ def measured(changed, clean, threshold, *, mask="abs", valid=None):
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9, 1.1])
 def test_of_rows_it_is_the_closed_form(mask, threshold):
     changed, clean = logits(0)
-    want, share = by_rows(changed, clean, threshold, mask)
+    want, fraction = by_rows(changed, clean, threshold, mask)
     got, kept = measured(changed, clean, threshold, mask=mask)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(kept, share, rtol=1e-6)
+    np.testing.assert_allclose(kept, fraction, rtol=1e-6)
     if threshold == 0.0 and mask == "abs":
         assert abs(measured(clean, changed, threshold)[0] - want) > 1e-3  # the changed one comes first
     if threshold > 1:
@@ -55,8 +55,8 @@ def test_the_sum_is_divided_by_all_rows_and_not_by_the_confident_ones():
     changed, clean = logits(1)
     clean[2] = 0.0  # as uncertain as can be
     value = measured(changed, clean, 0.4)[0]
-    want, share = by_rows(changed, clean, 0.4)
-    assert 0 < share < 1
+    want, fraction = by_rows(changed, clean, 0.4)
+    assert 0 < fraction < 1
     np.testing.assert_allclose(value, want, rtol=1e-5)
     per_row = (softmax(changed) * np.log(softmax(changed) / softmax(clean))).sum(1)
     keep = softmax(clean).max(1) > 0.4
@@ -129,10 +129,10 @@ def test_of_entries_it_is_the_closed_form(mask, negatives):
     changed, clean = logits(4)
     clean[2, 0] = -9.0  # surest of all, and no hard negative
     for threshold in (0.0, 0.7, 0.95, 1.1):
-        want, share = by_entries(changed, clean, threshold, mask, negatives=negatives)
+        want, fraction = by_entries(changed, clean, threshold, mask, negatives=negatives)
         got, kept = pairwise(changed, clean, threshold, mask=mask, negatives=negatives)
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
-        np.testing.assert_allclose(kept, share, rtol=1e-6)
+        np.testing.assert_allclose(kept, fraction, rtol=1e-6)
         if threshold == 0.0 and mask == "abs":
             assert kept == 1 and abs(pairwise(clean, changed, 0.0, negatives=negatives)[0] - want) > 1e-3
         if threshold == 0.7 and negatives:

@@ -1,4 +1,4 @@
-"""The game between generator and discriminator: what each loss moves, and that both can win."""
+"""Generator and discriminator: what each loss moves, and that both can win."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ def player(kind, seed):
     return {"d": Discriminator, "g": Generator}[kind](4, rngs=nnx.Rngs(seed))
 
 
-def game_of(kind, d, real, new, where, dropout=0.0):
+def losses_of(kind, d, real, new, where, dropout=0.0):
     return gan_losses(d, real, new, where=where, gan_loss=kind, key=jax.random.key(0), dropout=dropout)[0]
 
 
@@ -34,7 +34,7 @@ def test_what_each_players_loss_moves():
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def grads(kind, name, params, real, new):
         def loss(params, real, new):
-            return game_of(kind, merged("d", params), real, new, where, dropout=0.3)[name]
+            return losses_of(kind, merged("d", params), real, new, where, dropout=0.3)[name]
 
         return jax.grad(loss, argnums=(0, 1, 2))(params, real, new)
 
@@ -51,7 +51,7 @@ def test_what_each_players_loss_moves():
     assert (np.sign(reversed_[2])[~outside] == np.sign(deceived[2])[~outside]).all()
     nothing = jax.tree.map(jnp.zeros_like, params)
     for kind in ("minimax", "nonsaturating"):
-        value = game_of(kind, merged("d", nothing), real, new, where)
+        value = losses_of(kind, merged("d", nothing), real, new, where)
         np.testing.assert_allclose(next(iter(value.values())), 2 * math.log(2), rtol=1e-6)
 
 
@@ -81,6 +81,6 @@ def test_the_discriminator_learns_to_tell_and_the_generator_to_deceive(gan_loss)
         (params, _), accuracies = jax.lax.scan(update, (params, tx.init(params)), jnp.arange(80))
         return params, accuracies[-1]
 
-    params, told = trained(params, {"d": 1.0, "g": 0.0})
-    _, deceived = trained(params, {"d": 0.0, "g": 1.0})
-    assert told > 0.95 and deceived < 0.6
+    params, trained_d = trained(params, {"d": 1.0, "g": 0.0})
+    _, trained_g = trained(params, {"d": 0.0, "g": 1.0})
+    assert trained_d > 0.95 and trained_g < 0.6

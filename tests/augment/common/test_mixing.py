@@ -10,7 +10,7 @@ from support import objectives_reference as reference
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 2.0])
-def test_shares_have_the_moments_of_beta(alpha):
+def test_mix_ratios_have_the_moments_of_beta(alpha):
     n = 20_000
     mix_ratio = np.asarray(draw_mix_ratio(jax.random.key(0), jnp.float32(alpha), rows=n, draw="row"), np.float64)
     variance = 1 / (4 * (2 * alpha + 1))
@@ -19,7 +19,7 @@ def test_shares_have_the_moments_of_beta(alpha):
     assert abs(np.mean((mix_ratio - 0.5) ** 2) - variance) < 4 * np.sqrt((fourth - variance**2) / n)
 
 
-def test_one_share_for_the_batch_or_none_at_all():
+def test_one_mix_ratio_for_the_batch_or_none_at_all():
     mix_ratio = draw_mix_ratio(jax.random.key(1), jnp.float32(1), rows=6, draw="batch")
     assert mix_ratio.shape == (6, 1) and len(np.unique(mix_ratio)) == 1 and 0 < mix_ratio[0, 0] < 1
     assert (draw_mix_ratio(jax.random.key(1), jnp.float32(0), rows=6, draw="row") == 1).all()
@@ -50,7 +50,7 @@ def test_targets_of_a_mix(mix_ratio):
     assert (np.diag(both) >= np.diag(both[::-1]) - 1e-7).all()
 
 
-def test_rows_and_columns_have_mass_with_a_share_for_each_row_and_a_fixed_point():
+def test_rows_and_columns_have_mass_with_a_mix_ratio_for_each_row_and_a_fixed_point():
     mix_ratio = jnp.asarray(np.random.default_rng(0).random((7, 1)), jnp.float32)
     source, clean = mixes(mix_ratio, n=7)
     mass = np.asarray(source_mass(source, clean))

@@ -17,8 +17,8 @@ def reference(s, step):
     value = s.value
     if s.shape != "constant":
         u = min(max((t - s.warmup) / s.over, 0), 1)
-        share = u if s.shape == "linear" else 0.5 * (1 - math.cos(math.pi * u))
-        value = s.value + (s.final - s.value) * share
+        progress = u if s.shape == "linear" else 0.5 * (1 - math.cos(math.pi * u))
+        value = s.value + (s.final - s.value) * progress
     return value * min(1, (t + 1) / (s.warmup + 1))
 
 
