@@ -57,7 +57,8 @@ class Augmentation(base.Base):
     clean ones e, which have a stopped gradient as has the scale s: it should be told from other examples of its own
     modality, and be as similar to the other side m as the clean one::
 
-        contrast · mean CE(softmax_j s e'_ki·e_kj, i) + rows · mean JS(softmax_j s e'_ki·e_mj ‖ softmax_j s e_ki·e_mj)
+        contrast · mean CE(softmax_j s e'_ki·e_kj, i)
+        + cross_similarity · mean JS(softmax_j s e'_ki·e_mj ‖ softmax_j s e_ki·e_mj)
 
     ``foreign="other"``: from another pair, row N - 1 - i (and none if it shows the same example). Then x' is one more
     term of the run's objective, labeled as its own pair alone. A label by the fraction of foreign tokens can be met
@@ -83,7 +84,7 @@ class Augmentation(base.Base):
         dropout: the drop rate in G and D.
         heads: of the attention.
         contrast: the factor on the contrast within a modality, for ``foreign="own"``.
-        rows: the factor on the change of similarities, for ``foreign="own"``.
+        cross_similarity: the factor on the change of similarities to the other side, for ``foreign="own"``.
         learning_rate: of the networks' Adam.
         clip_norm: the limit of the norm of their gradient.
     """
@@ -106,7 +107,7 @@ class Augmentation(base.Base):
         dropout: Annotated[float, Between(0, 0.99)] = 0.1,
         heads: Annotated[int, Ge(1)] = 8,
         contrast: Strength = 0.1,
-        rows: Strength = 1.0,
+        cross_similarity: Strength = 1.0,
         learning_rate: Strength = 1e-4,
         clip_norm: Annotated[float, Gt(0)] = 1.0,
     ):
@@ -114,7 +115,8 @@ class Augmentation(base.Base):
         towers.check_tap(tap, kinds=("tokens",), path="augment.tmmda.tap")
         self.tap, self.foreign, self.adversary, self.dropout = tap, foreign, adversary, dropout
         self.first, self.second, self.noise = first, second, noise
-        self.adversarial, self.jsd, self.contrast, self.rows = adversarial, jsd, contrast, rows
+        self.adversarial, self.jsd = adversarial, jsd
+        self.contrast, self.cross_similarity = contrast, cross_similarity
         self.learning_rate, self.clip_norm = learning_rate, clip_norm
         image, text = towers.widths(tap)
         self.text = Enhancer(text, foreign=image, heads=heads, rngs=rngs) if sides != "image" else None
@@ -177,9 +179,9 @@ class Augmentation(base.Base):
         contrast, change = jnp.mean(jnp.stack(contrasts)), jnp.mean(jnp.stack(changes))
         terms = {
             "contrast": schedules.value_at(self.contrast, step) * contrast,
-            "rows": schedules.value_at(self.rows, step) * change,
+            "cross_similarity": schedules.value_at(self.cross_similarity, step) * change,
         }
-        return terms, {"own_contrast": contrast, "rows_divergence": change}
+        return terms, {"own_contrast": contrast, "cross_similarity_divergence": change}
 
     def _enhancer(self, side: Side) -> Enhancer | None:
         return self.text if side == "text" else self.image

@@ -302,7 +302,7 @@ def test_the_comparison_is_its_equations():
     image, text, new_image, new_text = rows(12), rows(12), rows(12), rows(6)
     clean = dataclasses.replace(f, image=jnp.float32(image), text=jnp.float32(text))
     view = dataclasses.replace(f, image=jnp.float32(new_image), text=jnp.float32(new_text))
-    module = made(contrast=0.5, rows=2.0)
+    module = made(contrast=0.5, cross_similarity=2.0)
 
     @jax.jit
     def compared(clean_image, clean_text, image, text, scale):
@@ -324,12 +324,12 @@ def test_the_comparison_is_its_equations():
         [js(scale * new[valid] @ a[there].T, scale * old[valid] @ a[there].T).mean() for new, old, a, there in parts]
     )
     np.testing.assert_allclose(terms["contrast"], 0.5 * contrast, rtol=1e-5)
-    np.testing.assert_allclose(terms["rows"], 2 * change, rtol=1e-4)
+    np.testing.assert_allclose(terms["cross_similarity"], 2 * change, rtol=1e-4)
     grads = jax.jit(jax.grad(lambda *a: sum(compared(*a)[0].values()), argnums=range(5)))(*arguments)
     assert not any(np.any(grads[i]) for i in (0, 1, 4)) and np.any(grads[2]) and np.any(grads[3])
     assert not np.any(grads[2][5]) and not np.any(grads[3][5])  # padding
     same = compared(clean.image, clean.text, clean.image, clean.text[::2], jnp.float32(scale))[0]
-    np.testing.assert_allclose(same["rows"], 0, atol=1e-6)
+    np.testing.assert_allclose(same["cross_similarity"], 0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("foreign", "role"), [("own", "consistency"), ("other", "task")])
