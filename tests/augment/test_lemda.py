@@ -353,7 +353,7 @@ def test_in_the_network_the_blocks_after_the_tokens_run_again():
         ({"tap": "tokens@9", "kind": "attention"}, r"augment\.lemda\.tap='tokens@9'"),
         ({"tap": "input", "kind": "attention"}, r"augment\.lemda\.tap='input'.*'pooled'"),
         ({"negatives": -1}, r"augment\.lemda\.negatives=-1"),
-        ({"layers": 40}, r"augment\.lemda\.layers=40: no room"),
+        ({"layers": 40}, r"augment\.lemda\.layers=40: too many"),
         ({"dropout": 1.0}, r"augment\.lemda\.dropout=1\.0"),
         ({"clip_norm": 0.0}, r"augment\.lemda\.clip_norm=0\.0"),
     ],
