@@ -74,5 +74,5 @@ def test_mistakes_are_named():
     source = pairs()
     with pytest.raises(ConfigError, match=r"kinds=.*swap_att.*add_att, replace_shape, swap_obj"):
         evaluate(source, kinds=("swap_att",))
-    with pytest.raises(ConfigError, match=r"split='val'.*no item has negatives"):
+    with pytest.raises(ConfigError, match=r"split='val'.*no example has negatives"):
         evaluate(Source(source[:1]))

@@ -61,5 +61,5 @@ def test_items_without_a_kind_have_no_scores_by_kind():
 
 
 def test_an_odd_number_of_items_is_refused():
-    with pytest.raises(ConfigError, match="3 items; pairs need an even number"):
+    with pytest.raises(ConfigError, match="3 examples; pairs need an even number"):
         evaluate(Source(twins()[:3]))
