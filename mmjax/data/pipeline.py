@@ -28,7 +28,7 @@ from typing import Any, Protocol, get_args
 
 import numpy as np
 
-from mmjax.core.config import ConfigError, choose
+from mmjax.core.config import ConfigError, Ge, choose
 from mmjax.data.eval_view import is_encoded
 from mmjax.data.order import Arrangement, Order
 from mmjax.data.reader import Captions, Reader
@@ -100,14 +100,14 @@ class Batches:
         self._seed = seed
         self._caption_rows = captions_per_image
         self._negative_rows = negatives_per_image
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("seed", seed, 0),
-            ("captions_per_image", captions_per_image, 1),
-            ("negatives_per_image", negatives_per_image, 0),
-            ("process_count", process_count, 1),
+        for name, value, limits in (
+            ("batch_size", batch_size, Ge(1)),
+            ("seed", seed, Ge(0)),
+            ("captions_per_image", captions_per_image, Ge(1)),
+            ("negatives_per_image", negatives_per_image, Ge(0)),
+            ("process_count", process_count, Ge(1)),
         ):
-            _check_minimum(name, value, least)
+            limits.check(value, path=name)
         if not 0 <= process_index < process_count:
             raise ConfigError(
                 f"process_index={process_index}: must be from 0 to process_count - 1 = {process_count - 1}"
@@ -115,7 +115,7 @@ class Batches:
         self._check_divisible(process_count)
         if distinct and source.rows_share_images:
             raise ConfigError(
-                "distinct=True: rows of one image are examples of their own here; group them (the source's group=True)"
+                "distinct=True: rows of one image are separate examples here; group them (the source's group=True)"
             )
         self._order = Order(
             source.components or (Component("the source", len(source), 1.0),),
@@ -192,12 +192,12 @@ class Batches:
             wait for files or decode pictures. With 0 ``next`` makes the batch and nothing is prefetched.
           prefetch: batches that each process keeps ready.
         """
-        # Grain imports jax, so it is imported only here: whoever merely indexes batches needs neither.
+        # Grain imports jax, so it is imported only here: indexing batches needs neither.
         import grain
 
-        for name, value, least in (("start_step", start_step, 0), ("workers", workers, 0), ("threads", threads, 0)):
-            _check_minimum(name, value, least)
-        _check_minimum("prefetch", prefetch, 1)
+        for name, value in (("start_step", start_step), ("workers", workers), ("threads", threads)):
+            Ge(0).check(value, path=name)
+        Ge(1).check(prefetch, path="prefetch")
         batches = copy.copy(self)
         batches._start_pool(max(threads, 1))
         steps = grain.MapDataset.range(start_step, sys.maxsize)
@@ -336,8 +336,3 @@ def _checked_image(sample: Sample, name: str, shape: tuple[int, ...]) -> np.ndar
             f"uint8{list(shape)}: bring all images to one size, as data.transforms=(('resize_crop', {{}}),) does"
         )
     return image
-
-
-def _check_minimum(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name}={value}: must be at least {least}")

@@ -1,6 +1,6 @@
 """The interface of transforms: four stages between a source's example and a batch.
 
-A module of this folder has one class ``Transform``, whose ``stage`` says which of the protocols below it follows.
+A transform is the class ``Transform`` of a module; its ``stage`` says which of the protocols below it follows.
 Stages run in this order, transforms of one stage in the order of the configuration:
 
 ``captions``  which captions an example has, and their probabilities, before any is sampled
@@ -16,24 +16,31 @@ Each call gets its own random generator, a function of the seed, the transform's
 the start of training. So results depend neither on processes and workers nor on the other transforms, and a transform
 may draw as much as it likes.
 
-A complete transform, which appends a word to some captions::
+A complete transform::
 
-    import dataclasses
+    >>> import dataclasses
+    >>> class Transform:
+    ...     "Appends ``word`` to a caption with some ``probability``."
+    ...
+    ...     stage = "sample"
+    ...
+    ...     def __init__(self, *, word: str = "photo", probability: float = 0.5):
+    ...         self.word, self.probability = word, probability
+    ...
+    ...     def __call__(self, sample, random):
+    ...         captions = [
+    ...             f"{caption} {self.word}" if random.random() < self.probability else caption
+    ...             for caption in sample.captions
+    ...         ]
+    ...         return dataclasses.replace(sample, captions=captions)
 
-    class Transform:
-        "Appends ``word`` to a caption with some ``probability``."
+In a file ``suffix.py`` of your own package, ``data.transforms`` names it ``"my_package.suffix"``, with options such as
+``{"word": "drawing"}``. On its own it transforms a ``Sample``::
 
-        stage = "sample"
-
-        def __init__(self, *, word: str = "photo", probability: float = 0.5):
-            self.word, self.probability = word, probability
-
-        def __call__(self, sample, random):
-            captions = [
-                f"{caption} {self.word}" if random.random() < self.probability else caption
-                for caption in sample.captions
-            ]
-            return dataclasses.replace(sample, captions=captions)
+    >>> from mmjax.data.sample import Sample
+    >>> suffix = Transform(word="drawing", probability=1.0)
+    >>> suffix(Sample(id=0, key="0", captions=["a cat"]), np.random.default_rng(0)).captions
+    ['a cat drawing']
 """
 
 from __future__ import annotations
