@@ -1,4 +1,4 @@
-"""Randomness inside the graph: a pure function of (seed, stream, step), so checkpoints hold none of it."""
+"""Random keys as a pure function of (seed, stream, step), so that checkpoints hold no random state."""
 
 import zlib
 
@@ -6,9 +6,9 @@ import jax
 
 
 def key(seed: int, *, stream: str, step: jax.Array | int = 0) -> jax.Array:
-    """A typed key for one named stream at one step; equal on every device and process.
+    """A key for one named stream at one step; the same on every device and in every process.
 
-    The stream's name is hashed with CRC-32, which, unlike Python's ``hash``, is the same in every process.
+    CRC-32 hashes the stream's name, because Python's ``hash`` differs between processes.
     """
     base = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
     return jax.random.fold_in(base, step)

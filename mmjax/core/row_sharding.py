@@ -1,4 +1,4 @@
-"""Rows of a batch over devices: what models, objectives and evaluators may know of a mesh."""
+"""How rows of a batch lie over devices: all that models, objectives and evaluators know about a mesh."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 
 
 def num_shards(row_sharding: NamedSharding | None) -> int:
-    """Over how many devices rows are split; others hold copies of these."""
+    """The number of shards that rows are split into; further devices hold copies of these. None is one device."""
     if row_sharding is None or not row_sharding.spec or row_sharding.spec[0] is None:
         return 1
     axes = row_sharding.spec[0] if isinstance(row_sharding.spec[0], tuple) else (row_sharding.spec[0],)
@@ -17,11 +17,10 @@ def num_shards(row_sharding: NamedSharding | None) -> int:
 
 
 def constrain_rows(x: jax.Array, row_sharding: NamedSharding | None) -> jax.Array:
-    """``x`` [N, …] with its rows over the devices and nothing else of it; so is its gradient.
+    """``x`` [N, …], with its rows and those of its gradient split over the devices, and no other axis.
 
-    Left to itself, the compiler divides activations as it finds parameters divided, by their width, and then holds
-    all rows on every device. A number of rows that does not divide is left to it all the same: shares must be equal.
-    A program for one device stays as it is, to the bit.
+    Without the constraint the compiler splits activations like parameters, by width, and holds all rows on every
+    device. There is no constraint if the rows do not divide evenly, or if there is only one device.
     """
     if row_sharding is None or row_sharding.mesh.size == 1 or x.shape[0] % num_shards(row_sharding):
         return x

@@ -1,4 +1,4 @@
-"""What training carries from step to step."""
+"""The state that training carries from step to step."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import jax
 
 Params = dict[str, Any]
-"""Nested dictionaries of arrays: JAX flattens these 30 times faster than NNX modules at each step's dispatch."""
+"""Nested dictionaries of arrays, which JAX flattens 30 times faster than NNX modules when it dispatches a step."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentState:
-    """What an augmentation learns; evaluation, export and the moving average never see it."""
+    """The trained state of one augmentation; evaluation, export and the moving average ignore it."""
 
     params: Params
     opt_state: Any
@@ -23,13 +23,13 @@ class AugmentState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Everything a checkpoint holds; randomness and the batch follow from ``step`` (and ``Rewinds``)."""
+    """The content of a checkpoint. Randomness and batches follow from ``step`` (and from ``Rewinds``)."""
 
-    step: jax.Array  # i32[], steps done
+    step: jax.Array  # i32[], completed steps
     params: Params
     opt_state: Any
     ema_params: Params | None  # exponential moving average of params
-    augment: dict[str, AugmentState] = dataclasses.field(default_factory=dict)  # of those that learn, by name
+    augment: dict[str, AugmentState] = dataclasses.field(default_factory=dict)  # by name, of those that are trained
 
 
 def parameter_paths(params: Params) -> Any:

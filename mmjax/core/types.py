@@ -1,4 +1,4 @@
-"""The values that cross module borders: batches and where their rows come from."""
+"""Batches, and the examples that their rows are made of."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ import jax
 import jax.numpy as jnp
 
 Metrics = dict[str, Any]
-"""Slash-keys to scalars, e.g. ``{"loss": f32[], "logit_scale": f32[]}``."""
+"""Names, with slashes between parts, to scalars: ``{"loss": f32[], "mixup/loss": f32[]}``."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Which original examples each row of images (or texts) is made of.
+    """The original examples that each row of images (or of texts) is made of.
 
-    The contrastive target of image ``i`` and text ``j`` follows from the two sides' provenance:
+    The contrastive target of image i and text j follows from both sides' provenance:
     ``S_ij = Σ_k Σ_l w_ik · v_jl · [id_ik == id_jl]``.
 
-    A row of zero weight is a negative for everybody and has no loss of its own; a row whose first id is
-    negative is padding and takes no part at all.
+    A row of zero weight is a negative for every other row and has no loss of its own. A row whose first id is negative
+    is padding and takes no part.
+
+    >>> mixed = Provenance(ids=jnp.array([[3, 5]]), weight=jnp.array([[0.75, 0.25]]))  # 3/4 of example 3, 1/4 of 5
+    >>> mixed.identity().ids.tolist(), mixed.identity().weight.tolist()
+    ([[3]], [[1.0]])
     """
 
     ids: jax.Array  # i32[B, K]
@@ -35,22 +39,22 @@ class Provenance:
 
     @classmethod
     def from_ids(cls, ids: jax.Array) -> Provenance:
-        """Clean rows: ``ids`` i32[B], each made of one example alone."""
+        """Rows that are one example each: ``ids`` i32[B]; negative ids are padding."""
         return cls(ids=ids[:, None], weight=(ids >= 0).astype(jnp.float32)[:, None])
 
     def identity(self) -> Provenance:
-        """Keeps the first source of each row only: the labelling of papers that ignore what was mixed in.
+        """The first source of each row alone, with weight 1: the labels of papers that ignore what was mixed in.
 
-        It counts in full, however little of it the row holds; a row without any weight stays without.
+        A row of zero weight keeps zero weight.
         """
-        weighs = jnp.any(self.weight > 0, axis=1, keepdims=True)
-        return Provenance(ids=self.ids[:, :1], weight=weighs.astype(jnp.float32))
+        has_weight = jnp.any(self.weight > 0, axis=1, keepdims=True)
+        return Provenance(ids=self.ids[:, :1], weight=has_weight.astype(jnp.float32))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One global batch of N images and M texts; N and M may differ."""
+    """A global batch of N images and M texts; N and M may differ."""
 
     images: dict[str, jax.Array]  # modality -> u8[N, H, W, C]
     tokens: jax.Array  # i32[M, L]
@@ -59,7 +63,7 @@ class Batch:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Batch:
-        """From the flat dictionary that the data pipeline yields (see ``mmjax.data.pipeline``)."""
+        """From the dictionary that ``mmjax.data.pipeline`` yields."""
         return cls(
             images=dict(arrays["images"]),
             tokens=arrays["tokens"],
