@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import mmjax
-from mmjax.checkpoints import orbax_errors
+from mmjax.checkpoints import location
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.commands import inspect
 from mmjax.core.config import ConfigError
@@ -106,7 +106,7 @@ def test_names_in_a_config_name_only_what_mmjax_has(tmp_path, change):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(orbax_errors, "_VANISHES_WITHIN", 0.0)
+    monkeypatch.setattr(location, "_DELETION_SECONDS", 0.0)
 
 
 def forged(folder, arrays):

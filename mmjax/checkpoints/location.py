@@ -1,57 +1,66 @@
-"""Where a run's checkpoints lie: in its folder, in another one, or in a bucket."""
+"""The directory of a run's checkpoints: in the run folder, elsewhere, or in a bucket."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+from mmjax.core.atomic import write_atomically
 from mmjax.core.config import ConfigError
 
-_BUCKET = "gs://"  # the only kind that Orbax writes arrays to
-
+_BUCKET = "gs://"  # the only remote storage that Orbax writes arrays to
 _CONFIG = "config.json"
+_PROBE_BYTES = 1 << 16  # what a directory must be able to take before a save begins
+_DELETION_SECONDS = 2.0  # how long a directory that is being deleted may still exist
 
 
-def locate(workdir: str | Path, directory: str | None) -> epath.Path:
-    """The place, seen to be within reach; ``directory`` as in ``CheckpointConfig``."""
+def resolve_directory(workdir: str | Path, directory: str | None) -> epath.Path:
+    """Returns the directory of the checkpoints after checking that it can be reached.
+
+    Args:
+      workdir: the run folder.
+      directory: ``CheckpointConfig.directory``.
+    """
     if directory is None:
         return epath.Path(Path(workdir).absolute() / "checkpoints")
     if "://" not in directory:
         return epath.Path(Path(directory).expanduser().absolute())
     if not directory.startswith(_BUCKET):
         raise ConfigError(
-            f"checkpoint.directory={directory}: no such kind of place; use gs://BUCKET/… or a path, under which other "
-            "storage can be mounted"
+            f"checkpoint.directory={directory}: unsupported storage; use gs://BUCKET/… or a path, where other storage "
+            "can be mounted"
         )
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the stack of what it raises besides
-    place = epath.Path(directory)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback for errors that it also raises
+    path = epath.Path(directory)
     try:
-        place.exists()
+        path.exists()
     except ImportError:
         raise ConfigError(f"checkpoint.directory={directory}: needs gcsfs; pip install 'mmjax[gcs]'") from None
-    except Exception as error:  # each file system has errors of its own
+    except Exception as error:  # each file system has its own errors
         raise _no_access(directory, "reached", error) from None
-    return place
+    return path
 
 
-def named(workdir: str | Path, directory: str | None) -> str:
-    """How an error message names the place: by what the user gave for it."""
+def describe(workdir: str | Path, directory: str | None) -> str:
+    """Returns the setting that decides the directory, for error messages."""
     return f"--workdir={workdir}" if directory is None else f"checkpoint.directory={directory}"
 
 
-def steps(workdir: str | Path, directory: str | None) -> list[int]:
-    """The steps of the checkpoints there, finished or not."""
-    place = locate(workdir, directory)
-    return sorted(int(entry.name) for entry in place.iterdir() if entry.name.isdigit()) if place.is_dir() else []
+def list_steps(workdir: str | Path, directory: str | None) -> list[int]:
+    """Returns the steps of all checkpoints, finished or not."""
+    path = resolve_directory(workdir, directory)
+    return sorted(int(entry.name) for entry in path.iterdir() if entry.name.isdigit()) if path.is_dir() else []
 
 
 def read_config(directory: str | None) -> dict[str, Any] | None:
-    """The configuration that lies beside checkpoints outside of the run folder; None where there is none."""
-    if directory is None or not (path := locate("", directory) / _CONFIG).exists():
+    """Returns the configuration beside checkpoints outside the run folder; None if there is none."""
+    if directory is None or not (path := resolve_directory("", directory) / _CONFIG).exists():
         return None
     try:
         return json.loads(path.read_text())
@@ -62,29 +71,54 @@ def read_config(directory: str | None) -> dict[str, Any] | None:
 
 
 def write_config(directory: str | None, config: dict[str, Any]) -> None:
-    """Says whose checkpoints these are, so that no other experiment goes on from them; needless in the run folder."""
+    """Writes the configuration beside checkpoints outside the run folder, so that no other experiment resumes them."""
     if directory is None:
         return
-    place = locate("", directory)
+    path = resolve_directory("", directory)
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        write_whole(place / _CONFIG, json.dumps(config, indent=2) + "\n")
-    except Exception as error:  # each file system has errors of its own
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / _CONFIG, json.dumps(config, indent=2) + "\n")
+    except Exception as error:  # each file system has its own errors
         raise _no_access(directory, "written", error) from None
 
 
-def write_whole(path: epath.Path, text: str) -> None:
-    """Writes a small file so that a kill leaves the old one or the new one."""
-    if str(path).startswith(_BUCKET):  # where an object is there as a whole or not at all
-        path.write_text(text)
-        return
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
+def check_writable(directory: epath.Path) -> None:
+    """Raises OSError if nothing can be written into ``directory``.
+
+    If Orbax cannot create the directory of a checkpoint, its threads wait for it for minutes.
+    """
+    probe = directory / ".writable"
+    try:
+        probe.mkdir(exist_ok=True)
+        (probe / "probe").write_bytes(bytes(_PROBE_BYTES))
+    finally:
+        with contextlib.suppress(OSError):
+            (probe / "probe").unlink()
+        with contextlib.suppress(OSError):
+            probe.rmdir()
 
 
-def _no_access(directory: str, what: str, error: Exception) -> ConfigError:
+def is_deleted(directory: epath.Path) -> bool:
+    """Whether ``directory`` is gone; waits a moment, because deleting it takes a while."""
+    deadline = time.monotonic() + _DELETION_SECONDS
+    while directory.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def unused_path(path: epath.Path) -> epath.Path:
+    """Returns ``path``, or ``path`` with the first number appended that does not exist."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}.{number}")
+    return candidate
+
+
+def _no_access(directory: str, action: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"checkpoint.directory={directory}: cannot be {what} ({type(error).__name__}: {error}); check its name and "
-        "what this machine may do there (credentials, permissions)"
+        f"checkpoint.directory={directory}: cannot be {action} ({type(error).__name__}: {error}); check its name and "
+        "this machine's credentials and permissions"
     )

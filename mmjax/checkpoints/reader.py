@@ -1,7 +1,9 @@
-"""One saved checkpoint: its items, read from their folder and compared with the checksums beside them."""
+"""Reads one checkpoint and compares it with its checksums."""
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,87 +11,102 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mmjax.checkpoints import checksums, orbax_errors
-from mmjax.checkpoints.orbax_errors import Damaged
+from mmjax.checkpoints import checksums
+from mmjax.checkpoints.orbax_errors import DamagedCheckpoint, explain
 from mmjax.core.config import ConfigError
 from mmjax.parallel import collectives
 
-FACTS = "facts"
-"""The item that says what the others must be (``checksums``), and what was known then (``metrics``, ``losses``)."""
+MANIFEST = "manifest"
+"""The JSON item of a checkpoint with the ``checksums`` of the others, and ``metrics`` and ``losses`` of the run."""
 
 
-class Saved:
-    """The checkpoint of ``step`` in ``folder``; every way of reading it raises Damaged where it is not whole.
+class CheckpointReader:
+    """Reads the checkpoint of ``step`` in ``folder``; raises DamagedCheckpoint if it is not intact.
 
-    It is not read through orbax's manager: there every process waits for all others, also for one that cannot read.
+    It does not use Orbax's manager, in which every process waits for all others, even for one that cannot read.
     """
 
     def __init__(self, folder: Any, step: int):
         self.folder = folder
         self.step = step
 
-    def facts(self) -> dict[str, Any]:
-        """``checksums`` of the items by name, ``metrics`` or None, and ``losses``, of which there may be none."""
+    def read_manifest(self) -> dict[str, Any]:
+        """Returns ``checksums`` by item, ``metrics`` (or None) and ``losses`` (possibly empty)."""
         try:
-            facts = ocp.JsonCheckpointHandler().restore(self.folder / FACTS)
-            losses = [float(loss) for loss in facts.get("losses") or ()]
-            return {"checksums": dict(facts["checksums"]), "metrics": facts["metrics"], "losses": losses}
-        except Exception as error:  # orbax and tensorstore raise anything on a damaged file
-            raise Damaged(self.step, orbax_errors.reason(error)) from error
+            manifest = ocp.JsonCheckpointHandler().restore(self.folder / MANIFEST)
+            losses = [float(loss) for loss in manifest.get("losses") or ()]
+            return {"checksums": dict(manifest["checksums"]), "metrics": manifest["metrics"], "losses": losses}
+        except Exception as error:  # Orbax and TensorStore raise all kinds of errors on damaged files
+            raise DamagedCheckpoint(self.step, explain(error)) from error
 
-    def read(self, trees: Mapping[str, Any], *, optional: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The items laid out as ``trees`` (shapes with shardings) say; all processes give them or raise.
+    def read_items(self, targets: Mapping[str, Any], *, optional: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Reads items in all processes; if one process cannot read them, all raise.
 
-        Of the ``optional`` ones it reads those that are there in the same shapes.
+        Args:
+          targets: for each item a tree of shapes with shardings.
+          optional: more items, which are read only if they exist with these shapes.
         """
-        found: dict[str, Any] = {}
-        trouble: Damaged | None = None
+        items: dict[str, Any] = {}
+        failure: DamagedCheckpoint | None = None
         try:
-            facts = self.facts()
-            trees = {**trees, **{name: tree for name, tree in (optional or {}).items() if self._has(name, tree)}}
-            for name, tree in trees.items():
-                found[name] = ocp.StandardCheckpointHandler().restore(
-                    self.folder / name, args=ocp.args.StandardRestore(tree)
-                )
-        except Damaged as error:
-            trouble = error
+            manifest = self.read_manifest()
+            targets = {**targets, **{name: tree for name, tree in (optional or {}).items() if self._has(name, tree)}}
+            for name, tree in targets.items():
+                args = ocp.args.StandardRestore(tree)
+                items[name] = ocp.StandardCheckpointHandler().restore(self.folder / name, args=args)
+        except DamagedCheckpoint as error:
+            failure = error
         except Exception as error:
-            trouble = Damaged(self.step, orbax_errors.reason(error))
-            trouble.__cause__ = error
-        if not collectives.all_true(trouble is None):
-            raise trouble or Damaged(self.step, "another process cannot read it")
-        self._compare(found, facts, checksums.of_trees(found))
-        return found
+            failure = DamagedCheckpoint(self.step, explain(error))
+            failure.__cause__ = error
+        if not collectives.all_true(failure is None):
+            raise failure or DamagedCheckpoint(self.step, "another process cannot read it")
+        self._compare(items, manifest, checksums.tree_checksums(items))
+        return items
 
     def read_params(self) -> Any:
-        """The weights as they were saved, for one process alone; needs neither model nor configuration."""
+        """Returns the parameters as NumPy arrays, in this process alone and without model or configuration."""
         try:
             handler = ocp.StandardCheckpointHandler()
             shapes = handler.metadata(self.folder / "params").tree
-            orbax_errors.check_memory(shapes)
-            # Without a place for what other devices have saved, it would want those.
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            args = ocp.args.StandardRestore(fallback_sharding=here)
+            check_memory(shapes)
+            # Without a fallback sharding Orbax would require the devices that saved the arrays.
+            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            args = ocp.args.StandardRestore(fallback_sharding=sharding)
             params = jax.tree.map(np.asarray, handler.restore(self.folder / "params", args=args))
         except ConfigError:
             raise
         except Exception as error:
-            raise Damaged(self.step, orbax_errors.reason(error)) from error
-        self._compare({"params": params}, self.facts(), {"params": checksums.of_arrays(jax.tree.leaves(params))})
+            raise DamagedCheckpoint(self.step, explain(error)) from error
+        sums = checksums.array_checksums(jax.tree.leaves(params))
+        self._compare({"params": params}, self.read_manifest(), {"params": sums})
         return params
 
     def _has(self, name: str, tree: Any) -> bool:
         folder = self.folder / name
         return folder.exists() and _shapes(tree) == _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree)
 
-    def _compare(self, found: Mapping[str, Any], facts: Mapping[str, Any], sums: Mapping[str, Sequence[int]]) -> None:
+    def _compare(
+        self, items: Mapping[str, Any], manifest: Mapping[str, Any], sums: Mapping[str, Sequence[int]]
+    ) -> None:
         for name, values in sums.items():
-            wanted = facts["checksums"].get(name) or ()
-            if len(wanted) != len(values):
-                raise Damaged(self.step, f"{name} holds {len(values)} arrays where {len(wanted)} were saved")
-            for path, value, other in zip(_paths(found[name]), values, wanted, strict=True):
+            expected = manifest["checksums"].get(name) or ()
+            if len(expected) != len(values):
+                raise DamagedCheckpoint(self.step, f"{name} has {len(values)} arrays, but {len(expected)} were saved")
+            for path, value, other in zip(_paths(items[name]), values, expected, strict=True):
                 if value != other:
-                    raise Damaged(self.step, f"{name}/{path} is not what was saved")
+                    raise DamagedCheckpoint(self.step, f"{name}/{path} differs from what was saved")
+
+
+def check_memory(tree: Any) -> None:
+    """Raises if arrays of these shapes, which a damaged file may claim, exceed this machine's memory."""
+    needed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available * jax.process_count():
+        raise ConfigError(
+            f"--workdir: its parameters need {needed / 2**30:,.0f} GiB, more than this machine's "
+            f"{available / 2**30:,.0f} GiB of memory; read them on a larger one"
+        )
 
 
 def _paths(tree: Any) -> list[str]:
@@ -98,5 +115,5 @@ def _paths(tree: Any) -> list[str]:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Paths and shapes of a tree, or of the metadata that a checkpoint keeps of one (a named tuple is a dictionary)."""
+    """Returns shapes by path, of a tree or of Orbax's metadata (where named tuples are dictionaries)."""
     return dict(zip(_paths(tree), [tuple(leaf.shape) for leaf in jax.tree.leaves(tree)], strict=True))

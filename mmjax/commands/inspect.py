@@ -45,7 +45,7 @@ def summarize(workdir: str | Path, *, step: Any = "last") -> dict[str, Any]:
     from mmjax.runs import folder
 
     checkpoints = Checkpoints(workdir, directory=folder.checkpoint_directory(workdir), read_only=True)
-    step, params = checkpoints.following(step, lambda step: checkpoints.read_params(which=step))
+    step, params = checkpoints.retry_if_deleted(step, lambda step: checkpoints.read_params(step=step))
     checkpoints.close()
     modules: dict[str, dict[str, int]] = {}
     for path, array in params.items():

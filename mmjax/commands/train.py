@@ -32,14 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains to the end, from the last checkpoint of the folder if it has one."""
-    from mmjax.runs.timing import Clock
+    from mmjax.runs.timing import ActivityTimer
 
-    clock = Clock()  # imports and the wait for other processes belong to the time that a start takes
+    clock = ActivityTimer()  # imports and the wait for other processes belong to the time that a start takes
     profile, workdir = parse_profile(args.profile), options.local_workdir(args)
     from mmjax.commands.common.jax_setup import keep_compiled_programs
 
     keep_compiled_programs()
-    from mmjax.checkpoints.orbax_errors import NotSaved
+    from mmjax.checkpoints.orbax_errors import CheckpointNotSaved
     from mmjax.data.sample import DataError
     from mmjax.experiment import Experiment, load_config
     from mmjax.parallel import collectives, distributed
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
                 profile=profile,
                 clock=clock,
             )
-    except (Diverged, DataError, NotSaved) as error:
+    except (Diverged, DataError, CheckpointNotSaved) as error:
         print(f"mmjax train: {error}", file=sys.stderr)
         return 1
     return 0 if outcome.finished else _stopped_status()

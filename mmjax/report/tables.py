@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mmjax.report.chart import number
-from mmjax.runs.goodput import NAMES, span
+from mmjax.runs.goodput import LABELS, format_seconds
 
 RECALLS = [f"{direction}_R@{k}" for direction in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
 MAX_ROWS = 12
@@ -132,15 +132,15 @@ def goodput(records: list[Record]) -> GoodputTable | None:
     last = known[-1]
     total = last["goodput/total_seconds"]
     rows = []
-    for activity, name in NAMES.items():
+    for activity, name in LABELS.items():
         seconds = last.get(f"goodput/{activity}_seconds", 0.0)
         if math.isfinite(seconds) and seconds > 0:
-            rows.append((name, span(seconds), min(seconds / total, 1.0)))
+            rows.append((name, format_seconds(seconds), min(seconds / total, 1.0)))
     starts = last.get("goodput/starts", 1.0)
-    remark = f"{span(total)} in {starts:,.0f} start{'' if starts == 1 else 's'}"
+    remark = f"{format_seconds(total)} in {starts:,.0f} start{'' if starts == 1 else 's'}"
     if starts > 1:
         between = last.get("goodput/between_starts_seconds")
-        remark += f"; {'unknown' if between is None else span(between)} between them, not counted"
+        remark += f"; {'unknown' if between is None else format_seconds(between)} between them, not counted"
     return GoodputTable(rows, remark + ".", last["goodput"])
 
 

@@ -1,4 +1,4 @@
-"""The run folder: who owns it, what it was made from, and what else is written into it."""
+"""The run folder: its lock, its configuration and the record of each start."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from typing import Any
 
 import jax
 
-from mmjax.checkpoints import location, orbax_errors
+from mmjax.checkpoints import location
+from mmjax.checkpoints.orbax_errors import explain
+from mmjax.core.atomic import write_atomically
 from mmjax.core.config import ConfigError
 from mmjax.experiment import Experiment
 from mmjax.parallel import collectives
-from mmjax.runs.jsonl import LineFile
+from mmjax.runs.jsonl import JsonlWriter, read_jsonl
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +43,12 @@ MAY_DIFFER = (
     "data.autotune",
     "data.max_unreadable",
 )
-"""Keys that do not decide a run's results: a run may go on with others."""
+"""Keys that do not affect results; a run may resume with other values."""
 
-_SEEN_WITHIN = 60.0  # seconds: network file systems remember for a while that a file was not there
+_VISIBLE_SECONDS = 60.0  # a network file system may show a new file this late
 
-SWITCHED = "augment"
-"""The key that decides results and that a run may go on with another of: it is said, and kept with the start."""
+CHANGEABLE = "augment"
+"""The key that affects results but may change when a run resumes; changes are logged and kept with the start."""
 
 PACKAGES = (
     "mmjax",
@@ -64,43 +66,50 @@ PACKAGES = (
 
 @contextlib.contextmanager
 def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) -> Iterator[list[str]]:
-    """Makes ``workdir`` this experiment's, or checks that it already is; no second run may use it meanwhile.
+    """Locks ``workdir`` for this experiment, after creating it or checking that it belongs to the same experiment.
 
-    Gives what has changed in its augmentations since it was last started. Of several processes the first one does
-    this for all, and the others wait for it.
+    Process 0 does this for all processes; the others wait.
+
+    Args:
+      workdir: the run folder.
+      experiment: the resolved experiment.
+      overrides: command-line overrides, for the record of the start.
+
+    Yields:
+      The changes of the augmentations since the last start.
     """
-    elsewhere = experiment.checkpoint.directory is not None
+    has_directory = experiment.checkpoint.directory is not None
     if not collectives.is_main_process():
         collectives.barrier("claim")
-        if elsewhere:  # so nothing here has to be seen by all machines; whichever comes first next time finds its own
-            with _writing(workdir):
+        if has_directory:  # each machine has a run folder of its own, complete for the next start
+            with _write_errors(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
-                _write(workdir / "config.json", experiment.to_dict())
+                _write_json(workdir / "config.json", experiment.to_dict())
         else:
-            _await(workdir / "config.json")
+            _wait_for(workdir / "config.json")
         yield []
         return
-    # Read as an experiment, so that a key which is newer than the folder has its default there.
-    known = (workdir / "config.json").exists() or _started_with(workdir) is not None
-    found = Experiment.from_dict(read_config(workdir)).to_dict() if known else None
+    # Parsed as an experiment, so that keys added since then have their defaults.
+    exists = (workdir / "config.json").exists() or _last_config(workdir) is not None
+    stored = Experiment.from_dict(read_config(workdir)).to_dict() if exists else None
     config = experiment.to_dict()
-    switched: list[str] = []
-    if found is not None:
-        switched = _switched(found, config)
-        changes = differences(found | {SWITCHED: config[SWITCHED]}, config)
+    augment_changes: list[str] = []
+    if stored is not None:
+        augment_changes = _augment_changes(stored, config)
+        changes = differences(stored | {CHANGEABLE: config[CHANGEABLE]}, config)
         if changes:
             raise ConfigError(
                 f"--workdir={workdir}: belongs to another experiment ({'; '.join(changes)}); use another folder, or "
-                "give the settings that it was started with"
+                "the settings that it was started with"
             )
     elif workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
-        raise ConfigError(f"--workdir={workdir}: is not empty and is no run folder; use a new one")
-    if elsewhere or found is not None:
-        kept = _check_checkpoints(workdir, config, before=found)
-        if kept is not None and found is None:
-            switched = _switched(kept, config)
+        raise ConfigError(f"--workdir={workdir}: is not empty and is not a run folder; use a new one")
+    if has_directory or stored is not None:
+        other = _check_checkpoints(workdir, config, before=stored)
+        if other is not None and stored is None:
+            augment_changes = _augment_changes(other, config)
     with contextlib.ExitStack() as stack:
-        with _writing(workdir):
+        with _write_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(open(workdir / ".lock", "w"))
             try:
@@ -109,61 +118,61 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
                 raise ConfigError(
                     f"--workdir={workdir}: another process is training there; wait for it or stop it"
                 ) from None
-            _write(workdir / "config.json", config)
+            _write_json(workdir / "config.json", config)
             location.write_config(experiment.checkpoint.directory, config)
-            _append_start(workdir, config, overrides, switched)
+            _append_start(workdir, config, overrides, augment_changes)
         collectives.barrier("claim")
-        yield switched
+        yield augment_changes
 
 
-def keep_tokenizer(tokenizer: Any, workdir: Path) -> None:
-    """Puts the tokenizer into the run folder, where the next start and evaluation find it; once, and whole."""
+def save_tokenizer(tokenizer: Any, workdir: Path) -> None:
+    """Saves the tokenizer into the run folder, atomically and only once; later starts and evaluation load it."""
     folder = workdir / TOKENIZER_FOLDER
     if not folder.exists():
-        part = folder.with_name(f".{folder.name}.{jax.process_index()}.part")
-        with _writing(workdir):
-            shutil.rmtree(part, ignore_errors=True)
-            tokenizer.save(part)
+        temporary = folder.with_name(f".{folder.name}.{jax.process_index()}.tmp")
+        with _write_errors(workdir):
+            shutil.rmtree(temporary, ignore_errors=True)
+            tokenizer.save(temporary)
             try:
-                os.replace(part, folder)
+                os.replace(temporary, folder)
             except OSError:
                 if not folder.exists():
                     raise
-                shutil.rmtree(part)  # another process of this machine was faster
+                shutil.rmtree(temporary)  # another process of this machine was faster
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
-    """The resolved configuration that a run folder was made from; the last start keeps it too, should it be damaged."""
+    """Returns the resolved configuration of a run folder; if ``config.json`` is damaged, that of the last start."""
     path = Path(workdir) / "config.json"
-    started = _started_with(workdir)
+    last_start = _last_config(workdir)
     try:
         config = json.loads(path.read_text())
         if isinstance(config, dict):
             return config
-        trouble = "is damaged (it holds no section)"
+        problem = "is damaged (it is not a JSON object)"
     except FileNotFoundError:
-        if started is None:
+        if last_start is None:
             raise ConfigError(
                 f"--workdir={workdir}: no run folder (it has no config.json); train there first"
             ) from None
-        trouble = "is missing"
-    except (ValueError, RecursionError, OSError) as error:  # not JSON, not even text, or not to be read
-        trouble = f"is damaged ({error})"
-    if started is None:
-        raise ConfigError(f"--workdir={workdir}: config.json {trouble}; restore it or start afresh")
-    logger.warning(f"config.json in {workdir} {trouble}; the last start in {STARTS} says what it was")
-    return started
+        problem = "is missing"
+    except (ValueError, RecursionError, OSError) as error:  # not JSON, not text, or unreadable
+        problem = f"is damaged ({error})"
+    if last_start is None:
+        raise ConfigError(f"--workdir={workdir}: config.json {problem}; restore it or start from scratch")
+    logger.warning(f"config.json in {workdir} {problem}; using the configuration of the last start in {STARTS}")
+    return last_start
 
 
 def checkpoint_directory(workdir: str | Path) -> str | None:
-    """Where the run's checkpoints lie, if not in its folder; also of a folder that has nothing but checkpoints."""
+    """Returns ``checkpoint.directory`` of a run folder; None if it is not set, or there is no config.json."""
     if not (Path(workdir) / "config.json").exists():
         return None
     return read_config(workdir).get("checkpoint", {}).get("directory")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -> list[str]:
-    """``key: old -> new`` for each key that differs and matters."""
+    """Describes each key that differs and affects results."""
     changes = []
     for key in sorted(old.keys() | new.keys()):
         path = f"{prefix}{key}"
@@ -177,8 +186,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -
     return changes
 
 
-def start_facts() -> dict[str, Any]:
-    """What a run cannot be repeated without: versions, source revision, devices."""
+def describe_start() -> dict[str, Any]:
+    """Returns what is needed to repeat a run: command, versions, source revision, devices."""
     return {
         "command": sys.argv,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
@@ -193,91 +202,81 @@ def start_facts() -> dict[str, Any]:
 def _check_checkpoints(
     workdir: Path, config: dict[str, Any], *, before: dict[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Raises where the checkpoints are another experiment's, or were left behind in another place.
+    """Raises if the checkpoints belong to another experiment, or are still in the previous directory.
 
-    Gives the configuration that lies beside them, if one does.
+    Returns the configuration stored beside the checkpoints, if any.
     """
     now = config["checkpoint"]["directory"]
-    kept = location.read_config(now)
-    if kept is not None:
-        kept = Experiment.from_dict(kept).to_dict()
-        changes = differences(kept | {SWITCHED: config[SWITCHED]}, config)
+    stored = location.read_config(now)
+    if stored is not None:
+        stored = Experiment.from_dict(stored).to_dict()
+        changes = differences(stored | {CHANGEABLE: config[CHANGEABLE]}, config)
         if changes:
             raise ConfigError(
                 f"checkpoint.directory={now}: holds checkpoints of another experiment ({'; '.join(changes)}); use "
-                "another place, or give the settings that it was started with"
+                "another directory, or the settings that it was started with"
             )
-    then = now if before is None else before["checkpoint"]["directory"]
-    if then != now and not location.steps(workdir, now) and location.steps(workdir, then):
+    previous = now if before is None else before["checkpoint"]["directory"]
+    if previous != now and not location.list_steps(workdir, now) and location.list_steps(workdir, previous):
         raise ConfigError(
-            f"{location.named(workdir, now)}: holds no checkpoints, and this run's lie in "
-            f"{location.locate(workdir, then)}; copy them first, or leave checkpoint.directory as it was"
+            f"{location.describe(workdir, now)}: has no checkpoints; those of this run are in "
+            f"{location.resolve_directory(workdir, previous)}; copy them, or keep checkpoint.directory as it was"
         )
-    return kept
+    return stored
 
 
-def _await(path: Path) -> None:
-    deadline = time.monotonic() + _SEEN_WITHIN
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + _VISIBLE_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
             raise ConfigError(
-                f"--workdir={path.parent}: process {jax.process_index()} on {platform.node()} does not see what the "
-                "first process has written there; use a folder that all machines share, or set checkpoint.directory"
+                f"--workdir={path.parent}: process {jax.process_index()} on {platform.node()} does not see the files "
+                "of the first process; use a folder that all machines share, or set checkpoint.directory"
             )
         time.sleep(0.5)
 
 
-def _switched(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What is different about the augmentations, in words."""
-    before, now = ({name: dict(options) for name, options in config.get(SWITCHED, ())} for config in (old, new))
-    words = [f"{name} is on" for name in now if name not in before]
-    words += [f"{name} is off" for name in before if name not in now]
+def _augment_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Describes the changes of the augmentations."""
+    before, now = ({name: dict(options) for name, options in config.get(CHANGEABLE, ())} for config in (old, new))
+    changes = [f"{name} is on" for name in now if name not in before]
+    changes += [f"{name} is off" for name in before if name not in now]
     both = [name for name in now if name in before]
-    words += differences({n: before[n] for n in both}, {n: now[n] for n in both}, prefix="augment.")
-    if not words and [*before] != [*now]:
-        words.append("their order is another")
-    return words
+    changes += differences({n: before[n] for n in both}, {n: now[n] for n in both}, prefix="augment.")
+    if not changes and [*before] != [*now]:
+        changes.append("their order has changed")
+    return changes
 
 
-def _started_with(workdir: str | Path) -> dict[str, Any] | None:
-    """The configuration of the last start that can be read."""
-    try:
-        lines = (Path(workdir) / STARTS).read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return None
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
-            config = json.loads(line)["config"]
-            if isinstance(config, dict):
-                return config
-    return None
+def _last_config(workdir: str | Path) -> dict[str, Any] | None:
+    """Returns the configuration of the last readable start; None if there is none."""
+    configs = [start.get("config") for _, start in read_jsonl(Path(workdir) / STARTS)]
+    return next((config for config in reversed(configs) if isinstance(config, dict)), None)
 
 
 @contextlib.contextmanager
-def _writing(workdir: Path) -> Iterator[None]:
+def _write_errors(workdir: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError:
         raise
-    except Exception as error:  # the tokenizers library raises nothing narrower than this
+    except Exception as error:  # the tokenizers library raises plain Exception
         raise ConfigError(
-            f"--workdir={workdir}: cannot be written to ({orbax_errors.reason(error)}); make room there or use another "
-            "folder"
+            f"--workdir={workdir}: cannot be written to ({explain(error)}); make room there or use another folder"
         ) from error
 
 
-def _append_start(workdir: Path, config: dict[str, Any], overrides: Sequence[str], switched: Sequence[str]) -> None:
-    facts = start_facts() | {"overrides": list(overrides), "switched": list(switched), "config": config}
-    starts = LineFile(workdir / STARTS)
-    if not starts.write(json.dumps(facts)):
-        raise OSError(None, starts.trouble)
+def _append_start(
+    workdir: Path, config: dict[str, Any], overrides: Sequence[str], augment_changes: Sequence[str]
+) -> None:
+    details = {"overrides": list(overrides), "augment_changes": list(augment_changes), "config": config}
+    starts = JsonlWriter(workdir / STARTS)
+    if not starts.write(describe_start() | details):
+        raise OSError(None, starts.failure)
 
 
-def _write(path: Path, value: Any) -> None:
-    """Atomically, so that a kill leaves the old file or the new one."""
-    part = path.with_name(f"{path.name}.{jax.process_index()}.part")
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(part, path)
+def _write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def _version(package: str) -> str | None:
@@ -288,12 +287,12 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """The revision of the source tree that mmjax is imported from, with ``+changes`` where it has any."""
+    """Returns the Git revision of the source tree that mmjax is imported from, with ``+changes`` if it is modified."""
     tree = Path(__file__).parent
 
-    def git(*words: str) -> str:
+    def git(*args: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(tree), *words], capture_output=True, text=True, check=True, timeout=5
+            ["git", "-C", str(tree), *args], capture_output=True, text=True, check=True, timeout=5
         ).stdout.strip()
 
     try:

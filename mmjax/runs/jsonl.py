@@ -1,55 +1,59 @@
-"""Files of lines that are only ever added to, and whose lines are there whole or not at all."""
+"""Files of JSON lines that are only appended to, and whose lines are complete or absent."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import errno
+import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from mmjax.core.atomic import write_atomically
 from mmjax.core.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_KEPT = 100_000  # lines in memory while the disk takes none
+_MAX_PENDING = 100_000  # lines kept in memory while the disk is full
 
 
-class LineFile:
-    """Appends lines to ``path``; each outlives the process once ``write`` has returned True.
+class JsonlWriter:
+    """Appends JSON objects to ``path``, one per line; a line survives a kill once ``write`` has returned True.
 
     A line that cannot be written (the disk is full, the folder read-only) stays in memory and is written before the
-    next one; a warning is logged when that begins and when it is over. The file is opened for each line, so that it may
-    be moved or deleted in between.
+    next one; a warning is logged when writing begins to fail and when it works again. The file is opened for each line,
+    so it may be moved or deleted in between.
     """
 
     def __init__(self, path: Path):
         self._path = path
-        self._waiting: collections.deque[bytes] = collections.deque(maxlen=_KEPT)
-        self._size: int | None = None  # up to where the file is whole; None: not looked at yet
-        self.trouble = ""
+        self._pending: collections.deque[bytes] = collections.deque(maxlen=_MAX_PENDING)
+        self._size: int | None = None  # length of the complete lines; None: not known yet
+        self.failure = ""
 
-    def write(self, line: str) -> bool:
-        """Whether the line, and all before it, are written."""
-        self._waiting.append(line.encode() + b"\n")
+    def write(self, value: Any) -> bool:
+        """Whether this line and all earlier ones are written."""
+        self._pending.append(json.dumps(value).encode() + b"\n")
         return self.flush()
 
     def flush(self) -> bool:
-        """Tries again to write what is still to be written."""
+        """Tries again to write pending lines."""
         try:
-            if self._waiting:
+            if self._pending:
                 self._append()
         except OSError as error:
-            if not self.trouble:
+            if not self.failure:
                 logger.warning(
                     f"{self._path.name} cannot be written ({error.strerror}); its lines are kept until it can be"
                 )
-            self.trouble = error.strerror or str(error)
+            self.failure = error.strerror or str(error)
             return False
-        if self.trouble:
+        if self.failure:
             logger.warning(f"{self._path.name} can be written again; no line is lost")
-            self.trouble = ""
+            self.failure = ""
         return True
 
     def _append(self) -> None:
@@ -57,12 +61,12 @@ class LineFile:
             if self._size is None:
                 self._size = file.seek(0, os.SEEK_END)
                 file.seek(max(self._size - 1, 0))
-                if file.read(1) not in (b"", b"\n"):  # the last line was torn by a kill
-                    self._waiting.appendleft(b"\n")
+                if file.read(1) not in (b"", b"\n"):  # a kill has truncated the last line
+                    self._pending.appendleft(b"\n")
             elif self._size < file.seek(0, os.SEEK_END):
                 file.truncate(self._size)
-            while self._waiting:
-                line = self._waiting[0]
+            while self._pending:
+                line = self._pending[0]
                 try:
                     if file.write(line) != len(line):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -71,21 +75,32 @@ class LineFile:
                         file.truncate(self._size)
                     raise
                 self._size += len(line)
-                self._waiting.popleft()
+                self._pending.popleft()
 
 
-def shorten(path: Path, kept: bytes) -> None:
-    """Leaves only ``kept`` in the file: at any moment it holds all of that."""
+def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields each line that is a JSON object, as text and parsed; none if the file cannot be read.
+
+    Other lines are skipped, such as one that a kill has truncated.
+    """
     try:
-        if path.read_bytes().startswith(kept):  # needs no room, of which there may be none
-            os.truncate(path, len(kept))
-            return
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                yield line, value
+
+
+def replace_content(path: Path, content: bytes) -> None:
+    """Replaces the content of a file by a part of it, atomically."""
+    try:
+        if path.read_bytes().startswith(content):  # this needs no free space, which there may not be
+            os.truncate(path, len(content))
+        else:
+            write_atomically(path, content, sync=True)
     except OSError as error:
         raise ConfigError(
             f"--workdir={path.parent}: {path.name} cannot be written ({error.strerror}); make room there"

@@ -1,9 +1,8 @@
-"""``metrics.jsonl`` and TensorBoard events: the metrics of a run on disk."""
+"""Writes metrics to ``metrics.jsonl`` and to TensorBoard events, and reads them."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -16,8 +15,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from mmjax.checkpoints.orbax_errors import NotSaved
-from mmjax.runs.jsonl import LineFile, shorten
+from mmjax.checkpoints.orbax_errors import CheckpointNotSaved
+from mmjax.runs.jsonl import JsonlWriter, read_jsonl, replace_content
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +26,16 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsWriter(contextlib.AbstractContextManager):
     """Appends scalars to ``workdir/metrics.jsonl`` and to TensorBoard events in ``workdir/tensorboard``.
 
-    A line is one JSON object: ``step`` and slash-keys. What is not finite is written as the strings ``"NaN"``,
-    ``"Infinity"`` and ``"-Infinity"`` (JSON has no such numbers; Python's ``float`` and protobuf read them).
+    A line is a JSON object of ``step`` and metrics by slash-separated names. Non-finite values are written as the
+    strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which JSON lacks as numbers and Python's ``float`` parses.
 
-    ``resume_step`` is the step of the checkpoint that the run goes on from; lines of later steps belong to work that
-    was lost and will be done again, so they are dropped, as is what cannot be read. Without a checkpoint (-1) all
-    earlier lines are.
+    A full disk does not end the run: lines wait in memory (see ``JsonlWriter``). The TensorBoard file is closed and a
+    new one begun later, without the events in between.
 
-    A disk that takes no lines is no reason to stop: see ``LineFile``. TensorBoard's file is then ended and another
-    begun; it lacks what was measured in between.
+    Args:
+      workdir: the run folder.
+      resume_step: step of the checkpoint that the run resumes from; lines of later steps, which will run again, and
+        unreadable lines are removed. -1 removes all lines.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int = -1):
@@ -45,7 +45,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
             _truncate(path, resume_step)
         else:
             path.touch()
-        self._lines = LineFile(path)
+        self._lines = JsonlWriter(path)
         self._folder = path.parent / "tensorboard"
         self._folder.mkdir(exist_ok=True)
         self._events: EventsWriter | None = None
@@ -53,36 +53,35 @@ class MetricsWriter(contextlib.AbstractContextManager):
         self._event(resume_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """One line, which outlives the process once this returns; values may be anything that ``float`` takes."""
+        """Writes one line, which then survives a kill; values may be anything that ``float`` accepts."""
         if self._closed:
             raise ValueError(f"{METRICS_FILE} is closed")
         values = {key: float(value) for key, value in metrics.items()}
         if "step" in values:
             raise ValueError("a metric is named 'step', which is the key of the step itself; give it another name")
-        line = {"step": int(step)} | {key: _encode(value) for key, value in values.items()}
-        self._lines.write(json.dumps(line, allow_nan=False))
+        self._lines.write({"step": int(step)} | {key: _encode(value) for key, value in values.items()})
         entries = [Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
         self._event(int(step), summary=Summary(value=entries))
 
     def finish(self) -> None:
-        """Raises NotSaved where lines are still waiting for a disk that takes them."""
+        """Raises CheckpointNotSaved if lines are still pending because the disk is full."""
         if not self._lines.flush():
-            raise NotSaved(
-                f"{METRICS_FILE} could not be written ({self._lines.trouble}); make room and run the same command again"
+            raise CheckpointNotSaved(
+                f"{METRICS_FILE} could not be written ({self._lines.failure}); make room and run the same command again"
             )
 
     def close(self) -> None:
-        """Ends TensorBoard's file; further writes fail."""
+        """Closes the TensorBoard file; later writes raise."""
         self._closed = True
         self._lines.flush()
         self._end_events()
 
     def _event(self, step: int, **content: Any) -> None:
-        """An event; before the first of a file, what makes TensorBoard forget that step and later ones: lost work."""
+        """Writes an event; each file begins with one that makes TensorBoard drop earlier events from ``step`` on."""
         try:
             if self._events is None:
-                # Not SummaryWriter: it hands events to a thread through a pipe, and its flush does not wait for either.
-                # TensorBoard reads the files in the order of their names, which must not be that of a clock.
+                # SummaryWriter writes in a thread, and its flush does not wait for that. TensorBoard reads files in the
+                # order of their names, which must not depend on the system time.
                 names = [path.name.partition(".")[0] for path in self._folder.glob("*.tfevents.*")]
                 number = max((int(name) for name in names if name.isdigit()), default=0) + 1
                 self._events = EventsWriter(str(self._folder / f"{number:06d}.events"))
@@ -105,40 +104,36 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
 
 class NoMetrics:
-    """What the other processes of a run have in place of a ``MetricsWriter``: the first one writes for all."""
+    """The ``MetricsWriter`` of all processes but the first, which writes for all."""
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def finish(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """The lines of ``metrics.jsonl`` in order, with whatever cannot be read left out; empty if there is no file."""
-    path = Path(workdir) / METRICS_FILE
-    return [metrics for _, metrics in _lines(path)] if path.exists() else []
+    """Returns the readable lines of ``metrics.jsonl`` in order; empty if there is no file."""
+    return [metrics for _, metrics in _lines(Path(workdir) / METRICS_FILE)]
 
 
-def _truncate(path: Path, last: int) -> None:
-    whole = path.read_bytes()
-    read = list(_lines(path))
-    unreadable = sum(1 for line in whole.splitlines() if line.strip()) - len(read)
+def _truncate(path: Path, last_step: int) -> None:
+    lines = list(_lines(path))
+    unreadable = sum(1 for line in path.read_bytes().splitlines() if line.strip()) - len(lines)
     if unreadable > 0:
-        logger.warning(f"{path.name}: {unreadable:,} of its lines cannot be read; they are left out")
-    shorten(path, "".join(text + "\n" for text, metrics in read if metrics["step"] <= last).encode())
+        logger.warning(f"{path.name}: {unreadable:,} of its lines cannot be read; they are removed")
+    kept = "".join(text + "\n" for text, metrics in lines if metrics["step"] <= last_step)
+    replace_content(path, kept.encode())
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
+    for text, line in read_jsonl(path):
+        with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):  # truncated, or of another program
             yield text, {"step": int(line["step"])} | {k: float(v) for k, v in line.items() if k != "step"}
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-            continue  # torn by a kill, or not ours
 
 
 def _encode(value: float) -> float | str:

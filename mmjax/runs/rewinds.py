@@ -1,4 +1,4 @@
-"""The times a run went back to before a loss spike, and which batch each of its steps therefore trains on."""
+"""Rewinds of a run after loss spikes, and the batch that each step therefore trains on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 
 from etils import epath
 
-from mmjax.checkpoints import location, orbax_errors
-from mmjax.checkpoints.orbax_errors import NotSaved
+from mmjax.checkpoints import location
+from mmjax.checkpoints.orbax_errors import CheckpointNotSaved, explain
+from mmjax.core.atomic import write_atomically
 from mmjax.core.config import ConfigError
 from mmjax.parallel import collectives
 
@@ -20,62 +21,67 @@ FILE = "rewinds.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rewind:
-    """At the loss of step ``spike`` the run went back to the state ``after`` a step, and past ``skipped`` batches."""
+    """After a loss spike at ``spike_step`` the run returned to ``restored_step`` and skipped some batches."""
 
-    spike: int
-    after: int
-    skipped: int
+    spike_step: int
+    restored_step: int
+    skipped_batches: int
 
 
 class Rewinds:
-    """Keeps ``workdir/rewinds.json``, from which any start knows which batches to leave out.
+    """The rewinds of a run, kept in ``rewinds.json``, from which a resumed run knows which batches to skip.
 
-    Going back to a state before the spike and past the batches between the two is what Chowdhery et al. 2022 did
-    (PaLM, arXiv:2204.02311, section 5.1). With ``skipped_r`` batches left out at rewind ``r``, the step that follows
-    step t is trained on batch ``t + Σ_r skipped_r [after_r <= t]``: still a function of the step alone. A rewind to
-    before an earlier one takes that one's place.
+    Returning to a state before the spike and skipping the batches in between follows Chowdhery et al. 2022 (PaLM,
+    arXiv:2204.02311, section 5.1). With ``skipped_r`` batches skipped at rewind ``r``, the step after step t trains on
+    batch ``t + Σ_r skipped_r [restored_r <= t]``, which depends on the step alone. A rewind to before an earlier one
+    replaces it.
+
+    Args:
+      workdir: the run folder.
+      directory: ``CheckpointConfig.directory``; if set, the file lies there.
     """
 
     def __init__(self, workdir: str | Path, *, directory: str | None = None):
-        """``directory``, as in ``CheckpointConfig``: the file lies with the checkpoints that are not in ``workdir``."""
-        self._path = (epath.Path(workdir) if directory is None else location.locate(workdir, directory)) / FILE
-        # Others than the first process need not see it, or not yet as it is.
-        found = [dataclasses.asdict(rewind) for rewind in _read(self._path)] if collectives.is_main_process() else []
-        self.all: Sequence[Rewind] = [Rewind(**entry) for entry in collectives.all_gather(found)[0]]
+        folder = epath.Path(workdir) if directory is None else location.resolve_directory(workdir, directory)
+        self._path = folder / FILE
+        # Only process 0 reads the file; on other machines it may not be visible yet.
+        entries = [dataclasses.asdict(rewind) for rewind in _read(self._path)] if collectives.is_main_process() else []
+        self.all: Sequence[Rewind] = [Rewind(**entry) for entry in collectives.all_gather(entries)[0]]
 
-    def batch_after(self, step: int) -> int:
-        """The number of the batch that the step after ``step`` is trained on."""
-        return step + sum(rewind.skipped for rewind in self._in_force() if rewind.after <= step)
+    def next_batch(self, step: int) -> int:
+        """Returns the number of the batch that the step after ``step`` trains on."""
+        return step + sum(rewind.skipped_batches for rewind in self._in_force() if rewind.restored_step <= step)
 
-    def next_after(self, step: int) -> int:
-        """The first later step after which batches are left out; far away if there is none."""
-        return min((rewind.after for rewind in self._in_force() if rewind.after > step), default=sys.maxsize)
+    def next_rewind(self, step: int) -> int:
+        """Returns the first later step after which batches are skipped; ``sys.maxsize`` if there is none."""
+        later = (rewind.restored_step for rewind in self._in_force() if rewind.restored_step > step)
+        return min(later, default=sys.maxsize)
 
-    def goal(self, spike: int, *, saved: Sequence[int]) -> int:
-        """Which of the ``saved`` steps to go back to from a spike; 0, the start, if there is none before it.
+    def choose_step(self, spike_step: int, *, saved: Sequence[int]) -> int:
+        """Returns the saved step to restore after a spike; 0, the start, if none precedes it.
 
-        The last one, but a state that an earlier rewind went back to in vain is taken again only where it is the first.
+        This is the latest one that no earlier rewind has restored, or the latest one if all have been restored.
         """
-        before = [step for step in saved if step < spike]
-        tried = {rewind.after for rewind in self.all}
-        return max([step for step in before if step not in tried] or before, default=0)
+        earlier = [step for step in saved if step < spike_step]
+        restored = {rewind.restored_step for rewind in self.all}
+        return max([step for step in earlier if step not in restored] or earlier, default=0)
 
-    def add(self, *, spike: int, after: int) -> Rewind:
-        """Has batches after ``after`` start with the one that follows the spike's; returns when that is on disk.
-
-        Every process must come here.
-        """
-        kept = sum(rewind.skipped for rewind in self._in_force() if rewind.after <= after)
-        added = Rewind(spike=spike, after=after, skipped=self.batch_after(spike - 1) + 1 - after - kept)
+    def add(self, *, spike_step: int, restored_step: int) -> Rewind:
+        """Skips the batches up to that of the spike; returns when this is on disk. Every process must call it."""
+        skipped = sum(rewind.skipped_batches for rewind in self._in_force() if rewind.restored_step <= restored_step)
+        added = Rewind(
+            spike_step=spike_step,
+            restored_step=restored_step,
+            skipped_batches=self.next_batch(spike_step - 1) + 1 - restored_step - skipped,
+        )
         self.all = [*self.all, added]
         if collectives.is_main_process():
             text = json.dumps([dataclasses.asdict(rewind) for rewind in self.all], indent=2) + "\n"
             try:
-                location.write_whole(self._path, text)
+                write_atomically(self._path, text)
             except OSError as error:
-                raise NotSaved(
-                    f"{FILE} could not be written ({orbax_errors.reason(error)}); make room and run the same command "
-                    "again"
+                raise CheckpointNotSaved(
+                    f"{FILE} could not be written ({explain(error)}); make room and run the same command again"
                 ) from error
         collectives.barrier("rewind")
         return added
@@ -83,7 +89,7 @@ class Rewinds:
     def _in_force(self) -> list[Rewind]:
         rewinds: list[Rewind] = []
         for rewind in self.all:
-            rewinds = [*(earlier for earlier in rewinds if earlier.after <= rewind.after), rewind]
+            rewinds = [*(other for other in rewinds if other.restored_step <= rewind.restored_step), rewind]
         return rewinds
 
 
@@ -92,10 +98,10 @@ def _read(path: epath.Path) -> list[Rewind]:
         entries = json.loads(path.read_text())
         rewinds = [Rewind(**entry) for entry in entries]
         if not all(type(n) is int and n >= 0 for rewind in rewinds for n in vars(rewind).values()):
-            raise ValueError("its numbers are not whole ones from 0 on")
+            raise ValueError("its values are not non-negative integers")
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, UnicodeDecodeError) as error:
-        # Without it the run would go on with batches that it is to leave out.
-        raise ConfigError(f"{path} is damaged ({error}); restore it or start afresh") from None
+        # Without it the run would train on batches that it must skip.
+        raise ConfigError(f"{path} is damaged ({error}); restore it or start from scratch") from None
     return rewinds

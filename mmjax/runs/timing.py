@@ -1,4 +1,4 @@
-"""Where a process's wall time goes, by activity, and a word on the terminal when one of them lasts too long."""
+"""Measures a process's wall time by activity, and warns when an activity lasts too long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 Activity = Literal["steps", "data", "compiling", "evaluation", "checkpoint", "restoring", "other"]
 ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 
-PATIENCE: dict[Activity, float] = {
+WARN_AFTER_SECONDS: dict[Activity, float] = {
     "data": 10.0,
     "checkpoint": 10.0,
     "restoring": 10.0,
@@ -24,55 +24,63 @@ PATIENCE: dict[Activity, float] = {
     "evaluation": 600.0,
     "other": math.inf,
 }
-"""Seconds before the first word about an activity; the next ones come after twice as long each."""
+"""Seconds until the first warning about an activity; each further one comes after twice the time."""
 
-SLOW_STEP = 10.0  # a step that takes so many times the longest before it is worth a word
-WORDS: dict[Activity, str] = {
-    "data": "waiting for data for {seconds:.0f} s; `mmjax data bench` tells which part of the pipeline is slow",
-    "checkpoint": "{what} has taken {seconds:.0f} s; the file system of the checkpoints is slow, full or away",
-    "restoring": "{what} has taken {seconds:.0f} s; the file system of the checkpoints is slow or away",
-    "steps": "a step has taken {seconds:.0f} s; the device hangs, or one of several processes holds up all: "
-    "its own output says why",
-    "compiling": "{what} has taken {seconds:.0f} s; model.scan=True compiles a stack of layers as one",
-    "evaluation": "{what} has taken {seconds:.0f} s; eval.tasks and the size of eval.split decide how long",
+SLOW_STEP_FACTOR = 10.0  # warn about a step that takes this many times as long as the longest one so far
+WARNINGS: dict[Activity, str] = {
+    "data": "waiting for data for {seconds:.0f} s; `mmjax data bench` shows which stage of the pipeline is slow",
+    "checkpoint": "{description} has taken {seconds:.0f} s; the checkpoints' file system is slow, full or unreachable",
+    "restoring": "{description} has taken {seconds:.0f} s; the checkpoints' file system is slow or unreachable",
+    "steps": "a step has taken {seconds:.0f} s; the device hangs, or another process is stuck; see its output",
+    "compiling": "{description} has taken {seconds:.0f} s; model.scan=True compiles a stack of layers as one",
+    "evaluation": "{description} has taken {seconds:.0f} s; it depends on eval.tasks and the size of eval.split",
 }
-_LOOK = 0.5
-_TICK = 60.0
+_POLL_SECONDS = 0.5
+_TICK_SECONDS = 60.0
 
 
 class _Entry(NamedTuple):
     activity: Activity
-    what: str
+    description: str
 
 
-class Clock:
-    """Accounts the main thread's wall time to activities: every second to exactly one, the innermost.
+class ActivityTimer:
+    """Measures the wall time of the main thread; every second belongs to the innermost current activity.
 
-    It counts from its making. Only differences of a monotonic clock enter, so that setting the machine's time changes
-    nothing.
+    It starts when it is created. It uses a monotonic clock, so changes of the system time have no effect.
+
+    Example:
+        >>> timer = ActivityTimer()
+        >>> with timer.measure("data"):
+        ...     batch = next(iter([0]))
+        >>> timer.seconds("data") < 1
+        True
     """
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic):
         self._now = now
         self._lock = threading.Lock()
         self._stack = [_Entry("other", "")]
-        self._since = now()  # when the innermost activity became it
+        self._since = now()  # when the current activity began
         self._changes = 0
-        self._spent = dict.fromkeys(ACTIVITIES, 0.0)
+        self._totals = dict.fromkeys(ACTIVITIES, 0.0)
         self._longest = dict.fromkeys(ACTIVITIES, 0.0)
 
     @contextlib.contextmanager
-    def during(
-        self, activity: Activity, what: str = "", *, hidden: Callable[[], bool] = lambda: False
+    def measure(
+        self, activity: Activity, description: str = "", *, hidden: Callable[[], bool] = lambda: False
     ) -> Iterator[None]:
-        """The block's time is that of ``activity``, save what is spent in blocks within it; ``what`` is for people.
+        """Attributes the time of the block to ``activity``, except for that of nested blocks.
 
-        Where at its end the devices are still at work it cost no time: then it is ``hidden``, and the activity around
-        it counts.
+        Args:
+          activity: what the block does.
+          description: the subject of warnings, such as ``saving the checkpoint of step 500``.
+          hidden: called at the end of the block; if it returns True, because the devices were busy all the time, the
+            time belongs to the enclosing activity.
         """
         with self._lock:
             self._settle()
-            self._stack.append(_Entry(activity, what or activity))
+            self._stack.append(_Entry(activity, description or activity))
         try:
             yield
         finally:
@@ -83,31 +91,33 @@ class Clock:
                 self._stack.pop()
 
     def seconds(self, activity: Activity) -> float:
-        """Spent on it so far."""
-        return self.spent()[activity]
+        """Returns the seconds spent on an activity so far."""
+        return self.totals()[activity]
 
-    def spent(self) -> dict[Activity, float]:
-        """Seconds by activity up to now; their sum is the clock's age."""
+    def totals(self) -> dict[Activity, float]:
+        """Returns the seconds by activity so far; their sum is the age of the timer."""
         with self._lock:
             activity = self._stack[-1].activity
-            return self._spent | {activity: self._spent[activity] + self._now() - self._since}
+            return self._totals | {activity: self._totals[activity] + self._now() - self._since}
 
     @contextlib.contextmanager
-    def watched(
+    def watchdog(
         self,
         *,
         tick: Callable[[], None] | None = None,
-        every: float = _TICK,
+        every: float = _TICK_SECONDS,
         patience: float = 1.0,
     ) -> Iterator[None]:
-        """Logs a warning while something lasts too long, and calls ``tick`` now and then, both from a thread.
+        """Starts a thread that warns about activities that last too long, such as a stalled file system.
 
-        A stalled file system or a worker without memory would otherwise look like a slow step. ``patience`` scales
-        all of ``PATIENCE``.
+        Args:
+          tick: called from the thread at regular intervals.
+          every: interval of ``tick`` in seconds.
+          patience: factor on ``WARN_AFTER_SECONDS``.
         """
         closed = threading.Event()
         watch = threading.Thread(
-            target=self._watch, args=(closed, tick, every, patience), name="mmjax-clock", daemon=True
+            target=self._watch, args=(closed, tick, every, patience), name="mmjax-watchdog", daemon=True
         )
         watch.start()
         try:
@@ -117,11 +127,11 @@ class Clock:
             watch.join()
 
     def _settle(self) -> None:
-        """Charges what has passed to the innermost activity, and begins anew."""
+        """Adds the elapsed time to the current activity."""
         now = self._now()
-        activity, passed = self._stack[-1].activity, now - self._since
-        self._spent[activity] += passed
-        self._longest[activity] = max(self._longest[activity], passed)
+        activity, elapsed = self._stack[-1].activity, now - self._since
+        self._totals[activity] += elapsed
+        self._longest[activity] = max(self._longest[activity], elapsed)
         self._since = now
         self._changes += 1
 
@@ -133,17 +143,17 @@ class Clock:
         patience: float,
     ) -> None:
         seen, due, ticked = -1, math.inf, self._now()
-        while not closed.wait(_LOOK * min(patience, 1.0)):
+        while not closed.wait(_POLL_SECONDS * min(patience, 1.0)):
             with self._lock:
                 changes, entry, since = self._changes, self._stack[-1], self._since
                 longest = self._longest[entry.activity]
             if changes != seen:
-                seen, due = changes, patience * PATIENCE[entry.activity]
+                seen, due = changes, patience * WARN_AFTER_SECONDS[entry.activity]
                 if entry.activity == "steps":
-                    due = max(due, SLOW_STEP * longest)
-            lasted = self._now() - since
-            if lasted >= due:
-                logger.warning(WORDS[entry.activity].format(what=entry.what, seconds=lasted))
+                    due = max(due, SLOW_STEP_FACTOR * longest)
+            elapsed = self._now() - since
+            if elapsed >= due:
+                logger.warning(WARNINGS[entry.activity].format(description=entry.description, seconds=elapsed))
                 due *= 2
             if tick is not None and self._now() - ticked >= every:
                 ticked = self._now()

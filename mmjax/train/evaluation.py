@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from mmjax.checkpoints.manager import Checkpoints, Which
+from mmjax.checkpoints.manager import Checkpoints, StepSelector
 from mmjax.core import plugins
 from mmjax.core.config import choose
 from mmjax.core.state import Params
@@ -88,7 +88,7 @@ class Evaluation:
 
 
 def of_run(
-    workdir: str | Path, *, which: Which = "last", tasks: Sequence[str] | None = None, split: str | None = None
+    workdir: str | Path, *, which: StepSelector = "last", tasks: Sequence[str] | None = None, split: str | None = None
 ) -> dict[str, float]:
     """The metrics of a run folder's checkpoint, on whatever devices are here."""
     experiment = Experiment.from_dict(run_folder.read_config(workdir))
@@ -106,6 +106,6 @@ def of_run(
     tokenizer = assemble.saved_tokenizer(experiment, workdir)
     program = Program(experiment)
     ema = experiment.optimizer.ema_decay > 0
-    params = checkpoints.restore_params(program.abstract_state.params, which=which, ema=ema)
+    params = checkpoints.restore_params(program.abstract_state.params, step=which, ema=ema)
     checkpoints.close()
     return Evaluation(program, tokenizer).run(params, tasks=tasks, split=split or settings.final_split)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmjax.checkpoints.manager import Checkpoints
-from mmjax.checkpoints.orbax_errors import NotSaved
+from mmjax.checkpoints.orbax_errors import CheckpointNotSaved
 from mmjax.core.config import ConfigError
 from mmjax.data.order import mixture_summary
 from mmjax.data.sample import DataError
@@ -19,7 +19,7 @@ from mmjax.parallel.preemption import handle_stop_signals
 from mmjax.runs import folder as run_folder
 from mmjax.runs import goodput
 from mmjax.runs.console import Progress
-from mmjax.runs.timing import Clock
+from mmjax.runs.timing import ActivityTimer
 from mmjax.runs.unreadable_examples import TooManyUnreadable, check_index
 from mmjax.train import assemble
 from mmjax.train.evaluation import Evaluation
@@ -36,7 +36,7 @@ def train(
     workdir: str | Path,
     overrides: Sequence[str] = (),
     profile: tuple[int, int] | None = None,
-    clock: Clock | None = None,
+    clock: ActivityTimer | None = None,
 ) -> Outcome:
     """Trains to ``experiment.steps``, going on from whatever ``workdir`` holds of the same experiment.
 
@@ -44,7 +44,7 @@ def train(
     first and the last step to trace; ``clock`` has counted since this process began.
     """
     workdir = Path(workdir)
-    clock = Clock() if clock is None else clock
+    clock = ActivityTimer() if clock is None else clock
     if profile is not None and profile[1] > experiment.steps:
         raise ConfigError(f"--profile=steps:{profile[0]}-{profile[1]}: the run has but {experiment.steps} steps")
     source = assemble.open_source(experiment.data, "train")
@@ -58,14 +58,15 @@ def train(
     with run_folder.claim(workdir, experiment, overrides=overrides) as switched:
         first = collectives.is_main_process()
         if first or experiment.checkpoint.directory is not None:  # a folder of its own has what evaluation needs
-            run_folder.keep_tokenizer(tokenizer, workdir)
+            run_folder.save_tokenizer(tokenizer, workdir)
         saving = experiment.checkpoint
         checkpoints = Checkpoints(workdir, directory=saving.directory, keep=saving.keep, best=saving.best)
         # Closing the checkpoints waits for all processes, so one that has failed must not come to that.
         with (
             contextlib.closing(checkpoints),
             distributed.fail_fast(
-                shared_errors=(Diverged, TooManyUnreadable), one_line_errors=(ConfigError, DataError, NotSaved)
+                shared_errors=(Diverged, TooManyUnreadable),
+                one_line_errors=(ConfigError, DataError, CheckpointNotSaved),
             ),
             handle_stop_signals() as stop,
         ):
@@ -78,8 +79,8 @@ def train(
                 return Outcome(finished=True, step=done, metrics={})
             with (
                 Progress(experiment.steps, primary=first) as progress,
-                contextlib.closing(goodput.Ledger(workdir, clock, writes=first)) as ledger,
-                clock.watched(tick=ledger.write),
+                contextlib.closing(goodput.TimeLog(workdir, clock, writes=first)) as ledger,
+                clock.watchdog(tick=ledger.write),
             ):
                 if isinstance(source, FilteredSource):
                     logger.info(source.describe())

@@ -7,7 +7,7 @@ import jax
 from mmjax.experiment import Experiment
 from mmjax.runs.console import Progress
 from mmjax.runs.metrics_file import MetricsWriter, NoMetrics
-from mmjax.runs.unreadable_examples import Skips
+from mmjax.runs.unreadable_examples import UnreadableExamples
 from mmjax.train.guard import Guard
 from mmjax.train.rates import Rates
 
@@ -21,7 +21,7 @@ class Meter:
         progress: Progress,
         writer: MetricsWriter | NoMetrics,
         rates: Rates,
-        skips: Skips,
+        skips: UnreadableExamples,
         guard: Guard,
     ):
         self._settings = settings
@@ -40,7 +40,7 @@ class Meter:
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the step just dispatched and reads those of the one before."""
-        if self._skips.shared and self._is_logged(step):
+        if self._skips.is_distributed and self._is_logged(step):
             metrics = metrics | {"unreadable_examples": self._skips.total()}
         pending, self._pending = self._pending, (step, metrics)
         if pending is not None:
@@ -59,8 +59,8 @@ class Meter:
         }
         self._steps += 1
         rates = self._rates.over(self._steps)
-        if self._skips.shared:
-            skipped = self._skips.of_rows(int(values.pop("train/unreadable_examples", 0)))
+        if self._skips.is_distributed:
+            skipped = self._skips.to_row_count(int(values.pop("train/unreadable_examples", 0)))
             self._skips.check(skipped, step=step)
         else:
             skipped = self._skips.count

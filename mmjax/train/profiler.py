@@ -16,7 +16,7 @@ from mmjax.parallel import collectives
 from mmjax.program import trace, trace_text
 from mmjax.program.op_kinds import instruction_kinds
 from mmjax.runs import goodput
-from mmjax.runs.timing import Activity, Clock
+from mmjax.runs.timing import Activity, ActivityTimer
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Profiler:
         *,
         begin: int,
         program: jax.stages.Compiled,
-        clock: Clock,
+        clock: ActivityTimer,
     ):
         """``begin`` steps are already done; ``program`` is the step's, by which operations are told apart."""
         self._steps = steps
@@ -86,9 +86,9 @@ class Profiler:
         if not self._tracing:
             return
         self._tracing = False
-        spent = self._clock.spent()
+        spent = self._clock.totals()
         self._host = {name: spent[name] - before for name, before in self._before.items() if name != "steps"}
-        with self._clock.during("other"):
+        with self._clock.measure("other"):
             self._end()
 
     def _end(self) -> None:
@@ -113,7 +113,7 @@ class Profiler:
         try:
             jax.profiler.start_trace(self._folder, profiler_options=options)
             self._tracing = True
-            self._before = self._clock.spent()
+            self._before = self._clock.totals()
         except Exception as error:  # as above
             logger.info(f"profiling is not possible here: {error}")
             self._steps = None
@@ -128,7 +128,9 @@ class Profiler:
                 jax.profiler.ProfileData.from_file(str(path)), steps=len(self._traced), kinds=kinds, module=module
             )
             host = [
-                f"{goodput.NAMES[name]} {goodput.span(spent)}" for name, spent in self._host.items() if spent >= 0.05
+                f"{goodput.LABELS[name]} {goodput.format_seconds(spent)}"
+                for name, spent in self._host.items()
+                if spent >= 0.05
             ]
             text = trace_text.format_summary(summary, title=self._title(), path=path, host=host)
             (self._folder / SUMMARY).write_text(text, encoding="utf-8")

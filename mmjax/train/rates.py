@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 
 from mmjax.program.chips import GIB, peak_flops
-from mmjax.runs.timing import Clock
+from mmjax.runs.timing import ActivityTimer
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Rates:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: ActivityTimer,
         *,
         batch_size: int,
         devices: int,

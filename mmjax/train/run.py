@@ -15,7 +15,7 @@ import numpy as np
 
 from mmjax import report
 from mmjax.checkpoints.manager import Checkpoints
-from mmjax.checkpoints.orbax_errors import NotSaved
+from mmjax.checkpoints.orbax_errors import CheckpointNotSaved
 from mmjax.core.state import TrainState
 from mmjax.data.pipeline import Batches
 from mmjax.data.source import UnreadableEntry
@@ -26,8 +26,8 @@ from mmjax.runs import goodput, unreadable_examples
 from mmjax.runs.console import Progress
 from mmjax.runs.metrics_file import MetricsWriter, NoMetrics
 from mmjax.runs.rewinds import Rewinds
-from mmjax.runs.timing import Clock
-from mmjax.runs.unreadable_examples import Skips
+from mmjax.runs.timing import ActivityTimer
+from mmjax.runs.unreadable_examples import UnreadableExamples
 from mmjax.train import assemble, flops
 from mmjax.train.evaluation import Evaluation
 from mmjax.train.guard import Diverged, Guard, Spike, rejected_updates
@@ -64,8 +64,8 @@ class Run:
         workdir: Path,
         stop: StopRequest,
         profile: tuple[int, int] | None,
-        clock: Clock,
-        ledger: goodput.Ledger,
+        clock: ActivityTimer,
+        ledger: goodput.TimeLog,
     ):
         self.experiment = experiment
         self.program = program
@@ -87,12 +87,12 @@ class Run:
         state = self._start(switched)
         step = int(jax.device_get(state.step))
         self._begin(step)
-        self.skips = Skips(
+        self.skips = UnreadableExamples(
             self.workdir,
             limit=self.experiment.data.max_unreadable,
             process=jax.process_index(),
             processes=jax.process_count(),
-            shares=self.program.share[1],
+            row_blocks=self.program.share[1],
         )
         if collectives.is_main_process():
             self.skips.list(0, left_out)
@@ -120,12 +120,12 @@ class Run:
 
     def _start(self, switched: Sequence[str]) -> TrainState:
         if not self.checkpoints.steps:
-            with self.clock.during("compiling", "making the initial state"):
+            with self.clock.measure("compiling", "making the initial state"):
                 state = self.program.initialise()
             size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             logger.info(f"{size:,} parameters on {self.program.mesh.size} x {jax.devices()[0].device_kind}")
             return state
-        with self.clock.during("restoring", f"reading the checkpoint of step {self.checkpoints.steps[-1]}"):
+        with self.clock.measure("restoring", f"reading the checkpoint of step {self.checkpoints.steps[-1]}"):
             state = self.checkpoints.restore_newest(self.program.abstract_state)
         step = int(jax.device_get(state.step))
         logger.info(f"going on from the checkpoint of step {step}")
@@ -145,7 +145,7 @@ class Run:
         """What goes along with the steps, as it was after ``step``."""
         settings, first = self.experiment.guard, collectives.is_main_process()
         self.writer = MetricsWriter(self.workdir, resume_step=step) if first else NoMetrics()
-        self.ledger.go_on(step)
+        self.ledger.start_segment(step)
         self.guard = Guard(
             self.experiment,
             losses=() if settings.spike_factor is None else self.checkpoints.read_losses(step),
@@ -155,26 +155,26 @@ class Run:
     def _rewind(self, spike: Spike) -> tuple[TrainState, int]:
         """The state of before the spike; killed anywhere in here, the next start comes to the same one."""
         self.checkpoints.wait()
-        goal = collectives.broadcast(self.rewinds.goal(spike.step, saved=self.checkpoints.steps))
+        goal = collectives.broadcast(self.rewinds.choose_step(spike.step, saved=self.checkpoints.steps))
         # First: once the batches are others, what was saved later belongs to no run.
-        self.checkpoints.forget_after(goal)
-        rewind = self.rewinds.add(spike=spike.step, after=goal)
+        self.checkpoints.delete_after(goal)
+        rewind = self.rewinds.add(spike_step=spike.step, restored_step=goal)
         logger.info(
-            f"{spike}: going back to step {goal} and leaving out {rewind.skipped:,} batches "
+            f"{spike}: going back to step {goal} and leaving out {rewind.skipped_batches:,} batches "
             f"({len(self.rewinds.all)} of guard.max_rewinds={self.experiment.guard.max_rewinds})"
         )
         self.writer.close()
         self._begin(goal)
-        with self.clock.during("restoring", f"going back to step {goal}"):
+        with self.clock.measure("restoring", f"going back to step {goal}"):
             if goal == 0:
                 return self.program.initialise(), 0
-            return self._with_new_augmentations(self.checkpoints.restore(self.program.abstract_state, which=goal)), goal
+            return self._with_new_augmentations(self.checkpoints.restore(self.program.abstract_state, step=goal)), goal
 
     def _steps(self, state: TrainState, step: int, rows: Batches) -> tuple[TrainState, int]:
         """To the last step, to where batches are left out, or to where a signal stops it."""
         settings = self.experiment
-        until = min(settings.steps, self.rewinds.next_after(step))
-        batches = assemble.stream(settings, rows, start_step=self.rewinds.batch_after(step))
+        until = min(settings.steps, self.rewinds.next_rewind(step))
+        batches = assemble.stream(settings, rows, start_step=self.rewinds.next_batch(step))
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(batches))
             coming = iter(batches)
@@ -183,7 +183,7 @@ class Run:
             profiler = self.profiler = self.profiler or Profiler(  # one: a run that goes back traces its steps once
                 self.profile, self.workdir, begin=step, program=compiled, clock=self.clock
             )
-            stack.enter_context(self.clock.during("steps"))
+            stack.enter_context(self.clock.measure("steps"))
             stack.enter_context(contextlib.closing(profiler))
             meter = Meter(settings, self.progress, self.writer, self.rates, self.skips, self.guard)
             stack.enter_context(jax.transfer_guard("disallow"))
@@ -197,7 +197,7 @@ class Run:
                         arrays = self._taken(step, coming, beside=metrics)
                     # The last step's numbers are read while this one runs, and no step is more than one ahead.
                     meter.push(step, metrics)
-                    self.ledger.reached(step - 1)
+                    self.ledger.set_step(step - 1)
                     self.saves.look()
                     self._housekeeping(state, step, meter)
                     if traced:
@@ -205,7 +205,7 @@ class Run:
                     if self.stop.check(step):
                         break
                 meter.flush()
-                self.ledger.reached(step)
+                self.ledger.set_step(step)
                 if self.stop.requested and step not in self.checkpoints.steps:
                     step = self._save(state, step)
             except Diverged:
@@ -221,7 +221,7 @@ class Run:
         logger.info("compiling the training step …")
         started = time.perf_counter()
         shape = self.program.batch_shape(arrays)
-        with self.clock.during("compiling", "compiling the training step"):
+        with self.clock.measure("compiling", "compiling the training step"):
             traced = self.program.trace(shape)
             lowered = traced.lower()
             model_flops = flops.beside(self.experiment, shape, traced=traced)
@@ -244,9 +244,9 @@ class Run:
         self, step: int, coming: Iterator[dict[str, Any]], *, beside: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """The next batch's arrays, with what was skipped to make it counted; the step of ``beside`` runs meanwhile."""
-        with self.clock.during("data", hidden=lambda: not all(value.is_ready() for value in (beside or {}).values())):
+        with self.clock.measure("data", hidden=lambda: not all(value.is_ready() for value in (beside or {}).values())):
             arrays = next(coming)
-        self.skips.count_batch(step + 1, arrays.pop("unreadable"), rows=len(arrays["image_ids"]))
+        self.skips.add_batch(step + 1, arrays.pop("unreadable"), rows=len(arrays["image_ids"]))
         return arrays
 
     def _housekeeping(self, state: TrainState, step: int, meter: Meter) -> None:
@@ -258,7 +258,7 @@ class Run:
             meter.flush()  # a step that diverged must not become the checkpoint that the next start goes on from
         measured = self._measure(state, step) if evaluate else None
         if due or (measured is not None and settings.checkpoint.best is not None):
-            self.ledger.reached(step)
+            self.ledger.set_step(step)
             self.ledger.write()
             self._save(state, step, metrics=measured, finished=last)
         if measured is not None or due:
@@ -286,7 +286,7 @@ class Run:
     def _measure(self, state: TrainState, step: int) -> dict[str, float]:
         params = state.params if state.ema_params is None else state.ema_params
         # Evaluation reads its own data; the guard is for the steps.
-        with self.clock.during("evaluation", f"the evaluation of step {step}"), jax.transfer_guard("allow"):
+        with self.clock.measure("evaluation", f"the evaluation of step {step}"), jax.transfer_guard("allow"):
             metrics = self.evaluation.during(params)
         self.writer.write(step, metrics)
         self.progress.metrics(step, metrics)
@@ -299,9 +299,9 @@ class Run:
         if settings.eval.weights == "best":
             chosen = self.checkpoints.resolve("best")
             if chosen != settings.steps:
-                with self.clock.during("restoring", f"reading the weights of step {chosen}"):
+                with self.clock.measure("restoring", f"reading the weights of step {chosen}"):
                     params = self.checkpoints.restore_params(
-                        self.program.abstract_state.params, which=chosen, ema=state.ema_params is not None
+                        self.program.abstract_state.params, step=chosen, ema=state.ema_params is not None
                     )
         self.skips.gather()
         if self.skips.count:
@@ -310,8 +310,10 @@ class Run:
         if facts["rejected updates"]:
             logger.info(f"{facts['rejected updates']:,} of {settings.steps:,} updates were rejected")
         for rewind in self.rewinds.all:
-            logger.info(f"step {rewind.spike:,} was a spike, undone by going back to step {rewind.after:,}")
-        with self.clock.during("evaluation", "the final evaluation"):
+            logger.info(
+                f"step {rewind.spike_step:,} was a spike, undone by going back to step {rewind.restored_step:,}"
+            )
+        with self.clock.measure("evaluation", "the final evaluation"):
             metrics = self.evaluation.final(params) | {
                 "final/weights_of_step": float(chosen),
                 **{f"final/{name.replace(' ', '_')}": float(count) for name, count in facts.items()},
@@ -319,7 +321,7 @@ class Run:
             self.progress.metrics(chosen, metrics)
             panel, caption_panel = self.evaluation.panels(params, count=PANEL_IMAGES)
         self.ledger.write()
-        spent = goodput.of_run(self.workdir) if collectives.is_main_process() else None
+        spent = goodput.load_goodput(self.workdir) if collectives.is_main_process() else None
         self.writer.write(settings.steps, metrics | (spent.metrics() if spent else {}))
         if not collectives.is_main_process():
             return metrics
@@ -327,7 +329,7 @@ class Run:
         try:
             path = report.write(self.workdir, panel=panel, caption_panel=caption_panel, summary=facts)
         except OSError as error:
-            raise NotSaved(
+            raise CheckpointNotSaved(
                 f"the report could not be written ({error.strerror}); make room and run the same command again"
             ) from None
         if spent is not None:

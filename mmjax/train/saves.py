@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.core.state import TrainState
-from mmjax.runs.timing import Clock
+from mmjax.runs.timing import ActivityTimer
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 class Saves:
     """Starts saves, and tells how long each took: ``tell(name, seconds)``."""
 
-    def __init__(self, checkpoints: Checkpoints, clock: Clock):
+    def __init__(self, checkpoints: Checkpoints, clock: ActivityTimer):
         self._checkpoints = checkpoints
         self._clock = clock
         self._begun: tuple[int, float, float] | None = None  # step, when, and how long training was held up
@@ -37,7 +37,7 @@ class Saves:
         if self._begun is not None:
             what += f", which waits until that of step {self._begun[0]} is on disk,"
         began = time.monotonic()
-        with self._clock.during("checkpoint", what):
+        with self._clock.measure("checkpoint", what):
             self._checkpoints.save(state, step=step, metrics=metrics, losses=losses)
         held = time.monotonic() - began
         self._done()
@@ -54,7 +54,7 @@ class Saves:
         """As ``Checkpoints.finish``."""
         self.look()
         what = "waiting until the checkpoint" + (f" of step {self._begun[0]}" if self._begun else "") + " is on disk"
-        with self._clock.during("checkpoint", what):
+        with self._clock.measure("checkpoint", what):
             self._checkpoints.finish(state, step=step)
         self._done()
 

@@ -56,7 +56,7 @@ def test_a_new_folder_goes_on_from_them_and_says_which_augmentations_changed(sto
     assert sorted(path.name for path in bucket.iterdir()) == ["3", "4", "config.json"]
     assert (new / "report.html").exists() and not (new / "checkpoints").exists()
     assert json.loads((bucket / "config.json").read_text()) == run_folder.read_config(new)
-    assert inspect.summarize(new)["steps"] == location.steps("", str(bucket)) == [3, 4]
+    assert inspect.summarize(new)["steps"] == location.list_steps("", str(bucket)) == [3, 4]
     # Its test split was measured at the end; measured again it is the same.
     assert evaluation.of_run(new)["test/rsum"] == pytest.approx(outcome.metrics["test/rsum"], abs=1e-3)
 
@@ -69,9 +69,9 @@ def test_another_experiment_does_not_go_on_from_them(stopped, tmp_path):
 
 def test_they_may_be_moved_but_not_left_behind(stopped, tmp_path):
     shutil.copytree(stopped / "run", tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"holds no checkpoints, and this run's lie in .*bucket; copy them first"):
+    with pytest.raises(ConfigError, match=r"has no checkpoints; those of this run are in .*bucket; copy them"):
         claimed(experiment(tmp_path / "moved"), tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"--workdir=.*holds no checkpoints.*bucket"):  # into the run folder
+    with pytest.raises(ConfigError, match=r"--workdir=.*has no checkpoints.*bucket"):  # into the run folder
         claimed(experiment(None), tmp_path / "run")
     assert run_folder.checkpoint_directory(tmp_path / "run") == str(stopped / "bucket")
     shutil.copytree(stopped / "bucket", tmp_path / "moved")
@@ -88,7 +88,7 @@ def test_a_run_without_checkpoints_may_take_any_place(tmp_path):
 
 def test_other_processes_then_need_no_common_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(collectives, "is_main_process", lambda: False)
-    monkeypatch.setattr(run_folder, "_SEEN_WITHIN", 0.0)
+    monkeypatch.setattr(run_folder, "_VISIBLE_SECONDS", 0.0)
     config = experiment(tmp_path / "bucket")
     claimed(config, tmp_path / "mine")
     with pytest.raises(ConfigError, match=r"all machines share, or set checkpoint.directory"):
@@ -101,8 +101,8 @@ def test_other_processes_then_need_no_common_folder(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("directory", "message"),
     [
-        ("file:///tmp/x", "no such kind of place; use gs://BUCKET/… or a path"),
-        ("s3://bucket/x", "no such kind of place"),
+        ("file:///tmp/x", "unsupported storage; use gs://BUCKET/… or a path"),
+        ("s3://bucket/x", "unsupported storage"),
         ("/proc/x", "cannot be written (FileNotFoundError"),
     ],
 )
@@ -115,18 +115,18 @@ def test_a_place_that_cannot_be_is_one_line(directory, message, tmp_path):
 def test_what_a_bucket_needs_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # not installed
     with pytest.raises(ConfigError, match=r"=gs://bucket/x: needs gcsfs; pip install 'mmjax\[gcs\]'"):
-        location.locate("", "gs://bucket/x")
+        location.resolve_directory("", "gs://bucket/x")
 
 
 def test_a_bucket_that_cannot_be_reached_is_said(monkeypatch):
     def exists(path):
         raise PermissionError("no credentials\nfound")
 
-    monkeypatch.setattr(type(location.locate("", "/tmp")), "exists", exists)
+    monkeypatch.setattr(type(location.resolve_directory("", "/tmp")), "exists", exists)
     with pytest.raises(
         ConfigError, match=r"gs://bucket/x: cannot be reached \(PermissionError: no cred[^;]*\); check its name"
     ):
-        location.locate("", "gs://bucket/x")
+        location.resolve_directory("", "gs://bucket/x")
 
 
 def test_a_damaged_configuration_there_is_said(tmp_path):

@@ -43,7 +43,7 @@ def test_where_nothing_says_what_it_was_it_is_an_error(tmp_path):
     claim(tmp_path)
     (tmp_path / "starts.jsonl").write_text('{"config": 3}\n{"conf')
     DAMAGE["half"](tmp_path / "config.json")
-    with pytest.raises(ConfigError, match=r"config.json is damaged .*restore it or start afresh"):
+    with pytest.raises(ConfigError, match=r"config.json is damaged .*restore it or start from scratch"):
         claim(tmp_path)
 
 
@@ -72,12 +72,12 @@ class Torn:
 
 def test_the_tokenizer_is_there_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run_folder.keep_tokenizer(Torn(True), tmp_path)
+        run_folder.save_tokenizer(Torn(True), tmp_path)
     assert not (tmp_path / "tokenizer").exists()
-    run_folder.keep_tokenizer(Torn(False), tmp_path)
+    run_folder.save_tokenizer(Torn(False), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer"]
     assert len(list((tmp_path / "tokenizer").iterdir())) == 2
-    run_folder.keep_tokenizer(Torn(True), tmp_path)  # is there already
+    run_folder.save_tokenizer(Torn(True), tmp_path)  # is there already
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from mmjax.report import tables
 from mmjax.runs import goodput
-from mmjax.runs.timing import Clock
+from mmjax.runs.timing import ActivityTimer
 
 
 class Hand:
@@ -24,21 +24,21 @@ class Start:
 
     def __init__(self, workdir, monkeypatch=None, *, at=1000.0, begin=0, setup=5.0):
         self.hand = Hand()
-        self.clock = Clock(now=self.hand)
+        self.clock = ActivityTimer(now=self.hand)
         self.hand.now += setup
         if monkeypatch is not None:
             monkeypatch.setattr(goodput.time, "time", lambda: at + self.hand.now)
-        self.ledger = goodput.Ledger(workdir, self.clock)
-        self.ledger.go_on(begin)
+        self.ledger = goodput.TimeLog(workdir, self.clock)
+        self.ledger.start_segment(begin)
 
     def steps(self, first, last, seconds=1.0):
-        with self.clock.during("steps"):
+        with self.clock.measure("steps"):
             for step in range(first, last + 1):
                 self.hand.now += seconds
-                self.ledger.reached(step)
+                self.ledger.set_step(step)
 
     def spend(self, activity, seconds):
-        with self.clock.during(activity):
+        with self.clock.measure(activity):
             self.hand.now += seconds
 
 
@@ -52,10 +52,10 @@ def test_an_undisturbed_run(tmp_path):
     start.steps(1, 10)
     start.spend("evaluation", 2)
     start.ledger.close()
-    found = goodput.of_run(tmp_path)
+    found = goodput.load_goodput(tmp_path)
     spent = {"steps": 10, "compiling": 3, "evaluation": 2, "other": 5}
-    assert found.seconds == pytest.approx(dict.fromkeys(goodput.NAMES, 0.0) | spent)
-    assert (found.starts, found.total, found.share, found.between) == (1, 20, 0.5, 0)
+    assert found.seconds == pytest.approx(dict.fromkeys(goodput.LABELS, 0.0) | spent)
+    assert (found.starts, found.total, found.fraction, found.between) == (1, 20, 0.5, 0)
     assert found.metrics()["goodput"] == 0.5 and found.metrics()["goodput/lost_seconds"] == 0
     table = found.table()
     assert table.startswith("goodput 50.0%") and "10.0s" in table and "between" not in table and "lost" not in table
@@ -72,7 +72,7 @@ def test_steps_done_again_after_a_kill_are_lost(tmp_path, monkeypatch):
     second.spend("restoring", 1)
     second.steps(7, 20)
     second.ledger.close()
-    found = goodput.of_run(tmp_path)
+    found = goodput.load_goodput(tmp_path)
     assert found.seconds["steps"] == pytest.approx(6 + 14) and found.seconds["lost"] == pytest.approx(6)
     assert found.total == pytest.approx(5 + 6 + 6 + 4 + 1 + 14) and found.starts == 2
     assert found.between == pytest.approx(100 - 17)  # from the last line of the first on
@@ -86,7 +86,7 @@ def test_a_checkpoint_between_two_lines_splits_their_time(tmp_path):
     second = Start(tmp_path, begin=4)
     second.steps(5, 10)
     second.ledger.close()
-    found = goodput.of_run(tmp_path)
+    found = goodput.load_goodput(tmp_path)
     assert (found.seconds["steps"], found.seconds["lost"]) == (pytest.approx(4 + 6), pytest.approx(6))
 
 
@@ -95,10 +95,10 @@ def test_going_back_within_a_start_loses_likewise(tmp_path):
     start.steps(1, 8)
     start.ledger.write()
     start.steps(9, 10)
-    start.ledger.go_on(4)
+    start.ledger.start_segment(4)
     start.steps(5, 10)
     start.ledger.close()
-    found = goodput.of_run(tmp_path)
+    found = goodput.load_goodput(tmp_path)
     assert (found.seconds["steps"], found.seconds["lost"]) == (pytest.approx(4 + 6), pytest.approx(4 + 2))
     assert found.starts == 1
 
@@ -128,7 +128,7 @@ def test_random_kills_agree_with_a_record_of_every_step(tmp_path, seed):
             total, unknown = total + unknown, 0.0
     start.ledger.close()
     total += unknown  # that of earlier starts is no line's
-    found = goodput.of_run(tmp_path)
+    found = goodput.load_goodput(tmp_path)
     assert found.seconds["steps"] == pytest.approx(sum(final.values()), abs=0.01)
     assert found.total == pytest.approx(total, abs=0.05)
 
@@ -136,9 +136,9 @@ def test_random_kills_agree_with_a_record_of_every_step(tmp_path, seed):
 @pytest.mark.parametrize(
     "damage",
     [b'{"start": "a', b"\x00\xff", b"[]", b"7", b'{"start": "x"}', b"\n\n",
-     b'{"start": "x", "at": 1, "stretch": 0, "from": null, "step": null, "seconds": {"steps": "NaN"}}',
-     b'{"start": "x", "at": 1, "stretch": 0, "from": null, "step": null, "seconds": {"steps": -3}}',
-     b'{"start": "x", "at": Infinity, "stretch": 0, "from": null, "step": null, "seconds": {"steps": 3}}'],
+     b'{"start": "x", "time": 1, "segment": 0, "first_step": null, "step": null, "seconds": {"steps": "NaN"}}',
+     b'{"start": "x", "time": 1, "segment": 0, "first_step": null, "step": null, "seconds": {"steps": -3}}',
+     b'{"start": "x", "time": Infinity, "segment": 0, "first_step": null, "step": null, "seconds": {"steps": 3}}'],
 )  # fmt: skip
 def test_a_torn_or_damaged_line_costs_no_other(tmp_path, damage):
     first = Start(tmp_path)
@@ -149,7 +149,7 @@ def test_a_torn_or_damaged_line_costs_no_other(tmp_path, damage):
     second = Start(tmp_path, begin=4)
     second.steps(5, 8)
     second.ledger.close()
-    found = goodput.of_run(tmp_path)
+    found = goodput.load_goodput(tmp_path)
     assert (found.starts, found.seconds["steps"], found.seconds["lost"], found.total) == (2, 8, 0, 18)
     assert sum(line.startswith('{"start": "') and '"data": 0.0' in line for line in lines(tmp_path)) == 6
 
@@ -160,7 +160,7 @@ def test_the_first_lines_of_a_start_may_be_missing(tmp_path):
     start.ledger.close()
     kept = lines(tmp_path)[2:]
     (tmp_path / goodput.FILE).write_text("\n".join(kept) + "\n")
-    found = goodput.of_run(tmp_path)
+    found = goodput.load_goodput(tmp_path)
     assert (found.seconds["steps"], found.total) == (6, 11)
 
 
@@ -172,9 +172,9 @@ def test_a_clock_that_was_set_makes_the_break_unknown_and_nothing_else(tmp_path,
     second = Start(tmp_path, monkeypatch, at=1000.0 + jump, begin=4)
     second.steps(5, 8)
     second.ledger.close()
-    found = goodput.of_run(tmp_path)
-    assert found.between is None and found.share == pytest.approx(8 / 18)
-    assert "a clock was set" in found.table() and "goodput/between_starts_seconds" not in found.metrics()
+    found = goodput.load_goodput(tmp_path)
+    assert found.between is None and found.fraction == pytest.approx(8 / 18)
+    assert "the system time was changed" in found.table() and "goodput/between_starts_seconds" not in found.metrics()
     assert all(math.isfinite(value) for value in found.metrics().values())
 
 
@@ -187,14 +187,14 @@ def test_a_full_disk_is_said_once_and_stops_nothing(tmp_path, messages):
 
 
 def test_nothing_is_known_of_a_folder_without_times(tmp_path):
-    assert goodput.of_run(tmp_path) is None
+    assert goodput.load_goodput(tmp_path) is None
     (tmp_path / goodput.FILE).write_text("not json\n")
-    assert goodput.of_run(tmp_path) is None
+    assert goodput.load_goodput(tmp_path) is None
 
 
 def test_of_several_processes_one_writes(tmp_path):
-    ledger = goodput.Ledger(tmp_path, Clock(), writes=False)
-    ledger.go_on(3)
+    ledger = goodput.TimeLog(tmp_path, ActivityTimer(), writes=False)
+    ledger.start_segment(3)
     ledger.close()
     assert not (tmp_path / goodput.FILE).exists()
 
@@ -204,7 +204,7 @@ def test_a_line_holds_what_others_can_read(tmp_path):
     start.steps(3, 3)
     start.ledger.close()
     last = json.loads(lines(tmp_path)[-1])
-    assert (last["from"], last["step"], last["stretch"], last["seconds"]["steps"]) == (2, 3, 1, 1.0)
+    assert (last["first_step"], last["step"], last["segment"], last["seconds"]["steps"]) == (2, 3, 1, 1.0)
 
 
 def test_the_report_shows_the_last_one(tmp_path):
@@ -212,7 +212,7 @@ def test_the_report_shows_the_last_one(tmp_path):
     start = Start(tmp_path)
     start.steps(1, 5)
     start.ledger.close()
-    last = goodput.of_run(tmp_path).metrics()
+    last = goodput.load_goodput(tmp_path).metrics()
     table = tables.goodput([{"step": 3, "goodput": 0.1}, {"step": 5, **last}])
     fractions = {name: fraction for name, _, fraction in table.rows}
     assert table.goodput == 0.5 and fractions["start-up and the rest"] == 0.5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from mmjax.checkpoints.orbax_errors import NotSaved
+from mmjax.checkpoints.orbax_errors import CheckpointNotSaved
 from mmjax.runs import metrics_file
 from mmjax.runs.metrics_file import MetricsWriter, read_metrics
 
@@ -140,7 +140,7 @@ def test_event_files_are_in_the_order_of_their_starts_whatever_the_clock_says(tm
 def test_what_cannot_be_read_is_said(tmp_path, caplog):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1.0}\n\x00\x00\n{"step": 2, "a": 2.0}\n{"st')
     MetricsWriter(tmp_path, resume_step=1).close()
-    assert caplog.messages == ["metrics.jsonl: 2 of its lines cannot be read; they are left out"]
+    assert caplog.messages == ["metrics.jsonl: 2 of its lines cannot be read; they are removed"]
     assert [m["step"] for m in read_metrics(tmp_path)] == [1]
     MetricsWriter(tmp_path, resume_step=1).close()
     assert len(caplog.messages) == 1
@@ -153,7 +153,7 @@ def test_metrics_of_a_disk_that_fails_for_a_while_are_all_there_and_at_the_end_i
     path.rename(tmp_path / "away")
     path.mkdir()
     writer.write(2, {"a": 2.0})
-    with pytest.raises(NotSaved, match=r"metrics.jsonl could not be written .*same command again"):
+    with pytest.raises(CheckpointNotSaved, match=r"metrics.jsonl could not be written .*same command again"):
         writer.finish()
     path.rmdir()
     (tmp_path / "away").rename(path)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mmjax.runs.timing import ACTIVITIES, PATIENCE, WORDS, Clock
+from mmjax.runs.timing import ACTIVITIES, WARN_AFTER_SECONDS, WARNINGS, ActivityTimer
 
 
 class Hand:
@@ -26,25 +26,25 @@ def hand():
 
 
 def test_the_inner_activity_counts(hand):
-    clock = Clock(now=hand)
+    clock = ActivityTimer(now=hand)
     hand.now += 1
-    with clock.during("steps"):
+    with clock.measure("steps"):
         hand.now += 2
-        with clock.during("data"):
+        with clock.measure("data"):
             hand.now += 4
             assert (clock.seconds("data"), clock.seconds("steps")) == (4, 2)
-            with clock.during("steps"):
+            with clock.measure("steps"):
                 hand.now += 8
         hand.now += 16
-        with clock.during("checkpoint"):
+        with clock.measure("checkpoint"):
             pass
     hand.now += 32
-    assert {name: spent for name, spent in clock.spent().items() if spent} == {"other": 33, "steps": 26, "data": 4}
+    assert {name: spent for name, spent in clock.totals().items() if spent} == {"other": 33, "steps": 26, "data": 4}
 
 
 def test_an_error_ends_its_activity(hand):
-    clock = Clock(now=hand)
-    with contextlib.suppress(ValueError), clock.during("evaluation"), clock.during("restoring"):
+    clock = ActivityTimer(now=hand)
+    with contextlib.suppress(ValueError), clock.measure("evaluation"), clock.measure("restoring"):
         hand.now += 1
         raise ValueError
     hand.now += 5
@@ -53,7 +53,7 @@ def test_an_error_ends_its_activity(hand):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_every_second_is_that_of_exactly_one_activity(hand, seed):
-    draw, clock, expected = random.Random(seed), Clock(now=hand), dict.fromkeys(ACTIVITIES, 0.0)
+    draw, clock, expected = random.Random(seed), ActivityTimer(now=hand), dict.fromkeys(ACTIVITIES, 0.0)
 
     def work(activity, depth):
         for _ in range(draw.randrange(4)):
@@ -62,37 +62,37 @@ def test_every_second_is_that_of_exactly_one_activity(hand, seed):
             expected[activity] += seconds
             if depth < 4 and draw.random() < 0.7:
                 inner = draw.choice(ACTIVITIES)
-                with clock.during(inner):
+                with clock.measure(inner):
                     work(inner, depth + 1)
 
     for _ in range(20):
         work("other", 0)
-    assert clock.spent() == pytest.approx(expected)
-    assert sum(clock.spent().values()) == pytest.approx(hand.now - 100.0)
+    assert clock.totals() == pytest.approx(expected)
+    assert sum(clock.totals().values()) == pytest.approx(hand.now - 100.0)
 
 
 def test_a_wait_behind_which_the_devices_were_at_work_cost_nothing(hand):
-    clock = Clock(now=hand)
-    with clock.during("steps"):
+    clock = ActivityTimer(now=hand)
+    with clock.measure("steps"):
         for busy in (True, False):
-            with clock.during("data", hidden=lambda busy=busy: busy):
+            with clock.measure("data", hidden=lambda busy=busy: busy):
                 hand.now += 3
     assert (clock.seconds("data"), clock.seconds("steps")) == (3, 3)
 
 
 def test_setting_the_machines_time_changes_nothing(monkeypatch):
-    clock = Clock()
+    clock = ActivityTimer()
     monkeypatch.setattr(time, "time", lambda: -1e9)
-    with clock.during("data"):
+    with clock.measure("data"):
         time.sleep(0.02)
     assert 0.02 <= clock.seconds("data") < 20
 
 
 @pytest.mark.parametrize("activity", ["data", "checkpoint", "restoring"])
 def test_a_long_stall_is_told_with_its_cause_while_it_lasts_and_ever_more_rarely(activity, messages):
-    clock = Clock()
-    with clock.watched(patience=0.005):
-        with clock.during(activity, "saving the checkpoint of step 500"):
+    clock = ActivityTimer()
+    with clock.watchdog(patience=0.005):
+        with clock.measure(activity, "saving the checkpoint of step 500"):
             assert messages.arrived.wait(20)
             time.sleep(0.5)
             count = len(messages)
@@ -104,23 +104,23 @@ def test_a_long_stall_is_told_with_its_cause_while_it_lasts_and_ever_more_rarely
 
 
 def test_what_is_short_or_known_to_take_long_is_not_told(messages):
-    clock = Clock()
-    with clock.watched(patience=0.05):
+    clock = ActivityTimer()
+    with clock.watchdog(patience=0.05):
         for activity in ("compiling", "evaluation"):
-            with clock.during(activity):
+            with clock.measure(activity):
                 time.sleep(0.6)  # more than the patience with data
         for _ in range(30):
-            with clock.during("data"):
+            with clock.measure("data"):
                 time.sleep(0.01)
     assert messages == []
-    assert PATIENCE["compiling"] >= 300 and PATIENCE["evaluation"] >= 300
+    assert WARN_AFTER_SECONDS["compiling"] >= 300 and WARN_AFTER_SECONDS["evaluation"] >= 300
 
 
 def test_a_step_may_take_ten_times_the_longest_before_it(messages):
-    clock = Clock()
-    with clock.watched(patience=0.005), clock.during("steps"):
+    clock = ActivityTimer()
+    with clock.watchdog(patience=0.005), clock.measure("steps"):
         time.sleep(0.1)
-        with clock.during("other"):
+        with clock.measure("other"):
             pass
         time.sleep(0.5)  # longer than the 0.3 s of the first, and five times as long as it was: no stall
         assert messages == []
@@ -129,15 +129,15 @@ def test_a_step_may_take_ten_times_the_longest_before_it(messages):
 
 
 def test_the_watch_calls_the_tick_and_ends_with_its_block():
-    ticks, clock = threading.Semaphore(0), Clock()
+    ticks, clock = threading.Semaphore(0), ActivityTimer()
     before = threading.active_count()
-    with pytest.raises(KeyError), clock.watched(tick=ticks.release, every=0.01, patience=0.01):
+    with pytest.raises(KeyError), clock.watchdog(tick=ticks.release, every=0.01, patience=0.01):
         assert ticks.acquire(timeout=20) and ticks.acquire(timeout=20)
         raise KeyError
     assert threading.active_count() == before
 
 
 def test_every_activity_that_has_a_word_says_how_long():
-    for activity, words in WORDS.items():
+    for activity, words in WARNINGS.items():
         assert activity in ACTIVITIES
-        assert "12 s" in words.format(what="it", seconds=12.3)
+        assert "12 s" in words.format(description="it", seconds=12.3)

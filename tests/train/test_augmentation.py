@@ -219,7 +219,7 @@ def test_a_run_goes_on_with_other_augmentations_and_says_so(config, tmp_path, ca
     assert "augmentation changes after step 3: xmda is on; latent_noise is off" in output
     assert "parameters of xmda start afresh" in output
     starts = [json.loads(line) for line in (workdir / "starts.jsonl").read_text().splitlines()]
-    assert starts[0]["switched"] == [] and len(starts[1]["switched"]) == 2
+    assert starts[0]["augment_changes"] == [] and len(starts[1]["augment_changes"]) == 2
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines if "augment/latent_noise/weight" in line} == {1, 2, 3}
     assert {line["step"] for line in lines if "augment/xmda/weight" in line} == {4, 5, 6}

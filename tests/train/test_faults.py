@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.checkpoints import checksums, orbax_errors
+from mmjax.checkpoints import checksums, location, orbax_errors
+from mmjax.checkpoints import reader as reading
 from mmjax.checkpoints.manager import Checkpoints
-from mmjax.checkpoints.orbax_errors import Damaged, NotSaved
+from mmjax.checkpoints.orbax_errors import CheckpointNotSaved, DamagedCheckpoint
 from mmjax.commands import inspect
 from mmjax.core.config import ConfigError
 from mmjax.core.state import TrainState
@@ -108,9 +109,9 @@ DAMAGE = {
     "no manifest": lambda f: (f / "params" / "manifest.ocdbt").unlink(),
     "half the metadata": lambda f: halve(f / "params" / "_METADATA"),
     "no item": lambda f: shutil.rmtree(f / "training"),
-    "no checksums": lambda f: shutil.rmtree(f / "facts"),
-    "torn checksums": lambda f: halve(f / "facts" / "metadata"),
-    "other checksums": lambda f: (f / "facts" / "metadata").write_text('{"checksums": {}, "metrics": null}'),
+    "no checksums": lambda f: shutil.rmtree(f / "manifest"),
+    "torn checksums": lambda f: halve(f / "manifest" / "metadata"),
+    "other checksums": lambda f: (f / "manifest" / "metadata").write_text('{"checksums": {}, "metrics": null}'),
     "nothing at all": lambda f: [shutil.rmtree(p) if p.is_dir() else p.unlink() for p in f.iterdir()],
 }
 
@@ -140,14 +141,14 @@ def test_a_damaged_checkpoint_is_named_moved_aside_and_the_one_before_it_restore
     "kind", [kind for kind in DAMAGE if "moments" not in kind and kind not in ("a missing file", "no item")]
 )
 def test_readers_say_it_and_leave_everything_as_it_is(folder, kind, monkeypatch):
-    monkeypatch.setattr(orbax_errors, "_VANISHES_WITHIN", 0.0)
+    monkeypatch.setattr(location, "_DELETION_SECONDS", 0.0)
     DAMAGE[kind](folder / "checkpoints" / "8")
     before = sorted(folder.rglob("*"))
     with opened(folder, read_only=True) as checkpoints:
-        with pytest.raises(Damaged, match=r"step=8: this checkpoint is damaged \(.+\)"):
+        with pytest.raises(DamagedCheckpoint, match=r"step=8: this checkpoint is damaged \(.+\)"):
             checkpoints.restore_params(shapes().params)
-        assert equal(checkpoints.restore_params(shapes().params, which=4), state(4).params)
-    with pytest.raises(Damaged, match="step=8"):
+        assert equal(checkpoints.restore_params(shapes().params, step=4), state(4).params)
+    with pytest.raises(DamagedCheckpoint, match="step=8"):
         inspect.summarize(folder)
     assert inspect.summarize(folder, step=4)["step"] == 4
     assert sorted(folder.rglob("*")) == before
@@ -166,7 +167,7 @@ def test_where_none_can_be_read_nothing_is_moved(folder):
 
 
 def test_a_score_that_cannot_be_read_is_said_and_the_others_decide(folder):
-    halve(folder / "checkpoints" / "4" / "facts" / "metadata")
+    halve(folder / "checkpoints" / "4" / "manifest" / "metadata")
     said = []
     with opened(folder, said, best="m", read_only=True) as checkpoints:
         assert checkpoints.resolve("best") == 8
@@ -187,8 +188,8 @@ def test_checksums_are_the_same_on_devices_and_on_the_host_and_see_every_single_
     spread = [
         jax.device_put(a, jax.NamedSharding(mesh, jax.P("d") if a.shape[:1] == (8,) else jax.P())) for a in arrays
     ]
-    expected = checksums.of_arrays(arrays)
-    assert checksums.of_trees({"a": spread, "nothing": {}}) == {"a": expected}
+    expected = checksums.array_checksums(arrays)
+    assert checksums.tree_checksums({"a": spread, "nothing": {}}) == {"a": expected}
     # By the definition, in Python's own integers.
     assert expected[1] == 9 and expected[4] == sum((2 * i + 1) * i for i in range(10))
     bits = arrays[0].view(np.uint32).reshape(-1).tolist()
@@ -197,8 +198,8 @@ def test_checksums_are_the_same_on_devices_and_on_the_host_and_see_every_single_
         for bit in range(32):
             changed = arrays[0].copy()
             changed.view(np.uint32).reshape(-1)[position] ^= np.uint32(1 << bit)
-            assert checksums.of_arrays([changed]) != [expected[0]], (position, bit)
-    assert checksums.of_arrays([arrays[0][::-1]]) != [expected[0]]
+            assert checksums.array_checksums([changed]) != [expected[0]], (position, bit)
+    assert checksums.array_checksums([arrays[0][::-1]]) != [expected[0]]
 
 
 # A disk that takes no checkpoint
@@ -224,7 +225,7 @@ def test_a_checkpoint_that_cannot_be_written_is_said_and_the_next_one_is(folder)
             (line,) = said
             assert "step 12 could not be written" in line and "\n" not in line
             checkpoints.save(state(16), step=16)
-            with pytest.raises(NotSaved, match=r"step 16 could not be written .*same command again"):
+            with pytest.raises(CheckpointNotSaved, match=r"step 16 could not be written .*same command again"):
                 checkpoints.finish(state(16), step=16)
         checkpoints.save(state(20), step=20)
         checkpoints.finish(state(20), step=20)
@@ -282,15 +283,15 @@ def test_a_checkpoint_deleted_under_a_reader_is_followed_or_named(folder):
     with opened(folder, said, read_only=True) as reader:
         with opened(folder, keep=1) as training:  # goes on and keeps the newest alone
             training.save(state(12), step=12)
-        assert equal(reader.restore_params(shapes().params, which="last"), state(12).params)
+        assert equal(reader.restore_params(shapes().params, step="last"), state(12).params)
         (line,) = said
         assert "step 8 was deleted while it was read" in line and "12" in line
     with opened(folder, read_only=True) as reader:
         shutil.rmtree(folder / "checkpoints" / "12")
         with pytest.raises(ConfigError, match=r"--step=12: was deleted while it was read; there are none"):
-            reader.restore_params(shapes().params, which=12)
+            reader.restore_params(shapes().params, step=12)
         with pytest.raises(ConfigError, match="holds no finished checkpoint"):
-            reader.restore_params(shapes().params, which="last")
+            reader.restore_params(shapes().params, step="last")
 
 
 def test_deleted_half_way_it_is_not_called_damaged(folder, monkeypatch):
@@ -301,7 +302,7 @@ def test_deleted_half_way_it_is_not_called_damaged(folder, monkeypatch):
     timer = threading.Timer(0.3, lambda: shutil.rmtree(folder / "checkpoints" / "12"))
     with opened(folder, said, read_only=True, best="m") as reader:
         timer.start()
-        assert equal(reader.restore_params(shapes().params, which="best"), state(8).params)
+        assert equal(reader.restore_params(shapes().params, step="best"), state(8).params)
     timer.join()
     assert "step 12 was deleted" in said[0]
 
@@ -315,7 +316,7 @@ def test_claims_of_more_than_the_machine_holds_are_an_error_before_anything_is_r
             path.unlink()  # the shapes that the arrays themselves claim are what counts then
     huge = {"w": jax.ShapeDtypeStruct((1 << 40, 1 << 10), jnp.float32, sharding=None)}
     with pytest.raises(ConfigError, match=r"4,194,304 GiB.*memory"):
-        orbax_errors.check_memory(huge)
+        reading.check_memory(huge)
     with opened(folder, read_only=True) as checkpoints, pytest.raises(ConfigError, match="memory"):
         checkpoints.restore_params(huge)
 
@@ -329,12 +330,12 @@ def test_reasons_are_short_and_name_the_cause():
 
     with pytest.raises(RuntimeError) as caught:
         chained()
-    assert orbax_errors.reason(caught.value) == "No space left on device"
+    assert orbax_errors.explain(caught.value) == "No space left on device"
     long = ValueError('DATA_LOSS: Error reading "b" at local file "/a/b/8/params/manifest.ocdbt": ' + "x" * 999)
-    assert orbax_errors.reason(long) == "data loss in params/manifest.ocdbt"
-    assert len(orbax_errors.reason(ValueError("y" * 999))) <= 160
-    assert re.fullmatch(r"KeyError: 'a'", orbax_errors.reason(KeyError("a")))
-    assert json.dumps(orbax_errors.reason(FileNotFoundError(2, "gone", "/x/metadata"))) == '"metadata is missing"'
+    assert orbax_errors.explain(long) == "data loss in params/manifest.ocdbt"
+    assert len(orbax_errors.explain(ValueError("y" * 999))) <= 160
+    assert re.fullmatch(r"KeyError: 'a'", orbax_errors.explain(KeyError("a")))
+    assert json.dumps(orbax_errors.explain(FileNotFoundError(2, "gone", "/x/metadata"))) == '"metadata is missing"'
 
 
 @pytest.mark.slow  # two trainings each
@@ -363,8 +364,10 @@ def test_a_run_that_cannot_save_its_last_step_says_so_and_ends_as_failed(tmp_pat
         if (folder / "3").exists():
             _no_space()
 
-    monkeypatch.setattr(orbax_errors, "check_writable", full)
-    with pytest.raises(NotSaved, match=r"step 4 could not be written \(No space left on device\); the last one is of"):
+    monkeypatch.setattr(location, "check_writable", full)
+    with pytest.raises(
+        CheckpointNotSaved, match=r"step 4 could not be written \(No space left on device\); the last one is of"
+    ):
         loop.train(experiment, workdir=tmp_path)
     assert "training goes on and tries again" in capsys.readouterr().out
     monkeypatch.undo()
@@ -382,7 +385,7 @@ def test_a_save_that_the_clock_spoils_at_the_end_is_done_again(folder, monkeypat
     said = []
     with opened(folder, said, best="m", keep=1) as checkpoints:
         monkeypatch.setattr(
-            orbax_errors, "check_writable", lambda folder: (_ for _ in ()).throw(TimeoutError("waited a year"))
+            location, "check_writable", lambda folder: (_ for _ in ()).throw(TimeoutError("waited a year"))
         )
         checkpoints.save(state(12), step=12, metrics={"m": 5.0})
         monkeypatch.undo()

@@ -8,7 +8,7 @@ SETUP = """
 import pathlib
 import numpy as np
 from mmjax.checkpoints.manager import Checkpoints
-from mmjax.checkpoints.orbax_errors import Damaged, NotSaved
+from mmjax.checkpoints.orbax_errors import DamagedCheckpoint, CheckpointNotSaved
 from mmjax.core.state import TrainState
 
 folder = pathlib.Path(FOLDER)
@@ -47,12 +47,12 @@ with distributed.join():
         data[len(data) // 2] ^= 4
         path.write_bytes(data)
     collectives.barrier("damaged")
-    from mmjax.checkpoints import reader as saved
-    facts = saved.Saved.facts
+    from mmjax.checkpoints import reader
+    read_manifest = reader.CheckpointReader.read_manifest
     def unreadable(self):
-        if me == 1 and self.step == 8: raise Damaged(8, "as this test wants it")
-        return facts(self)
-    saved.Saved.facts = unreadable
+        if me == 1 and self.step == 8: raise DamagedCheckpoint(8, "as this test wants it")
+        return read_manifest(self)
+    reader.CheckpointReader.read_manifest = unreadable
     restored = checkpoints.restore_newest(shapes())
     own = np.asarray(restored.params["w"].addressable_shards[0].data)
     print("restored", int(restored.step), bool((own == np.arange(40_000.0)[20_000 * me :][:20_000] * 4).all()))
@@ -79,7 +79,7 @@ def test_where_one_cannot_write_all_end(tmp_path):
             """
 import resource
 with distributed.join():
-    with distributed.fail_fast(one_line_errors=(ConfigError, NotSaved)):
+    with distributed.fail_fast(one_line_errors=(ConfigError, CheckpointNotSaved)):
         checkpoints = Checkpoints(folder, keep=3)
         checkpoints.save(state(4), step=4)
         checkpoints.finish(state(4), step=4)

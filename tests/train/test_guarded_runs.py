@@ -80,7 +80,7 @@ def saved(workdir):
 
 def parameters(workdir, step="last"):
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        return checkpoints.read_params(which=step)
+        return checkpoints.read_params(step=step)
 
 
 def assert_same(a, b):

@@ -59,7 +59,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path):
     with contextlib.closing(Checkpoints(tmp_path, read_only=True)) as checkpoints:
         assert checkpoints.steps and checkpoints.steps[-1] < 30
         for step in checkpoints.steps:
-            assert all(np.isfinite(array).all() for array in checkpoints.read_params(which=step).values()), step
+            assert all(np.isfinite(array).all() for array in checkpoints.read_params(step=step).values()), step
 
 
 def test_the_best_checkpoint_is_the_one_measured(tmp_path):

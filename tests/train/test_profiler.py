@@ -11,7 +11,7 @@ from mmjax.commands.train import parse_profile
 from mmjax.core.config import ConfigError
 from mmjax.program import trace, trace_text
 from mmjax.program.op_kinds import instruction_kinds, kind_from_name
-from mmjax.runs.timing import Clock
+from mmjax.runs.timing import ActivityTimer
 from mmjax.train import loop, profiler
 from mmjax.train.profiler import Profiler
 from support import tiny
@@ -197,7 +197,7 @@ def test_a_compiled_programs_instructions_have_kinds(compiled):
 def profiled(workdir, compiled, steps, *, begin=0, until=9):
     """A run of the small program that ends after ``until`` steps."""
     program, x, w = compiled
-    profiler = Profiler(steps, workdir, begin=begin, program=program, clock=Clock())
+    profiler = Profiler(steps, workdir, begin=begin, program=program, clock=ActivityTimer())
     ended = []
     for step in range(begin + 1, until + 1):
         with profiler.step(step, after=x):

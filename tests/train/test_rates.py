@@ -8,7 +8,7 @@ import pytest
 
 from mmjax.planning import abstract_data
 from mmjax.program.chips import GIB
-from mmjax.runs.timing import Clock
+from mmjax.runs.timing import ActivityTimer
 from mmjax.train import flops, rates
 from mmjax.train.program import Program
 from mmjax.train.rates import Rates, measured
@@ -31,7 +31,7 @@ def hand(monkeypatch):
 
 
 def made(hand, *, flops=lambda: None, peak=None, devices=4):
-    clock = Clock(now=hand)
+    clock = ActivityTimer(now=hand)
     return clock, Rates(clock, batch_size=32, devices=devices, flops=flops, peak=peak)
 
 
@@ -39,11 +39,11 @@ def test_rates_are_those_since_the_restart(hand):
     known = []
     clock, one = made(hand, flops=lambda: known[0] if known else None, peak=1e12)
     hand.now += 100
-    with clock.during("data"):
+    with clock.measure("data"):
         hand.now += 50
     one.restart()
     hand.now += 3
-    with clock.during("data"):
+    with clock.measure("data"):
         hand.now += 1
     assert one.over(2) == {"train/examples_per_second": 16.0, "train/data_wait": 0.25}
     known.append(4e12)  # of a step on four devices
@@ -133,7 +133,7 @@ class Writer:
 
 def test_a_save_has_two_times_and_waits_for_the_one_before(hand, monkeypatch, messages):
     monkeypatch.setattr("mmjax.train.saves.time.monotonic", hand)
-    clock, writer, told = Clock(now=hand), Writer(hand), []
+    clock, writer, told = ActivityTimer(now=hand), Writer(hand), []
     saves = Saves(writer, clock)
     saves.tell = lambda name, seconds: told.append((name, seconds))
     saves.save(None, step=5, metrics={"val/rsum": 1.0})
