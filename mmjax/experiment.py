@@ -54,7 +54,7 @@ class DataConfig:
     distinct: bool = False
     max_unreadable: Fraction = 0.01
     workers: Annotated[int, Ge(0)] = 0
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Ge(0)] | None = None
     prefetch: PositiveInt = 8
     autotune: bool = False
 

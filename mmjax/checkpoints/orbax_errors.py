@@ -16,7 +16,9 @@ from mmjax.core.config import ConfigError
 MAX_LENGTH = 160  # characters of an explanation
 
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # TensorStore quotes the error number of a failed system call
-_FILE = re.compile(r'"(/[^"\\]+)')  # and the files that it was reading, the innermost last
+_FILE = re.compile(
+    r'(?<!\\)"(/[^"\\]+)'
+)  # and the files that it was reading, the innermost last; a quoted spec follows
 _STATUS = re.compile(r"\b[A-Z]+_[A-Z_]+\b")  # and a status such as DATA_LOSS
 _UNRETRIEVED = "exception was never retrieved"  # asyncio's message for the threads of a failed save
 

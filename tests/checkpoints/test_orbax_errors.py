@@ -1,0 +1,103 @@
+"""What depends on the messages of Orbax, TensorStore and asyncio, tried with errors that these raise themselves."""
+
+import asyncio
+import contextlib
+import errno
+import gc
+import logging
+import os
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tensorstore as ts
+
+from mmjax.checkpoints import orbax_errors
+
+
+def test_explanations_are_short_and_name_the_cause():
+    try:
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise RuntimeError("while saving\nmany things") from error
+    except RuntimeError as error:
+        assert orbax_errors.explain(error) == "No space left on device"
+    assert len(orbax_errors.explain(ValueError("y" * 999))) <= orbax_errors.MAX_LENGTH
+    assert re.fullmatch(r"KeyError: 'a'", orbax_errors.explain(KeyError("a")))
+    assert orbax_errors.explain(FileNotFoundError(2, "gone", "/x/metadata")) == "metadata is missing"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+        checkpointer.save(tmp_path / "params", {"w": jnp.arange(40_000.0)})
+    return tmp_path / "params"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "explanation"),
+    [
+        ("manifest.ocdbt", b"no manifest", r"[a-z ]+ in (params|ocdbt.process_0)/manifest\.ocdbt"),
+        ("_METADATA", b"{", r".*(Expecting|JSON).*"),
+    ],
+)
+def test_a_damaged_file_is_named(saved, name, content, explanation):
+    for path in saved.rglob(name):
+        path.write_bytes(content)
+    with pytest.raises(Exception) as error, contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+        checkpointer.restore(saved, {"w": jnp.zeros(40_000)})
+    assert re.fullmatch(explanation, orbax_errors.explain(error.value)), str(error.value)
+
+
+def test_tensorstore_quotes_the_number_of_a_failed_system_call(tmp_path):
+    (tmp_path / "file").write_text("")
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{tmp_path}/file/array/"}}
+    with pytest.raises(Exception) as error:
+        ts.open(spec, create=True, dtype=np.float32, shape=[4]).result()[:] = np.ones(4, np.float32)
+    assert "os_error_code='20'" in str(error.value)
+    assert orbax_errors.explain(error.value) == os.strerror(errno.ENOTDIR)
+
+
+def test_tracebacks_of_failed_saves_stay_out_of_the_log_and_the_first_error_is_kept(caplog):
+    orbax_errors.filter_orbax_logs()
+    orbax_errors.take_logged_error()
+    logger = logging.getLogger("absl")
+    try:
+        ocp.StandardCheckpointHandler().restore("/nonexistent")
+    except Exception as error:
+        logger.exception("a thread of a save has failed")
+        first = error
+    try:
+        raise ValueError("not from Orbax")
+    except ValueError:
+        logger.exception("something else")
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == ["something else"]
+    assert orbax_errors.take_logged_error() is first and orbax_errors.take_logged_error() is None
+
+
+def test_asyncio_still_words_an_unretrieved_exception_like_this(caplog):
+    async def forget():
+        async def fail():
+            raise OSError("lost")
+
+        task = asyncio.ensure_future(fail())
+        await asyncio.sleep(0)
+        del task
+        gc.collect()
+
+    unfiltered = logging.getLogger("asyncio").filters[:]
+    logging.getLogger("asyncio").filters.clear()
+    try:
+        asyncio.run(forget())
+        gc.collect()
+        assert any(orbax_errors._UNRETRIEVED in record.getMessage() for record in caplog.records)
+        caplog.clear()
+        orbax_errors.filter_orbax_logs()
+        asyncio.run(forget())
+        gc.collect()
+        assert not caplog.records
+    finally:
+        logging.getLogger("asyncio").filters[:] = unfiltered
