@@ -1,1 +1,1 @@
-"""What every other room stands on: batches and states, configuration, plug-ins, random keys, geometry."""
+"""What all other packages build on: batches, training state, configuration, plug-ins, random keys, geometry."""

@@ -59,12 +59,12 @@ class Clip(nnx.Module):
         self.logit_bias = nnx.Param(jnp.float32(config.init_logit_bias)) if has_bias else None
 
     def encode_image(self, images: Mapping[str, jax.Array]) -> jax.Array:
-        """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalised.
+        """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalized.
 
         N' is N, or with fusion ``views`` N times the number of modalities present, one modality after the other.
         """
         return self.visual(images)
 
     def encode_text(self, tokens: jax.Array) -> jax.Array:
-        """Tokens i32[M,L] -> f32[M,E], not normalised."""
+        """Tokens i32[M,L] -> f32[M,E], not normalized."""
         return self.text(tokens)

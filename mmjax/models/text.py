@@ -52,7 +52,7 @@ class TextTower(nnx.Module):
         self.proj = make_proj(rngs=rngs, dtype=dtype) if config.proj_type == "linear" else None
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """ids i32[M,L] -> f32[M,E], not normalised."""
+        """ids i32[M,L] -> f32[M,E], not normalized."""
         return self.project(self.pool(self.embed(ids), ids))
 
     def embed(self, ids: jax.Array) -> jax.Array:

@@ -63,7 +63,7 @@ class VisionTower(nnx.Module):
         self.proj = make_proj(rngs=rngs, dtype=dtype) if config.proj_type == "linear" else None
 
     def __call__(self, images: Mapping[str, jax.Array]) -> jax.Array:
-        """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalised."""
+        """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalized."""
         return self.project(self.pool(self.embed(images)))
 
     def embed(self, images: Mapping[str, jax.Array]) -> jax.Array:

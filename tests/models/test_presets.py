@@ -108,7 +108,7 @@ def test_a_loaded_section_is_the_callers_own():
 
 
 @pytest.mark.parametrize("name", presets.names())
-def test_pixels_are_normalised_as_the_named_model_expects(name):
+def test_pixels_are_normalized_as_the_named_model_expects(name):
     vision = config_of(name).vision_cfg
     siglip = name.endswith("SigLIP")
     assert vision.image_mean == ((0.5,) * 3 if siglip else OPENAI_MEAN)

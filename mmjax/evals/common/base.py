@@ -19,7 +19,15 @@ OpenSource = Callable[..., Source]
 class Base(abc.ABC):
     """An evaluator; the class ``Evaluator`` of every module derives from it.
 
-    ``__init__`` takes an ``OpenSource`` and the options of the evaluator, of which ``split`` is one.
+    ``__init__`` takes an ``OpenSource`` and the options of the evaluator, of which ``split`` is one:
+
+    >>> class Evaluator(Base):
+    ...     def __init__(self, open_source: OpenSource, *, split: str = "val"):
+    ...         self.split = open_split(open_source, split, None)
+    ...     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
+    ...         images, items, *_ = embedder.read(self.split.source, key=self.split.key)
+    ...         texts = embedder.texts([item["captions"][0] for item in items])
+    ...         return {"mean_cosine": float((images * texts).sum(axis=1).mean())}
     """
 
     own_split: ClassVar[bool] = False

@@ -162,9 +162,9 @@ class BoundEmbedder:
         An unreadable example keeps its row, so that no process needs to know what another one could read.
         """
 
-        def read(row: int) -> dict[str, Any] | Unreadable:
+        def read(index: int) -> dict[str, Any] | Unreadable:
             try:
-                return examples[row]
+                return examples[index]
             except Unreadable as error:
                 return error
 

@@ -30,16 +30,16 @@ class HostBatch:
         self._row_sharding = row_sharding
         process = jax.process_index()
         owner = np.full(size, -1, np.int64)
-        held = np.zeros(size, bool)
+        local = np.zeros(size, bool)
         if row_sharding is None:
-            owner[:], held[:] = process, True
+            owner[:], local[:] = process, True
         else:
             device_slices: dict[Any, Any] = dict(row_sharding.devices_indices_map((size,)))
             for device, (index, *_) in device_slices.items():
                 other = owner[index]
                 owner[index] = np.where(other < 0, device.process_index, np.minimum(other, device.process_index))
-                held[index] |= device.process_index == process
-        self.rows = np.flatnonzero(held)
+                local[index] |= device.process_index == process
+        self.rows = np.flatnonzero(local)
         self.owned = owner[self.rows] == process
 
     def to_device(self, local: np.ndarray) -> jax.Array:
