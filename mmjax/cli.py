@@ -50,13 +50,20 @@ def make_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND")
     groups: dict[str, Any] = {}
     for name in plugins.names(commands.__name__):
-        module = plugins.load(commands.__name__, name, path="command")
+        try:
+            module = plugins.load(commands.__name__, name, path="command")
+        except ConfigError as error:  # another package's; all other commands still work
+            print(f"mmjax: {error}", file=sys.stderr)
+            continue
         group, _, rest = name.partition("_")
-        if rest and group not in groups:
-            summary = commands.GROUPS.get(group, f"commands of {group}")
+        if group not in commands.GROUPS:
+            _add_command(subparsers, name, name, module)
+            continue
+        if group not in groups:
+            summary = commands.GROUPS[group]
             group_parser = subparsers.add_parser(group, help=summary, description=f"{summary.capitalize()}.")
             groups[group] = group_parser.add_subparsers(metavar="WHAT", required=True)
-        _add_command(groups[group] if rest else subparsers, rest or name, name.replace("_", " ", 1), module)
+        _add_command(groups[group], rest, f"{group} {rest}", module)
     return parser
 
 

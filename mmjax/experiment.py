@@ -172,11 +172,11 @@ class Experiment:
     def __post_init__(self) -> None:
         for name, tasks in (("eval.tasks", self.eval.tasks), ("eval.final_tasks", self.eval.final_tasks)):
             for task in tasks:
-                config.choose(task, plugins.names("mmjax.evals"), path=name)
+                plugins.check("mmjax.evals", task, path=name)
         for name, _ in self.data.transforms:
-            config.choose(name, plugins.names("mmjax.data.transforms"), path="data.transforms")
+            plugins.check("mmjax.data.transforms", name, path="data.transforms")
         for name, _ in self.augment:
-            config.choose(name, plugins.names("mmjax.augment"), path="augment")
+            plugins.check("mmjax.augment", name, path="augment")
         if self.eval.weights == "best" and self.checkpoint.best is None:
             raise ConfigError("eval.weights='best': needs a metric to go by; set checkpoint.best, e.g. 'val/rsum'")
 
@@ -265,16 +265,17 @@ def _default_section(path: list[str]) -> dict[str, Any]:
 
 def _override_listed(sections: dict[str, Any], listed: str, key: str, text: str) -> None:
     """``augment.NAME.KEY`` (or a key of its schedule), and likewise for transforms: the entries are pairs, in order."""
-    name, *keys = key.removeprefix(f"{listed}.").split(".")
+    target = key.removeprefix(f"{listed}.")
     *parents, last = listed.split(".")
     place = sections
     for parent in parents:
         place = place.setdefault(parent, {})
     entries = [(entry, dict(options)) for entry, options in place.get(last, ())]
-    options = dict(entries).get(name)
+    # An entry's name has dots where it is a module of another package.
+    name, options = next(((n, o) for n, o in entries if target.startswith(f"{n}.")), (target.partition(".")[0], None))
     if options is None:
         raise ConfigError(f"{key}={text}: {listed} has no such entry; {config.nearest(name, dict(entries))}")
-    _override(options, ".".join(keys), text)
+    _override(options, target.removeprefix(f"{name}."), text)
     place[last] = tuple(entries)
 
 

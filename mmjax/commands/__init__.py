@@ -6,4 +6,4 @@ Imports that take time, such as jax, belong into ``run``.
 """
 
 GROUPS = {"bench": "measure speed and memory", "data": "prepare, inspect and time data"}
-"""Help for the first word of commands that have two."""
+"""The first words of commands that have two, with their help."""

@@ -111,13 +111,13 @@ def choose(name: str, known: Iterable[str], *, path: str) -> str:
     return name
 
 
-def build(target: Callable[..., T], section: Any, *, path: str, given: Mapping[str, Any] | None = None) -> T:
+def build(target: Callable[..., T], section: Any, *, path: str, injected: Mapping[str, Any] | None = None) -> T:
     """Calls ``target`` with the keys of ``section``, checked against its signature.
 
-    ``given`` are arguments that the program supplies and a section therefore must not name. An empty section is an
+    ``injected`` are arguments that the program supplies and a section therefore must not name. An empty section is an
     error: whoever writes one has mistyped or lost its keys.
     """
-    bound = bind(target, section, path=path, given=given)
+    bound = bind(target, section, path=path, injected=injected)
     left = [name for name in _parameters(target) if name not in bound]
     if left and not dict(section.items()):
         raise ConfigError(
@@ -127,20 +127,20 @@ def build(target: Callable[..., T], section: Any, *, path: str, given: Mapping[s
 
 
 def bind(
-    target: Callable[..., Any], section: Any, *, path: str, given: Mapping[str, Any] | None = None
+    target: Callable[..., Any], section: Any, *, path: str, injected: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The keyword arguments that ``section`` means for ``target``; raises ConfigError where it cannot be right.
 
     An empty section is right here where nothing is required: of ``{"name": …}`` only defaults may be left.
     """
-    given = dict(given or {})
+    injected = dict(injected or {})
     prefix = f"{path}." if path else ""
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
         raise ConfigError(f"{path}={section!r}: expected a section (a mapping of keys); see the shipped configs")
     constructor = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(target if dataclasses.is_dataclass(target) else constructor, include_extras=True)
-    parameters = {name: p for name, p in _parameters(target).items() if name not in given}
-    bound = dict(given)
+    parameters = {name: p for name, p in _parameters(target).items() if name not in injected}
+    bound = dict(injected)
     for name, value in section.items():
         if name not in parameters:
             raise ConfigError(f"{prefix}{name}={_short(value)}: unknown key; {nearest(str(name), parameters)}")

@@ -33,12 +33,12 @@ def open_source(
     options = {key: value for key, value in section.items() if key not in further}
     if "name" not in options:
         raise ConfigError(f"{path}.name is missing; known: {', '.join(plugins.names(FOLDER))}")
-    source = plugins.load(FOLDER, options.pop("name"), path=f"{path}.name").Source
+    source = plugins.load_class(FOLDER, "Source", options.pop("name"), path=f"{path}.name")
     selection = further.pop("selection", options.pop("selection", None))
     given = {"split": split, "modalities": modalities}
     # Twice, so that each key is checked under the path where it stands.
-    late = bind(source, further, path=further_path, given=given | options)
-    bound = bind(source, options, path=path, given=given | {key: late[key] for key in further})
+    late = bind(source, further, path=further_path, injected=given | options)
+    bound = bind(source, options, path=path, injected=given | {key: late[key] for key in further})
     opened = source(**bound)
     if selection is None:
         return opened

@@ -83,7 +83,7 @@ class TransformChain:
     @staticmethod
     def stage_of(name: str) -> Stage:
         """The stage of the transform of that name."""
-        return plugins.load(FOLDER, name, path="data.transforms").Transform.stage
+        return plugins.load_class(FOLDER, "Transform", name, path="data.transforms").stage
 
     def apply_caption_transforms(self, example: Example, *, number: int) -> Sample:
         """The example as a sample with all captions that it may get; its pictures are not decoded yet."""
@@ -160,13 +160,13 @@ class TransformChain:
 
 
 def _make_transform(name: str, options: Section, *, injected: Mapping[str, Any], path: str) -> Any:
-    transform = plugins.load(FOLDER, name, path=path).Transform
+    transform = plugins.load_class(FOLDER, "Transform", name, path=path)
     parameters = inspect.signature(transform.__init__).parameters
     wanted = {key: value for key, value in injected.items() if key in parameters}
     if "token_format" in wanted and wanted["token_format"] is None:
         raise ConfigError(f"{path}: {name!r} transforms rows of tokens, which evaluation has none of; leave it out")
     try:
-        return transform(**bind(transform, options, path=f"{path}.{name}", given=wanted))
+        return transform(**bind(transform, options, path=f"{path}.{name}", injected=wanted))
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(path) else f"{path}.{name}.{text}") from None

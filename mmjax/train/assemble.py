@@ -98,7 +98,7 @@ def open_tokenizer(experiment: Experiment, source: Any, *, workdir: str | Path) 
         "context_length": experiment.model.text_cfg.context_length,
         "captions": _captions(source),
     }
-    return build(tokenizer.load, experiment.data.tokenizer, path="data.tokenizer", given=given)
+    return build(tokenizer.load, experiment.data.tokenizer, path="data.tokenizer", injected=given)
 
 
 def saved_tokenizer(experiment: Experiment, workdir: str | Path) -> Tokenizer:

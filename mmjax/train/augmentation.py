@@ -242,10 +242,10 @@ class Augmentations:
 
 def _load_constructor(name: str, options: Mapping[str, Any], *, towers: TowerInfo) -> tuple[type, Callable[..., Any]]:
     """The class of ``name``, and a function that makes one of checked options; it takes ``rngs`` in any case."""
-    target = plugins.load(FOLDER, name, path="augment").Augmentation
+    target = plugins.load_class(FOLDER, "Augmentation", name, path="augment")
     parameters = inspect.signature(target.__init__).parameters
     injected = {key: value for key, value in {"towers": towers, "rngs": None}.items() if key in parameters}
-    bound = bind(target, options, path=f"augment.{name}", given=injected)
+    bound = bind(target, options, path=f"augment.{name}", injected=injected)
     return target, lambda rngs=None: target(**(bound | ({"rngs": rngs} if "rngs" in parameters else {})))
 
 

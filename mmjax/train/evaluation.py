@@ -11,7 +11,6 @@ import jax
 
 from mmjax.checkpoints.manager import Checkpoints, StepSelector
 from mmjax.core import plugins
-from mmjax.core.config import choose
 from mmjax.core.state import Params
 from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.experiment import Experiment
@@ -70,7 +69,7 @@ class Evaluation:
     def evaluator(self, task: str, split: str) -> Any:
         """The evaluator of one task, made at its first use."""
         if (task, split) not in self._evaluators:
-            evaluator = plugins.load(FOLDER, task, path="eval.tasks").Evaluator
+            evaluator = plugins.load_class(FOLDER, "Evaluator", task, path="eval.tasks")
             options = {} if evaluator.own_split else {"split": split}
             self._evaluators[task, split] = evaluator(self._open, **options)
         return self._evaluators[task, split]
@@ -95,7 +94,7 @@ def of_run(
     settings = experiment.eval
     tasks = settings.final_tasks if tasks is None else tasks
     for task in tasks:
-        choose(task, plugins.names(FOLDER), path="--tasks")
+        plugins.check(FOLDER, task, path="--tasks")
     # The mesh that the run was trained on may not fit these devices, nor its batches; evaluation only splits them, and
     # a row's embedding does not depend on the others.
     devices = jax.device_count()

@@ -94,8 +94,8 @@ class TestBuild:
         with pytest.raises(ConfigError, match="the section is empty"):
             build(Tower, {}, path="t")
         with pytest.raises(ConfigError, match="the section is empty; set at least one of rate, sizes"):
-            build(Tower, ConfigDict(), path="t", given={"width": 1})
-        assert build(Tower, {}, path="t", given={"width": 1, "rate": 1.0, "sizes": ()}) == Tower(1, 1.0, ())
+            build(Tower, ConfigDict(), path="t", injected={"width": 1})
+        assert build(Tower, {}, path="t", injected={"width": 1, "rate": 1.0, "sizes": ()}) == Tower(1, 1.0, ())
         assert isinstance(build(Plain, {}, path="p"), Plain)
 
     def test_long_values_are_shortened(self):
@@ -114,15 +114,15 @@ class TestBind:
 
     def test_a_module_whose_metaclass_hides_its_signature(self):
         rngs = nnx.Rngs(0)
-        made = build(Module, {"width": 3, "rate": 1}, path="m", given={"rngs": rngs})
+        made = build(Module, {"width": 3, "rate": 1}, path="m", injected={"rngs": rngs})
         assert (made.width, made.rate) == (3, 1.0)
         with pytest.raises(ConfigError, match=r"m\.zzz=3: unknown key; known: rate, width"):
-            bind(Module, {"zzz": 3}, path="m", given={"rngs": rngs})
+            bind(Module, {"zzz": 3}, path="m", injected={"rngs": rngs})
 
     def test_given_arguments_are_the_programs(self):
-        assert bind(Tower, {"rate": 1}, path="t", given={"width": 4}) == {"width": 4, "rate": 1.0}
+        assert bind(Tower, {"rate": 1}, path="t", injected={"width": 4}) == {"width": 4, "rate": 1.0}
         with pytest.raises(ConfigError, match=r"t\.width=3: unknown key"):
-            bind(Tower, {"width": 3}, path="t", given={"width": 4})
+            bind(Tower, {"width": 3}, path="t", injected={"width": 4})
 
     def test_an_empty_section_is_right_where_nothing_is_required(self):
         assert bind(Tower, {}, path="t") == {}

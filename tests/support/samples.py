@@ -47,4 +47,4 @@ def configured(transform, **options):
     injected = {
         name: options.pop(name) for name in ("token_format", "data_modalities", "image_size") if name in options
     }
-    return transform(**bind(transform, options, path="", given=injected))
+    return transform(**bind(transform, options, path="", injected=injected))

@@ -64,7 +64,7 @@ class Source(source.SourceView):
         target = plugins.load("mmjax.data.sources", self.name, path="data.source.name").Source
         injected = {"split": split, "path": single_path, "modalities": tuple(modalities)}
         try:
-            bound = bind(target, dict(options or {}), path="options", given=injected)
+            bound = bind(target, dict(options or {}), path="options", injected=injected)
         except ConfigError as error:
             raise ConfigError(f"{error} (path={path!r} was taken for {self.name})") from None
         super().__init__(target(**bound))
