@@ -76,7 +76,7 @@ def run_blocks(
     if not 0 <= start <= stop <= depth:
         raise ValueError(f"blocks {start} to {stop}: the tower has {depth}")
     if not all(start <= k <= stop for k in record):
-        raise ValueError(f"what enters blocks {sorted(record)}: only {start} to {stop} are run")
+        raise ValueError(f"record={sorted(record)}: only blocks {start} to {stop} run")
 
     def apply(x: jax.Array, layer: dict[str, Any], *, position: Position | None = None) -> jax.Array:
         def block(x: jax.Array, layer: dict[str, Any]) -> jax.Array:

@@ -36,7 +36,7 @@ def uniform(bound: float) -> Init:
     return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
-def saved(x: jax.Array) -> jax.Array:
+def mark_saved(x: jax.Array) -> jax.Array:
     """Marks a value that ``remat="dots"`` and ``"offload"`` keep for the backward pass."""
     return checkpoint_name(x, "product")
 
@@ -132,7 +132,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x: jax.Array, keys: jax.Array, *, mask: jax.Array | None = None, row_sharding: NamedSharding | None = None
     ) -> jax.Array:
-        """x [B,Q,D], keys [B,K,D], mask bool [B or 1, 1, Q, K] of what may be seen -> [B,Q,D]."""
+        """x [B,Q,D], keys [B,K,D], mask bool [B or 1, 1, Q, K] of the keys to attend to -> [B,Q,D]."""
         # One constraint for each use: the two gradients are separate products until they are added up.
         q, k, v = (
             self.query(x),
@@ -142,12 +142,12 @@ class Attention(nnx.Module):
         if self.ln_q is not None and self.ln_k is not None:
             q, k = self.ln_q(q), self.ln_k(k)
         # Move heads before positions once, instead of in each of the six products of forward and backward pass.
-        q, k, v = (saved(jnp.swapaxes(heads, 1, 2)) for heads in (q * q.shape[-1] ** -0.5, k, v))
+        q, k, v = (mark_saved(jnp.swapaxes(heads, 1, 2)) for heads in (q * q.shape[-1] ** -0.5, k, v))
         logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
         if mask is not None:
             logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-        weights = saved(jax.nn.softmax(logits, axis=-1)).astype(v.dtype)
-        return self.out(saved(jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2)))
+        weights = mark_saved(jax.nn.softmax(logits, axis=-1)).astype(v.dtype)
+        return self.out(mark_saved(jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2)))
 
 
 class Mlp(nnx.Module):
@@ -161,7 +161,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., width] -> the same shape."""
-        return self.fc2(activate(saved(self.fc1(x)), self.activation))
+        return self.fc2(activate(mark_saved(self.fc1(x)), self.activation))
 
 
 class Block(nnx.Module):
@@ -187,7 +187,7 @@ class Block(nnx.Module):
         queries = keys if position is None else take_position(keys, position)
         x = x if position is None else take_position(x, position)
         mask = self._mask(keys.shape[1], valid=valid, position=position)
-        x = saved(x + self.attn(queries, keys, mask=mask, row_sharding=row_sharding))
+        x = mark_saved(x + self.attn(queries, keys, mask=mask, row_sharding=row_sharding))
         return x + self.mlp(self.ln_2(x))
 
     def _mask(self, length: int, *, valid: jax.Array | None, position: Position | None) -> jax.Array | None:

@@ -59,11 +59,13 @@ class TextTower(nnx.Module):
         """Token and position embeddings: i32[M,L] -> [M,L,width]; L may be shorter than the context."""
         length = ids.shape[1]
         if length > self.config.context_length:
-            raise ValueError(f"{length} tokens a text: model.text_cfg.context_length is {self.config.context_length}")
+            raise ValueError(
+                f"{length} tokens per text: more than model.text_cfg.context_length={self.config.context_length}"
+            )
         return (self.token_embed(ids) + self.pos_embed[...][:length]).astype(self.dtype)
 
     def trunk(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
-        """Blocks ``start`` to ``stop`` (not included; None: to the end): [M,L,width] -> [M,L,width]."""
+        """Runs blocks ``start`` to ``stop`` (not included; None: to the end): [M,L,width] -> [M,L,width]."""
         return run_blocks(
             self.blocks,
             tokens,
@@ -76,7 +78,7 @@ class TextTower(nnx.Module):
         )[0]
 
     def pool(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0) -> jax.Array:
-        """The blocks from ``start`` on, then the final norm and pooling: [M,L,width] -> [M,width].
+        """Runs the blocks from ``start`` on, the final norm and pooling: [M,L,width] -> [M,width].
 
         If one token is pooled, the last block computes that token alone.
         """
@@ -85,7 +87,7 @@ class TextTower(nnx.Module):
     def pool_with_block_inputs(
         self, tokens: jax.Array, ids: jax.Array, *, start: int = 0, blocks: Collection[int] = ()
     ) -> tuple[jax.Array, dict[int, jax.Array]]:
-        """``pool``, and what enters each block of ``blocks`` on the way."""
+        """``pool``, and the inputs of ``blocks`` on the way, by block."""
         norm_last = self.config.final_ln_after_pool
         valid = self._valid(ids)
         position = self._position(ids)
@@ -112,9 +114,8 @@ class TextTower(nnx.Module):
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """Projects to the joint space: [M,width] -> f32[M,E]."""
-        return constrain_rows(
-            (pooled if self.proj is None else self.proj(pooled)).astype(jnp.float32), self.row_sharding
-        )
+        projected = pooled if self.proj is None else self.proj(pooled)
+        return constrain_rows(projected.astype(jnp.float32), self.row_sharding)
 
     def _valid(self, ids: jax.Array) -> jax.Array | None:
         return None if self.pad_id is None else ids != self.pad_id

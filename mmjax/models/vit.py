@@ -69,8 +69,8 @@ class VisionTower(nnx.Module):
     def embed(self, images: Mapping[str, jax.Array]) -> jax.Array:
         """Images to the tokens that enter the first block: [N', T, width].
 
-        Pixels are u8, or floats from 0 to 255. With fusion ``views`` N' is N times the number of
-        modalities present, all rows of one modality before those of the next, in the order of the configuration.
+        Pixels are u8, or floats from 0 to 255. With fusion ``views`` N' is N times the number of modalities present:
+        all rows of one modality, then those of the next, in the order of the configuration.
         """
         config = self.config
         present = self._present(images)
@@ -87,7 +87,7 @@ class VisionTower(nnx.Module):
         return tokens if self.ln_pre is None else self.ln_pre(tokens)
 
     def trunk(self, tokens: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
-        """Blocks ``start`` to ``stop`` (not included; None: to the end): [N', T, width] -> [N', T, width]."""
+        """Runs blocks ``start`` to ``stop`` (not included; None: to the end): [N', T, width] -> [N', T, width]."""
         return run_blocks(
             self.blocks,
             tokens,
@@ -99,7 +99,7 @@ class VisionTower(nnx.Module):
         )[0]
 
     def pool(self, tokens: jax.Array, *, start: int = 0) -> jax.Array:
-        """The blocks from ``start`` on, then the final norm and pooling: [N', T, width] -> [N', width].
+        """Runs the blocks from ``start`` on, the final norm and pooling: [N', T, width] -> [N', width].
 
         If one token is pooled, the last block computes that token alone.
         """
@@ -108,7 +108,7 @@ class VisionTower(nnx.Module):
     def pool_with_block_inputs(
         self, tokens: jax.Array, *, start: int = 0, blocks: Collection[int] = ()
     ) -> tuple[jax.Array, dict[int, jax.Array]]:
-        """``pool``, and what enters each block of ``blocks`` on the way."""
+        """``pool``, and the inputs of ``blocks`` on the way, by block."""
         config = self.config
         position: Position | None = 0 if config.pool_type == "tok" else None
         tokens, block_inputs = run_blocks(
@@ -130,16 +130,14 @@ class VisionTower(nnx.Module):
             pooled = jnp.mean(patches.astype(jnp.float32), axis=1).astype(self.dtype)
         else:
             pooled = tokens[:, 0]
-        return constrain_rows(
-            self.ln_post(pooled) if config.final_ln_after_pool else pooled, self.row_sharding
-        ), block_inputs
+        pooled = self.ln_post(pooled) if config.final_ln_after_pool else pooled
+        return constrain_rows(pooled, self.row_sharding), block_inputs
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """Projects to the joint space: [N', width] -> f32[N', E]."""
         # The constraint holds for the gradient too: each device receives the sum of its own rows only.
-        return constrain_rows(
-            (pooled if self.proj is None else self.proj(pooled)).astype(jnp.float32), self.row_sharding
-        )
+        projected = pooled if self.proj is None else self.proj(pooled)
+        return constrain_rows(projected.astype(jnp.float32), self.row_sharding)
 
     def _present(self, images: Mapping[str, jax.Array]) -> list[str]:
         known = self.config.modalities
