@@ -1,22 +1,22 @@
-"""A full-size model on scenes, for measuring the training step; data sets of its size come through other sources.
+"""A full-size model on scenes, to time the training step.
 
 Arguments: ``augment=NAME[+NAME]``, ``model=NAME`` (a preset), ``batch=N`` (global), ``precision=float32|bfloat16``.
 """
 
 import ml_collections
+from common import parse_arguments, plugin_entries
 
-from mmjax.core.config import arguments, entries
 from mmjax.models import presets
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    args = arguments(arg, augment="none", model="ViT-B-32", batch=32, precision="float32")
+    args = parse_arguments(arg, augment="none", model="ViT-B-32", batch=32, precision="float32")
     config = ml_collections.ConfigDict()
     config.steps = 10_000
     config.batch_size = args.batch
     config.precision = args.precision
     config.model = presets.load(args.model)
-    config.augment = entries(args.augment)
+    config.augment = plugin_entries(args.augment)
     size = config.model.vision_cfg.image_size
     config.data = {
         "source": {"name": "scenes", "world": "full", "image_size": size, "cache": False},

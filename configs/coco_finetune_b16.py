@@ -9,31 +9,31 @@ from scratch raise ``--config.optimizer.learning_rate`` to 5e-4 or so and take m
 Batch, learning rate, epochs and warm-up are NegCLIP's (arXiv:2210.01936, the command in the README of
 github.com/mertyg/vision-language-models-are-bows, there a ViT-B/32 of OpenAI's on one GPU), weight decay, betas, eps
 and no clipping of gradients the defaults of open_clip, which it runs. Our own choices: the B/16, an epoch in which each
-picture comes once with one of its captions, drawn anew each time, bfloat16, and to keep the best by recall.
+picture comes once with a random one of its captions, bfloat16, and to keep the best by recall.
 
 Arguments: ``train=PATH`` (Karpathy's ``dataset_coco.json`` beside its pictures), ``val=PATH`` (another file, left out:
 that one's own splits), ``batch=N`` (global), ``epochs=N``, ``augment=NAME[+NAME]``, ``transforms=NAME[+NAME]``.
 """
 
 import ml_collections
+from common import evaluation, paired_data, parse_arguments, plugin_entries
 
-from mmjax.core.config import arguments, entries, measured, pairs
 from mmjax.models import presets
 
 IMAGES = 113_287  # Karpathy's train and restval
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    args = arguments(arg, train="", val="", batch=256, epochs=5, augment="none", transforms="none")
+    args = parse_arguments(arg, train="", val="", batch=256, epochs=5, augment="none", transforms="none")
     epoch = max(IMAGES // args.batch, 1)
     config = ml_collections.ConfigDict()
     config.steps = args.epochs * epoch
     config.batch_size = args.batch
     config.precision = "bfloat16"
     config.model = presets.load("ViT-B-16")
-    config.augment = entries(args.augment)
-    config.data = pairs(
-        args.train, args.val, tokenizer="openai/clip-vit-base-patch16", transforms=entries(args.transforms)
+    config.augment = plugin_entries(args.augment)
+    config.data = paired_data(
+        args.train, args.val, tokenizer="openai/clip-vit-base-patch16", transforms=plugin_entries(args.transforms)
     )
     config.objective = {"name": "contrastive"}
     config.optimizer = {
@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     }
     config.mesh = {"data": -1}
     config.log = {"every_steps": 20}
-    config.eval = measured("retrieval", batch_size=args.batch, every_steps=epoch, final_split="test")
+    config.eval = evaluation("retrieval", batch_size=args.batch, every_steps=epoch, final_split="test")
     config.eval.weights = "best"
     config.checkpoint = {"every_steps": epoch, "best": "val/mean_recall@1"}
     return config

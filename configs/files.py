@@ -1,19 +1,19 @@
 """Your own pictures and captions: tar shards, a table, a COCO or Flickr file, a folder, TFDS; what it is, is found out.
 
-Arguments: ``train=PATH``, ``val=PATH`` (left out: nothing is measured), ``model=NAME``, ``batch=N`` (global),
+Arguments: ``train=PATH``, ``val=PATH`` (left out: no evaluation), ``model=NAME``, ``batch=N`` (global),
 ``steps=N``, ``tokenizer=NAME`` (``bpe``, trained on the captions, a folder, or a name on the hub),
 ``precision=float32|bfloat16``, ``augment=NAME[+NAME]`` (in the compiled step), ``transforms=NAME[+NAME]`` (on
 pictures, captions and rows).
 """
 
 import ml_collections
+from common import evaluation, paired_data, parse_arguments, plugin_entries
 
-from mmjax.core.config import arguments, entries, measured, pairs
 from mmjax.models import presets
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    args = arguments(
+    args = parse_arguments(
         arg, train="", val="", model="ViT-B-32", batch=256, steps=10_000, tokenizer="bpe", precision="float32",
         augment="none", transforms="none",
     )  # fmt: skip
@@ -22,8 +22,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.batch_size = args.batch
     config.precision = args.precision
     config.model = presets.load(args.model)
-    config.augment = entries(args.augment)
-    config.data = pairs(args.train, args.val, tokenizer=args.tokenizer, transforms=entries(args.transforms))
+    config.augment = plugin_entries(args.augment)
+    config.data = paired_data(
+        args.train, args.val, tokenizer=args.tokenizer, transforms=plugin_entries(args.transforms)
+    )
     sigmoid = config.model.init_logit_bias is not None
     config.objective = {"name": "sigmoid" if sigmoid else "contrastive"}
     config.optimizer = {
@@ -32,6 +34,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "weight_decay": 0.2,
         "warmup_steps": min(500, args.steps // 10),
     }
-    config.eval = measured("retrieval" if args.val else "none", batch_size=args.batch, every_steps=1000)
+    config.eval = evaluation("retrieval" if args.val else "none", batch_size=args.batch, every_steps=1000)
     config.checkpoint = {"every_steps": 1000}
     return config

@@ -5,16 +5,16 @@ Slice: v5e:16x16 (256 chips, 128 images each).
 Batch, epochs, learning rate, warm-up, weight decay, betas and eps are those of CLIP's own ViT-L/14 (arXiv:2103.00020,
 Tables 18 and 19), with which open_clip trained on LAION-400M (its issue 100 says so; its runs at batch 38,400 and
 86,016 are in docs/PRETRAINED.md and in arXiv:2212.07143). Our own choices: bfloat16, no clipping of gradients (as in
-open_clip), recomputed blocks, the parameters and moments in 16 shards, and how often it is measured and saved.
+open_clip), recomputed blocks, the parameters and moments in 16 shards, and how often it is evaluated and saved.
 
-Arguments: ``train=PATH`` (as ``/data/laion400m/{00000..41407}.tar``), ``val=PATH`` (left out: nothing is measured),
+Arguments: ``train=PATH`` (as ``/data/laion400m/{00000..41407}.tar``), ``val=PATH`` (left out: no evaluation),
 ``tasks=retrieval[+zeroshot]`` (with both, ``val`` holds ``{split}``, which becomes ``val`` and ``zeroshot``),
 ``batch=N`` (global), ``images=N`` (in an epoch), ``augment=NAME[+NAME]``, ``transforms=NAME[+NAME]``.
 """
 
 import ml_collections
+from common import evaluation, paired_data, parse_arguments, plugin_entries
 
-from mmjax.core.config import arguments, entries, measured, pairs
 from mmjax.models import presets
 
 IMAGES = 407_332_084  # of one epoch in the table of runs beside arXiv:2212.07143
@@ -22,7 +22,7 @@ EPOCHS = 32
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    args = arguments(
+    args = parse_arguments(
         arg, train="", val="", tasks="retrieval", batch=32768, images=IMAGES, augment="none", transforms="none"
     )
     config = ml_collections.ConfigDict()
@@ -31,9 +31,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.precision = "bfloat16"
     config.model = presets.load("ViT-L-14")
     config.model.remat = "full"
-    config.augment = entries(args.augment)
-    config.data = pairs(
-        args.train, args.val, tokenizer="openai/clip-vit-large-patch14", transforms=entries(args.transforms)
+    config.augment = plugin_entries(args.augment)
+    config.data = paired_data(
+        args.train, args.val, tokenizer="openai/clip-vit-large-patch14", transforms=plugin_entries(args.transforms)
     )
     config.objective = {"name": "contrastive"}
     config.optimizer = {
@@ -47,6 +47,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     }
     config.mesh = {"data": -1, "fsdp": 16}
     config.log = {"every_steps": 100}
-    config.eval = measured(args.tasks if args.val else "none", batch_size=args.batch, every_steps=10_000)
+    config.eval = evaluation(args.tasks if args.val else "none", batch_size=args.batch, every_steps=10_000)
     config.checkpoint = {"every_steps": 2000}
     return config

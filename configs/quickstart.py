@@ -4,22 +4,21 @@ Arguments: ``augment=NAME[+NAME]``, ``transforms=NAME[+NAME]``, ``modalities=ima
 """
 
 import ml_collections
-
-from mmjax.core.config import arguments, entries
+from common import parse_arguments, plugin_entries
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    args = arguments(arg, augment="none", transforms="none", modalities="image")
+    args = parse_arguments(arg, augment="none", transforms="none", modalities="image")
     config = ml_collections.ConfigDict()
     config.steps = 2200
     config.batch_size = 64
     config.model = "scenes-tiny"
-    config.augment = entries(args.augment)
+    config.augment = plugin_entries(args.augment)
     config.data = {
         "source": {"name": "scenes", "world": "easy", "image_size": 32},
         "train": {"size": 16384, "twins": True},
         "tokenizer": {"name": "word"},
-        "transforms": entries(args.transforms),
+        "transforms": plugin_entries(args.transforms),
         "modalities": tuple(args.modalities.split("+")),
     }
     config.optimizer = {

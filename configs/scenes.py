@@ -1,20 +1,21 @@
-"""The measuring stick: how well an augmentation generalises from few images of the standard world of scenes.
+"""The yardstick: how well an augmentation generalizes from few images of the standard world of scenes.
 
 Arguments: ``augment=NAME[+NAME]``, ``transforms=NAME[+NAME]``, ``modalities=image[+depth][+thermal]``,
 ``size=small|medium|large`` (1,024, 4,096 or 16,384 training images), ``model=NAME`` (a preset),
 ``world=easy|standard|full``. The last checkpoint and the one that is best on the
-validation split are kept, and the best one is measured.
+validation split are kept, and the best one is evaluated.
 """
 
 import ml_collections
+from common import parse_arguments, plugin_entries
 
-from mmjax.core.config import arguments, choose, entries
+from mmjax.core.config import choose
 
 SIZES = {"small": (1024, 600), "medium": (4096, 1200), "large": (16384, 2400)}  # images, steps
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    args = arguments(
+    args = parse_arguments(
         arg, augment="none", transforms="none", modalities="image", size="small", model="scenes-tiny", world="standard"
     )
     images, steps = SIZES[choose(args.size, SIZES, path="size")]
@@ -22,12 +23,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.steps = steps
     config.batch_size = 64
     config.model = args.model
-    config.augment = entries(args.augment)
+    config.augment = plugin_entries(args.augment)
     config.data = {
         "source": {"name": "scenes", "world": args.world, "image_size": 32},
         "train": {"size": images},
         "tokenizer": {"name": "word"},
-        "transforms": entries(args.transforms),
+        "transforms": plugin_entries(args.transforms),
         "modalities": tuple(args.modalities.split("+")),
     }
     config.optimizer = {

@@ -8,16 +8,16 @@ decay, clipping and warm-up; these are SigLIP 2's (arXiv:2502.14786, Section 2.1
 Adafactor. Texts have 64 tokens, as in the released models (Section 4.6); the experiments of Section 4.2 had 16. Our
 own choices: the data (WebLI is not public; any large set of English pairs will do), bfloat16, pictures squashed to
 their size as in evaluation, captions as they are (the released models' were lower-case and without punctuation), and
-how often it is measured and saved.
+how often it is evaluated and saved.
 
-Arguments: ``train=PATH`` (as ``/data/pairs/{00000..41407}.tar``), ``val=PATH`` (left out: nothing is measured),
+Arguments: ``train=PATH`` (as ``/data/pairs/{00000..41407}.tar``), ``val=PATH`` (left out: no evaluation),
 ``tasks=retrieval[+zeroshot]`` (with both, ``val`` holds ``{split}``, which becomes ``val`` and ``zeroshot``),
 ``batch=N`` (global), ``augment=NAME[+NAME]``, ``transforms=NAME[+NAME]``.
 """
 
 import ml_collections
+from common import evaluation, paired_data, parse_arguments, plugin_entries
 
-from mmjax.core.config import arguments, entries, measured, pairs
 from mmjax.models import presets
 
 SAMPLES = 9_000_000_000
@@ -25,15 +25,20 @@ WHOLE = {"mode": "squash", "resample": "fast"}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    args = arguments(arg, train="", val="", tasks="retrieval", batch=32768, augment="none", transforms="resize_crop")
+    args = parse_arguments(
+        arg, train="", val="", tasks="retrieval", batch=32768, augment="none", transforms="resize_crop"
+    )
     config = ml_collections.ConfigDict()
     config.steps = SAMPLES // args.batch
     config.batch_size = args.batch
     config.precision = "bfloat16"
     config.model = presets.load("ViT-B-16-SigLIP")
-    config.augment = entries(args.augment)
-    config.data = pairs(
-        args.train, args.val, tokenizer="timm/ViT-B-16-SigLIP", transforms=entries(args.transforms, resize_crop=WHOLE)
+    config.augment = plugin_entries(args.augment)
+    config.data = paired_data(
+        args.train,
+        args.val,
+        tokenizer="timm/ViT-B-16-SigLIP",
+        transforms=plugin_entries(args.transforms, resize_crop=WHOLE),
     )
     config.objective = {"name": "sigmoid"}
     config.optimizer = {
@@ -47,6 +52,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     }
     config.mesh = {"data": -1}
     config.log = {"every_steps": 100}
-    config.eval = measured(args.tasks if args.val else "none", batch_size=args.batch, every_steps=10_000)
+    config.eval = evaluation(args.tasks if args.val else "none", batch_size=args.batch, every_steps=10_000)
     config.checkpoint = {"every_steps": 2000}
     return config

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
 import json
 import re
 import runpy
+import sys
 import traceback
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 from mmjax.core import config, plugins
@@ -200,30 +204,49 @@ def expand_model(model: Any) -> Any:
 def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
     """The sections of a config file with overrides applied in order; not yet checked.
 
-    ``spec`` is ``PATH[:ARGUMENT]``; the file's ``get_config(argument)`` returns the configuration. An override is
-    a dotted key and a Python literal (``"none"`` and other plain words are strings).
+    Args:
+        spec: ``PATH[:ARGUMENT]``. The file's ``get_config(argument)`` returns the configuration. It can import other
+            files of its folder.
+        overrides: Pairs of a dotted key and a Python literal (``"none"`` and other plain words are strings).
     """
     path, _, argument = spec.partition(":")
     if not Path(path).is_file():
-        shipped = sorted(str(p) for p in Path("configs").glob("*.py"))
+        shipped = sorted(str(p) for p in Path("configs").glob("*.py") if p.name != "common.py")
         near = f"; here: {', '.join(shipped)}" if shipped else "; give the path of a config file"
         raise ConfigError(f"--config={path}: no such file{near}")
-    try:
-        module = runpy.run_path(path)
-    except Exception as error:
-        raise ConfigError(f"--config={path}: {_where(error, path)}{type(error).__name__}: {error}") from error
-    if "get_config" not in module:
-        raise ConfigError(f"--config={path}: defines no function get_config(argument)")
-    try:
-        result = module["get_config"](argument)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"--config={path}: {_where(error, path)}{type(error).__name__}: {error}") from error
+    with _importable_neighbors(Path(path).resolve().parent):
+        try:
+            module = runpy.run_path(path)
+            if "get_config" not in module:
+                raise ConfigError(f"--config={path}: defines no function get_config(argument)")
+            result = module["get_config"](argument)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"--config={path}: {_where(error, path)}{type(error).__name__}: {error}") from error
     sections = _plain(result)
     for key, text in overrides:
         _override(sections, key, text)
     return sections
+
+
+@contextlib.contextmanager
+def _importable_neighbors(folder: Path) -> Iterator[None]:
+    """Lets a config file import files of its folder; other folders have theirs, so they are forgotten afterwards."""
+    neighbors = {path.stem for path in folder.glob("*.py")} - sys.stdlib_module_names
+
+    def pop_neighbors() -> dict[str, ModuleType]:
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if name in neighbors}
+
+    others = pop_neighbors()
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        pop_neighbors()
+        sys.modules.update(others)
 
 
 def _override(sections: dict[str, Any], key: str, text: str) -> None:

@@ -1,11 +1,13 @@
 """What a user sees when something is wrong: one line that names it, status 2, and nothing left behind."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from mmjax import cli
+from mmjax.core.config import ConfigError
 from support import command
 
 BROKEN_FILE = "def get_config(arg=''):\n    return {'steps': 1 / 0}\n"
@@ -91,9 +93,10 @@ def test_a_mistake_is_one_line_with_the_way_out_and_leaves_nothing(name, tmp_pat
 def test_a_config_file_that_cannot_be_read(spec, mentions, tmp_path, capfd, monkeypatch):
     (tmp_path / "broken.py").write_text(BROKEN_FILE)
     (tmp_path / "empty.py").write_text("")
+    shutil.copy("configs/common.py", tmp_path)
     (tmp_path / "sizes.py").write_text(
-        "from mmjax.core.config import arguments, choose\n\n"
-        "def get_config(arg):\n    choose(arguments(arg, size='small').size, ['small'], path='size')\n"
+        "from common import parse_arguments\nfrom mmjax.core.config import choose\n\n"
+        "def get_config(arg):\n    choose(parse_arguments(arg, size='small').size, ['small'], path='size')\n"
     )
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", f"--config={spec}", "--workdir=run"]) == 2
@@ -102,6 +105,28 @@ def test_a_config_file_that_cannot_be_read(spec, mentions, tmp_path, capfd, monk
     for mention in mentions:
         assert mention in error, error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_imports_its_neighbors_and_no_other_folders(tmp_path):
+    from mmjax import experiment
+
+    before = list(sys.path)
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "common.py").write_text(f"STEPS = {number}\n")
+        (folder / "run.py").write_text(
+            "import common\n\ndef get_config(arg):\n    from late import SEED\n"
+            "    return {'steps': common.STEPS, 'seed': SEED}\n"
+        )
+        (folder / "late.py").write_text(f"SEED = {number}\n")
+    for number in (1, 2, 1):
+        assert experiment.load_config(str(tmp_path / str(number) / "run.py")) == {"steps": number, "seed": number}
+    assert sys.path == before and not {"common", "late", "run"} & set(sys.modules)
+    (tmp_path / "1" / "late.py").write_text("1 / 0\n")
+    with pytest.raises(ConfigError, match=r"run\.py: line 4: ZeroDivisionError"):
+        experiment.load_config(str(tmp_path / "1" / "run.py"))
+    assert sys.path == before and not {"common", "late", "run"} & set(sys.modules)
 
 
 @pytest.mark.parametrize("name", ["eval", "inspect"])

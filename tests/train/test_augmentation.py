@@ -28,8 +28,8 @@ from support.training import assembled, trained
 def config(tmp_path):
     path = tmp_path / "config.py"
     path.write_text(
-        "from mmjax.core.config import entries\nfrom support import tiny\n"
-        "def get_config(arg=''):\n    return tiny.sections(augment=entries(arg or 'none'))\n"
+        "from support import tiny\n\ndef get_config(arg=''):\n"
+        "    return tiny.sections(augment=tuple((name, {}) for name in arg.split('+') if name))\n"
     )
     return str(path)
 

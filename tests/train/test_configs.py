@@ -4,7 +4,6 @@ import ast
 import json
 import math
 import re
-import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -20,45 +19,49 @@ from mmjax.planning.abstract_data import batch_shapes, resolve_without_data
 from mmjax.train.program import Program
 from support import command
 
-FILES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.py"))
+FILES = [p for p in sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.py")) if p.stem != "common"]
 DOCS = {path.stem: ast.get_docstring(ast.parse(path.read_text())) for path in FILES}
-SLICES = {name: re.search(r"^Slice: (\S+) \((\d+) chips, (\d+) images each\)\.$", DOCS[name], re.M) for name in DOCS}
-REAL = {path.stem: path for path in FILES if SLICES[path.stem]}
 DEVICES = 8
 
 # Batch, learning rate, weight decay, second beta, and examples seen, as the sources that the files name have them.
 RECIPES = {
-    "cc3m_b16": (8192, 1e-3, 0.5, 0.98, 35 * 3_318_333),
-    "cc12m_b16": (8192, 1e-3, 0.5, 0.98, 35 * 10_968_539),
     "coco_finetune_b16": (256, 1e-6, 0.2, 0.98, 5 * 113_287),
-    "datacomp_medium_b32": (4096, 5e-4, 0.2, 0.98, 128e6),
-    "datacomp_large_b16": (8192, 5e-4, 0.2, 0.98, 1.28e9),
+    "datacomp:track=large": (8192, 5e-4, 0.2, 0.98, 1.28e9),
+    "datacomp:track=medium": (4096, 5e-4, 0.2, 0.98, 128e6),
+    "laclip:data=cc12m": (8192, 1e-3, 0.5, 0.98, 35 * 10_968_539),
+    "laclip:data=cc3m": (8192, 1e-3, 0.5, 0.98, 35 * 3_318_333),
     "laion_l14": (32768, 4e-4, 0.2, 0.98, 32 * 407_332_084),
     "siglip_b16": (32768, 1e-3, 1e-4, 0.95, 9e9),
 }
 
 
-def experiment(path, arg=""):
-    return Experiment.from_dict(load_config(f"{path}:{arg}"))
+def experiment(name, arg=""):
+    """That of a file, or of a file and an argument (``datacomp:track=large``)."""
+    stem, _, own = name.partition(":")
+    path = next(path for path in FILES if path.stem == stem)
+    return Experiment.from_dict(load_config(f"{path}:{','.join(filter(None, (own, arg)))}"))
 
 
-def named(doc):
-    """The arguments that a docstring names."""
+def slice_of(name):
+    """Topology, chips and images on each that a docstring names, for the argument if it says so."""
+    stem, _, arg = name.partition(":")
+    slices = re.findall(r"^Slice(?: for ``(\S+)``)?: (\S+) \((\d+) chips, (\d+) images each\)\.$", DOCS[stem], re.M)
+    return next((topology, int(chips), int(images)) for key, topology, chips, images in slices if key in ("", arg))
+
+
+def documented_arguments(doc):
     return set(re.findall(r"``(\w+)=", doc.partition("Arguments:")[2]))
 
 
-def taken(path):
-    """The arguments that a file takes."""
-    get_config, found = runpy.run_path(str(path))["get_config"], {}
-    arguments = get_config.__globals__["arguments"]
-    get_config.__globals__["arguments"] = lambda text, **defaults: found.update(defaults) or arguments(text, **defaults)
-    get_config("")
-    return set(found)
+def accepted_arguments(path):
+    with pytest.raises(ConfigError) as caught:
+        load_config(f"{path}:no_such_argument=1")
+    return set(re.search(r"known: (.*), as name=value", str(caught.value))[1].split(", "))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_each_is_an_experiment_that_can_be_planned_without_data(path):
-    config = experiment(path)
+    config = experiment(path.stem)
     assert Experiment.from_dict(config.to_dict()).to_dict() == config.to_dict()
     config, _ = resolve_without_data(config, shards=DEVICES)
     mesh = MeshConfig(fsdp=math.gcd(config.mesh.fsdp, DEVICES))
@@ -68,36 +71,40 @@ def test_each_is_an_experiment_that_can_be_planned_without_data(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_each_takes_the_arguments_that_it_names(path):
-    assert named(DOCS[path.stem]) - {"split"} == taken(path)
+    assert documented_arguments(DOCS[path.stem]) - {"split"} == accepted_arguments(path)
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_real_run_is_as_its_docstring_says(name):
-    config, doc = experiment(REAL[name]), DOCS[name]
-    slice_, chips, images = SLICES[name].groups()
-    assert math.prod(map(int, slice_.partition(":")[2].split("x"))) == int(chips)
-    assert config.batch_size == int(chips) * int(images) and int(chips) % config.mesh.fsdp == 0
+    config, doc = experiment(name), DOCS[name.partition(":")[0]]
+    topology, chips, images = slice_of(name)
+    assert math.prod(map(int, topology.partition(":")[2].split("x"))) == chips
+    assert config.batch_size == chips * images and chips % config.mesh.fsdp == 0
     optimizer = config.optimizer
     batch, rate, decay, b2, seen = RECIPES[name]
-    found = (config.batch_size, optimizer.learning_rate, optimizer.weight_decay, optimizer.b2)
-    assert found == (batch, rate, decay, b2)
+    assert (config.batch_size, optimizer.learning_rate, optimizer.weight_decay, optimizer.b2) == (
+        batch,
+        rate,
+        decay,
+        b2,
+    )
     assert config.steps * batch == pytest.approx(seen, rel=0.01) and f"{batch:,}" in doc
     assert re.search(r"arXiv:\d{4}\.\d{5}", doc) and "Our own choices:" in " ".join(doc.split())
     assert config.precision == "bfloat16" and optimizer.warmup_steps < config.steps / 10
-    _, notes = resolve_without_data(config, shards=int(chips))
+    _, notes = resolve_without_data(config, shards=chips)
     assert not notes  # nothing of it is guessed, and evaluation's batches divide over the slice
     text = config.model.text_cfg
     assert text.vocab_size == (32000 if name == "siglip_b16" else 49408) and "/" in config.data.tokenizer["name"]
     assert config.objective["name"] == ("contrastive" if config.model.init_logit_bias is None else "sigmoid")
 
 
-def test_those_that_the_readme_promises_are_there():
-    assert set(REAL) == set(RECIPES)
+def test_every_file_with_a_slice_is_checked():
+    assert {path.stem for path in FILES if "Slice" in DOCS[path.stem]} == {name.partition(":")[0] for name in RECIPES}
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", RECIPES)
 def test_paths_augmentations_and_transforms_reach_the_run(name):
-    config = experiment(REAL[name], "train=/a/{00..09}.tar,val=/b/{split},augment=m2mix,batch=512,transforms=flip")
+    config = experiment(name, "train=/a/{00..09}.tar,val=/b/{split},augment=m2mix,batch=512,transforms=flip")
     assert config.data.source["path"] == "/a/{00..09}.tar" and config.data.evaluation["path"] == "/b/{split}"
     assert [entry for entry, _ in config.augment] == ["m2mix"]
     assert [entry for entry, _ in config.data.transforms] == ["flip"]
@@ -106,18 +113,17 @@ def test_paths_augmentations_and_transforms_reach_the_run(name):
 
 
 def test_what_is_measured_can_be_chosen_and_needs_data():
-    path = REAL["cc12m_b16"]
-    assert experiment(path).eval.tasks == experiment(path).eval.final_tasks == ()
-    assert experiment(path, "val=/b/{split},tasks=retrieval+zeroshot").eval.final_tasks == ("retrieval", "zeroshot")
+    assert experiment("laclip").eval.tasks == experiment("laclip").eval.final_tasks == ()
+    assert experiment("laclip", "val=/b/{split},tasks=retrieval+zeroshot").eval.final_tasks == ("retrieval", "zeroshot")
     with pytest.raises(ConfigError, match="did you mean 'retrieval'"):
-        experiment(path, "val=/b,tasks=retreival")
+        experiment("laclip", "val=/b,tasks=retreival")
 
 
-@pytest.mark.parametrize("name", ["datacomp_medium_b32", "datacomp_large_b16"])
+@pytest.mark.parametrize("name", ["datacomp:track=medium", "datacomp:track=large"])
 def test_datacomps_filters_are_selections(name):
     def selection(arg):
-        found = experiment(REAL[name], arg).data.train["selection"]
-        return None if found is None else Selection(**bind(Selection, found, path="selection"))
+        section = experiment(name, arg).data.train["selection"]
+        return None if section is None else Selection(**bind(Selection, section, path="selection"))
 
     assert selection("") is None
     assert selection("filter=basic").max_aspect == 3.0 and selection("filter=basic").width == "original_width"
@@ -128,10 +134,11 @@ def test_datacomps_filters_are_selections(name):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'mmjax[aot]'")
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_real_run_fits_the_slice_that_it_names(name):
-    topology = SLICES[name][1]
-    words = ["compile", f"--config={REAL[name]}", f"--topology={topology}", "--json"]
+    topology, chips, _ = slice_of(name)
+    stem, _, arg = name.partition(":")
+    words = ["compile", f"--config={Path('configs').resolve()}/{stem}.py:{arg}", f"--topology={topology}", "--json"]
     said = subprocess.run(
         [sys.executable, "-m", "mmjax", *words],
         env=command.environment(XLA_FLAGS="", ALLOW_MULTIPLE_LIBTPU_LOAD="1"),
@@ -141,5 +148,5 @@ def test_a_real_run_fits_the_slice_that_it_names(name):
     )
     assert said.returncode == 0, said.stdout[-2000:] + said.stderr[-2000:]
     plan = json.loads(said.stdout)
-    assert plan["fits"] and plan["topology"] == topology and plan["chips"] == int(SLICES[name][2])
+    assert plan["fits"] and plan["topology"] == topology and plan["chips"] == chips
     assert plan["flops"] > plan["model_flops"] > 0

@@ -1,0 +1,75 @@
+"""What several configuration files share: their arguments and the sections that are made of these."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmjax.core.config import ConfigError, nearest
+
+
+def parse_arguments(text: str, **defaults: Any) -> types.SimpleNamespace:
+    """The arguments of a config file, as in ``augment=mixup,size=small``.
+
+    Args:
+        text: What follows the colon of ``--config=FILE:…``.
+        defaults: The arguments that the file has. A value has the type of its default.
+    """
+    values = dict(defaults)
+    for word in filter(None, (word.strip() for word in (text or "").split(","))):
+        name, equals, value = word.partition("=")
+        if not equals or name not in defaults:
+            raise ConfigError(f"argument {word!r} of the config file: {nearest(name, defaults)}, as name=value")
+        kind = type(defaults[name])
+        try:
+            values[name] = kind(value)
+        except ValueError:
+            raise ConfigError(f"argument {word!r} of the config file: expected {kind.__name__}") from None
+    return types.SimpleNamespace(**values)
+
+
+def plugin_entries(names: str, **options: Mapping[str, Any]) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """``lemda+m2mix`` as entries of ``augment`` or ``data.transforms``; ``none`` is no entry.
+
+    Args:
+        names: Names of plug-ins.
+        options: The options of those that shall not have their defaults, by name.
+    """
+    return () if names == "none" else tuple((name, dict(options.get(name, {}))) for name in names.split("+"))
+
+
+def paired_data(train: str, val: str, *, tokenizer: str, transforms: Sequence[Any] = ()) -> dict[str, Any]:
+    """The data section of a run on pictures with captions, in any format.
+
+    Args:
+        train: Path of the training data; like ``val`` it may hold ``{split}``.
+        val: Path of all other splits; if empty, they are looked for at ``train``.
+        tokenizer: Name of the tokenizer.
+        transforms: Entries of ``data.transforms``.
+    """
+    return {
+        "source": {"name": "auto", "path": train},
+        "evaluation": {"path": val} if val else {},
+        "transforms": tuple(transforms),
+        "tokenizer": {"name": tokenizer},
+    }
+
+
+def evaluation(tasks: str, *, batch_size: int, every_steps: int, final_split: str = "val") -> dict[str, Any]:
+    """The eval section of a run that is evaluated by ``tasks``, during training and after it.
+
+    Args:
+        tasks: Names of evaluators, as ``retrieval+zeroshot``, or ``none``.
+        batch_size: That of training is right: devices that can split the one can split the other.
+        every_steps: Steps between evaluations.
+        final_split: The split of the last evaluation.
+    """
+    names = () if tasks == "none" else tuple(tasks.split("+"))
+    return {
+        "every_steps": every_steps,
+        "batch_size": batch_size,
+        "tasks": names,
+        "final_split": final_split,
+        "final_tasks": names,
+    }
