@@ -16,6 +16,7 @@ from etils import epath
 
 from mmjax.checkpoints import checksums, location, orbax_errors
 from mmjax.checkpoints.orbax_errors import CheckpointNotSaved, DamagedCheckpoint, explain
+from mmjax.checkpoints.preservation import LatestAndBest
 from mmjax.checkpoints.reader import MANIFEST, CheckpointReader, check_memory
 from mmjax.core.config import ConfigError
 from mmjax.core.state import AugmentState, Params, TrainState
@@ -74,7 +75,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_PreservationPolicy(self._keep, self._best_step),
+                preservation_policy=LatestAndBest(self._keep, self._best_step),
                 cleanup_tmp_directories=not self._read_only,
                 read_only=self._read_only,
             ),
@@ -335,24 +336,6 @@ class Checkpoints:
     def _best_step(self, steps: Sequence[int]) -> int | None:
         scored = [(self._scores[s], s) for s in steps if s in self._scores and not math.isnan(self._scores[s])]
         return max(scored)[1] if scored else None
-
-
-class _PreservationPolicy:
-    """Keeps the latest checkpoints and the best one.
-
-    Orbax's BestN is no replacement (tried with 0.12.8): one NaN metric made it delete the best checkpoint, and one
-    damaged metrics file made the manager raise when it opened the directory.
-    """
-
-    def __init__(self, latest: int, best: Callable[[Sequence[int]], int | None]):
-        self._latest = latest
-        self._best = best
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Returns for each checkpoint whether to keep it."""
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        preserved = {*sorted(steps)[-self._latest :], self._best(steps)}
-        return [step in preserved for step in steps]
 
 
 def _item(augmentation: str) -> str:

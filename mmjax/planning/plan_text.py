@@ -30,7 +30,7 @@ def format_plan(plan: Plan) -> str:
         lines += ["", "batches tried", *_aligned([_tried(row) for row in plan["tried"]])]
     for loop in plan.get("unknown_loops", ()):
         lines.append(f"note: the trip count of the loop {loop} is unknown; it counts once")
-    lines += [f"note: {note}" for note in plan["notes"]]
+    lines += [f"note: {text}" for text in plan["notes"]]
     return "\n".join(lines)
 
 

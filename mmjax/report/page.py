@@ -14,11 +14,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from mmjax.core.atomic import write_atomically
 from mmjax.report import tables
 from mmjax.report.chart import Series, line_chart, number
 from mmjax.report.panels import caption_cards, image_cards
 from mmjax.report.tables import Record
 from mmjax.runs.console import duration
+from mmjax.runs.jsonl import read_jsonl
 from mmjax.runs.metrics_file import read_metrics
 
 HIGHLIGHTS = (
@@ -86,9 +88,7 @@ def write(
         metrics=_last_values(records),
     )
     path = workdir / "report.html"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(temporary, path)
+    write_atomically(path, page.encode(errors="replace"))
     return path
 
 
@@ -226,15 +226,5 @@ def _read_config(workdir: Path) -> dict[str, Any] | None:
 
 
 def _last_start(workdir: Path) -> dict[str, Any]:
-    try:
-        text = (workdir / "starts.jsonl").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    for line in reversed(text.splitlines()):
-        try:
-            start = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(start, dict):
-            return {key: value for key, value in start.items() if key != "config"}
-    return {}
+    starts = [start for _, start in read_jsonl(workdir / "starts.jsonl")]
+    return {key: value for key, value in starts[-1].items() if key != "config"} if starts else {}

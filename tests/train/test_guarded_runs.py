@@ -195,7 +195,9 @@ def rewound(shared, tmp_path_factory):
 
 
 def test_a_spike_takes_the_run_back_and_past_its_batches(rewound, clean):
-    assert json.loads((rewound / rewinds.FILE).read_text()) == [{"spike": 14, "after": 12, "skipped": 2}]
+    assert json.loads((rewound / rewinds.FILE).read_text()) == [
+        {"spike_step": 14, "restored_step": 12, "skipped_batches": 2}
+    ]
     assert losses(rewound)[:12] == losses(clean)[:12]
     assert max(losses(rewound)) < 10 and len(losses(rewound)) == STEPS
     assert losses(rewound)[12] != losses(clean)[12]
@@ -244,8 +246,8 @@ def test_a_second_spike_goes_back_further_and_then_no_more(tmp_path, monkeypatch
     outcome = run(tmp_path, monkeypatch, {13: 40.0, 15: 40.0, 20: 40.0}, max_rewinds=2, **WATCH)
     assert outcome.finished and outcome.metrics["final/rewinds"] == 2
     entries = json.loads((tmp_path / rewinds.FILE).read_text())
-    assert [(entry["spike"], entry["after"]) for entry in entries] == [(14, 12), (14, 8)]
-    assert entries[1]["skipped"] == 16 - 8
+    assert [(entry["spike_step"], entry["restored_step"]) for entry in entries] == [(14, 12), (14, 8)]
+    assert entries[1]["skipped_batches"] == 16 - 8
     said = capsys.readouterr().out
     assert "guard.max_rewinds=2 are used up" in said
     values = losses(tmp_path)
@@ -256,7 +258,9 @@ def test_a_second_spike_goes_back_further_and_then_no_more(tmp_path, monkeypatch
 def test_before_any_checkpoint_it_goes_back_to_the_start(tmp_path, monkeypatch):
     outcome = run(tmp_path, monkeypatch, {0: NAN, 1: NAN}, max_rejected=2, **WATCH)
     assert outcome.finished and outcome.metrics["final/rejected_updates"] == 0
-    assert json.loads((tmp_path / rewinds.FILE).read_text()) == [{"spike": 2, "after": 0, "skipped": 2}]
+    assert json.loads((tmp_path / rewinds.FILE).read_text()) == [
+        {"spike_step": 2, "restored_step": 0, "skipped_batches": 2}
+    ]
 
 
 PROGRAM = """
