@@ -40,24 +40,24 @@ class Augmentation(base.Base):
 
     Own tokens that can be replaced are patches, or words; class token, registers, first position, end token and
     padding stay, and patches are aligned to words only. An image of a further modality goes with the same caption. No
-    gradient flows through A. It is either of similarities ``cos(x_t, W y_s)``, in the own width::
+    gradient flows through A. Two alignments are by similarity ``cos(x_t, W y_s)``, in the own width::
 
         attention:  softmax_s (cos / temperature)
         transport:  Sinkhorn's plan for evenly spread masses at cost 1 - cos, each row normalized (as in CMOT,
                     Zhou et al. 2023, arXiv:2305.14635): no word is left out
 
-    (``assign="hard"``: the largest of a row alone), or of order. ``ctc``, the paper's, is for images that are
-    sequences, as of signs: patches in their order are the frames of a linear recognizer of the whole vocabulary,
-    trained by the term ``recognition · CTC``, and A is the likeliest path that spells the caption. A frame of no word
-    takes the word of the nearest frame that has one, the earlier of two. This costs f32[N, T, vocabulary], and a
-    caption must not have more words than there are frames.
+    ``assign="hard"`` keeps the largest weight of a row alone. The third, ``ctc``, is by order and is the paper's, for
+    images that are sequences, as of signs. Patches in their order are the frames of a linear recognizer of the whole
+    vocabulary, trained by the term ``recognition · CTC``, and A is the likeliest path that spells the caption. A frame
+    of no word takes the word of the nearest frame that has one, the earlier of two. This costs
+    f32[N, T, vocabulary], and a caption must not have more words than there are frames.
 
     ``gate`` is the probability that a step has the mixed terms at all; with ``recognized_below`` it has them also
     whenever the CTC loss, in nats a caption, is smaller.
 
-    The mixed pair is compared and is never a task: its images hold tokens of their own captions, and to find the one
-    by the other takes no meaning, so an InfoNCE of it would fall on pairs of noise. The divergence does not reward
-    this: it is smallest where the mix changes nothing.
+    The mixed pair is only compared and is never a task. Its images hold tokens of their own captions, so the two can
+    be matched without any meaning, and an InfoNCE loss would fall even on pairs of noise. The divergence does not
+    reward this: it is smallest if the mix changes nothing.
 
     The released code compares gloss ids with one minus the ratio, which at its ratio of 0.6 mixes nothing; its
     aligner spaces anchors evenly instead of finding the best path; its divergence counts padding, and its feature
