@@ -104,7 +104,7 @@ def column(source: Any, name: str, *, paths: Sequence[str], part: str) -> np.nda
 
     kind = f"record column {name} {part} {len(source)}"
     return column_cache.load_or_scan(
-        kind, paths, len(source), value, name=name, threads=_THREADS, known=lambda: nearest(name, source[0])
+        kind, paths, len(source), value, name=name, threads=_THREADS, hint=lambda: nearest(name, source[0])
     )
 
 

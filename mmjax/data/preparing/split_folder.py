@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmjax.core.atomic import write_atomically
 from mmjax.core.config import ConfigError
 from mmjax.data.preparing.schema import Schema, tfds_features
 from mmjax.data.storage import filesystem
@@ -205,13 +206,8 @@ class SplitFolder:
 
 
 def _write(path: Path, value: Any) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     # JSON can read back how the error handler writes names that are not UTF-8.
-    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        json.dump(value, file, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace"), sync=True)
 
 
 def _write_unreadable(path: Path, splits: Sequence[tuple[str, Plan, list[dict[str, Any]]]]) -> None:

@@ -84,7 +84,7 @@ class Source(source.Source):
                 )
         self._norm = check_norm(caption_norm)
         self._most = check_most(max_captions)
-        found = shard_paths.locate(path, split)
+        found = shard_paths.find_shards(path, split)
         self._lines = found.lines if caption_lines is None else caption_lines
         names = classes.names(class_names if class_names is not None else found.class_names)
         if isinstance(names, dict):
@@ -133,7 +133,7 @@ class Source(source.Source):
             lambda place: self._record(place).get(name),
             name=name,
             threads=tar_samples.threads(self._paths),
-            known=lambda: nearest(name, self._record(0)),
+            hint=lambda: nearest(name, self._record(0)),
         )
 
     def _example(self, place: int, key: str) -> Example:

@@ -1,4 +1,4 @@
-"""A field of all examples of a source that has to read them for it: once, and then from the index."""
+"""One field of all examples, for sources that must read every example to get it: read once, then cached."""
 
 from __future__ import annotations
 
@@ -18,30 +18,37 @@ def load_or_scan(
     kind: str,
     paths: Sequence[str],
     count: int,
-    value: Callable[[int], Any],
+    read: Callable[[int], Any],
     *,
     name: str,
     threads: int,
-    known: Callable[[], str],
+    hint: Callable[[], str],
 ) -> np.ndarray:
-    """``value(0) … value(count - 1)``: numbers (f64, nan where there is none) or texts (empty where there is none).
+    """``read(0)`` to ``read(count - 1)`` as an array: numbers (f64, NaN for None) or texts (empty for None).
 
-    ``kind`` and ``paths`` say what the values depend on; ``known`` ends the error where there are none at all.
+    Args:
+      kind: what the values depend on besides ``paths``.
+      paths: the files that ``read`` reads.
+      count: number of examples.
+      read: the field's value of one example.
+      name: of the field, for errors.
+      threads: that read concurrently.
+      hint: ends the error if no example has the field.
     """
 
-    def values(start: int) -> list[Any]:
-        return [value(place) for place in range(start, min(start + _CHUNK, count))]
+    def read_chunk(start: int) -> list[Any]:
+        return [read(index) for index in range(start, min(start + _CHUNK, count))]
 
     def build() -> dict[str, np.ndarray]:
         with ThreadPoolExecutor(threads) as pool:
-            found = [value for chunk in pool.map(values, range(0, count, _CHUNK)) for value in chunk]
-        there = [value for value in found if value is not None]
-        if not there:
-            raise ConfigError(f"column {name!r}: no example has this field; {known()}")
-        if all(isinstance(value, (int, float)) for value in there):
-            return {"column": np.array([np.nan if value is None else float(value) for value in found])}
-        if all(isinstance(value, str) for value in there):
-            return {"column": np.array(["" if value is None else value.replace("\0", "") for value in found])}
+            values = [value for chunk in pool.map(read_chunk, range(0, count, _CHUNK)) for value in chunk]
+        present = [value for value in values if value is not None]
+        if not present:
+            raise ConfigError(f"column {name!r}: no example has this field; {hint()}")
+        if all(isinstance(value, (int, float)) for value in present):
+            return {"column": np.array([np.nan if value is None else float(value) for value in values])}
+        if all(isinstance(value, str) for value in present):
+            return {"column": np.array(["" if value is None else value.replace("\0", "") for value in values])}
         raise ConfigError(f"column {name!r}: its values are neither all numbers nor all texts; choose another")
 
     return index_cache.load_or_build(kind, paths, build)["column"]

@@ -1,7 +1,10 @@
-"""Where data lies: local files by the standard library, URLs (``scheme://``) by whatever fsspec has installed.
+"""Files and folders of data sets: local ones by the standard library, URLs (``scheme://``) by fsspec.
 
-Everything here is safe over threads, fork and spawn: a file that is read in ranges stays open, in a bounded number, and
-is read by position; what a process inherits is not used where it may be half-way through something.
+Data is read with fsspec, which reads ranges of files from https, S3, GCS and whatever else is installed. Run folders
+and checkpoints are written with ``etils.epath``, as Orbax does; no code uses both.
+
+Everything here may be used in threads and in forked or spawned processes: local files are read by position, the last
+few stay open, and each process has its own connections.
 """
 
 from __future__ import annotations
@@ -27,12 +30,12 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def is_url(path: str) -> bool:
-    """Whether fsspec reads it. ``file://`` is a local path in other words."""
+    """Whether fsspec reads the path; ``file://`` is a local path."""
     return _SCHEME.match(path) is not None and not path.startswith(("file://", "local://"))
 
 
 def local_path(path: str | os.PathLike[str]) -> str:
-    """A path as it is used: ``~`` expanded, ``file://`` taken off; a URL as it is."""
+    """A local path with ``~`` expanded and ``file://`` removed; a URL as it is."""
     path = os.fspath(path)
     if is_url(path):
         return path
@@ -40,7 +43,7 @@ def local_path(path: str | os.PathLike[str]) -> str:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or folder of that name."""
+    """Whether the file or folder exists."""
     path = local_path(path)
     if is_url(path):
         fs, name = _filesystem(path)
@@ -49,7 +52,7 @@ def exists(path: str) -> bool:
 
 
 def is_folder(path: str) -> bool:
-    """Whether it is a folder; False where nothing is there."""
+    """Whether the path is an existing folder."""
     path = local_path(path)
     if is_url(path):
         fs, name = _filesystem(path)
@@ -58,24 +61,24 @@ def is_folder(path: str) -> bool:
 
 
 def list_entries(folder: str) -> list[tuple[str, bool]]:
-    """Name and whether it is a folder, of everything in ``folder``, sorted by code point."""
+    """``(name, is_folder)`` of everything in ``folder``, sorted by name."""
     folder = local_path(folder)
     if not is_url(folder):
         with os.scandir(folder) as scan:
             return sorted((entry.name, entry.is_dir()) for entry in scan)
     fs, name = _filesystem(folder)
-    found = []
+    listing = []
     for info in fs.ls(name, detail=True):
         if info["name"].rstrip("/") == name.rstrip("/"):
             if info["type"] != "directory":
                 raise NotADirectoryError(folder)
             continue  # some stores list a folder in itself
-        found.append((posixpath.basename(info["name"].rstrip("/")), info["type"] == "directory"))
-    return sorted(found)
+        listing.append((posixpath.basename(info["name"].rstrip("/")), info["type"] == "directory"))
+    return sorted(listing)
 
 
 def list_names(folder: str) -> list[str]:
-    """The names of everything in ``folder``, sorted by code point."""
+    """The names of everything in ``folder``, sorted."""
     return [name for name, _ in list_entries(folder)]
 
 
@@ -88,7 +91,7 @@ def glob_paths(pattern: str) -> list[str]:
 
 
 def join(folder: str, name: str) -> str:
-    """``folder/name`` for a name that comes from data: one that leads out of the folder is a bad row."""
+    """``folder/name`` for a name that comes from data; Unreadable("bad row") if it leads out of the folder."""
     clean = posixpath.normpath(name)
     if not name or clean in (".", "..") or clean.startswith("../"):
         raise Unreadable("bad row", f"{name!r} names nothing in the folder", key=name)
@@ -98,7 +101,7 @@ def join(folder: str, name: str) -> str:
 
 
 def size(path: str) -> int:
-    """Bytes in a file."""
+    """The size of a file in bytes."""
     path = local_path(path)
     if is_url(path):
         fs, name = _filesystem(path)
@@ -107,25 +110,25 @@ def size(path: str) -> int:
 
 
 def stamp(path: str) -> str:
-    """Changes when the file does: its size with its time of change, or the store's own tag. Folders have one too."""
+    """A text that changes with the file or folder: size and modification time, or the object store's tag."""
     path = local_path(path)
     if is_url(path):
         fs, name = _filesystem(path)
         info = fs.info(name)
-        known = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
-        return "-".join(str(x) for x in (info.get("size"), next((info[k] for k in known if info.get(k)), "")))
+        tags = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
+        return "-".join(str(x) for x in (info.get("size"), next((info[k] for k in tags if info.get(k)), "")))
     stat = os.stat(path)
     FILES.forget_unless(path, stat)
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
 def stamps(paths: Sequence[str]) -> list[str]:
-    """``stamp`` of each; those of URLs are asked for together."""
+    """The stamp of each path; URLs are requested concurrently."""
     return map_paths(stamp, paths)
 
 
 def read(path: str) -> bytes:
-    """A whole file."""
+    """The content of a file."""
     path = local_path(path)
     if is_url(path):
         fs, name = _filesystem(path)
@@ -154,7 +157,7 @@ def read_range(path: str, offset: int, length: int) -> bytes:
 
 
 def open_file(path: str) -> BinaryIO:
-    """The file for reading from its start, seekable; close it."""
+    """Opens a file for reading; it can seek."""
     path = local_path(path)
     if is_url(path):
         fs, name = _filesystem(path)
@@ -163,7 +166,7 @@ def open_file(path: str) -> BinaryIO:
 
 
 def map_paths(function: Callable[[str], T], paths: Sequence[str]) -> list[T]:
-    """``function`` of each path in order; of URLs many at once, because each waits for an answer."""
+    """``function(path)`` of each path in order; concurrently if some are URLs."""
     if len(paths) < 2 or not any(map(is_url, paths)):
         return [function(path) for path in paths]
     with ThreadPoolExecutor(REMOTE_THREADS) as pool:
@@ -176,7 +179,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 @functools.lru_cache(maxsize=4096)
 def _filesystem_of(url: str, process: int) -> tuple[Any, str]:
-    """A file system's threads do not survive a fork: each ``process`` has its own."""
+    """Cached per process: a file system's threads do not survive a fork."""
     import fsspec
 
     try:

@@ -1,30 +1,30 @@
-"""Indexes of data that are built once and kept: arrays in ``$MMJAX_CACHE``, or else ``~/.cache/mmjax/index``.
+"""Indexes of data files, built once and kept as arrays in ``$MMJAX_CACHE`` or ``~/.cache/mmjax/index``.
 
-An index belongs to its files as they were: each has a stamp, and one that differs means building anew. The folder holds
-nothing that cannot be built again and may be deleted at any time.
+An index is valid as long as the stamps of its files are the same. The folder may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
-from typing import IO
+from pathlib import Path
 
 import numpy as np
 
+from mmjax.core.atomic import write_atomically
 from mmjax.data.storage import filesystem
 
-LAYOUT = 2  # of the files here; another number leaves older ones unread
+LAYOUT = 2  # of the cached files; older ones are not read
 
-_STAMPS, _NAMES = "stamps", "names"  # of the sources, and of the arrays, which are kept as ``=name``
+_STAMPS, _NAMES = "stamps", "names"  # members beside the arrays, which are stored as ``=name``
 
 
 def folder() -> str:
-    """Where indexes are kept."""
+    """The folder of the cached indexes."""
     return os.environ.get("MMJAX_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "mmjax", "index")
 
 
@@ -35,23 +35,27 @@ def load_or_build(
     *,
     stamps: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The arrays that ``build()`` makes of ``sources`` (files, folders), from the cache where it has them.
+    """The arrays that ``build()`` returns, from the cache if it has them.
 
-    ``kind`` says what is built and with which options: all that the arrays depend on besides the content of the
-    sources. ``stamps`` are those of the sources where the caller has them already. A cache that is damaged is built
-    anew; one that cannot be written is done without.
+    A damaged cache file is built again; a cache that cannot be written is not used.
+
+    Args:
+      kind: what is built, with all options that the arrays depend on.
+      sources: the files and folders that ``build`` reads.
+      build: makes the arrays.
+      stamps: of the sources, if the caller has them already.
     """
     before = list(filesystem.stamps(sources) if stamps is None else stamps)
     path = os.path.join(folder(), _name(kind, sources))
-    found = _load(path, before)
-    if found is None:
-        found = build()
-        objects = [name for name, array in found.items() if array.dtype.hasobject]
+    arrays = _load(path, before)
+    if arrays is None:
+        arrays = build()
+        objects = [name for name, array in arrays.items() if array.dtype.hasobject]
         if objects:
             raise TypeError(f"{kind}: array {objects[0]!r} holds Python objects, which an index does not")
-        # Under the stamps from before: what changed while it was read is built anew the next time.
-        _save(path, before, found)
-    return found
+        # With the stamps from before: an index of files that changed meanwhile is built again the next time.
+        _save(path, before, arrays)
+    return arrays
 
 
 def _name(kind: str, sources: Sequence[str]) -> str:
@@ -68,28 +72,23 @@ def _load(path: str, stamps: list[str]) -> dict[str, np.ndarray] | None:
             if arrays[_STAMPS].tolist() != stamps:
                 return None
             return {name: arrays[f"={name}"] for name in arrays[_NAMES].tolist()}
-    except Exception:  # a damaged file can fail in any way; whichever it was, the index is built anew
+    except Exception:  # a damaged file can fail in any way
         return None
 
 
 def _save(path: str, stamps: list[str], arrays: dict[str, np.ndarray]) -> None:
-    temporary = None
-    try:
+    texts = {_STAMPS: np.array(stamps, np.str_), _NAMES: np.array(list(arrays), np.str_)}
+    # A cache that is read-only or full is not used: the next start builds the index again.
+    with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), suffix=".tmp", delete=False) as file:
-            temporary = file.name
-            texts = {_STAMPS: np.array(stamps, np.str_), _NAMES: np.array(list(arrays), np.str_)}
-            _write(file, texts | {f"={name}": array for name, array in arrays.items()})
-        os.replace(temporary, path)
-    except OSError:  # read-only or full: the next start builds it again
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        write_atomically(Path(path), _packed(texts | {f"={name}": array for name, array in arrays.items()}))
 
 
-def _write(file: IO[bytes], arrays: dict[str, np.ndarray]) -> None:
-    """As ``np.savez``, which has names of arguments that no array can have, and pickles what it does not know."""
-    with zipfile.ZipFile(file, "w") as archive:
+def _packed(arrays: dict[str, np.ndarray]) -> bytes:
+    """Like ``np.savez``, but for arrays of any name, and without pickles."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Files that stay open for reading in ranges: by position, in a bounded number, by many threads."""
+"""Local files that stay open, for reading ranges from many threads."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import collections
 import os
 import threading
 
-LIMIT = 256
+LIMIT = 256  # open files
 
 
 class _File:
-    """An open file, closed when its last user lets go of it."""
+    """An open file, closed when nothing refers to it."""
 
     def __init__(self, path: str):
         self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -20,35 +20,35 @@ class _File:
             os.close(self.number)
 
 
-class Files:
-    """The files last read in ranges, at most ``LIMIT``; safe over threads and forks."""
+class OpenFiles:
+    """The ``LIMIT`` files that were read last; for threads and forked processes."""
 
     def __init__(self) -> None:
         self._open: collections.OrderedDict[str, _File] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, path: str, offset: int, length: int) -> bytes:
-        """Up to ``length`` bytes from ``offset``: fewer where the file ends."""
+        """Reads ``length`` bytes from ``offset``, or fewer if the file ends before."""
         file = self._get(path)
         data = os.pread(file.number, length, offset)
         if len(data) == length or not data:
             return data
-        parts = [data]  # some file systems, and all beyond 2 GiB, give less than what is asked for
-        while data and sum(map(len, parts)) < length:
-            done = sum(map(len, parts))
+        chunks = [data]  # some file systems return less than asked for, and all do beyond 2 GiB
+        while data and sum(map(len, chunks)) < length:
+            done = sum(map(len, chunks))
             data = os.pread(file.number, length - done, offset + done)
-            parts.append(data)
-        return b"".join(parts)
+            chunks.append(data)
+        return b"".join(chunks)
 
     def forget_unless(self, path: str, stat: os.stat_result) -> None:
-        """Lets go of a file that is no longer what its name stands for."""
+        """Closes the file of this path if another file took its place."""
         with self._lock:
             file = self._open.get(path)
             if file is not None and not os.path.samestat(os.fstat(file.number), stat):
                 del self._open[path]
 
     def after_fork(self) -> None:
-        """The lock may have been held by a thread that the child does not have; open files are as good as before."""
+        """Replaces the lock, which a thread of the parent may hold; open files stay valid."""
         self._lock = threading.Lock()
 
     def _get(self, path: str) -> _File:
@@ -66,6 +66,6 @@ class Files:
         return file
 
 
-FILES = Files()
+FILES = OpenFiles()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=FILES.after_fork)

@@ -12,7 +12,7 @@ from typing import Any
 from mmjax.core.config import ConfigError
 from mmjax.data.storage import filesystem
 
-PATHS_LIMIT = 1 << 22  # more from one pair of braces is a slip of the finger
+PATHS_LIMIT = 1 << 22  # more from one pair of braces is a typing error
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 
@@ -20,29 +20,32 @@ _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 def expand(path: str | os.PathLike[str] | Sequence[str], *, split: str | None = None, key: str = "path") -> list[str]:
     """The files and folders that ``path`` names, in its order; those of a glob in natural order (2 before 10).
 
-    Understood are lists, ``a::b``, ``{00000..00331}``, ``{a,b}`` and ``*``, ``?``, ``[…]``; ``{split}`` is replaced by
-    the split where one is given. ``key`` is the option to blame. A path that is there as it is written is taken so.
+    Args:
+      path: one or more of: a path, ``a::b``, ``{00000..00331}``, ``{a,b}``, a glob (``*``, ``?``, ``[…]``), a URL. A
+        path that exists literally is not expanded.
+      split: replaces ``{split}``.
+      key: the option that errors name.
     """
-    parts: list[Any] = list(path) if isinstance(path, (list, tuple)) else [path]
-    if not parts or not all(isinstance(part, (str, os.PathLike)) and os.fspath(part) for part in parts):
+    patterns: list[Any] = list(path) if isinstance(path, (list, tuple)) else [path]
+    if not patterns or not all(isinstance(pattern, (str, os.PathLike)) and os.fspath(pattern) for pattern in patterns):
         raise ConfigError(f"{key}={path!r}: expected a path, or a list of them; name at least one file or folder")
-    found: list[str] = []
-    for part in parts:
-        for single in os.fspath(part).split("::"):
-            found += _one(filesystem.local_path(single), split, key)
-    twice = next((name for name, count in collections.Counter(found).items() if count > 1), None)
-    if twice is not None:
-        raise ConfigError(f"{key}={path!r}: names {twice!r} twice; name it once, and weigh sources by mixing them")
-    return found
+    paths: list[str] = []
+    for pattern in patterns:
+        for single in os.fspath(pattern).split("::"):
+            paths += _expand_one(filesystem.local_path(single), split, key)
+    duplicate = next((name for name, count in collections.Counter(paths).items() if count > 1), None)
+    if duplicate is not None:
+        raise ConfigError(f"{key}={path!r}: names {duplicate!r} twice; name it once, and weigh sources by mixing them")
+    return paths
 
 
 def expand_braces(path: str, *, key: str = "path") -> list[str]:
-    """Shell braces expanded; those that are neither a range nor a list stay."""
+    """Expands the braces of a shell; those that hold neither a range nor a list stay."""
     start = path.find("{")
     while start >= 0:
-        parts, end = _parts(path, start)
+        items, end = _split_braces(path, start)
         options = (
-            _range(parts[0], key) if len(parts) == 1 else [o for part in parts for o in expand_braces(part, key=key)]
+            _range(items[0], key) if len(items) == 1 else [o for item in items for o in expand_braces(item, key=key)]
         )
         if options:
             tails = expand_braces(path[end:], key=key)
@@ -54,27 +57,27 @@ def expand_braces(path: str, *, key: str = "path") -> list[str]:
 
 
 def natural_key(name: str) -> list[Any]:
-    """A key for sorting in which numbers count as numbers."""
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
+    """A sort key that compares the numbers in names as numbers."""
+    return [int(piece) if number % 2 else piece for number, piece in enumerate(re.split(r"([0-9]+)", name))]
 
 
-def _one(path: str, split: str | None, key: str) -> list[str]:
+def _expand_one(path: str, split: str | None, key: str) -> list[str]:
     filled = path if split is None else path.replace("{split}", split)
     names = expand_braces(filled, key=key)
-    there = dict(zip(names, filesystem.map_paths(filesystem.exists, names), strict=True))
-    found = [one for name in names for one in ([name] if there[name] else _glob(name))]
-    gone = [name for name in names if not there[name] and not glob.has_magic(name)]
-    if gone and found:
+    exists = dict(zip(names, filesystem.map_paths(filesystem.exists, names), strict=True))
+    paths = [path for name in names for path in ([name] if exists[name] else _glob(name))]
+    missing = [name for name in names if not exists[name] and not glob.has_magic(name)]
+    if missing and paths:
         raise ConfigError(
-            f"{key}={path!r}: {len(gone)} of {len(names)} are not there, the first is {gone[0]!r}; name those "
-            "that are, or take them by a glob (*)"
+            f"{key}={path!r}: {len(missing)} of {len(names)} do not exist, such as {missing[0]!r}; name those "
+            "that do, or use a glob (*)"
         )
-    if not found:
-        raise ConfigError(_missing(path, names[0], split, key))
-    return found
+    if not paths:
+        raise ConfigError(_no_match(path, names[0], split, key))
+    return paths
 
 
-def _missing(path: str, first: str, split: str | None, key: str) -> str:
+def _no_match(path: str, first: str, split: str | None, key: str) -> str:
     if split is not None and "{split}" in path:
         present = list_splits(path)
         if present:
@@ -84,7 +87,7 @@ def _missing(path: str, first: str, split: str | None, key: str) -> str:
 
 
 def list_splits(path: str) -> list[str]:
-    """The splits for which a path with ``{split}`` in it names something."""
+    """The splits for which a path with ``{split}`` names something."""
     pattern = expand_braces(filesystem.local_path(path))[0]
     head, _, tail = pattern.partition("{split}")
     middle = _matcher(head) + "(?P<split>[^/]+)" + "(?P=split)".join(map(_matcher, tail.split("{split}"))) + r"\Z"
@@ -93,7 +96,7 @@ def list_splits(path: str) -> list[str]:
 
 
 def _matcher(glob_text: str) -> str:
-    """A glob's text within a path as a regular expression."""
+    """A piece of a glob as a regular expression."""
     return "".join({"*": "[^/]*", "?": "[^/]"}.get(c, re.escape(c)) for c in glob_text)
 
 
@@ -103,21 +106,21 @@ def _glob(pattern: str) -> list[str]:
     return sorted(filesystem.glob_paths(pattern), key=natural_key)
 
 
-def _parts(text: str, start: int) -> tuple[list[str], int]:
-    """What stands between commas in the braces that open at ``start``, and where those end; nothing if they do not."""
-    parts, depth, begin = [], 0, start + 1
-    for place in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0 or (depth == 1 and text[place] == ","):
-            parts.append(text[begin:place])
-            begin = place + 1
+def _split_braces(text: str, start: int) -> tuple[list[str], int]:
+    """The items between commas in the braces that open at ``start``, and the index after these braces."""
+    items, depth, begin = [], 0, start + 1
+    for index in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if depth == 0 or (depth == 1 and text[index] == ","):
+            items.append(text[begin:index])
+            begin = index + 1
         if depth == 0:
-            return parts, begin
-    return [""], start
+            return items, begin
+    return [""], start  # they do not close
 
 
 def _range(text: str, key: str) -> list[str]:
-    """The numbers of ``00..12`` or ``00..12..2``; none where it is only text."""
+    """The numbers of ``00..12`` or ``00..12..2``; none for other texts."""
     match = _RANGE.fullmatch(text)
     if match is None:
         return []

@@ -1,4 +1,4 @@
-"""Where the tar shards of a split lie, and what a folder in CLIP_benchmark's layout tells about them."""
+"""The tar shards of a split, and the metadata of a folder in CLIP_benchmark's layout."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from mmjax.core.config import ConfigError
 from mmjax.data.storage import filesystem, path_patterns
 
 
-class Located(NamedTuple):
-    """Shards, and what stands beside them."""
+class Shards(NamedTuple):
+    """Paths of shards, and the metadata beside them."""
 
     paths: list[str]
-    lines: bool = False  # whether each line of a text is a caption
+    lines: bool = False  # each line of a text is a caption
     class_names: str | None = None
     templates: str | None = None
 
 
-def locate(path: str | tuple[str, ...], split: str) -> Located:
-    """The shards, and what a folder tells about them."""
-    found = path_patterns.expand(path, split=split)
-    folders = [name for name in found if filesystem.is_folder(name)]
+def find_shards(path: str | tuple[str, ...], split: str) -> Shards:
+    """The shards of ``split`` that ``path`` names: files, or folders of them."""
+    names = path_patterns.expand(path, split=split)
+    folders = [name for name in names if filesystem.is_folder(name)]
     if not folders:
-        return Located(found)
-    if len(found) == 1:
-        return _folder(found[0], split, path)
-    return Located([shard for name in found for shard in (_tars(name, path) if name in folders else [name])])
+        return Shards(names)
+    if len(names) == 1:
+        return _folder(names[0], split, path)
+    return Shards([shard for name in names for shard in (_tars(name, path) if name in folders else [name])])
 
 
-def _folder(folder: str, split: str, path: Any) -> Located:
+def _folder(folder: str, split: str, path: Any) -> Shards:
     names = dict(filesystem.list_entries(folder))
     tars = folder
     if names.get(split):
@@ -61,7 +61,7 @@ def _folder(folder: str, split: str, path: Any) -> Located:
         f"{folder}/{name}" if name in names else None
         for name in ("classnames.txt", "zeroshot_classification_templates.txt")
     )
-    return Located(paths, kind == b"retrieval", class_names, templates)
+    return Shards(paths, kind == b"retrieval", class_names, templates)
 
 
 def _tars(folder: str, path: Any) -> list[str]:
