@@ -1,7 +1,6 @@
-"""CaptionTable images out of rows that name them: grouped by image, in columns instead of objects.
+"""A table of images and their captions, built from rows and kept in columns.
 
-A hundred million captions as Python strings in lists would be tens of gigabytes in every worker; here a row costs its
-text and some 20 bytes.
+A row takes its text and some 20 bytes; lists of Python strings would take tens of gigabytes per 100 million captions.
 """
 
 from __future__ import annotations
@@ -23,19 +22,20 @@ _LITERAL_LIMIT = 1 << 16  # characters of a list of negatives
 
 
 class CaptionTable:
-    """Examples of images and their captions; pictures are the caller's.
+    """Examples with all but their pictures, which the source reads.
 
-    ``unreadable`` lists what is left out: rows without picture or text, and rows that say what another one says.
+    ``unreadable`` lists the rows that were left out: those without a picture or text, and duplicates.
 
     Args:
       rows: in the order of the data set.
-      named: images have names, by which rows are one image's; otherwise numbers, and each row is an example.
-      group: rows of one image are one example with several captions; otherwise each row is one, and they share the id.
+      named: images have names; otherwise numbers, and each row is an example.
+      group: rows of one image become one example with several captions; otherwise each row is one, and rows of one
+        image share the id.
       fields: names of the further fields of each row.
-      texts: names of those after them, which are texts whatever they look like.
-      labelled: rows have labels: numbers, or names that ``class_names`` lists or that are sorted to be it.
-      class_names: of the labels.
-      repeats: keep a caption that an image has already.
+      texts: names of fields after these, which stay texts even if they look like numbers.
+      has_labels: rows have labels: numbers, or names.
+      class_names: of the labels; None: the sorted names that occur.
+      repeats: keep a caption that its image already has.
       norm: cleaning of the captions.
       most: captions an image, the first ones.
     """
@@ -50,7 +50,7 @@ class CaptionTable:
         group: bool = True,
         fields: Sequence[str] = (),
         texts: Sequence[str] = (),
-        labelled: bool = False,
+        has_labels: bool = False,
         class_names: list[str] | None = None,
         repeats: bool = True,
         norm: Norm = "none",
@@ -59,20 +59,20 @@ class CaptionTable:
         self._norm: Norm = norm
         self._most = most
         self.unreadable: list[UnreadableEntry] = []
-        taken = RowBuilder(rows, self.unreadable, named=named, labelled=labelled, fields=[*fields, *texts])
-        captions, owner = taken.captions, taken.owner
-        columns = {name: column if name in texts else _numbers(column) for name, column in taken.fields.items()}
+        builder = RowBuilder(rows, self.unreadable, named=named, has_labels=has_labels, fields=[*fields, *texts])
+        captions, owner = builder.captions, builder.owner
+        columns = {name: column if name in texts else _numbers(column) for name, column in builder.fields.items()}
         self.class_names = class_names
-        if labelled:
-            columns["label"], self.class_names = _labels(taken.labels, class_names)
-        self.keys = taken.images if named else None
-        self.numbers = np.arange(0) if named else taken.images.to_numpy()  # of the images that have no names
-        self.ids: np.ndarray | None = None  # where rows of one image are several examples
-        count = len(taken.images)
-        # Of each caption its place among all that were read, to which the negatives refer.
+        if has_labels:
+            columns["label"], self.class_names = _labels(builder.labels, class_names)
+        self.keys = builder.images if named else None
+        self.numbers = np.arange(0) if named else builder.images.to_numpy()  # of images without names
+        self.ids: np.ndarray | None = None  # if rows of one image are several examples
+        count = len(builder.images)
+        # The number of each caption among all that were read; the negatives refer to it.
         places = np.arange(len(captions))
         if self.keys is not None:
-            coded = self.keys.dictionary_encode()  # in the order in which images come first
+            coded = self.keys.dictionary_encode()  # in the order of first occurrence
             image = coded.indices.to_numpy()
             if not group:
                 self.ids = image
@@ -80,29 +80,29 @@ class CaptionTable:
                 self.keys = coded.dictionary
                 first = np.unique(image, return_index=True)[1]
                 for name, column in columns.items():
-                    _check_agreement(column, name, image, first, taken)
+                    _check_agreement(column, name, image, first, builder)
                     columns[name] = column.take(pa.array(first))
                 if not repeats:
-                    places = self._without_repeats(image, captions, owner, taken)
+                    places = self._without_repeats(image, captions, owner, builder)
                 places = places[np.argsort(image[owner[places]], kind="stable")]
                 captions, owner, count = captions.take(pa.array(places)), image[owner[places]], len(first)
         self.captions = captions
         self.starts = np.searchsorted(owner, np.arange(count + 1))
         self.negatives: pa.Array | None = None
-        if taken.negatives:
-            self.negatives = pa.array([taken.negatives.get(place) for place in places.tolist()], pa.large_string())
+        if builder.negatives:
+            self.negatives = pa.array([builder.negatives.get(place) for place in places.tolist()], pa.large_string())
         self.columns = columns
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def name(self, index: int) -> str:
-        """What the image is called."""
+        """The name of an image."""
         assert self.keys is not None
         return self.keys[index].as_py()
 
     def example(self, index: int, *, key: str) -> Example:
-        """All of the example but its picture."""
+        """The example without its picture."""
         begin, end = self.starts[index : index + 2].tolist()
         captions = captions_of(self.captions[begin:end].to_pylist(), key, norm=self._norm, most=self._most)
         example: Example = {"id": index if self.ids is None else int(self.ids[index]), "key": key, "captions": captions}
@@ -145,21 +145,21 @@ class CaptionTable:
         return triples
 
     def _without_repeats(
-        self, image: np.ndarray, captions: pa.Array, owner: np.ndarray, taken: RowBuilder
+        self, image: np.ndarray, captions: pa.Array, owner: np.ndarray, builder: RowBuilder
     ) -> np.ndarray:
-        """Places of the captions to keep; the others are listed."""
+        """Numbers of the captions to keep; the others are listed as duplicates."""
         codes = captions.dictionary_encode().indices.to_numpy().astype(np.int64)
         _, first = np.unique(image[owner] * (codes.max(initial=0) + 1) + codes, return_index=True)
         kept = np.zeros(len(codes), bool)
         kept[first] = True
         for place in np.flatnonzero(~kept).tolist():
             text = "an earlier row has this image with this caption"
-            self.unreadable.append((taken.place(owner[place]), "duplicate key", text))
+            self.unreadable.append((builder.place(owner[place]), "duplicate key", text))
         return np.flatnonzero(kept)
 
 
 def _list_of(text: str, key: str) -> list[str]:
-    """A list of texts as Python or JSON write it, or one text."""
+    """The texts of a list in Python or JSON syntax, or one text."""
     if not text.lstrip().startswith("["):
         return [text]
     if len(text) > _LITERAL_LIMIT:
@@ -167,14 +167,14 @@ def _list_of(text: str, key: str) -> list[str]:
     try:
         values = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise Unreadable("bad row", f"negatives are no list: {' '.join(str(error).split())[:100]}", key=key) from None
+        raise Unreadable("bad row", f"bad negatives: {' '.join(str(error).split())[:100]}", key=key) from None
     if not all(isinstance(value, str) for value in values):
-        raise Unreadable("bad row", "negatives are no list of texts", key=key)
+        raise Unreadable("bad row", "negatives are not a list of texts", key=key)
     return values
 
 
 def _numbers(array: pa.Array) -> pa.Array:
-    """A field's values: numbers where all that are there are, otherwise as they are."""
+    """A field's values, as numbers if all of them are."""
     if pa.types.is_large_string(array.type):
         there = pc.if_else(pc.equal(pc.utf8_trim_whitespace(array), ""), None, pc.utf8_trim_whitespace(array))
         for kind in (pa.int64(), pa.float64()):
@@ -197,13 +197,13 @@ def _labels(array: pa.Array, class_names: list[str] | None) -> tuple[pa.Array, l
     return array, class_names
 
 
-def _check_agreement(column: pa.Array, name: str, image: np.ndarray, first: np.ndarray, taken: RowBuilder) -> None:
+def _check_agreement(column: pa.Array, name: str, image: np.ndarray, first: np.ndarray, builder: RowBuilder) -> None:
     if pa.types.is_nested(column.type):
         column = pa.array([repr(value) for value in column.to_pylist()])
     codes = column.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
     other = np.flatnonzero(codes != codes[first][image])
     if len(other):
         raise ConfigError(
-            f"columns: {name!r} differs between rows of one image ({taken.place(first[image[other[0]]])} and "
-            f"{taken.place(other[0])}); set group=False, so that each row is an example of its own"
+            f"columns: {name!r} differs between rows of one image ({builder.place(first[image[other[0]]])} and "
+            f"{builder.place(other[0])}); set group=False, so that each row is an example of its own"
         )

@@ -1,4 +1,4 @@
-"""Rows of tables and caption files on their way into columns: which can be used, and what is wrong with the others."""
+"""Rows of tables and caption files, and the columns that are built from the usable ones."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mmjax.core.config import ConfigError
 from mmjax.data.sample import Reason, Unreadable
 from mmjax.data.source import UnreadableEntry
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 14  # rows
 
 
 class Row(NamedTuple):
-    """One row as it is read; ``file`` and ``line`` are where."""
+    """One row of ``file`` as it was read, before its values are checked."""
 
     file: str
     line: int
-    image: Any  # its name; or its number where the pictures are in the table
-    captions: Any  # a text or several, as str or bytes
-    negatives: Any = None  # false captions for the first caption: a list, or such a list as text
+    image: Any  # its name, or its number if the pictures are in the table
+    captions: Any  # one text or several, as str or bytes
+    negatives: Any = None  # hard negatives of the first caption: a list, or such a list as text
     label: Any = None
     fields: Sequence[Any] = ()
 
@@ -37,31 +37,38 @@ class BadRow(NamedTuple):
     detail: str
 
 
-class Column:
-    """Values piece by piece to one Arrow array, so that few are Python objects at a time."""
+class ColumnBuilder:
+    """Collects values into one Arrow array, some at a time, so that few are Python objects."""
 
     def __init__(self, kind: pa.DataType | None = None):
         self._kind = kind
         self._chunks: list[pa.Array] = []
 
     def extend(self, values: Sequence[Any]) -> None:
-        """Some more; texts are checked before."""
+        """Adds values."""
         chunk = pa.array(values, self._kind)
         # More than 2 GB of text need offsets of 64 bits.
         self._chunks.append(chunk.cast(pa.large_string()) if pa.types.is_string(chunk.type) else chunk)
 
     def array(self) -> pa.Array:
-        """All of them; without a type given it is that of all values together."""
+        """All values; if no type was given, of the type that holds them all."""
         tables = [pa.table({"": chunk}) for chunk in self._chunks or [pa.array([], self._kind)]]
         self._chunks = []
         return pa.concat_tables(tables, promote_options="permissive").column(0).combine_chunks()
 
 
 class RowBuilder:
-    """Rows taken apart into columns; what cannot be used is appended to ``unreadable``.
+    """The columns of all usable rows; the others are appended to ``unreadable``.
 
-    ``images`` has an entry for each row, ``captions`` and ``owner`` (the number of its row) for each caption,
-    ``negatives`` the texts of lists by the number of the caption that they belong to.
+    ``images``, ``labels`` and ``fields`` have a value per row; ``captions`` and ``owner`` (the row's number) one per
+    caption. ``negatives`` are texts of lists, by the number of the caption that they belong to.
+
+    Args:
+      rows: in the order of the data set.
+      unreadable: where unusable rows are listed.
+      named: images have names; otherwise numbers.
+      has_labels: rows without a label are unusable.
+      fields: names of the further fields of each row.
     """
 
     def __init__(
@@ -70,17 +77,30 @@ class RowBuilder:
         unreadable: list[UnreadableEntry],
         *,
         named: bool,
-        labelled: bool,
+        has_labels: bool,
         fields: Sequence[str],
     ):
-        self._images = Column(pa.large_string() if named else pa.int64())
-        self._captions, self._counts = Column(pa.large_string()), Column(pa.int64())
-        self._files, self._lines = Column(pa.int32()), Column(pa.int64())
-        self._labels, self._fields = Column(), [Column() for _ in fields]
-        self._names: dict[str, int] = {}
+        kinds = (
+            pa.large_string(),
+            pa.large_string() if named else pa.int64(),
+            pa.int64(),
+            pa.int32(),
+            pa.int64(),
+            None,
+        )
+        builders = [*map(ColumnBuilder, kinds), *(ColumnBuilder() for _ in fields)]
+        buffers: list[list[Any]] = [[] for _ in range(len(kinds) + 1)]  # values that the builders do not have yet
+        captions, images, counts, files, lines, labels, values = buffers
+
+        def flush() -> None:
+            for builder, column in zip(builders, [*buffers[:-1], *zip(*values, strict=True)], strict=False):
+                builder.extend(column)
+            for buffer in buffers:
+                buffer.clear()
+
+        self._files: dict[str, int] = {}
         self.negatives: dict[int, str] = {}
-        piece = _Piece()
-        done = 0
+        done = 0  # captions
         try:
             for row in rows:
                 if isinstance(row, BadRow):
@@ -90,69 +110,47 @@ class RowBuilder:
                     texts = _texts(row.captions)
                     image = _image(row.image) if named else row.image
                     negatives = None if row.negatives is None else _literal(row.negatives)
-                    label = _label(row.label) if labelled else None
-                    values = [as_text(value) for value in row.fields] if fields else ()
+                    label = _label(row.label) if has_labels else None
+                    row_values = [as_text(value) for value in row.fields] if fields else ()
                 except Unreadable as error:
                     unreadable.append((place(row.file, row.line), error.reason, error.detail))
                     continue
                 if negatives is not None:
                     self.negatives[done] = negatives
                 done += len(texts)
-                piece.images.append(image)
-                piece.captions += texts
-                piece.counts.append(len(texts))
-                piece.labels.append(label)
-                piece.fields.append(values)
-                piece.files.append(self._names.setdefault(row.file, len(self._names)))
-                piece.lines.append(row.line)
-                if len(piece.images) == _CHUNK:
-                    self._store(piece)
-                    piece = _Piece()
-            self._store(piece)
-            self.images, self.captions, self.labels = (c.array() for c in (self._images, self._captions, self._labels))
-            self.fields = dict(zip(fields, (column.array() for column in self._fields), strict=True))
+                captions += texts
+                images.append(image)
+                counts.append(len(texts))
+                files.append(self._files.setdefault(row.file, len(self._files)))
+                lines.append(row.line)
+                labels.append(label)
+                if fields:
+                    values.append(row_values)
+                if len(images) == _CHUNK:
+                    flush()
+            flush()
+            arrays = [builder.array() for builder in builders]
+            self.captions, self.images, counted, file_numbers, line_numbers, self.labels, *columns = arrays
+            self.fields = dict(zip(fields, columns, strict=True))
         except (pa.ArrowException, OverflowError) as error:
             reason = " ".join(str(error).split())[:100]
             raise ConfigError(f"columns={tuple(fields)!r}: the values of one are of several types ({reason})") from None
-        self.owner = np.repeat(np.arange(len(self.images)), self._counts.array().to_numpy())
-        self._places = self._files.array(), self._lines.array()
+        self.owner = np.repeat(np.arange(len(self.images)), counted.to_numpy())
+        self._places = file_numbers, line_numbers
 
     def place(self, row: int) -> str:
-        """Where a row was."""
+        """The file and line of a row."""
         files, lines = self._places
-        return place(list(self._names)[files[row].as_py()], lines[row].as_py())
-
-    def _store(self, piece: _Piece) -> None:
-        self._images.extend(piece.images)
-        self._captions.extend(piece.captions)
-        self._counts.extend(piece.counts)
-        self._files.extend(piece.files)
-        self._lines.extend(piece.lines)
-        self._labels.extend(piece.labels)
-        for number, column in enumerate(self._fields):
-            column.extend([values[number] for values in piece.fields])
-
-
-class _Piece:
-    """Values of some rows."""
-
-    def __init__(self) -> None:
-        self.images: list[Any] = []
-        self.captions: list[str] = []
-        self.counts: list[int] = []
-        self.labels: list[Any] = []
-        self.fields: list[Sequence[Any]] = []
-        self.files: list[int] = []
-        self.lines: list[int] = []
+        return place(list(self._files)[files[row].as_py()], lines[row].as_py())
 
 
 def place(file: str, line: int) -> str:
-    """What to look for: the file's name and the line or row in it."""
+    """``name:line``, which names a row in messages and keys."""
     return f"{file.rpartition('/')[2]}:{line}"
 
 
 def as_text(value: Any) -> Any:
-    """Bytes as text, other values as they are; what is no UTF-8 is refused."""
+    """Bytes as text, other values unchanged; Unreadable if the text is not UTF-8."""
     if isinstance(value, str) and value.isascii():
         return value
     if isinstance(value, bytes):
@@ -186,10 +184,10 @@ def _texts(value: Any) -> list[str]:
     """The texts that are not blank."""
     if isinstance(value, str) and value.isascii() and value and not value.isspace():
         return [value]  # nearly all of them
-    found: list[str] = []
+    texts: list[str] = []
     for item in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(item, (list, tuple)):
-            found += _texts(item) if any(item) else []
+            texts += _texts(item) if any(item) else []
             continue
         text = as_text(item)
         if text is None:
@@ -197,10 +195,10 @@ def _texts(value: Any) -> list[str]:
         if not isinstance(text, str):
             raise Unreadable("bad row", f"a caption is of type {type(text).__name__}")
         if text and not text.isspace():
-            found.append(text)
-    if not found:
+            texts.append(text)
+    if not texts:
         raise Unreadable("no caption", "all are empty")
-    return found
+    return texts
 
 
 def _literal(value: Any) -> str | None:

@@ -90,7 +90,7 @@ class Source(source.Source):
             columnar_rows(self._cells, wanted, named=False, class_names=names),
             named=False,
             fields=wanted.fields,
-            labelled=label_column is not None,
+            has_labels=label_column is not None,
             class_names=names,
             norm=check_norm(caption_norm),
             most=check_most(max_captions),

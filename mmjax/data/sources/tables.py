@@ -109,7 +109,7 @@ class Source(source.Source):
             group=group,
             fields=wanted.fields,
             texts=wanted.others if self._cells is None else (),
-            labelled=label_column is not None,
+            has_labels=label_column is not None,
             repeats=not group,
             norm=check_norm(caption_norm),
             most=check_most(max_captions),

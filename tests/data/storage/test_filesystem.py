@@ -64,7 +64,7 @@ class TestExpand:
             path_patterns.expand(f"{tmp_path}/*.zip")
         with pytest.raises(ConfigError, match=r"images=.*no such file or folder"):
             path_patterns.expand(f"{tmp_path}/9.tar", key="images")
-        with pytest.raises(ConfigError, match=r"1 of 3 are not there, the first is '.*/1.tar'"):
+        with pytest.raises(ConfigError, match=r"1 of 3 do not exist, such as '.*/1.tar'"):
             path_patterns.expand(f"{tmp_path}/{{0..2}}.tar")
         with pytest.raises(ConfigError, match="twice"):
             path_patterns.expand(f"{tmp_path}/0.tar::{tmp_path}/*.tar")
@@ -100,7 +100,7 @@ class TestExpand:
         ]
         with pytest.raises(ConfigError, match="no such file"):
             path_patterns.expand("memory://storage/3.tar")
-        with pytest.raises(ConfigError, match=r"1 of 2 are not there"):
+        with pytest.raises(ConfigError, match=r"1 of 2 do not exist"):
             path_patterns.expand("memory://storage/{2..3}.tar")
         with pytest.raises(ConfigError, match=r"path='nosuch://.*://"):
             path_patterns.expand("nosuch://x/y")
