@@ -83,9 +83,9 @@ class Texts:
             names.append(_number(name))
             blob += text.encode()
             ends.append(len(blob))
-        found = np.frombuffer(names, np.int64) if names else np.zeros(0, np.int64)
-        self._order = np.argsort(found, kind="stable")
-        self._names = found[self._order]
+        numbers = np.frombuffer(names, np.int64) if names else np.zeros(0, np.int64)
+        self._order = np.argsort(numbers, kind="stable")
+        self._names = numbers[self._order]
         self._ends = np.frombuffer(ends, np.int64)
         self._blob = bytes(blob)
 
@@ -96,7 +96,7 @@ class Texts:
         """The texts of that name; none where it is unknown."""
         number = np.int64(_number(name))
         first, last = np.searchsorted(self._names, number), np.searchsorted(self._names, number, side="right")
-        return [self._blob[self._ends[at] : self._ends[at + 1]].decode() for at in self._order[first:last].tolist()]
+        return [self._blob[self._ends[i] : self._ends[i + 1]].decode() for i in self._order[first:last].tolist()]
 
 
 def _number(name: str | int) -> int:

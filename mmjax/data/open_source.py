@@ -35,10 +35,10 @@ def open_source(
         raise ConfigError(f"{path}.name is missing; known: {', '.join(plugins.names(FOLDER))}")
     source = plugins.load_class(FOLDER, "Source", options.pop("name"), path=f"{path}.name")
     selection = further.pop("selection", options.pop("selection", None))
-    given = {"split": split, "modalities": modalities}
+    injected = {"split": split, "modalities": modalities}
     # Twice, so that each key is checked under the path where it stands.
-    late = bind(source, further, path=further_path, injected=given | options)
-    bound = bind(source, options, path=path, injected=given | {key: late[key] for key in further})
+    late = bind(source, further, path=further_path, injected=injected | options)
+    bound = bind(source, options, path=path, injected=injected | {key: late[key] for key in further})
     opened = source(**bound)
     if selection is None:
         return opened

@@ -1,15 +1,15 @@
-"""Which examples of a source are learnt from, and with which captions: an index built once from columns of scores."""
+"""Selects the examples of a source to train on, and their captions, by columns of scores."""
 
 from __future__ import annotations
 
 import dataclasses
 import fractions
 import math
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from mmjax.core.config import ConfigError, choose
+from mmjax.core.config import Between, ConfigError, Ge
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.source import Source, SourceView
 from mmjax.data.text import captions_of
@@ -41,21 +41,18 @@ class Selection:
     score: str | None = None  # the column of scores of the raw captions
     synthetic: str | None = None  # the column of synthetic captions
     synthetic_score: str | None = None  # the column of their scores, of the same scorer
-    top: float | None = None  # a share
+    top: Annotated[float, Between(0, 1)] | None = None  # a fraction
     minimum: float | None = None
-    min_words: int = 0
-    min_characters: int = 0
-    min_side: int = 0  # pixels; needs the columns of width and height
+    min_words: Annotated[int, Ge(0)] = 0
+    min_characters: Annotated[int, Ge(0)] = 0
+    min_side: Annotated[int, Ge(0)] = 0  # pixels; needs the columns of width and height
     max_aspect: float = 0.0  # of the longer side to the shorter; needs them too
     width: str = "width"
     height: str = "height"
 
     def __post_init__(self) -> None:
-        choose(self.captions, get_args(Policy), path="captions")
         if self.top is not None and self.minimum is not None:
             raise ConfigError(f"top={self.top}: minimum={self.minimum} decides the same; leave one of them out")
-        if self.top is not None and not 0 <= self.top <= 1:
-            raise ConfigError(f"top={self.top}: a share of the examples; set it between 0 and 1")
         if self.minimum is not None and math.isnan(self.minimum):
             raise ConfigError(f"minimum={self.minimum}: must be a number")
         bounded = self.top is not None or self.minimum is not None
@@ -75,9 +72,6 @@ class Selection:
                     f"{name}={value!r}: nothing asks for it with captions={self.captions!r}; set top or minimum, or "
                     "leave it out"
                 )
-        for name in ("min_words", "min_characters", "min_side"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be 0 or more")
         if self.max_aspect != 0 and not self.max_aspect >= 1:
             raise ConfigError(f"max_aspect={self.max_aspect}: a longer side to a shorter; set it to 1 or more, or to 0")
 
@@ -116,14 +110,14 @@ class FilteredSource(SourceView):
         return {**example, "captions": captions_of(example[name], str(example.get("key", example["id"])))}
 
     def column(self, name: str) -> np.ndarray:
-        """A field of the kept examples, without reading pictures; ``captions`` as they are learnt from."""
+        """A field of the kept examples, without reading pictures; ``captions`` as in the examples."""
         values = _column(self._source, name)[self.rows]
         if name != "captions" or not self.synthetic.any():
             return values
         exchanged = _column(self._source, str(self._selection.synthetic))[self.rows]
         out = np.empty(len(values), object)
-        for at, (raw, other) in enumerate(zip(values, exchanged, strict=True)):
-            out[at] = captions_of(_texts(other)) if self.synthetic[at] else raw
+        for row, (raw, other) in enumerate(zip(values, exchanged, strict=True)):
+            out[row] = captions_of(_texts(other)) if self.synthetic[row] else raw
         return out
 
     def describe(self) -> str:

@@ -1,22 +1,25 @@
-"""Captions as they are stored to captions as they are learnt from: strictly UTF-8, one line, no control characters."""
+"""Cleans captions: strictly UTF-8, one line, no control characters."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-from mmjax.core.config import ConfigError, choose
+from mmjax.core.config import Ge
 from mmjax.data.sample import Unreadable
 
 Norm = Literal["none", "blip", "albef"]
-NORMS: tuple[Norm, ...] = get_args(Norm)
+"""How captions are cleaned; see ``clean``."""
 
-LIMIT = 4096  # characters; ten times what fills a context of 77 tokens
-WORDS = 30  # that the published cleanings keep
+MaxCaptions = Annotated[int, Ge(1, "leave it out for all")] | None
+"""How many captions of an example are kept, the first ones."""
 
-# Byte order marks and control characters; those that are white space become a space instead, by ``split``.
+LIMIT = 4096  # characters: ten times a context of 77 tokens
+WORDS = 30  # that the published methods keep
+
+# Byte order marks and control characters; white space becomes a space, by ``split``.
 _DROPPED = {code: None for code in range(0xA0) if unicodedata.category(chr(code)) == "Cc" and not chr(code).isspace()}
 _DROPPED[0xFEFF] = None
 
@@ -24,17 +27,20 @@ _BLIP = re.compile(r'[.!"()*#:;~]')
 _ALBEF = re.compile(r"""[,.'!?"()*#:;~]""")
 
 
-def check_norm(norm: str) -> Norm:
-    """``norm`` if it is one of ``NORMS``; sources call this when they are made."""
-    return choose(norm, NORMS, path="caption_norm")  # type: ignore[return-value]
-
-
 def clean(text: bytes | str, *, norm: Norm = "none", limit: int = LIMIT) -> str:
     """One line of text without control characters, cut at ``limit`` characters; may be empty.
 
-    ``none`` keeps the words as they are. ``blip`` (arXiv 2201.12086) and ``albef`` (arXiv 2107.07651) are these papers'
-    cleanings: lower case, punctuation to spaces (blip) or taken out with hyphens and slashes to spaces (albef), and
-    30 words at most. Retrieval results of both differ from those of ``none``.
+    Args:
+      text: bytes must be UTF-8, otherwise it is Unreadable.
+      norm: ``none`` keeps the words. ``blip`` (arXiv:2201.12086) and ``albef`` (arXiv:2107.07651) are the methods of
+        these papers: lower case, at most 30 words; blip replaces punctuation by spaces, albef removes it and replaces
+        hyphens and slashes. Retrieval results of both differ from those of ``none``.
+      limit: in characters.
+
+    Example::
+
+        >>> clean("  Two dogs,\tplaying. ", norm="blip")
+        'two dogs, playing'
     """
     try:
         if isinstance(text, str):
@@ -57,9 +63,16 @@ def clean(text: bytes | str, *, norm: Norm = "none", limit: int = LIMIT) -> str:
 def captions_of(
     values: object, key: str = "", *, norm: Norm = "none", limit: int = LIMIT, most: int | None = None
 ) -> list[str]:
-    """The texts that ``values`` (one, or an iterable of them; None is no text) hold, cleaned, the empty ones left out.
+    """The captions of an example, cleaned and without empty ones.
 
-    ``most`` keeps the first so many. Raises Unreadable where one is not UTF-8, is not a text, or none is left.
+    Raises Unreadable if a text is not UTF-8 or not a text, or if none is left.
+
+    Args:
+      values: a text, or an iterable of texts or None.
+      key: of the example, for errors.
+      norm: see ``clean``.
+      limit: of a caption, in characters.
+      most: keep the first ``most`` captions.
     """
     if values is None or isinstance(values, (bytes, str)):
         values = [values]
@@ -80,10 +93,3 @@ def captions_of(
     if not texts:
         raise Unreadable("no caption", "all are empty" if values else "there is none", key=key)
     return texts[:most]
-
-
-def check_most(most: int | None) -> int | None:
-    """``max_captions`` if it can be one."""
-    if most is not None and most < 1:
-        raise ConfigError(f"max_captions={most}: must be at least 1; leave it out for all")
-    return most

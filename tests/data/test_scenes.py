@@ -262,7 +262,7 @@ def test_negatives_can_be_chosen_by_kind_without_changing_the_others():
 )
 def test_invalid_options_name_the_key_the_value_and_the_way_out(options, message):
     with pytest.raises(ConfigError, match=message):
-        Source(**{"split": "train", **options})
+        build(Source, {"split": "train", **options}, path="data.train")
 
 
 def test_a_configuration_section_builds_it():

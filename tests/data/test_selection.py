@@ -269,7 +269,7 @@ class TestView:
 )
 def test_options_that_cannot_be_are_refused(options, says):
     with pytest.raises(ConfigError, match=says):
-        Selection(**options)
+        config.build(Selection, options, path="data.selection")
 
 
 def test_it_is_a_section_of_a_configuration():

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmjax.core.config import ConfigError
 from mmjax.data.sample import Unreadable
-from mmjax.data.text import captions_of, check_most, check_norm, clean
+from mmjax.data.text import captions_of, clean
 
 
 @pytest.mark.parametrize(
@@ -88,11 +87,3 @@ def test_a_caption_of_another_type_is_a_bad_row(values):
     with pytest.raises(Unreadable, match="bad row") as error:
         captions_of(values, "k")
     assert error.value.reason == "bad row"
-
-
-def test_options_are_checked():
-    assert check_norm("albef") == "albef" and check_most(2) == 2 and check_most(None) is None
-    with pytest.raises(ConfigError, match=r"caption_norm='blp'.*'blip'"):
-        check_norm("blp")
-    with pytest.raises(ConfigError, match="max_captions=0"):
-        check_most(0)

@@ -21,23 +21,23 @@ def names(value: Names | dict[str, str], *, key: str = "class_names") -> list[st
     """
     if value is None:
         return None
-    found = _file(value, key) if isinstance(value, str) else value
-    texts = list(found.values()) if isinstance(found, dict) else found
+    content = _file(value, key) if isinstance(value, str) else value
+    texts = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) and text for text in texts) or not texts:
         raise ConfigError(f"{key}={value!r}: expected names, or a file with a list or an object of them; check it")
-    if not isinstance(found, dict):
-        return list(found)
-    if set(found) == {str(number) for number in range(len(found))}:
-        return [found[str(number)] for number in range(len(found))]
-    return dict(found)
+    if not isinstance(content, dict):
+        return list(content)
+    if set(content) == {str(number) for number in range(len(content))}:
+        return [content[str(number)] for number in range(len(content))]
+    return dict(content)
 
 
 def templates(value: Names, *, key: str = "templates") -> list[str] | None:
     """Templates as they are given or as a file has them, with ``{}`` for the class, which files write ``{c}`` too."""
     if value is None:
         return None
-    found = names(value, key=key)
-    texts = list(found.values()) if isinstance(found, dict) else found or []
+    content = names(value, key=key)
+    texts = list(content.values()) if isinstance(content, dict) else content or []
     made = [text.replace("{c}", "{}") for text in texts]
     wrong = next((text for text in made if "{}" not in text), None)
     if wrong is not None:

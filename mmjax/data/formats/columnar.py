@@ -95,7 +95,7 @@ class Parquet:
                     yield first + start, _rows(table.slice(start, _AT_A_TIME))
             except _ERRORS as error:
                 for row in range(first, first + size):
-                    yield row, _torn(self.paths[number], error)
+                    yield row, _truncated(self.paths[number], error)
             first += size
 
     def cell(self, name: str, row: int) -> Any:
@@ -115,7 +115,7 @@ class Parquet:
                     self._kept.move_to_end((name, group))
             return column[row - (self._ends[group] - self._sizes[group])].as_py()
         except (*_ERRORS, IndexError) as error:
-            raise _torn(self.paths[number], error) from None
+            raise _truncated(self.paths[number], error) from None
 
     def _file(self, number: int) -> pq.ParquetFile:
         file = self._open.get(number)
@@ -239,7 +239,7 @@ def _rows(part: pa.Table | pa.RecordBatch) -> list[Sequence[Any]]:
     return list(zip(*(column.to_pylist() for column in part.columns), strict=True))
 
 
-def _torn(path: str, error: Exception) -> Unreadable:
+def _truncated(path: str, error: Exception) -> Unreadable:
     return Unreadable("truncated archive", _line(error), key=path)
 
 

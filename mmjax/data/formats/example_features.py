@@ -56,26 +56,26 @@ def roles(
 ) -> Roles:
     """Settles what was left open by the usual names. ``pictures`` and ``texts`` are the features that can be such."""
     ours = set(OURS) <= set(names)
-    for option, given in (("image_key", [image_key]), ("caption_keys", caption_keys), ("label_key", [label_key])):
-        for name in given or ():
+    for option, names_given in (("image_key", [image_key]), ("caption_keys", caption_keys), ("label_key", [label_key])):
+        for name in names_given or ():
             if name is not None and name not in names:
                 raise ConfigError(f"{option}={name!r}: no such feature; {nearest(name, names)}")
-    found = _pictures(pictures, modalities, image_key)
+    modality_features = _pictures(pictures, modalities, image_key)
     captions = caption_keys
     if captions is None:
         captions = sorted((name for name in texts if min(_rank(name)) < len(_CAPTIONS)), key=_rank)[:1]
     if not captions and not (label_key and class_names):
         raise ConfigError(f"caption_keys=None: no feature has a usual name; set it to some of {', '.join(names)}")
     if columns is None:
-        taken = {*OURS, *found.values(), label_key, *pictures}
-        columns = [name for name in names if ours and name not in taken]
+        reserved = {*OURS, *modality_features.values(), label_key, *pictures}
+        columns = [name for name in names if ours and name not in reserved]
     for name in columns:
-        if name in (*OURS, *found):
+        if name in (*OURS, *modality_features):
             raise ConfigError(f"columns={name!r}: every example has a field of that name; leave it out")
         if name not in names:
             raise ConfigError(f"columns={name!r}: no such feature; {nearest(name, names)}")
     key = next((name for name in _KEYS if name in texts), None)
-    return Roles(found, tuple(captions), label_key, key, tuple(columns), ours, class_names)
+    return Roles(modality_features, tuple(captions), label_key, key, tuple(columns), ours, class_names)
 
 
 def example(
@@ -121,10 +121,10 @@ def _example(values: Mapping[str, Any], role: Roles, number: int, place: str, no
     if label is not None and int(label) >= 0:
         made["label"] = int(label)
     if role.captions:
-        found = [text for name in role.captions for text in _flat(values.get(name))]
+        texts = [text for name in role.captions for text in _flat(values.get(name))]
     else:
-        found = [role.class_names[made["label"]]] if role.class_names and "label" in made else []
-    made["captions"] = captions_of(found, key, norm=norm, most=most)
+        texts = [role.class_names[made["label"]]] if role.class_names and "label" in made else []
+    made["captions"] = captions_of(texts, key, norm=norm, most=most)
     for modality, name in role.pictures.items():
         data = values.get(name)
         if isinstance(data, list):
@@ -133,8 +133,8 @@ def _example(values: Mapping[str, Any], role: Roles, number: int, place: str, no
             raise Unreadable("empty image", f"the feature {name!r} is empty", key=key)
         made[modality] = data
     if set(NEGATIVES) <= set(role.fields):
-        parts = [[as_text(text) for text in _flat(values.get(name))] for name in NEGATIVES]
-        made["negatives"] = list(zip(*parts, strict=True))
+        columns = [[as_text(text) for text in _flat(values.get(name))] for name in NEGATIVES]
+        made["negatives"] = list(zip(*columns, strict=True))
     for name in role.fields:
         if name not in NEGATIVES:
             made[name] = _plain(values.get(name))
@@ -148,7 +148,7 @@ def _pictures(pictures: Sequence[str], modalities: Sequence[str] | None, image_k
             modalities = ["image", *modalities]
     if not modalities or len(set(modalities)) != len(modalities):
         raise ConfigError(f"modalities={tuple(modalities)!r}: name one or more of {', '.join(pictures)}, each once")
-    found = {}
+    features = {}
     for modality in modalities:
         name = image_key if modality == "image" and image_key is not None else modality
         if name not in pictures and modality == "image" and image_key is None and len(pictures) == 1:
@@ -156,8 +156,8 @@ def _pictures(pictures: Sequence[str], modalities: Sequence[str] | None, image_k
         if name not in pictures:
             option = "image_key" if modality == "image" else "modalities"
             raise ConfigError(f"{option}={name!r}: no such picture; {nearest(name, pictures)}")
-        found[modality] = name
-    return found
+        features[modality] = name
+    return features
 
 
 def _rank(name: str) -> tuple[int, int]:

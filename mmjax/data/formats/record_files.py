@@ -147,11 +147,11 @@ class TFRecords:
 
     def _scan(self) -> dict[str, np.ndarray]:
         frames = [list(_frames(path)) for path in self.paths]
-        truncated = [file for file, found in enumerate(frames) if found and isinstance(found[-1], str)]
+        truncated = [file for file, entries in enumerate(frames) if entries and isinstance(entries[-1], str)]
         why = [str(frames[file].pop()) for file in truncated]
-        both = np.array([frame for found in frames for frame in found], np.int64).reshape(-1, 2)
+        both = np.array([frame for entries in frames for frame in entries], np.int64).reshape(-1, 2)
         return {
-            "counts": np.array([len(found) for found in frames], np.int64),
+            "counts": np.array([len(entries) for entries in frames], np.int64),
             "offsets": both[:, 0],
             "lengths": both[:, 1],
             "truncated": np.array(truncated, np.int64),

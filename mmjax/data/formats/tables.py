@@ -31,7 +31,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class ColumnMapping(NamedTuple):
-    """Names of columns; those that are None are found by ``among``."""
+    """Names of columns; those that are None are mapping by ``among``."""
 
     image: str | None = None
     captions: tuple[str, ...] | None = None
@@ -52,17 +52,17 @@ class ColumnMapping(NamedTuple):
             raise ConfigError(
                 f"{key}=None: {path!r} has none of the usual names; set it to one of {', '.join(map(repr, names))}"
             )
-        found = self._replace(image=image, captions=captions, negatives=self.negatives or _usual(names, NEGATIVES))
+        mapping = self._replace(image=image, captions=captions, negatives=self.negatives or _usual(names, NEGATIVES))
         for name in self.fields:
             if name in RESERVED or name in self.others:
                 raise ConfigError(f"columns={name!r}: every example has a field of that name; leave it out")
-        for key, name in found.all():
+        for key, name in mapping.all():
             if list(names).count(name) != 1:
                 raise ConfigError(
                     f"{key}={name!r}: {path!r} has {'no' if name not in names else 'more than one'} such column; "
                     f"{nearest(name, names)}"
                 )
-        return found
+        return mapping
 
     def all(self) -> list[tuple[str, str]]:
         """Option and name of each column."""
@@ -115,8 +115,8 @@ def csv_rows(paths: Sequence[str], columns: ColumnMapping, separator: str | None
         with _bytes(path) as file:
             lines = _text(file, path)
             header, between = _header(next(lines, ""), columns, path, separator)
-            found = columns.among(header, path)
-            take = found.taker(header)
+            mapping = columns.among(header, path)
+            take = mapping.taker(header)
             for line, fields in records(lines, between):
                 if isinstance(fields, str):
                     yield BadRow(path, line + 1, "bad row", fields)

@@ -174,7 +174,7 @@ def _number(field: bytes, place: int, *, base: int = 8) -> int:
 
 def _records(content: bytes, place: int) -> dict[bytes, bytes]:
     """The records of a pax header: ``length keyword=value`` and a line's end each."""
-    found: dict[bytes, bytes] = {}
+    records: dict[bytes, bytes] = {}
     start = 0
     while start < len(content) and content[start]:
         number, _, _ = content[start : start + 20].partition(b" ")
@@ -182,9 +182,9 @@ def _records(content: bytes, place: int) -> dict[bytes, bytes]:
         keyword, equals, value = content[start + len(number) + 1 : start + length - 1].partition(b"=")
         if not equals or length < len(number) + 3 or start + length > len(content):
             raise _Truncated(f"no valid pax header at byte {place}")
-        found[keyword] = value
+        records[keyword] = value
         start += length
-    return found
+    return records
 
 
 def _name(header: bytes) -> bytes:

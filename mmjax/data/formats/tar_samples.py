@@ -1,7 +1,7 @@
-"""Samples of WebDataset tar shards: runs of members with one key, and where each of their parts lies.
+"""Samples of WebDataset tar shards: runs of members with one key, and where each of their members lies.
 
 A key is a member's path up to the first dot of its base name, what follows is the part's extension in lower case; names
-without either are no parts. The table of a shard says nothing of which parts are wanted, so that it is built once.
+without either are no members. The table of a shard says nothing of which members are wanted, so that it is built once.
 In memory a sample costs 8 bytes a part and its key's length + 4: 29 for a picture, a text and a key of nine digits.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import posixpath
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +24,8 @@ from mmjax.data.formats import tar_headers
 from mmjax.data.sample import Unreadable
 from mmjax.data.storage import filesystem, index_cache
 
+logger = logging.getLogger(__name__)
+
 Arrays = dict[str, np.ndarray]
 
 LOCAL_THREADS, REMOTE_THREADS = 4, 16
@@ -32,9 +34,9 @@ USABLE, DUPLICATE, TRUNCATED = (
     1,
     2,
 )  # status of a sample
-_PATIENCE, _INTERVAL = 2.0, 5.0  # seconds until progress is shown, and between its lines
+_LOG_SECONDS = 5.0  # between messages about progress
 _LARGEST = (1 << 32) - 1  # bytes of a member that can be addressed; it stands for all larger ones
-_GAP = 1 << 16  # bytes between parts that are rather read than asked for separately
+_GAP = 1 << 16  # bytes between members that are rather read than asked for separately
 _SMALL = 1 << 16  # bytes that are copied faster than read separately
 
 
@@ -43,7 +45,9 @@ class Shard(NamedTuple):
 
     keys: np.ndarray  # u8[…], one after another
     key_ends: np.ndarray  # u32[n], in ``keys``
-    parts: dict[str, tuple[np.ndarray, np.ndarray]]  # name -> block of its first byte u32[n] (0: absent), length u32[n]
+    members: dict[
+        str, tuple[np.ndarray, np.ndarray]
+    ]  # name -> block of its first byte u32[n] (0: absent), length u32[n]
 
     def __len__(self) -> int:
         return len(self.key_ends)
@@ -59,8 +63,8 @@ class Shard(NamedTuple):
             return self
         lengths = np.diff(self.key_ends, prepend=np.uint32(0))
         ends = np.cumsum(lengths[wanted], dtype=np.uint32)
-        parts = {name: (block[wanted], size[wanted]) for name, (block, size) in self.parts.items()}
-        return Shard(self.keys[np.repeat(wanted, lengths)], ends, parts)
+        members = {name: (block[wanted], size[wanted]) for name, (block, size) in self.members.items()}
+        return Shard(self.keys[np.repeat(wanted, lengths)], ends, members)
 
 
 class ScanResult(NamedTuple):
@@ -71,22 +75,24 @@ class ScanResult(NamedTuple):
     truncation: str
 
 
-def scan_shards(paths: Sequence[str], parts: Mapping[str, Sequence[str]]) -> Iterator[ScanResult]:
+def scan_shards(paths: Sequence[str], members: Mapping[str, Sequence[str]]) -> Iterator[ScanResult]:
     """Each shard's samples with the first present of each part's extensions, in order; unknown shards are read.
 
-    ``parts``: name to extensions in order of preference. Progress goes to standard error where reading takes long.
+    ``members``: name to extensions in order of preference. Progress goes to standard error where reading takes long.
     """
     stamps = filesystem.stamps(paths)
-    progress = _Progress(len(paths))
 
-    def one(path: str, stamp: str) -> ScanResult:
-        table = index_cache.load_or_build("tar samples", [path], lambda: _table(path), stamps=[stamp])
-        progress.step()
-        return _select(table, parts)
+    def scan(path: str, stamp: str) -> ScanResult:
+        return _select(index_cache.load_or_build("tar samples", [path], lambda: _table(path), stamps=[stamp]), members)
 
+    begin = last = time.monotonic()
     with ThreadPoolExecutor(threads(paths)) as pool:
         try:
-            yield from pool.map(one, paths, stamps)
+            for done, result in enumerate(pool.map(scan, paths, stamps), 1):
+                if time.monotonic() - last > _LOG_SECONDS:
+                    last = time.monotonic()
+                    logger.info(f"indexed {done} of {len(paths)} shards in {last - begin:.0f} s")
+                yield result
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -104,13 +110,13 @@ class Samples:
         self._paths = list(paths)
         self._keys = [(shard.keys, shard.key_ends) for shard in shards]
         self._starts = np.cumsum([0, *map(len, shards)])
-        self._parts = {
+        self._members = {
             name: (
-                np.concatenate([shard.parts[name][0] for shard in shards]),
-                np.concatenate([shard.parts[name][1] for shard in shards]),
+                np.concatenate([shard.members[name][0] for shard in shards]),
+                np.concatenate([shard.members[name][1] for shard in shards]),
             )
             for name in names
-            if any(shard.parts[name][0].any() for shard in shards)
+            if any(shard.members[name][0].any() for shard in shards)
         }
 
     def __len__(self) -> int:
@@ -124,16 +130,16 @@ class Samples:
 
     def has(self, name: str, place: int) -> bool:
         """Whether a sample has that part."""
-        return name in self._parts and bool(self._parts[name][0][place])
+        return name in self._members and bool(self._members[name][0][place])
 
     def read(self, place: int, names: Sequence[str]) -> dict[str, bytes]:
-        """The bytes of a sample's parts of these names, of those it has."""
+        """The bytes of a sample's members of these names, of those it has."""
         path = self._paths[self._shard(place)]
         spans = []
         for name in names:
             if not self.has(name, place):
                 continue
-            block, size = (int(column[place]) for column in self._parts[name])
+            block, size = (int(column[place]) for column in self._members[name])
             if size == _LARGEST:
                 raise Unreadable("image too large", f"{name} of 4 GiB or more")
             spans.append((block * tar_headers.BLOCK, size, name))
@@ -174,8 +180,8 @@ def _joint(path: str, run: list[tuple[int, int, str]]) -> Iterator[tuple[str, by
 
 
 def _table(path: str) -> Arrays:
-    """All samples of a shard with all their parts."""
-    members = tar_headers.members(path)
+    """All samples of a shard with all their members."""
+    archive = tar_headers.members(path)
     keys: list[bytes] = []
     first: list[int] = []
     status: list[int] = []
@@ -185,7 +191,7 @@ def _table(path: str) -> Arrays:
     sizes: list[int] = []
     known: set[bytes] = set()
     seen: set[int] = set()
-    for name, offset, size in zip(members.names, members.offsets, members.sizes, strict=True):
+    for name, offset, size in zip(archive.names, archive.offsets, archive.sizes, strict=True):
         key, extension = _parse(name)
         if not key:
             continue
@@ -201,7 +207,7 @@ def _table(path: str) -> Arrays:
         kinds.append(kind)
         blocks.append(offset // tar_headers.BLOCK)
         sizes.append(min(size, _LARGEST))
-    if keys and members.truncated_name and _parse(members.truncated_name)[0] == keys[-1]:
+    if keys and archive.truncated_name and _parse(archive.truncated_name)[0] == keys[-1]:
         status[-1] = TRUNCATED
     if blocks and blocks[-1] > _LARGEST:
         raise ConfigError(f"path={path!r}: shards of 2 TiB and more are not supported; split it")
@@ -214,7 +220,7 @@ def _table(path: str) -> Arrays:
         "block": np.array(blocks, np.uint32),
         "size": np.array(sizes, np.uint32),
         "extensions": np.frombuffer(b"\0".join(extensions), np.uint8),
-        "truncation": np.array(members.truncation),
+        "truncation": np.array(archive.truncation),
     }
 
 
@@ -227,11 +233,11 @@ def _parse(name: bytes) -> tuple[bytes, bytes]:
     return folder + slash + stem, extension.lower()
 
 
-def _select(table: Arrays, parts: Mapping[str, Sequence[str]]) -> ScanResult:
+def _select(table: Arrays, members: Mapping[str, Sequence[str]]) -> ScanResult:
     extensions = {name: code for code, name in enumerate(bytes(table["extensions"]).split(b"\0"))}
     first, count = table["first"], len(table["kind"])
     columns = {}
-    for name, wanted in parts.items():
+    for name, wanted in members.items():
         rank = np.full(len(extensions), len(wanted), np.int64)
         for place, extension in reversed(list(enumerate(wanted))):
             if (code := extensions.get(extension.lower().encode())) is not None:
@@ -244,22 +250,3 @@ def _select(table: Arrays, parts: Mapping[str, Sequence[str]]) -> ScanResult:
             size[there] = table["size"][best[there] % count]
         columns[name] = (block, size)
     return ScanResult(Shard(table["keys"], table["key_ends"], columns), table["status"], str(table["truncation"]))
-
-
-class _Progress:
-    """A line now and then on standard error, where reading takes longer than people wait in silence."""
-
-    def __init__(self, total: int):
-        self._total, self._done = total, 0
-        self._begin = time.monotonic()
-        self._due = self._begin + _PATIENCE
-        self._lock = threading.Lock()
-
-    def step(self) -> None:
-        """One more is done."""
-        with self._lock:
-            self._done += 1
-            now = time.monotonic()
-            if now >= self._due:
-                self._due = now + _INTERVAL
-                print(f"indexed {self._done} of {self._total} shards in {now - self._begin:.0f} s", file=sys.stderr)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
-from mmjax.core.config import ConfigError, choose
+from mmjax.core.config import ConfigError
 from mmjax.data import source
 from mmjax.data.formats import example_features, record_files, tf_example
 from mmjax.data.preparing import split_folder
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.storage import path_patterns
-from mmjax.data.text import check_most, check_norm
+from mmjax.data.text import MaxCaptions, Norm
 
 Format = Literal["auto", "array_record", "tfrecord"]
 
@@ -50,11 +50,10 @@ class Source(source.Source):
         caption_keys: tuple[str, ...] | None = None,
         label_key: str | None = None,
         columns: tuple[str, ...] | None = None,
-        caption_norm: str = "none",
-        max_captions: int | None = None,
+        caption_norm: Norm = "none",
+        max_captions: MaxCaptions = None,
     ):
-        choose(format, get_args(Format), path="format")
-        self._norm, self._most = check_norm(caption_norm), check_most(max_captions)
+        self._norm, self._most = caption_norm, max_captions
         paths = path_patterns.expand(path, split=split)
         self._files = record_files.files(paths, record_files.sniff(paths[0]) if format == "auto" else format)
         self._spans = record_files.Spans([(file, 0, int(count)) for file, count in enumerate(self._files.counts)])

@@ -49,7 +49,7 @@ class Source(source.SourceView):
       split: passed on; it also replaces ``{split}`` in ``path``.
       path: a file, a folder, a list, a glob, ``a::b`` or ``{0..9}``.
       modalities: passed on.
-      options: further arguments of the source that is found.
+      options: further arguments of the source that is detail.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ def recognize(path: str | tuple[str, ...], split: str) -> tuple[str, str | tuple
     if name is not None:
         return name, path
     if content.is_folder:
-        found = f"it has {', '.join(map(repr, list(content.names)[:4]))}"
+        detail = f"it has {', '.join(map(repr, list(content.names)[:4]))}"
     else:
-        found = f"it begins with {content.head[:40]!r}" if content.head else "nothing is in it"
+        detail = f"it begins with {content.head[:40]!r}" if content.head else "nothing is in it"
     looked = ", ".join(name for name, _ in SNIFFERS)
-    raise ConfigError(f"path={path!r}: {first!r} is none of {looked} ({found}); name the source: data.source.name=…")
+    raise ConfigError(f"path={path!r}: {first!r} is none of {looked} ({detail}); name the source: data.source.name=…")
 
 
 def _name(content: PathContent) -> str | None:
@@ -227,10 +227,10 @@ def _is_object_a_line(text: str) -> bool:
     """Whether JSON is rows rather than one whole: its first line is an object that is no list of images."""
     line = text.partition("\n")[0]
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         return False  # one object over many lines, or a line too long for a row
-    return isinstance(found, dict) and not isinstance(found.get("images"), list)
+    return isinstance(value, dict) and not isinstance(value.get("images"), list)
 
 
 SNIFFERS: tuple[tuple[str, Callable[[PathContent], bool]], ...] = (

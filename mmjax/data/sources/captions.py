@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
-from mmjax.core.config import ConfigError, choose
+from mmjax.core.config import ConfigError
 from mmjax.data import source
 from mmjax.data.formats.caption_table import CaptionTable
 from mmjax.data.formats.image_files import check_root, one_modality, picture
@@ -17,7 +17,7 @@ from mmjax.data.formats.row_builder import BadRow, Row
 from mmjax.data.formats.tables import ColumnMapping
 from mmjax.data.sample import Example
 from mmjax.data.storage import filesystem, path_patterns
-from mmjax.data.text import check_most, check_norm
+from mmjax.data.text import MaxCaptions, Norm
 
 Format = Literal["auto", "karpathy", "coco", "list", "csv", "results", "token"]
 
@@ -63,17 +63,16 @@ class Source(source.Source):
         image_root: str | None = None,
         split_file: str | None = None,
         restval: bool = True,
-        caption_norm: str = "none",
-        max_captions: int | None = None,
+        caption_norm: Norm = "none",
+        max_captions: MaxCaptions = None,
     ):
-        choose(format, get_args(Format), path="format")
         self.modalities = one_modality(modalities)
         paths = path_patterns.expand(path, split=split)
         self._root = paths[0].rpartition("/")[0] or "." if image_root is None else filesystem.local_path(image_root)
         rows: Rows = (row for file in paths for row in _rows(file, format, split, restval))
         if split_file is not None:
             rows = _only(rows, path_patterns.expand(split_file, split=split, key="split_file"))
-        self._table = CaptionTable(rows, norm=check_norm(caption_norm), most=check_most(max_captions))
+        self._table = CaptionTable(rows, norm=caption_norm, most=max_captions)
         self.unreadable = self._table.unreadable
         assert self._table.keys is not None
         check_root(self._root, self._table.keys[:4].to_pylist())
@@ -161,9 +160,9 @@ def _coco(path: str, images: list[Any], annotations: list[Any]) -> Rows:
         elif texts.setdefault(image["id"], []):
             broken.append(BadRow(path, number, "duplicate key", f"image id {image['id']}"))
     for number, annotation in enumerate(annotations, 1):
-        which = annotation.get("image_id") if isinstance(annotation, dict) else None
-        if isinstance(which, (int, str)) and which in texts:
-            texts[which].append(annotation.get("caption"))
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if isinstance(image_id, (int, str)) and image_id in texts:
+            texts[image_id].append(annotation.get("caption"))
         else:
             broken.append(BadRow(path, number, "bad row", f"annotation {number} is of no image"))
 

@@ -15,7 +15,7 @@ from mmjax.data.formats import classes
 from mmjax.data.formats.image_files import picture
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.storage import filesystem, path_patterns
-from mmjax.data.text import Norm, captions_of, check_most, check_norm
+from mmjax.data.text import MaxCaptions, Norm, captions_of
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _CAPTION_FIELDS = ("captions", "caption")
@@ -41,8 +41,8 @@ class Source(source.Source):
         folders' names, or text with one a line. None: the folders' names, ``_`` as a space.
       templates: of prompts, with ``{}`` for the name: given so or as a file. None: ``a photo of a {}.``
       labels: whether folders are classes. None: unless every picture has its own captions.
-      caption_norm: ``none``, ``blip`` or ``albef``: how captions are cleaned (``mmjax.data.text``).
-      max_captions: take no more of an example's captions than the first so many.
+      caption_norm: how captions are cleaned: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
+      max_captions: captions an example, the first ones; all if left out.
     """
 
     def __init__(
@@ -55,20 +55,20 @@ class Source(source.Source):
         templates: str | tuple[str, ...] | None = None,
         labels: bool | None = None,
         caption_norm: Norm = "none",
-        max_captions: int | None = None,
+        max_captions: MaxCaptions = None,
     ):
         self.split = split
         self.modalities = tuple(modalities)
         if self.modalities != ("image",):
             raise ConfigError(f"modalities={self.modalities}: folders have pictures of one kind; use ('image',)")
-        self._norm, self._most = check_norm(caption_norm), check_most(max_captions)
+        self._norm, self._most = caption_norm, max_captions
         self._root = _root(path, split)
         files = sorted(_files(self._root))
-        told = {name for name in files if name.lower().endswith((".txt", ".json"))}
+        text_files = {name for name in files if name.lower().endswith((".txt", ".json"))}
         pictures = [name for name in files if name.lower().endswith(EXTENSIONS)]
         if not pictures:
             raise ConfigError(f"path={path!r}: no picture in {self._root!r}; known are {', '.join(EXTENSIONS)}")
-        beside = [_beside(name, told) for name in pictures]
+        beside = [_beside(name, text_files) for name in pictures]
         folders = _folders(self._root)
         self.class_names: list[str] | None = None
         self._labels: np.ndarray | None = None
@@ -133,18 +133,18 @@ class Source(source.Source):
 
 
 def _root(path: str, split: str) -> str:
-    found = path_patterns.expand([path], split=split)
-    if len(found) != 1 or not filesystem.is_folder(found[0]):
+    paths = path_patterns.expand([path], split=split)
+    if len(paths) != 1 or not filesystem.is_folder(paths[0]):
         raise ConfigError(
-            f"path={path!r}: expected one folder, found {len(found)}, such as {found[0]!r}; name a folder"
+            f"path={path!r}: expected one folder, found {len(paths)}, such as {paths[0]!r}; name a folder"
         )
-    names = [name for name, inner in filesystem.list_entries(found[0]) if inner]
+    names = [name for name, inner in filesystem.list_entries(paths[0]) if inner]
     if split in names:
-        return posixpath.join(found[0], split)
+        return posixpath.join(paths[0], split)
     others = [name for name in names if name.lower() in _SPLITS]
     if others and "{split}" not in path:
         raise ConfigError(f"split={split!r}: path={path!r} has no such split; there are {', '.join(others)}")
-    return filesystem.local_path(found[0])
+    return filesystem.local_path(paths[0])
 
 
 def _folders(root: str) -> list[str]:
@@ -157,7 +157,7 @@ def _folders(root: str) -> list[str]:
 
 def _files(root: str) -> list[str]:
     """Names of the files below ``root``, relative to it; hidden ones and what lies elsewhere left out."""
-    found: list[str] = []
+    files: list[str] = []
     home = None if filesystem.is_url(root) else os.path.join(os.path.realpath(filesystem.local_path(root)), "")
     pending = [("", 0)]
     while pending:
@@ -169,10 +169,10 @@ def _files(root: str) -> list[str]:
             if home is not None and not _stays(filesystem.local_path(posixpath.join(root, place)), home, is_folder):
                 continue
             if not is_folder:
-                found.append(place)
+                files.append(place)
             elif depth < _DEEPEST:
                 pending.append((place, depth + 1))
-    return found
+    return files
 
 
 def _stays(path: str, home: str, is_folder: bool) -> bool:
@@ -180,10 +180,10 @@ def _stays(path: str, home: str, is_folder: bool) -> bool:
     return not os.path.islink(path) or (not is_folder and os.path.realpath(path).startswith(home))
 
 
-def _beside(name: str, told: set[str]) -> str:
+def _beside(name: str, text_files: set[str]) -> str:
     """The extension of the file with a picture's captions; empty where there is none."""
     stem = posixpath.splitext(name)[0]
-    return next((end for end in _BESIDE[1:] if stem + end in told), "")
+    return next((end for end in _BESIDE[1:] if stem + end in text_files), "")
 
 
 def _captions(path: str, key: str) -> Any:
@@ -204,19 +204,19 @@ def _captions(path: str, key: str) -> Any:
     return fields
 
 
-def _class_names(folders: list[str], given: str | tuple[str, ...] | None) -> list[str]:
+def _class_names(folders: list[str], value: str | tuple[str, ...] | None) -> list[str]:
     if not folders:
         raise ConfigError("labels=True: there are no folders for classes; leave it out")
-    names = classes.names(given)
+    names = classes.names(value)
     if names is None:
         return [name.replace("_", " ") for name in folders]
     if isinstance(names, dict):
         unknown = [name for name in folders if name not in names]
         if unknown:
-            raise ConfigError(f"class_names={given!r}: says nothing of the folder {unknown[0]!r}; add it")
+            raise ConfigError(f"class_names={value!r}: says nothing of the folder {unknown[0]!r}; add it")
         return [names[name] for name in folders]
     if len(names) != len(folders):
         raise ConfigError(
-            f"class_names={given!r}: {len(names)} names for {len(folders)} folders ({folders[0]!r} first); give as many"
+            f"class_names={value!r}: {len(names)} names for {len(folders)} folders ({folders[0]!r} first); give as many"
         )
     return names

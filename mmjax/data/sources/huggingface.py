@@ -18,7 +18,7 @@ from mmjax.data.formats.row_builder import place
 from mmjax.data.formats.tables import CAPTIONS, ColumnMapping, columnar_rows, names_images, others_of, picture_in
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.storage import filesystem, path_patterns
-from mmjax.data.text import check_most, check_norm
+from mmjax.data.text import MaxCaptions, Norm
 
 _STATE, _DICT = "state.json", "dataset_dict.json"
 _SHARD = re.compile(r"(?P<split>.+?)(?:-\d+-of-\d+)?(?:-[0-9a-f]{16})?\.parquet")
@@ -58,8 +58,8 @@ class Source(source.Source):
         image_root: str | None = None,
         columns: tuple[str, ...] = (),
         negative_column: str | None = None,
-        caption_norm: str = "none",
-        max_captions: int | None = None,
+        caption_norm: Norm = "none",
+        max_captions: MaxCaptions = None,
     ):
         self.modalities = tuple(modalities)
         folder = filesystem.local_path(path).rstrip("/")
@@ -92,8 +92,8 @@ class Source(source.Source):
             fields=wanted.fields,
             has_labels=label_column is not None,
             class_names=names,
-            norm=check_norm(caption_norm),
-            most=check_most(max_captions),
+            norm=caption_norm,
+            most=max_captions,
         )
         self.unreadable = self._table.unreadable
         if self._table.class_names is not None:
@@ -142,16 +142,16 @@ def _cells(folder: str, split: str) -> Columns:
         if split not in splits:
             raise _no_split(split, folder, splits)
         return Arrow(_saved(f"{folder}/{split}"))
-    found = _parquet(folder, entries)
-    if not found:
+    files_by_split = _parquet(folder, entries)
+    if not files_by_split:
         raise ConfigError(
             f"path={folder!r}: neither saved by save_to_disk (no {_STATE}) nor a folder of parquet files; check it"
         )
-    if split in found:
-        return Parquet(found[split])
-    if list(found) == [""]:
-        return Parquet(found[""])
-    raise _no_split(split, folder, sorted(found))
+    if split in files_by_split:
+        return Parquet(files_by_split[split])
+    if list(files_by_split) == [""]:
+        return Parquet(files_by_split[""])
+    raise _no_split(split, folder, sorted(files_by_split))
 
 
 def _saved(folder: str) -> list[str]:
@@ -175,16 +175,16 @@ def _saved(folder: str) -> list[str]:
 
 def _parquet(folder: str, entries: Sequence[tuple[str, bool]]) -> dict[str, list[str]]:
     """Parquet files by split: that of their names, or of the folder that they are in."""
-    found: dict[str, list[str]] = {}
+    files_by_split: dict[str, list[str]] = {}
     for name, is_folder in entries:
         if is_folder and not name.startswith("."):
             inner = f"{folder}/{name}"
             for split, paths in _parquet(inner, filesystem.list_entries(inner)).items():
-                found.setdefault(split or ("" if name == "data" else name), []).extend(paths)
+                files_by_split.setdefault(split or ("" if name == "data" else name), []).extend(paths)
         elif name.endswith(".parquet"):
             match = None if _NOT_A_SPLIT.fullmatch(name) else _SHARD.fullmatch(name)
-            found.setdefault(match["split"] if match else "", []).append(f"{folder}/{name}")
-    return {split: sorted(paths, key=path_patterns.natural_key) for split, paths in found.items()}
+            files_by_split.setdefault(match["split"] if match else "", []).append(f"{folder}/{name}")
+    return {split: sorted(paths, key=path_patterns.natural_key) for split, paths in files_by_split.items()}
 
 
 def _is_picture(kind: Any) -> bool:

@@ -30,7 +30,7 @@ class Source(source.Source):
       split: passed on.
       sources: sections as ``data.source`` has them, with ``weight`` or ``upsample``, a ``title`` where names repeat.
       modalities: passed on.
-      one_source_per_batch: each batch comes from one source; shares then hold over batches.
+      one_source_per_batch: each batch comes from one source; weights then hold over batches.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Source(source.Source):
         sections = [dict(section.items()) for section in sources]
         if not sections:
             raise ConfigError("sources=(): a mixture needs at least one source")
-        shares: list[dict[str, Any]] = [
+        weights: list[dict[str, Any]] = [
             {key: section.pop(key) for key in ("weight", "upsample") if key in section} for section in sections
         ]
         titles = _titles(sections)
-        _check(shares, titles)
+        _check(weights, titles)
 
         def opened(number: int) -> source.Source:
             path = f"data.source.sources[{number}]"
@@ -77,8 +77,8 @@ class Source(source.Source):
             known = ", ".join(f"{title} {limit:,}" for title, limit in zip(titles, limits, strict=True))
             raise ConfigError(f"sources: their ids are more than 2**31 in all ({known}); prepare or split them anew")
         self.components = tuple(
-            Component(title, size, share["weight"] if "weight" in share else share.get("upsample", 1.0) * size)
-            for title, size, share in zip(titles, sizes, shares, strict=True)
+            Component(title, size, weight["weight"] if "weight" in weight else weight.get("upsample", 1.0) * size)
+            for title, size, weight in zip(titles, sizes, weights, strict=True)
         )
 
     @property
@@ -113,17 +113,17 @@ def _titles(sections: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _check(shares: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> None:
-    weighted = [title for title, share in zip(titles, shares, strict=True) if "weight" in share]
+def _check(weights: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> None:
+    weighted = [title for title, weight in zip(titles, weights, strict=True) if "weight" in weight]
     if weighted and len(weighted) < len(titles):
         missing = next(title for title in titles if title not in weighted)
         raise ConfigError(
             f"sources: {weighted[0]} has a weight and {missing} has none; give every source a weight, or upsample"
         )
-    for title, share in zip(titles, shares, strict=True):
-        if len(share) > 1:
+    for title, weight in zip(titles, weights, strict=True):
+        if len(weight) > 1:
             raise ConfigError(f"sources: {title} has both weight and upsample; keep one")
-        for key, value in share.items():
+        for key, value in weight.items():
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
                 raise ConfigError(
                     f"sources: {key}={value!r} of {title}: must be a positive number; for no rows leave it out"

@@ -6,11 +6,11 @@ Every item is a pure function of (seed, split, index); splits are disjoint rando
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from mmjax.core.config import ConfigError, choose
+from mmjax.core.config import Between, ConfigError, Ge, choose
 from mmjax.data import source
 from mmjax.data.scenes import edits, language, negatives, render
 from mmjax.data.scenes import world as worlds
@@ -60,12 +60,12 @@ class Source(source.Source):
         *,
         world: str = "standard",
         size: int | None = None,
-        image_size: int = 32,
+        image_size: Annotated[int, Ge(8, "32 shows every attribute")] = 32,
         modalities: tuple[str, ...] = ("image",),
-        seed: int = 0,
+        seed: Annotated[int, Between(0, (1 << 55) - 1)] = 0,
         twins: bool = False,
-        caption_noise: float = 0.0,
-        terse: float = 0.0,
+        caption_noise: Annotated[float, Between(0, 1)] = 0.0,
+        terse: Annotated[float, Between(0, 1)] = 0.0,
         negatives: tuple[str, ...] | None = None,
         cache: bool = True,
     ):
@@ -178,13 +178,6 @@ class Source(source.Source):
             choose(name, render.MODALITIES, path="modalities")
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise ConfigError(f"modalities={self.modalities}: name one or more of {render.MODALITIES}, each once")
-        if self.image_size < 8:
-            raise ConfigError(f"image_size={self.image_size}: must be at least 8 pixels; 32 shows every attribute")
-        if not 0 <= self.seed < 1 << 55:
-            raise ConfigError(f"seed={self.seed}: must be from 0 to 2**55 - 1")
-        for name in ("caption_noise", "terse"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: a probability; set it between 0 and 1")
         for name in ("twins", "caption_noise", "terse"):
             if getattr(self, name) and self.split != "train":
                 raise ConfigError(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from mmjax.core.config import ConfigError, choose
+from mmjax.core.config import ConfigError
 from mmjax.data import source
 from mmjax.data.formats.caption_table import CaptionTable
 from mmjax.data.formats.columnar import Parquet
@@ -24,7 +24,7 @@ from mmjax.data.formats.tables import (
 )
 from mmjax.data.sample import Example
 from mmjax.data.storage import filesystem, path_patterns
-from mmjax.data.text import check_most, check_norm
+from mmjax.data.text import MaxCaptions, Norm
 
 Format = Literal["auto", "csv", "jsonl", "parquet"]
 
@@ -74,10 +74,9 @@ class Source(source.Source):
         negative_column: str | None = None,
         label_column: str | None = None,
         group: bool = True,
-        caption_norm: str = "none",
-        max_captions: int | None = None,
+        caption_norm: Norm = "none",
+        max_captions: MaxCaptions = None,
     ):
-        choose(format, get_args(Format), path="format")
         self.modalities = tuple(modalities)
         if separator is not None and len(separator) != 1:
             raise ConfigError(f"separator={separator!r}: must be one character; leave it out to have it found")
@@ -111,8 +110,8 @@ class Source(source.Source):
             texts=wanted.others if self._cells is None else (),
             has_labels=label_column is not None,
             repeats=not group,
-            norm=check_norm(caption_norm),
-            most=check_most(max_captions),
+            norm=caption_norm,
+            most=max_captions,
         )
         self.rows_share_images = not group
         self.unreadable = self._table.unreadable

@@ -15,7 +15,7 @@ from mmjax.data.preparing import split_folder
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.sources.arrayrecord import truncations
 from mmjax.data.storage import filesystem, path_patterns
-from mmjax.data.text import check_most, check_norm
+from mmjax.data.text import MaxCaptions, Norm
 
 _INFO = "dataset_info.json"
 _STORED = (np.int64, np.float32, np.object_, np.str_)  # types that are stored as they are given; texts are the latter
@@ -56,12 +56,12 @@ class Source(source.Source):
         caption_keys: tuple[str, ...] | None = None,
         label_key: str | None = None,
         columns: tuple[str, ...] | None = None,
-        caption_norm: str = "none",
-        max_captions: int | None = None,
+        caption_norm: Norm = "none",
+        max_captions: MaxCaptions = None,
     ):
         import tensorflow_datasets as tfds  # takes a second or two, which other sources need not wait for
 
-        self._norm, self._most = check_norm(caption_norm), check_most(max_captions)
+        self._norm, self._most = caption_norm, max_captions
         folder = _folder(filesystem.local_path(path), dataset)
         try:
             info = tfds.builder_from_directory(folder).info
@@ -145,7 +145,7 @@ class Source(source.Source):
             known = f"there are {', '.join(info.splits)}, and slices such as 'train[:90%]'"
             raise ConfigError(f"split={split!r}: no such split; {known}; or map it in splits") from error
         paths = list(dict.fromkeys(filesystem.local_path(str(i.filename)) for i in instructions))
-        missing = [found for found in filesystem.map_paths(lambda p: "" if filesystem.exists(p) else p, paths) if found]
+        missing = [p for p in filesystem.map_paths(lambda p: "" if filesystem.exists(p) else p, paths) if p]
         if missing:
             raise ConfigError(
                 f"path={folder!r}: {len(missing)} of {len(paths)} files are missing, such as {missing[0]!r}; copy them"

@@ -14,7 +14,7 @@ from mmjax.data.formats import classes, tar_samples
 from mmjax.data.formats.tar_samples import Shard
 from mmjax.data.sample import Example, Reason, Unreadable
 from mmjax.data.storage import column_cache, shard_paths
-from mmjax.data.text import Norm, captions_of, check_most, check_norm
+from mmjax.data.text import MaxCaptions, Norm, captions_of
 
 _TEXT, _JSON, _LABEL = ".text", ".json", ".label"  # parts besides the modalities, whose names have no dot
 _CAPTION = "caption"  # the field that img2dataset writes
@@ -49,8 +49,8 @@ class Source(source.Source):
       caption_lines: every line of a text is a caption. None: where ``dataset_type.txt`` says so.
       class_names: of labels: names, or a file of them, ``.json`` or one a line.
       templates: of prompts for classes, with ``{}`` for the name: given so or as a file.
-      caption_norm: ``none``, ``blip`` or ``albef``: how captions are cleaned (``mmjax.data.text``).
-      max_captions: take no more of an example's captions than the first so many.
+      caption_norm: how captions are cleaned: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
+      max_captions: captions an example, the first ones; all if left out.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Source(source.Source):
         class_names: str | tuple[str, ...] | None = None,
         templates: str | tuple[str, ...] | None = None,
         caption_norm: Norm = "none",
-        max_captions: int | None = None,
+        max_captions: MaxCaptions = None,
     ):
         self.split = split
         self.modalities = tuple(modalities)
-        parts = _modality_keys(self.modalities, _several(image_keys, "image_keys"), dict(modality_keys or {}))
-        parts |= {_TEXT: _several(text_keys, "text_keys"), _JSON: ["json"], _LABEL: [label_key]}
+        members = _modality_keys(self.modalities, _several(image_keys, "image_keys"), dict(modality_keys or {}))
+        members |= {_TEXT: _several(text_keys, "text_keys"), _JSON: ["json"], _LABEL: [label_key]}
         self._json_text = None if json_text_key is None else _several(json_text_key, "json_text_key")
         self._json_fields = tuple(json_fields)
         for name in self._json_fields:
@@ -82,26 +82,26 @@ class Source(source.Source):
                 raise ConfigError(
                     f"json_fields={self._json_fields}: {name!r} is a field of every example; leave it out"
                 )
-        self._norm = check_norm(caption_norm)
-        self._most = check_most(max_captions)
-        found = shard_paths.find_shards(path, split)
-        self._lines = found.lines if caption_lines is None else caption_lines
-        names = classes.names(class_names if class_names is not None else found.class_names)
+        self._norm = caption_norm
+        self._most = max_captions
+        shards = shard_paths.find_shards(path, split)
+        self._lines = shards.lines if caption_lines is None else caption_lines
+        names = classes.names(class_names if class_names is not None else shards.class_names)
         if isinstance(names, dict):
             raise ConfigError(f"class_names={class_names!r}: labels are numbers; give the names as a list")
         self.class_names = names
-        self.templates = classes.templates(templates if templates is not None else found.templates, key="templates")
+        self.templates = classes.templates(templates if templates is not None else shards.templates, key="templates")
         self.unreadable: list[source.UnreadableEntry] = []
-        self._paths = found.paths
+        self._paths = shards.paths
         usable = [
             self._usable(path, shard)
-            for path, shard in zip(found.paths, tar_samples.scan_shards(found.paths, parts), strict=True)
+            for path, shard in zip(shards.paths, tar_samples.scan_shards(shards.paths, members), strict=True)
         ]
-        self._samples = tar_samples.Samples(found.paths, usable, list(parts))
+        self._samples = tar_samples.Samples(shards.paths, usable, list(members))
         if not len(self._samples):
             first = self.unreadable[0] if self.unreadable else ("", "bad row", "the archives are empty")
             raise ConfigError(
-                f"path={path!r}: no usable sample in {len(found.paths)} shards ({': '.join(filter(None, first))}); "
+                f"path={path!r}: no usable sample in {len(shards.paths)} shards ({': '.join(filter(None, first))}); "
                 "check image_keys, text_keys and json_text_key; classes without texts need class_names"
             )
 
@@ -174,22 +174,22 @@ class Source(source.Source):
             raise Unreadable("bad row", f"class {label} of {len(self.class_names)}")
         return label
 
-    def _usable(self, path: str, found: tar_samples.ScanResult) -> Shard:
+    def _usable(self, path: str, scan: tar_samples.ScanResult) -> Shard:
         """The samples that can be used; the others are listed."""
-        shard, status, name = found.shard, found.status, posixpath.basename(path)
-        there = {part: block > 0 for part, (block, _) in shard.parts.items()}
-        said = there[_JSON] if self._json_text else there[_TEXT] | there[_JSON]
+        shard, status, name = scan.shard, scan.status, posixpath.basename(path)
+        there = {member: block > 0 for member, (block, _) in shard.members.items()}
+        has_text = there[_JSON] if self._json_text else there[_TEXT] | there[_JSON]
         if self.class_names:
-            said = said | there[_LABEL]
-        shown = np.logical_and.reduce([there[modality] for modality in self.modalities])
-        usable = (status == tar_samples.USABLE) & shown & said
+            has_text = has_text | there[_LABEL]
+        has_images = np.logical_and.reduce([there[modality] for modality in self.modalities])
+        usable = (status == tar_samples.USABLE) & has_images & has_text
         for place in np.flatnonzero(~usable).tolist():
             reason, detail = _reason(int(status[place]), [m for m in self.modalities if not there[m][place]])
-            if found.truncation and place == len(shard) - 1 and status[place] == tar_samples.USABLE:
-                reason, detail = "truncated archive", found.truncation  # what it lacks may have followed
+            if scan.truncation and place == len(shard) - 1 and status[place] == tar_samples.USABLE:
+                reason, detail = "truncated archive", scan.truncation  # what it lacks may have followed
             self.unreadable.append((f"{name}/{shard.key(place)}", reason, detail))
-        if found.truncation:
-            self.unreadable.append((path, "truncated archive", found.truncation))
+        if scan.truncation:
+            self.unreadable.append((path, "truncated archive", scan.truncation))
         return shard.choose(usable)
 
     def _record(self, place: int) -> dict[str, Any]:
@@ -202,20 +202,20 @@ class Source(source.Source):
 
 
 def _several(text: str, key: str) -> list[str]:
-    found = [part.strip() for part in text.split(";") if part.strip()]
-    if not found:
+    values = [part.strip() for part in text.split(";") if part.strip()]
+    if not values:
         raise ConfigError(f"{key}={text!r}: names nothing; separate several by ;")
-    return found
+    return values
 
 
-def _modality_keys(modalities: tuple[str, ...], image: list[str], given: dict[str, str]) -> dict[str, list[str]]:
+def _modality_keys(modalities: tuple[str, ...], image: list[str], options: dict[str, str]) -> dict[str, list[str]]:
     if not modalities or len(set(modalities)) != len(modalities):
         raise ConfigError(f"modalities={modalities}: name one or more, each once")
-    for name in given:
+    for name in options:
         if name not in modalities:
-            raise ConfigError(f"modality_keys.{name}={given[name]!r}: no such modality; {nearest(name, modalities)}")
+            raise ConfigError(f"modality_keys.{name}={options[name]!r}: no such modality; {nearest(name, modalities)}")
     keys = {name: image if name == "image" else [f"{name}.{key}" for key in image] for name in modalities}
-    return keys | {name: _several(text, f"modality_keys.{name}") for name, text in given.items()}
+    return keys | {name: _several(text, f"modality_keys.{name}") for name, text in options.items()}
 
 
 def _reason(status: int, missing: list[str]) -> tuple[Reason, str]:
@@ -230,14 +230,14 @@ def _reason(status: int, missing: list[str]) -> tuple[Reason, str]:
 
 def _fields(data: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(data)
+        values = json.loads(data)
     except UnicodeDecodeError as error:
         raise Unreadable("caption is not UTF-8", f"json: {error}") from None
     except (ValueError, RecursionError) as error:
         raise Unreadable("bad row", f"json: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise Unreadable("bad row", "the json is no object")
-    return found
+    return values
 
 
 def _listed(value: Any) -> list[Any]:

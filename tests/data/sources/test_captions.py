@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
+from mmjax.data.open_source import open_source
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.captions import Source
 from support import tables
@@ -108,7 +109,7 @@ def test_the_format_can_be_said(folder):
         (folder / "t").write_text("5")
         Source("test", path=str(folder / "t"), format="list")
     with pytest.raises(ConfigError, match="format='kaggle'"):
-        Source("test", path=str(folder / "t"), format="kaggle")
+        open_source({"name": "captions", "path": str(folder / "t"), "format": "kaggle"}, split="test")
 
 
 def test_split_files(folder):
