@@ -1,11 +1,10 @@
-"""Tables that a user supplies beside the data: their rows, and compact texts by an example's key or id."""
+"""Tables beside a data set, such as rewritten captions: their rows, and texts looked up by an example's key or id."""
 
 from __future__ import annotations
 
 import array
 import codecs
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -13,20 +12,23 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.data.formats.csv_text import records
+from mmjax.data.formats.json_lines import parse_json_lines
 from mmjax.data.sample import Unreadable
 from mmjax.data.storage import filesystem
 from mmjax.data.text import clean
 
 By = Literal["key", "id"]
-"""What a table calls its examples by: the key that people know, or the number in the source."""
+"""How a table names examples: by ``key``, or by ``id``."""
 
 Row = Mapping[str, Any]
 
 
 def rows(path: str, *, option: str) -> Iterator[tuple[int, Row]]:
-    """Line number and fields by name of a csv, tsv or jsonl file in UTF-8; csv and tsv have a line of names.
+    """Line number and fields of each row of a csv, tsv or jsonl file in UTF-8.
 
-    What cannot be read raises ConfigError, which blames ``option`` and says the line.
+    Args:
+      path: of a file; csv and tsv files begin with a line of names.
+      option: the option that errors name, with the line.
     """
     ending = path.rpartition(".")[2].lower()
     if ending not in ("csv", "tsv", "jsonl"):
@@ -36,19 +38,18 @@ def rows(path: str, *, option: str) -> Iterator[tuple[int, Row]]:
     except OSError as error:
         raise ConfigError(f"{option}={path!r}: cannot be read ({error.strerror or error}); check the name") from None
     with file:
-        lines = _lines(file, path, option)
-        yield from _json(lines, path, option) if ending == "jsonl" else _delimited(lines, ending, path, option)
+        yield from _json(file, path, option) if ending == "jsonl" else _delimited(file, ending, path, option)
 
 
 def field(row: Row, name: str, *, where: str) -> Any:
-    """``row[name]``; ``where`` is the start of the error where there is no such field."""
+    """``row[name]``; ``where`` begins the error if there is no such field."""
     if name not in row:
         raise ConfigError(f"{where}: has no {name!r}; its fields are {', '.join(map(str, row)) or 'none'}")
     return row[name]
 
 
 def text_of(value: Any, *, where: str) -> str:
-    """A field that must be a text, cleaned; numbers are written out."""
+    """A field that must be a text or a number, as clean text."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
@@ -60,21 +61,21 @@ def text_of(value: Any, *, where: str) -> str:
 
 
 def name_of(row: Row, by: By, *, where: str, column: str | None = None) -> str | int:
-    """The example that a row speaks of: its ``key``, or its ``id`` as a number, in field ``column``."""
+    """The key or id of the example that a row is about, from the field ``column``."""
     value = field(row, column or by, where=where)
     if by == "key":
         return text_of(value, where=where)
     try:
         return int(value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{where}: {value!r} is no id; ids are whole numbers, or use by='key'") from None
+        raise ConfigError(f"{where}: {value!r} is not an id; ids are whole numbers, or use by='key'") from None
 
 
 class Texts:
-    """Texts by name in three arrays, for tables of millions: ``texts[name]`` are those of one, in the table's order.
+    """Texts by key or id in three arrays, for tables of millions: ``texts[name]`` are those of one, in order.
 
-    Keys are remembered by 64 bits of a hash. Of n names that are asked for and are not there, a share of n / 2⁶⁴ finds
-    the texts of another.
+    Keys are stored as 64-bit hashes: among n texts, a key that is not there has another's texts with probability
+    n / 2⁶⁴.
     """
 
     def __init__(self, pairs: Iterable[tuple[str | int, str]]):
@@ -93,7 +94,7 @@ class Texts:
         return len(self._names)
 
     def __getitem__(self, name: str | int) -> list[str]:
-        """The texts of that name; none where it is unknown."""
+        """The texts of that name, perhaps none."""
         number = np.int64(_number(name))
         first, last = np.searchsorted(self._names, number), np.searchsorted(self._names, number, side="right")
         return [self._blob[self._ends[i] : self._ends[i + 1]].decode() for i in self._order[first:last].tolist()]
@@ -106,30 +107,24 @@ def _number(name: str | int) -> int:
 
 
 def _lines(file: Any, path: str, option: str) -> Iterator[str]:
-    # Split at line feeds alone: JSON may hold other characters that Python takes for the end of a line.
     for number, line in enumerate(file, 1):
         try:
             yield line.removeprefix(codecs.BOM_UTF8).decode() if number == 1 else line.decode()
         except UnicodeDecodeError:
-            raise ConfigError(f"{option}={path!r}: line {number} is not UTF-8; save it as UTF-8") from None
+            raise ConfigError(f"{option}={path!r}: line {number} is not UTF-8; correct that line") from None
 
 
-def _json(lines: Iterator[str], path: str, option: str) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise ConfigError(f"{option}={path!r}: line {number} is no JSON object; correct that line")
+def _json(file: Iterable[bytes], path: str, option: str) -> Iterator[tuple[int, Row]]:
+    for number, row in parse_json_lines(file):
+        if isinstance(row, Unreadable):
+            problem = "is not UTF-8" if row.reason == "caption is not UTF-8" else "is not a JSON object"
+            raise ConfigError(f"{option}={path!r}: line {number} {problem}; correct that line")
         yield number, row
 
 
-def _delimited(lines: Iterator[str], ending: str, path: str, option: str) -> Iterator[tuple[int, Row]]:
+def _delimited(file: Iterable[bytes], ending: str, path: str, option: str) -> Iterator[tuple[int, Row]]:
     names: list[str] | None = None
-    for number, values in records(lines, "," if ending == "csv" else "\t"):
+    for number, values in records(_lines(file, path, option), "," if ending == "csv" else "\t"):
         if isinstance(values, str):
             raise ConfigError(f"{option}={path!r}: line {number}: {values}; correct that line")
         if names is None:

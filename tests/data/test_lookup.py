@@ -34,9 +34,9 @@ class TestRows:
             ("a.csv", "k,t\na,b,c\n", "line 2 has 3 fields, the first line 2"),
             ("a.csv", 'k,t\na,"b\n', "line 2: a quote is never closed"),
             ("a.csv", b"k,t\na,\xff\n", "line 2 is not UTF-8"),
-            ("a.jsonl", '{"k": 1}\n{"k": \n', "line 2 is no JSON object"),
-            ("a.jsonl", "[1]\n", "line 1 is no JSON object"),
-            ("a.jsonl", "[" * 100_000, "line 1 is no JSON object"),
+            ("a.jsonl", '{"k": 1}\n{"k": \n', "line 2 is not a JSON object"),
+            ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
+            ("a.jsonl", "[" * 100_000, "line 1 is not a JSON object"),
         ],
     )
     def test_what_cannot_be_read_is_told_by_its_line(self, tmp_path, name, content, says):
@@ -54,7 +54,7 @@ class TestRows:
         for call, says in [
             (lambda: lookup.text_of(None, where="line 3"), "line 3: expected a text, found NoneType"),
             (lambda: lookup.text_of("\ud800", where="line 3"), "line 3: caption is not UTF-8"),
-            (lambda: lookup.name_of({"id": "x"}, "id", where="line 3"), "line 3: 'x' is no id"),
+            (lambda: lookup.name_of({"id": "x"}, "id", where="line 3"), "line 3: 'x' is not an id"),
             (lambda: lookup.name_of({"uid": "x"}, "key", where="line 3"), "line 3: has no 'key'; its fields are uid"),
         ]:
             with pytest.raises(ConfigError, match=says):

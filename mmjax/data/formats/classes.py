@@ -1,4 +1,4 @@
-"""Names of classes and the templates that make prompts of them, as benchmarks store them."""
+"""Class names and prompt templates, as benchmarks store them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def templates(value: Names, *, key: str = "templates") -> list[str] | None:
 
 
 def prompts(name: str, templates: Sequence[str] | None) -> list[str]:
-    """What is said of a picture of a class: each template with its name."""
+    """The prompts for a class: each template with its name."""
     return [template.replace("{}", name) for template in templates or DEFAULT_TEMPLATES]
 
 

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files: their columns of texts as a whole, their pictures one at a time."""
+"""Parquet and Arrow files: columns of texts as a whole, images one at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GROUPS_KEPT = 4  # decoded row groups; one is often 100 to 1,000 pictures
 FILES_KEPT = 64
 
 _AT_A_TIME = 1 << 14
-_ERRORS = (pa.ArrowException, OSError, ValueError)  # what damaged files give
+_ERRORS = (pa.ArrowException, OSError, ValueError)  # by damaged files
 
 
 class Columns(Protocol):
@@ -30,17 +30,17 @@ class Columns(Protocol):
 
     def __len__(self) -> int: ...
     def place(self, row: int) -> tuple[str, int]:
-        """The file of a row, and the row's number in it from 1."""
+        """The file of a row, and its number in the file from 1."""
 
     def rows(self, names: Sequence[str]) -> Iterator[tuple[int, list[Sequence[Any]] | Unreadable]]:
-        """The first one's number and values (as ``names``) of some rows, texts as bytes; or why one cannot be read."""
+        """Chunks of rows: the number of the first one, and values of columns ``names``; or why a row is unreadable."""
 
     def cell(self, name: str, row: int) -> Any:
-        """One value, texts as bytes; Unreadable where the file is damaged there."""
+        """One value, texts as bytes; Unreadable if the file is damaged there."""
 
 
 class Parquet:
-    """Rows of parquet files. Reading one picture decodes its row group; the last few groups are kept."""
+    """Rows of parquet files. Reading one image decodes its row group; the last few groups stay in memory."""
 
     def __init__(self, paths: Sequence[str]):
         self.paths = list(paths)
@@ -69,7 +69,7 @@ class Parquet:
         return self._ends[-1] if self._ends else 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files and what was read."""
+        """Without open files and decoded groups."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_kept", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -77,12 +77,12 @@ class Parquet:
         self._reset()
 
     def place(self, row: int) -> tuple[str, int]:
-        """The file of a row, and the row's number in it from 1."""
+        """The file of a row, and its number in the file from 1."""
         file = bisect.bisect_right(self._begins, row) - 1
         return self.paths[file], row - self._begins[file] + 1
 
     def rows(self, names: Sequence[str]) -> Iterator[tuple[int, list[Sequence[Any]] | Unreadable]]:
-        """Values of some rows, or of each row of a damaged row group why it cannot be read."""
+        """Chunks of rows; each row of a damaged row group is unreadable."""
         first = 0
         for (number, group), size in zip(self._groups, self._sizes, strict=True):
             try:
@@ -99,7 +99,7 @@ class Parquet:
             first += size
 
     def cell(self, name: str, row: int) -> Any:
-        """One value, texts as bytes; Unreadable where the file is damaged there."""
+        """One value, texts as bytes; Unreadable if the file is damaged there."""
         group = bisect.bisect_right(self._ends, row)
         number, inner = self._groups[group]
         try:
@@ -137,7 +137,7 @@ class Parquet:
 
 
 class Arrow:
-    """Rows of Arrow streams or Arrow files, mapped into memory: opening reads the offsets, no pictures."""
+    """Rows of Arrow streams or Arrow files, memory-mapped: opening reads the offsets, no images."""
 
     def __init__(self, paths: Sequence[str]):
         self.paths = list(paths)
@@ -147,7 +147,7 @@ class Arrow:
         return self._ends[-1] if self._ends else 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """The paths: another process maps the files itself."""
+        """The paths; another process maps the files itself."""
         return {"paths": self.paths}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -155,12 +155,12 @@ class Arrow:
         self._map()
 
     def place(self, row: int) -> tuple[str, int]:
-        """The file of a row, and the row's number in it from 1."""
+        """The file of a row, and its number in the file from 1."""
         file = bisect.bisect_right(self._begins, row) - 1
         return self.paths[file], row - self._begins[file] + 1
 
     def rows(self, names: Sequence[str]) -> Iterator[tuple[int, list[Sequence[Any]] | Unreadable]]:
-        """Values of some rows."""
+        """Chunks of rows."""
         for batch, end in zip(self._batches, self._ends, strict=True):
             chosen = batch.select(list(names))
             for start in range(0, batch.num_rows, _AT_A_TIME):
@@ -198,8 +198,8 @@ def _arrow(path: str) -> tuple[pa.Schema, list[pa.RecordBatch]]:
         source.seek(0)
         stream = pa.ipc.open_stream(source)
         schema, batches = stream.schema, list(stream)
-    # Offsets that lead out of the file would otherwise be followed. Texts are looked at as bytes, because one that is
-    # not UTF-8 is its own row's matter; a view, unlike a cast, follows no offsets.
+    # Validation keeps Arrow from following offsets out of the file. Texts are viewed as bytes, because one that is not
+    # UTF-8 makes only its row bad; a view, unlike a cast, follows no offsets.
     raw = pa.schema([(field.name, _as_bytes(field.type)) for field in schema])
     for place, batch in enumerate(batches):
         batch.validate()
@@ -217,7 +217,7 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def _as_bytes(kind: pa.DataType) -> pa.DataType:
-    """A type with texts as bytes, which need not be UTF-8."""
+    """The type with bytes in place of texts, which may not be UTF-8."""
     if pa.types.is_dictionary(kind):
         return _as_bytes(kind.value_type)
     if pa.types.is_string(kind):

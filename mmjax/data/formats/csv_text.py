@@ -1,7 +1,7 @@
-"""Rows of csv and tsv text, each with its line number; what is no row does not swallow its neighbours.
+"""Rows of csv and tsv text, each with its line number; a bad row does not take its neighbours.
 
-A quote that is never closed would make one field of all lines to the next quote. So a row that goes over several lines
-must be well formed; otherwise its first line alone is given up, and reading goes on at the next.
+A quote that is never closed would turn all lines up to the next quote into one field. So a row of several lines must be
+well formed; otherwise only its first line is a bad row, and reading goes on at the next line.
 
 Not pyarrow.csv: a quote that is never closed makes it swallow all rows up to the next quote,
 or lose them as one row, and splitting is 0.10 s of the 0.79 s that a table of 300,000 rows takes to open.
@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator
 MOST_LINES = 100  # of one row
 
 Record = list[str] | str
-"""The fields of a row, or what is wrong with it."""
+"""The fields of a row, or why it is bad."""
 
 
 def records(lines: Iterable[str], separator: str) -> Iterator[tuple[int, Record]]:
-    """Line number (from 1) and fields of each row; empty lines are none. Quoting is that of the csv module."""
+    """Line number (from 1) and fields of each row, quoted as by the csv module; empty lines are skipped."""
     source = iter(lines)
     ahead: deque[str] = deque()
     number = 0
@@ -42,7 +42,7 @@ def records(lines: Iterable[str], separator: str) -> Iterator[tuple[int, Record]
             closed = reader.line_num == 1
             while not closed and len(taken) < MOST_LINES and (more := following()) is not None:
                 taken.append(more.rstrip("\r\n"))
-                # Within quotes only another quote can end the field.
+                # Only another quote can end a quoted field.
                 if '"' in more:
                     whole = _row(taken, separator)
                     if whole is not None:
@@ -60,7 +60,7 @@ def records(lines: Iterable[str], separator: str) -> Iterator[tuple[int, Record]
 
 
 def _row(lines: list[str], separator: str) -> list[str] | None:
-    """The fields, where these lines are exactly one well-formed row."""
+    """The fields if these lines are exactly one well-formed row."""
     reader = csv.reader((line + "\n" for line in lines), delimiter=separator, strict=True)
     try:
         fields = next(reader)

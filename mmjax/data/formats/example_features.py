@@ -1,4 +1,4 @@
-"""From the features of a record to an example: which of them is what, and texts out of bytes."""
+"""Examples from the features of records: which feature is what, and texts from bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmjax.data.sample import Example, Unreadable
 from mmjax.data.storage import column_cache
 from mmjax.data.text import Norm, captions_of
 
-OURS = ("id", "key", "captions")  # the features that prepared data sets have
+OURS = ("id", "key", "captions")  # features of prepared data sets
 MODALITIES = ("image", "depth", "thermal")
 ID_LIMIT = 1 << 31
 _THREADS = 4
@@ -25,18 +25,18 @@ NEGATIVES = tuple(f"negatives/{part}" for part in ("kind", "true", "false"))
 
 
 class Roles(NamedTuple):
-    """Names of features, those within others as ``outer/inner``."""
+    """The features by their role; nested ones are named ``outer/inner``."""
 
     pictures: Mapping[str, str]  # by modality
     captions: tuple[str, ...]
     label: str | None
     key: str | None
     fields: tuple[str, ...]
-    ours: bool  # a prepared data set: its ids are those of the source it came from
+    ours: bool  # a prepared data set, which has the ids of its source
     class_names: list[str] | None = None
 
     def wanted(self) -> list[str]:
-        """All of them."""
+        """All features."""
         names = [*self.pictures.values(), *self.captions, *self.fields]
         names += [name for name in (self.label, self.key) if name is not None]
         return list(dict.fromkeys([*names, *(("id",) if self.ours else ())]))
@@ -54,7 +54,7 @@ def roles(
     columns: Sequence[str] | None,
     class_names: list[str] | None = None,
 ) -> Roles:
-    """Settles what was left open by the usual names. ``pictures`` and ``texts`` are the features that can be such."""
+    """Assigns roles: the options, or usual names among ``pictures`` and ``texts``, which can be such."""
     ours = set(OURS) <= set(names)
     for option, names_given in (("image_key", [image_key]), ("caption_keys", caption_keys), ("label_key", [label_key])):
         for name in names_given or ():
@@ -94,7 +94,7 @@ def example(
 
 
 def column(source: Any, name: str, *, paths: Sequence[str], part: str) -> np.ndarray:
-    """A field of all examples of a source of records, which is this ``part`` of the files."""
+    """A field of all examples of a source, which reads ``part`` of the files."""
 
     def value(place: int) -> Any:
         try:
@@ -161,7 +161,7 @@ def _pictures(pictures: Sequence[str], modalities: Sequence[str] | None, image_k
 
 
 def _rank(name: str) -> tuple[int, int]:
-    """How usual a name is for captions: that of the whole or of what it is in, then of what is in it."""
+    """Sort key of caption features: by the rank of the full or outer name, then of the inner one."""
     outer, _, inner = name.rpartition("/")
     place = {usual: number for number, usual in enumerate(_CAPTIONS)}
     never = len(place)

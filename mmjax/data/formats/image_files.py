@@ -1,4 +1,4 @@
-"""Pictures that a table or a caption file names."""
+"""Image files that a table or a caption file names."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _TRIED = 4
 
 
 def resolve(root: str, name: str) -> str:
-    """Where a named picture lies: in ``root``, unless the name is an absolute path or a URL.
+    """The path of a named image: in ``root``, unless the name is an absolute path or a URL.
 
-    Tables of absolute paths are common; a relative name that leads out of ``root`` is a bad row.
+    A relative name that leads out of ``root`` is a bad row.
     """
     if os.path.isabs(name) or filesystem.is_url(name):
         return name
     return filesystem.join(root, name)
 
 
-def picture(root: str, name: str, *, key: str) -> bytes:
-    """The bytes of a named picture."""
+def read_image(root: str, name: str, *, key: str) -> bytes:
+    """The encoded bytes of a named image."""
     try:
         data = filesystem.read(resolve(root, name))
     except Unreadable as error:
         raise Unreadable(error.reason, error.detail, key=key) from None
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: not a possible name
         raise Unreadable("missing file", " ".join(str(error).split()), key=key) from None
     if not data:
         raise Unreadable("empty image", "the file has no bytes", key=key)
@@ -35,7 +35,7 @@ def picture(root: str, name: str, *, key: str) -> bytes:
 
 
 def check_root(root: str, names: list[str], *, key: str = "image_root") -> None:
-    """ConfigError where none of the first few pictures is there, which is a wrong folder rather than missing files."""
+    """ConfigError if none of the first few images exists: then ``root`` is wrong, rather than files missing."""
     tried = []
     for name in names[:_TRIED]:
         try:
@@ -53,7 +53,7 @@ def check_root(root: str, names: list[str], *, key: str = "image_root") -> None:
 
 
 def one_modality(modalities: tuple[str, ...]) -> tuple[str, ...]:
-    """``modalities`` of a source whose rows have one picture."""
+    """``modalities`` of a source with one image per example."""
     if len(modalities) != 1:
         raise ConfigError(f"modalities={tuple(modalities)!r}: each row has one picture; give it one name")
     return tuple(modalities)

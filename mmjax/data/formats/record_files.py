@@ -26,24 +26,24 @@ _TRAILER = 4
 _SMALLEST = 65536  # bytes of any ArrayRecord file
 
 
-class Files(Protocol):
-    """Records by file and number in it; ``counts`` are per file, ``truncated`` tells where files break off."""
+class RecordFiles(Protocol):
+    """Records by file and number; ``counts`` is per file, ``truncated`` says why some files end early."""
 
     paths: list[str]
     counts: np.ndarray
     truncated: dict[int, str]
 
     def read(self, file: int, number: int) -> bytes:
-        """One record; Unreadable where the file is damaged there."""
+        """One record; Unreadable if the file is damaged there."""
 
 
-def files(paths: Sequence[str], format: Format) -> Files:
-    """The records of shards of one format."""
+def open_records(paths: Sequence[str], format: Format) -> RecordFiles:
+    """The records of files of one format."""
     return ArrayRecords(paths) if format == "array_record" else TFRecords(paths)
 
 
 def sniff(path: str) -> Format:
-    """Which of the two a file is, by its content."""
+    """The format of a file, by its content."""
     try:
         head = filesystem.read_range(path, 0, min(filesystem.size(path), _HEADER.size))
     except OSError as error:
@@ -57,7 +57,7 @@ def sniff(path: str) -> Format:
 
 
 class Spans:
-    """Which record of which file an example is; a span is ``take`` records of ``file`` from ``skip`` on."""
+    """The file and record of an example, from spans: ``take`` records of ``file`` from ``skip`` on."""
 
     def __init__(self, spans: Sequence[tuple[int, int, int]]):
         self._spans = [span for span in spans if span[2]]
@@ -95,7 +95,7 @@ class ArrayRecords:
         self._reset()
 
     def read(self, file: int, number: int) -> bytes:
-        """One record; Unreadable where the file is damaged there."""
+        """One record; Unreadable if the file is damaged there."""
         if self._process != os.getpid():  # after a fork: open files would share their state
             self._reset()
         with self._lock:
@@ -106,13 +106,13 @@ class ArrayRecords:
                     raise Unreadable("missing file", "it was there at the start", key=key)
                 reader = _array_reader(self.paths[file])
                 if len(self._open) >= READERS_KEPT:
-                    self._open.popitem(last=False)  # closed when nobody reads from it any more
+                    self._open.popitem(last=False)  # closed when its last reader is done
             self._open[file] = reader
         try:
             return reader.read([number])[0]
         except (RuntimeError, IndexError) as error:
             with self._lock:
-                self._open.pop(file, None)  # what failed once may fail for good
+                self._open.pop(file, None)  # a failed reader may not recover
             raise Unreadable("truncated archive", _line(error), key=f"{_base(self.paths[file])}:{number}") from None
 
     def _count(self) -> dict[str, np.ndarray]:
@@ -125,7 +125,7 @@ class ArrayRecords:
 
 
 class TFRecords:
-    """TFRecord files through an index of their offsets, which is kept. The checksums of lengths are verified by it."""
+    """TFRecord files, through a cached index of offsets; building it verifies the checksums of the lengths."""
 
     def __init__(self, paths: Sequence[str]):
         self.paths = list(paths)
@@ -136,7 +136,7 @@ class TFRecords:
         self._offsets, self._lengths = arrays["offsets"], arrays["lengths"]
 
     def read(self, file: int, number: int) -> bytes:
-        """One record; Unreadable where the file has become shorter than its index."""
+        """One record; Unreadable if the file is shorter than when it was indexed."""
         if not 0 <= number < self.counts[file]:
             raise Unreadable("truncated archive", "the file ends before", key=f"{_base(self.paths[file])}:{number}")
         place = self._begins[file] + number
@@ -160,7 +160,7 @@ class TFRecords:
 
 
 def _frames(path: str) -> Iterator[tuple[int, int] | str]:
-    """Offset and length of each record's payload; at last, where the file breaks off, a word on it."""
+    """Offset and length of each record's payload; and at last, if the file ends early, why."""
     from tensorboardX.record_writer import masked_crc32c
 
     try:
@@ -170,7 +170,7 @@ def _frames(path: str) -> Iterator[tuple[int, int] | str]:
         raise ConfigError(f"path={path!r}: cannot be read ({error}); name files of records") from None
     with file:
         if file.read(2) == b"\x1f\x8b":
-            raise ConfigError(f"path={path!r}: is packed by gzip, which has no random access; unpack it")
+            raise ConfigError(f"path={path!r}: is compressed by gzip, which has no random access; decompress it")
         offset = 0
         while offset < end:
             file.seek(offset)
@@ -205,7 +205,7 @@ def _count(path: str) -> int:
 def _array_reader(path: str) -> Any:
     from array_record.python import array_record_module
 
-    # Reading ahead would be of records that nobody has asked for.
+    # Without reading ahead: access is random.
     return array_record_module.ArrayRecordReader(path, options="readahead_buffer_size:0", file_reader_buffer_size=32768)
 
 

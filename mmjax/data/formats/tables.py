@@ -1,11 +1,10 @@
-"""Rows of csv, jsonl and columnar files: which columns mean what, and what is wrong with a row."""
+"""Tables of images and captions: which column is what, and rows of csv, JSON lines, parquet and Arrow."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import gzip
-import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
@@ -15,18 +14,19 @@ import pyarrow as pa
 from mmjax.core.config import ConfigError, nearest
 from mmjax.data.formats.columnar import Columns
 from mmjax.data.formats.csv_text import records
-from mmjax.data.formats.image_files import picture
+from mmjax.data.formats.image_files import read_image
+from mmjax.data.formats.json_lines import parse_json_lines
 from mmjax.data.formats.row_builder import BadRow, Row
 from mmjax.data.sample import Unreadable
 from mmjax.data.storage import filesystem
 
-SEPARATORS = ("\t", ",", ";", "|")  # as they are tried; open_clip's is the first
+SEPARATORS = ("\t", ",", ";", "|")  # in the order of trial; the first is open_clip's
 IMAGES = ("filepath", "image", "image_path", "file_name", "filename", "path", "img", "image_file", "file", "jpg")
 CAPTIONS = ("title", "caption", "captions", "text", "texts", "sentence", "sentences", "sentences_raw", "txt")
 NEGATIVES = ("neg_caption", "neg_captions")
 RESERVED = ("id", "key", "captions", "negatives", "label", "image")
 
-_DAMAGED = (EOFError, OSError, zlib.error)  # of reading what is packed
+_DAMAGED = (EOFError, OSError, zlib.error)  # by damaged compressed files
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -38,10 +38,10 @@ class ColumnMapping(NamedTuple):
     negatives: str | None = None
     label: str | None = None
     fields: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()  # pictures of further modalities
+    others: tuple[str, ...] = ()  # images of further modalities
 
     def among(self, names: Sequence[str], path: str) -> ColumnMapping:
-        """With the usual names, as far as a table of these columns has them."""
+        """The mapping for a table with columns ``names``, with usual names for those that were left open."""
         captions = self.captions
         if captions is None:
             usual = _usual(names, CAPTIONS)
@@ -72,7 +72,7 @@ class ColumnMapping(NamedTuple):
         return [(key, name) for key, name in pairs if name is not None]
 
     def taker(self, names: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-        """From the values of these columns to those of a ``Row``, from its image on."""
+        """A function from the values of columns ``names`` to the fields of a ``Row`` after its line."""
         places = {name: place for place, name in enumerate(names)}
         image = places.get(self.image or "")
         captions = [places[name] for name in self.captions or ()]
@@ -93,7 +93,7 @@ class ColumnMapping(NamedTuple):
 
 
 def sniff(path: str) -> str:
-    """``csv``, ``jsonl`` or ``parquet``, by the content."""
+    """The format of a table by its content: ``csv``, ``jsonl`` or ``parquet``."""
     with _bytes(path) as file:
         try:
             head = file.read(4096)
@@ -110,7 +110,7 @@ def sniff(path: str) -> str:
 
 
 def csv_rows(paths: Sequence[str], columns: ColumnMapping, separator: str | None) -> Iterator[Row | BadRow]:
-    """Rows of tables that begin with their columns' names."""
+    """Rows of csv files, whose first line names the columns."""
     for path in paths:
         with _bytes(path) as file:
             lines = _text(file, path)
@@ -127,37 +127,31 @@ def csv_rows(paths: Sequence[str], columns: ColumnMapping, separator: str | None
 
 
 def json_rows(paths: Sequence[str], columns: ColumnMapping) -> Iterator[Row | BadRow]:
-    """Objects, one a line."""
+    """Rows of files with one JSON object a line."""
     for path in paths:
         take, names = None, []
         with _bytes(path) as file:
-            for line, text in enumerate(_guarded(file, path), 1):
-                text = text.removeprefix(_BOM).strip()
-                if not text:
-                    continue
-                try:
-                    values = json.loads(text)
-                except UnicodeDecodeError as error:
-                    yield BadRow(path, line, "caption is not UTF-8", str(error))
-                    continue
-                except (ValueError, RecursionError) as error:
-                    yield BadRow(path, line, "bad row", f"no JSON: {error}")
-                    continue
-                if not isinstance(values, dict):
-                    yield BadRow(path, line, "bad row", "no JSON object")
+            for line, values in parse_json_lines(_guarded(file, path)):
+                if isinstance(values, Unreadable):
+                    yield BadRow(path, line, values.reason, values.detail)
                     continue
                 if take is None:
-                    names = [name for _, name in columns.among(list(values), path).all()]
-                    take = columns.among(list(values), path).taker(names)
+                    mapping = columns.among(list(values), path)
+                    names = [name for _, name in mapping.all()]
+                    take = mapping.taker(names)
                 yield Row(path, line, *take([values.get(name) for name in names]))
 
 
 def columnar_rows(
     cells: Columns, columns: ColumnMapping, *, named: bool, class_names: Sequence[str] | None = None
 ) -> Iterator[Row | BadRow]:
-    """Rows of parquet or Arrow; the image is its name or, where it is in the table, the number of its row.
+    """Rows of parquet or Arrow files.
 
-    ``class_names`` replace the numbers of labels where these are the captions.
+    Args:
+      cells: the table.
+      columns: with the names of its columns.
+      named: the image column holds names; otherwise a row's image is its number.
+      class_names: become the captions if the label column is the caption column.
     """
     pictures = () if named else ("image_column", "modalities")
     names = list(dict.fromkeys(name for key, name in columns.all() if key not in pictures))
@@ -177,7 +171,7 @@ def columnar_rows(
 
 
 def names_images(schema: pa.Schema, column: str) -> bool:
-    """Whether a column has names of images rather than the images."""
+    """Whether a column holds names of images, not the images themselves."""
     kind = schema.field(column).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -191,9 +185,13 @@ def names_images(schema: pa.Schema, column: str) -> bool:
 
 
 def picture_in(value: Any, root: str, *, key: str, named: bool = False) -> bytes:
-    """The bytes in a cell: themselves, or of a {bytes, path} those of the file where there are none in the table.
+    """The encoded image that a cell holds or names.
 
-    The cell of a ``named`` column is the path.
+    Args:
+      value: bytes; a dictionary of ``bytes`` and ``path``; or the path, if ``named``.
+      root: the folder of relative paths.
+      key: of the example, for errors.
+      named: see ``value``.
     """
     if named:
         value = {"bytes": None, "path": value}
@@ -201,7 +199,7 @@ def picture_in(value: Any, root: str, *, key: str, named: bool = False) -> bytes
         name = value.get("path")
         if value["bytes"] is None and name:
             try:
-                return picture(root, name.decode(), key=key)
+                return read_image(root, name.decode(), key=key)
             except UnicodeDecodeError as error:
                 raise Unreadable("bad row", f"its path is not UTF-8: {error}", key=key) from None
         value = value["bytes"]
@@ -211,7 +209,7 @@ def picture_in(value: Any, root: str, *, key: str, named: bool = False) -> bytes
 
 
 def others_of(modalities: tuple[str, ...]) -> tuple[str, ...]:
-    """The modalities but ``image`` (or the only one, whatever it is called), whose columns have their names."""
+    """The modalities whose columns have the modality's name: all but ``image``, or none if there is only one."""
     if not modalities or len(set(modalities)) != len(modalities):
         raise ConfigError(f"modalities={tuple(modalities)!r}: name one or more, each once")
     if len(modalities) > 1 and "image" not in modalities:
@@ -251,7 +249,7 @@ def _damaged(path: str, error: Exception) -> ConfigError:
 
 
 def _text(file: BinaryIO, path: str) -> Iterator[str]:
-    """Lines; bytes that are not UTF-8 are kept as surrogates, so that their row can be told."""
+    """Lines; bytes that are not UTF-8 become surrogates, so that only their row is bad."""
     for number, raw in enumerate(_guarded(file, path)):
         if number == 0:
             if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -261,7 +259,7 @@ def _text(file: BinaryIO, path: str) -> Iterator[str]:
 
 
 def _header(line: str, columns: ColumnMapping, path: str, separator: str | None) -> tuple[list[str], str]:
-    """The columns' names and the separator under which the needed ones are among them."""
+    """The columns' names, and the separator with which the needed ones are among them."""
     failure: ConfigError | None = None
     for tried in SEPARATORS if separator is None else (separator,):
         try:
@@ -269,7 +267,7 @@ def _header(line: str, columns: ColumnMapping, path: str, separator: str | None)
             columns.among(names, path)
             return names, tried
         except ConfigError as error:
-            # Of several failures the one that saw most columns says most.
+            # The failure of a separator that occurs is the most helpful one.
             failure = error if failure is None or tried in line else failure
         except csv.Error as error:
             failure = ConfigError(f"path={path!r}: its first line is no row of names ({error}); check the format")

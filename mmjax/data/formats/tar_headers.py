@@ -1,7 +1,7 @@
-"""The members of a tar archive and where their bytes lie: headers are read, what lies between them is not.
+"""Names, offsets and sizes of the members of a tar archive; only headers are read.
 
-Names are only keys: nothing is unpacked, so links are not followed and a name leads nowhere. Understood are ustar, GNU
-(long names, sizes beyond 8 GiB) and pax headers. Sparse members have no bytes in one piece and are left out.
+Nothing is unpacked, so links are not followed, and names are only keys. Headers may be ustar, GNU (long names, sizes
+beyond 8 GiB) or pax. Sparse members, whose bytes are not in one piece, are left out.
 
 Not the standard library's tarfile: it takes a damaged header for the end of the archive (281 of 300 cases
 of one wrong byte; this module reports all 300), and needs 3.4 times as long for 100,000 members.
@@ -19,29 +19,29 @@ from mmjax.data.storage import filesystem
 BLOCK = 512
 
 _ZEROS = bytes(BLOCK)
-_LOCAL, _REMOTE = 1 << 14, 1 << 20  # bytes read at once; small members and their headers come along
-_LONGEST_HEADER = 1 << 20  # bytes of a long name or of pax records; more is damage
-_TRAILER = 1 << 20  # bytes of zeros after the end mark that are looked through
+_LOCAL, _REMOTE = 1 << 14, 1 << 20  # bytes read at once, which hold several small members
+_LONGEST_HEADER = 1 << 20  # bytes of a long name or pax records; more means damage
+_TRAILER = 1 << 20  # bytes after the end mark that must be zeros
 _REGULAR, _WITHOUT_DATA = b"\x0007", b"123456"
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class Members(NamedTuple):
-    """Regular files of an archive in its order, with the place of their first byte and their length."""
+    """Regular files of an archive in its order: names, offsets of the first byte, sizes."""
 
     names: list[bytes]
     offsets: list[int]
     sizes: list[int]
-    truncation: str = ""  # where and why reading ended before the archive did; empty for a whole one
-    truncated_name: bytes = b""  # the name of a member that is there in part
+    truncation: str = ""  # why the archive ends early; empty for a whole one
+    truncated_name: bytes = b""  # name of a member that is there in part
 
 
 class _Truncated(Exception):
-    """The archive goes no further."""
+    """The archive cannot be read further."""
 
 
 def members(path: str) -> Members:
-    """The members up to the archive's end or its first damage, after which nothing can be trusted."""
+    """The members up to the archive's end or its first damage."""
     return _Scan(path).run()
 
 
@@ -111,11 +111,11 @@ class _Scan:
             name, own = None, {}
 
     def _check(self, header: bytes, place: int) -> bytes:
-        """The kind of member, of a header whose checksum is right."""
+        """The kind of a member; checks the header's checksum."""
         if len(header) < BLOCK:
             raise _Truncated(f"the file ends at byte {self.total} without the archive's end mark")
         stored = _number(header[148:156], place)
-        # The checksum is over the header with blanks in the checksum's place; some old writers add signed bytes.
+        # Its own field counts as blanks; some old writers sum signed bytes.
         blanks = 8 * 32 - sum(header[148:156])
         if sum(header) + blanks != stored:
             signed = sum(struct.unpack("148b8x356b", header)) + 8 * 32
@@ -141,7 +141,7 @@ class _Scan:
         return data
 
     def _finish(self, place: int) -> None:
-        """Only zeros follow an end mark, unless archives were joined by their bytes."""
+        """Checks that only zeros follow the end mark; concatenated archives are not supported."""
         for start in range(place, min(place + _TRAILER, self.total), BLOCK):
             block = self._read(start, BLOCK)
             if block.strip(b"\0"):
@@ -150,7 +150,7 @@ class _Scan:
                 )
 
     def _read(self, place: int, length: int) -> bytes:
-        """Up to ``length`` bytes: fewer where the file ends."""
+        """Up to ``length`` bytes, fewer at the end of the file."""
         begin = place - self._start
         if not 0 <= begin <= len(self._buffer) - length:
             wanted = min(max(length, self._ahead), self.total - place)
@@ -160,7 +160,7 @@ class _Scan:
 
 
 def _number(field: bytes, place: int, *, base: int = 8) -> int:
-    """A number in a header: digits, or for large ones in GNU archives bytes after a mark."""
+    """A number in a header: digits, or in GNU archives bytes after a mark."""
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
     try:

@@ -1,8 +1,8 @@
-"""Samples of WebDataset tar shards: runs of members with one key, and where each of their members lies.
+"""Samples of WebDataset tar shards: runs of members with one key.
 
-A key is a member's path up to the first dot of its base name, what follows is the part's extension in lower case; names
-without either are no members. The table of a shard says nothing of which members are wanted, so that it is built once.
-In memory a sample costs 8 bytes a part and its key's length + 4: 29 for a picture, a text and a key of nine digits.
+The key is a member's path up to the first dot of its base name; the rest, in lower case, is its extension. Members
+without either belong to no sample. The cached table of a shard has all members, so that other options need no new one.
+In memory a sample takes 8 bytes a member and its key's length + 4: 29 for an image, a text and a key of nine digits.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ USABLE, DUPLICATE, TRUNCATED = (
     2,
 )  # status of a sample
 _LOG_SECONDS = 5.0  # between messages about progress
-_LARGEST = (1 << 32) - 1  # bytes of a member that can be addressed; it stands for all larger ones
-_GAP = 1 << 16  # bytes between members that are rather read than asked for separately
+_LARGEST = (1 << 32) - 1  # bytes of a member; stands for all larger sizes
+_GAP = 1 << 16  # bytes between members that are read rather than skipped
 _SMALL = 1 << 16  # bytes that are copied faster than read separately
 
 
 class Shard(NamedTuple):
-    """The samples of one archive. All of the archive's, or after ``choose`` those that are wanted."""
+    """The samples of one archive: all, or those that ``choose`` kept."""
 
     keys: np.ndarray  # u8[…], one after another
     key_ends: np.ndarray  # u32[n], in ``keys``
@@ -68,7 +68,7 @@ class Shard(NamedTuple):
 
 
 class ScanResult(NamedTuple):
-    """A shard with what is wrong with it."""
+    """A shard, the status of its samples, and why it ends early."""
 
     shard: Shard
     status: np.ndarray  # u8[n]: USABLE, DUPLICATE (its key occurred before) or TRUNCATED
@@ -99,12 +99,12 @@ def scan_shards(paths: Sequence[str], members: Mapping[str, Sequence[str]]) -> I
 
 
 def threads(paths: Sequence[str]) -> int:
-    """How many read at once: few from disks, where Python's own work is the larger part."""
+    """Number of reading threads: few for local files, where parsing takes most of the time."""
     return REMOTE_THREADS if any(map(filesystem.is_url, paths)) else LOCAL_THREADS
 
 
 class Samples:
-    """The samples of many shards, numbered through."""
+    """The samples of many shards, with one numbering."""
 
     def __init__(self, paths: Sequence[str], shards: Sequence[Shard], names: Sequence[str]):
         self._paths = list(paths)
@@ -143,12 +143,12 @@ class Samples:
             if size == _LARGEST:
                 raise Unreadable("image too large", f"{name} of 4 GiB or more")
             spans.append((block * tar_headers.BLOCK, size, name))
-        # Reading once more from a local file costs less than copying a large picture out of a joint read.
+        # Of a local file, another read is cheaper than copying a large image out of a joint one.
         longest = sys.maxsize if filesystem.is_url(path) else _SMALL
         return dict(itertools.chain.from_iterable(_joint(path, run) for run in _runs(sorted(spans), longest)))
 
     def digest(self) -> str:
-        """Says which samples these are."""
+        """A hash of the keys of all samples."""
         digest = hashlib.sha256(self._starts.tobytes())
         for keys, ends in self._keys:
             digest.update(ends.tobytes())
@@ -160,7 +160,7 @@ class Samples:
 
 
 def _runs(spans: list[tuple[int, int, str]], longest: int) -> Iterator[list[tuple[int, int, str]]]:
-    """Spans in order of place, cut where a gap is large or a run would be longer than ``longest``."""
+    """Groups sorted spans into runs that are read at once: without large gaps, and at most ``longest`` bytes."""
     run: list[tuple[int, int, str]] = []
     for span in spans:
         if run and (span[0] - sum(run[-1][:2]) > _GAP or sum(span[:2]) - run[0][0] > longest):
@@ -196,7 +196,7 @@ def _table(path: str) -> Arrays:
         if not key:
             continue
         kind = extensions.setdefault(extension, len(extensions))
-        # A part that comes again begins another sample of the same key.
+        # A second member of one extension begins another sample of the same key.
         if not keys or key != keys[-1] or kind in seen:
             keys.append(key)
             first.append(len(kinds))
@@ -225,7 +225,7 @@ def _table(path: str) -> Arrays:
 
 
 def _parse(name: bytes) -> tuple[bytes, bytes]:
-    """Key and extension of a member's name; nothing twice where it is no part of a sample."""
+    """Key and extension of a member's name; both empty if it belongs to no sample."""
     folder, slash, base = name.rpartition(b"/")
     stem, dot, extension = base.partition(b".")
     if not stem or not dot or b"\0" in name:

@@ -23,8 +23,8 @@ _TRIED = 8  # records that are looked at for the names of features
 class Source(source.Source):
     """Records with encoded pictures and captions; the names of features are those of the first record that can be read.
 
-    ArrayRecord files must be on local paths. TFRecord files may be anywhere; an index of their offsets is kept, and
-    what comes after a damaged length in one is listed as "truncated archive". For a prepared TFDS folder use ``tfds``.
+    ArrayRecord files must be on local paths. TFRecord files may be anywhere, and an index of their offsets is cached;
+    a file with a damaged length is listed in ``unreadable`` as "truncated archive". A prepared TFDS folder is for ``tfds``.
 
     Args:
       split: replaces ``{split}`` in ``path``; without that every split is the same files.
@@ -55,7 +55,7 @@ class Source(source.Source):
     ):
         self._norm, self._most = caption_norm, max_captions
         paths = path_patterns.expand(path, split=split)
-        self._files = record_files.files(paths, record_files.sniff(paths[0]) if format == "auto" else format)
+        self._files = record_files.open_records(paths, record_files.sniff(paths[0]) if format == "auto" else format)
         self._spans = record_files.Spans([(file, 0, int(count)) for file, count in enumerate(self._files.counts)])
         self.unreadable = truncations(self._files)
         first = self._first()
@@ -116,8 +116,8 @@ class Source(source.Source):
         raise ConfigError(f"path={self._files.paths[0]!r}: no record with features ({failure}); check the files")
 
 
-def truncations(files: record_files.Files) -> list[source.UnreadableEntry]:
-    """What is missing of files that break off; how many records that are is unknown."""
+def truncations(files: record_files.RecordFiles) -> list[source.UnreadableEntry]:
+    """An entry for each truncated file; how many records it lacks is unknown."""
     return [
         (f"{files.paths[file].rpartition('/')[2]}:{files.counts[file]}", "truncated archive", why)
         for file, why in files.truncated.items()

@@ -12,7 +12,7 @@ import numpy as np
 from mmjax.core.config import ConfigError
 from mmjax.data import source
 from mmjax.data.formats.caption_table import CaptionTable
-from mmjax.data.formats.image_files import check_root, one_modality, picture
+from mmjax.data.formats.image_files import check_root, one_modality, read_image
 from mmjax.data.formats.row_builder import BadRow, Row
 from mmjax.data.formats.tables import ColumnMapping
 from mmjax.data.sample import Example
@@ -83,7 +83,7 @@ class Source(source.Source):
     def __getitem__(self, index: int) -> Example:
         index = self.check_index(index)
         key = self._table.name(index)
-        return {**self._table.example(index, key=key), self.modalities[0]: picture(self._root, key, key=key)}
+        return {**self._table.example(index, key=key), self.modalities[0]: read_image(self._root, key, key=key)}
 
     def column(self, name: str) -> np.ndarray:
         """A field of all examples: ``id``, ``key`` or ``captions``."""

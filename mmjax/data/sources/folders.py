@@ -12,7 +12,7 @@ import numpy as np
 from mmjax.core.config import ConfigError
 from mmjax.data import source
 from mmjax.data.formats import classes
-from mmjax.data.formats.image_files import picture
+from mmjax.data.formats.image_files import read_image
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.text import MaxCaptions, Norm, captions_of
@@ -103,7 +103,7 @@ class Source(source.Source):
     def __getitem__(self, place: int) -> Example:
         place = self.check_index(place)
         name, key, label = os.fsdecode(self._names[place]), self._key(place), self._label(place)
-        example: Example = {"id": place, "key": key, "image": picture(self._root, name, key=key)}
+        example: Example = {"id": place, "key": key, "image": read_image(self._root, name, key=key)}
         if label is not None:
             example["label"] = label
         if end := _BESIDE[self._beside[place]]:

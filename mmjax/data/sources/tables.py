@@ -10,7 +10,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data import source
 from mmjax.data.formats.caption_table import CaptionTable
 from mmjax.data.formats.columnar import Parquet
-from mmjax.data.formats.image_files import check_root, picture
+from mmjax.data.formats.image_files import check_root, read_image
 from mmjax.data.formats.row_builder import place
 from mmjax.data.formats.tables import (
     ColumnMapping,
@@ -130,7 +130,7 @@ class Source(source.Source):
             example = self._table.example(index, key=key)
             names = {modality: example.pop(modality) for modality in self._columns if modality != self._image}
             for modality, name in ({self._image: key} | names).items():
-                example[modality] = picture(self._root, name or "", key=key)
+                example[modality] = read_image(self._root, name or "", key=key)
             return example
         row = int(self._table.numbers[index])
         key = place(*self._cells.place(row))

@@ -150,7 +150,7 @@ class Source(source.Source):
             raise ConfigError(
                 f"path={folder!r}: {len(missing)} of {len(paths)} files are missing, such as {missing[0]!r}; copy them"
             )
-        self._files = record_files.files(paths, kind)
+        self._files = record_files.open_records(paths, kind)
         self.unreadable: list[source.UnreadableEntry] = truncations(self._files)
         spans = []
         for instruction in instructions:
