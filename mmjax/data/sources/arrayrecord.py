@@ -23,8 +23,9 @@ _TRIED = 8  # records that are looked at for the names of features
 class Source(source.Source):
     """Records with encoded pictures and captions; the names of features are those of the first record that can be read.
 
-    ArrayRecord files must be on local paths. TFRecord files may be anywhere, and an index of their offsets is cached;
-    a file with a damaged length is listed in ``unreadable`` as "truncated archive". A prepared TFDS folder is for ``tfds``.
+    ArrayRecord files must be on local paths. TFRecord files may be anywhere; their offsets are cached, and
+    a file with a damaged length is listed in ``unreadable`` as "truncated archive".
+    A prepared TFDS folder is for the source ``tfds``.
 
     Args:
       split: replaces ``{split}`` in ``path``; without that every split is the same files.

@@ -159,10 +159,10 @@ class Source(source.Source):
         stranger = self._graph(ELSEWHERE + index)
         strange = language.captions(stranger)
         for i, (noisy, short, choice) in enumerate(u):
-            described = stranger if noisy < self.caption_noise else scene
+            captioned_scene = stranger if noisy < self.caption_noise else scene
             if short < self.terse:
-                captions[i] = language.name(described.things[int(choice * len(described.things))])
-            elif described is stranger:
+                captions[i] = language.name(captioned_scene.things[int(choice * len(captioned_scene.things))])
+            elif captioned_scene is stranger:
                 captions[i] = strange[i]
         return captions
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
-from mmjax.core.config import ConfigError
+from mmjax.core.config import ConfigError, build
 from mmjax.data.formats.tf_example import encode
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.arrayrecord import Source
@@ -115,7 +115,7 @@ def test_names_of_features(tmp_path):
         ({"caption_norm": "x"}, "caption_norm"),
     ):
         with pytest.raises(ConfigError, match=message):
-            Source("train", path=path, **option)
+            build(Source, {"split": "train", "path": path, **option}, path="data.source")
 
 
 def prepared(i, **features):

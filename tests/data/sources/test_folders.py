@@ -6,14 +6,14 @@ import fsspec
 import numpy as np
 import pytest
 
-from mmjax.core.config import ConfigError
+from mmjax.core.config import ConfigError, build
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.folders import Source
 from support.archives import write_folder
 
 
 def source(path, split="train", **options):
-    return Source(split, path=str(path), **options)
+    return build(Source, {"split": split, "path": str(path), **options}, path="")
 
 
 def classes(root, *, names=("n02_great_owl", "n01_cat", "n10_dog"), each=2, splits=("train", "val")):

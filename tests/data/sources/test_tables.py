@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmjax.core.config import ConfigError
+from mmjax.core.config import ConfigError, build
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.tables import Source
 from support import tables
@@ -416,7 +416,7 @@ def test_packed_tables(folder):
 def test_what_cannot_be_a_table_is_said_at_once(folder, content, options, message):
     (folder / "t").write_bytes(content)
     with pytest.raises(ConfigError, match=message) as error:
-        Source("train", path=str(folder / "t"), **options)
+        build(Source, {"split": "train", "path": str(folder / "t"), **options}, path="data.source")
     assert "\n" not in str(error.value)
 
 

@@ -11,7 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from mmjax.core.config import ConfigError
+from mmjax.core.config import ConfigError, build
 from mmjax.data.formats import tar_headers, tar_samples
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.webdataset import Source
@@ -42,7 +42,7 @@ def examples(count, *, seed=0):
 
 
 def source(path, split="train", **options):
-    return Source(split, path=str(path), **options)
+    return build(Source, {"split": split, "path": str(path), **options}, path="")
 
 
 def contents(found):
