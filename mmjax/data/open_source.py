@@ -8,6 +8,7 @@ from typing import Any
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError, bind
 from mmjax.data.selection import FilteredSource, Selection
+from mmjax.data.source import Source
 
 FOLDER = "mmjax.data.sources"
 Section = Mapping[str, Any]
@@ -21,11 +22,17 @@ def open_source(
     path: str = "data.source",
     further: Section | None = None,
     further_path: str = "data.train",
-) -> Any:
-    """The source that ``section`` names, with its own options and those of ``further``, which win.
+) -> Source:
+    """Opens the source that ``section`` names.
 
-    A ``further`` with a name of its own is another source altogether. The key ``selection`` leaves out examples or
-    chooses captions by their scores (``mmjax.data.selection``).
+    Args:
+      section: ``name`` and options of a source, and perhaps ``selection``, which selects examples and captions by
+        columns of scores (``mmjax.data.selection``).
+      split: passed to the source.
+      modalities: passed to the source.
+      path: of the section, for errors.
+      further: options that replace those of ``section``; with a ``name`` it replaces the section.
+      further_path: of ``further``, for errors.
     """
     further = dict(further or {})
     if "name" in further:
@@ -33,7 +40,10 @@ def open_source(
     options = {key: value for key, value in section.items() if key not in further}
     if "name" not in options:
         raise ConfigError(f"{path}.name is missing; known: {', '.join(plugins.names(FOLDER))}")
-    source = plugins.load_class(FOLDER, "Source", options.pop("name"), path=f"{path}.name")
+    name = options.pop("name")
+    source = plugins.load_class(FOLDER, "Source", name, path=f"{path}.name")
+    if not issubclass(source, Source):
+        raise ConfigError(f"{path}.name={name!r}: its class Source must derive from mmjax.data.source.Source")
     selection = further.pop("selection", options.pop("selection", None))
     injected = {"split": split, "modalities": modalities}
     # Twice, so that each key is checked under the path where it stands.

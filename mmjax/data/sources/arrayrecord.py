@@ -30,12 +30,12 @@ class Source(source.Source):
     Args:
       split: replaces ``{split}`` in ``path``; without that every split is the same files.
       path: files, a list, a glob, ``a::b`` or ``{0..9}``.
-      modalities: which pictures; if left out those of ``image``, ``depth``, ``thermal`` that are there.
+      modalities: names of images; by default those of ``image``, ``depth``, ``thermal`` that exist.
       format: ``array_record`` or ``tfrecord``; ``auto`` looks at the content.
       image_key: the feature that is ``image``, if it is called otherwise.
       caption_keys: one or more features with captions, each one or several; the first usual one if left out.
       label_key: a feature with the number of a class.
-      columns: further features to give; those of one value as that value.
+      columns: further features; those of one value become that value.
       caption_norm: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
       max_captions: captions an example, the first ones; all if left out.
     """

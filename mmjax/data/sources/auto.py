@@ -1,4 +1,4 @@
-"""Whichever source suits what lies at a path, told by content rather than by names."""
+"""Chooses the source for a path by its content, not by file names."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ _NAMED = re.compile(r".+?\.(jpe?g|png|webp|bmp|gif)\s*,", re.IGNORECASE)
 
 
 class Source(source.SourceView):
-    """The source that fits ``path``; examples and all else are that source's own, and so are its options.
-
-    What is looked for, the first that fits is taken:
+    """A view of the first of these sources that fits ``path``:
 
     =============  ==================================================================================================
     tfds           a folder with ``dataset_info.json`` and ``features.json``, or with folders of versions that have them
@@ -41,15 +39,15 @@ class Source(source.SourceView):
     folders        a folder with pictures in it or in its folders
     =============  ==================================================================================================
 
-    Of a path that names several files the first one tells. A folder with a single table or caption file at its top that
-    names pictures is that file. Csv that reads the same either way is ``tables``. A wrong guess is put right by naming
+    If ``path`` names several files, the first one decides. A folder with one table or caption file that names images
+    is read as that file. Csv that both ``captions`` and ``tables`` can read is ``tables``. If the choice is wrong, name
     the source: ``data.source.name=tables``.
 
     Args:
       split: passed on; it also replaces ``{split}`` in ``path``.
       path: a file, a folder, a list, a glob, ``a::b`` or ``{0..9}``.
       modalities: passed on.
-      options: further arguments of the source that is detail.
+      options: of the chosen source.
     """
 
     def __init__(
@@ -71,7 +69,7 @@ class Source(source.SourceView):
 
 
 class PathContent(NamedTuple):
-    """What is known of a path before anything is decided."""
+    """What the choice depends on."""
 
     path: str
     split: str
@@ -80,23 +78,23 @@ class PathContent(NamedTuple):
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is one, with something in it."""
+        """Whether the path is a folder that is not empty."""
         return bool(self.names)
 
     def inner(self, *folders: str) -> list[str]:
-        """Names of files in the first of these folders that there is."""
+        """Names of files in the first of these folders that exists."""
         folder = next((name for name in folders if self.names.get(name)), None)
         if folder is None:
             return []
         return [name for name, inner in filesystem.list_entries(posixpath.join(self.path, folder)) if not inner]
 
     def files(self) -> list[str]:
-        """Names of the files in the folder itself, but hidden ones."""
+        """Names of the files in the folder, except hidden ones."""
         return [name for name, inner in self.names.items() if not inner and not name.startswith(".")]
 
 
 def recognize(path: str | tuple[str, ...], split: str) -> tuple[str, str | tuple[str, ...]]:
-    """The name of the source, and the path to give it."""
+    """The name of the source for ``path``, and the path for it."""
     first = path_patterns.expand(path, split=split)[0]
     content = look(first, split)
     name = _name(content)
@@ -119,7 +117,7 @@ def _name(content: PathContent) -> str | None:
 
 
 def _single(content: PathContent) -> tuple[str, str] | None:
-    """A folder's only table or caption file: pictures beside it are then those that it names."""
+    """Source and path of a folder's only table or caption file that names images."""
     pictures = {posixpath.splitext(name)[0] for name in content.files() if _PICTURES.search(name)}
     known = []
     for name in content.files():
@@ -131,7 +129,7 @@ def _single(content: PathContent) -> tuple[str, str] | None:
 
 
 def look(path: str, split: str) -> PathContent:
-    """Reads what a decision needs: the beginning of a file, or the names in a folder."""
+    """Reads the beginning of a file, or the names in a folder."""
     if filesystem.is_folder(path):
         return PathContent(path, split, b"", dict(filesystem.list_entries(path)))
     return PathContent(path, split, filesystem.read_range(path, 0, min(filesystem.size(path), _HEAD)), {})
@@ -180,7 +178,7 @@ def _captions(content: PathContent) -> bool:
         return True
     if any(line.count("|") >= 2 and re.match(r"[^|]+\.jpe?g\|\s*\d+\|", line, re.IGNORECASE) for line in lines[1:3]):
         return True
-    # Read as csv proper, captions with commas of their own would be cut there.
+    # As real csv, captions with unquoted commas would be cut there.
     rows = list(csv.reader(line for line in lines[:-1] or lines))
     cut = any(len(row) > 2 and _NAMED.match(line) for row, line in zip(rows, lines, strict=False))
     return bool(rows) and len(rows[0]) <= 2 and cut
@@ -213,7 +211,7 @@ def _has_pictures(folder: str, depth: int) -> bool:
 
 
 def _start(content: PathContent) -> str:
-    """The beginning of a text; empty for what is none."""
+    """The beginning of a text; empty if the file is not a text."""
     if not _is_text(content.head):
         return ""
     return content.head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").lstrip()
@@ -224,7 +222,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _is_object_a_line(text: str) -> bool:
-    """Whether JSON is rows rather than one whole: its first line is an object that is no list of images."""
+    """Whether the first line is a JSON object that is a row, not a whole caption file."""
     line = text.partition("\n")[0]
     try:
         value = json.loads(line)
@@ -242,4 +240,4 @@ SNIFFERS: tuple[tuple[str, Callable[[PathContent], bool]], ...] = (
     ("tables", _tables),
     ("folders", _folders),
 )
-"""Sources in the order in which they are tried."""
+"""Sources in the order of trial."""

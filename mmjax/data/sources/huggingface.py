@@ -1,4 +1,4 @@
-"""Folders of the ``datasets`` library, Arrow (``save_to_disk``) or parquet, read without it and without the hub."""
+"""Folders of the ``datasets`` library: Arrow (``save_to_disk``) or parquet; the library is not needed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _NOT_A_SPLIT = re.compile(r"data-\d+-of-\d+\.parquet|\d+\.parquet")
 
 
 class Source(source.Source):
-    """One split of a saved data set: pictures are cells of {bytes, path}, captions texts or lists of texts.
+    """One split of a saved data set: images are cells of {bytes, path}, captions are texts or lists of texts.
 
     ``path`` is a folder that ``save_to_disk`` wrote (of one data set or of several splits), or a repository's folder of
-    parquet files such as ``data/train-00000-of-00005.parquet`` or ``train/0.parquet``. Arrow is mapped into memory, so
-    any order is fast; parquet is read a row group at a time, which suits reading in order.
+    parquet files such as ``data/train-00000-of-00005.parquet`` or ``train/0.parquet``. Arrow is memory-mapped and
+    fast in any order; parquet is read a row group at a time, which is slow in shuffled order.
 
     Args:
       split: the folder's or the files' name for it. A data set that was saved without splits is every split.
@@ -40,7 +40,7 @@ class Source(source.Source):
       caption_columns: one or more; the first usual one if left out. Without one the class name is the caption.
       label_column: a class label, whose names become ``class_names``; without captions the only one if left out.
       image_root: the folder of pictures that the table only names; the data set's own if left out.
-      columns: further fields to give with each example.
+      columns: further fields of each example.
       negative_column: false captions, a list; ``neg_caption`` if left out and there is one.
       caption_norm: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
       max_captions: captions an example, the first ones; all if left out.
@@ -82,7 +82,7 @@ class Source(source.Source):
         wanted = ColumnMapping(image_column, caption_columns, negative_column, label_column, tuple(columns), others)
         wanted = wanted.among(schema.names, folder)
         names = labels.get(label_column or "")
-        # Modality to its column, and whether that has names.
+        # The column of each modality, and whether it holds names.
         image = next(name for name in self.modalities if name not in wanted.others)
         self._columns = {image: wanted.image or ""} | {name: name for name in wanted.others}
         self._named = {name: names_images(schema, column) for name, column in self._columns.items()}

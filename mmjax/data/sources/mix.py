@@ -1,4 +1,4 @@
-"""Several sources as one, each with its share of the rows."""
+"""A mixture of several sources, each with a weight."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _OPENERS = 8
 
 
 class Source(source.Source):
-    """The examples of all ``sources``, one source after the other; ids are made different.
+    """The examples of all ``sources``, one source after the other, with ids that do not overlap.
 
-    How often each is drawn stands in its section: ``weight`` is its share of the rows (relative to the others'),
-    ``upsample`` its share per example, as open_clip's factors: a source of n examples then weighs ``upsample * n``,
-    and 1 for all is what concatenation would give. Without either every source has ``upsample=1``. Drawing is exact and
-    without chance: at any time each source has had its share of the rows to within a few.
+    A source's section says how often it is drawn: by ``weight``, relative to the others, or by ``upsample``, which is a
+    weight per example as in open_clip (a source of n examples has the weight ``upsample * n``). By default all have
+    ``upsample=1``, which equals concatenation. Drawing is exact, not random: at any time the number of rows from each
+    source is within a few of its fraction.
 
     Args:
       split: passed on.
-      sources: sections as ``data.source`` has them, with ``weight`` or ``upsample``, a ``title`` where names repeat.
+      sources: sections like ``data.source``, with ``weight`` or ``upsample``, and a ``title`` if names repeat.
       modalities: passed on.
       one_source_per_batch: each batch comes from one source; weights then hold over batches.
     """
@@ -57,7 +57,7 @@ class Source(source.Source):
             path = f"data.source.sources[{number}]"
             return open_source(sections[number], split=split, modalities=self.modalities, path=path)
 
-        # Opening waits for files.
+        # In threads, because opening waits for files.
         with ThreadPoolExecutor(min(_OPENERS, len(sections))) as pool:
             self._sources: list[source.Source] = list(pool.map(opened, range(len(sections))))
         groups = {one.group for one in self._sources}
@@ -75,7 +75,7 @@ class Source(source.Source):
         self.rows_share_images = any(one.rows_share_images for one in self._sources)
         if self.id_limit > ID_LIMIT:
             known = ", ".join(f"{title} {limit:,}" for title, limit in zip(titles, limits, strict=True))
-            raise ConfigError(f"sources: their ids are more than 2**31 in all ({known}); prepare or split them anew")
+            raise ConfigError(f"sources: their ids are more than 2**31 in all ({known}); prepare them again")
         self.components = tuple(
             Component(title, size, weight["weight"] if "weight" in weight else weight.get("upsample", 1.0) * size)
             for title, size, weight in zip(titles, sizes, weights, strict=True)

@@ -30,16 +30,16 @@ Format = Literal["auto", "csv", "jsonl", "parquet"]
 
 
 class Source(source.Source):
-    """Rows of one or several tables that name images (or, in parquet, hold them) and say captions.
+    """Rows of tables that name images (or, in parquet, hold them) and have captions.
 
-    Columns are those of open_clip (``filepath``, ``title``) or other usual ones where none are named, and so is the
-    separator: tab, or whichever of comma, semicolon and bar gives these columns. Rows of one image become one example
-    with several captions; a row that repeats another's image and captions is left out as "duplicate key".
+    Columns that are not set are those of open_clip (``filepath``, ``title``) or other usual ones; the separator is tab,
+    comma, semicolon or bar, whichever gives these columns. Rows of one image become one example with several captions;
+    a row that repeats an image and caption is left out as "duplicate key".
 
     Images are named relative to ``image_root``, or by an absolute path or URL; a relative name that leads out of the
-    root is a bad row. Rows of the wrong width, without picture or caption, or not in UTF-8 are left out and listed in
-    ``unreadable``. Parquet files that hold pictures are read a row group at a time, which suits reading in order; for
-    shuffled training turn them into ArrayRecord first.
+    root is a bad row. Rows of the wrong width, without image or caption, or not in UTF-8 are listed in ``unreadable``.
+    Parquet files that hold images are read a row group at a time, which is slow in shuffled order: convert them by
+    ``mmjax data prepare`` first.
 
     Args:
       split: replaces ``{split}`` in ``path``; without that every split is the same table.
@@ -50,7 +50,7 @@ class Source(source.Source):
       image_column: sniffed if left out.
       caption_columns: one or more, each a text (jsonl, parquet: or a list of texts); the first usual one if left out.
       image_root: the folder that images are named from; the table's own if left out.
-      columns: further fields to give with each example; texts that are all numbers become numbers.
+      columns: further fields of each example; texts become numbers if all are numbers.
       negative_column: false captions, as a list or the text of a Python list (NegCLIP); sniffed if left out. They
         become ``negatives``: ("given", first caption of the row, false caption).
       label_column: classes, by number or by name; without a caption column the name is the caption.
@@ -91,14 +91,14 @@ class Source(source.Source):
             cells = Parquet(paths)
             wanted = wanted.among(cells.schema.names, paths[0])
             named = {name: names_images(cells.schema, name) for name in (wanted.image or "", *wanted.others)}
-            # Where all are named, these are read once and kept; otherwise each with its picture.
+            # If all are names, they are read once; otherwise each image is read with its example.
             self._cells = None if all(named.values()) else cells
             rows = columnar_rows(cells, wanted, named=self._cells is None)
         elif kind == "jsonl":
             rows = json_rows(paths, wanted)
         else:
             rows = csv_rows(paths, wanted, separator)
-        # Modality to its column, and whether that has names.
+        # The column of each modality, and whether it holds names.
         self._image = next(name for name in self.modalities if name not in wanted.others)
         self._columns = {self._image: wanted.image or ""} | {name: name for name in wanted.others}
         self._named = {name: named.get(column, True) for name, column in self._columns.items()}

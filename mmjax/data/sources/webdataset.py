@@ -1,4 +1,4 @@
-"""Tar shards in the WebDataset layout, read at random places through an index that is built once for each shard."""
+"""Tar shards in the WebDataset layout, with random access by a cached index of each shard."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from mmjax.data.sample import Example, Reason, Unreadable
 from mmjax.data.storage import column_cache, shard_paths
 from mmjax.data.text import MaxCaptions, Norm, captions_of
 
-_TEXT, _JSON, _LABEL = ".text", ".json", ".label"  # parts besides the modalities, whose names have no dot
+_TEXT, _JSON, _LABEL = ".text", ".json", ".label"  # members besides the modalities, whose names have no dot
 _CAPTION = "caption"  # the field that img2dataset writes
 _RESERVED = ("id", "key", "captions", "label")
 _CHUNK = 4096  # samples whose fields a thread reads at once
 
 
 class Source(source.Source):
-    """Samples are runs of members of one key, the path up to the first dot of its base name (as open_clip has it).
+    """Samples are runs of members with one key: the path up to the first dot of its base name, as in open_clip.
 
-    What an example has: the picture of each modality, ``captions``, ``label`` where there is a class, and the
-    ``json_fields``. Captions are those of the text; without one, of the json's field ``caption``; without that, prompts
-    of the class. Not usable and listed in ``unreadable``: samples without picture or text, a key's further samples in a
-    shard, and what follows damage in a shard.
+    Examples have an image of each modality, ``captions``, ``label`` if there is a class, and the ``json_fields``. The
+    captions are the text; without one, the json's field ``caption``; without that, prompts of the class. Samples
+    without image or text, repeated keys in a shard, and what follows damage in a shard are listed in ``unreadable``.
 
-    A folder in CLIP_benchmark's layout also tells ``class_names`` (``classnames.txt``), ``templates``
+    A folder in CLIP_benchmark's layout also gives ``class_names`` (``classnames.txt``), ``templates``
     (``zeroshot_classification_templates.txt``), the number of shards (``nshards.txt``) and, in ``dataset_type.txt``,
     whether each line of a text is a caption (``retrieval``).
 
@@ -125,7 +124,7 @@ class Source(source.Source):
         """
         if name == "key":
             return np.array([self._samples.key(place) for place in range(len(self))])
-        # A part of what follows is which samples there are, and that depends on the options.
+        # The options decide which samples there are, and thus the column.
         return column_cache.load_or_scan(
             f"tar column {name} {self._samples.digest()}",
             self._paths,
@@ -186,7 +185,7 @@ class Source(source.Source):
         for place in np.flatnonzero(~usable).tolist():
             reason, detail = _reason(int(status[place]), [m for m in self.modalities if not there[m][place]])
             if scan.truncation and place == len(shard) - 1 and status[place] == tar_samples.USABLE:
-                reason, detail = "truncated archive", scan.truncation  # what it lacks may have followed
+                reason, detail = "truncated archive", scan.truncation  # the missing members may have followed
             self.unreadable.append((f"{name}/{shard.key(place)}", reason, detail))
         if scan.truncation:
             self.unreadable.append((path, "truncated archive", scan.truncation))
