@@ -47,7 +47,7 @@ class Transform:
 
     Each mixed row lists two sources, its own first. Weights of pictures are (λ, 1 - λ), in c (1, 0) or (0, 1). Weights
     of captions are (½, ½) in default, a and c, (1, 0) or (0, 1) in b, (λ, 1 - λ) in d, and in e proportional to the
-    kept fraction of each text. Truncated tokens still count. The paper's labels use the first source alone, as the
+    kept fraction of each text; truncation does not change them. The paper's labels use the first source alone, as the
     objective's ``targets="identity"`` does.
 
     With ``scope="global"``, M rows of the global batch, spread over pairs of neighboring groups, are mixed with the
