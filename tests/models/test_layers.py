@@ -277,7 +277,7 @@ def test_pads_do_not_matter_to_a_mean(no_causal_mask):
 
 
 def test_a_text_longer_than_the_context_is_refused():
-    with pytest.raises(ValueError, match=r"8 tokens.*context_length is 7"):
+    with pytest.raises(ValueError, match=r"8 tokens.*context_length=7"):
         encode_text({}, np.zeros((1, 8), np.int32))
 
 
