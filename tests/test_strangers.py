@@ -97,10 +97,10 @@ def test_names_in_a_config_name_only_what_mmjax_has(tmp_path, change):
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ConfigError):
         experiment = Experiment.from_dict(run_folder.read_config(tmp_path))
-        from mmjax.train.assemble import open_source
+        from mmjax.train.data import open_split
         from mmjax.train.program import Program
 
-        open_source(experiment.data, "train")
+        open_split(experiment.data, "train")
         Program(experiment)
 
 

@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
     from mmjax.commands.common.jax_setup import keep_compiled_programs
 
     keep_compiled_programs()
+    from mmjax.commands.common.step_timing import time_steps
     from mmjax.experiment import Experiment, load_config
-    from mmjax.train.step_timing import time_steps
 
     experiment = Experiment.from_dict(load_config(args.config, args.overrides))
     rows = time_steps(experiment, augmentations=options.split_csv(args.augment), repeats=args.repeats)

@@ -30,17 +30,18 @@ def run(args: argparse.Namespace) -> int:
     experiment = data_source.load_experiment(args)
     from mmjax.data import autotune
     from mmjax.data.inspecting import throughput
-    from mmjax.train.data_view import View
+    from mmjax.train.data import SplitInspector
 
-    view = View(experiment, args.split, batch_size=args.batch_size)
-    workers = view.workers if args.workers is None else args.workers
-    threads = view.threads if args.threads is None else args.threads
+    split = SplitInspector(experiment, args.split, batch_size=args.batch_size)
+    workers = split.workers if args.workers is None else args.workers
+    threads = split.threads if args.threads is None else args.threads
     cores = options.available_cores()
     if args.autotune:
-        workers, threads = autotune.tune(view.batches, cores=cores)
+        workers, threads = autotune.tune(split.batches, cores=cores)
     summary = throughput.measure(
-        view.source, view.batches, evaluation=view.evaluation, training=view.training, geometry=view.geometry,
-        tokenizer=view.tokenizer, batch_size=view.batch_size, workers=workers, threads=threads, cores=cores,
+        split.source, split.batches, evaluation=split.eval_transforms, training=split.train_transforms,
+        geometry=split.crop_transforms,
+        tokenizer=split.tokenizer, batch_size=split.batch_size, workers=workers, threads=threads, cores=cores,
         seconds=args.seconds,
     )  # fmt: skip
     print(json.dumps(summary, indent=2) if args.json else throughput.text(summary, step_ms=args.step_ms))

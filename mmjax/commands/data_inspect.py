@@ -37,19 +37,19 @@ def run(args: argparse.Namespace) -> int:
     experiment = data_source.load_experiment(args)
     from mmjax.data.inspecting import contact_sheet, survey
     from mmjax.data.preparing.plan import evenly_spaced
-    from mmjax.train.data_view import View
+    from mmjax.train.data import SplitInspector
 
-    view = View(experiment, args.split, most=MAX_SHEET_BATCH)
-    size = len(view.source)
+    split = SplitInspector(experiment, args.split, max_batch_size=MAX_SHEET_BATCH)
+    size = len(split.source)
     numbers = range(size) if args.examples == "all" else evenly_spaced(size, int(args.examples))
     threads = args.threads or options.available_cores()
-    summary = survey.survey(view.source, tokenizer=view.tokenizer, numbers=numbers, threads=threads)
+    summary = survey.survey(split.source, tokenizer=split.tokenizer, numbers=numbers, threads=threads)
     print(json.dumps(summary, indent=2) if args.json else survey.text(summary))
     if args.sheet:
         sheet = contact_sheet.draw(
-            contact_sheet.sample_cells(view.batches, view.tokenizer.decode, count=args.rows),
+            contact_sheet.sample_cells(split.batches, split.tokenizer.decode, count=args.rows),
             title=f"{args.config or args.path or args.source}, {args.split}",
-            subtitle=f"Transforms: {', '.join(view.training.names) or 'none'}",
+            subtitle=f"Transforms: {', '.join(split.train_transforms.names) or 'none'}",
         )
         contact_sheet.save(sheet, args.sheet)
         print(f"drew {args.sheet}", file=sys.stderr)

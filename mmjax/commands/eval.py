@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from mmjax.train import evaluation
 
     with distributed.join(**options.processes(args)):
-        metrics = evaluation.of_run(workdir, which=step, tasks=tasks or None, split=args.split)
+        metrics = evaluation.evaluate_run(workdir, checkpoint=step, tasks=tasks or None, split=args.split)
         first = collectives.is_main_process()
     if not first:
         return 0

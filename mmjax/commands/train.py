@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Trains to the end, from the last checkpoint of the folder if it has one."""
     from mmjax.runs.timing import ActivityTimer
 
-    clock = ActivityTimer()  # imports and the wait for other processes belong to the time that a start takes
+    timer = ActivityTimer()  # imports and the wait for other processes belong to the time that a start takes
     profile, workdir = parse_profile(args.profile), options.local_workdir(args)
     from mmjax.commands.common.jax_setup import keep_compiled_programs
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
                 workdir=workdir,
                 overrides=[f"{key}={value}" for key, value in args.overrides],
                 profile=profile,
-                clock=clock,
+                timer=timer,
             )
     except (Diverged, DataError, CheckpointNotSaved) as error:
         print(f"mmjax train: {error}", file=sys.stderr)

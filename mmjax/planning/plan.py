@@ -21,7 +21,6 @@ from mmjax.program import topology as slices
 from mmjax.program.chips import GIB
 from mmjax.program.hlo import Module
 from mmjax.program.topology import Topology
-from mmjax.train.flops import of_step
 from mmjax.train.program import Program, with_shardings
 
 logger = logging.getLogger(__name__)
@@ -91,7 +90,7 @@ def make_plan(experiment: Experiment, topology: Topology) -> Plan:
     plan["fits"] = plan["needed_bytes"] <= topology.device.usable_hbm
     if not plan["fits"]:
         plan["suggestions"] = suggest_changes(experiment, plan, needed=plan["needed_bytes"])
-    plan["model_flops"] = of_step(experiment, batch_shapes(experiment), devices=topology.devices) / devices
+    plan["model_flops"] = program.count_flops(batch_shapes(experiment)) / devices
     try:
         module = Module(str(compiled.as_text()))
     except jax.errors.JaxRuntimeError as error:  # programs for the newest chips may have syntax that only libtpu parses

@@ -24,10 +24,22 @@ HEADLINES = ("rsum", "image_to_text_R@1", "text_to_image_R@1", "acc@1", "macro",
 
 def log_to_stderr() -> None:
     """Shows what the package's loggers say, one message a line; for commands without a live line."""
-    handler = logging.StreamHandler()
+    handler = _StderrHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     _PACKAGE.handlers = [handler]
+    _PACKAGE.propagate = False  # libraries put a handler of their own on the root logger
     _PACKAGE.setLevel(logging.INFO)
+
+
+class _StderrHandler(logging.StreamHandler):
+    """Writes to whatever ``sys.stderr`` is at the time."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
 
 
 class Progress(logging.Handler):
@@ -43,7 +55,7 @@ class Progress(logging.Handler):
         *,
         stream: TextIO | None = None,
         primary: bool = True,
-        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.monotonic,
         live_seconds: float = 0.1,
         plain_seconds: float = 10.0,
     ):
@@ -51,7 +63,7 @@ class Progress(logging.Handler):
         total: The number of steps.
         stream: Where to write; standard output by default.
         primary: Whether to show the line and news. The other processes of a run show warnings alone.
-        clock: Seconds that only increase.
+        now: Seconds that only increase.
         live_seconds: The shortest time between two drawings on a terminal.
         plain_seconds: The same for lines in a file.
         """
@@ -60,7 +72,7 @@ class Progress(logging.Handler):
         self._stream = sys.stdout if stream is None else stream
         self._primary = primary
         self._live = self._stream.isatty() and primary
-        self._clock = clock
+        self._now = now
         self._pause = live_seconds if self._live else plain_seconds
         self._drawn_at = -math.inf
         self._line: Callable[[int | None], str] | None = None
@@ -71,34 +83,34 @@ class Progress(logging.Handler):
         """``step`` steps are done; of ``metrics`` (of ``train/``) shows loss, rejected_updates, examples_per_second,
         data_wait, and mfu or else flops_per_second_per_device.
 
-        ``data_wait`` is the share, 0 to 1, of the time spent waiting for data.
+        ``data_wait`` is the fraction, 0 to 1, of the time spent waiting for data.
         """
         if not self._primary:
             return
-        now = self._clock()
+        now = self._now()
         if self._last is not None and step > self._last[0]:
             self._step_seconds.append((now - self._last[1]) / (step - self._last[0]))
         self._last = (step, now)
-        parts = [f"step {step:,}/{self.total:,}"]
+        fields = [f"step {step:,}/{self.total:,}"]
         if (loss := metrics.get("train/loss")) is not None:
-            parts.append(f"loss {loss:.4g}")
+            fields.append(f"loss {loss:.4g}")
         if rejected := metrics.get("train/rejected_updates"):
-            parts.append(f"{rejected:,.0f} rejected")
+            fields.append(f"{rejected:,.0f} rejected")
         if (rate := metrics.get("train/examples_per_second")) is not None:
-            parts.append(f"{_short(rate)} ex/s")
+            fields.append(f"{_short(rate)} ex/s")
         if (mfu := metrics.get("train/mfu")) is not None:
-            parts.append(f"MFU {mfu:.0%}")
+            fields.append(f"MFU {mfu:.0%}")
         elif (speed := metrics.get("train/flops_per_second_per_device")) is not None:
-            parts.append(f"{_short(speed, ' ')}FLOP/s")
+            fields.append(f"{_short(speed, ' ')}FLOP/s")
         if step >= self.total:
-            parts.append("done")
+            fields.append("done")
         elif self._step_seconds:
             # The median: a step that compiles or waits for an evaluation says nothing about those to come.
-            parts.append(f"ETA {duration(statistics.median(self._step_seconds) * (self.total - step))}")
+            fields.append(f"ETA {duration(statistics.median(self._step_seconds) * (self.total - step))}")
         if (wait := metrics.get("train/data_wait")) is not None:
-            parts.append(f"data {wait:.0%}")
-        share = step / self.total if self.total else 1.0
-        self._line = functools.partial(_fit, parts, share, unicode=self._unicode())
+            fields.append(f"data {wait:.0%}")
+        progress = step / self.total if self.total else 1.0
+        self._line = functools.partial(_fit, fields, progress, unicode=self._unicode())
         if now - self._drawn_at >= self._pause or step >= self.total:
             self._draw(now)
 
@@ -112,19 +124,20 @@ class Progress(logging.Handler):
         """Writes a log message above the live line."""
         self._put(("\r\x1b[K" if self._live else "") + self.format(record) + "\n")
         if self._live and self._line is not None:
-            self._draw(self._clock())
+            self._draw(self._now())
 
     def close(self) -> None:
         """Leaves the last state of the line standing and the cursor on a fresh one; harmless if repeated."""
         if self._live and self._line is not None:
-            self._draw(self._clock())
+            self._draw(self._now())
             self._put("\n")
         self._line = None
         super().close()
 
     def __enter__(self) -> Self:
-        self._replaced = _PACKAGE.handlers, _PACKAGE.level
+        self._replaced = _PACKAGE.handlers, _PACKAGE.propagate, _PACKAGE.level
         _PACKAGE.handlers = [self]
+        _PACKAGE.propagate = False  # libraries put a handler of their own on the root logger
         _PACKAGE.setLevel(logging.INFO)
         return self
 
@@ -132,7 +145,7 @@ class Progress(logging.Handler):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        _PACKAGE.handlers, level = self._replaced
+        _PACKAGE.handlers, _PACKAGE.propagate, level = self._replaced
         _PACKAGE.setLevel(level)
 
     def _draw(self, now: float) -> None:
@@ -174,17 +187,17 @@ def _short(value: float, space: str = "") -> str:
     return f"{value:.3g}{space}"
 
 
-def _fit(parts: list[str], share: float, width: int | None, *, unicode: bool) -> str:
-    """The parts with a bar after the first where ``width`` has room (None: no bar); else the last ones are cut."""
-    text = "  ".join(parts)
+def _fit(fields: list[str], progress: float, width: int | None, *, unicode: bool) -> str:
+    """The fields with a bar after the first where ``width`` has room (None: no bar); else the last ones are cut."""
+    text = "  ".join(fields)
     if width is None:
         return text
     room = min(24, width - len(text) - len("  100%  "))
     if room >= 6:
-        filled = min(room, round(share * room))
+        filled = min(room, round(progress * room))
         bar = ("━" * filled + "╌" * (room - filled)) if unicode else ("#" * filled + "-" * (room - filled))
-        return "  ".join([parts[0], f"{bar} {share:4.0%}", *parts[1:]])
-    while len(text) > width and len(parts) > 1:
-        parts = parts[:-1]
-        text = "  ".join(parts)
+        return "  ".join([fields[0], f"{bar} {progress:4.0%}", *fields[1:]])
+    while len(text) > width and len(fields) > 1:
+        fields = fields[:-1]
+        text = "  ".join(fields)
     return text[:width]

@@ -95,6 +95,15 @@ class UnreadableExamples:
                 f"than data.max_unreadable={self._limit} allows; they are listed in {self._path}"
             )
 
+    def update_metrics(self, step: int, values: dict[str, float]) -> None:
+        """Puts the count of all processes' rows into the metrics of a step; raises if it is above the limit."""
+        count = self.count
+        if self.is_distributed:
+            count = self.to_row_count(int(values.pop("train/unreadable_examples", 0)))
+            self.check(count, step=step)
+        if count:
+            values["train/unreadable_examples"] = count
+
     def gather(self) -> None:
         """Adds the counts of the other processes, once and at the end; all processes must call this."""
         if self.is_distributed:

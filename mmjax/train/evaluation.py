@@ -1,9 +1,9 @@
-"""Which evaluators an experiment runs, when, and under which names their metrics appear."""
+"""StepSelector evaluators an experiment runs, when, and under which names their metrics appear."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import jax
 from mmjax.checkpoints.manager import Checkpoints, StepSelector
 from mmjax.core import plugins
 from mmjax.core.state import Params
-from mmjax.evals.common.embedder import BoundEmbedder
-from mmjax.experiment import Experiment
+from mmjax.data.source import Source
+from mmjax.data.tokenizer import Tokenizer
+from mmjax.evals.common.embedder import BoundEmbedder, Embedder
+from mmjax.experiment import EvalConfig, Experiment
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.runs import folder as run_folder
-from mmjax.train import assemble
+from mmjax.train import data as train_data
 from mmjax.train.program import Program
 
 FOLDER = "mmjax.evals"
@@ -25,27 +27,28 @@ FOLDER = "mmjax.evals"
 class Evaluation:
     """The evaluators of an experiment, opened once, over towers compiled once."""
 
-    def __init__(self, program: Program, tokenizer: Any):
-        self._settings = program.experiment
-        self._embedder = program.embedder(tokenizer, num_threads=assemble.threads(program.experiment.data))
+    def __init__(self, config: EvalConfig, embedder: Embedder, open_split: Callable[[str], Source]):
+        self._config = config
+        self._embedder = embedder
+        self._open_split = open_split
         self._evaluators: dict[tuple[str, str], Any] = {}
-        self._sources: dict[str, Any] = {}
+        self._sources: dict[str, Source] = {}
         self._bound: tuple[Params, BoundEmbedder] | None = None
 
     def open(self) -> None:
         """Opens what training will measure on, so that a missing split is found before the first step."""
-        settings = self._settings.eval
-        for tasks, split in ((settings.tasks, settings.split), (settings.final_tasks, settings.final_split)):
+        config = self._config
+        for tasks, split in ((config.tasks, config.split), (config.final_tasks, config.final_split)):
             for task in tasks:
                 self.evaluator(task, split)
 
-    def during(self, params: Params) -> dict[str, float]:
+    def run_during(self, params: Params) -> dict[str, float]:
         """What is measured while training: ``val/rsum`` and the like."""
-        return self.run(params, tasks=self._settings.eval.tasks, split=self._settings.eval.split)
+        return self.run(params, tasks=self._config.tasks, split=self._config.split)
 
-    def final(self, params: Params) -> dict[str, float]:
+    def run_final(self, params: Params) -> dict[str, float]:
         """What is measured at the end."""
-        return self.run(params, tasks=self._settings.eval.final_tasks, split=self._settings.eval.final_split)
+        return self.run(params, tasks=self._config.final_tasks, split=self._config.final_split)
 
     def run(self, params: Params, *, tasks: Sequence[str], split: str) -> dict[str, float]:
         """The metrics of ``tasks``; retrieval's carry the split alone, others their own name too."""
@@ -59,9 +62,9 @@ class Evaluation:
 
     def panels(self, params: Params, *, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Validation images with the captions that the model retrieves for them, and captions with images."""
-        if "retrieval" not in self._settings.eval.tasks:
+        if "retrieval" not in self._config.tasks:
             return [], []
-        evaluator = self.evaluator("retrieval", self._settings.eval.split)
+        evaluator = self.evaluator("retrieval", self._config.split)
         bound = self._bind(params)
         rows = range(count)
         return evaluator.panel(bound, rows=rows), evaluator.caption_panel(bound, rows=rows)
@@ -71,7 +74,7 @@ class Evaluation:
         if (task, split) not in self._evaluators:
             evaluator = plugins.load_class(FOLDER, "Evaluator", task, path="eval.tasks")
             options = {} if evaluator.own_split else {"split": split}
-            self._evaluators[task, split] = evaluator(self._open, **options)
+            self._evaluators[task, split] = evaluator(self._source, **options)
         return self._evaluators[task, split]
 
     def _bind(self, params: Params) -> BoundEmbedder:
@@ -80,31 +83,57 @@ class Evaluation:
             self._bound = params, self._embedder.bind(params)
         return self._bound[1]
 
-    def _open(self, split: str) -> Any:
+    def _source(self, split: str) -> Source:
         if split not in self._sources:
-            self._sources[split] = assemble.open_view(self._settings, split)
+            self._sources[split] = self._open_split(split)
         return self._sources[split]
 
 
-def of_run(
-    workdir: str | Path, *, which: StepSelector = "last", tasks: Sequence[str] | None = None, split: str | None = None
+def make_evaluation(experiment: Experiment, program: Program, tokenizer: Tokenizer) -> Evaluation:
+    """The evaluators of an experiment over the towers of ``program``."""
+    data, vision = experiment.data, experiment.model.vision_cfg
+    embedder = program.make_embedder(
+        tokenizer,
+        batch_size=experiment.eval.batch_size,
+        # If modalities are views of their own, an image is embedded from the first one alone.
+        modalities=data.modalities[:1] if vision.fusion == "views" else data.modalities,
+        num_threads=train_data.count_threads(data),
+    )
+    return Evaluation(experiment.eval, embedder, lambda split: train_data.open_eval_split(data, vision, split))
+
+
+def evaluate_run(
+    workdir: str | Path,
+    *,
+    checkpoint: StepSelector = "last",
+    tasks: Sequence[str] | None = None,
+    split: str | None = None,
 ) -> dict[str, float]:
-    """The metrics of a run folder's checkpoint, on whatever devices are here."""
+    """The metrics of a checkpoint of a run folder, on whatever devices there are.
+
+    Args:
+      workdir: the run folder.
+      checkpoint: a step, ``last`` or ``best``.
+      tasks: evaluators; ``eval.final_tasks`` if left out.
+      split: ``eval.final_split`` if left out.
+    """
     experiment = Experiment.from_dict(run_folder.read_config(workdir))
-    settings = experiment.eval
-    tasks = settings.final_tasks if tasks is None else tasks
+    config = experiment.eval
+    tasks = config.final_tasks if tasks is None else tasks
     for task in tasks:
         plugins.check(FOLDER, task, path="--tasks")
-    # The mesh that the run was trained on may not fit these devices, nor its batches; evaluation only splits them, and
-    # a row's embedding does not depend on the others.
+    # The mesh that the run was trained on may not fit these devices, nor its batches. Evaluation only splits batches,
+    # and the embedding of a row does not depend on the others.
     devices = jax.device_count()
-    settings = dataclasses.replace(settings, batch_size=-(-settings.batch_size // devices) * devices)
-    experiment = dataclasses.replace(experiment, mesh=MeshConfig(), batch_size=devices, micro_batches=1, eval=settings)
-    saved = experiment.checkpoint
-    checkpoints = Checkpoints(workdir, directory=saved.directory, best=saved.best, read_only=True)
-    tokenizer = assemble.saved_tokenizer(experiment, workdir)
+    config = dataclasses.replace(config, batch_size=-(-config.batch_size // devices) * devices)
+    experiment = dataclasses.replace(experiment, mesh=MeshConfig(), batch_size=devices, micro_batches=1, eval=config)
+    saving = experiment.checkpoint
+    checkpoints = Checkpoints(workdir, directory=saving.directory, best=saving.best, read_only=True)
+    context_length = experiment.model.text_cfg.context_length
+    tokenizer = train_data.load_run_tokenizer(workdir, context_length=context_length)
     program = Program(experiment)
     ema = experiment.optimizer.ema_decay > 0
-    params = checkpoints.restore_params(program.abstract_state.params, step=which, ema=ema)
+    params = checkpoints.restore_params(program.abstract_state.params, step=checkpoint, ema=ema)
     checkpoints.close()
-    return Evaluation(program, tokenizer).run(params, tasks=tasks, split=split or settings.final_split)
+    evaluation = make_evaluation(experiment, program, tokenizer)
+    return evaluation.run(params, tasks=tasks, split=split or config.final_split)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.core.state import Params, TrainState
-from mmjax.experiment import Experiment
+from mmjax.experiment import GuardConfig, OptimizerConfig
 from mmjax.train.optim import updates_done
 
 logger = logging.getLogger(__name__)
@@ -40,15 +40,22 @@ class Guard:
 
     def __init__(
         self,
-        settings: Experiment,
+        config: GuardConfig,
         *,
+        advice: str = "",
         losses: Sequence[float] = (),
         rewinds_left: int = 0,
     ):
-        """``losses`` are those that the guard of the run's earlier part had kept."""
-        self._settings = settings
+        """Args:
+        config: When to reject, to go back, and to give up.
+        advice: What a user could change after divergence (see ``advise``).
+        losses: Those that the guard before this one had kept.
+        rewinds_left: How often the run may still go back.
+        """
+        self._config = config
+        self._advice = advice
         self._rewinds_left = rewinds_left
-        self._losses = collections.deque(losses, maxlen=settings.guard.spike_window)
+        self._losses = collections.deque(losses, maxlen=config.spike_window)
         self._within_spike = False
         self.streak = 0
         """How many of the last updates were rejected, without one between them that was not."""
@@ -56,7 +63,7 @@ class Guard:
     @property
     def losses(self) -> list[float] | None:
         """What the next start must know to judge as this guard would; None where it judges no loss by others."""
-        return None if self._settings.guard.spike_factor is None else list(self._losses)
+        return None if self._config.spike_factor is None else list(self._losses)
 
     def check(self, step: int, params: Params) -> None:
         """Raises where it is the parameters that are no numbers: nothing more can come of them.
@@ -76,7 +83,7 @@ class Guard:
             self._compare(step, metrics["train/loss"])
 
     def _rejected(self, step: int, metrics: Mapping[str, float]) -> None:
-        allowed, count = self._settings.guard.max_rejected, round(metrics["train/rejected_updates"])
+        allowed, count = self._config.max_rejected, round(metrics["train/rejected_updates"])
         what = f"the loss is {metrics['train/loss']} and its gradient's norm {metrics['train/gradient_norm']}"
         others = [
             key.removesuffix("/gradient_norm").replace("augment/", "augment.", 1)
@@ -97,19 +104,15 @@ class Guard:
             )
 
     def _way_out(self, step: int) -> str:
-        settings = self._settings
         good = step - self.streak
-        precision = ", train in precision='float32'" if settings.precision != "float32" else ""
-        switch = ", or in this one with augmentations switched off or of less weight" if settings.augment else ""
         return (
-            f"start anew with a lower optimizer.learning_rate ({settings.optimizer.learning_rate}), longer "
-            f"optimizer.warmup_steps ({settings.optimizer.warmup_steps}){precision} in another run folder{switch}. "
-            f"The last update that went through is that of step {good}: from there the same command would come to the "
-            f"same steps, and stop again unless guard.max_rejected is above {settings.guard.max_rejected}"
+            f"{self._advice}. The last update that went through is that of step {good}: from there the same command "
+            f"would come to the same steps, and stop again unless guard.max_rejected is above "
+            f"{self._config.max_rejected}"
         )
 
     def _compare(self, step: int, loss: float) -> None:
-        spike, window = self._settings.guard.spike_factor, self._losses.maxlen
+        spike, window = self._config.spike_factor, self._losses.maxlen
         if spike is None:
             return
         median = statistics.median(self._losses) if len(self._losses) == window else math.inf
@@ -118,13 +121,21 @@ class Guard:
             if self._rewinds_left:
                 raise Spike(what, step=step)
             if not self._within_spike:
-                logger.info(
-                    f"{what}; guard.max_rewinds={self._settings.guard.max_rewinds} are used up, so training goes on"
-                )
+                logger.info(f"{what}; guard.max_rewinds={self._config.max_rewinds} are used up, so training goes on")
             self._within_spike = True
         else:
             self._within_spike = False
         self._losses.append(loss)
+
+
+def advise(optimizer: OptimizerConfig, *, precision: str, augmented: bool) -> str:
+    """What a user could change about a run whose loss diverges."""
+    full_precision = ", train in precision='float32'" if precision != "float32" else ""
+    switch = ", or in this one with augmentations switched off or of less weight" if augmented else ""
+    return (
+        f"start again with a lower optimizer.learning_rate ({optimizer.learning_rate}), longer "
+        f"optimizer.warmup_steps ({optimizer.warmup_steps}){full_precision} in another run folder{switch}"
+    )
 
 
 def all_finite(params: Params) -> bool:

@@ -1,33 +1,37 @@
-"""Training: opens all that an experiment needs, claims the run folder, and runs."""
+"""The training loop: batch, step, callbacks."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmjax.checkpoints.manager import Checkpoints
-from mmjax.checkpoints.orbax_errors import CheckpointNotSaved
-from mmjax.core.config import ConfigError
-from mmjax.data.order import mixture_summary
-from mmjax.data.sample import DataError
-from mmjax.data.selection import FilteredSource
-from mmjax.experiment import Experiment
-from mmjax.parallel import collectives, distributed
-from mmjax.parallel.preemption import handle_stop_signals
-from mmjax.runs import folder as run_folder
-from mmjax.runs import goodput
-from mmjax.runs.console import Progress
-from mmjax.runs.timing import ActivityTimer
-from mmjax.runs.unreadable_examples import TooManyUnreadable, check_index
-from mmjax.train import assemble
-from mmjax.train.evaluation import Evaluation
-from mmjax.train.guard import Diverged
-from mmjax.train.program import Program
-from mmjax.train.run import Outcome, Run
+import jax
 
-logger = logging.getLogger(__name__)
+from mmjax.core.config import ConfigError
+from mmjax.core.state import TrainState
+from mmjax.core.types import Metrics
+from mmjax.experiment import Experiment
+from mmjax.parallel import collectives
+from mmjax.runs.timing import ActivityTimer
+from mmjax.runs.unreadable_examples import check_index
+from mmjax.train import finish, start
+from mmjax.train.callbacks import Callback, Evaluate, SaveCheckpoints
+from mmjax.train.evaluation import make_evaluation
+from mmjax.train.guard import Diverged, Spike
+from mmjax.train.metrics import StepMetrics
+from mmjax.train.setup import setup
+from mmjax.train.start import Run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a call to ``train`` ended; ``finished`` is False if a signal stopped the run."""
+
+    finished: bool
+    step: int
+    metrics: dict[str, float]
 
 
 def train(
@@ -36,55 +40,135 @@ def train(
     workdir: str | Path,
     overrides: Sequence[str] = (),
     profile: tuple[int, int] | None = None,
-    clock: ActivityTimer | None = None,
+    timer: ActivityTimer | None = None,
 ) -> Outcome:
-    """Trains to ``experiment.steps``, going on from whatever ``workdir`` holds of the same experiment.
+    """Trains to ``experiment.steps``, from the last checkpoint of the same experiment in ``workdir`` if there is one.
 
-    Nothing is written before everything that can be wrong with the experiment has been checked. ``profile`` are the
-    first and the last step to trace; ``clock`` has counted since this process began.
+    Everything that can be wrong with the experiment is found before anything is written.
+
+    Args:
+      experiment: what to train.
+      workdir: the run folder.
+      overrides: of the command line, to be kept with the start.
+      profile: the first and the last step to trace.
+      timer: what has accounted the time since this process began.
+
+    Example::
+
+        sections = load_config("configs/quickstart.py", [("steps", "100")])
+        train(Experiment.from_dict(sections), workdir="runs/quickstart")
     """
-    workdir = Path(workdir)
-    clock = ActivityTimer() if clock is None else clock
+    workdir, timer = Path(workdir), ActivityTimer() if timer is None else timer
     if profile is not None and profile[1] > experiment.steps:
-        raise ConfigError(f"--profile=steps:{profile[0]}-{profile[1]}: the run has but {experiment.steps} steps")
-    source = assemble.open_source(experiment.data, "train")
-    left_out = check_index(source, limit=experiment.data.max_unreadable)
-    tokenizer = assemble.open_tokenizer(experiment, source, workdir=workdir)
-    experiment = assemble.with_data(experiment, source, tokenizer)
-    program = Program(experiment)
-    evaluation = Evaluation(program, tokenizer)
+        raise ConfigError(f"--profile=steps:{profile[0]}-{profile[1]}: the run has only {experiment.steps} steps")
+    resolved = setup(experiment, workdir=workdir)
+    left_out = check_index(resolved.source, limit=experiment.data.max_unreadable)
+    evaluation = make_evaluation(resolved.experiment, resolved.program, resolved.tokenizer)
     evaluation.open()
-    rows = assemble.rows(experiment, source, tokenizer, share=program.share)
-    with run_folder.claim(workdir, experiment, overrides=overrides) as switched:
-        first = collectives.is_main_process()
-        if first or experiment.checkpoint.directory is not None:  # a folder of its own has what evaluation needs
-            run_folder.save_tokenizer(tokenizer, workdir)
-        saving = experiment.checkpoint
-        checkpoints = Checkpoints(workdir, directory=saving.directory, keep=saving.keep, best=saving.best)
-        # Closing the checkpoints waits for all processes, so one that has failed must not come to that.
-        with (
-            contextlib.closing(checkpoints),
-            distributed.fail_fast(
-                shared_errors=(Diverged, TooManyUnreadable),
-                one_line_errors=(ConfigError, DataError, CheckpointNotSaved),
-            ),
-            handle_stop_signals() as stop,
-        ):
-            saved = checkpoints.steps
-            done = saved[-1] if saved else 0
-            if collectives.broadcast(done == experiment.steps and (workdir / "report.html").exists()):
-                if first:
-                    traced = "" if profile is None else "; nothing was left to profile"
-                    print(f"already finished at step {done}; see {workdir / 'report.html'}{traced}", flush=True)
-                return Outcome(finished=True, step=done, metrics={})
-            with (
-                Progress(experiment.steps, primary=first) as progress,
-                contextlib.closing(goodput.TimeLog(workdir, clock, writes=first)) as ledger,
-                clock.watchdog(tick=ledger.write),
-            ):
-                if isinstance(source, FilteredSource):
-                    logger.info(source.describe())
-                for line in mixture_summary(source, rows=experiment.steps * experiment.batch_size):
-                    logger.info(line)
-                run = Run(experiment, program, evaluation, checkpoints, progress, workdir, stop, profile, clock, ledger)
-                return run.train(rows, switched=switched, left_out=left_out)
+    batches = resolved.make_batches()
+    with start.claim_folder(resolved, workdir, overrides=overrides) as folder:
+        if folder.finished_at(experiment.steps):
+            if collectives.is_main_process():
+                untraced = "" if profile is None else "; nothing was left to profile"
+                print(
+                    f"already finished at step {experiment.steps}; see {workdir / 'report.html'}{untraced}", flush=True
+                )
+            return Outcome(finished=True, step=experiment.steps, metrics={})
+        with start.open_run(
+            resolved, evaluation, folder, batches=batches, timer=timer, left_out=left_out, profile=profile
+        ) as run:
+            state = run.first_state(folder.augmentation_changes)
+            run.begin(steps_done(state))
+            while steps_done(state) < run.steps and not run.stop.requested:
+                spike = None
+                try:
+                    state = train_steps(run, state)
+                except Spike as error:
+                    spike = error.with_traceback(None)  # its frames would keep a second state alive
+                if spike is not None:
+                    state = run.rewind(spike)
+            run.tracker.finish()
+            if steps_done(state) < run.steps:
+                return Outcome(finished=False, step=finish.log_stop(run), metrics={})
+            metrics = finish.measure_and_report(run, state)
+            run.tracker.finish()
+            return Outcome(finished=True, step=run.steps, metrics=metrics)
+
+
+def train_steps(run: Run, state: TrainState) -> TrainState:
+    """Takes all steps that are left, or those until the run is asked to stop; a callback may raise."""
+    step = steps_done(state)
+    with run.feed.open(step) as batches, contextlib.ExitStack() as stack:
+        batch = batches.next()
+        train_step = run.compile(batch)
+        callbacks = make_callbacks(run, begin=step)
+        stack.enter_context(run.timer.measure("steps"))
+        for callback in callbacks:
+            stack.callback(callback.close)
+        stack.enter_context(jax.transfer_guard("disallow"))
+        try:
+            while True:
+                for callback in callbacks:
+                    callback.before_step(step + 1, state)
+                state, metrics = train_step(state, run.program.place(batch))
+                step += 1
+                if step < run.steps:
+                    batch = batches.next(running=metrics)  # while the devices work
+                for callback in callbacks:
+                    callback.after_step(step, state, metrics)
+                if run.stop.check(step) or step == run.steps:
+                    break
+            for callback in callbacks:
+                callback.finish(step, state)
+        except Diverged:
+            for callback in callbacks:
+                callback.on_divergence(step, state)
+            raise
+    return state
+
+
+def make_callbacks(run: Run, *, begin: int) -> list[Callback]:
+    """What happens around each step, in this order."""
+    config = run.setup.experiment
+
+    def write(step: int, values: Metrics, *, is_logged: bool) -> None:
+        if is_logged:
+            run.tracker.write(step, values)
+
+    metrics = StepMetrics(
+        {
+            "measure speed": run.throughput,
+            "count unreadable examples": lambda step, values, *, is_logged: run.unreadable.update_metrics(step, values),
+            "show": lambda step, values, *, is_logged: run.progress.step(step, values),
+            "write": write,
+            "judge": lambda step, values, *, is_logged: run.guard.judge(step, values),
+            "account time": lambda step, values, *, is_logged: run.time_log.set_step(step),
+        },
+        every_steps=config.log.every_steps,
+        last_step=run.steps,
+        count_unreadable=run.unreadable.total if run.unreadable.is_distributed else None,
+    )
+    evaluate = Evaluate(
+        lambda step, state: finish.measure(run, step, state),
+        every_steps=config.eval.every_steps,
+        last_step=run.steps,
+        flush=metrics.flush,
+    )
+    save = SaveCheckpoints(
+        run.checkpoints,
+        config.checkpoint,
+        guard=run.guard,
+        evaluate=evaluate,
+        stop=run.stop,
+        timer=run.timer,
+        last_step=run.steps,
+        flush=metrics.flush,
+        before_save=run.time_log.write,
+        record=run.throughput.record,
+    )
+    return [run.profiler(begin), metrics, *([evaluate] if config.eval.tasks else []), save]
+
+
+def steps_done(state: TrainState) -> int:
+    """The number of the last step that the state has seen."""
+    return int(jax.device_get(state.step))

@@ -25,7 +25,7 @@ def learning_rate(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
             f"optimizer.warmup_steps={warmup}: longer than the run (steps={steps}); lower it to at most {steps // 2}"
         )
 
-    def at(step: jax.Array) -> jax.Array:
+    def rate(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         done = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
         floor = config.final_fraction
@@ -38,7 +38,7 @@ def learning_rate(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
             shape = jnp.ones_like(step)
         return peak * shape * jnp.minimum(1.0, (step + 1) / (warmup + 1))
 
-    return at
+    return rate
 
 
 def make_optimizer(config: OptimizerConfig, params: Params, *, steps: int) -> optax.GradientTransformation:
@@ -62,7 +62,7 @@ def make_optimizer(config: OptimizerConfig, params: Params, *, steps: int) -> op
     def scaled(updates: Any, params: Any = None) -> Any:
         return jax.tree.map(lambda u, f: u * f, updates, _only(factor, updates))
 
-    parts = [
+    transforms = [
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm is not None else optax.identity(),
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=lambda tree: _only(decayed, tree)),
@@ -70,9 +70,9 @@ def make_optimizer(config: OptimizerConfig, params: Params, *, steps: int) -> op
         optax.scale_by_learning_rate(learning_rate(config, steps=steps)),
     ]
     if all(factors.values()):
-        return optax.chain(*parts)
+        return optax.chain(*transforms)
     labels = jax.tree.map(lambda path: "trained" if factors[path] else "frozen", paths)
-    return optax.partition({"trained": optax.chain(*parts), "frozen": optax.set_to_zero()}, labels)
+    return optax.partition({"trained": optax.chain(*transforms), "frozen": optax.set_to_zero()}, labels)
 
 
 def updates_done(opt_state: Any) -> jax.Array:

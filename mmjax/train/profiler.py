@@ -1,22 +1,23 @@
-"""``--profile=steps:10-15``: a trace of some steps, and a page about where device time went."""
+"""``--profile=steps:10-15``: a callback that traces some steps and summarizes where device time went."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from mmjax.core.state import TrainState
+from mmjax.core.types import Metrics
 from mmjax.parallel import collectives
 from mmjax.program import trace, trace_text
 from mmjax.program.op_kinds import instruction_kinds
 from mmjax.runs import goodput
 from mmjax.runs.timing import Activity, ActivityTimer
+from mmjax.train.callbacks import Callback
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +25,11 @@ FOLDER = "profile"
 SUMMARY = "summary.txt"
 
 
-class Profiler:
-    """Traces the steps ``first`` to ``last`` of a run, where it comes to them; changes nothing about their results.
+class Profiler(Callback):
+    """Traces some steps of a run and summarizes where device time went; changes nothing about the steps' results.
 
-    Every process writes the trace of its own devices; the first one sums up its own. What goes wrong is said, and the
-    run goes on without.
+    Every process writes the trace of its own devices, and the main process summarizes its own. If the profiler fails,
+    that is logged and the run goes on.
     """
 
     def __init__(
@@ -38,15 +39,22 @@ class Profiler:
         *,
         begin: int,
         program: jax.stages.Compiled,
-        clock: ActivityTimer,
+        timer: ActivityTimer,
     ):
-        """``begin`` steps are already done; ``program`` is the step's, by which operations are told apart."""
+        """Args:
+        steps: The first and the last step to trace; None for none.
+        workdir: The run folder.
+        begin: How many steps are already done.
+        program: The compiled step, which says of what kind each operation is.
+        timer: What the host's time goes into.
+        """
         self._steps = steps
         self._begin = begin
         self._program = program
-        self._clock = clock
+        self._timer = timer
         self._traced: list[int] = []
         self._tracing = False
+        self._annotation: jax.profiler.StepTraceAnnotation | None = None
         self._result: Any = None
         self._before: dict[Activity, float] = {}
         self._host: dict[Activity, float] = {}
@@ -60,47 +68,49 @@ class Profiler:
         elif begin >= steps[0]:
             logger.info(f"profiling steps {_range(begin + 1, steps[1])} alone: the run goes on from step {begin}")
 
-    @contextlib.contextmanager
-    def step(self, step: int, *, after: Any) -> Iterator[None]:
-        """Around the dispatch of ``step``; ``after`` is what it waits for on the devices."""
+    def before_step(self, step: int, state: TrainState) -> None:
+        """Starts the trace at its first step, when the devices are done with the step before."""
         if self._steps is not None and not self._tracing and self._steps[0] <= step <= self._steps[1]:
-            jax.block_until_ready(after)
+            jax.block_until_ready(state)
             self._start()
-        if not self._tracing:
-            yield
-            return
-        self._traced.append(step)
-        with jax.profiler.StepTraceAnnotation("train", step_num=step):
-            yield
+        if self._tracing:
+            self._traced.append(step)
+            self._annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
+            self._annotation.__enter__()
 
-    def done(self, step: int, result: Any) -> bool:
-        """After the dispatch of ``step``, which gives ``result``: the last one ends the trace when it is done."""
-        self._result = result
-        last = self._tracing and self._steps is not None and step == self._steps[1]
-        if last:
+    def after_step(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        """Ends the trace when its last step is done."""
+        self._end_annotation()
+        self._result = metrics
+        if self._tracing and self._steps is not None and step == self._steps[1]:
             self.close()
-        return last
 
     def close(self) -> None:
         """Ends a trace that is still going on, because the run stops before the last of its steps."""
+        self._end_annotation()
         if not self._tracing:
             return
         self._tracing = False
-        spent = self._clock.totals()
+        spent = self._timer.totals()
         self._host = {name: spent[name] - before for name, before in self._before.items() if name != "steps"}
-        with self._clock.measure("other"):
+        with self._timer.measure("other"):
             self._end()
 
+    def _end_annotation(self) -> None:
+        if self._annotation is not None:
+            self._annotation.__exit__(None, None, None)
+            self._annotation = None
+
     def _end(self) -> None:
-        asked, self._steps = self._steps, None
+        requested, self._steps = self._steps, None
         try:
             jax.block_until_ready(self._result)  # what is not done is not in the trace
             jax.profiler.stop_trace()
         except Exception as error:  # whatever a profiler finds fault with, the run can do without it
             logger.info(f"the profile of steps {_range(*self._traced)} could not be written: {error}")
             return
-        if asked is not None and self._traced[-1] < asked[1]:
-            logger.info(f"the run ends within the steps to profile: {_range(*self._traced)} of {_range(*asked)}")
+        if requested is not None and self._traced[-1] < requested[1]:
+            logger.info(f"the run ends within the steps to profile: {_range(*self._traced)} of {_range(*requested)}")
         if collectives.is_main_process():
             self._sum_up()
 
@@ -113,7 +123,7 @@ class Profiler:
         try:
             jax.profiler.start_trace(self._folder, profiler_options=options)
             self._tracing = True
-            self._before = self._clock.totals()
+            self._before = self._timer.totals()
         except Exception as error:  # as above
             logger.info(f"profiling is not possible here: {error}")
             self._steps = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +24,7 @@ from mmjax.parallel.host_memory import keep_freed_memory
 from mmjax.parallel.host_rows import host_rows
 from mmjax.parallel.mesh import batch_sharding, check_batch_size, make_mesh, replicated
 from mmjax.parallel.sharding import batch_shardings, state_shardings
+from mmjax.program.flops import count_flops
 from mmjax.train.augmentation import Augmentations
 from mmjax.train.forward import make_tower_info
 from mmjax.train.micro_batches import check_micro_batches
@@ -58,8 +61,8 @@ class Program:
         )
         self.graph, params = nnx.split(nnx.eval_shape(self._create))
         shapes: Params = nnx.to_pure_dict(params)
-        settings = experiment.optimizer
-        self.tx = make_optimizer(settings, shapes, steps=experiment.steps)
+        optimizer = experiment.optimizer
+        self.tx = make_optimizer(optimizer, shapes, steps=experiment.steps)
         self.augmentations = Augmentations.from_config(
             experiment.augment, towers=make_tower_info(experiment.model), seed=experiment.seed
         )
@@ -67,9 +70,9 @@ class Program:
             self.graph,
             objective=self.objective,
             tx=self.tx,
-            schedule=learning_rate(settings, steps=experiment.steps),
+            schedule=learning_rate(optimizer, steps=experiment.steps),
             max_logit_scale=experiment.model.max_logit_scale,
-            ema_decay=settings.ema_decay,
+            ema_decay=optimizer.ema_decay,
             augmentations=self.augmentations,
             micro_batches=experiment.micro_batches,
         )
@@ -84,17 +87,17 @@ class Program:
         self.abstract_state = with_shardings(state, self.shardings)
 
     @property
-    def share(self) -> tuple[int, int]:
-        """Which of how many shares of a batch this process makes."""
+    def host_rows(self) -> tuple[int, int]:
+        """Which of how many equal parts of a batch this process makes."""
         return host_rows(jax.process_index(), self.row_sharding)
 
-    def initialise(self) -> TrainState:
+    def initialize(self) -> TrainState:
         """A fresh state, made where it is to live; its values do not depend on the mesh."""
         lowered = jax.jit(self._initial, out_shardings=self.shardings).lower()
-        # Random numbers are most of this program; optimising it on a CPU takes seconds and it runs once.
+        # Random numbers are most of this program; optimizing it on a CPU takes seconds and it runs once.
         return lowered.compile({"xla_backend_optimization_level": "0"} if self._on_cpu else None)()
 
-    def initialise_augmentations(self) -> dict[str, AugmentState]:
+    def initialize_augmentations(self) -> dict[str, AugmentState]:
         """Fresh parameters of the augmentations alone."""
         return jax.jit(self.augmentations.init_states, out_shardings=self.shardings.augment)()
 
@@ -107,10 +110,10 @@ class Program:
 
     def batch_shape(self, arrays: dict[str, Any]) -> Batch:
         """Shapes and shardings of the global batch that ``arrays`` are this process's rows of."""
-        _, shares = self.share
+        _, hosts = self.host_rows
 
         def shape(rows: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((rows.shape[0] * shares, *rows.shape[1:]), rows.dtype)
+            return jax.ShapeDtypeStruct((rows.shape[0] * hosts, *rows.shape[1:]), rows.dtype)
 
         batch = jax.tree.map(shape, Batch.from_arrays(arrays))
         return with_shardings(batch, batch_shardings(batch, self.mesh))
@@ -133,7 +136,28 @@ class Program:
         )
         return jitted.trace(self.abstract_state, batch)
 
-    def embedder(self, tokenizer: Any, *, num_threads: int = 0) -> Embedder:
+    def count_flops(self, batch: Batch) -> float:
+        """FLOPs of the model's products in one step on all devices, without what remat and micro-batches repeat."""
+        program = Program(_without_recomputation(self.experiment), devices=list(self.mesh.devices.flat))
+        return count_flops(jax.make_jaxpr(program.step)(program.abstract_state, batch))
+
+    def count_flops_beside(self, batch: Batch, *, traced: jax.stages.Traced) -> Callable[[], float | None]:
+        """A function that gives ``count_flops``, or None as long as it is not known; ``traced`` is the step.
+
+        A step that repeats nothing is counted in its own trace, which takes no time. Another trace is made in a
+        thread, while the step compiles.
+        """
+        if _without_recomputation(self.experiment) == self.experiment:
+            flops = count_flops(traced.jaxpr)
+            return lambda: flops
+        pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="mmjax-flops")
+        counted = pool.submit(self.count_flops, batch)
+        pool.shutdown(wait=False)
+        return lambda: counted.result() if counted.done() else None
+
+    def make_embedder(
+        self, tokenizer: Any, *, batch_size: int, modalities: Sequence[str], num_threads: int = 0
+    ) -> Embedder:
         """Both towers for evaluation; ``num_threads`` read the examples (0: none beside the caller)."""
         graph = self.graph
 
@@ -147,9 +171,9 @@ class Program:
             encode_images,
             encode_texts,
             tokenizer=tokenizer,
-            batch_size=self.experiment.eval.batch_size,
+            batch_size=batch_size,
             row_sharding=self.row_sharding,
-            modalities=evaluated_modalities(self.experiment),
+            modalities=modalities,
             num_threads=num_threads,
         )
 
@@ -183,14 +207,14 @@ def check_device(model: ClipConfig, device: jax.Device) -> None:
 
 def _nearest(devices: Iterable[jax.Device]) -> jax.Device:
     """One of this process, where it has any."""
-    found = list(devices)
-    return next((device for device in found if device.process_index == jax.process_index()), found[0])
+    candidates = list(devices)
+    return next((d for d in candidates if d.process_index == jax.process_index()), candidates[0])
 
 
-def evaluated_modalities(experiment: Experiment) -> tuple[str, ...]:
-    """What an image is embedded from: where modalities are views of their own, the first one alone."""
-    modalities = experiment.data.modalities
-    return modalities[:1] if experiment.model.vision_cfg.fusion == "views" else modalities
+def _without_recomputation(experiment: Experiment) -> Experiment:
+    """The same step with nothing computed twice."""
+    model = dataclasses.replace(experiment.model, remat="none")
+    return dataclasses.replace(experiment, model=model, micro_batches=1)
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:

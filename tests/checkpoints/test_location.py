@@ -16,8 +16,9 @@ from mmjax.commands import inspect
 from mmjax.core.config import ConfigError
 from mmjax.parallel import collectives
 from mmjax.runs import folder as run_folder
-from mmjax.train import assemble, evaluation, loop
+from mmjax.train import evaluation, loop
 from mmjax.train.program import Program
+from mmjax.train.setup import setup
 from support import tiny
 
 
@@ -25,8 +26,7 @@ def experiment(directory, **overrides):
     """With what a run would find out about its data first."""
     given = {"steps": 4, "eval__tasks": (), "checkpoint__directory": None if directory is None else str(directory)}
     made = tiny.experiment(**(given | overrides))
-    source = assemble.open_source(made.data, "train")
-    return assemble.with_data(made, source, assemble.open_tokenizer(made, source, workdir="/nonexistent"))
+    return setup(made).experiment
 
 
 def claimed(config, workdir):
@@ -40,7 +40,7 @@ def stopped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
     config = experiment(folder / "bucket")
     program = Program(config)
-    state = dataclasses.replace(program.initialise(), step=jax.device_put(jnp.int32(3), program.shardings.step))
+    state = dataclasses.replace(program.initialize(), step=jax.device_put(jnp.int32(3), program.shardings.step))
     claimed(config, folder / "run")
     with contextlib.closing(Checkpoints(folder / "run", directory=config.checkpoint.directory)) as checkpoints:
         checkpoints.save(state, step=3)

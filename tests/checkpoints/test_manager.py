@@ -29,7 +29,7 @@ def equal(a, b):
 
 def test_every_part_of_the_state_comes_back_also_on_another_mesh(programs, tmp_path):
     whole, split = programs
-    state = whole.initialise()
+    state = whole.initialize()
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(state, step=3)
         checkpoints.wait()
@@ -43,7 +43,7 @@ def test_every_part_of_the_state_comes_back_also_on_another_mesh(programs, tmp_p
 
 
 def test_the_latest_and_the_best_are_kept(programs, tmp_path):
-    state = programs[0].initialise()
+    state = programs[0].initialize()
     with contextlib.closing(Checkpoints(tmp_path, keep=2, best="val/rsum")) as checkpoints:
         for step, score in enumerate([1.0, 9.0, 3.0, 4.0, 2.0]):
             checkpoints.save(state, step=step, metrics={"val/rsum": score})
@@ -60,11 +60,11 @@ def test_the_latest_and_the_best_are_kept(programs, tmp_path):
 def test_a_metric_that_is_not_measured_is_named(programs, tmp_path):
     checkpoints = Checkpoints(tmp_path, best="val/rsumm")
     with contextlib.closing(checkpoints), pytest.raises(ConfigError, match=r"val/rsumm.*val/rsum"):
-        checkpoints.save(programs[0].initialise(), step=1, metrics={"val/rsum": 1.0})
+        checkpoints.save(programs[0].initialize(), step=1, metrics={"val/rsum": 1.0})
 
 
 def test_leftovers_of_a_save_that_was_cut_off_are_not_checkpoints(programs, tmp_path):
-    state = programs[0].initialise()
+    state = programs[0].initialize()
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(state, step=1)
     (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-7").mkdir()
@@ -74,7 +74,7 @@ def test_leftovers_of_a_save_that_was_cut_off_are_not_checkpoints(programs, tmp_
 
 
 def test_inspection_counts_and_its_fingerprint_sees_one_bit(programs, tmp_path):
-    state = programs[0].initialise()
+    state = programs[0].initialize()
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(state, step=1)
     facts = inspect.summarize(tmp_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmjax.train.rates import measured
+from mmjax.train.metrics import is_speed_metric
 from support import archives, command
 from support.pictures import encoded, photograph
 
@@ -92,10 +92,10 @@ def assert_same(folder, workdir):
     want, got = lines(folder, "one"), lines(folder, workdir)
     assert [line["step"] for line in got] == [line["step"] for line in want]
     for a, b in zip(want, got, strict=True):
-        assert {name for name in a if not measured(name)} == {name for name in b if not measured(name)}
+        assert {name for name in a if not is_speed_metric(name)} == {name for name in b if not is_speed_metric(name)}
         # Ranks among thousands of near ties move with the last bit; losses and norms may not.
         for name in a:
-            if name.startswith("train/") and not measured(name):
+            if name.startswith("train/") and not is_speed_metric(name):
                 assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-5), (a["step"], name)
 
 
@@ -205,7 +205,7 @@ def test_what_is_skipped_is_counted_over_all_processes(folder):
     said = ended(process)
     assert process.returncode == 0, said
     assert skipped("files-two")[-1] == skipped("files-one")[-1] > 10
-    counted = f"skipped {skipped('files-one')[-1]:.0f} truncated image"
+    counted = f"unreadable: {skipped('files-one')[-1]:.0f} truncated image"
     assert said.count(counted) == 1 and "[0] " in said.split(counted)[0].splitlines()[-1]
     assert [line["val/num_unreadable"] for line in lines(folder, "files-two") if "val/num_unreadable" in line][-1] == 2
 

@@ -88,17 +88,13 @@ ACROSS = """
 import sys
 sys.path[:0] = [{tests!r}]
 with distributed.join():
-    from mmjax.train import assemble
-    from mmjax.train.program import Program
+        from mmjax.train.setup import setup
     from support import tiny
 
     experiment = tiny.experiment(mesh={{"data": 1, "tensor": 2}})
-    source = assemble.open_source(experiment.data, "train")
-    tokens = assemble.open_tokenizer(experiment, source, workdir="nowhere")
-    experiment = assemble.with_data(experiment, source, tokens)
-    program = Program(experiment)
-    batches = assemble.rows(experiment, source, tokens, share=program.share)
-    state, compiled = program.initialise(), program.compile(program.batch_shape(batches[0]))
+    resolved = setup(experiment)
+    program, batches = resolved.program, resolved.make_batches()
+    state, compiled = program.initialize(), program.compile(program.batch_shape(batches[0]))
     for step in range(2):
         state, metrics = compiled(state, program.place(batches[step]))
         print("share", program.share, "loss", float(metrics["loss"]), flush=True)
@@ -112,7 +108,7 @@ def test_a_tensor_axis_over_two_processes_trains_as_over_one():
     said = processes.outputs(running, timeout=300)
     assert [process.wait() for process in running] == [0, 0], said
     program, batches = assembled(tiny.experiment(mesh={"data": 1, "tensor": 2}), jax.devices()[:2])
-    state, compiled, losses = program.initialise(), None, []
+    state, compiled, losses = program.initialize(), None, []
     for _ in range(2):
         arrays = next(batches)
         compiled = compiled or program.compile(program.batch_shape(arrays))

@@ -19,9 +19,8 @@ from mmjax.parallel.mesh import MeshConfig, make_mesh
 from mmjax.planning import abstract_data, plan, plan_text
 from mmjax.program import topology as slices
 from mmjax.program.chips import CHIPS, GIB
-from mmjax.train import assemble
-from mmjax.train.flops import products
-from mmjax.train.program import Program
+from mmjax.program.flops import count_flops
+from mmjax.train.setup import setup
 from support import command, tiny
 
 
@@ -55,15 +54,12 @@ def planned(topology):
 )
 def test_shapes_are_those_that_the_data_pipeline_makes(overrides):
     given = tiny.experiment(**overrides)
-    source = assemble.open_source(given.data, "train")
-    tokenizer = assemble.open_tokenizer(given, source, workdir="/nonexistent")
-    real = assemble.with_data(given, source, tokenizer)
-    arrays = assemble.rows(real, source, tokenizer)[0]
-    wanted = Program(real).batch_shape(arrays)
+    resolved = setup(given)
+    wanted = resolved.program.batch_shape(resolved.make_batches()[0])
     settled, _ = abstract_data.resolve_without_data(given, shards=8)
     found = abstract_data.batch_shapes(settled)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(lambda x: (x.shape, x.dtype), wanted)
-    assert settled.model.vision_cfg == real.model.vision_cfg
+    assert settled.model.vision_cfg == resolved.experiment.model.vision_cfg
 
 
 def test_a_transform_that_training_would_refuse_is_refused():
@@ -93,15 +89,15 @@ def test_flops_of_a_trace():
 
     once = 2 * 4 * 8 * 8
     x = jnp.ones((4, 8))
-    assert products(jax.make_jaxpr(lambda x: x @ w)(x)) == once
-    assert products(jax.make_jaxpr(scanned)(x)) == 5 * once
-    assert products(jax.make_jaxpr(jax.grad(lambda x: jnp.sum(scanned(x))))(x)) == 2 * 5 * once
+    assert count_flops(jax.make_jaxpr(lambda x: x @ w)(x)) == once
+    assert count_flops(jax.make_jaxpr(scanned)(x)) == 5 * once
+    assert count_flops(jax.make_jaxpr(jax.grad(lambda x: jnp.sum(scanned(x))))(x)) == 2 * 5 * once
     repeated = jax.checkpoint(scanned)
-    assert products(jax.make_jaxpr(jax.jit(repeated))(x)) == 5 * once
+    assert count_flops(jax.make_jaxpr(jax.jit(repeated))(x)) == 5 * once
     two = [lambda x: x, lambda x: x @ w @ w]
-    assert products(jax.make_jaxpr(lambda i, x: jax.lax.switch(i, two, x))(1, x)) == 2 * once
+    assert count_flops(jax.make_jaxpr(lambda i, x: jax.lax.switch(i, two, x))(1, x)) == 2 * once
     batched = jax.make_jaxpr(lambda a, b: jnp.einsum("bij,bjk->bik", a, b))(jnp.ones((3, 4, 5)), jnp.ones((3, 5, 6)))
-    assert products(batched) == 2 * 3 * 4 * 5 * 6
+    assert count_flops(batched) == 2 * 3 * 4 * 5 * 6
 
 
 def test_flops_of_a_convolution_and_its_gradients_are_equal():
@@ -111,8 +107,8 @@ def test_flops_of_a_convolution_and_its_gradients_are_equal():
         return jnp.sum(jax.lax.conv_general_dilated(x, w, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")))
 
     once = 2 * (2 * 2 * 2 * 5) * (4 * 4 * 3)
-    assert products(jax.make_jaxpr(loss)(x, w)) == once
-    assert products(jax.make_jaxpr(jax.grad(loss, argnums=1))(x, w)) == 2 * once
+    assert count_flops(jax.make_jaxpr(loss)(x, w)) == once
+    assert count_flops(jax.make_jaxpr(jax.grad(loss, argnums=1))(x, w)) == 2 * once
 
 
 @pytest.mark.parametrize("tensor", [1, 2])
@@ -120,7 +116,7 @@ def test_an_islands_flops_are_those_of_all_its_devices(tensor):
     mesh = make_mesh(MeshConfig(data=2, fsdp=4 // tensor, tensor=tensor))
     rows = PartitionSpec(("data", "fsdp"))
     island = jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows)
-    assert products(jax.make_jaxpr(island)(jnp.ones((16, 4)), jnp.ones((4, 6)))) == 2 * 16 * 4 * 6
+    assert count_flops(jax.make_jaxpr(island)(jnp.ones((16, 4)), jnp.ones((4, 6)))) == 2 * 16 * 4 * 6
 
 
 def test_a_plans_figures_agree_with_each_other(planned, topology):

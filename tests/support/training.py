@@ -2,21 +2,19 @@
 
 import jax
 
-from mmjax.train import assemble
-from mmjax.train.program import Program
+from mmjax.train.data import stream_batches
+from mmjax.train.setup import setup
 
 
 def assembled(experiment, devices=None):
-    source = assemble.open_source(experiment.data, "train")
-    tokens = assemble.open_tokenizer(experiment, source, workdir="nowhere")
-    experiment = assemble.with_data(experiment, source, tokens)
-    return Program(experiment, devices=devices), assemble.batches(experiment, source, tokens)
+    resolved = setup(experiment, devices=devices)
+    return resolved.program, stream_batches(experiment.data, resolved.make_batches())
 
 
 def trained(experiment, *, steps, devices=1, optimised=False):
     """The state and metrics after each step, on the host; ``optimised`` compiles as training does, tests do not."""
     program, batches = assembled(experiment, jax.devices()[:devices])
-    state, compiled, history = program.initialise(), None, []
+    state, compiled, history = program.initialize(), None, []
     for _ in range(steps):
         arrays = next(batches)
         if compiled is None:

@@ -143,7 +143,7 @@ def test_what_is_learned_is_saved_apart_and_training_goes_on_from_it(tmp_path):
     arrays = [next(batches) for _ in range(3)]
     batches.close()
     step = program.compile(program.batch_shape(arrays[0]))  # donates its state
-    first = program.initialise()
+    first = program.initialize()
     state, _ = step(first, program.place(arrays[0]))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first)), "a state lives on beside its successor"
     state, _ = step(state, program.place(arrays[1]))
@@ -187,7 +187,7 @@ def test_augmentations_are_switched_between_checkpoints(tmp_path):
     }.items():
         program, batches = assembled(tiny.experiment(augment=augment), jax.devices()[:1])
         batches.close()
-        programs[name], states[name] = program, program.initialise()
+        programs[name], states[name] = program, program.initialize()
     for before, after, kept in (
         ("both", "none", []), ("none", "both", []), ("both", "one", ["xmda"]), ("both", "other", ["xmda"]),
     ):  # fmt: skip

@@ -59,7 +59,7 @@ def test_a_run_skips_counts_and_lists_what_is_damaged(folder, tmp_path, capsys):
     count = max(row.get("train/unreadable_examples", 0) for row in rows)
     assert 4 <= count <= 6  # two epochs of 64 in 8 steps of 16, and now and then a damaged one in a damaged one's place
     printed = capsys.readouterr().out
-    assert f"skipped {count:.0f} truncated image" in printed and unreadable_examples.FILE in printed
+    assert f"unreadable: {count:.0f} truncated image" in printed and unreadable_examples.FILE in printed
     # With other numbers of threads and another limit it is the same experiment, which is finished.
     again = loop.train(experiment(folder, data__threads=3, data__max_unreadable=0.5), workdir=tmp_path)
     assert again.finished and "already finished" in capsys.readouterr().out

@@ -27,7 +27,7 @@ def ready():
     program, batches = assembled(tiny.experiment(**layers, **pool), jax.devices()[:1])
     batch = program.place(next(batches))
     batches.close()
-    return program, program.initialise().params, batch
+    return program, program.initialize().params, batch
 
 
 def embedded_clean(ready, place):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.train.guard import Diverged, Guard, Spike, all_finite
+from mmjax.experiment import GuardConfig, OptimizerConfig
+from mmjax.train.guard import Diverged, Guard, Spike, advise, all_finite
 from support import tiny
 
 
@@ -21,9 +22,9 @@ class Watched:
     """A guard, and the step it is at."""
 
     def __init__(self, *, losses=(), rewinds_left=0, augment=(), precision="float32", **options):
-        settings = tiny.experiment(guard=options, augment=augment, precision=precision)
+        advice = advise(OptimizerConfig(), precision=precision, augmented=bool(augment))
         self.step, self.total = 0, 0
-        self.guard = Guard(settings, losses=losses, rewinds_left=rewinds_left)
+        self.guard = Guard(GuardConfig(**options), advice=advice, losses=losses, rewinds_left=rewinds_left)
 
     def good(self, loss=2.0, times=1):
         for _ in range(times):

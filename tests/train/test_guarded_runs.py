@@ -13,7 +13,7 @@ import pytest
 
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.runs import rewinds
-from mmjax.train import guard, loop
+from mmjax.train import guard, loop, setup
 from mmjax.train.program import Program
 from support import poison, processes, tiny
 
@@ -38,7 +38,7 @@ class CompiledOnce:
 def shared():
     """One device and one compilation for all runs here; the calls for one are counted."""
     made, calls = {}, []
-    trace, initialise = Program.trace, Program.initialise
+    trace, initialise = Program.trace, Program.initialize
 
     def traced(self, batch):
         calls.append(batch)
@@ -54,8 +54,8 @@ def shared():
     with pytest.MonkeyPatch.context() as patch:
         poison.prepare(patch.setattr)
         patch.setattr(Program, "trace", traced)
-        patch.setattr(Program, "initialise", initial)
-        patch.setattr(loop, "Program", functools.partial(Program, devices=jax.devices()[:1]))
+        patch.setattr(Program, "initialize", initial)
+        patch.setattr(setup, "Program", functools.partial(Program, devices=jax.devices()[:1]))
         yield calls
 
 

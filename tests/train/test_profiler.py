@@ -197,12 +197,14 @@ def test_a_compiled_programs_instructions_have_kinds(compiled):
 def profiled(workdir, compiled, steps, *, begin=0, until=9):
     """A run of the small program that ends after ``until`` steps."""
     program, x, w = compiled
-    profiler = Profiler(steps, workdir, begin=begin, program=program, clock=ActivityTimer())
+    profiler = Profiler(steps, workdir, begin=begin, program=program, timer=ActivityTimer())
     ended = []
     for step in range(begin + 1, until + 1):
-        with profiler.step(step, after=x):
-            x, total = program(x, w)
-        ended.append(profiler.done(step, total))
+        profiler.before_step(step, x)
+        before = profiler._tracing
+        x, total = program(x, w)
+        profiler.after_step(step, x, total)
+        ended.append(before and not profiler._tracing)
     profiler.close()
     profiler.close()
     return ended

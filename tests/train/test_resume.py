@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mmjax.train.rates import measured
+from mmjax.train.metrics import is_speed_metric
 from support import command
 
 STEPS = 24
@@ -70,7 +70,7 @@ def test_killed_three_times_it_ends_with_the_same_bits(config, environment, undi
     want, got = fingerprint(undisturbed, environment), fingerprint(workdir, environment)
     assert (got["step"], got["sha256"]) == (STEPS, want["sha256"])
     untimed = lambda lines: [  # noqa: E731
-        {k: v for k, v in line.items() if not measured(k)} for line in lines
+        {k: v for k, v in line.items() if not is_speed_metric(k)} for line in lines
     ]
     assert untimed(metrics(workdir)) == untimed(metrics(undisturbed))
 
@@ -110,7 +110,7 @@ def test_a_run_says_where_its_time_went(undisturbed):
     assert "train/mfu" not in trained  # a CPU has no published peak
     assert any("train/checkpoint_seconds" in line for line in lines)
     assert any("train/checkpoint_disk_seconds" in line for line in lines)
-    times = {key.removeprefix("goodput/"): value for key, value in lines[-1].items() if measured(key)}
+    times = {key.removeprefix("goodput/"): value for key, value in lines[-1].items() if is_speed_metric(key)}
     parts = ("steps", "data", "compiling", "evaluation", "checkpoint", "restoring", "lost", "other")
     assert sum(times[f"{part}_seconds"] for part in parts) == pytest.approx(times["total_seconds"], abs=1e-6)
     assert 0 < times["goodput"] < 1 and times["lost_seconds"] == 0 and times["starts"] == 1

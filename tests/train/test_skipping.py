@@ -20,7 +20,7 @@ class Stepper:
         self.batches = [next(batches) for _ in range(4)]
         batches.close()
         self.compiled = self.program.compile(self.program.batch_shape(self.batches[0]))
-        self.start = jax.device_get(self.program.initialise())
+        self.start = jax.device_get(self.program.initialize())
 
     def __call__(self, state, batch, *, weight=1.0):
         arrays = self.batches[batch]

@@ -14,7 +14,7 @@ from support.training import assembled
 
 def curve(experiment, *, devices, steps):
     program, batches = assembled(experiment, devices)
-    state = program.initialise()
+    state = program.initialize()
     compiled, losses = None, []
     for _ in range(steps):
         arrays = next(batches)
@@ -55,7 +55,7 @@ def test_fsdp_really_splits_parameters_moments_and_averages():
     experiment = tiny.experiment(mesh__data=1, mesh__fsdp=8, optimizer__ema_decay=0.9, model="scenes-tiny")
     program, batches = assembled(experiment)
     batches.close()
-    state = program.initialise()
+    state = program.initialize()
     kernel = lambda tree: tree["visual"]["blocks"]["mlp"]["fc1"]["kernel"]  # noqa: E731
     trees = [state.params, state.ema_params]
     trees += [s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")]
@@ -72,7 +72,7 @@ def test_update_equals_adamw_by_hand():
     program, batches = assembled(experiment, jax.devices()[:1])
     batch = program.place(next(batches))
     batches.close()
-    settings, state = program.experiment.optimizer, program.initialise()
+    settings, state = program.experiment.optimizer, program.initialize()
     before = jax.device_get(state.params)
 
     def loss(params):
@@ -116,7 +116,7 @@ def test_update_equals_adamw_by_hand():
 def test_the_logit_scale_is_clipped_to_its_maximum():
     experiment = tiny.experiment(model__init_logit_scale=8.0, mesh__data=1)
     program, batches = assembled(experiment, jax.devices()[:1])
-    state, _ = jax.jit(program.step)(program.initialise(), program.place(next(batches)))
+    state, _ = jax.jit(program.step)(program.initialize(), program.place(next(batches)))
     batches.close()
     np.testing.assert_allclose(np.exp(state.params["logit_scale"]), 100.0, rtol=1e-5)
 
@@ -128,7 +128,7 @@ def test_another_batch_shape_is_an_error_and_not_a_second_compilation():
     compiled = program.compile(program.batch_shape(arrays))
     half = jax.tree.map(lambda x: x[: len(x) // 2], arrays)
     with pytest.raises((TypeError, ValueError)):
-        compiled(program.initialise(), program.place(half))
+        compiled(program.initialize(), program.place(half))
 
 
 def test_views_of_further_modalities_are_rows_of_the_same_caption():
@@ -138,7 +138,7 @@ def test_views_of_further_modalities_are_rows_of_the_same_caption():
     program, batches = assembled(experiment, jax.devices()[:1])
     arrays = next(batches)
     batches.close()
-    _, metrics = jax.jit(program.step)(program.initialise(), program.place(arrays))
+    _, metrics = jax.jit(program.step)(program.initialize(), program.place(arrays))
     # Three views of each caption are three positives of its column: chance is still ln(columns) by rows, and
     # ln(rows) by columns.
     n = len(arrays["image_ids"])
@@ -151,7 +151,7 @@ def test_frozen_parameters_keep_their_bits_and_have_no_moments():
         optimizer__learning_rate_multipliers=(("visual/", 0.0), ("text/blocks", 0.1)), mesh__data=1
     )
     program, batches = assembled(experiment, jax.devices()[:1])
-    state = program.initialise()
+    state = program.initialize()
     before = jax.device_get(state.params)
     state, _ = jax.jit(program.step)(state, program.place(next(batches)))
     batches.close()
@@ -167,7 +167,7 @@ def test_frozen_parameters_keep_their_bits_and_have_no_moments():
 def test_moving_average_follows_its_recurrence():
     experiment = tiny.experiment(optimizer__ema_decay=0.5, mesh__data=1)
     program, batches = assembled(experiment, jax.devices()[:1])
-    state = program.initialise()
+    state = program.initialize()
     average = jax.device_get(state.params)
     step = jax.jit(program.step)
     for t in range(4):

@@ -30,9 +30,9 @@ def open_source(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The source that the flags name, and its section."""
     if args.config:
         data = load_experiment(args).data
-        from mmjax.train import assemble, data_view
+        from mmjax.train.data import open_split, split_section
 
-        return assemble.open_source(data, args.split), data_view.section(data, args.split)
+        return open_split(data, args.split), split_section(data, args.split)
     from mmjax.data import open_source
 
     section = source_section(args)

@@ -6,7 +6,6 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,9 +14,8 @@ from mmjax.core.state import TrainState
 from mmjax.core.types import Batch
 from mmjax.experiment import Experiment
 from mmjax.program.chips import peak_flops
-from mmjax.train import assemble
-from mmjax.train.flops import of_step
-from mmjax.train.program import Program
+from mmjax.train.data import stream_batches
+from mmjax.train.setup import setup
 
 
 def time_steps(experiment: Experiment, *, augmentations: Sequence[str], repeats: int) -> list[dict[str, Any]]:
@@ -44,15 +42,13 @@ class _Timer:
     """One compiled step with its own state, on one batch that stays on the device."""
 
     def __init__(self, name: str, experiment: Experiment):
-        source = assemble.open_source(experiment.data, "train")
-        tokenizer = assemble.open_tokenizer(experiment, source, workdir=Path("/nonexistent"))
-        experiment = assemble.with_data(experiment, source, tokenizer)
+        resolved = setup(experiment)
+        program = resolved.program
         self.name = name
         self.batch_size = experiment.batch_size
         self.devices = jax.device_count()
         self.half = experiment.precision == "bfloat16"
-        program = Program(experiment)
-        batches = assemble.batches(experiment, source, tokenizer, share=program.share)
+        batches = stream_batches(experiment.data, resolved.make_batches())
         arrays = next(iter(batches))
         batches.close()
         self.batch: Batch = program.place(arrays)
@@ -60,8 +56,8 @@ class _Timer:
         self.compiled = program.compile(program.batch_shape(arrays))
         self.compile_seconds = time.perf_counter() - before
         # The compiler's own count takes the body of a loop, such as that over layers, once.
-        self.flops = of_step(experiment, program.batch_shape(arrays)) / self.devices
-        self.state: TrainState = program.initialise()
+        self.flops = program.count_flops(program.batch_shape(arrays)) / self.devices
+        self.state: TrainState = program.initialize()
         self.seconds: list[float] = []
         for _ in range(2):  # the first runs allocate and fill caches
             self.time()

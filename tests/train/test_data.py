@@ -7,16 +7,14 @@ import pytest
 from mmjax import experiment as experiments
 from mmjax.core.config import ConfigError
 from mmjax.data.transforms import rewrites
-from mmjax.train import assemble
+from mmjax.train import data as train_data
+from mmjax.train.setup import setup
 from support import archives, tiny
 from support.pictures import encoded, photograph
 
 
-def chained(experiment):
-    source = assemble.open_source(experiment.data, "train")
-    tokens = assemble.open_tokenizer(experiment, source, workdir="nowhere")
-    experiment = assemble.with_data(experiment, source, tokens)
-    return experiment, source, tokens
+def open_view(experiment, split):
+    return train_data.open_eval_split(experiment.data, experiment.model.vision_cfg, split)
 
 
 def test_pixels_of_another_size_are_brought_to_the_models_in_evaluation_too():
@@ -24,13 +22,13 @@ def test_pixels_of_another_size_are_brought_to_the_models_in_evaluation_too():
         data__source={"name": "scenes", "world": "easy", "image_size": 48},
         data__transforms=(("random_resized_crop", {}),),
     )
-    experiment, source, tokens = chained(experiment)
-    assert source[0]["image"].shape == (48, 48, 3)
-    assert assemble.rows(experiment, source, tokens).shapes == {"image": (32, 32, 3)}
-    view = assemble.open_view(experiment, "val")
+    resolved = setup(experiment)
+    assert resolved.source[0]["image"].shape == (48, 48, 3)
+    assert resolved.make_batches().shapes == {"image": (32, 32, 3)}
+    view = open_view(experiment, "val")
     assert view[0]["image"].shape == (32, 32, 3) and len(view) == 1000 and view[0]["captions"]
     plain = tiny.experiment()
-    assert assemble.open_view(plain, "val")[0]["image"].shape == (32, 32, 3)
+    assert open_view(plain, "val")[0]["image"].shape == (32, 32, 3)
 
 
 @pytest.fixture
@@ -51,18 +49,19 @@ def test_encoded_pictures_are_cropped_after_their_captions_are_chosen_and_tables
         "transforms": (("rewrites", {"paths": (str(folder / "rewrites.jsonl"),)}), ("flip", {})),
         "tokenizer": {"name": "word"},
     }
-    experiment, source, tokens = chained(tiny.experiment(data=data))
-    rows = assemble.rows(experiment, source, tokens)
+    resolved = setup(tiny.experiment(data=data))
+    batches = resolved.make_batches()
     assert len(opened) == 1
-    assert rows[0]["images"]["image"].shape == (16, 32, 32, 3)
-    assert assemble.training_chain(experiment, source, tokens).names == ["rewrites", "random_resized_crop", "flip"]
+    assert batches[0]["images"]["image"].shape == (16, 32, 32, 3)
+    inspector = train_data.SplitInspector(resolved.experiment, "train")
+    assert inspector.train_transforms.names == ["rewrites", "random_resized_crop", "flip"]
 
 
 def test_how_evaluation_brings_pictures_to_size_is_the_models_way_or_the_named_one(folder):
     """A wide picture: its centre, all of it squashed, or all of it with bars."""
     data = {"source": {"name": "webdataset", "path": str(folder / "tars" / "*.tar")}, "tokenizer": {"name": "word"}}
     views = {
-        mode: assemble.open_view(tiny.experiment(data=data | {"preprocess": section}), "val")[0]["image"]
+        mode: open_view(tiny.experiment(data=data | {"preprocess": section}), "val")[0]["image"]
         for mode, section in (
             ("own", None), ("shortest", {"mode": "shortest"}), ("squash", {"name": "resize_crop", "mode": "squash"}),
             ("longest", {"mode": "longest"}),
@@ -74,7 +73,7 @@ def test_how_evaluation_brings_pictures_to_size_is_the_models_way_or_the_named_o
     assert not views["longest"][:2].any() and views["squash"][:2].any()  # bars above and below
     wrong = tiny.experiment(data=data | {"preprocess": {"name": "flip"}})
     with pytest.raises(ConfigError, match=r"data\.preprocess\.name='flip'.*resize_crop"):
-        assemble.open_view(wrong, "val")
+        open_view(wrong, "val")
 
 
 @pytest.mark.parametrize(
@@ -95,9 +94,9 @@ def test_the_stream_is_read_as_the_configuration_says(monkeypatch, options, expe
         def stream(self, **how):
             asked.update(how)
 
-    monkeypatch.setattr(assemble.autotune, "tune", lambda made, *, cores: (7, 9))
+    monkeypatch.setattr(train_data.autotune, "tune", lambda batches, *, cores: (7, 9))
     experiment = tiny.experiment(**{f"data__{name}": value for name, value in options.items()})
-    assemble.stream(experiment, Made(), start_step=4)
+    train_data.stream_batches(experiment.data, Made(), start_step=4)
     assert asked["start_step"] == 4 and expected.items() <= asked.items()
 
 

@@ -1,0 +1,287 @@
+"""From the data section of an experiment to sources, tokenizers, transforms and the batches of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmjax.core.config import ConfigError, build
+from mmjax.data import autotune, pipeline, tokenizer
+from mmjax.data.eval_view import EvalView, is_encoded
+from mmjax.data.open_source import open_source
+from mmjax.data.sample import Unreadable
+from mmjax.data.source import Source
+from mmjax.data.tokenizer import Tokenizer
+from mmjax.data.transform_chain import TransformChain
+from mmjax.experiment import DataConfig, Experiment
+from mmjax.models.config import VisionConfig
+from mmjax.runs.folder import TOKENIZER_FOLDER
+from mmjax.runs.rewinds import Rewinds
+from mmjax.runs.timing import ActivityTimer
+from mmjax.runs.unreadable_examples import UnreadableExamples
+
+logger = logging.getLogger(__name__)
+
+VOCABULARY_EXAMPLES = 4096  # enough for the small vocabularies that are trained at start, and read in a second
+_STAGES_TO_CROP = ("captions", "geometry")
+
+
+def open_split(data: DataConfig, split: str) -> Source:
+    """The source of one split, with the options of ``data.train`` or ``data.evaluation``."""
+    overrides = "train" if split == "train" else "evaluation"
+    return open_source(
+        data.source,
+        split=split,
+        modalities=data.modalities,
+        path="data.source",
+        further=getattr(data, overrides),
+        further_path=f"data.{overrides}",
+    )
+
+
+def split_section(data: DataConfig, split: str) -> dict[str, Any]:
+    """The section that the source of one split is made from."""
+    overrides = dict(data.train if split == "train" else data.evaluation)
+    return overrides if "name" in overrides else {**data.source, **overrides}
+
+
+def open_eval_split(data: DataConfig, vision: VisionConfig, split: str) -> Source:
+    """The source of one split with its pictures as evaluation sees them."""
+    source = open_split(data, split)
+    if data.preprocess is None and not is_encoded(source):
+        size = (vision.image_size, vision.image_size)
+        if all(source[0][name].shape[:2] == size for name in data.modalities):
+            return source
+    return EvalView(source, make_eval_transforms(data, vision))
+
+
+def make_eval_transforms(data: DataConfig, vision: VisionConfig) -> TransformChain:
+    """What evaluation does to a picture: the section ``data.preprocess``, or the model's own convention."""
+    options = dict(data.preprocess or {"name": "resize_crop", "mode": vision.image_resize})
+    name = options.pop("name", "resize_crop")
+    path = "data.preprocess"
+    chain = TransformChain(((name, options),), image_size=vision.image_size, modalities=data.modalities, path=path)
+    if chain.geometry is None:
+        raise ConfigError(f"{path}.name={name!r}: is no geometry; use 'resize_crop'")
+    return chain
+
+
+def make_train_transforms(
+    data: DataConfig, source: Source, tokens: Tokenizer, *, image_size: int, seed: int
+) -> TransformChain:
+    """What training does to examples and batches; pictures get a random crop unless another transform crops them."""
+    return TransformChain(
+        list_train_transforms(data, source),
+        image_size=image_size,
+        modalities=data.modalities,
+        token_format=tokens.format,
+        seed=seed,
+    )
+
+
+def list_train_transforms(data: DataConfig, source: Source) -> list[tuple[str, Any]]:
+    """Names and options of the training transforms, with the crop that encoded pictures cannot do without."""
+    entries = list(data.transforms)
+    if has_crop(entries) or not is_encoded(source):
+        return entries
+    stages = [TransformChain.stage_of(name) for name, _ in entries]
+    place = next((i for i, stage in enumerate(stages) if stage != "captions"), len(entries))
+    return [*entries[:place], ("random_resized_crop", {}), *entries[place:]]
+
+
+def has_crop(entries: Sequence[tuple[str, Any]]) -> bool:
+    """Whether one of the transforms crops; none is opened, because that may read large tables."""
+    return any(TransformChain.stage_of(name) == "geometry" for name, _ in entries)
+
+
+def open_tokenizer(data: DataConfig, source: Source, *, context_length: int, workdir: Path | None = None) -> Tokenizer:
+    """The tokenizer of the run in ``workdir`` if there is one, else the one that ``data.tokenizer`` names or trains."""
+    if workdir is not None and (workdir / TOKENIZER_FOLDER).is_dir():
+        return load_run_tokenizer(workdir, context_length=context_length)
+    injected = {"context_length": context_length, "captions": _first_captions(source)}
+    return build(tokenizer.load, data.tokenizer, path="data.tokenizer", injected=injected)
+
+
+def load_run_tokenizer(workdir: str | Path, *, context_length: int) -> Tokenizer:
+    """The tokenizer that a run was started with."""
+    return tokenizer.load(str(Path(workdir) / TOKENIZER_FOLDER), context_length=context_length)
+
+
+def _first_captions(source: Source) -> Iterator[str]:
+    """The captions of the first examples, from which a vocabulary is trained."""
+    for index in range(min(len(source), VOCABULARY_EXAMPLES)):
+        with contextlib.suppress(Unreadable):
+            yield from source[index]["captions"]
+
+
+def make_batches(
+    data: DataConfig,
+    source: Source,
+    tokens: Tokenizer,
+    *,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    host_rows: tuple[int, int] = (0, 1),
+) -> pipeline.Batches:
+    """The training batches by step.
+
+    Args:
+      data: the data section.
+      source: the training split.
+      tokens: the tokenizer.
+      image_size: of the model.
+      batch_size: images in the global batch.
+      seed: of the experiment.
+      host_rows: which of how many equal parts of each batch this process makes (``Program.host_rows``).
+
+    Raises:
+      ConfigError: if the data cannot make such batches.
+    """
+    index, count = host_rows
+    return pipeline.Batches(
+        source,
+        tokens,
+        batch_size=batch_size,
+        seed=seed,
+        chain=make_train_transforms(data, source, tokens, image_size=image_size, seed=seed),
+        captions=data.captions,
+        captions_per_image=data.captions_per_image,
+        negatives_per_image=data.negatives_per_image,
+        distinct=data.distinct,
+        process_index=index,
+        process_count=count,
+    )
+
+
+def count_threads(data: DataConfig) -> int:
+    """How many threads read examples: as configured, or one for each core."""
+    return data.threads if data.threads is not None else len(os.sched_getaffinity(0))
+
+
+def stream_batches(data: DataConfig, batches: pipeline.Batches, *, start_step: int = 0) -> pipeline.Stream:
+    """The batches from ``start_step`` on, read ahead as ``data`` says."""
+    workers, threads = data.workers, count_threads(data) if data.threads is not None or batches.decodes else 1
+    if data.autotune:
+        workers, threads = autotune.tune(batches, cores=len(os.sched_getaffinity(0)))
+    return batches.stream(start_step=start_step, workers=workers, threads=threads, prefetch=data.prefetch)
+
+
+class BatchFeed:
+    """The batches of a run from any step on: rewinds leave some out, waits are timed, unreadable examples counted."""
+
+    def __init__(
+        self,
+        open_stream: Callable[[int], pipeline.Stream],
+        *,
+        rewinds: Rewinds,
+        timer: ActivityTimer,
+        unreadable: UnreadableExamples,
+    ):
+        """``open_stream`` gives the batches from a number on."""
+        self._open_stream = open_stream
+        self._rewinds = rewinds
+        self._timer = timer
+        self._unreadable = unreadable
+
+    def open(self, step: int) -> contextlib.closing[OpenFeed]:
+        """The batches of the steps after ``step``; a context manager that ends the threads which read ahead."""
+        return contextlib.closing(OpenFeed(self._numbered(step), step, self._timer, self._unreadable))
+
+    def _numbered(self, step: int) -> Iterator[dict[str, Any]]:
+        while True:
+            end = self._rewinds.next_rewind(step)
+            with contextlib.closing(self._open_stream(self._rewinds.next_batch(step))) as stream:
+                while step < end:
+                    yield next(stream)
+                    step += 1
+
+
+class OpenFeed:
+    """Batches that are being read, in the order of the steps."""
+
+    def __init__(
+        self, batches: Iterator[dict[str, Any]], step: int, timer: ActivityTimer, unreadable: UnreadableExamples
+    ):
+        self._batches = batches
+        self._step = step
+        self._timer = timer
+        self._unreadable = unreadable
+
+    def next(self, *, running: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """This process's rows of the next batch; to wait costs nothing while the step of ``running`` metrics runs."""
+        running = running or {}
+        with self._timer.measure("data", hidden=lambda: not all(value.is_ready() for value in running.values())):
+            arrays = next(self._batches)
+        self._step += 1
+        self._unreadable.add_batch(self._step, arrays.pop("unreadable"), rows=len(arrays["image_ids"]))
+        return arrays
+
+    def close(self) -> None:
+        """Ends the threads and processes that read ahead."""
+        self._batches.close()  # type: ignore[attr-defined]  # of a generator
+
+
+class SplitInspector:
+    """One split as training would read it, for looking at it and timing it; needs no accelerator.
+
+    Attributes:
+      source: the examples.
+      tokenizer: as training would make it.
+      batch_size: a whole number of the source's groups.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        split: str,
+        *,
+        batch_size: int | None = None,
+        max_batch_size: int | None = None,
+    ):
+        """Batches are of ``batch_size``, or of the experiment's size but no larger than ``max_batch_size``."""
+        data, model = experiment.data, experiment.model
+        self.source = open_split(data, split)
+        size = batch_size or min(experiment.batch_size, max_batch_size or experiment.batch_size)
+        self.batch_size = -(-size // self.source.group) * self.source.group
+        self.tokenizer = open_tokenizer(data, self.source, context_length=model.text_cfg.context_length)
+        self.workers, self.threads = data.workers, count_threads(data)
+        self._data, self._vision, self._seed = data, model.vision_cfg, experiment.seed
+
+    @functools.cached_property
+    def batches(self) -> pipeline.Batches:
+        """Training batches with all transforms."""
+        return make_batches(
+            self._data,
+            self.source,
+            self.tokenizer,
+            image_size=self._vision.image_size,
+            batch_size=self.batch_size,
+            seed=self._seed,
+        )
+
+    @functools.cached_property
+    def train_transforms(self) -> TransformChain:
+        """All transforms of training."""
+        return self._transforms(self._data)
+
+    @functools.cached_property
+    def crop_transforms(self) -> TransformChain:
+        """Those up to the crop."""
+        entries = [e for e in self._data.transforms if TransformChain.stage_of(e[0]) in _STAGES_TO_CROP]
+        return self._transforms(dataclasses.replace(self._data, transforms=tuple(entries)))
+
+    @functools.cached_property
+    def eval_transforms(self) -> TransformChain:
+        """What evaluation does instead."""
+        return make_eval_transforms(self._data, self._vision)
+
+    def _transforms(self, data: DataConfig) -> TransformChain:
+        size = self._vision.image_size
+        return make_train_transforms(data, self.source, self.tokenizer, image_size=size, seed=self._seed)

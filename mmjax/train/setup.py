@@ -1,0 +1,98 @@
+"""What an experiment comes down to: its source, tokenizer, compiled program and batches, before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from mmjax.core.config import ConfigError
+from mmjax.data.pipeline import Batches
+from mmjax.data.source import Source
+from mmjax.data.tokenizer import Tokenizer
+from mmjax.experiment import DataConfig, Experiment
+from mmjax.models.config import ClipConfig, with_tokenizer
+from mmjax.train import data as train_data
+from mmjax.train.program import Program
+
+DECODED_CHANNELS = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A resolved experiment: nothing after it needs to look anything up in configuration and data again.
+
+    Attributes:
+      experiment: with what its model section leaves open taken from the data.
+      source: the training split.
+      tokenizer: the run's own, or the one that ``data.tokenizer`` names or trains.
+      program: the training step, the initial state and the encoders on a mesh.
+    """
+
+    experiment: Experiment
+    source: Source
+    tokenizer: Tokenizer
+    program: Program
+
+    def make_batches(self) -> Batches:
+        """This process's rows of the training batches by step."""
+        experiment = self.experiment
+        return train_data.make_batches(
+            experiment.data,
+            self.source,
+            self.tokenizer,
+            image_size=experiment.model.vision_cfg.image_size,
+            batch_size=experiment.batch_size,
+            seed=experiment.seed,
+            host_rows=self.program.host_rows,
+        )
+
+
+def setup(
+    experiment: Experiment, *, workdir: str | Path | None = None, devices: Sequence[jax.Device] | None = None
+) -> Setup:
+    """Opens source and tokenizer, fits the model to them, and makes the program; writes and compiles nothing.
+
+    Args:
+      experiment: as configured.
+      workdir: a run folder, whose tokenizer is used if it has one.
+      devices: all that there are, if left out.
+
+    Raises:
+      ConfigError: if anything about the experiment cannot work, with the key and the way out.
+    """
+    data = experiment.data
+    source = train_data.open_split(data, "train")
+    tokenizer = train_data.open_tokenizer(
+        data,
+        source,
+        context_length=experiment.model.text_cfg.context_length,
+        workdir=None if workdir is None else Path(workdir),
+    )
+    experiment = dataclasses.replace(experiment, model=fit_model(experiment.model, data, source, tokenizer))
+    program = Program(experiment, devices=devices)
+    return Setup(experiment=experiment, source=source, tokenizer=tokenizer, program=program)
+
+
+def fit_model(model: ClipConfig, data: DataConfig, source: Source, tokenizer: Tokenizer) -> ClipConfig:
+    """The model with what its section leaves open taken from the data: token ids and modalities."""
+    model = with_tokenizer(model, tokenizer)
+    vision, modalities = model.vision_cfg, data.modalities
+    if vision.modalities not in (modalities, ("image",)):
+        raise ConfigError(
+            f"model.vision_cfg.modalities={vision.modalities}: data.modalities is {modalities}; make the two equal"
+        )
+    if train_data.has_crop(train_data.list_train_transforms(data, source)):
+        channels = (DECODED_CHANNELS,) * len(modalities)
+    else:
+        example = source[0]
+        channels = tuple(example[name].shape[-1] for name in modalities)
+        size = example[modalities[0]].shape[0]
+        if size != vision.image_size:
+            raise ConfigError(
+                f"model.vision_cfg.image_size={vision.image_size}: the images of data.source are {size} wide"
+            )
+    vision = dataclasses.replace(vision, modalities=modalities, modality_channels=channels)
+    return dataclasses.replace(model, vision_cfg=vision)

@@ -1,0 +1,264 @@
+"""The start of a run: its folder is claimed, its files are opened, its state is made or restored, its step compiled."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mmjax.checkpoints.manager import Checkpoints
+from mmjax.checkpoints.orbax_errors import CheckpointNotSaved
+from mmjax.core.config import ConfigError
+from mmjax.core.state import TrainState
+from mmjax.data.order import mixture_summary
+from mmjax.data.pipeline import Batches
+from mmjax.data.sample import DataError
+from mmjax.data.selection import FilteredSource
+from mmjax.data.source import UnreadableEntry
+from mmjax.parallel import collectives, distributed
+from mmjax.parallel.preemption import StopRequest, handle_stop_signals
+from mmjax.runs import folder as run_folder
+from mmjax.runs import goodput
+from mmjax.runs.console import Progress
+from mmjax.runs.metrics_file import MetricsWriter, NoMetrics
+from mmjax.runs.rewinds import Rewinds
+from mmjax.runs.timing import ActivityTimer
+from mmjax.runs.unreadable_examples import TooManyUnreadable, UnreadableExamples
+from mmjax.train import data as train_data
+from mmjax.train.data import BatchFeed
+from mmjax.train.evaluation import Evaluation
+from mmjax.train.guard import Diverged, Guard, Spike, advise
+from mmjax.train.metrics import Throughput, peak_of
+from mmjax.train.profiler import Profiler
+from mmjax.train.setup import Setup
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClaimedFolder:
+    """A run folder that this run alone may use, its checkpoints, and the request to stop."""
+
+    workdir: Path
+    checkpoints: Checkpoints
+    augmentation_changes: Sequence[str]  # since the run was last started
+    stop: StopRequest
+
+    def finished_at(self, steps: int) -> bool:
+        """Whether the run is finished; all processes agree."""
+        saved = self.checkpoints.steps
+        finished = bool(saved) and saved[-1] == steps and (self.workdir / "report.html").exists()
+        return bool(collectives.broadcast(finished))
+
+
+@contextlib.contextmanager
+def claim_folder(setup: Setup, workdir: Path, *, overrides: Sequence[str]) -> Iterator[ClaimedFolder]:
+    """Claims the run folder for an experiment; within the block an error of one process ends all."""
+    experiment, saving = setup.experiment, setup.experiment.checkpoint
+    with run_folder.claim(workdir, experiment, overrides=overrides) as changes:
+        if collectives.is_main_process() or saving.directory is not None:  # else the folder is the main process's
+            run_folder.save_tokenizer(setup.tokenizer, workdir)
+        checkpoints = Checkpoints(workdir, directory=saving.directory, keep=saving.keep, best=saving.best)
+        # To close the checkpoints is to wait for all processes, so a process that failed must not get there.
+        with (
+            contextlib.closing(checkpoints),
+            distributed.fail_fast(
+                shared_errors=(Diverged, TooManyUnreadable),
+                one_line_errors=(ConfigError, DataError, CheckpointNotSaved),
+            ),
+            handle_stop_signals() as stop,
+        ):
+            yield ClaimedFolder(workdir=workdir, checkpoints=checkpoints, augmentation_changes=changes, stop=stop)
+
+
+class Run:
+    """All that is open while a run trains; ``begin`` opens what starts again when the run goes back."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        evaluation: Evaluation,
+        folder: ClaimedFolder,
+        *,
+        batches: Batches,
+        progress: Progress,
+        timer: ActivityTimer,
+        time_log: goodput.TimeLog,
+        unreadable: UnreadableExamples,
+        profile: tuple[int, int] | None,
+    ):
+        experiment = setup.experiment
+        self.setup = setup
+        self.program = setup.program
+        self.steps = experiment.steps
+        self.evaluation = evaluation
+        self.workdir, self.checkpoints, self.stop = folder.workdir, folder.checkpoints, folder.stop
+        self.progress = progress
+        self.timer = timer
+        self.time_log = time_log
+        self.unreadable = unreadable
+        self.rewinds = Rewinds(self.workdir, directory=experiment.checkpoint.directory)
+        self.feed = BatchFeed(
+            lambda number: train_data.stream_batches(experiment.data, batches, start_step=number),
+            rewinds=self.rewinds,
+            timer=timer,
+            unreadable=unreadable,
+        )
+        self.tracker: MetricsWriter | NoMetrics = NoMetrics()
+        self.compiled: jax.stages.Compiled | None = None
+        self._profile = profile
+        self._profiler: Profiler | None = None
+
+    def begin(self, step: int) -> None:
+        """Opens what follows the steps, as it was after ``step``."""
+        experiment, guard = self.setup.experiment, self.setup.experiment.guard
+        self.tracker.close()
+        if collectives.is_main_process():
+            self.tracker = MetricsWriter(self.workdir, resume_step=step)
+        self.time_log.start_segment(step)
+        watched = guard.spike_factor is not None
+        self.guard = Guard(
+            guard,
+            advice=advise(experiment.optimizer, precision=experiment.precision, augmented=bool(experiment.augment)),
+            losses=self.checkpoints.read_losses(step) if watched else (),
+            rewinds_left=max(guard.max_rewinds - len(self.rewinds.all), 0) if watched else 0,
+        )
+
+    def first_state(self, changes: Sequence[str]) -> TrainState:
+        """The initial state, or that of the newest checkpoint; ``changes`` of augmentations are logged."""
+        if not self.checkpoints.steps:
+            with self.timer.measure("compiling", "making the initial state"):
+                state = self.program.initialize()
+            size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+            logger.info(f"{size:,} parameters on {self.program.mesh.size} x {jax.devices()[0].device_kind}")
+            return state
+        with self.timer.measure("restoring", f"reading the checkpoint of step {self.checkpoints.steps[-1]}"):
+            state = self.checkpoints.restore_newest(self.program.abstract_state)
+        step = int(jax.device_get(state.step))
+        logger.info(f"going on from the checkpoint of step {step}")
+        if changes:
+            logger.info(f"augmentation changes after step {step}: {'; '.join(changes)}")
+        return self._with_new_augmentations(state)
+
+    def rewind(self, spike: Spike) -> TrainState:
+        """The state before a spike; a start after a kill in here comes to the same one."""
+        self.checkpoints.wait()
+        step = collectives.broadcast(self.rewinds.choose_step(spike.step, saved=self.checkpoints.steps))
+        # First: once the batches are others, later checkpoints belong to no run.
+        self.checkpoints.delete_after(step)
+        rewind = self.rewinds.add(spike_step=spike.step, restored_step=step)
+        logger.info(
+            f"{spike}: going back to step {step} and leaving out {rewind.skipped_batches:,} batches "
+            f"({len(self.rewinds.all)} of guard.max_rewinds={self.setup.experiment.guard.max_rewinds})"
+        )
+        self.begin(step)
+        with self.timer.measure("restoring", f"going back to step {step}"):
+            if step == 0:
+                return self.program.initialize()
+            return self._with_new_augmentations(self.checkpoints.restore(self.program.abstract_state, step=step))
+
+    def compile(self, arrays: dict[str, Any]) -> jax.stages.Compiled:
+        """The training step for batches like ``arrays``; compiled once in a run."""
+        if self.compiled is not None:
+            return self.compiled
+        logger.info("compiling the training step …")
+        start = time.perf_counter()
+        experiment = self.setup.experiment
+        shape = self.program.batch_shape(arrays)
+        with self.timer.measure("compiling", "compiling the training step"):
+            traced = self.program.trace(shape)
+            lowered = traced.lower()
+            flops = self.program.count_flops_beside(shape, traced=traced)
+            self.compiled = lowered.compile()
+        seconds = time.perf_counter() - start
+        form = self.program.objective.choose_impl(len(shape.image_source.ids), len(shape.tokens))
+        logger.info(f"compiled in {seconds:.1f} s; the loss is {form}")
+        self.throughput = Throughput(
+            self.timer,
+            batch_size=experiment.batch_size,
+            devices=self.program.mesh.size,
+            flops=flops,
+            peak=peak_of(experiment.precision),
+        )
+        self.throughput.record("compile_seconds", seconds)
+        return self.compiled
+
+    def profiler(self, begin: int) -> Profiler:
+        """The profiler of the run, which traces its steps once even if the run goes back to before them."""
+        if self._profiler is None:
+            assert self.compiled is not None
+            self._profiler = Profiler(self._profile, self.workdir, begin=begin, program=self.compiled, timer=self.timer)
+        return self._profiler
+
+    def _with_new_augmentations(self, state: TrainState) -> TrainState:
+        new = [name for name in self.program.abstract_state.augment if name not in state.augment]
+        if new:
+            initial = self.program.initialize_augmentations()
+            augment = {name: state.augment.get(name, initial[name]) for name in initial}
+            state = dataclasses.replace(state, augment=augment)
+            logger.info(f"parameters of {', '.join(new)} start from scratch")
+        return state
+
+
+@contextlib.contextmanager
+def open_run(
+    setup: Setup,
+    evaluation: Evaluation,
+    folder: ClaimedFolder,
+    *,
+    batches: Batches,
+    timer: ActivityTimer,
+    left_out: Sequence[UnreadableEntry],
+    profile: tuple[int, int] | None,
+) -> Iterator[Run]:
+    """Opens the progress line, the logs and the batches of a run.
+
+    Args:
+      setup: the resolved experiment.
+      evaluation: its evaluators.
+      folder: the claimed run folder.
+      batches: its training batches.
+      timer: accounts the time of this process since it began.
+      left_out: examples that the source has left out, to be listed.
+      profile: the first and the last step to trace.
+    """
+    experiment, main = setup.experiment, collectives.is_main_process()
+    with (
+        Progress(experiment.steps, primary=main) as progress,
+        contextlib.closing(goodput.TimeLog(folder.workdir, timer, writes=main)) as time_log,
+        timer.watchdog(tick=time_log.write),
+    ):
+        if isinstance(setup.source, FilteredSource):
+            logger.info(setup.source.describe())
+        for line in mixture_summary(setup.source, rows=experiment.steps * experiment.batch_size):
+            logger.info(line)
+        unreadable = UnreadableExamples(
+            folder.workdir,
+            limit=experiment.data.max_unreadable,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+            row_blocks=setup.program.host_rows[1],
+        )
+        if main:
+            unreadable.list(0, left_out)
+        run = Run(
+            setup,
+            evaluation,
+            folder,
+            batches=batches,
+            progress=progress,
+            timer=timer,
+            time_log=time_log,
+            unreadable=unreadable,
+            profile=profile,
+        )
+        try:
+            yield run
+        finally:
+            run.tracker.close()
