@@ -58,7 +58,7 @@ def test_a_new_folder_goes_on_from_them_and_says_which_augmentations_changed(sto
     assert json.loads((bucket / "config.json").read_text()) == run_folder.read_config(new)
     assert inspect.summarize(new)["steps"] == location.list_steps("", str(bucket)) == [3, 4]
     # Its test split was measured at the end; measured again it is the same.
-    assert evaluation.of_run(new)["test/rsum"] == pytest.approx(outcome.metrics["test/rsum"], abs=1e-3)
+    assert evaluation.evaluate_run(new)["test/rsum"] == pytest.approx(outcome.metrics["test/rsum"], abs=1e-3)
 
 
 def test_another_experiment_does_not_go_on_from_them(stopped, tmp_path):

@@ -70,7 +70,7 @@ def test_the_best_checkpoint_is_the_one_measured(tmp_path):
     scores = {line["step"]: line["val/rsum"] for line in lines(tmp_path) if "val/rsum" in line}
     chosen = int(outcome.metrics["final/weights_of_step"])
     assert scores[chosen] == max(scores.values())
-    again = evaluation.of_run(tmp_path, which="best", split="val")
+    again = evaluation.evaluate_run(tmp_path, checkpoint="best", split="val")
     assert again["val/rsum"] == pytest.approx(scores[chosen], abs=1e-6)
 
 
