@@ -19,7 +19,7 @@ Policy = Literal["raw", "synthetic", "mixed", "filtered"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What is kept. Scores are larger for better; thresholds are taken over the whole source, whatever else drops rows.
+    """Which examples and captions are kept. Larger scores are better; thresholds are those of the whole source.
 
     ``captions`` are the policies of "Improving Multimodal Datasets with Image Captioning" (arXiv:2307.10350):
 
@@ -121,7 +121,7 @@ class FilteredSource(SourceView):
         return out
 
     def describe(self) -> str:
-        """One line for people: how many are kept, with which captions."""
+        """One line: how many examples are kept, with which captions."""
         synthetic = int(self.synthetic.sum())
         return (
             f"{len(self):,} of {len(self._source):,} examples selected: {len(self) - synthetic:,} with the source's "
@@ -130,7 +130,7 @@ class FilteredSource(SourceView):
 
 
 def _select(source: Source, selection: Selection) -> tuple[np.ndarray, np.ndarray]:
-    """Places i64[n] of the kept examples in order, and bool[n]: with synthetic captions."""
+    """Indices i64[n] of the kept examples, and bool[n]: whether with synthetic captions."""
     size, policy = len(source), selection.captions
     raw, threshold = np.full(size, policy != "synthetic"), -math.inf
     if selection.score is not None:
@@ -210,7 +210,7 @@ def _scores(source: Source, name: str) -> np.ndarray:
 
 
 def _keys(source: Source) -> np.ndarray:
-    """What breaks ties: keys, or ids where a source has no keys."""
+    """What breaks ties: keys, or ids if the source has no keys."""
     try:
         return _column(source, "key")
     except ConfigError:
@@ -218,7 +218,7 @@ def _keys(source: Source) -> np.ndarray:
 
 
 def _texts(value: Any) -> list[str]:
-    """The texts of one example as a column has them: a text, several, or None or NaN for none."""
+    """The texts in a cell of a column: one, several, or None or NaN for none."""
     if isinstance(value, str):
         return [value]
     return [] if value is None or isinstance(value, float) else list(value)

@@ -22,7 +22,7 @@ _LITERAL_LIMIT = 1 << 16  # characters of a list of negatives
 
 
 class CaptionTable:
-    """Examples with all but their pictures, which the source reads.
+    """Examples without their images, which the source reads.
 
     ``unreadable`` lists the rows that were left out: those without a picture or text, and duplicates.
 
@@ -102,7 +102,7 @@ class CaptionTable:
         return self.keys[index].as_py()
 
     def example(self, index: int, *, key: str) -> Example:
-        """The example without its picture."""
+        """The example without its image."""
         begin, end = self.starts[index : index + 2].tolist()
         captions = captions_of(self.captions[begin:end].to_pylist(), key, norm=self._norm, most=self._most)
         example: Example = {"id": index if self.ids is None else int(self.ids[index]), "key": key, "captions": captions}
@@ -114,7 +114,7 @@ class CaptionTable:
         return example
 
     def column(self, name: str) -> np.ndarray:
-        """``captions`` (a list of texts each), ``key``, ``id``, or a further field, of all examples in order."""
+        """``captions`` (lists of texts), ``key``, ``id`` or a further field of all examples."""
         if name == "captions":
             lists = np.empty(len(self), object)
             for index in range(len(self)):

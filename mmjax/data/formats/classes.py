@@ -15,7 +15,7 @@ Names = str | tuple[str, ...] | None
 
 
 def names(value: Names | dict[str, str], *, key: str = "class_names") -> list[str] | dict[str, str] | None:
-    """Class names as they are given or as a file has them: ``.json`` a list or an object, else one a line.
+    """Class names from an option or a file: ``.json`` is a list or an object, other files have one a line.
 
     An object is a mapping from the names of folders; ``{"0": "tench", "1": …}`` with all numbers is a list.
     """
@@ -33,7 +33,7 @@ def names(value: Names | dict[str, str], *, key: str = "class_names") -> list[st
 
 
 def templates(value: Names, *, key: str = "templates") -> list[str] | None:
-    """Templates as they are given or as a file has them, with ``{}`` for the class, which files write ``{c}`` too."""
+    """Templates from an option or a file, with ``{}`` for the class; files may write ``{c}``."""
     if value is None:
         return None
     content = names(value, key=key)

@@ -1,4 +1,4 @@
-"""Rows of csv and tsv text, each with its line number; a bad row does not take its neighbours.
+"""Rows of csv and tsv text, each with its line number; a bad row does not take its neighbors.
 
 A quote that is never closed would turn all lines up to the next quote into one field. So a row of several lines must be
 well formed; otherwise only its first line is a bad row, and reading goes on at the next line.

@@ -81,7 +81,7 @@ def roles(
 def example(
     values: Mapping[str, Any], role: Roles, *, number: int, place: str, norm: Norm, most: int | None
 ) -> Example:
-    """The example of a record's ``values``; texts are bytes, a feature that is absent is None.
+    """The example of a record's ``values``; texts are bytes, absent features are None.
 
     Whatever is wrong with them is Unreadable, of the record's own key or the ``place`` where it is.
     """
@@ -175,7 +175,7 @@ def _scalar(value: Any) -> Any:
 
 
 def _flat(value: Any) -> list[Any]:
-    """The texts of a feature, however it is nested."""
+    """The texts of a nested feature in one list."""
     if value is None:
         return []
     if isinstance(value, np.ndarray):

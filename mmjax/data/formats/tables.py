@@ -1,4 +1,8 @@
-"""Tables of images and captions: which column is what, and rows of csv, JSON lines, parquet and Arrow."""
+"""Tables of images and captions: which column is what, and rows of csv, JSON lines, parquet and Arrow.
+
+The way of a row: a reader here yields a ``Row``, ``RowBuilder`` checks it and keeps its values in columns, and
+``CaptionTable`` makes examples of them, to which the source adds the image.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class ColumnMapping(NamedTuple):
-    """Names of columns; those that are None are mapping by ``among``."""
+    """Names of columns; ``among`` replaces those that are None by usual names."""
 
     image: str | None = None
     captions: tuple[str, ...] | None = None

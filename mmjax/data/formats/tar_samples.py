@@ -76,9 +76,11 @@ class ScanResult(NamedTuple):
 
 
 def scan_shards(paths: Sequence[str], members: Mapping[str, Sequence[str]]) -> Iterator[ScanResult]:
-    """Each shard's samples with the first present of each part's extensions, in order; unknown shards are read.
+    """Each shard's samples, in order; shards that the cache does not have are read, and progress is logged.
 
-    ``members``: name to extensions in order of preference. Progress goes to standard error where reading takes long.
+    Args:
+      paths: of the shards.
+      members: name -> extensions in order of preference; of each sample the first one that it has.
     """
     stamps = filesystem.stamps(paths)
 
@@ -129,11 +131,11 @@ class Samples:
         return f"{posixpath.basename(self._paths[shard])}/{key}"
 
     def has(self, name: str, place: int) -> bool:
-        """Whether a sample has that part."""
+        """Whether a sample has the member."""
         return name in self._members and bool(self._members[name][0][place])
 
     def read(self, place: int, names: Sequence[str]) -> dict[str, bytes]:
-        """The bytes of a sample's members of these names, of those it has."""
+        """The bytes of those of these members that a sample has."""
         path = self._paths[self._shard(place)]
         spans = []
         for name in names:

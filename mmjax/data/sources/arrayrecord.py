@@ -16,8 +16,8 @@ from mmjax.data.text import MaxCaptions, Norm
 
 Format = Literal["auto", "array_record", "tfrecord"]
 
-_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM")  # how they begin
-_TRIED = 8  # records that are looked at for the names of features
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM")  # first bytes of image files
+_TRIED = 8  # records that are tried for the names of features
 
 
 class Source(source.Source):

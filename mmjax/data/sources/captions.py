@@ -28,7 +28,7 @@ _TOKEN = re.compile(r"([^\t#]+)#\d+\t(.*)")
 
 
 class Source(source.Source):
-    """Images and their captions from one caption file (or several), told apart by content.
+    """Images and their captions from caption files, whose format is recognized by content.
 
     ``karpathy``  ``dataset_coco.json``, ``dataset_flickr30k.json``, ``dataset_flickr8k.json``: all splits in one file
     ``coco``      ``captions_val2017.json``: images and annotations

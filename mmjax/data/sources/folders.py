@@ -25,7 +25,7 @@ _DEEPEST = 32  # folders in folders
 
 
 class Source(source.Source):
-    """Pictures in ``path``, or in its folder of the split's name where there is one.
+    """Images in ``path``, or in its folder with the split's name if there is one.
 
     A folder in it is a class (all pictures below it, at any depth); classes are numbered in the sorted order of the
     folders' names, empty ones too. A picture's captions are those beside it: the lines of ``NAME.txt``, or ``caption``

@@ -18,7 +18,7 @@ from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.text import MaxCaptions, Norm
 
 _INFO = "dataset_info.json"
-_STORED = (np.int64, np.float32, np.object_, np.str_)  # types that are stored as they are given; texts are the latter
+_STORED = (np.int64, np.float32, np.object_, np.str_)  # types that TFDS stores unchanged; the last two are texts
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -59,7 +59,7 @@ class Source(source.Source):
         caption_norm: Norm = "none",
         max_captions: MaxCaptions = None,
     ):
-        import tensorflow_datasets as tfds  # takes a second or two, which other sources need not wait for
+        import tensorflow_datasets as tfds  # takes a second or two, only for this source
 
         self._norm, self._most = caption_norm, max_captions
         folder = _folder(filesystem.local_path(path), dataset)
@@ -120,7 +120,7 @@ class Source(source.Source):
                 values = dict(_values(self._features.deserialize_example_np(record, decoders=self._decoders)))
         except Unreadable as error:
             raise Unreadable(error.reason, error.detail, key=place) from None
-        except Exception as error:  # TFDS decodes what a damaged record holds, and fails as that happens to
+        except Exception as error:  # TFDS may fail in any way on a damaged record
             raise Unreadable("bad row", _line(error), key=place) from None
         return example_features.example(
             values, self._roles, number=index, place=place, norm=self._norm, most=self._most
@@ -163,7 +163,7 @@ class Source(source.Source):
                 )
             end = min(instruction.skip + instruction.take, there)
             spans.append((file, instruction.skip, max(end - instruction.skip, 0)))
-            first_gone = max(there + 1, instruction.skip)  # the one that is cut is listed already
+            first_gone = max(there + 1, instruction.skip)  # the truncated one is listed already
             for number in range(first_gone, instruction.skip + instruction.take):
                 key = f"{paths[file].rpartition('/')[2]}:{number}"
                 self.unreadable.append((key, "truncated archive", "comes after the damage"))
@@ -174,7 +174,7 @@ def _shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]] | No
     """The shapes of features that records hold as they are; None where some need TFDS to be decoded."""
     shapes = {}
     for name, feature in fields.items():
-        # The parts of the negatives are in a sequence.
+        # The columns of the negatives are in a sequence.
         shape = (None,) if name in example_features.NEGATIVES else feature.shape
         if (
             ("/" in name and name not in example_features.NEGATIVES)
@@ -246,7 +246,7 @@ def _values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _is_picture(feature: Any, tfds: Any) -> bool:
     if isinstance(feature, tfds.features.Image):
         return True
-    # Pixels as they are.
+    # Raw pixels.
     return type(feature) is tfds.features.Tensor and feature.np_dtype == np.uint8 and len(feature.shape) == 3
 
 
