@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from mmjax.data.scenes.edits import change, exchange, others
 from mmjax.data.scenes.language import describe, full_caption, name, short_caption
-from mmjax.data.scenes.world import Scene, World
+from mmjax.data.scenes.world import Scene, World, pick
 
 ATTRIBUTES = ("shape", "color", "size", "texture")
 KINDS = (
@@ -51,7 +51,7 @@ def _pair(world: World, scene: Scene, kind: str, u: Sequence[float]) -> tuple[st
     if action == "add":
         return short_caption(scene), _added(world, scene, attribute, index, u)
     if action == "replace" and attribute in ATTRIBUTES:
-        return true, full_caption(change(scene, index, attribute, _pick(others(world, scene, index, attribute), u[1])))
+        return true, full_caption(change(scene, index, attribute, pick(others(world, scene, index, attribute), u[1])))
     if scene.relation is None:
         return None
     if attribute == "relation":
@@ -69,13 +69,9 @@ def _added(world: World, scene: Scene, addition: str, index: int, u: Sequence[fl
     short = short_caption(scene)
     if addition == "attribute":
         attribute = "texture" if u[2] < 0.5 else "size"
-        wrong = change(scene, index, attribute, _pick(others(world, scene, index, attribute), u[1])).things[index]
+        wrong = change(scene, index, attribute, pick(others(world, scene, index, attribute), u[1])).things[index]
         return short.replace(f"a {name(wrong)}", f"a {describe(wrong, attribute)}")
     absent = set(range(world.shapes)) - {t.shape for t in scene.things}
-    color, shape = _pick([cs for cs in world.combinations("seen") if cs[1] in absent], u[1])
+    color, shape = pick([cs for cs in world.combinations("seen") if cs[1] in absent], u[1])
     absent_thing = dataclasses.replace(scene.things[0], color=color, shape=shape)
     return f"{short} and a {name(absent_thing)}"
-
-
-def _pick(options, u: float):
-    return options[int(u * len(options))]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class _Layer:
         self.coverage = _soft(distance * np.float32(radius))
         self.period = PERIOD * scale
 
-    def paint(self, canvas: Array, value) -> None:
+    def paint(self, canvas: Array, value: Any) -> None:
         patch = canvas[self.box]
         coverage = self.coverage if canvas.ndim == 2 else self.coverage[..., None]
         patch += coverage * (value - patch)
@@ -140,15 +141,15 @@ def _fold(x: Array, period: np.float32) -> Array:
 # Signed distances (exact, or a lower bound near corners) in units of the thing's radius, v down.
 
 
-def _circle(u, v):
+def _circle(u: Array, v: Array) -> Array:
     return np.hypot(u, v) - np.float32(0.95)
 
 
-def _square(u, v):
+def _square(u: Array, v: Array) -> Array:
     return np.maximum(np.abs(u), np.abs(v)) - np.float32(0.82)
 
 
-def _triangle(u, v):
+def _triangle(u: Array, v: Array) -> Array:
     # Apex (0, -0.95), base from (-1, 0.75) to (1, 0.75).
     norm = math.hypot(1.7, 1.0)
     return np.maximum(
@@ -156,13 +157,13 @@ def _triangle(u, v):
     )
 
 
-def _cross(u, v):
+def _cross(u: Array, v: Array) -> Array:
     a, b = np.abs(u), np.abs(v)
     arm, width = np.float32(0.95), np.float32(0.3)
     return np.minimum(np.maximum(a - arm, b - width), np.maximum(a - width, b - arm))
 
 
-def _star(u, v):
+def _star(u: Array, v: Array) -> Array:
     # Five points: fold the angle from the upper point into one half of a point, then one edge is left.
     inner = 0.42
     sector = np.float32(2 * math.pi / 5)
@@ -177,15 +178,15 @@ def _star(u, v):
     )
 
 
-def _ring(u, v):
+def _ring(u: Array, v: Array) -> Array:
     return np.abs(np.hypot(u, v) - np.float32(0.75)) - np.float32(0.22)
 
 
-def _diamond(u, v):
+def _diamond(u: Array, v: Array) -> Array:
     return (np.abs(u) + np.abs(v) - 1) * np.float32(math.sqrt(0.5))
 
 
-def _hexagon(u, v):
+def _hexagon(u: Array, v: Array) -> Array:
     a, b = np.abs(u), np.abs(v)
     return np.maximum(a * np.float32(math.sqrt(0.75)) + b * np.float32(0.5), b) - np.float32(0.86)
 

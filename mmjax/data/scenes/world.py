@@ -9,7 +9,9 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
 
 SHAPES = ("circle", "square", "triangle", "cross", "star", "ring", "diamond", "hexagon")
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink")
@@ -101,7 +103,7 @@ WORLDS = {
 
 def draw_pair(world: World, u: Sequence[float], combinations: Combinations) -> Scene:
     """A scene of two related things, from ``UNIFORMS`` numbers in [0, 1); nothing is rejected and drawn again."""
-    ca, sa, cb, sb = _pick(world.pairs(combinations), u[0])
+    ca, sa, cb, sb = pick(world.pairs(combinations), u[0])
     relation = int(u[1] * world.relations)
     sizes = int(u[2] * len(SIZES)), int(u[3] * len(SIZES))
     ra, rb = _radius(sizes[0], u[4]), _radius(sizes[1], u[5])
@@ -128,7 +130,7 @@ def draw_pair(world: World, u: Sequence[float], combinations: Combinations) -> S
 
 def draw_single(world: World, u: Sequence[float], combination: tuple[int, int] | None = None) -> Scene:
     """A scene of one thing: with the ``combination`` (color, shape), or else with any that is not held out."""
-    color, shape = _pick(world.combinations("seen"), u[0]) if combination is None else combination
+    color, shape = pick(world.combinations("seen"), u[0]) if combination is None else combination
     size = int(u[2] * len(SIZES))
     radius = _radius(size, u[4])
     low, room = MARGIN + radius, _room(radius)
@@ -150,7 +152,8 @@ def _displacement(relation: int, reach: float, room: float, u: float, v: float) 
     return ((along, across), (-along, across), (across, along), (across, -along))[relation]
 
 
-def _pick(options, u: float):
+def pick(options: Sequence[T], u: float) -> T:
+    """The option that a uniform number u in [0, 1) draws."""
     return options[int(u * len(options))]
 
 

@@ -91,12 +91,16 @@ def _blocks(z: np.ndarray, ids: np.ndarray, *, chunk: int, tile: int) -> tuple[n
     return padded.reshape(blocks, size, -1), padded_ids.reshape(blocks, size)
 
 
+Counts = tuple[jax.Array, jax.Array]
+"""Scores above the positive and scores equal to it, i32 each."""
+
+
 @functools.cache
 def _compiled(out_sharding: NamedSharding | None) -> Callable[..., Any]:
     return jax.jit(_count_blocks, out_shardings=out_sharding)
 
 
-def _count_blocks(zi: jax.Array, ii: jax.Array, zt: jax.Array, it: jax.Array):
+def _count_blocks(zi: jax.Array, ii: jax.Array, zt: jax.Array, it: jax.Array) -> tuple[Counts, Counts]:
     """From blocks f32[a, C, E], i32[a, C] and f32[b, D, E], i32[b, D] to counts i32[a, C] and i32[b, D]."""
 
     def scores(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -105,10 +109,10 @@ def _count_blocks(zi: jax.Array, ii: jax.Array, zt: jax.Array, it: jax.Array):
     def is_positive(xi: jax.Array, yi: jax.Array) -> jax.Array:
         return (xi[:, None] == yi[None, :]) & (xi[:, None] >= 0)
 
-    def best_positive(best_t, chunk):
+    def best_positive(best_t: jax.Array, chunk: Any) -> tuple[jax.Array, jax.Array]:
         x, xi = chunk
 
-        def compare(text_chunk):
+        def compare(text_chunk: Any) -> tuple[jax.Array, jax.Array]:
             y, yi = text_chunk
             s = jnp.where(is_positive(xi, yi), scores(x, y), -jnp.inf)
             return s.max(1), s.max(0)
@@ -118,16 +122,17 @@ def _count_blocks(zi: jax.Array, ii: jax.Array, zt: jax.Array, it: jax.Array):
 
     best_t, best_i = jax.lax.scan(best_positive, jnp.full(it.shape, -jnp.inf, jnp.float32), (zi, ii))
 
-    def count(s, positive, negative, axis):
+    def count(s: jax.Array, positive: jax.Array, negative: jax.Array, axis: int) -> Counts:
         above = s > positive
         # "Not below" instead of "equal": a NaN score must not count as beaten.
         equal = ~(s < positive) & ~above
-        return tuple(jnp.sum(negative & hit, axis=axis, dtype=jnp.int32) for hit in (above, equal))
+        above, equal = (jnp.sum(negative & hit, axis=axis, dtype=jnp.int32) for hit in (above, equal))
+        return above, equal
 
-    def step(counts_t, chunk):
+    def step(counts_t: Counts, chunk: Any) -> tuple[Counts, Counts]:
         x, xi, positive_i = chunk
 
-        def compare(text_chunk):
+        def compare(text_chunk: Any) -> tuple[Counts, Counts]:
             y, yi, positive_t = text_chunk
             s = scores(x, y)
             negative = ~is_positive(xi, yi) & (xi[:, None] >= 0) & (yi[None, :] >= 0)
