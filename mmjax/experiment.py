@@ -97,9 +97,13 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """How often the metrics of a step are written."""
+    """How often the metrics of a step are written, and where to besides ``metrics.jsonl``.
+
+    ``trackers`` name modules of ``mmjax.runs.trackers``.
+    """
 
     every_steps: PositiveInt = 50
+    trackers: tuple[str, ...] = ("tensorboard",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,6 +181,8 @@ class Experiment:
         for name, tasks in (("eval.tasks", self.eval.tasks), ("eval.final_tasks", self.eval.final_tasks)):
             for task in tasks:
                 plugins.check("mmjax.evals", task, path=name)
+        for tracker in self.log.trackers:
+            plugins.check("mmjax.runs.trackers", tracker, path="log.trackers")
         for name, _ in self.data.transforms:
             plugins.check("mmjax.data.transforms", name, path="data.transforms")
         for name, _ in self.augment:

@@ -237,9 +237,9 @@ def _short(value: Any) -> str:
 
 def literal(text: str) -> Any:
     """The value that a word on the command line stands for: a Python literal, true/false, or else the word."""
-    words = {"true": True, "false": False, "none": "none"}
-    if text.lower() in words and text not in ("True", "False", "None"):
-        return words[text.lower()]
+    constants = {"true": True, "false": False, "none": "none"}
+    if text.lower() in constants and text not in ("True", "False", "None"):
+        return constants[text.lower()]
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

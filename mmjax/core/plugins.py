@@ -56,11 +56,11 @@ def load(folder: str, name: str, *, path: str) -> Any:
         return importlib.import_module(f"{folder}.{name}")
     if _is_dotted(name):
         return _import(lambda: importlib.import_module(name), name, module=name, path=path)
-    found = _entry_points(_group(folder))[choose(name, names(folder), path=path)]
-    if len(found) > 1:
-        sources = ", ".join(sorted(entry.value for entry in found))
+    candidates = _entry_points(_group(folder))[choose(name, names(folder), path=path)]
+    if len(candidates) > 1:
+        sources = ", ".join(sorted(entry.value for entry in candidates))
         raise ConfigError(f"{path}={name!r}: several installed packages have it; write one of {sources}")
-    return _import(found[0].load, name, module=found[0].module, path=path)
+    return _import(candidates[0].load, name, module=candidates[0].module, path=path)
 
 
 def load_class(folder: str, attribute: str, name: str, *, path: str) -> Any:

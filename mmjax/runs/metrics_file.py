@@ -1,4 +1,4 @@
-"""Writes metrics to ``metrics.jsonl`` and to TensorBoard events, and reads them."""
+"""Writes metrics to ``metrics.jsonl`` and hands them to trackers, and reads them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import contextlib
 import logging
 import math
 import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-
 from mmjax.checkpoints.orbax_errors import CheckpointNotSaved
 from mmjax.runs.jsonl import JsonlWriter, read_jsonl, replace_content
+from mmjax.runs.trackers.common.base import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -24,21 +20,21 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
-    """Appends scalars to ``workdir/metrics.jsonl`` and to TensorBoard events in ``workdir/tensorboard``.
+    """Appends scalars to ``workdir/metrics.jsonl`` and hands them to trackers.
 
     A line is a JSON object of ``step`` and metrics by slash-separated names. Non-finite values are written as the
     strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which JSON lacks as numbers and Python's ``float`` parses.
 
-    A full disk does not end the run: lines wait in memory (see ``JsonlWriter``). The TensorBoard file is closed and a
-    new one begun later, without the events in between.
+    A full disk does not end the run: lines wait in memory (see ``JsonlWriter``).
 
     Args:
       workdir: the run folder.
       resume_step: step of the checkpoint that the run resumes from; lines of later steps, which will run again, and
         unreadable lines are removed. -1 removes all lines.
+      trackers: receive the metrics too; closed with the writer.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int = -1):
+    def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int = -1, trackers: Sequence[Tracker] = ()):
         path = Path(workdir) / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -46,11 +42,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
         else:
             path.touch()
         self._lines = JsonlWriter(path)
-        self._folder = path.parent / "tensorboard"
-        self._folder.mkdir(exist_ok=True)
-        self._events: EventsWriter | None = None
+        self._trackers = trackers
         self._closed = False
-        self._event(resume_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes one line, which then survives a kill; values may be anything that ``float`` accepts."""
@@ -60,8 +53,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
         if "step" in values:
             raise ValueError("a metric is named 'step', which is the key of the step itself; give it another name")
         self._lines.write({"step": int(step)} | {key: _encode(value) for key, value in values.items()})
-        entries = [Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
-        self._event(int(step), summary=Summary(value=entries))
+        for tracker in self._trackers:
+            tracker.write(int(step), values)
 
     def finish(self) -> None:
         """Raises CheckpointNotSaved if lines are still pending because the disk is full."""
@@ -71,33 +64,13 @@ class MetricsWriter(contextlib.AbstractContextManager):
             )
 
     def close(self) -> None:
-        """Closes the TensorBoard file; later writes raise."""
+        """Closes the trackers; later writes raise."""
+        if self._closed:
+            return
         self._closed = True
         self._lines.flush()
-        self._end_events()
-
-    def _event(self, step: int, **content: Any) -> None:
-        """Writes an event; each file begins with one that makes TensorBoard drop earlier events from ``step`` on."""
-        try:
-            if self._events is None:
-                # SummaryWriter writes in a thread, and its flush does not wait for that. TensorBoard reads files in the
-                # order of their names, which must not depend on the system time.
-                names = [path.name.partition(".")[0] for path in self._folder.glob("*.tfevents.*")]
-                number = max((int(name) for name in names if name.isdigit()), default=0) + 1
-                self._events = EventsWriter(str(self._folder / f"{number:06d}.events"))
-                start = SessionLog(status=SessionLog.START)
-                self._events.write_event(Event(wall_time=time.time(), step=step, session_log=start))
-            if content:
-                self._events.write_event(Event(wall_time=time.time(), step=step, **content))
-            self._events.flush()
-        except OSError:
-            self._end_events()
-
-    def _end_events(self) -> None:
-        if self._events is not None:
-            with contextlib.suppress(OSError):
-                self._events.close()
-            self._events = None
+        for tracker in self._trackers:
+            tracker.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()

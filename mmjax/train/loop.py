@@ -15,6 +15,7 @@ from mmjax.core.types import Metrics
 from mmjax.experiment import Experiment
 from mmjax.parallel import collectives
 from mmjax.runs.timing import ActivityTimer
+from mmjax.runs.trackers.common.base import load_trackers
 from mmjax.runs.unreadable_examples import check_index
 from mmjax.train import finish, start
 from mmjax.train.callbacks import Callback, Evaluate, SaveCheckpoints
@@ -61,6 +62,7 @@ def train(
     workdir, timer = Path(workdir), ActivityTimer() if timer is None else timer
     if profile is not None and profile[1] > experiment.steps:
         raise ConfigError(f"--profile=steps:{profile[0]}-{profile[1]}: the run has only {experiment.steps} steps")
+    list(load_trackers(experiment.log.trackers))  # refuses one that cannot be used here
     resolved = setup(experiment, workdir=workdir)
     left_out = check_index(resolved.source, limit=experiment.data.max_unreadable)
     evaluation = make_evaluation(resolved.experiment, resolved.program, resolved.tokenizer)

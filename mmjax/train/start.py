@@ -29,6 +29,7 @@ from mmjax.runs.console import Progress
 from mmjax.runs.metrics_file import MetricsWriter, NoMetrics
 from mmjax.runs.rewinds import Rewinds
 from mmjax.runs.timing import ActivityTimer
+from mmjax.runs.trackers.common.base import open_trackers
 from mmjax.runs.unreadable_examples import TooManyUnreadable, UnreadableExamples
 from mmjax.train import data as train_data
 from mmjax.train.data import BatchFeed
@@ -120,7 +121,9 @@ class Run:
         experiment, guard = self.setup.experiment, self.setup.experiment.guard
         self.tracker.close()
         if collectives.is_main_process():
-            self.tracker = MetricsWriter(self.workdir, resume_step=step)
+            names, config = experiment.log.trackers, experiment.to_dict()
+            trackers = open_trackers(names, self.workdir, resume_step=step, config=config)
+            self.tracker = MetricsWriter(self.workdir, resume_step=step, trackers=trackers)
         self.time_log.start_segment(step)
         watched = guard.spike_factor is not None
         self.guard = Guard(

@@ -1,12 +1,10 @@
 import json
 import math
-import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mmjax.checkpoints.orbax_errors import CheckpointNotSaved
 from mmjax.runs import metrics_file
@@ -46,23 +44,6 @@ def test_a_metric_named_step_is_refused(tmp_path):
     assert lines(tmp_path) == []
 
 
-def test_events_are_on_disk_for_tensorboard(tmp_path):
-    with MetricsWriter(tmp_path, resume_step=6) as writer:
-        writer.write(7, {"val/rsum": 123.0, "val/nan": math.nan})
-        (path,) = (tmp_path / "tensorboard").iterdir()
-        data, events = path.read_bytes(), []  # before the file is closed
-    while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        events.append(Event.FromString(data[12 : 12 + length]))
-        data = data[16 + length :]
-    assert ".out.tfevents." in path.name  # by which TensorBoard knows it
-    assert events[0].file_version == "brain.Event:2"
-    assert (events[1].step, events[1].session_log.status) == (7, SessionLog.START)
-    assert events[2].step == 7 and events[2].wall_time > 1e9
-    assert [v.tag for v in events[2].summary.value] == ["val/rsum", "val/nan"]
-    assert events[2].summary.value[0].simple_value == 123.0 and math.isnan(events[2].summary.value[1].simple_value)
-
-
 def test_a_killed_and_resumed_run_has_each_step_once(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         for step in range(1, 8):
@@ -83,7 +64,6 @@ def test_without_a_checkpoint_everything_is_done_again(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         writer.write(0, {"val/rsum": 1.0})
     assert len(lines(tmp_path)) == 1
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -127,14 +107,6 @@ def test_a_kill_in_the_middle_of_the_rewrite_loses_nothing(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         MetricsWriter(tmp_path, resume_step=1)
     assert len(lines(tmp_path)) == 2
-
-
-def test_event_files_are_in_the_order_of_their_starts_whatever_the_clock_says(tmp_path, monkeypatch):
-    for now in (2e9, 1e9, 3e9):
-        monkeypatch.setattr(metrics_file.time, "time", lambda now=now: now)
-        MetricsWriter(tmp_path).close()
-    times = [path.name.split("tfevents.")[1][:10] for path in sorted((tmp_path / "tensorboard").iterdir())]
-    assert times == ["2000000000", "1000000000", "3000000000"]
 
 
 def test_what_cannot_be_read_is_said(tmp_path, caplog):

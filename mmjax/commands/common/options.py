@@ -46,14 +46,14 @@ def parse_overrides(unknown: Iterable[str], args: argparse.Namespace) -> list[tu
     Raises ConfigError for any other word.
     """
     overrides = []
-    words = iter(unknown)
-    for word in words:
+    remaining = iter(unknown)
+    for word in remaining:
         if not (word.startswith("--config.") and "config" in args):
             flags = [f"--{name.replace('_', '-')}" for name in vars(args) if name not in ("command", "run")]
             raise ConfigError(f"{word}: no such option; {nearest(word.partition('=')[0], flags)}")
         key, equals, value = word.removeprefix("--config.").partition("=")
         if not equals:
-            following = next(words, None)
+            following = next(remaining, None)
             if following is None:
                 raise ConfigError(f"{word}: has no value; write {word}=VALUE")
             value = following
