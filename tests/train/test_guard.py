@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.experiment import GuardConfig, OptimizerConfig
+from mmjax.experiment import GuardConfig
 from mmjax.train.guard import Diverged, Guard, Spike, advise, all_finite
 from support import tiny
 
@@ -22,7 +22,7 @@ class Watched:
     """A guard, and the step it is at."""
 
     def __init__(self, *, losses=(), rewinds_left=0, augment=(), precision="float32", **options):
-        advice = advise(OptimizerConfig(), precision=precision, augmented=bool(augment))
+        advice = advise(tiny.experiment().optimizer, precision=precision, augmented=bool(augment))
         self.step, self.total = 0, 0
         self.guard = Guard(GuardConfig(**options), advice=advice, losses=losses, rewinds_left=rewinds_left)
 

@@ -155,7 +155,7 @@ def test_a_signal_within_bad_steps_saves_the_state_before_them(skipping, tmp_pat
 def test_too_many_in_a_row_stop_after_the_last_good_state_is_saved(clean, tmp_path, monkeypatch):
     bad = dict.fromkeys(range(5, 9), NAN)
     for _ in range(2):  # started again it comes to the same end, and nothing else is lost to it
-        with pytest.raises(guard.Diverged, match=r"at step 8; .* that of step 5: .* guard\.max_rejected above 3"):
+        with pytest.raises(guard.Diverged, match=r"at step 8; .* that of step 5: .* guard\.max_rejected is above 3"):
             run(tmp_path, monkeypatch, bad, max_rejected=3)
         assert saved(tmp_path) == [4, 5]
     # With batches that are not bad after all, it is the run that never met them.

@@ -239,6 +239,7 @@ def test_a_run_that_ends_within_the_steps_or_begins_after_them_says_so(compiled,
     ended = profiled(tmp_path / "late", compiled, (2, 4), begin=4)
     assert messages == ["nothing to profile: the run goes on from step 4, beyond steps 2-4"] and not any(ended)
     assert not (tmp_path / "late").exists()
+    messages.clear()
     profiled(tmp_path / "within", compiled, (2, 6), begin=4)
     assert (
         "steps 5-6 alone" in messages[0]
@@ -304,6 +305,6 @@ def test_a_wrong_form_is_one_line_before_anything_else(text, capsys, tmp_path):
 
 
 def test_steps_beyond_the_end_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ConfigError, match=r"--profile=steps:5-9: the run has but 6 steps"):
+    with pytest.raises(ConfigError, match=r"--profile=steps:5-9: the run has only 6 steps"):
         loop.train(tiny.experiment(), workdir=tmp_path / "run", profile=(5, 9))
     assert not (tmp_path / "run").exists()
