@@ -35,10 +35,11 @@ def measure(run: Run, step: int, state: TrainState) -> dict[str, float]:
 
 
 def log_stop(run: Run) -> int:
-    """Says where a run was stopped; returns the step of its last checkpoint."""
-    step = run.checkpoints.steps[-1]
-    logger.info(f"stopped by {run.stop.signal_name} at step {step}, saved; run the same command again to go on")
-    return step
+    """Logs where a run was stopped; returns the step of its last checkpoint, or 0."""
+    saved = run.checkpoints.steps
+    place = f"at step {saved[-1]}, saved" if saved else "before the first step"
+    logger.info(f"stopped by {run.stop.signal_name} {place}; run the same command again to go on")
+    return saved[-1] if saved else 0
 
 
 def measure_and_report(run: Run, state: TrainState) -> dict[str, float]:

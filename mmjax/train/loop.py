@@ -99,26 +99,25 @@ def train(
 
 def train_steps(run: Run, state: TrainState) -> TrainState:
     """Takes all steps that are left, or those until the run is asked to stop; a callback may raise."""
-    step = steps_done(state)
-    with run.feed.open(step) as batches, contextlib.ExitStack() as stack:
+    begin = steps_done(state)
+    with run.feed.open(begin) as batches, contextlib.ExitStack() as stack:
         batch = batches.next()
         train_step = run.compile(batch)
-        callbacks = make_callbacks(run, begin=step)
+        callbacks = make_callbacks(run, begin=begin)
         stack.enter_context(run.timer.measure("steps"))
         for callback in callbacks:
             stack.callback(callback.close)
         stack.enter_context(jax.transfer_guard("disallow"))
         try:
-            while True:
+            for step in range(begin + 1, run.steps + 1):
                 for callback in callbacks:
-                    callback.before_step(step + 1, state)
+                    callback.before_step(step, state)
                 state, metrics = train_step(state, run.program.place(batch))
-                step += 1
                 if step < run.steps:
                     batch = batches.next(running=metrics)  # while the devices work
                 for callback in callbacks:
                     callback.after_step(step, state, metrics)
-                if run.stop.check(step) or step == run.steps:
+                if run.stop.check(step):
                     break
             for callback in callbacks:
                 callback.finish(step, state)

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import signal
 
 import jax.monitoring
 import numpy as np
@@ -11,6 +13,7 @@ from mmjax.checkpoints.manager import Checkpoints
 from mmjax.core.config import ConfigError
 from mmjax.runs import folder as run_folder
 from mmjax.train import evaluation, guard, loop
+from mmjax.train.program import Program
 from support import tiny
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -79,3 +82,18 @@ def test_a_folder_in_use_is_refused(tmp_path):
     second = run_folder.claim(tmp_path, experiment, overrides=[])
     with run_folder.claim(tmp_path, experiment, overrides=[]), pytest.raises(ConfigError, match="another process"):
         second.__enter__()
+
+
+def test_a_stop_before_the_first_step_leaves_a_folder_that_goes_on(tmp_path, monkeypatch, capsys):
+    initialize = Program.initialize
+
+    def interrupted(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return initialize(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Program, "initialize", interrupted)
+        outcome = loop.train(tiny.experiment(eval__tasks=(), eval__final_tasks=()), workdir=tmp_path)
+    assert not outcome.finished and outcome.step == 0
+    assert "stopped by SIGTERM before the first step" in capsys.readouterr().out
+    assert loop.train(tiny.experiment(eval__tasks=(), eval__final_tasks=()), workdir=tmp_path).finished
