@@ -62,7 +62,7 @@ def metrics(loss=2.345678, rate=12345.0, wait=0.031):
 def test_the_line_has_the_share_of_the_peak_or_else_the_arithmetic_and_still_fits(monkeypatch, more, words):
     monkeypatch.setattr(console.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
     stream, clock = Terminal(), Clock()
-    progress = Progress(1_000_000, stream=stream, clock=clock)
+    progress = Progress(1_000_000, stream=stream, now=clock)
     for step in (123_455, 123_456):
         clock.now += 0.2
         progress.step(step, metrics() | more)
@@ -76,7 +76,7 @@ def run(stream, *, steps=range(1, 6), total=10, seconds=2.0, width=100, monkeypa
     if monkeypatch is not None:
         monkeypatch.setattr(console.shutil, "get_terminal_size", lambda: os.terminal_size((width, 24)))
     clock = Clock()
-    progress = Progress(total, stream=stream, clock=clock, **options)
+    progress = Progress(total, stream=stream, now=clock, **options)
     for step in steps:
         clock.now += seconds
         progress.step(step, metrics())
@@ -103,7 +103,7 @@ def test_no_width_makes_it_wrap_and_a_narrow_one_keeps_the_step(monkeypatch, wid
 def test_a_shorter_line_leaves_nothing_of_the_longer_one(monkeypatch):
     stream, clock = Terminal(), Clock()
     monkeypatch.setattr(console.shutil, "get_terminal_size", lambda: os.terminal_size((100, 24)))
-    progress = Progress(3, stream=stream, clock=clock)
+    progress = Progress(3, stream=stream, now=clock)
     progress.step(1, metrics(loss=123456.0, rate=1e9))
     clock.now += 1
     progress.step(2, {"train/loss": 1.0})
@@ -157,7 +157,7 @@ def test_the_terminal_is_not_flooded(monkeypatch):
 
 def test_the_estimate_forgets_compilation_and_evaluations(monkeypatch):
     stream, clock = io.StringIO(), Clock()
-    progress = Progress(1000, stream=stream, clock=clock, plain_seconds=0)
+    progress = Progress(1000, stream=stream, now=clock, plain_seconds=0)
     for step in range(1, 101):
         clock.now += 60.0 if step in (2, 50) else 1.0
         progress.step(step, metrics())
@@ -166,7 +166,7 @@ def test_the_estimate_forgets_compilation_and_evaluations(monkeypatch):
 
 def test_a_resumed_run_does_not_count_the_steps_before(monkeypatch):
     stream, clock = io.StringIO(), Clock()
-    progress = Progress(1000, stream=stream, clock=clock, plain_seconds=0)
+    progress = Progress(1000, stream=stream, now=clock, plain_seconds=0)
     for step in (900, 901, 902):
         clock.now += 1.0
         progress.step(step, metrics())

@@ -217,7 +217,7 @@ def test_a_run_goes_on_with_other_augmentations_and_says_so(config, tmp_path, ca
     output = train("xmda")
     assert "going on from the checkpoint of step 3" in output
     assert "augmentation changes after step 3: xmda is on; latent_noise is off" in output
-    assert "parameters of xmda start afresh" in output
+    assert "parameters of xmda start from scratch" in output
     starts = [json.loads(line) for line in (workdir / "starts.jsonl").read_text().splitlines()]
     assert starts[0]["augment_changes"] == [] and len(starts[1]["augment_changes"]) == 2
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
