@@ -63,7 +63,7 @@ def run_clean(
     Args:
         taps: where augmentations make views.
         choose_patches, drop_tokens: what the towers see of images and of texts.
-        micro_batches: the towers run on one of so many at a time.
+        micro_batches: how many the batch is split into; the towers run on one at a time.
     """
     blocks = {tap: towers.blocks(tap) for tap in taps if _holds_sequences(tap)}
     ids = drop_tokens(batch.tokens)
@@ -125,7 +125,7 @@ def embed_views(
         models: the models for views whose projection is ``trained`` or ``frozen``.
         taps: the clean features; at ``embedding`` they are not yet of length one. A side that a view leaves out is
             the clean one.
-        micro_batches: all up to pooling runs on one of so many at a time.
+        micro_batches: how many the batch is split into; all up to pooling runs on one at a time.
 
     Returns:
         Unit embeddings of each view, in the order of ``views``.

@@ -47,7 +47,7 @@ def make_step(
         graph: the model without its parameters.
         tx, schedule: the model's optimizer, and its learning rate for the metrics.
         ema_decay: of the moving average of the parameters, if the state has one.
-        micro_batches: the towers run on one of so many at a time.
+        micro_batches: how many the batch is split into; the towers run on one at a time.
     """
     loss = make_loss(graph, objective=objective, augmentations=augmentations, micro_batches=micro_batches)
 

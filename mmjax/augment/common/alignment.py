@@ -74,7 +74,7 @@ def entropy(weights: jax.Array) -> jax.Array:
 def ctc_path(
     log_probs: jax.Array,  # f32[B, T, K] of each frame
     labels: jax.Array,  # i32[B, L]
-    valid: jax.Array,  # bool[B, L]: the first so many labels
+    valid: jax.Array,  # bool[B, L]: True for labels, False for padding
     *,
     blank: int,
 ) -> tuple[jax.Array, jax.Array]:

@@ -167,7 +167,7 @@ class Source(source.Source):
     def _label(self, data: bytes) -> int:
         text = data.strip()
         if not text.isdigit() or len(text) > 9:
-            raise Unreadable("bad row", f"the class {data[:20]!r} is no number")
+            raise Unreadable("bad row", f"the class {data[:20]!r} is not a number")
         label = int(text)
         if self.class_names and label >= len(self.class_names):
             raise Unreadable("bad row", f"class {label} of {len(self.class_names)}")
