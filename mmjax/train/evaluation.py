@@ -1,4 +1,4 @@
-"""StepSelector evaluators an experiment runs, when, and under which names their metrics appear."""
+"""Which evaluators an experiment runs, when, and under which names their metrics appear."""
 
 from __future__ import annotations
 
