@@ -78,10 +78,11 @@ def with_views(name):
     return not issubclass(plugins.load("mmjax.augment", name, path="augment").Augmentation, SequenceDropout)
 
 
+ATTENTION = {"kind": "attention", "tap": "tokens@0", "z_dim": 3, "layers": 1, "width": 8, "heads": 2, "hidden": 8}
 CASES = [(name, OPTIONS.get(name, {})) for name in plugins.names("mmjax.augment") if with_views(name)] + [
     ("mixup", {"tap": "tokens@0"}),
-    ("lemda", {"kind": "attention", "tap": "tokens@0", "z_dim": 3, "layers": 1, "width": 8, "heads": 2, "hidden": 8}),
-    ("tmmda", {"foreign": "other"}),
+    pytest.param("lemda", ATTENTION, marks=pytest.mark.slow),
+    pytest.param("tmmda", {"foreign": "other"}, marks=pytest.mark.slow),
 ]
 
 

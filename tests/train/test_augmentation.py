@@ -203,6 +203,7 @@ def test_augmentations_are_switched_between_checkpoints(tmp_path):
         checkpoints.close()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_augmentations_and_says_so(config, tmp_path, capsys):
     """Through the command: off, then on, with the change on the terminal and in the record of starts."""
     workdir = tmp_path / "run"

@@ -125,6 +125,7 @@ LATE = {"value": 0.5, "start": 2}
 DEEP = {"model__vision_cfg__layers": 2, "model__text_cfg__layers": 2}
 
 
+@pytest.mark.slow
 def test_blocks_that_are_tapped_are_rounded_as_if_they_were_not():
     """In the middle of a scanned tower, and after its last block, at weight zero."""
     plain = trained(tiny.experiment(**DEEP), steps=1, optimised=True)
@@ -134,6 +135,7 @@ def test_blocks_that_are_tapped_are_rounded_as_if_they_were_not():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_three_modalities_and_text_go_through_every_tap():
     augment = (
         ("mixup", {"tap": "input"}), ("tmmda", {}), ("xmda", {"sides": "both"}), ("patch_dropout", {"drop_rate": 0.25}),

@@ -37,6 +37,7 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_longer_run_compiles_nothing_more(compilations, tmp_path):
     counts = []
     for steps in (6, 24):

@@ -139,6 +139,7 @@ def with_and_without(augment, *, micro_batches=4, devices=1, captions=1, **overr
     )
 
 
+@pytest.mark.slow
 def test_views_at_every_kind_of_tap_and_tokens_that_are_dropped():
     """Of two modalities and two captions: pixels and tokens of both sides go on in micro-batches from their taps."""
     augment = (
