@@ -12,6 +12,7 @@ The signature of a function or dataclass is the schema of its section: its annot
 
 from __future__ import annotations
 
+import abc
 import ast
 import dataclasses
 import difflib
@@ -31,7 +32,7 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message is one line that names the key, the value and the way out."""
 
 
-class Range:
+class Range(abc.ABC):
     """Limits of an option's numbers; no range holds NaN or infinity.
 
     The classes below are ours instead of the package annotated_types, because they carry the hint of an error message.
@@ -39,8 +40,8 @@ class Range:
 
     hint: str
 
-    def __contains__(self, number: float) -> bool:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __contains__(self, number: float) -> bool: ...
 
     def check(self, value: Any, *, path: str) -> None:
         """Raises ConfigError unless ``value`` is in the range, or all of ``value.extremes`` are (as of a schedule)."""

@@ -152,9 +152,11 @@ class SaveCheckpoints(Callback):
         activity = f"saving the checkpoint of step {good}"
         if self._saving is not None:
             activity += f", which waits until that of step {self._saving[0]} is on disk,"
+        if good < step:
+            state = with_step(state, good)  # not always: to look at the step would wait for the devices
         start = time.monotonic()
         with self._timer.measure("checkpoint", activity):
-            self._checkpoints.save(with_step(state, good), step=good, metrics=metrics, losses=self._guard.losses)
+            self._checkpoints.save(state, step=good, metrics=metrics, losses=self._guard.losses)
         blocked = time.monotonic() - start
         self._done()
         self._saving = good, start, blocked

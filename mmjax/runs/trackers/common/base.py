@@ -22,8 +22,7 @@ class Tracker(abc.ABC):
     """
 
     @abc.abstractmethod
-    def __init__(self, workdir: Path, *, resume_step: int, config: Mapping[str, Any]):
-        raise NotImplementedError
+    def __init__(self, workdir: Path, *, resume_step: int, config: Mapping[str, Any]): ...
 
     @classmethod
     def check(cls) -> None:
