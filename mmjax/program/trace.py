@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -119,6 +120,9 @@ def device_ops(profile: Any, *, kinds: Mapping[str, OpKind], module: str | None)
     A GPU has one trace line per stream. A TPU has one line of operations and one of programs. CPU operations appear in
     host threads and carry a device number.
     """
+    # jaxlib makes the type of an event's stats at their first use, and aborts if Python's warning about the type's name
+    # is an error (Python 3.13, jax 0.12).
+    warnings.filterwarnings("ignore", "builtin type event_stats has no __module__", DeprecationWarning)
     result: dict[str, list[Op]] = {}
     planes = list(profile.planes)
     for plane in planes:

@@ -10,7 +10,6 @@ medians.
 """
 
 import argparse
-import contextlib
 import io
 import os
 import statistics
@@ -68,11 +67,13 @@ def peers(folder, *, count, cores):
     import torch
     import webdataset
 
-    # A torchvision built for another torch lacks its compiled operators, on which only boxes, not transforms, depend.
-    for name in ("nms", "qnms"):
-        with contextlib.suppress(RuntimeError):
+    try:
+        from torchvision import transforms
+    except RuntimeError:
+        # Built for another torch, it lacks its compiled operators, on which only boxes, not transforms, depend.
+        for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
-    from torchvision import transforms
+        from torchvision import transforms
 
     transform = transforms.Compose(
         [
