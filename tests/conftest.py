@@ -1,17 +1,37 @@
 """Every test runs on 8 simulated CPU devices, with strict dtype promotion; warnings are errors."""
 
+import importlib.metadata
 import logging
 import os
+import shutil
+import tempfile
 import threading
 
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the tests' time is compilation, of programs that run for milliseconds: the optimiser stays off.
+# Most of the tests' time is compilation, of programs that run for milliseconds: the optimizer stays off.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+    # The fusion emitters take half of the compile time. Later versions cannot do without and end at the unknown flag.
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_configure(config):
+    """Shares what takes long to compile among workers and the runs that tests start, for this session alone."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a worker has it from the process that started it
+        config.compilation_cache = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mmjax-tests-")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+def pytest_unconfigure(config):
+    """Deletes the cache."""
+    if hasattr(config, "compilation_cache"):
+        del os.environ["JAX_COMPILATION_CACHE_DIR"]
+        shutil.rmtree(config.compilation_cache, ignore_errors=True)
 
 
 class Messages(list):
