@@ -30,18 +30,20 @@ def _siglip_base() -> ClipConfig:
     )  # fmt: skip
 
 
-def _scenes(*, width: int, text_width: int, heads: int, layers: int) -> ClipConfig:
-    """Small models for 32-pixel images and captions from a small vocabulary."""
+def _small(
+    *, width: int, text_width: int, heads: int, layers: int, image_size: int = 32, context_length: int = 22
+) -> ClipConfig:
+    """Small models for small images; the vocabulary is that of the tokenizer."""
     return ClipConfig(
         embed_dim=width,
         init_logit_scale=math.log(14.0),
         vision_cfg=VisionConfig(
-            image_size=32, patch_size=8, stem="conv", stem_widths=(width // 4, width // 2, width), width=width,
+            image_size=image_size, patch_size=8, stem="conv", stem_widths=(width // 4, width // 2, width), width=width,
             head_width=width // heads, layers=layers, class_token=False, no_ln_pre=True, pool_type="avg",
         ),
         text_cfg=TextConfig(
-            context_length=22, vocab_size=None, width=text_width, heads=heads, layers=layers, no_causal_mask=True,
-            pool_type="mean", token_init_sd=0.1, position_init_sd=0.05,
+            context_length=context_length, vocab_size=None, width=text_width, heads=heads, layers=layers,
+            no_causal_mask=True, pool_type="mean", token_init_sd=0.1, position_init_sd=0.05,
         ),
     )  # fmt: skip
 
@@ -56,8 +58,9 @@ _PRESETS: dict[str, ClipConfig] = {
         text_cfg=TextConfig(width=768, heads=12),
     ),
     "ViT-B-16-SigLIP": _siglip_base(),
-    "scenes-tiny": _scenes(width=96, text_width=64, heads=4, layers=1),
-    "scenes-small": _scenes(width=192, text_width=192, heads=6, layers=4),
+    "scenes-tiny": _small(width=96, text_width=64, heads=4, layers=1),
+    "scenes-small": _small(width=192, text_width=192, heads=6, layers=4),
+    "photos-small": _small(width=256, text_width=256, heads=4, layers=8, image_size=96, context_length=32),
 }
 
 

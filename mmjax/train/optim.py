@@ -17,13 +17,10 @@ from mmjax.experiment import OptimizerConfig
 def learning_rate(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
     """Linear warm-up from 0, then the schedule down to ``final_fraction`` of the peak.
 
-    ``rsqrt`` falls as ``sqrt(warmup_steps / step)`` (at least 1 for the warm-up), not below the final fraction.
+    A warm-up that is longer than the run becomes a tenth of it: a run is often shortened by ``steps`` alone. ``rsqrt``
+    falls as ``sqrt(warmup_steps / step)`` (at least 1 for the warm-up), not below the final fraction.
     """
-    peak, warmup = config.learning_rate, config.warmup_steps
-    if warmup > steps:
-        raise ConfigError(
-            f"optimizer.warmup_steps={warmup}: longer than the run (steps={steps}); lower it to at most {steps // 2}"
-        )
+    peak, warmup = config.learning_rate, effective_warmup(config.warmup_steps, steps=steps)
 
     def rate(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
@@ -39,6 +36,11 @@ def learning_rate(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
         return peak * shape * jnp.minimum(1.0, (step + 1) / (warmup + 1))
 
     return rate
+
+
+def effective_warmup(warmup_steps: int, *, steps: int) -> int:
+    """The warm-up of a run of ``steps``."""
+    return warmup_steps if warmup_steps <= steps else steps // 10
 
 
 def make_optimizer(config: OptimizerConfig, params: Params, *, steps: int) -> optax.GradientTransformation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -15,9 +15,11 @@ from mmjax.data.tokenizer import Tokenizer
 from mmjax.experiment import DataConfig, Experiment
 from mmjax.models.config import ClipConfig, with_tokenizer
 from mmjax.train import data as train_data
+from mmjax.train.optim import effective_warmup
 from mmjax.train.program import Program
 
 DECODED_CHANNELS = 3
+MANY_EPOCHS = 100  # three times as many as the recipes of configs/ have at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,21 @@ class Setup:
             seed=experiment.seed,
             host_rows=self.program.host_rows,
         )
+
+    def advice(self) -> Iterator[str]:
+        """What its user should know before the first step."""
+        experiment, examples = self.experiment, len(self.source)
+        steps, configured = experiment.steps, experiment.optimizer.warmup_steps
+        if (warmup := effective_warmup(configured, steps=steps)) != configured:
+            yield f"optimizer.warmup_steps={configured}: longer than the run (steps={steps}); it warms up for {warmup}"
+        epochs = steps * experiment.batch_size / examples
+        if epochs > MANY_EPOCHS and not self.source.components:
+            fewer = max(MANY_EPOCHS * examples // experiment.batch_size, 1)
+            yield (
+                f"steps={steps}: each of the {examples:,} examples comes {epochs:,.0f} times, and a large model learns "
+                f"them by heart; try steps={fewer} or a smaller model, and keep the best by validation "
+                "(checkpoint.best, eval.weights='best')"
+            )
 
 
 def setup(

@@ -241,6 +241,8 @@ def open_run(
             logger.info(setup.source.describe())
         for line in mixture_summary(setup.source, rows=experiment.steps * experiment.batch_size):
             logger.info(line)
+        for line in setup.advice():
+            logger.info(line)
         unreadable = UnreadableExamples(
             folder.workdir,
             limit=experiment.data.max_unreadable,

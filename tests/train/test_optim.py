@@ -40,8 +40,12 @@ def test_no_warm_up_starts_at_the_peak_and_a_warm_up_may_fill_the_run():
     np.testing.assert_allclose(learning_rate(config, steps=1)(0), PEAK)
     whole = OptimizerConfig(learning_rate=PEAK, warmup_steps=5)
     assert np.isfinite(learning_rate(whole, steps=5)(4))
-    with pytest.raises(ConfigError, match=r"warmup_steps=6.*steps=5"):
-        learning_rate(OptimizerConfig(warmup_steps=6), steps=5)
+
+
+def test_a_warm_up_longer_than_the_run_is_a_tenth_of_it():
+    short = learning_rate(OptimizerConfig(learning_rate=PEAK, warmup_steps=40), steps=30)
+    tenth = learning_rate(OptimizerConfig(learning_rate=PEAK, warmup_steps=3), steps=30)
+    assert [short(step) for step in range(30)] == [tenth(step) for step in range(30)]
 
 
 PARAMS = {"text": {"ln": {"scale": np.ones(2)}}, "visual": {"proj": {"kernel": np.ones((2, 2))}}}
