@@ -6,7 +6,6 @@ Prints step time, examples a second, FLOPs, and memory of the compiled step, wit
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     experiment = Experiment.from_dict(load_config(args.config, args.overrides))
     rows = time_steps(experiment, augmentations=options.split_csv(args.augment), repeats=args.repeats)
-    print(json.dumps(rows, indent=2) if args.json else format_text(rows))
+    options.print_result(rows, format_text, as_json=args.json)
     return 0
 
 

@@ -8,7 +8,6 @@ Needs libtpu (pip install 'mmjax[aot]') and no data. The status is 1 where the s
 from __future__ import annotations
 
 import argparse
-import json
 
 from mmjax.commands.common import options
 
@@ -38,5 +37,5 @@ def run(args: argparse.Namespace) -> int:
     experiment = Experiment.from_dict(load_config(args.config, args.overrides))
     make_plan = plan.fit_batch if args.fit == "batch" else plan.make_plan
     result = make_plan(experiment, topology.make_topology(args.topology))
-    print(json.dumps(result, indent=2) if args.json else plan_text.format_plan(result))
+    options.print_result(result, plan_text.format_plan, as_json=args.json)
     return 0 if result["fits"] else 1

@@ -6,7 +6,6 @@ Prints examples a second for ever more of the work, where the time goes, and whe
 from __future__ import annotations
 
 import argparse
-import json
 
 from mmjax.commands.common import data_source, options
 from mmjax.core.config import Ge, Gt
@@ -44,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
         tokenizer=split.tokenizer, batch_size=split.batch_size, workers=workers, threads=threads, cores=cores,
         seconds=args.seconds,
     )  # fmt: skip
-    print(json.dumps(summary, indent=2) if args.json else throughput.text(summary, step_ms=args.step_ms))
+    options.print_result(summary, lambda summary: throughput.text(summary, step_ms=args.step_ms), as_json=args.json)
     return 0

@@ -8,7 +8,6 @@ it with no transforms but random crops.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 from mmjax.commands.common import data_source, options
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     numbers = range(size) if args.examples == "all" else evenly_spaced(size, int(args.examples))
     threads = args.threads or options.available_cores()
     summary = survey.survey(split.source, tokenizer=split.tokenizer, numbers=numbers, threads=threads)
-    print(json.dumps(summary, indent=2) if args.json else survey.text(summary))
+    options.print_result(summary, survey.text, as_json=args.json)
     if args.sheet:
         sheet = contact_sheet.draw(
             contact_sheet.sample_cells(split.batches, split.tokenizer.decode, count=args.rows),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 
 from mmjax.commands.common import data_source, options
@@ -67,7 +66,10 @@ def run(args: argparse.Namespace) -> int:
         drop=options.split_csv(args.drop),
         workers=args.workers or options.available_cores(),
     )
-    print(json.dumps(dataclasses.asdict(summary)) if args.json else prepare.text(summary))
+    if args.json:
+        options.print_json(dataclasses.asdict(summary), indent=None)
+    else:
+        print(prepare.text(summary))
     if summary.unreadable_fraction > args.max_unreadable:
         print(
             f"mmjax data prepare: {summary.unreadable_fraction:.2%} of the examples were left out, more than "

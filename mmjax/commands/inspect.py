@@ -6,7 +6,6 @@ Prints a checkpoint's step, its parameters by module, their bytes, and one SHA-2
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     keep_compiled_programs()
     summary = summarize(workdir, step=step)
-    print(json.dumps(summary, indent=2) if args.json else format_text(summary))
+    options.print_result(summary, format_text, as_json=args.json)
     return 0
 
 

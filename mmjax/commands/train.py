@@ -13,6 +13,7 @@ import sys
 
 from mmjax import __version__
 from mmjax.commands.common import options
+from mmjax.commands.common.trainings import stop_with_parent
 from mmjax.core.config import ConfigError
 
 STOPPED_STATUS = "MMJAX_STOPPED_STATUS"
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Trains to the end, from the last checkpoint of the folder if it has one."""
     from mmjax.runs.timing import ActivityTimer
 
+    stop_with_parent()
     timer = ActivityTimer()  # imports and the wait for other processes belong to the time that a start takes
     profile, workdir = parse_profile(args.profile), options.local_workdir(args)
     from mmjax.commands.common.jax_setup import keep_compiled_programs

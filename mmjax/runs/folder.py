@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 STARTS = "starts.jsonl"
 TOKENIZER_FOLDER = "tokenizer"
+LOCK = ".lock"
 
 MAY_DIFFER = (
     "log",
@@ -111,18 +112,34 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
     with contextlib.ExitStack() as stack:
         with _write_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(workdir / ".lock", "w"))
+            lock = stack.enter_context(open(workdir / LOCK, "a"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError(
-                    f"--workdir={workdir}: another process is training there; wait for it or stop it"
+                    f"--workdir={workdir}: process {find_owner(workdir)} is training there; wait for it or stop it"
                 ) from None
+            lock.truncate(0)
+            lock.write(f"{os.getpid()} on {platform.node()}")
+            lock.flush()
             _write_json(workdir / "config.json", config)
             location.write_config(experiment.checkpoint.directory, config)
             _append_start(workdir, config, overrides, augment_changes)
         collectives.barrier("claim")
         yield augment_changes
+
+
+def find_owner(workdir: Path) -> str:
+    """The process that trains in ``workdir`` now, as text; empty if none does."""
+    try:
+        with open(workdir / LOCK) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read() or "?"
+    except OSError:  # there is no such file
+        pass
+    return ""
 
 
 def save_tokenizer(tokenizer: Any, workdir: Path) -> None:

@@ -7,8 +7,8 @@ import ml_collections
 import pytest
 
 from mmjax import cli
+from mmjax.commands.common.comparison import check, make_variants
 from mmjax.commands.common.options import parse_overrides, split_csv
-from mmjax.commands.compare import make_variants
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
 from mmjax.experiment import Experiment, load_config
@@ -116,8 +116,10 @@ def check_command(words):
         return
     check_experiment(Experiment.from_dict(load_config(spec, overrides)))
     if args.command == "compare":
-        for variant in make_variants(spec, overrides, augment=split_csv(args.augment), variants=args.variant):
-            check_experiment(Experiment.from_dict(load_config(variant.spec, variant.overrides)))
+        variants = make_variants(spec, overrides, augment=split_csv(args.augment), variants=args.variant)
+        check(variants, seeds=[0], metrics=split_csv(args.metrics))
+        for variant in variants:
+            check_experiment(variant.experiment())
 
 
 def check_experiment(experiment):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +40,27 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json``."""
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def print_result(result: Any, format_text: Callable[[Any], str], *, as_json: bool) -> None:
+    """Prints a command's result, as text or as JSON."""
+    if as_json:
+        print_json(result)
+    else:
+        print(format_text(result))
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Prints ``value`` as JSON; numbers that JSON does not have (NaN, infinity) are null."""
+    print(json.dumps(_without_nan(value), indent=indent, allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parse_overrides(unknown: Iterable[str], args: argparse.Namespace) -> list[tuple[str, str]]:
