@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     }
     config.mesh = {"data": -1}
     config.log = {"every_steps": 20}
-    config.eval = evaluation("retrieval", batch_size=args.batch, every_steps=epoch, final_split="test")
+    config.eval = evaluation("retrieval", batch_size=args.batch, every_steps=epoch, final_splits=["test"])
     config.eval.weights = "best"
     config.checkpoint = {"every_steps": epoch, "best": "val/mean_recall@1"}
     return config

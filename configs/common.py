@@ -56,20 +56,22 @@ def paired_data(train: str, val: str, *, tokenizer: str, transforms: Sequence[An
     }
 
 
-def evaluation(tasks: str, *, batch_size: int, every_steps: int, final_split: str = "val") -> dict[str, Any]:
+def evaluation(
+    tasks: str, *, batch_size: int, every_steps: int, final_splits: Sequence[str] = ("val",)
+) -> dict[str, Any]:
     """The eval section of a run that is evaluated by ``tasks``, during training and after it.
 
     Args:
         tasks: Names of evaluators, as ``retrieval+zeroshot``, or ``none``.
         batch_size: That of training is right: devices that can split the one can split the other.
         every_steps: Steps between evaluations.
-        final_split: The split of the last evaluation.
+        final_splits: The splits of the last evaluation.
     """
     names = () if tasks == "none" else tuple(tasks.split("+"))
     return {
         "every_steps": every_steps,
         "batch_size": batch_size,
         "tasks": names,
-        "final_split": final_split,
+        "final_splits": tuple(final_splits),
         "final_tasks": names,
     }

@@ -17,12 +17,14 @@ from types import ModuleType
 from typing import Annotated, Any, Literal
 
 from mmjax.core import config, plugins
-from mmjax.core.config import Between, ConfigError, Ge, Gt
+from mmjax.core.config import Between, ConfigError, Ge, Gt, Le
 from mmjax.models import presets
 from mmjax.models.config import ClipConfig
 from mmjax.parallel.mesh import MeshConfig
 
 PositiveInt = Annotated[int, Ge(1)]
+Int32 = Annotated[PositiveInt, Le(2**31 - 1)]
+Count = Annotated[int, Between(0, 1024)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Between(0, 1)]
 Section = Mapping[str, Any]
@@ -57,9 +59,9 @@ class DataConfig:
     negatives_per_image: Annotated[int, Ge(0)] = 0
     distinct: bool = False
     max_unreadable: Fraction = 0.01
-    workers: Annotated[int, Ge(0)] = 0
-    threads: Annotated[int, Ge(0)] | None = None
-    prefetch: PositiveInt = 8
+    workers: Count = 0
+    threads: Count | None = None
+    prefetch: Annotated[int, Between(1, 1024)] = 8
     autotune: bool = False
 
 
@@ -108,7 +110,8 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """What is measured during training (``tasks`` on ``split``) and after it (``final_tasks`` on ``final_split``).
+    """What is measured during training (``tasks`` on ``split``) and after it (``final_tasks`` on each of
+    ``final_splits``; tasks with a split of their own once).
 
     ``weights`` are those of the final measurement: the last step's, or those of the best checkpoint. With
     ``optimizer.ema_decay`` both are the moving average's.
@@ -118,9 +121,15 @@ class EvalConfig:
     batch_size: PositiveInt = 256
     split: str = "val"
     tasks: tuple[str, ...] = ("retrieval",)
-    final_split: str = "test"
+    final_splits: tuple[str, ...] = ("test",)
     final_tasks: tuple[str, ...] = ("retrieval", "zeroshot", "pairwise", "winoground")
     weights: Literal["last", "best"] = "last"
+
+    def __post_init__(self) -> None:
+        if self.final_tasks and not self.final_splits:
+            raise ConfigError(
+                "eval.final_splits=(): names no split; name one, or set eval.final_tasks=() to measure nothing"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,6 +144,10 @@ class CheckpointConfig:
     keep: PositiveInt = 2
     best: str | None = None
     directory: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.directory == "":
+            raise ConfigError("checkpoint.directory='': names no folder; set it to None for the run folder")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,12 +174,12 @@ class Experiment:
     The towers take a batch in ``micro_batches`` parts, one after another; the loss compares all of it.
     """
 
-    steps: PositiveInt
-    batch_size: PositiveInt  # global
+    steps: Int32
+    batch_size: Int32  # global
     micro_batches: PositiveInt = 1
     model: ClipConfig
     data: DataConfig
-    seed: int = 0
+    seed: Annotated[int, Between(0, 2**32 - 1)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     augment: tuple[tuple[str, Section], ...] = ()
     objective: Section = dataclasses.field(default_factory=lambda: {"name": "contrastive"})
@@ -193,7 +206,10 @@ class Experiment:
     @classmethod
     def from_dict(cls, section: Section) -> Experiment:
         """From nested mappings; a model may be given by its preset's name alone."""
+        if not hasattr(section, "items"):
+            raise ConfigError(f"the configuration is {section!r}; expected sections, as of the shipped configs")
         values = dict(section.items())
+        config.check_plain(values, path="")
         values["model"] = expand_model(values.get("model", {}))
         return config.build(cls, values, path="")
 
@@ -226,6 +242,10 @@ def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[st
             if "get_config" not in module:
                 raise ConfigError(f"--config={path}: defines no function get_config(argument)")
             result = module["get_config"](argument)
+            if not hasattr(result, "items"):
+                raise ConfigError(
+                    f"--config={path}: get_config returns {type(result).__name__}; return a ConfigDict or a dict"
+                )
         except ConfigError:
             raise
         except Exception as error:
@@ -299,7 +319,12 @@ def _override_listed(sections: dict[str, Any], listed: str, key: str, text: str)
     place = sections
     for parent in parents:
         place = place.setdefault(parent, {})
-    entries = [(entry, dict(options)) for entry, options in place.get(last, ())]
+    try:
+        entries = [(str(entry), dict(options)) for entry, options in place.get(last, ())]
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{listed}={place[last]!r}: expected pairs of a name and its options, as (('flip', {{}}),)"
+        ) from None
     # An entry's name has dots where it is a module of another package.
     name, options = next(((n, o) for n, o in entries if target.startswith(f"{n}.")), (target.partition(".")[0], None))
     if options is None:

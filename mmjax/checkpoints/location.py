@@ -30,7 +30,11 @@ def resolve_directory(workdir: str | Path, directory: str | None) -> epath.Path:
     if directory is None:
         return epath.Path(Path(workdir).absolute() / "checkpoints")
     if "://" not in directory:
-        return epath.Path(Path(directory).expanduser().absolute())
+        path = Path(directory).expanduser().absolute()
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not existing.is_dir():
+            raise ConfigError(f"checkpoint.directory={directory}: {existing} is not a folder; name another one")
+        return epath.Path(path)
     if not directory.startswith(_BUCKET):
         raise ConfigError(
             f"checkpoint.directory={directory}: unsupported storage; use gs://BUCKET/… or a path, where other storage "

@@ -18,14 +18,18 @@ import dataclasses
 import difflib
 import inspect
 import math
+import re
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
 
 NAMES_SHOWN = 24
+MAX_FLOAT = 3.4e38  # of single precision
+MAX_DEPTH = 20  # of sections and lists in each other
 
 
 class ConfigError(ValueError):
@@ -80,6 +84,20 @@ class Gt(Range):
 
 
 @dataclasses.dataclass(frozen=True)
+class Le(Range):
+    """At most ``high``."""
+
+    high: float
+    hint: str = ""
+
+    def __contains__(self, number: float) -> bool:
+        return number <= self.high
+
+    def __str__(self) -> str:
+        return f"at most {self.high}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Between(Range):
     """From ``low`` to ``high``, both included."""
 
@@ -124,7 +142,63 @@ def build(target: Callable[..., T], section: Any, *, path: str, injected: Mappin
         raise ConfigError(
             f"{path}={{}}: the section is empty; set at least one of {', '.join(left)} or leave it as it was"
         )
-    return target(**bound)
+    return call(target, bound, path=path, paths={name: name for name in injected or ()})
+
+
+def call(
+    target: Callable[..., T], arguments: Mapping[str, Any], *, path: str, paths: Mapping[str, str] | None = None
+) -> T:
+    """Calls ``target``; its errors name its options by their full keys.
+
+    Args:
+        target: A function or class. Its own ConfigErrors begin with the bare name of an option: ``folds=0: …``.
+        arguments: Its keyword arguments.
+        path: The key of the section that the options are in.
+        paths: The keys of options that come from elsewhere.
+    """
+    try:
+        return target(**arguments)
+    except ConfigError as error:
+        text = str(error)
+        [name] = re.findall(r"^\w*", text)
+        keys = {name: f"{path}.{name}" for name in _parameters(target) if path} | dict(paths or {})
+        if text.startswith(f"{path}.") or name not in keys:
+            raise
+        raise ConfigError(keys[name] + text.removeprefix(name)) from None
+
+
+def check_plain(value: Any, *, path: str, depth: int = 0) -> None:
+    """Raises ConfigError unless ``value`` is made of what JSON can hold, with finite numbers; dataclasses may be in it.
+
+    Args:
+        value: A section, list, or value of a configuration.
+        path: Its key.
+        depth: How many sections and lists it is in.
+    """
+    if depth > MAX_DEPTH:
+        raise ConfigError(f"{path}: more than {MAX_DEPTH} sections or lists in each other; make it flatter")
+    if hasattr(value, "items"):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{path}={_short(value)}: the key {_short(key)} is not a text; put it in quotes")
+            check_plain(inner, path=f"{path}.{key}" if path else key, depth=depth + 1)
+    elif isinstance(value, (tuple, list)):
+        for i, inner in enumerate(value):
+            check_plain(inner, path=f"{path}[{i}]", depth=depth + 1)
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise ConfigError(f"{path}={_short(value)}: does not fit into 64 bits; use a smaller number")
+    elif isinstance(value, float):
+        if not abs(value) <= MAX_FLOAT:
+            raise ConfigError(f"{path}={value}: must be a finite number of single precision")
+    elif isinstance(value, str):
+        if "\0" in value:
+            raise ConfigError(f"{path}={_short(value)}: a text cannot hold a null character; leave it out")
+    elif value is not None and not dataclasses.is_dataclass(value):
+        raise ConfigError(
+            f"{path}={_short(value)}: {type(value).__name__} is no type of a setting; use a text, a number, True, "
+            "False, None, a list, or a section"
+        )
 
 
 def bind(
@@ -155,9 +229,11 @@ def bind(
 def coerce(value: Any, kind: Any, *, path: str) -> Any:
     """``value`` as type ``kind``, in the ranges that ``kind`` is annotated with.
 
-    Ints become floats, tuples and lists each other; nothing else is converted.
+    Ints become floats, tuples and lists each other, and ``"a,b"`` a tuple of texts; nothing else is converted.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(value, (int, float, str)):
+        check_plain(value, path=path)
     if kind is Any:
         return value
     if origin is Annotated:
@@ -188,9 +264,11 @@ def coerce(value: Any, kind: Any, *, path: str) -> Any:
         try:
             return build(kind, value, path=path)
         except ConfigError as error:
-            if path.rpartition(".")[2] in str(error):
+            if path in str(error):
                 raise
             raise ConfigError(f"{path}: {error}") from None  # the section's own check, which does not know where it is
+    elif kind == tuple[str, ...] and isinstance(value, str):
+        return tuple(word.strip() for word in value.split(",")) if value else ()
     elif origin is tuple and isinstance(value, (tuple, list)):
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return tuple(coerce(v, arguments[0], path=f"{path}[{i}]") for i, v in enumerate(value))
@@ -232,7 +310,10 @@ def _name(kind: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python refuses to write out integers of thousands of digits
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -241,7 +322,15 @@ def literal(text: str) -> Any:
     constants = {"true": True, "false": False, "none": "none"}
     if text.lower() in constants and text not in ("True", "False", "None"):
         return constants[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes in regular expressions
+        try:
+            return ast.literal_eval(text)
+        except (
+            ValueError,
+            SyntaxError,
+            TypeError,
+            MemoryError,
+            RecursionError,
+        ):  # such as a dict as a key, or deep nests
+            return text

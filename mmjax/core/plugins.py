@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from mmjax.core.config import ConfigError, bind, choose, nearest
+from mmjax.core.config import ConfigError, bind, call, choose, nearest
 
 
 def names(folder: str) -> list[str]:
@@ -93,7 +93,8 @@ def make(folder: str, attribute: str, section: Mapping[str, Any], *, path: str, 
     if "name" not in options:
         raise ConfigError(f"{path}.name is missing; {nearest('', names(folder))}")
     target = load_class(folder, attribute, options.pop("name"), path=f"{path}.name")
-    return target(**bind(target, options, path=path, injected=injected))
+    bound = bind(target, options, path=path, injected=injected)
+    return call(target, bound, path=path, paths={name: name for name in injected})
 
 
 def _is_dotted(name: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmjax.core import plugins
-from mmjax.core.config import ConfigError, bind
+from mmjax.core.config import ConfigError, bind, call
 from mmjax.data.selection import FilteredSource, Selection
 from mmjax.data.source import Source
 
@@ -44,12 +44,20 @@ def open_source(
     source = plugins.load_class(FOLDER, "Source", name, path=f"{path}.name")
     if not issubclass(source, Source):
         raise ConfigError(f"{path}.name={name!r}: its class Source must derive from mmjax.data.source.Source")
+    selection_path = f"{further_path if 'selection' in further else path}.selection"
     selection = further.pop("selection", options.pop("selection", None))
     injected = {"split": split, "modalities": modalities}
     # Twice, so that each key is checked under the path where it stands.
     late = bind(source, further, path=further_path, injected=injected | options)
     bound = bind(source, options, path=path, injected=injected | {key: late[key] for key in further})
-    opened = source(**bound)
+    elsewhere = {"split": "split", "modalities": "data.modalities"}
+    opened = call(source, bound, path=path, paths=elsewhere | {key: f"{further_path}.{key}" for key in further})
     if selection is None:
         return opened
-    return FilteredSource(opened, Selection(**bind(Selection, selection, path=f"{path}.selection")))
+    selection = call(Selection, bind(Selection, selection, path=selection_path), path=selection_path)
+    return call(
+        FilteredSource,
+        {"source": opened, "selection": selection},
+        path=path,
+        paths={"selection": selection_path},
+    )

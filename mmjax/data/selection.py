@@ -85,16 +85,16 @@ class FilteredSource(SourceView):
     def __init__(self, source: Source, selection: Selection):
         if source.group != 1:
             raise ConfigError(
-                f"data.selection: the source's examples come in groups of {source.group}, which a selection would "
+                f"selection: the source's examples come in groups of {source.group}, which a selection would "
                 "split; take single ones"
             )
         if source.components:
-            raise ConfigError("data.selection: the source is a mixture; give the selection to each of its sources")
+            raise ConfigError("selection: the source is a mixture; give the selection to each of its sources")
         super().__init__(source)
         self._selection = selection
         self.rows, self.synthetic = _select(source, selection)
         if not len(self.rows):
-            raise ConfigError(f"data.selection: none of {len(source)} examples is kept; select more")
+            raise ConfigError(f"selection: none of {len(source)} examples is kept; select more")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -195,7 +195,7 @@ def _drop_short(source: Source, selection: Selection, kept: np.ndarray, syntheti
 def _column(source: Source, name: str) -> np.ndarray:
     values = source.column(name)
     if len(values) != len(source):
-        raise ConfigError(f"data.selection: column {name!r} has {len(values)} values for {len(source)} examples")
+        raise ConfigError(f"selection: column {name!r} has {len(values)} values for {len(source)} examples")
     return values
 
 
@@ -206,7 +206,7 @@ def _scores(source: Source, name: str) -> np.ndarray:
     try:
         return np.array([math.nan if value is None else value for value in values.tolist()], np.float64)
     except (TypeError, ValueError):
-        raise ConfigError(f"data.selection: column {name!r} holds no numbers; name another") from None
+        raise ConfigError(f"selection: column {name!r} holds no numbers; name another") from None
 
 
 def _keys(source: Source) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.core import plugins
-from mmjax.core.config import ConfigError, bind
+from mmjax.core.config import ConfigError, bind, call
 from mmjax.data import pictures
 from mmjax.data.sample import BatchRows, Crop, Example, Sample, Unreadable
 from mmjax.data.token_format import TokenFormat
@@ -165,11 +165,9 @@ def _make_transform(name: str, options: Section, *, injected: Mapping[str, Any],
     wanted = {key: value for key, value in injected.items() if key in parameters}
     if "token_format" in wanted and wanted["token_format"] is None:
         raise ConfigError(f"{path}: {name!r} transforms rows of tokens, which evaluation has none of; leave it out")
-    try:
-        return transform(**bind(transform, options, path=f"{path}.{name}", injected=wanted))
-    except ConfigError as error:
-        text = str(error)
-        raise ConfigError(text if text.startswith(path) else f"{path}.{name}.{text}") from None
+    bound = bind(transform, options, path=f"{path}.{name}", injected=wanted)
+    elsewhere = {"image_size": "model.vision_cfg.image_size", "data_modalities": "data.modalities"}
+    return call(transform, bound, path=f"{path}.{name}", paths=elsewhere)
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,8 @@ from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.evals.common.ranks import Ranks, Ties, count_ranks
 
 RECALL_AT = (1, 5, 10)
+_GEOMETRY = ("uniformity_image", "uniformity_text", "modality_gap")
+_COUNTS = ("num_images", "num_captions", "num_unreadable")
 UNIFORMITY_ROWS = 4096  # uniformity compares all pairs of this many rows
 
 
@@ -70,6 +72,12 @@ class Evaluator(Base):
         self.folds = folds
         self.ties = ties
 
+    @classmethod
+    def metric_names(cls) -> Collection[str]:
+        """Those of ``metrics``, of the geometry, and counts."""
+        one = Ranks(np.zeros(1, np.int32), np.zeros(1, np.int32))
+        return [*metrics(one, one), *_GEOMETRY, *_COUNTS]
+
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
         data = self._embed(embedder)
@@ -81,17 +89,13 @@ class Evaluator(Base):
             )
             folds.append(metrics(*ranks, ties=self.ties))
         mean = {name: float(np.mean([fold[name] for fold in folds])) for name in folds[0]}
-        mean |= {
-            "uniformity_image": _on_device(uniformity, evenly_spaced(data.images, UNIFORMITY_ROWS)),
-            "uniformity_text": _on_device(uniformity, evenly_spaced(data.texts, UNIFORMITY_ROWS)),
-            "modality_gap": _on_device(modality_gap, data.images, data.texts),
-        }
-        counts = {
-            "num_images": len(data.images),
-            "num_captions": len(data.captions),
-            "num_unreadable": data.num_unreadable,
-        }
-        return mean | {name: float(value) for name, value in counts.items()}
+        geometry = (
+            _on_device(uniformity, evenly_spaced(data.images, UNIFORMITY_ROWS)),
+            _on_device(uniformity, evenly_spaced(data.texts, UNIFORMITY_ROWS)),
+            _on_device(modality_gap, data.images, data.texts),
+        )
+        counts = map(float, (len(data.images), len(data.captions), data.num_unreadable))
+        return mean | dict(zip(_GEOMETRY, geometry, strict=True)) | dict(zip(_COUNTS, counts, strict=True))
 
     def panel(self, embedder: BoundEmbedder, *, rows: Sequence[int], k: int = 5) -> list[dict[str, Any]]:
         """The ``k`` best captions of the whole split for each image of ``rows``.

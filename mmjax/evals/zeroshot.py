@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -57,6 +57,12 @@ class Evaluator(Base):
         if len(self.held_out) != len(names):
             raise ValueError(f"the source's held_out has {len(self.held_out)} values for {len(names)} classes")
         self.ties = ties
+
+    @classmethod
+    def metric_names(cls) -> Collection[str]:
+        """All that it may give; some depend on the classes."""
+        accuracies = ("acc@1", "acc@5", "mean_per_class", "tie_gap", "acc@1_seen", "acc@1_held_out", "acc@1_harmonic")
+        return (*accuracies, "num_images", "num_classes", "num_unreadable")
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""

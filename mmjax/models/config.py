@@ -9,9 +9,11 @@ import dataclasses
 import math
 from typing import Annotated, Any, Literal, Protocol
 
-from mmjax.core.config import ConfigError, Ge, Gt
+from mmjax.core.config import Between, ConfigError, Ge, Gt, Le
 
 PositiveInt = Annotated[int, Ge(1)]
+Size = Annotated[int, Between(1, 2**16)]
+Layers = Annotated[int, Between(1, 1000)]
 PositiveFloat = Annotated[float, Gt(0)]
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
@@ -35,35 +37,35 @@ def _require(condition: bool, message: str) -> None:
 class VisionConfig:
     """The image tower: a pre-norm vision transformer."""
 
-    image_size: PositiveInt = 224
-    patch_size: PositiveInt = 16
-    width: PositiveInt = 768
-    layers: PositiveInt = 12
-    head_width: PositiveInt = 64
+    image_size: Size = 224
+    patch_size: Size = 16
+    width: Size = 768
+    layers: Layers = 12
+    head_width: Size = 64
     mlp_ratio: PositiveFloat = 4.0
     activation: Activation = "gelu"
     ln_eps: PositiveFloat = 1e-5
     qk_norm: bool = False  # layer norm of each head's queries and keys
     stem: Literal["patch", "conv", "patch_merge"] = "patch"
-    stem_widths: tuple[int, ...] = ()  # channels after each convolution or merge; the last is the width
+    stem_widths: tuple[Size, ...] = ()  # channels after each convolution or merge; the last is the width
     patch_bias: bool = False
     pos_embed_type: Literal["learnable", "sin_cos_2d"] = "learnable"
     class_token: bool = True
-    registers: Annotated[int, Ge(0)] = 0  # learned tokens beside the class token, which no pooling reads
+    registers: Annotated[int, Between(0, 2**16)] = 0  # learned tokens beside the class token, which no pooling reads
     no_ln_pre: bool = False
     pool_type: Literal["tok", "avg", "map"] = "tok"
     final_ln_after_pool: bool = False
     proj_type: Literal["linear", "none"] = "linear"
     proj_bias: bool = False
     modalities: tuple[str, ...] = ("image",)
-    modality_channels: tuple[int, ...] = (3,)
+    modality_channels: tuple[Size, ...] = (3,)
     fusion: Literal["views", "channels", "tokens"] = "views"
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     image_resize: Literal["shortest", "squash", "longest"] = "shortest"  # how evaluation resizes images
 
     def __post_init__(self) -> None:
-        section = "vision_cfg"
+        section = "model.vision_cfg"
         _require(
             self.width % self.head_width == 0,
             f"{section}.head_width={self.head_width}: must divide {section}.width={self.width}",
@@ -141,13 +143,13 @@ class TextConfig:
     Fields that are None come from the tokenizer (``with_tokenizer``).
     """
 
-    context_length: PositiveInt = 77
-    vocab_size: PositiveInt | None = 49408
+    context_length: Size = 77
+    vocab_size: Annotated[PositiveInt, Le(2**31 - 1)] | None = 49408
     pad_id: int | None = None
     eos_id: int | None = None
-    width: PositiveInt = 512
-    heads: PositiveInt = 8
-    layers: PositiveInt = 12
+    width: Size = 512
+    heads: Size = 8
+    layers: Layers = 12
     mlp_ratio: PositiveFloat = 4.0
     activation: Activation = "gelu"
     ln_eps: PositiveFloat = 1e-5
@@ -163,14 +165,17 @@ class TextConfig:
     tokenizer_clean: str | None = None  # how that tokenizer cleans text first
 
     def __post_init__(self) -> None:
-        _require(self.width % self.heads == 0, f"text_cfg.heads={self.heads}: must divide text_cfg.width={self.width}")
+        _require(
+            self.width % self.heads == 0,
+            f"model.text_cfg.heads={self.heads}: must divide model.text_cfg.width={self.width}",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
     """Two towers and a learned temperature."""
 
-    embed_dim: PositiveInt = 512
+    embed_dim: Size = 512
     init_logit_scale: float = math.log(1 / 0.07)  # its logarithm
     init_logit_bias: float | None = None  # None: no bias, as in CLIP; SigLIP starts from -10
     max_logit_scale: PositiveFloat = 100.0  # training clips the scale to it after each update
@@ -181,10 +186,11 @@ class ClipConfig:
     text_cfg: TextConfig = dataclasses.field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
-        for section, tower in (("vision_cfg", self.vision_cfg), ("text_cfg", self.text_cfg)):
+        for section, tower in (("model.vision_cfg", self.vision_cfg), ("model.text_cfg", self.text_cfg)):
             _require(
                 tower.proj_type == "linear" or tower.width == self.embed_dim,
-                f"{section}.proj_type='none': needs {section}.width={tower.width} equal to embed_dim={self.embed_dim}",
+                f"{section}.proj_type='none': needs {section}.width={tower.width} equal to "
+                f"model.embed_dim={self.embed_dim}",
             )
 
 
@@ -202,19 +208,38 @@ def with_tokenizer(config: ClipConfig, tokenizer: TokenizerInfo) -> ClipConfig:
     text = config.text_cfg
     if text.vocab_size is not None and text.vocab_size < tokenizer.vocab_size:
         raise ConfigError(
-            f"text_cfg.vocab_size={text.vocab_size}: the tokenizer has {tokenizer.vocab_size} tokens; "
+            f"model.text_cfg.vocab_size={text.vocab_size}: the tokenizer has {tokenizer.vocab_size} tokens; "
             "set it to None to take the tokenizer's size, or use another tokenizer"
         )
     if tokenizer.context_length > text.context_length:
         raise ConfigError(
-            f"text_cfg.context_length={text.context_length}: the tokenizer writes {tokenizer.context_length} tokens; "
-            "make the two equal"
+            f"model.text_cfg.context_length={text.context_length}: the tokenizer writes {tokenizer.context_length} "
+            "tokens; make the two equal"
         )
     special_ids: dict[str, Any] = {}
     for name in ("pad_id", "eos_id"):
         configured, actual = getattr(text, name), getattr(tokenizer, name)
         if configured is not None and configured != actual:
-            raise ConfigError(f"text_cfg.{name}={configured}: the tokenizer's is {actual}; set it to None to take that")
+            raise ConfigError(
+                f"model.text_cfg.{name}={configured}: the tokenizer's is {actual}; set it to None to take that"
+            )
         special_ids[name] = actual
     size = tokenizer.vocab_size if text.vocab_size is None else text.vocab_size
     return dataclasses.replace(config, text_cfg=dataclasses.replace(text, vocab_size=size, **special_ids))
+
+
+def take_resolved(config: ClipConfig, resolved: ClipConfig) -> ClipConfig:
+    """``config`` with the fields that training takes from its data as they are in ``resolved``."""
+    text, other = config.text_cfg, resolved.text_cfg
+    text = dataclasses.replace(
+        text,
+        vocab_size=other.vocab_size if text.vocab_size is None else text.vocab_size,
+        pad_id=other.pad_id if text.pad_id is None else text.pad_id,
+        eos_id=other.eos_id if text.eos_id is None else text.eos_id,
+    )
+    vision = dataclasses.replace(
+        config.vision_cfg,
+        modalities=resolved.vision_cfg.modalities,
+        modality_channels=resolved.vision_cfg.modality_channels,
+    )
+    return dataclasses.replace(config, text_cfg=text, vision_cfg=vision)

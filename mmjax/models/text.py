@@ -161,5 +161,5 @@ def block_spec(config: TextConfig) -> BlockSpec:
 def _from_tokenizer(config: TextConfig, name: str) -> int:
     value = getattr(config, name)
     if value is None:
-        raise ConfigError(f"text_cfg.{name}=None: comes from the tokenizer; call with_tokenizer first, or set it")
+        raise ConfigError(f"model.text_cfg.{name}=None: comes from the tokenizer; call with_tokenizer first, or set it")
     return value

@@ -18,7 +18,7 @@ from mmjax.augment.common import schedules
 from mmjax.augment.common.base import Base, Features, Similarity, Tap, TowerInfo, View
 from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins, rng
-from mmjax.core.config import ConfigError, bind
+from mmjax.core.config import ConfigError, bind, call
 from mmjax.core.sphere import modality_gap, uniformity
 from mmjax.core.state import AugmentState, Params
 from mmjax.core.types import Metrics
@@ -246,7 +246,9 @@ def _load_constructor(name: str, options: Mapping[str, Any], *, towers: TowerInf
     parameters = inspect.signature(target.__init__).parameters
     injected = {key: value for key, value in {"towers": towers, "rngs": None}.items() if key in parameters}
     bound = bind(target, options, path=f"augment.{name}", injected=injected)
-    return target, lambda rngs=None: target(**(bound | ({"rngs": rngs} if "rngs" in parameters else {})))
+    return target, lambda rngs=None: call(
+        target, bound | ({"rngs": rngs} if "rngs" in parameters else {}), path=f"augment.{name}"
+    )
 
 
 def _with_barrier(features: Features) -> Features:

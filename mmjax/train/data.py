@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax.core.config import ConfigError, build
+from mmjax.core.config import ConfigError, bind, call
 from mmjax.data import autotune, pipeline, tokenizer
 from mmjax.data.eval_view import EvalView, is_encoded
 from mmjax.data.open_source import open_source
@@ -105,7 +105,10 @@ def open_tokenizer(data: DataConfig, source: Source, *, context_length: int, wor
     if workdir is not None and (workdir / TOKENIZER_FOLDER).is_dir():
         return load_run_tokenizer(workdir, context_length=context_length)
     injected = {"context_length": context_length, "captions": _first_captions(source)}
-    return build(tokenizer.load, data.tokenizer, path="data.tokenizer", injected=injected)
+    path = "data.tokenizer"
+    elsewhere = {"context_length": "model.text_cfg.context_length", "tokenizer": f"{path}.name"}
+    bound = bind(tokenizer.load, data.tokenizer, path=path, injected=injected)
+    return call(tokenizer.load, bound, path=path, paths=elsewhere)
 
 
 def load_run_tokenizer(workdir: str | Path, *, context_length: int) -> Tokenizer:
@@ -145,19 +148,20 @@ def make_batches(
       ConfigError: if the data cannot make such batches.
     """
     index, count = host_rows
-    return pipeline.Batches(
-        source,
-        tokens,
-        batch_size=batch_size,
-        seed=seed,
-        chain=make_train_transforms(data, source, tokens, image_size=image_size, seed=seed),
-        captions=data.captions,
-        captions_per_image=data.captions_per_image,
-        negatives_per_image=data.negatives_per_image,
-        distinct=data.distinct,
-        process_index=index,
-        process_count=count,
-    )
+    arguments = {
+        "source": source,
+        "tokenizer": tokens,
+        "batch_size": batch_size,
+        "seed": seed,
+        "chain": make_train_transforms(data, source, tokens, image_size=image_size, seed=seed),
+        "captions": data.captions,
+        "captions_per_image": data.captions_per_image,
+        "negatives_per_image": data.negatives_per_image,
+        "distinct": data.distinct,
+        "process_index": index,
+        "process_count": count,
+    }
+    return call(pipeline.Batches, arguments, path="data", paths={name: name for name in ("batch_size", "seed")})
 
 
 def count_threads(data: DataConfig) -> int:

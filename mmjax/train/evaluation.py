@@ -15,13 +15,12 @@ from mmjax.core.state import Params
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.evals.common.embedder import BoundEmbedder, Embedder
+from mmjax.evals.common.metric_names import FOLDER, load_evaluator, prefix_of, tasks_of_splits
 from mmjax.experiment import EvalConfig, Experiment
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.runs import folder as run_folder
 from mmjax.train import data as train_data
 from mmjax.train.program import Program
-
-FOLDER = "mmjax.evals"
 
 
 class Evaluation:
@@ -38,26 +37,28 @@ class Evaluation:
     def open(self) -> None:
         """Opens what training will measure on, so that a missing split is found before the first step."""
         config = self._config
-        for tasks, split in ((config.tasks, config.split), (config.final_tasks, config.final_split)):
+        for task in config.tasks:
+            self.evaluator(task, config.split)
+        for split, tasks in tasks_of_splits(config.final_tasks, config.final_splits):
             for task in tasks:
                 self.evaluator(task, split)
 
     def run_during(self, params: Params) -> dict[str, float]:
         """What is measured while training: ``val/rsum`` and the like."""
-        return self.run(params, tasks=self._config.tasks, split=self._config.split)
+        return self.run(params, tasks=self._config.tasks, splits=[self._config.split])
 
     def run_final(self, params: Params) -> dict[str, float]:
         """What is measured at the end."""
-        return self.run(params, tasks=self._config.final_tasks, split=self._config.final_split)
+        return self.run(params, tasks=self._config.final_tasks, splits=self._config.final_splits)
 
-    def run(self, params: Params, *, tasks: Sequence[str], split: str) -> dict[str, float]:
-        """The metrics of ``tasks``; retrieval's carry the split alone, others their own name too."""
+    def run(self, params: Params, *, tasks: Sequence[str], splits: Sequence[str]) -> dict[str, float]:
+        """The metrics of ``tasks`` on each split; retrieval's carry the split alone, others their own name too."""
         bound = self._bind(params)
         metrics: dict[str, float] = {}
-        for task in tasks:
-            evaluator = self.evaluator(task, split)
-            prefix = split if task == "retrieval" else task if evaluator.own_split else f"{split}/{task}"
-            metrics |= {f"{prefix}/{name}": value for name, value in evaluator(bound).items()}
+        for split, tasks_of_split in tasks_of_splits(tasks, splits):
+            for task in tasks_of_split:
+                evaluator = self.evaluator(task, split)
+                metrics |= {f"{prefix_of(task, split)}/{name}": value for name, value in evaluator(bound).items()}
         return metrics
 
     def panels(self, params: Params, *, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -72,7 +73,7 @@ class Evaluation:
     def evaluator(self, task: str, split: str) -> Any:
         """The evaluator of one task, made at its first use."""
         if (task, split) not in self._evaluators:
-            evaluator = plugins.load_class(FOLDER, "Evaluator", task, path="eval.tasks")
+            evaluator = load_evaluator(task)
             options = {} if evaluator.own_split else {"split": split}
             self._evaluators[task, split] = evaluator(self._source, **options)
         return self._evaluators[task, split]
@@ -107,7 +108,7 @@ def evaluate_run(
     *,
     checkpoint: StepSelector = "last",
     tasks: Sequence[str] | None = None,
-    split: str | None = None,
+    splits: Sequence[str] = (),
 ) -> dict[str, float]:
     """The metrics of a checkpoint of a run folder, on whatever devices there are.
 
@@ -115,7 +116,7 @@ def evaluate_run(
       workdir: the run folder.
       checkpoint: a step, ``last`` or ``best``.
       tasks: evaluators; ``eval.final_tasks`` if left out.
-      split: ``eval.final_split`` if left out.
+      splits: ``eval.final_splits`` if left out.
     """
     experiment = Experiment.from_dict(run_folder.read_config(workdir))
     config = experiment.eval
@@ -136,4 +137,4 @@ def evaluate_run(
     params = checkpoints.restore_params(program.abstract_state.params, step=checkpoint, ema=ema)
     checkpoints.close()
     evaluation = make_evaluation(experiment, program, tokenizer)
-    return evaluation.run(params, tasks=tasks, split=split or config.final_split)
+    return evaluation.run(params, tasks=tasks, splits=splits or config.final_splits)

@@ -12,6 +12,7 @@ import jax
 from mmjax.core.config import ConfigError
 from mmjax.core.state import TrainState
 from mmjax.core.types import Metrics
+from mmjax.evals.common.metric_names import check_metric
 from mmjax.experiment import Experiment
 from mmjax.parallel import collectives
 from mmjax.runs.timing import ActivityTimer
@@ -62,6 +63,8 @@ def train(
     workdir, timer = Path(workdir), ActivityTimer() if timer is None else timer
     if profile is not None and profile[1] > experiment.steps:
         raise ConfigError(f"--profile=steps:{profile[0]}-{profile[1]}: the run has only {experiment.steps} steps")
+    if (best := experiment.checkpoint.best) is not None:
+        check_metric(best, tasks=experiment.eval.tasks, splits=[experiment.eval.split], path="checkpoint.best")
     list(load_trackers(experiment.log.trackers))  # refuses one that cannot be used here
     resolved = setup(experiment, workdir=workdir)
     left_out = check_index(resolved.source, limit=experiment.data.max_unreadable)

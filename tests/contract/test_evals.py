@@ -79,6 +79,8 @@ def test_an_evaluator_returns_finite_plain_floats_under_slash_free_names(name):
     for key, value in metrics.items():
         assert type(value) is float and math.isfinite(value), (key, value)
         assert key and "/" not in key and " " not in key
+    names = evaluator(name).metric_names()
+    assert names is None or metrics.keys() <= set(names)
 
 
 @pytest.mark.parametrize("name", plugins.names(FOLDER))

@@ -1,5 +1,7 @@
 import dataclasses
 import enum
+import functools
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from mmjax.core.config import Between, ConfigError, Ge, Gt, bind, build, choose, coerce, nearest
+from mmjax.core.config import Between, ConfigError, Ge, Gt, bind, build, call, check_plain, choose, coerce, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +149,6 @@ class TestCoerce:
         [
             (Any, object, object),
             (float, 1, 1.0),
-            (float, float("inf"), float("inf")),
             (Optional[float], 1, 1.0),  # noqa: UP045 - the older spelling is another type
             (str | None, None, None),
             (int | str, "a", "a"),
@@ -186,13 +187,26 @@ class TestCoerce:
         with pytest.raises(ConfigError, match=r"^p"):
             coerce(value, kind, path="p")
 
+    def test_words_between_commas_are_a_tuple_of_texts(self):
+        assert coerce("recall", tuple[str, ...], path="p") == ("recall",)
+        assert coerce("a, b", tuple[str, ...] | None, path="p") == ("a", "b")
+        assert coerce("", tuple[str, ...], path="p") == ()
+        assert coerce("a,b", str | tuple[str, ...], path="p") == "a,b"
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, 2**63, -(2**63) - 1, 2**99, "a\0b"])
+    def test_what_no_setting_can_be_is_refused_for_any_kind(self, value):
+        for kind in (Any, int, float, str, float | str):
+            with pytest.raises(ConfigError, match=r"^p=.*(finite|64 bits|null)"):
+                coerce(value, kind, path="p")
+
     @given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())))
     def test_the_result_has_the_type_or_there_is_an_error(self, value):
         for kind in (int, float, str, bool):
             try:
                 assert type(coerce(value, kind, path="p")) is kind
             except ConfigError:
-                assert type(value) is not kind
+                unfit = isinstance(value, (int, float)) and not abs(value) < 2**63
+                assert type(value) is not kind or unfit or (kind is str and "\0" in value)
 
     def test_a_callable_cannot_be_written_in_a_section(self):
         with pytest.raises(ConfigError, match="expected"):
@@ -247,8 +261,8 @@ class TestRanges:
             ({"strength": 2}, "r.strength=2.0: must be between 0 and 1"),
             ({"strength": {"end": 2}}, "r.strength=2.0: must be between 0 and 1"),
             ({"strength": {"end": "x"}}, "r.strength.end='x': expected float, got str"),
-            ({"rate": float("nan")}, "r.rate=nan: must be between 0 and 1"),
-            ({"size": float("inf")}, "r.size=inf: must be finite and at least 0"),
+            ({"rate": float("nan")}, "r.rate=nan: must be a finite number of single precision"),
+            ({"size": float("inf")}, "r.size=inf: must be a finite number of single precision"),
             ({"steps": "1"}, "r.steps='1': expected int, got str"),
         ],
     )
@@ -263,6 +277,44 @@ class TestRanges:
 
         with pytest.raises(ConfigError, match="steps is missing; set it to a int"):
             bind(function, {}, path="")
+
+
+class Retrieval:
+    """An evaluator whose own checks know nothing of where its options stand."""
+
+    def __init__(self, source: str, *, folds: int = 1):
+        raise ConfigError(f"folds={folds}: more than {source}" if folds else "source: is empty")
+
+
+class TestCall:
+    def test_an_error_names_the_option_by_its_full_key(self):
+        for folds, message in ((3, "eval.retrieval.folds=3: more than s"), (0, "data.source: is empty")):
+            with pytest.raises(ConfigError) as caught:
+                arguments = {"source": "s", "folds": folds}
+                call(Retrieval, arguments, path="eval.retrieval", paths={"source": "data.source"})
+            assert str(caught.value) == message
+
+
+class TestPlain:
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ({"a": {"b": [1, b"x"]}}, "a.b[1]=b'x': bytes is no type of a setting"),
+            ({"a": 1j}, "a=1j: complex is no type"),
+            ({"a": {1, 2}}, "a={1, 2}: set is no type"),
+            ({"a": {3: 4}}, "a={3: 4}: the key 3 is not a text"),
+            ({"a": (1.0, math.inf)}, "a[1]=inf: must be a finite number"),
+        ],
+    )
+    def test_what_json_cannot_hold_is_named_with_its_key(self, value, message):
+        with pytest.raises(ConfigError) as caught:
+            check_plain(value, path="")
+        assert str(caught.value).startswith(message)
+
+    def test_all_else_may_be_in_each_other(self):
+        check_plain({"a": [None, True, -1, 2.5, "x", {"b": ()}], "c": Tower()}, path="")
+        with pytest.raises(ConfigError, match="flatter"):
+            check_plain(functools.reduce(lambda inner, _: [inner], range(99), 1), path="a")
 
 
 class TestNames:

@@ -179,7 +179,7 @@ from support import tiny
 
 def get_config(arg=""):
     return tiny.sections(
-        steps=8, eval__final_split="val", data__max_unreadable=float(arg or 1.0), data__transforms=(("flip", {}),),
+        steps=8, eval__final_splits=("val",), data__max_unreadable=float(arg or 1.0), data__transforms=(("flip", {}),),
         data__source={"name": "webdataset", "path": FOLDER + "/{split}/*.tar"}, data__train={},
     )
 """

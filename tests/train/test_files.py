@@ -44,7 +44,7 @@ def experiment(folder, **overrides):
     }
     # The augmentation in the step sees the rows that the loader has mixed.
     data |= {key.removeprefix("data__"): overrides.pop(key) for key in list(overrides) if key.startswith("data__")}
-    options = {"steps": 8, "data": data, "eval__final_split": "val", "augment": (("mixup", {}),)}
+    options = {"steps": 8, "data": data, "eval__final_splits": ("val",), "augment": (("mixup", {}),)}
     return tiny.experiment(**(options | overrides))
 
 
@@ -72,5 +72,5 @@ def test_too_much_damage_ends_it_before_it_trains_something_else(folder, tmp_pat
 
 def test_a_split_that_is_missing_is_found_before_the_first_step(folder, tmp_path):
     with pytest.raises(ConfigError, match="test"):
-        loop.train(experiment(folder, eval__final_split="test"), workdir=tmp_path / "new")
+        loop.train(experiment(folder, eval__final_splits=("test",)), workdir=tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -14,6 +14,7 @@ from mmjax.core.config import ConfigError
 from mmjax.runs import folder as run_folder
 from mmjax.train import evaluation, guard, loop
 from mmjax.train.program import Program
+from mmjax.train.setup import setup
 from support import tiny
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -68,21 +69,41 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path):
 
 def test_the_best_checkpoint_is_the_one_measured(tmp_path):
     experiment = tiny.experiment(
-        steps=12, eval__every_steps=2, eval__weights="best", checkpoint__best="val/rsum", checkpoint__keep=1
+        steps=12,
+        eval__every_steps=2,
+        eval__weights="best",
+        eval__final_splits=("val", "test"),
+        checkpoint__best="val/rsum",
+        checkpoint__keep=1,
     )
     outcome = loop.train(experiment, workdir=tmp_path)
     scores = {line["step"]: line["val/rsum"] for line in lines(tmp_path) if "val/rsum" in line}
     chosen = int(outcome.metrics["final/weights_of_step"])
     assert scores[chosen] == max(scores.values())
-    again = evaluation.evaluate_run(tmp_path, checkpoint="best", split="val")
+    again = evaluation.evaluate_run(tmp_path, checkpoint="best")
     assert again["val/rsum"] == pytest.approx(scores[chosen], abs=1e-6)
+    assert {"val/rsum", "test/rsum"} <= again.keys() & outcome.metrics.keys()  # each final split
+    assert again.keys() <= outcome.metrics.keys()
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
     experiment = tiny.experiment()
     second = run_folder.claim(tmp_path, experiment, overrides=[])
-    with run_folder.claim(tmp_path, experiment, overrides=[]), pytest.raises(ConfigError, match="another process"):
+    with (
+        run_folder.claim(tmp_path, experiment, overrides=[]),
+        pytest.raises(ConfigError, match=r"process \d+ on \S+ is training there"),
+    ):
         second.__enter__()
+
+
+def test_a_long_warm_up_and_many_epochs_are_pointed_out():
+    def advice(**options):
+        return list(setup(tiny.experiment(**options)).advice())
+
+    assert advice() == []
+    short, long = advice(optimizer__warmup_steps=40), advice(steps=400)
+    assert short == ["optimizer.warmup_steps=40: longer than the run (steps=6); it warms up for 0"]
+    assert len(long) == 1 and "each of the 48 examples comes 133 times" in long[0] and "steps=300" in long[0]
 
 
 def test_a_stop_before_the_first_step_leaves_a_folder_that_goes_on(tmp_path, monkeypatch, capsys):

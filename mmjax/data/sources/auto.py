@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mmjax.core import plugins
-from mmjax.core.config import ConfigError, bind
+from mmjax.core.config import ConfigError, bind, call
 from mmjax.data import source
 from mmjax.data.storage import filesystem, path_patterns
 
@@ -65,7 +65,7 @@ class Source(source.SourceView):
             bound = bind(target, dict(options or {}), path="options", injected=injected)
         except ConfigError as error:
             raise ConfigError(f"{error} (path={path!r} was taken for {self.name})") from None
-        super().__init__(target(**bound))
+        super().__init__(call(target, bound, path="options", paths={name: name for name in injected}))
 
 
 class PathContent(NamedTuple):

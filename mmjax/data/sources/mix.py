@@ -54,7 +54,7 @@ class Source(source.Source):
         _check(weights, titles)
 
         def opened(number: int) -> source.Source:
-            path = f"data.source.sources[{number}]"
+            path = f"sources[{number}]"
             return open_source(sections[number], split=split, modalities=self.modalities, path=path)
 
         # In threads, because opening waits for files.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mmjax.core.config import ConfigError
@@ -32,6 +32,11 @@ class Base(abc.ABC):
 
     own_split: ClassVar[bool] = False
     """Whether it needs a split made for it, such as prompts and classes; otherwise any split of pairs will do."""
+
+    @classmethod
+    def metric_names(cls) -> Collection[str] | None:
+        """The names that its metrics can have, or None if they depend on the examples."""
+        return None
 
     @abc.abstractmethod
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:

@@ -99,7 +99,7 @@ def test_thirty_sources_are_read_by_as_many_threads_as_one():
         ((scenes(4, weight=0),), ["weight=0", "positive"]),
         ((scenes(4, weight="much"),), ["weight='much'"]),
         ((scenes(4, twins=True), scenes(4)), ["groups of [1, 2]"]),
-        ((scenes(4), SMALL | {"wrld": "easy"}), ["data.source.sources[1].wrld", "world"]),
+        ((scenes(4), SMALL | {"wrld": "easy"}), ["sources[1].wrld", "world"]),
         ((scenes(4), {"size": 4}), ["sources[1].name is missing"]),
     ],
 )
