@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmjax.data.sample import Example, Unreadable
+from mmjax.data.sample import Example
 from mmjax.data.source import Source, SourceView
 from mmjax.data.transform_chain import TransformChain
 
@@ -26,10 +26,5 @@ class EvalView(SourceView):
 
 def is_encoded(source: Source) -> bool:
     """Whether the source's pictures are encoded bytes, judged by its first readable example."""
-    for index in range(len(source)):
-        try:
-            example = source[index]
-        except Unreadable:
-            continue
-        return any(isinstance(example.get(name), bytes) for name in source.modalities)
-    return False
+    example = source.first_readable()
+    return any(isinstance(example.get(name), bytes) for name in source.modalities)

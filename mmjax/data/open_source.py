@@ -51,7 +51,11 @@ def open_source(
     late = bind(source, further, path=further_path, injected=injected | options)
     bound = bind(source, options, path=path, injected=injected | {key: late[key] for key in further})
     elsewhere = {"split": "split", "modalities": "data.modalities"}
-    opened = call(source, bound, path=path, paths=elsewhere | {key: f"{further_path}.{key}" for key in further})
+    try:
+        opened = call(source, bound, path=path, paths=elsewhere | {key: f"{further_path}.{key}" for key in further})
+    except (OSError, MemoryError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path}.name={name!r}: the data cannot be read ({reason}); check the path") from error
     if selection is None:
         return opened
     selection = call(Selection, bind(Selection, selection, path=selection_path), path=selection_path)

@@ -169,8 +169,8 @@ class Batches:
                 sample, unreadable[i] = self._reader.sample(
                     start + self._needed[i], places[i], draws[i], component=component
                 )
-                for name, shape in self._shapes.items():
-                    images[name][i] = _checked_image(sample, name, shape)
+                for name in self._shapes:
+                    images[name][i] = sample.images[name]
                 sample.images = {}
                 samples[i] = sample
 
@@ -260,7 +260,7 @@ class Batches:
             texts += _pad(sample.captions, self._caption_rows)
             texts += _pad(sample.fields["negatives"], self._negative_rows)
         count, each = len(samples), self._caption_rows + self._negative_rows
-        ids = _ids(samples)
+        ids = np.array([sample.id for sample in samples], np.int32)
         present = np.array([text is not None for text in texts]).reshape(count, each, 1)
         weight = present.astype(np.float32)
         weight[:, self._caption_rows :] = 0
@@ -317,22 +317,3 @@ class _PrefetchedStream:
 
 def _pad(texts: list[str], count: int) -> list[str | None]:
     return [*texts, *[None] * (count - len(texts))]
-
-
-def _ids(samples: list[Sample]) -> np.ndarray:
-    ids = np.array([sample.id for sample in samples])
-    wrong = (ids < 0) | (ids >= 1 << 31)
-    if wrong.any():
-        raise ValueError(f"the source has an example with id {ids[wrong][0]}; ids must be from 0 to 2**31 - 1")
-    return ids.astype(np.int32)
-
-
-def _checked_image(sample: Sample, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    image = sample.images.get(name)
-    if image is None or image.shape != shape or image.dtype != np.uint8:
-        actual = "missing" if image is None else f"{image.dtype}{list(image.shape)}"
-        raise ValueError(
-            f"{name!r} of the example with id {sample.id} is {actual}; the source's first example has "
-            f"uint8{list(shape)}: bring all images to one size, as data.transforms=(('resize_crop', {{}}),) does"
-        )
-    return image

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.data.sample import DataError, Example, Sample, Unreadable
+from mmjax.data.sample import DataError, Example, Sample, Unreadable, as_unreadable
 from mmjax.data.source import Source, UnreadableEntry
 from mmjax.data.transform_chain import TransformChain
 
@@ -40,16 +40,19 @@ class Reader:
         self._captions = captions
         self._caption_rows = caption_rows
         self._negative_rows = negative_rows
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def first(self) -> Sample:
-        """The sample of the first readable example, whose image shapes hold for all."""
-        last: Unreadable | None = None
+        """The sample of the first readable example; from then on all must have images of its shapes."""
+        first: Unreadable | None = None
         for place in range(min(_ATTEMPTS, len(self._source))):
             try:
                 example = self._source[place]
                 sample = self._make(example, 0, [0.0] * (self._caption_rows + self._negative_rows))
-            except Unreadable as error:
-                last = error
+            except ConfigError:
+                raise
+            except Exception as error:
+                first = first or as_unreadable(error, f"example {place}")
                 continue
             if self._negative_rows and "negatives" not in example:
                 raise ConfigError(f"negatives_per_image={self._negative_rows}: the source supplies no negatives; use 0")
@@ -58,13 +61,14 @@ class Reader:
                     "the source's examples have no images: a modality is an array of uint8[H, W, channels] or an "
                     "encoded picture"
                 )
+            self._shapes = {name: image.shape for name, image in sample.images.items()}
             return sample
-        raise ConfigError(f"none of the source's first examples can be used; the last one: {last}")
+        raise ConfigError(f"none of the source's first examples can be used; the first one: {first}")
 
     def sample(
         self, number: int, place: int, draws: list[float], *, component: range
     ) -> tuple[Sample, list[UnreadableEntry]]:
-        """Reads the row of that ``number``, and replaces unreadable examples.
+        """Reads the row of that ``number``, and replaces unreadable examples, whatever is wrong with them.
 
         The substitute is drawn from ``component`` by the seed, the row and the attempt alone. It is not the neighbor,
         which may be as broken.
@@ -79,8 +83,9 @@ class Reader:
                 example = self._source[place]
                 key = str(example.get("key", key))
                 return self._make(example, number, draws), unreadable
-            except Unreadable as error:
-                unreadable.append((error.key or key, error.reason, error.detail))
+            except Exception as error:
+                problem = as_unreadable(error, key)
+                unreadable.append((problem.key, problem.reason, problem.detail))
             generator = np.random.default_rng((self._seed, _STREAM, number, attempt))
             place = int(generator.integers(component.start, component.stop))
         last = ": ".join(filter(None, unreadable[-1]))
@@ -96,7 +101,23 @@ class Reader:
         # Some examples of a mixture or a table have no negatives; their rows become padding.
         negatives = [text for _, _, text in sample.fields.get("negatives", ())] if self._negative_rows else []
         sample.fields = {"negatives": sample_without_replacement(negatives, draws[self._caption_rows :])}
+        if not 0 <= sample.id < 1 << 31:
+            raise Unreadable("bad row", f"id {sample.id}: ids must be from 0 to 2**31 - 1", key=sample.key)
+        for name, shape in self._shapes.items():
+            _check_image(sample, name, shape)
         return sample
+
+
+def _check_image(sample: Sample, name: str, shape: tuple[int, ...]) -> None:
+    image = sample.images.get(name)
+    if image is None or image.shape != shape or image.dtype != np.uint8:
+        actual = "missing" if image is None else f"{image.dtype}{list(image.shape)}"
+        raise Unreadable(
+            "bad row",
+            f"{name!r} is {actual}; the source's first example has uint8{list(shape)}: bring all images to one size, "
+            "as data.transforms=(('resize_crop', {}),) does",
+            key=sample.key,
+        )
 
 
 def sample_without_replacement(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -25,11 +26,13 @@ Reason = Literal[
     "truncated image",
     "corrupt image",
     "image too large",
+    "file too large",
     "no caption",
     "caption is not UTF-8",
     "truncated archive",
     "duplicate key",
     "bad row",
+    "other error",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
@@ -45,6 +48,18 @@ class Unreadable(ValueError):
 
     def __reduce__(self) -> Any:
         return _unreadable, (self.reason, self.detail, self.key)
+
+
+def as_unreadable(error: Exception, key: str) -> Unreadable:
+    """Whatever went wrong with the example of that ``key``; an error without a reason says where it was raised."""
+    if isinstance(error, Unreadable):
+        return Unreadable(error.reason, error.detail, key=error.key or key)
+    message = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return Unreadable("missing file", message, key=key)
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" ({frame.filename.rpartition('/')[2]}:{frame.lineno})" for frame in last)
+    return Unreadable("other error", f"{type(error).__name__}: {message[:200]}{where}", key=key)
 
 
 class DataError(RuntimeError):

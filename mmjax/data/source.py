@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.data.sample import Example, Reason
+from mmjax.data.sample import Example, Reason, Unreadable, as_unreadable
+
+_TRIED = 32  # examples of which one must be readable
 
 UnreadableEntry = tuple[str, Reason, str]
 """Key, reason and detail of an example that cannot be used."""
@@ -91,6 +93,23 @@ class Source:
 
     def __getitem__(self, index: int, /) -> Example:
         raise NotImplementedError
+
+    def read(self, index: int) -> Example:
+        """``self[index]``, or Unreadable whatever is wrong with that example: one bad example must not end a run."""
+        try:
+            return self[index]
+        except Exception as error:  # of formats, file systems and plug-ins: there is no list of them
+            raise as_unreadable(error, f"example {index}") from error
+
+    def first_readable(self) -> Example:
+        """The first example that can be used; ConfigError with the first reason if none of the first few can."""
+        first: Unreadable | None = None
+        for index in range(min(_TRIED, len(self))):
+            try:
+                return self.read(index)
+            except Unreadable as error:
+                first = first or error
+        raise ConfigError(f"none of the source's first examples can be used; the first one: {first or 'it is empty'}")
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))

@@ -93,3 +93,21 @@ def captions_of(
     if not texts:
         raise Unreadable("no caption", "all are empty" if values else "there is none", key=key)
     return texts[:most]
+
+
+def negatives_of(values: object, true: object, key: str = "", *, norm: Norm = "none") -> list[tuple[str, str, str]]:
+    """The hard negatives of an example as (kind, true caption, false caption), cleaned; none without false captions.
+
+    Args:
+      values: false captions: a text, or an iterable of texts or None.
+      true: the caption that they are false versions of.
+      key: of the example, for errors.
+      norm: see ``clean``.
+    """
+    try:
+        (true_text,) = captions_of(true, key, norm=norm, most=1)
+        return [("given", true_text, false) for false in captions_of(values, key, norm=norm)]
+    except Unreadable as error:
+        if error.reason != "no caption":
+            raise
+        return []

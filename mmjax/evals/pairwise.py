@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.config import ConfigError
+from mmjax.data.sample import Unreadable
 from mmjax.evals.common.base import Base, OpenSource, open_split
 from mmjax.evals.common.embedder import BoundEmbedder
 
@@ -39,8 +40,14 @@ class Evaluator(Base):
         """
         self.split = open_split(open_source, split, source)
         self.kinds = kinds
-        if not any(self.split.source[i].get("negatives") for i in range(len(self.split.source))):
+        if not any(map(self._has_negatives, range(len(self.split.source)))):
             raise ConfigError(f"split={split!r}: no example has negatives; choose another split or drop this evaluator")
+
+    def _has_negatives(self, index: int) -> bool:
+        try:
+            return bool(self.split.source.read(index).get("negatives"))
+        except Unreadable:  # counted when the split is embedded
+            return False
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""

@@ -56,7 +56,8 @@ def open_eval_split(data: DataConfig, vision: VisionConfig, split: str) -> Sourc
     source = open_split(data, split)
     if data.preprocess is None and not is_encoded(source):
         size = (vision.image_size, vision.image_size)
-        if all(source[0][name].shape[:2] == size for name in data.modalities):
+        example = source.first_readable()
+        if all(example[name].shape[:2] == size for name in data.modalities):
             return source
     return EvalView(source, make_eval_transforms(data, vision))
 
@@ -118,9 +119,10 @@ def load_run_tokenizer(workdir: str | Path, *, context_length: int) -> Tokenizer
 
 def _first_captions(source: Source) -> Iterator[str]:
     """The captions of the first examples, from which a vocabulary is trained."""
+    source.first_readable()  # otherwise a vocabulary of nothing would be the error, not what is wrong with the examples
     for index in range(min(len(source), VOCABULARY_EXAMPLES)):
         with contextlib.suppress(Unreadable):
-            yield from source[index]["captions"]
+            yield from source.read(index)["captions"]
 
 
 def make_batches(

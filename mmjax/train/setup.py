@@ -104,7 +104,7 @@ def fit_model(model: ClipConfig, data: DataConfig, source: Source, tokenizer: To
     if train_data.has_crop(train_data.list_train_transforms(data, source)):
         channels = (DECODED_CHANNELS,) * len(modalities)
     else:
-        example = source[0]
+        example = source.first_readable()
         channels = tuple(example[name].shape[-1] for name in modalities)
         size = example[modalities[0]].shape[0]
         if size != vision.image_size:

@@ -1,4 +1,6 @@
 import collections
+import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -88,7 +90,9 @@ def test_a_substitute_comes_from_the_same_part_of_a_mixture():
 
 def test_when_nothing_can_be_used_it_ends_with_the_reason():
     source = Source(missing=range(40))
-    with pytest.raises(ConfigError, match=r"none of the source's first examples.*31\.jpg: missing file \(gone\)"):
+    with pytest.raises(
+        ConfigError, match=r"none of the source's first examples.*the first one: 0\.jpg: missing file \(gone\)"
+    ):
         batches(source)
     source = Source(missing=range(1, 40))
     made = batches(source)
@@ -130,16 +134,46 @@ def test_batches_without_repeats_want_the_rows_of_an_image_grouped():
         batches(Ungrouped(), distinct=True)
 
 
-def test_an_error_that_is_not_the_datas_is_not_hidden():
-    class Wrong(Source):
-        def __getitem__(self, index):
-            if index == 5:
-                raise ZeroDivisionError("a bug")
-            return super().__getitem__(index)
+class Wrong(Source):
+    """Examples that fail in ways that nobody foresaw."""
 
-    made = batches(Wrong())
-    with pytest.raises(ZeroDivisionError):
-        [made[step] for step in range(5)]
+    errors = (MemoryError(), zipfile.BadZipFile("no zip"), ZeroDivisionError("a bug"), KeyError("x"), OSError(5, "io"))
+
+    def __getitem__(self, index):
+        if index < len(self.errors):
+            raise self.errors[index]
+        example = super().__getitem__(index)
+        match index:
+            case 10:
+                del example["captions"]
+            case 11:
+                example["image"] = np.zeros((5, 4, 3), np.uint8)
+            case 12:
+                example["id"] = -1
+        return example
+
+
+def test_any_error_of_one_example_is_counted():
+    source = Wrong()
+    whole, made = batches(Source()), batches(source)
+    listed = {}
+    for step in range(10):
+        expected, got = whole[step]["image_ids"][:, 0], made[step]["image_ids"][:, 0]
+        good = ~np.isin(expected, [*range(5), 10, 11, 12])
+        np.testing.assert_array_equal(got[good], expected[good])
+        listed |= {key: (reason, detail) for key, reason, detail in made[step]["unreadable"]}
+    assert listed["example 0"][0] == listed["10.jpg"][0] == "other error" and listed["example 4"][0] == "missing file"
+    assert re.fullmatch(r"ZeroDivisionError: a bug \(test_reader\.py:\d+\)", listed["example 2"][1])
+    assert listed["11.jpg"][0] == listed["12.jpg"][0] == "bad row" and "one size" in listed["11.jpg"][1]
+    assert len(listed) == 8
+    assert [type(problem) for problem in map(problem_of, [source] * 5, range(5))] == [Unreadable] * 5
+    assert source.first_readable()["id"] == 5
+
+
+def problem_of(source, index):
+    with pytest.raises(Unreadable) as error:
+        source.read(index)
+    return error.value
 
 
 def test_captions_are_drawn_by_their_weights():

@@ -30,7 +30,7 @@ class Source(source.Source):
             raise IndexError(index)
         time.sleep(self.slow)
         if index == self.fails:
-            raise OSError("the disk is gone")
+            raise KeyboardInterrupt("the machine goes")
         key = f"birds/{index:03d}.jpg"
         if index in self.broken:
             raise Unreadable("missing file", "no such file", key=key)

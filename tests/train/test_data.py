@@ -111,3 +111,14 @@ def test_a_transforms_option_is_overridden_by_name(tmp_path):
     assert sections["data"]["transforms"] == (("flip", {"horizontal": 0.25}), ("mixgen", {"variant": "e"}))
     with pytest.raises(ConfigError, match=r"data\.transforms\.mixgenn\.variant=e.*'mixgen'"):
         experiments.load_config(str(tmp_path / "config.py"), [*overrides[:1], ("data.transforms.mixgenn.variant", "e")])
+
+
+@pytest.mark.parametrize("name", ["word", "bpe"])
+def test_where_nothing_can_be_read_the_first_reason_is_the_error_not_a_vocabulary_of_nothing(tmp_path, name):
+    (tmp_path / "cat").mkdir()
+    for number in range(3):
+        (tmp_path / "cat" / f"{number}.png").touch()
+    source = {"name": "folders", "path": str(tmp_path)}
+    experiment = tiny.experiment(data={"source": source, "tokenizer": {"name": name, "vocab_size": 300}})
+    with pytest.raises(ConfigError, match=r"first examples.*the first one: cat/0\.png: empty image"):
+        setup(experiment)

@@ -6,7 +6,7 @@ A row takes its text and some 20 bytes; lists of Python strings would take tens 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data.formats.row_builder import BadRow, Row, RowBuilder
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.source import UnreadableEntry
-from mmjax.data.text import Norm, captions_of
+from mmjax.data.text import Norm, captions_of, negatives_of
 
 _LITERAL_LIMIT = 1 << 16  # characters of a list of negatives
 
@@ -29,6 +29,7 @@ class CaptionTable:
     Args:
       rows: in the order of the data set.
       named: images have names; otherwise numbers, and each row is an example.
+      check_name: see ``RowBuilder``.
       group: rows of one image become one example with several captions; otherwise each row is one, and rows of one
         image share the id.
       fields: names of the further fields of each row.
@@ -47,6 +48,7 @@ class CaptionTable:
         rows: Iterable[Row | BadRow],
         *,
         named: bool = True,
+        check_name: Callable[[str], object] = str,
         group: bool = True,
         fields: Sequence[str] = (),
         texts: Sequence[str] = (),
@@ -59,7 +61,14 @@ class CaptionTable:
         self._norm: Norm = norm
         self._most = most
         self.unreadable: list[UnreadableEntry] = []
-        builder = RowBuilder(rows, self.unreadable, named=named, has_labels=has_labels, fields=[*fields, *texts])
+        builder = RowBuilder(
+            rows,
+            self.unreadable,
+            named=named,
+            check_name=check_name,
+            has_labels=has_labels,
+            fields=[*fields, *texts],
+        )
         captions, owner = builder.captions, builder.owner
         columns = {name: column if name in texts else _numbers(column) for name, column in builder.fields.items()}
         self.class_names = class_names
@@ -92,6 +101,13 @@ class CaptionTable:
         if builder.negatives:
             self.negatives = pa.array([builder.negatives.get(place) for place in places.tolist()], pa.large_string())
         self.columns = columns
+
+    def check_not_empty(self, path: object) -> None:
+        """ConfigError with the first reason if there is no example; ``path`` is the option that named the table."""
+        if not len(self):
+            rows = f"none of its {len(self.unreadable):,} rows can be used; the first one"
+            first = ": ".join(self.unreadable[0]) if self.unreadable else ""
+            raise ConfigError(f"path={path!r}: {f'{rows}: {first}' if first else 'the table has no rows; fill it'}")
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -134,14 +150,9 @@ class CaptionTable:
         triples = []
         for place in range(begin, end):
             text = self.negatives[place].as_py()
-            if text is None or not (values := _list_of(text, key)):
-                continue
-            try:
-                true = captions_of(self.captions[place].as_py(), key, norm=self._norm)[0]
-                triples += [("given", true, false) for false in captions_of(values, key, norm=self._norm)]
-            except Unreadable as error:
-                if error.reason != "no caption":
-                    raise
+            if text is not None:
+                true = self.captions[place].as_py()
+                triples += negatives_of(_list_of(text, key), true, key, norm=self._norm)
         return triples
 
     def _without_repeats(

@@ -122,7 +122,7 @@ class Parquet:
         if file is None:
             path = filesystem.local_path(self.paths[number])
             try:
-                file = pq.ParquetFile(filesystem.open_file(path) if filesystem.is_url(path) else pa.memory_map(path))
+                file = pq.ParquetFile(filesystem.open_file(path) if filesystem.is_url(path) else _mapped(path))
             except _ERRORS as error:
                 raise ConfigError(f"path={path!r}: no readable parquet file ({_line(error)}); copy it again") from None
             self._open[number] = file
@@ -190,7 +190,7 @@ class Arrow:
 
 
 def _arrow(path: str) -> tuple[pa.Schema, list[pa.RecordBatch]]:
-    source = pa.BufferReader(filesystem.read(path)) if filesystem.is_url(path) else pa.memory_map(path)
+    source = pa.BufferReader(filesystem.read(path)) if filesystem.is_url(path) else _mapped(path)
     if bytes(source.read(6)) == b"ARROW1":
         file = pa.ipc.open_file(source)
         schema, batches = file.schema, [file.get_batch(i) for i in range(file.num_record_batches)]
@@ -207,6 +207,11 @@ def _arrow(path: str) -> tuple[pa.Schema, list[pa.RecordBatch]]:
         batches[place] = pa.RecordBatch.from_arrays(columns, schema=raw)
         batches[place].validate(full=True)
     return schema, batches
+
+
+def _mapped(path: str) -> pa.MemoryMappedFile:
+    filesystem.size(path)  # OSError for a pipe, whose opening waits for ever
+    return pa.memory_map(path)
 
 
 def _plain(column: pa.Array) -> pa.Array:

@@ -12,7 +12,7 @@ from mmjax.data.formats.row_builder import as_text
 from mmjax.data.formats.tables import CAPTIONS
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.storage import column_cache
-from mmjax.data.text import Norm, captions_of
+from mmjax.data.text import Norm, captions_of, negatives_of
 
 OURS = ("id", "key", "captions")  # features of prepared data sets
 MODALITIES = ("image", "depth", "thermal")
@@ -98,13 +98,19 @@ def column(source: Any, name: str, *, paths: Sequence[str], part: str) -> np.nda
 
     def value(place: int) -> Any:
         try:
-            return source[place].get(name)
+            return source.read(place).get(name)
         except Unreadable:  # counted when the example itself is read
             return None
 
     kind = f"record column {name} {part} {len(source)}"
     return column_cache.load_or_scan(
-        kind, paths, len(source), value, name=name, threads=_THREADS, hint=lambda: nearest(name, source[0])
+        kind,
+        paths,
+        len(source),
+        value,
+        name=name,
+        threads=_THREADS,
+        hint=lambda: nearest(name, source.first_readable()),
     )
 
 
@@ -136,7 +142,9 @@ def _example(values: Mapping[str, Any], role: Roles, number: int, place: str, no
         columns = [[as_text(text) for text in _flat(values.get(name))] for name in NEGATIVES]
         made["negatives"] = list(zip(*columns, strict=True))
     for name in role.fields:
-        if name not in NEGATIVES:
+        if name == "negatives":
+            made[name] = negatives_of(_flat(values.get(name)), made["captions"], key, norm=norm)
+        elif name not in NEGATIVES:
             made[name] = _plain(values.get(name))
     return made
 

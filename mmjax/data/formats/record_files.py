@@ -37,9 +37,9 @@ class RecordFiles(Protocol):
         """One record; Unreadable if the file is damaged there."""
 
 
-def open_records(paths: Sequence[str], format: Format) -> RecordFiles:
-    """The records of files of one format."""
-    return ArrayRecords(paths) if format == "array_record" else TFRecords(paths)
+def open_records(paths: Sequence[str], format: Format, *, max_mib: int) -> RecordFiles:
+    """The records of files of one format; those of more than ``max_mib`` are unreadable."""
+    return ArrayRecords(paths, max_mib=max_mib) if format == "array_record" else TFRecords(paths, max_mib=max_mib)
 
 
 def sniff(path: str) -> Format:
@@ -77,7 +77,8 @@ class ArrayRecords:
 
     truncated: dict[int, str]
 
-    def __init__(self, paths: Sequence[str]):
+    def __init__(self, paths: Sequence[str], *, max_mib: int = filesystem.MAX_MIB):
+        self._max_mib = max_mib
         for path in paths:
             if filesystem.is_url(path):
                 raise ConfigError(f"path={path!r}: ArrayRecord files are read from local paths; copy or mount them")
@@ -101,7 +102,7 @@ class ArrayRecords:
         with self._lock:
             reader = self._open.pop(file, None)
             if reader is None:
-                if not os.path.exists(self.paths[file]):
+                if not os.path.isfile(self.paths[file]):
                     key = f"{_base(self.paths[file])}:{number}"
                     raise Unreadable("missing file", "it was there at the start", key=key)
                 reader = _array_reader(self.paths[file])
@@ -109,11 +110,13 @@ class ArrayRecords:
                     self._open.popitem(last=False)  # closed when its last reader is done
             self._open[file] = reader
         try:
-            return reader.read([number])[0]
+            record = reader.read([number])[0]
         except (RuntimeError, IndexError) as error:
             with self._lock:
                 self._open.pop(file, None)  # a failed reader may not recover
             raise Unreadable("truncated archive", _line(error), key=f"{_base(self.paths[file])}:{number}") from None
+        filesystem.check_size(len(record), self._max_mib)
+        return record
 
     def _count(self) -> dict[str, np.ndarray]:
         return {"counts": np.array([_count(path) for path in self.paths], np.int64)}
@@ -127,8 +130,9 @@ class ArrayRecords:
 class TFRecords:
     """TFRecord files, through a cached index of offsets; building it verifies the checksums of the lengths."""
 
-    def __init__(self, paths: Sequence[str]):
+    def __init__(self, paths: Sequence[str], *, max_mib: int = filesystem.MAX_MIB):
         self.paths = list(paths)
+        self._max_mib = max_mib
         arrays = index_cache.load_or_build("tfrecord offsets", self.paths, self._scan)
         self.counts = arrays["counts"]
         self.truncated = {int(file): str(why) for file, why in zip(arrays["truncated"], arrays["why"], strict=True)}
@@ -140,6 +144,7 @@ class TFRecords:
         if not 0 <= number < self.counts[file]:
             raise Unreadable("truncated archive", "the file ends before", key=f"{_base(self.paths[file])}:{number}")
         place = self._begins[file] + number
+        filesystem.check_size(int(self._lengths[place]), self._max_mib)
         try:
             return filesystem.read_range(self.paths[file], int(self._offsets[place]), int(self._lengths[place]))
         except FileNotFoundError as error:
@@ -192,6 +197,7 @@ def _frames(path: str) -> Iterator[tuple[int, int] | str]:
 
 
 def _count(path: str) -> int:
+    filesystem.size(path)  # OSError where opening would wait for ever
     reader = _array_reader(path)
     count = reader.num_records() if reader.ok() else 0
     try:

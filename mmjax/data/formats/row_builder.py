@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +67,7 @@ class RowBuilder:
       rows: in the order of the data set.
       unreadable: where unusable rows are listed.
       named: images have names; otherwise numbers.
+      check_name: raises Unreadable for names that rows may not use; called for those that are not plainly relative.
       has_labels: rows without a label are unusable.
       fields: names of the further fields of each row.
     """
@@ -77,6 +78,7 @@ class RowBuilder:
         unreadable: list[UnreadableEntry],
         *,
         named: bool,
+        check_name: Callable[[str], object],
         has_labels: bool,
         fields: Sequence[str],
     ):
@@ -109,6 +111,8 @@ class RowBuilder:
                 try:
                     texts = _texts(row.captions)
                     image = _image(row.image) if named else row.image
+                    if named and (".." in image or ":" in image):
+                        check_name(image)
                     negatives = None if row.negatives is None else _literal(row.negatives)
                     label = _label(row.label) if has_labels else None
                     row_values = [as_text(value) for value in row.fields] if fields else ()

@@ -18,7 +18,7 @@ import pyarrow as pa
 from mmjax.core.config import ConfigError, nearest
 from mmjax.data.formats.columnar import Columns
 from mmjax.data.formats.csv_text import records
-from mmjax.data.formats.image_files import read_image
+from mmjax.data.formats.image_files import ImageFiles
 from mmjax.data.formats.json_lines import parse_json_lines
 from mmjax.data.formats.row_builder import BadRow, Row
 from mmjax.data.sample import Unreadable
@@ -188,12 +188,12 @@ def names_images(schema: pa.Schema, column: str) -> bool:
     raise ConfigError(f"image_column={column!r}: {kind} are no pictures; expected names, bytes or {{bytes, path}}")
 
 
-def picture_in(value: Any, root: str, *, key: str, named: bool = False) -> bytes:
+def picture_in(value: Any, files: ImageFiles, *, key: str, named: bool = False) -> bytes:
     """The encoded image that a cell holds or names.
 
     Args:
       value: bytes; a dictionary of ``bytes`` and ``path``; or the path, if ``named``.
-      root: the folder of relative paths.
+      files: those that it may name.
       key: of the example, for errors.
       named: see ``value``.
     """
@@ -203,7 +203,7 @@ def picture_in(value: Any, root: str, *, key: str, named: bool = False) -> bytes
         name = value.get("path")
         if value["bytes"] is None and name:
             try:
-                return read_image(root, name.decode(), key=key)
+                return files.read(name.decode(), key=key)
             except UnicodeDecodeError as error:
                 raise Unreadable("bad row", f"its path is not UTF-8: {error}", key=key) from None
         value = value["bytes"]

@@ -21,7 +21,6 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.data.formats import tar_headers
-from mmjax.data.sample import Unreadable
 from mmjax.data.storage import filesystem, index_cache
 
 logger = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ USABLE, DUPLICATE, TRUNCATED = (
     2,
 )  # status of a sample
 _LOG_SECONDS = 5.0  # between messages about progress
-_LARGEST = (1 << 32) - 1  # bytes of a member; stands for all larger sizes
+_LARGEST = (1 << 32) - 1  # bytes of a member; stands for all larger sizes, which nobody reads
 _GAP = 1 << 16  # bytes between members that are read rather than skipped
 _SMALL = 1 << 16  # bytes that are copied faster than read separately
 
@@ -108,8 +107,9 @@ def threads(paths: Sequence[str]) -> int:
 class Samples:
     """The samples of many shards, with one numbering."""
 
-    def __init__(self, paths: Sequence[str], shards: Sequence[Shard], names: Sequence[str]):
+    def __init__(self, paths: Sequence[str], shards: Sequence[Shard], names: Sequence[str], *, max_mib: int):
         self._paths = list(paths)
+        self._max_mib = max_mib
         self._keys = [(shard.keys, shard.key_ends) for shard in shards]
         self._starts = np.cumsum([0, *map(len, shards)])
         self._members = {
@@ -142,8 +142,7 @@ class Samples:
             if not self.has(name, place):
                 continue
             block, size = (int(column[place]) for column in self._members[name])
-            if size == _LARGEST:
-                raise Unreadable("image too large", f"{name} of 4 GiB or more")
+            filesystem.check_size(size, self._max_mib)
             spans.append((block * tar_headers.BLOCK, size, name))
         # Of a local file, another read is cheaper than copying a large image out of a joint one.
         longest = sys.maxsize if filesystem.is_url(path) else _SMALL

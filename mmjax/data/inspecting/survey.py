@@ -15,7 +15,7 @@ import numpy as np
 from mmjax.data.preparing.progress import Counter, amount
 from mmjax.data.preparing.reencoding import check, format_of
 from mmjax.data.preparing.schema import Schema, infer_schema
-from mmjax.data.sample import Example, Unreadable
+from mmjax.data.sample import Example, Unreadable, as_unreadable
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
 
@@ -132,8 +132,9 @@ def _inspect(source: Source, number: int) -> _Inspected:
             pictures.append(_Picture(name, kind, height, width, data.nbytes if raw else len(data)))
         if not example["captions"]:
             raise Unreadable("no caption", key=key)
-    except Unreadable as error:
-        return _Inspected({}, [], (error.key or key, error.reason, error.detail))
+    except Exception as error:
+        problem = as_unreadable(error, key)
+        return _Inspected({}, [], (problem.key, problem.reason, problem.detail))
     return _Inspected({k: v for k, v in example.items() if k not in source.modalities}, pictures, None)
 
 

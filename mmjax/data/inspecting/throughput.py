@@ -165,7 +165,7 @@ def _examples_per_second(
         for index in indices:
             try:
                 work(source[index], index)
-            except Unreadable:
+            except Exception:
                 continue
         return len(indices)
 
@@ -208,7 +208,7 @@ def _time_fractions(
         started = time.perf_counter()
         for index in places.take(batch_size):
             try:
-                examples.append(source[index])
+                examples.append(source.read(index))
             except Unreadable:
                 continue
         times = [time.perf_counter() - started]
@@ -217,7 +217,7 @@ def _time_fractions(
             for number, example in enumerate(examples):
                 try:
                     _view(chain, example, number)
-                except Unreadable:
+                except Exception:
                     continue
             times.append(time.perf_counter() - started)
         texts = list({example["captions"][0] for example in examples} - known)

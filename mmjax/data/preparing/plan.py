@@ -9,7 +9,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data.preparing.reencoding import Reencoding, format_of
 from mmjax.data.preparing.schema import Schema, infer_schema
 from mmjax.data.preparing.split_folder import Plan, SplitFolder
-from mmjax.data.sample import Example, Unreadable
+from mmjax.data.sample import Example, Unreadable, as_unreadable
 from mmjax.data.source import Source
 
 SAMPLED = 128  # examples from which fields and the number of shards are inferred
@@ -18,11 +18,14 @@ _MIN_PER_SHARD, _MIN_SHARDS = 256, 8  # small data has 8 shards for parallel wri
 
 def read_example(source: Source, index: int, reencoding: Reencoding) -> tuple[Example, dict[str, bytes]]:
     """The example at ``index``, and its pictures as they will be stored."""
-    example = source[index]
+    example = source.read(index)
     key = str(example.get("key", f"example {index}"))
-    pictures = {name: reencoding(example[name], key=key) for name in source.modalities}
-    if not example["captions"]:
-        raise Unreadable("no caption", key=key)
+    try:
+        pictures = {name: reencoding(example[name], key=key) for name in source.modalities}
+        if not example["captions"]:
+            raise Unreadable("no caption")
+    except Exception as error:
+        raise as_unreadable(error, key) from error
     return example, pictures
 
 
@@ -45,14 +48,14 @@ def make_plan(
 ) -> Plan:
     """Infers the schema, the number of shards and the picture formats from a sample; see ``prepare``."""
     sample: list[tuple[Example, dict[str, bytes]]] = []
-    last: Unreadable | None = None
+    first: Unreadable | None = None
     for index in evenly_spaced(examples, SAMPLED):
         try:
             sample.append(read_example(source, index, reencoding))
         except Unreadable as error:
-            last = error
+            first = first or error
     if not sample:
-        raise ConfigError(f"none of the source's examples can be used; the last one sampled: {last or 'it is empty'}")
+        raise ConfigError(f"none of the source's examples can be used; the first one: {first or 'it is empty'}")
     schema = infer_schema((example for example, _ in sample), modalities=source.modalities, drop=drop)
     if shards is None:
         each = sum(len(data) for _, pictures in sample for data in pictures.values()) / len(sample)

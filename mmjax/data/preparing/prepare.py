@@ -21,7 +21,7 @@ from mmjax.data.preparing.plan import check_same, common_schema, make_plan, read
 from mmjax.data.preparing.progress import Counter, amount, time_left
 from mmjax.data.preparing.reencoding import Reencoding
 from mmjax.data.preparing.split_folder import UNREADABLE, Plan, SplitFolder
-from mmjax.data.sample import Unreadable
+from mmjax.data.sample import as_unreadable
 from mmjax.data.source import Source
 
 logger = logging.getLogger(__name__)
@@ -80,8 +80,9 @@ class Job:
                 try:
                     example, pictures = read_example(self._source, index, self._reencoding)
                     packed = plan.schema.pack(example, pictures)
-                except Unreadable as error:
-                    unreadable.append((error.key or f"example {index}", error.reason, error.detail))
+                except Exception as error:
+                    problem = as_unreadable(error, f"example {index}")
+                    unreadable.append((problem.key, problem.reason, problem.detail))
                     continue
                 writer.write(packed)
                 record["examples"] += 1

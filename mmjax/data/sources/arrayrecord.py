@@ -12,6 +12,7 @@ from mmjax.data.formats import example_features, record_files, tf_example
 from mmjax.data.preparing import split_folder
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.storage import path_patterns
+from mmjax.data.storage.filesystem import MAX_MIB, MaxMib
 from mmjax.data.text import MaxCaptions, Norm
 
 Format = Literal["auto", "array_record", "tfrecord"]
@@ -38,6 +39,7 @@ class Source(source.Source):
       columns: further features; those of one value become that value.
       caption_norm: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
       max_captions: captions an example, the first ones; all if left out.
+      max_mib: largest record in MiB; a larger one is unreadable.
     """
 
     def __init__(
@@ -53,10 +55,13 @@ class Source(source.Source):
         columns: tuple[str, ...] | None = None,
         caption_norm: Norm = "none",
         max_captions: MaxCaptions = None,
+        max_mib: MaxMib = MAX_MIB,
     ):
         self._norm, self._most = caption_norm, max_captions
         paths = path_patterns.expand(path, split=split)
-        self._files = record_files.open_records(paths, record_files.sniff(paths[0]) if format == "auto" else format)
+        self._files = record_files.open_records(
+            paths, record_files.sniff(paths[0]) if format == "auto" else format, max_mib=max_mib
+        )
         self._spans = record_files.Spans([(file, 0, int(count)) for file, count in enumerate(self._files.counts)])
         self.unreadable = truncations(self._files)
         first = self._first()

@@ -12,11 +12,12 @@ import numpy as np
 from mmjax.core.config import ConfigError
 from mmjax.data import source
 from mmjax.data.formats.caption_table import CaptionTable
-from mmjax.data.formats.image_files import check_root, one_modality, read_image
+from mmjax.data.formats.image_files import ImageFiles, one_modality
 from mmjax.data.formats.row_builder import BadRow, Row
 from mmjax.data.formats.tables import ColumnMapping
 from mmjax.data.sample import Example
 from mmjax.data.storage import filesystem, path_patterns
+from mmjax.data.storage.filesystem import MAX_MIB, MaxMib
 from mmjax.data.text import MaxCaptions, Norm
 
 Format = Literal["auto", "karpathy", "coco", "list", "csv", "results", "token"]
@@ -51,6 +52,9 @@ class Source(source.Source):
       restval: ``train`` of a Karpathy file includes ``restval``, as is usual for COCO.
       caption_norm: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``); retrieval numbers depend on it.
       max_captions: captions an image, the first ones; all if left out. Retrieval on COCO and Flickr usually takes 5.
+      protocols: of URLs that rows may name besides the table's own protocol, such as ``https``. None by default: a
+        table from elsewhere could have any address read. Every part of ``zip://a.png::https://…`` counts.
+      max_mib: largest picture in MiB; a larger one is unreadable.
     """
 
     def __init__(
@@ -65,17 +69,20 @@ class Source(source.Source):
         restval: bool = True,
         caption_norm: Norm = "none",
         max_captions: MaxCaptions = None,
+        protocols: tuple[str, ...] = (),
+        max_mib: MaxMib = MAX_MIB,
     ):
         self.modalities = one_modality(modalities)
         paths = path_patterns.expand(path, split=split)
-        self._root = paths[0].rpartition("/")[0] or "." if image_root is None else filesystem.local_path(image_root)
+        self._files = ImageFiles.from_options(paths, image_root, protocols, max_mib)
         rows: Rows = (row for file in paths for row in _rows(file, format, split, restval))
         if split_file is not None:
             rows = _only(rows, path_patterns.expand(split_file, split=split, key="split_file"))
-        self._table = CaptionTable(rows, norm=caption_norm, most=max_captions)
+        self._table = CaptionTable(rows, check_name=self._files.path_of, norm=caption_norm, most=max_captions)
+        self._table.check_not_empty(path)
         self.unreadable = self._table.unreadable
         assert self._table.keys is not None
-        check_root(self._root, self._table.keys[:4].to_pylist())
+        self._files.check_root(self._table.keys[:4].to_pylist())
 
     def __len__(self) -> int:
         return len(self._table)
@@ -83,7 +90,7 @@ class Source(source.Source):
     def __getitem__(self, index: int) -> Example:
         index = self.check_index(index)
         key = self._table.name(index)
-        return {**self._table.example(index, key=key), self.modalities[0]: read_image(self._root, key, key=key)}
+        return {**self._table.example(index, key=key), self.modalities[0]: self._files.read(key, key=key)}
 
     def column(self, name: str) -> np.ndarray:
         """A field of all examples: ``id``, ``key`` or ``captions``."""
@@ -93,7 +100,7 @@ class Source(source.Source):
 def _rows(path: str, format: str, split: str, restval: bool) -> Rows:
     try:
         data = filesystem.read(path).removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise ConfigError(f"path={path!r}: cannot be read ({error}); name a file") from None
     is_json = format in ("karpathy", "coco", "list") or (format == "auto" and data.lstrip()[:1] in (b"{", b"["))
     if not is_json:

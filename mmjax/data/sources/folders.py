@@ -12,9 +12,10 @@ import numpy as np
 from mmjax.core.config import ConfigError
 from mmjax.data import source
 from mmjax.data.formats import classes
-from mmjax.data.formats.image_files import read_image
+from mmjax.data.formats.image_files import ImageFiles
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.storage import filesystem, path_patterns
+from mmjax.data.storage.filesystem import MAX_MIB, MaxMib
 from mmjax.data.text import MaxCaptions, Norm, captions_of
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -43,6 +44,7 @@ class Source(source.Source):
       labels: whether folders are classes. None: unless every picture has its own captions.
       caption_norm: how captions are cleaned: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
       max_captions: captions an example, the first ones; all if left out.
+      max_mib: largest file of a picture or its captions in MiB; an example with a larger one is unreadable.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Source(source.Source):
         labels: bool | None = None,
         caption_norm: Norm = "none",
         max_captions: MaxCaptions = None,
+        max_mib: MaxMib = MAX_MIB,
     ):
         self.split = split
         self.modalities = tuple(modalities)
@@ -63,6 +66,7 @@ class Source(source.Source):
             raise ConfigError(f"modalities={self.modalities}: folders have pictures of one kind; use ('image',)")
         self._norm, self._most = caption_norm, max_captions
         self._root = _root(path, split)
+        self._image_files = ImageFiles(self._root, max_mib=max_mib)
         files = sorted(_files(self._root))
         text_files = {name for name in files if name.lower().endswith((".txt", ".json"))}
         pictures = [name for name in files if name.lower().endswith(EXTENSIONS)]
@@ -103,11 +107,12 @@ class Source(source.Source):
     def __getitem__(self, place: int) -> Example:
         place = self.check_index(place)
         name, key, label = os.fsdecode(self._names[place]), self._key(place), self._label(place)
-        example: Example = {"id": place, "key": key, "image": read_image(self._root, name, key=key)}
+        example: Example = {"id": place, "key": key, "image": self._image_files.read(name, key=key)}
         if label is not None:
             example["label"] = label
         if end := _BESIDE[self._beside[place]]:
-            values = _captions(posixpath.join(self._root, posixpath.splitext(name)[0] + end), key)
+            path = posixpath.join(self._root, posixpath.splitext(name)[0] + end)
+            values = _captions(path, key, self._image_files.max_mib)
         else:
             assert self.class_names is not None and label is not None
             values = classes.prompts(self.class_names[label], self.templates)
@@ -186,9 +191,9 @@ def _beside(name: str, text_files: set[str]) -> str:
     return next((end for end in _BESIDE[1:] if stem + end in text_files), "")
 
 
-def _captions(path: str, key: str) -> Any:
+def _captions(path: str, key: str, max_mib: int) -> Any:
     try:
-        data = filesystem.read(path)
+        data = filesystem.read(path, max_mib=max_mib)
     except OSError as error:
         raise Unreadable("missing file", " ".join(str(error).split()), key=key) from None
     if path.lower().endswith(".txt"):

@@ -14,10 +14,12 @@ from mmjax.core.config import ConfigError
 from mmjax.data import source
 from mmjax.data.formats.caption_table import CaptionTable
 from mmjax.data.formats.columnar import Arrow, Columns, Parquet
+from mmjax.data.formats.image_files import ImageFiles
 from mmjax.data.formats.row_builder import place
 from mmjax.data.formats.tables import CAPTIONS, ColumnMapping, columnar_rows, names_images, others_of, picture_in
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.storage import filesystem, path_patterns
+from mmjax.data.storage.filesystem import MAX_MIB, MaxMib
 from mmjax.data.text import MaxCaptions, Norm
 
 _STATE, _DICT = "state.json", "dataset_dict.json"
@@ -44,6 +46,9 @@ class Source(source.Source):
       negative_column: false captions, a list; ``neg_caption`` if left out and there is one.
       caption_norm: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
       max_captions: captions an example, the first ones; all if left out.
+      protocols: of URLs that rows may name besides the table's own protocol, such as ``https``. None by default: a
+        table from elsewhere could have any address read. Every part of ``zip://a.png::https://…`` counts.
+      max_mib: largest picture in MiB; a larger one is unreadable.
     """
 
     def __init__(
@@ -60,12 +65,14 @@ class Source(source.Source):
         negative_column: str | None = None,
         caption_norm: Norm = "none",
         max_captions: MaxCaptions = None,
+        protocols: tuple[str, ...] = (),
+        max_mib: MaxMib = MAX_MIB,
     ):
         self.modalities = tuple(modalities)
         folder = filesystem.local_path(path).rstrip("/")
         if not filesystem.is_folder(folder):
             raise ConfigError(f"path={path!r}: no such folder; nothing is downloaded, copy or save the data set there")
-        self._root = folder if image_root is None else filesystem.local_path(image_root)
+        self._files = ImageFiles.from_options([f"{folder}/"], image_root, protocols, max_mib)
         self._cells = _cells(folder, split)
         schema, others = self._cells.schema, others_of(modalities)
         labels = class_labels(schema)
@@ -95,6 +102,7 @@ class Source(source.Source):
             norm=caption_norm,
             most=max_captions,
         )
+        self._table.check_not_empty(path)
         self.unreadable = self._table.unreadable
         if self._table.class_names is not None:
             self.class_names = self._table.class_names
@@ -109,7 +117,7 @@ class Source(source.Source):
         example = self._table.example(index, key=key)
         for modality, column in self._columns.items():
             value = self._cells.cell(column, row)
-            example[modality] = picture_in(value, self._root, key=key, named=self._named[modality])
+            example[modality] = picture_in(value, self._files, key=key, named=self._named[modality])
         return example
 
     def column(self, name: str) -> np.ndarray:

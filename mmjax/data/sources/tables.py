@@ -10,7 +10,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data import source
 from mmjax.data.formats.caption_table import CaptionTable
 from mmjax.data.formats.columnar import Parquet
-from mmjax.data.formats.image_files import check_root, read_image
+from mmjax.data.formats.image_files import ImageFiles
 from mmjax.data.formats.row_builder import place
 from mmjax.data.formats.tables import (
     ColumnMapping,
@@ -23,7 +23,8 @@ from mmjax.data.formats.tables import (
     sniff,
 )
 from mmjax.data.sample import Example
-from mmjax.data.storage import filesystem, path_patterns
+from mmjax.data.storage import path_patterns
+from mmjax.data.storage.filesystem import MAX_MIB, MaxMib
 from mmjax.data.text import MaxCaptions, Norm
 
 Format = Literal["auto", "csv", "jsonl", "parquet"]
@@ -36,10 +37,10 @@ class Source(source.Source):
     comma, semicolon or bar, whichever gives these columns. Rows of one image become one example with several captions;
     a row that repeats an image and caption is left out as "duplicate key".
 
-    Images are named relative to ``image_root``, or by an absolute path or URL; a relative name that leads out of the
-    root is a bad row. Rows of the wrong width, without image or caption, or not in UTF-8 are listed in ``unreadable``.
-    Parquet files that hold images are read a row group at a time, which is slow in shuffled order: convert them by
-    ``mmjax data prepare`` first.
+    Images are named relative to ``image_root``, by an absolute path (as in open_clip's tables), or by a URL; a relative
+    name that leads out of the root is a bad row, and so is a URL whose protocol is not allowed. Rows of the wrong
+    width, without image or caption, or not in UTF-8 are listed in ``unreadable``. Parquet files that hold images are
+    read a row group at a time, which is slow in shuffled order: convert them by ``mmjax data prepare`` first.
 
     Args:
       split: replaces ``{split}`` in ``path``; without that every split is the same table.
@@ -57,6 +58,9 @@ class Source(source.Source):
       group: rows of one image are one example; otherwise each row is one, and those of one image share the id.
       caption_norm: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
       max_captions: captions an example, the first ones; all if left out.
+      protocols: of URLs that rows may name besides the table's own protocol, such as ``https``. None by default: a
+        table from elsewhere could have any address read. Every part of ``zip://a.png::https://…`` counts.
+      max_mib: largest picture in MiB; a larger one is unreadable.
     """
 
     def __init__(
@@ -76,12 +80,14 @@ class Source(source.Source):
         group: bool = True,
         caption_norm: Norm = "none",
         max_captions: MaxCaptions = None,
+        protocols: tuple[str, ...] = (),
+        max_mib: MaxMib = MAX_MIB,
     ):
         self.modalities = tuple(modalities)
         if separator is not None and len(separator) != 1:
             raise ConfigError(f"separator={separator!r}: must be one character; leave it out to have it found")
         paths = path_patterns.expand(path, split=split)
-        self._root = paths[0].rpartition("/")[0] or "." if image_root is None else filesystem.local_path(image_root)
+        self._files = ImageFiles.from_options(paths, image_root, protocols, max_mib)
         others = others_of(modalities)
         kind = sniff(paths[0]) if format == "auto" else format
         wanted = ColumnMapping(image_column, caption_columns, negative_column, label_column, tuple(columns), others)
@@ -105,6 +111,7 @@ class Source(source.Source):
         self._table = CaptionTable(
             rows,
             named=self._cells is None,
+            check_name=self._files.path_of,
             group=group,
             fields=wanted.fields,
             texts=wanted.others if self._cells is None else (),
@@ -114,11 +121,12 @@ class Source(source.Source):
             most=max_captions,
         )
         self.rows_share_images = not group
+        self._table.check_not_empty(path)
         self.unreadable = self._table.unreadable
         if self._table.class_names is not None:
             self.class_names = self._table.class_names
         if self._table.keys is not None:
-            check_root(self._root, self._table.keys[:4].to_pylist())
+            self._files.check_root(self._table.keys[:4].to_pylist())
 
     def __len__(self) -> int:
         return len(self._table)
@@ -130,14 +138,14 @@ class Source(source.Source):
             example = self._table.example(index, key=key)
             names = {modality: example.pop(modality) for modality in self._columns if modality != self._image}
             for modality, name in ({self._image: key} | names).items():
-                example[modality] = read_image(self._root, name or "", key=key)
+                example[modality] = self._files.read(name or "", key=key)
             return example
         row = int(self._table.numbers[index])
         key = place(*self._cells.place(row))
         example = self._table.example(index, key=key)
         for modality, column in self._columns.items():
             value = self._cells.cell(column, row)
-            example[modality] = picture_in(value, self._root, key=key, named=self._named[modality])
+            example[modality] = picture_in(value, self._files, key=key, named=self._named[modality])
         return example
 
     def column(self, name: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from mmjax.data.preparing import split_folder
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.sources.arrayrecord import truncations
 from mmjax.data.storage import filesystem, path_patterns
+from mmjax.data.storage.filesystem import MAX_MIB, MaxMib
 from mmjax.data.text import MaxCaptions, Norm
 
 _INFO = "dataset_info.json"
@@ -42,6 +43,7 @@ class Source(source.Source):
       columns: further features to give; if left out all of what ``mmjax data prepare`` wrote, none of others.
       caption_norm: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
       max_captions: captions an example, the first ones; all if left out.
+      max_mib: largest record in MiB; a larger one is unreadable.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Source(source.Source):
         columns: tuple[str, ...] | None = None,
         caption_norm: Norm = "none",
         max_captions: MaxCaptions = None,
+        max_mib: MaxMib = MAX_MIB,
     ):
         import tensorflow_datasets as tfds  # takes a second or two, only for this source
 
@@ -69,7 +72,7 @@ class Source(source.Source):
         except Exception as error:  # a damaged description can fail in any way
             raise ConfigError(f"path={path!r}: {folder} is damaged ({_line(error)}); prepare it again") from None
         self._wanted = dict(splits or {}).get(split, split)
-        self._open(split, self._wanted, info, folder)
+        self._open(split, self._wanted, info, folder, max_mib)
         flat = dict(_flat(features, tfds))
         labels = [name for name, feature in flat.items() if isinstance(feature, tfds.features.ClassLabel)]
         if label_key is None and labels:
@@ -133,7 +136,7 @@ class Source(source.Source):
         """
         return example_features.column(self, name, paths=self._files.paths, part=self._wanted)
 
-    def _open(self, split: str, wanted: str, info: Any, folder: str) -> None:
+    def _open(self, split: str, wanted: str, info: Any, folder: str, max_mib: int) -> None:
         kind = info.file_format.value
         if kind not in ("array_record", "tfrecord"):
             raise ConfigError(
@@ -150,7 +153,7 @@ class Source(source.Source):
             raise ConfigError(
                 f"path={folder!r}: {len(missing)} of {len(paths)} files are missing, such as {missing[0]!r}; copy them"
             )
-        self._files = record_files.open_records(paths, kind)
+        self._files = record_files.open_records(paths, kind, max_mib=max_mib)
         self.unreadable: list[source.UnreadableEntry] = truncations(self._files)
         spans = []
         for instruction in instructions:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import posixpath
 from typing import Any
 
@@ -14,12 +16,15 @@ from mmjax.data.formats import classes, tar_samples
 from mmjax.data.formats.tar_samples import Shard
 from mmjax.data.sample import Example, Reason, Unreadable
 from mmjax.data.storage import column_cache, shard_paths
-from mmjax.data.text import MaxCaptions, Norm, captions_of
+from mmjax.data.storage.filesystem import MAX_MIB, MaxMib
+from mmjax.data.text import MaxCaptions, Norm, captions_of, negatives_of
+
+logger = logging.getLogger(__name__)
 
 _TEXT, _JSON, _LABEL = ".text", ".json", ".label"  # members besides the modalities, whose names have no dot
 _CAPTION = "caption"  # the field that img2dataset writes
 _RESERVED = ("id", "key", "captions", "label")
-_CHUNK = 4096  # samples whose fields a thread reads at once
+_LOOKED_AT = 8  # texts, for how many lines they have
 
 
 class Source(source.Source):
@@ -43,13 +48,16 @@ class Source(source.Source):
         ``image_keys`` after the name and a dot.
       text_keys: extensions of the text.
       json_text_key: fields of the json that hold the captions (``a;b``: of both), instead of the text.
-      json_fields: fields of the json that examples have as well (scores, captions from elsewhere).
+      json_fields: fields of the json that examples have as well (scores, captions from elsewhere). ``negatives`` are
+        false versions of the first caption.
       label_key: the extension of a file with a class's number.
-      caption_lines: every line of a text is a caption. None: where ``dataset_type.txt`` says so.
+      caption_lines: every line of a text is a caption. None: where ``dataset_type.txt`` says so; elsewhere texts of
+        several lines are pointed out.
       class_names: of labels: names, or a file of them, ``.json`` or one a line.
       templates: of prompts for classes, with ``{}`` for the name: given so or as a file.
       caption_norm: how captions are cleaned: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
       max_captions: captions an example, the first ones; all if left out.
+      max_mib: largest member in MiB; a sample with a larger one is unreadable.
     """
 
     def __init__(
@@ -69,6 +77,7 @@ class Source(source.Source):
         templates: str | tuple[str, ...] | None = None,
         caption_norm: Norm = "none",
         max_captions: MaxCaptions = None,
+        max_mib: MaxMib = MAX_MIB,
     ):
         self.split = split
         self.modalities = tuple(modalities)
@@ -96,13 +105,16 @@ class Source(source.Source):
             self._usable(path, shard)
             for path, shard in zip(shards.paths, tar_samples.scan_shards(shards.paths, members), strict=True)
         ]
-        self._samples = tar_samples.Samples(shards.paths, usable, list(members))
+        self._samples = tar_samples.Samples(shards.paths, usable, list(members), max_mib=max_mib)
         if not len(self._samples):
             first = self.unreadable[0] if self.unreadable else ("", "bad row", "the archives are empty")
             raise ConfigError(
                 f"path={path!r}: no usable sample in {len(shards.paths)} shards ({': '.join(filter(None, first))}); "
                 "check image_keys, text_keys and json_text_key; classes without texts need class_names"
             )
+
+        if caption_lines is None and not self._lines and not self._json_text:
+            self._warn_of_lines(path)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -135,6 +147,20 @@ class Source(source.Source):
             hint=lambda: nearest(name, self._record(0)),
         )
 
+    def _warn_of_lines(self, path: Any) -> None:
+        """Points out texts of several lines, which are often several captions, where nothing says what they are."""
+        places = range(0, len(self), -(-len(self) // _LOOKED_AT))
+        several = 0
+        for place in places:
+            with contextlib.suppress(Unreadable, OSError):  # counted when the sample itself is read
+                text = self._samples.read(place, [_TEXT]).get(_TEXT, b"")
+                several += len([line for line in text.splitlines() if line.strip()]) > 1
+        if 2 * several > len(places):
+            logger.warning(
+                f"path={path!r}: texts have several lines, and each text is read as one caption; set "
+                "caption_lines=True if each line is one, or False if all is well"
+            )
+
     def _example(self, place: int, key: str) -> Example:
         samples = self._samples
         wants_json = self._json_text or self._json_fields or not samples.has(_TEXT, place)
@@ -150,6 +176,8 @@ class Source(source.Source):
         fields = _fields(data[_JSON]) if _JSON in data else {}
         example |= {name: fields.get(name) for name in self._json_fields}
         example["captions"] = self._captions(data, fields, example.get("label"))
+        if "negatives" in self._json_fields:
+            example["negatives"] = negatives_of(fields.get("negatives"), example["captions"], norm=self._norm)
         return example
 
     def _captions(self, data: dict[str, bytes], fields: dict[str, Any], label: int | None) -> list[str]:

@@ -16,15 +16,20 @@ import posixpath
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
-from mmjax.core.config import ConfigError
+from mmjax.core.config import Between, ConfigError
 from mmjax.data.sample import Unreadable
-from mmjax.data.storage.open_files import FILES
+from mmjax.data.storage.open_files import FILES, check_regular, open_regular
 
 T = TypeVar("T")
 
 REMOTE_THREADS = 16
+
+MaxMib = Annotated[int, Between(1, 4095)]
+"""Largest file, archive member or record of one example in MiB; a larger one is unreadable."""
+
+MAX_MIB: MaxMib = 256
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -32,6 +37,11 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 def is_url(path: str) -> bool:
     """Whether fsspec reads the path; ``file://`` is a local path."""
     return _SCHEME.match(path) is not None and not path.startswith(("file://", "local://"))
+
+
+def protocols_of(url: str) -> set[str]:
+    """The protocols that fsspec uses for a URL: several for ``zip://a.png::https://…``; local files have none."""
+    return {link.partition("://")[0].lower() for link in url.split("::")} - {"file", "local"}
 
 
 def local_path(path: str | os.PathLike[str]) -> str:
@@ -65,7 +75,8 @@ def list_entries(folder: str) -> list[tuple[str, bool]]:
     folder = local_path(folder)
     if not is_url(folder):
         with os.scandir(folder) as scan:
-            return sorted((entry.name, entry.is_dir()) for entry in scan)
+            # Asking the entry itself fails where a link leads to itself.
+            return sorted((e.name, os.path.isdir(e) if e.is_symlink() else e.is_dir()) for e in scan)
     fs, name = _filesystem(folder)
     listing = []
     for info in fs.ls(name, detail=True):
@@ -106,7 +117,9 @@ def size(path: str) -> int:
     if is_url(path):
         fs, name = _filesystem(path)
         return int(fs.size(name))
-    return os.stat(path).st_size
+    status = os.stat(path)
+    check_regular(path, status)
+    return status.st_size
 
 
 def stamp(path: str) -> str:
@@ -117,9 +130,9 @@ def stamp(path: str) -> str:
         info = fs.info(name)
         tags = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
         return "-".join(str(x) for x in (info.get("size"), next((info[k] for k in tags if info.get(k)), "")))
-    stat = os.stat(path)
-    FILES.forget_unless(path, stat)
-    return f"{stat.st_size}-{stat.st_mtime_ns}"
+    status = os.stat(path)
+    FILES.forget_unless(path, status)
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def stamps(paths: Sequence[str]) -> list[str]:
@@ -127,14 +140,24 @@ def stamps(paths: Sequence[str]) -> list[str]:
     return map_paths(stamp, paths)
 
 
-def read(path: str) -> bytes:
-    """The content of a file."""
+def read(path: str, *, max_mib: int | None = None) -> bytes:
+    """The content of a file; Unreadable("file too large") if it has more than ``max_mib``."""
     path = local_path(path)
     if is_url(path):
         fs, name = _filesystem(path)
-        return bytes(fs.cat_file(name))
-    with open(path, "rb") as file:
-        return file.read()
+        data = bytes(fs.cat_file(name) if max_mib is None else fs.cat_file(name, start=0, end=(max_mib << 20) + 1))
+        check_size(len(data), max_mib)
+        return data
+    with open_file(path) as file:
+        length = os.fstat(file.fileno()).st_size
+        check_size(length, max_mib)
+        return file.read(length)  # and no more: files of /proc have the length 0 and may never end
+
+
+def check_size(length: int, max_mib: int | None) -> None:
+    """Unreadable("file too large") if ``length`` bytes are more than ``max_mib``."""
+    if max_mib is not None and length > max_mib << 20:
+        raise Unreadable("file too large", f"{length} bytes, more than max_mib={max_mib}")
 
 
 def read_range(path: str, offset: int, length: int) -> bytes:
@@ -157,12 +180,12 @@ def read_range(path: str, offset: int, length: int) -> bytes:
 
 
 def open_file(path: str) -> BinaryIO:
-    """Opens a file for reading; it can seek."""
+    """Opens a regular file for reading; it can seek."""
     path = local_path(path)
     if is_url(path):
         fs, name = _filesystem(path)
         return fs.open(name, "rb")
-    return open(path, "rb")
+    return open(path, "rb", opener=open_regular)
 
 
 def map_paths(function: Callable[[str], T], paths: Sequence[str]) -> list[T]:

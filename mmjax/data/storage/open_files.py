@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import collections
+import errno
 import os
+import stat
 import threading
 
 LIMIT = 256  # open files
+
+
+def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file; OSError for all else, which may wait for ever, never end, or act when opened."""
+    check_regular(path, os.stat(path))
+    number = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        check_regular(path, os.fstat(number))  # what is there now
+    except OSError:
+        os.close(number)
+        raise
+    return number
+
+
+def check_regular(path: str, status: os.stat_result) -> None:
+    """OSError if ``status`` is not that of a regular file."""
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", path)
 
 
 class _File:
     """An open file, closed when nothing refers to it."""
 
     def __init__(self, path: str):
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.number = open_regular(path)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -40,11 +62,11 @@ class OpenFiles:
             chunks.append(data)
         return b"".join(chunks)
 
-    def forget_unless(self, path: str, stat: os.stat_result) -> None:
+    def forget_unless(self, path: str, status: os.stat_result) -> None:
         """Closes the file of this path if another file took its place."""
         with self._lock:
             file = self._open.get(path)
-            if file is not None and not os.path.samestat(os.fstat(file.number), stat):
+            if file is not None and not os.path.samestat(os.fstat(file.number), status):
                 del self._open[path]
 
     def after_fork(self) -> None:

@@ -74,6 +74,9 @@ def _expand_one(path: str, split: str | None, key: str) -> list[str]:
         )
     if not paths:
         raise ConfigError(_no_match(path, names[0], split, key))
+    for name in paths:
+        if not filesystem.is_url(name) and not os.path.isfile(name) and not os.path.isdir(name):
+            raise ConfigError(f"{key}={path!r}: {name!r} is neither a file nor a folder; name one")
     return paths
 
 

@@ -164,7 +164,7 @@ class BoundEmbedder:
 
         def read(index: int) -> dict[str, Any] | Unreadable:
             try:
-                return examples[index]
+                return examples.read(index)
             except Unreadable as error:
                 return error
 
@@ -199,7 +199,7 @@ class BoundEmbedder:
         """The pictures of the first readable example."""
         for index in range(len(examples)):
             with contextlib.suppress(Unreadable):
-                return {m: pictures[0] for m, pictures in self._stack([examples[index]], [index]).items()}
+                return {m: pictures[0] for m, pictures in self._stack([examples.read(index)], [index]).items()}
         raise _all_unreadable()
 
     def _text_batches(self, tokens: np.ndarray) -> Iterator[np.ndarray]:

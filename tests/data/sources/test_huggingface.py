@@ -256,4 +256,5 @@ def test_what_is_no_data_set(tmp_path):
 
 def test_a_data_set_without_rows(tmp_path):
     save(tmp_path / "d", tables.embedded(ITEMS)[:0])
-    assert len(Source("train", path=str(tmp_path / "d"))) == 0
+    with pytest.raises(ConfigError, match="has no rows"):
+        Source("train", path=str(tmp_path / "d"))

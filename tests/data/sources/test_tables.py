@@ -3,6 +3,7 @@ import gzip
 import pickle
 import time
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -277,14 +278,15 @@ def test_names_that_leave_the_root_and_missing_files(folder):
         f"{'x' * 5000},h\n../empty.png,i\n"
     )
     source = Source("train", path=str(folder / "images" / "t.csv"))
-    assert len(source) == 9 and source[0]["image"] == tables.png(0)
+    assert source[0]["image"] == tables.png(0)
+    assert [entry[:2] for entry in source.unreadable] == [(f"t.csv:{line}", "bad row") for line in (3, 4, 6, 10)]
     reasons = []
-    for i in range(1, 9):
+    for i in range(1, len(source)):
         with pytest.raises(Unreadable) as error:
             source[i]
         reasons.append(error.value.reason)
         assert error.value.key == source.column("key")[i]
-    assert reasons == ["bad row"] * 2 + ["missing file"] + ["bad row"] * 3 + ["missing file", "bad row"]
+    assert reasons == ["missing file", "bad row", "bad row", "missing file"]
     (folder / "t.csv").write_text("filepath,title\nempty.png,i\n")
     with pytest.raises(Unreadable, match="empty image"):
         Source("train", path=str(folder / "t.csv"))[0]
@@ -485,3 +487,54 @@ def test_a_million_rows_are_small():
     rows = (Row("t", i, f"images/{i // 2:08d}.png", f"a caption of some thirty bytes {i}") for i in range(100_000))
     size = len(pickle.dumps(CaptionTable(rows, named=True), protocol=5)) / 100_000
     assert size < 80, size
+
+
+def test_a_table_without_a_usable_row_says_why(folder):
+    path = folder / "images" / "t.csv"
+    for content, message in (
+        ("../images/000.png,a\n", r"none of its 1 rows can be used; the first one: t\.csv:2: .*image_root"),
+        ("", "the table has no rows"),
+    ):
+        path.write_text(f"filepath,title\n{content}")
+        with pytest.raises(ConfigError, match=f"path='{path}': {message}"):
+            Source("train", path=str(path))
+
+
+def test_rows_name_urls_of_allowed_protocols_alone(folder):
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/storage/a.png", tables.png(1))
+    (folder / "t.csv").write_text(
+        "filepath,title\nimages/000.png,a\nmemory://storage/a.png,b\nzip://a::memory://storage/a.png,c\n"
+        f"{folder}/images/001.png,d\n"
+    )
+    source = Source("train", path=str(folder / "t.csv"))
+    assert [source[i]["captions"] for i in range(len(source))] == [["a"], ["d"]]
+    assert [entry[:2] for entry in source.unreadable] == [("t.csv:3", "bad row"), ("t.csv:4", "bad row")]
+    assert "protocols=('memory',)" in source.unreadable[0][2] and "('memory', 'zip')" in source.unreadable[1][2]
+    source = Source("train", path=str(folder / "t.csv"), protocols=("memory",))
+    assert len(source) == 3 and source[1]["image"] == tables.png(1)
+    source = Source("train", path=str(folder / "t.csv"), protocols=("memory", "zip"))
+    assert len(source) == 4 and problem(source, 2) == "other error"
+    with pytest.raises(ConfigError, match=r"protocols='htps': no such name; did you mean 'https'\?"):
+        Source("train", path=str(folder / "t.csv"), protocols=("htps",))
+    # A table may name files of its own store, and chains from there lead nowhere else.
+    fs.pipe_file(
+        "/storage/t.csv", b"filepath,title\na.png,a\nmemory://storage/a.png,b\nx::file:///etc/passwd,c\ns3://a/b,d\n"
+    )
+    source = Source("train", path="memory://storage/t.csv")
+    assert [source[i]["captions"] for i in range(len(source))] == [["a"], ["b"]] and len(source.unreadable) == 2
+    fs.rm("/storage", recursive=True)
+
+
+def test_pictures_above_the_limit_are_unreadable(folder):
+    (folder / "images" / "000.png").write_bytes(tables.png(0) + bytes(1 << 20))
+    (folder / "t.csv").write_text("filepath,title\nimages/000.png,a\nimages/001.png,b\n")
+    source = Source("train", path=str(folder / "t.csv"), max_mib=1)
+    assert problem(source, 0) == "file too large" and source[1]["captions"] == ["b"]
+    assert Source("train", path=str(folder / "t.csv"))[0]["captions"] == ["a"]
+
+
+def problem(source, index):
+    with pytest.raises(Unreadable) as error:
+        source.read(index)
+    return error.value.reason

@@ -13,9 +13,11 @@ import pytest
 
 from mmjax.core.config import ConfigError, build
 from mmjax.data.formats import tar_headers, tar_samples
+from mmjax.data.reader import Reader
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.webdataset import Source
 from mmjax.data.storage import filesystem
+from mmjax.data.transform_chain import TransformChain
 from support.archives import write_tar, write_webdataset
 
 
@@ -193,6 +195,39 @@ class TestCaptions:
         assert source(path)[0]["captions"] == ["one two"]
         assert source(path, caption_lines=True)[0]["captions"] == ["one", "two"]
         assert source(path, caption_lines=True, max_captions=1)[0]["captions"] == ["one"]
+
+    def test_lines_are_pointed_out_where_nothing_says_what_they_are(self, tmp_path, messages):
+        path = write_webdataset(tmp_path, [(f"{i}", b"x", [f"one {i}", "two"][: 1 + (i > 3)]) for i in range(20)])[0]
+        assert source(path)[4]["captions"] == ["one 4 two"]
+        (message,) = messages
+        assert message.startswith(f"path='{path}': texts have several lines") and "caption_lines=True" in message
+        messages.clear()
+        assert len(source(path, caption_lines=True)) == len(source(path, caption_lines=False)) == 20
+        assert messages == []
+        path = write_webdataset(tmp_path, [(f"{i}", b"x", [f"one {i}", "two"][: 1 + (i == 0)]) for i in range(20)])[0]
+        assert len(source(path)) == 20 and messages == []
+
+    def test_negatives_of_the_json_are_false_captions(self, tmp_path):
+        members = []
+        for i, negatives in enumerate((["a  lie", None, ""], "one", None, [], 5, [["x"]])):
+            members += [(f"{i}.jpg", b"x"), (f"{i}.txt", b"the truth")]
+            members += [(f"{i}.json", json.dumps({"negatives": negatives}).encode())]
+        found = source(write_tar(tmp_path / "a.tar", members), json_fields=("negatives",))
+        assert found[0]["negatives"] == [("given", "the truth", "a lie")]
+        assert found[1]["negatives"] == [("given", "the truth", "one")]
+        assert found[2]["negatives"] == found[3]["negatives"] == []
+        for place in (4, 5):
+            with pytest.raises(Unreadable, match="bad row"):
+                found.read(place)
+        reader = Reader(found, TransformChain((), image_size=4, modalities=()), seed=0, negative_rows=1)
+        sample, unreadable = reader.sample(0, 0, [0.0, 0.0], component=range(1))
+        assert sample.fields["negatives"] == ["a lie"] and unreadable == []
+
+    def test_members_above_the_limit_are_unreadable(self, tmp_path):
+        path = write_tar(tmp_path / "a.tar", [("a.jpg", bytes((1 << 20) + 1)), ("a.txt", b"a")])
+        assert source(path)[0]["captions"] == ["a"]
+        with pytest.raises(Unreadable, match="file too large"):
+            source(path, max_mib=1)[0]
 
     def test_json(self, tmp_path):
         record = {"caption": "of json", "alt": ["b", "c"], "score": 0.5, "none": None}

@@ -72,6 +72,12 @@ class TestExpand:
             with pytest.raises(ConfigError, match="expected a path"):
                 path_patterns.expand(nothing)
 
+    def test_pipes_and_devices_are_no_data(self, tmp_path):
+        os.mkfifo(tmp_path / "a.csv")
+        for path in (f"{tmp_path}/a.csv", f"{tmp_path}/*", "/dev/zero"):
+            with pytest.raises(ConfigError, match="neither a file nor a folder"):
+                path_patterns.expand(path)
+
     def test_a_split_that_is_not_there_is_answered_with_those_that_are(self, tmp_path):
         touch(tmp_path, "train/0.tar", "val/0.tar", "val/1.tar", "c-train.csv", "c-test.csv")
         assert path_patterns.expand(f"{tmp_path}/{{split}}/{{0..1}}.tar", split="val") == [
@@ -118,6 +124,10 @@ class TestJoin:
             assert error.value.reason == "bad row"
 
 
+def first_byte(path):
+    return filesystem.read_range(path, 0, 1)
+
+
 class TestRead:
     def test_local_files_and_urls_give_the_same(self, tmp_path, memory):
         data = np.random.default_rng(0).bytes(5000)
@@ -141,6 +151,25 @@ class TestRead:
             with pytest.raises(FileNotFoundError):
                 filesystem.read_range(path + "x", 0, 1)
             assert not filesystem.exists(path + "x") and not filesystem.is_folder(path + "x")
+
+    def test_only_regular_files_are_opened(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        for path in (f"{tmp_path}/pipe", "/dev/zero", str(tmp_path)):
+            for read in (filesystem.read, filesystem.open_file, filesystem.size, first_byte):
+                with pytest.raises(OSError, match=r"Not a regular file|Is a directory"):
+                    read(path)
+
+    def test_a_limit_of_size(self, tmp_path, memory):
+        with open(tmp_path / "terabyte", "wb") as file:
+            file.truncate(1 << 40)
+        memory("large", bytes((1 << 20) + 1))
+        memory("small", bytes(1 << 20))
+        for path in (f"{tmp_path}/terabyte", "memory://storage/large"):
+            with pytest.raises(Unreadable, match=r"file too large .*max_mib=1") as error:
+                filesystem.read(path, max_mib=1)
+            assert error.value.reason == "file too large"
+        assert len(filesystem.read("memory://storage/small", max_mib=1)) == 1 << 20
+        assert filesystem.read("/proc/self/pagemap", max_mib=1) == b""
 
     def test_folders(self, tmp_path, memory):
         touch(tmp_path, "b/x", "a", "B", "10", "9")
