@@ -3,6 +3,7 @@
 import ast
 import builtins
 import json
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,12 +12,14 @@ import pytest
 import mmjax
 from mmjax.checkpoints import location
 from mmjax.checkpoints.manager import Checkpoints
+from mmjax.checkpoints.orbax_errors import DamagedCheckpoint
 from mmjax.commands import inspect
 from mmjax.core.config import ConfigError
 from mmjax.core.state import TrainState
 from mmjax.data import tokenizer
 from mmjax.experiment import Experiment
 from mmjax.runs import folder as run_folder
+from mmjax.runs.jsonl import read_jsonl
 from support import tiny
 
 PACKAGE = Path(mmjax.__file__).parent
@@ -150,3 +153,114 @@ def test_names_that_lead_out_of_a_checkpoint_write_nothing_there(tmp_path):
     with pytest.raises(ConfigError, match="damaged"):
         inspect.summarize(run)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+STRANGE = {
+    "a list": lambda path: path.write_text("[1, 2]"),
+    "a number": lambda path: path.write_text("7"),
+    "nested deeply": lambda path: path.write_text('{"a": ' * 800 + "1" + "}" * 800),
+    "nested very deeply": lambda path: path.write_text("[" * 100_000),
+    "a pipe": pipe,
+    "without end": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "huge": lambda path: os.truncate(path, 1 << 40),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_configuration_that_is_anything_else_is_one_line(tmp_path, kind):
+    with run_folder.claim(tmp_path, tiny.experiment(), overrides=[]):
+        pass
+    (tmp_path / "starts.jsonl").unlink()
+    STRANGE[kind](tmp_path / "config.json")
+    with pytest.raises(ConfigError, match=r"config\.json is damaged \(.*\); restore it"):
+        run_folder.read_config(tmp_path)
+    with pytest.raises(ConfigError), run_folder.claim(tmp_path, tiny.experiment(), overrides=[]):
+        pass
+
+
+@pytest.mark.parametrize("section", [7, [], {"directory": 7}, {"directory": ["a"]}])
+def test_a_section_that_is_anything_else_is_named(tmp_path, section):
+    (tmp_path / "config.json").write_text(json.dumps({"checkpoint": section}))
+    with pytest.raises(ConfigError, match=r"^checkpoint(\.directory)?=.*expected"):
+        run_folder.checkpoint_directory(tmp_path)
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_is_anything_else_is_one_line(tmp_path, kind, name):
+    tokenizer.load("word", context_length=8, captions=["a red cat"]).save(tmp_path)
+    STRANGE[kind](tmp_path / name)
+    with pytest.raises(ConfigError, match=r"^tokenizer='.*'.*(is not a regular file|cannot be read)"):
+        tokenizer.load(str(tmp_path), context_length=8)
+
+
+@pytest.mark.parametrize(
+    "specials",
+    [3, [], {}, {"bos": 1, "eos": "<eos>", "pad": "<pad>"}, {"bos": None, "eos": None, "pad": "x"}, {"eos": "<eos>"}],
+)
+def test_special_tokens_of_other_types_are_one_line(tmp_path, specials):
+    tokenizer.load("word", context_length=8, captions=["a red cat"]).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"mmjax": specials}))
+    with pytest.raises(ConfigError, match=r"tokenizer_config.json cannot be read \(mmjax.*\); save it again"):
+        tokenizer.load(str(tmp_path), context_length=8)
+
+
+def test_a_vocabulary_without_its_unknown_token_is_found_when_it_is_loaded(tmp_path):
+    tokenizer.load("word", context_length=8, captions=["a red cat"]).save(tmp_path)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    stored["added_tokens"] = [token for token in stored["added_tokens"] if token["content"] != "<unk>"]
+    del stored["model"]["vocab"]["<unk>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        tokenizer.load(str(tmp_path), context_length=8)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "starts.jsonl", "times.jsonl"])
+def test_a_pipe_in_a_run_folder_is_neither_waited_for_nor_written(tmp_path, name):
+    with run_folder.claim(tmp_path, tiny.experiment(), overrides=[]):
+        pass
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    assert list(read_jsonl(tmp_path / name)) == []
+    with (
+        pytest.raises(ConfigError, match=f"{name} is not a regular file"),
+        run_folder.claim(tmp_path, tiny.experiment(), overrides=[]),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "path", ["params/_METADATA", "manifest/metadata", "_CHECKPOINT_METADATA", "params/manifest.ocdbt"]
+)
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(tmp_path, path):
+    forged(tmp_path, {"w": ("<f4", [3])})
+    path = tmp_path / "checkpoints" / "1" / path
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="is not a regular file"):
+        inspect.summarize(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[1]", "7", '"x"', "[" * 100_000])
+def test_a_description_of_a_checkpoint_that_is_anything_else_is_one_line(tmp_path, text):
+    forged(tmp_path, {"w": ("<f4", [3])})
+    (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").write_text(text)
+    with pytest.raises(ConfigError, match=r"its checkpoints cannot be opened \(.*\)"):
+        inspect.summarize(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"metrics": [1]}, {"metrics": {"m": "high"}}, {"checksums": 3}, {"checksums": {"params": [None]}}]
+)
+def test_a_manifest_of_other_types_is_damage(tmp_path, change):
+    forged(tmp_path, {"w": ("<f4", [3])})
+    path = tmp_path / "checkpoints" / "1" / "manifest" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DamagedCheckpoint):
+        Checkpoints(tmp_path, read_only=True)._reader(1).read_manifest()

@@ -13,6 +13,7 @@ from etils import epath
 
 from mmjax.core.atomic import write_atomically
 from mmjax.core.config import ConfigError
+from mmjax.core.files import read_json_object
 
 _BUCKET = "gs://"  # the only remote storage that Orbax writes arrays to
 _CONFIG = "config.json"
@@ -67,8 +68,8 @@ def read_config(directory: str | None) -> dict[str, Any] | None:
     if directory is None or not (path := resolve_directory("", directory) / _CONFIG).exists():
         return None
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        return read_json_object(path)
+    except (ValueError, OSError) as error:
         raise ConfigError(
             f"checkpoint.directory={directory}: {_CONFIG} is damaged ({error}); copy that of the run folder there"
         ) from None

@@ -19,6 +19,7 @@ from mmjax.checkpoints.orbax_errors import CheckpointNotSaved, DamagedCheckpoint
 from mmjax.checkpoints.preservation import LatestAndBest
 from mmjax.checkpoints.reader import MANIFEST, CheckpointReader, check_memory
 from mmjax.core.config import ConfigError
+from mmjax.core.files import find_irregular
 from mmjax.core.state import AugmentState, Params, TrainState
 from mmjax.parallel import collectives
 
@@ -65,6 +66,8 @@ class Checkpoints:
         self._description = location.describe(workdir, directory)
         if read_only and not self._directory.is_dir():
             raise ConfigError(f"{self._description}: holds no checkpoints; train there first")
+        if (path := find_irregular(self._directory)) is not None:
+            raise ConfigError(f"{self._description}: {path} is not a regular file; remove it")
         orbax_errors.filter_orbax_logs()
         self._saving: int | None = None  # the step of the save in progress
         self._failure = ""
@@ -72,14 +75,18 @@ class Checkpoints:
         self._open()
 
     def _open(self) -> None:
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=LatestAndBest(self._keep, self._best_step),
-                cleanup_tmp_directories=not self._read_only,
-                read_only=self._read_only,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=LatestAndBest(self._keep, self._best_step),
+            cleanup_tmp_directories=not self._read_only,
+            read_only=self._read_only,
         )
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        except Exception as error:  # Orbax raises all kinds of errors on damaged files
+            raise ConfigError(
+                f"{self._description}: its checkpoints cannot be opened ({explain(error)}); make {self._directory} "
+                "readable and writable, and move damaged ones out of it"
+            ) from error
         self._stale = False
         self._scores: dict[int, float] = {}
         for step in self.steps if self._best is not None else ():

@@ -34,8 +34,11 @@ class CheckpointReader:
         """Returns ``checksums`` by item, ``metrics`` (or None) and ``losses`` (possibly empty)."""
         try:
             manifest = ocp.JsonCheckpointHandler().restore(self.folder / MANIFEST)
-            losses = [float(loss) for loss in manifest.get("losses") or ()]
-            return {"checksums": dict(manifest["checksums"]), "metrics": manifest["metrics"], "losses": losses}
+            return {
+                "checksums": {name: [int(n) for n in sums] for name, sums in manifest["checksums"].items()},
+                "metrics": {name: float(value) for name, value in (manifest["metrics"] or {}).items()} or None,
+                "losses": [float(loss) for loss in manifest.get("losses") or ()],
+            }
         except Exception as error:  # Orbax and TensorStore raise all kinds of errors on damaged files
             raise DamagedCheckpoint(self.step, explain(error)) from error
 

@@ -7,16 +7,19 @@ to import, nor a network.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from mmjax.core.config import ConfigError
+from mmjax.core.config import ConfigError, coerce
+from mmjax.core.files import find_irregular, read_json_object
 from mmjax.data.token_format import TokenFormat
 
 _PAD, _BOS, _EOS, _UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
@@ -131,9 +134,15 @@ def load(name: str, *, context_length: int, captions: Iterable[str] | None = Non
     if saved is not None:
         try:
             backend = tokenizers.Tokenizer.from_file(os.path.join(name, "tokenizer.json"))
-        except Exception as error:  # the library raises nothing narrower
+            loaded = Tokenizer(backend, context_length=context_length, **vars(saved))
+            loaded(["", "a word \U0010ffff"])  # a damaged file may fail only now
+        except ConfigError:
+            raise
+        except BaseException as error:  # the library raises nothing narrower; its panics are no Exception
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
             raise ConfigError(f"tokenizer={name!r}: tokenizer.json cannot be read ({error}); save it again") from None
-        return Tokenizer(backend, context_length=context_length, **saved)
+        return loaded
     return _pretrained(name, context_length)
 
 
@@ -162,15 +171,24 @@ def _train(name: str, captions: Iterable[str], vocab_size: int) -> tokenizers.To
     return backend
 
 
-def _saved_specials(folder: str) -> dict[str, Any] | None:
+@dataclasses.dataclass(frozen=True)
+class _Specials:
+    bos: str | None
+    eos: str
+    pad: str
+
+
+def _saved_specials(folder: str) -> _Specials | None:
     """The special tokens of a folder written by `Tokenizer.save`; None for anything else."""
+    if (path := find_irregular(folder)) is not None:
+        raise ConfigError(f"tokenizer={folder!r}: {path} is not a regular file; remove it")
     try:
-        with open(os.path.join(folder, _CONFIG_FILE), encoding="utf-8") as file:
-            return json.load(file).get(_OWN_KEY)
+        own = read_json_object(Path(folder) / _CONFIG_FILE).get(_OWN_KEY)
+        return None if own is None else coerce(own, _Specials, path=_OWN_KEY)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise ConfigError(f"tokenizer={folder!r}: {_CONFIG_FILE} is not JSON ({error}); save it again") from None
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"tokenizer={folder!r}: {_CONFIG_FILE} cannot be read ({error}); save it again") from None
 
 
 def _pretrained(name: str, context_length: int) -> Tokenizer:

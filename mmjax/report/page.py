@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from mmjax.core.atomic import write_atomically
+from mmjax.core.files import read_json_object
 from mmjax.report import tables
 from mmjax.report.chart import Series, line_chart, number
 from mmjax.report.panels import caption_cards, image_cards
@@ -219,10 +220,9 @@ def _format_value(value: Any) -> str:
 
 def _read_config(workdir: Path) -> dict[str, Any] | None:
     try:
-        config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+        return read_json_object(workdir / "config.json")
     except (OSError, ValueError):
         return None
-    return config if isinstance(config, dict) else None
 
 
 def _last_start(workdir: Path) -> dict[str, Any]:

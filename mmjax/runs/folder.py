@@ -22,7 +22,8 @@ import jax
 from mmjax.checkpoints import location
 from mmjax.checkpoints.orbax_errors import explain
 from mmjax.core.atomic import write_atomically
-from mmjax.core.config import ConfigError
+from mmjax.core.config import ConfigError, coerce
+from mmjax.core.files import read_json_object
 from mmjax.experiment import Experiment
 from mmjax.parallel import collectives
 from mmjax.runs.jsonl import JsonlWriter, read_jsonl
@@ -90,6 +91,9 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
             _wait_for(workdir / "config.json")
         yield []
         return
+    irregular = [path.name for path in workdir.glob("*") if path.exists() and not (path.is_file() or path.is_dir())]
+    if irregular:
+        raise ConfigError(f"--workdir={workdir}: {irregular[0]} is not a regular file; remove it")
     # Parsed as an experiment, so that keys added since then have their defaults.
     exists = (workdir / "config.json").exists() or _last_config(workdir) is not None
     stored = Experiment.from_dict(read_config(workdir)).to_dict() if exists else None
@@ -163,17 +167,14 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     path = Path(workdir) / "config.json"
     last_start = _last_config(workdir)
     try:
-        config = json.loads(path.read_text())
-        if isinstance(config, dict):
-            return config
-        problem = "is damaged (it is not a JSON object)"
+        return read_json_object(path)
     except FileNotFoundError:
         if last_start is None:
             raise ConfigError(
                 f"--workdir={workdir}: no run folder (it has no config.json); train there first"
             ) from None
         problem = "is missing"
-    except (ValueError, RecursionError, OSError) as error:  # not JSON, not text, or unreadable
+    except (ValueError, OSError) as error:
         problem = f"is damaged ({error})"
     if last_start is None:
         raise ConfigError(f"--workdir={workdir}: config.json {problem}; restore it or start from scratch")
@@ -185,7 +186,8 @@ def checkpoint_directory(workdir: str | Path) -> str | None:
     """Returns ``checkpoint.directory`` of a run folder; None if it is not set, or there is no config.json."""
     if not (Path(workdir) / "config.json").exists():
         return None
-    return read_config(workdir).get("checkpoint", {}).get("directory")
+    section = coerce(read_config(workdir).get("checkpoint", {}), dict, path="checkpoint")
+    return coerce(section.get("directory"), str | None, path="checkpoint.directory")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -> list[str]:

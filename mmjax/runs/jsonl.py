@@ -14,6 +14,7 @@ from typing import Any
 
 from mmjax.core.atomic import write_atomically
 from mmjax.core.config import ConfigError
+from mmjax.core.files import check_regular
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +85,9 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, An
     Other lines are skipped, such as one that a kill has truncated.
     """
     try:
+        check_regular(Path(path))
         text = Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    except (OSError, ValueError, MemoryError):
         return
     for line in text.splitlines():
         with contextlib.suppress(ValueError, RecursionError):

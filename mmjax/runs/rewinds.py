@@ -14,6 +14,7 @@ from mmjax.checkpoints import location
 from mmjax.checkpoints.orbax_errors import CheckpointNotSaved, explain
 from mmjax.core.atomic import write_atomically
 from mmjax.core.config import ConfigError
+from mmjax.core.files import read_json
 from mmjax.parallel import collectives
 
 FILE = "rewinds.json"
@@ -95,13 +96,13 @@ class Rewinds:
 
 def _read(path: epath.Path) -> list[Rewind]:
     try:
-        entries = json.loads(path.read_text())
+        entries = read_json(path)
         rewinds = [Rewind(**entry) for entry in entries]
         if not all(type(n) is int and n >= 0 for rewind in rewinds for n in vars(rewind).values()):
             raise ValueError("its values are not non-negative integers")
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         # Without it the run would train on batches that it must skip.
         raise ConfigError(f"{path} is damaged ({error}); restore it or start from scratch") from None
     return rewinds

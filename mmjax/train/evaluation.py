@@ -17,6 +17,7 @@ from mmjax.data.tokenizer import Tokenizer
 from mmjax.evals.common.embedder import BoundEmbedder, Embedder
 from mmjax.evals.common.metric_names import FOLDER, load_evaluator, prefix_of, tasks_of_splits
 from mmjax.experiment import EvalConfig, Experiment
+from mmjax.models.config import with_tokenizer
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.runs import folder as run_folder
 from mmjax.train import data as train_data
@@ -132,6 +133,7 @@ def evaluate_run(
     checkpoints = Checkpoints(workdir, directory=saving.directory, best=saving.best, read_only=True)
     context_length = experiment.model.text_cfg.context_length
     tokenizer = train_data.load_run_tokenizer(workdir, context_length=context_length)
+    experiment = dataclasses.replace(experiment, model=with_tokenizer(experiment.model, tokenizer))
     program = Program(experiment)
     ema = experiment.optimizer.ema_decay > 0
     params = checkpoints.restore_params(program.abstract_state.params, step=checkpoint, ema=ema)
