@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several processes of one run on this machine: on its CPU, or with one GPU each.
 #
-#   launch/local.sh -n 4 -- train --config=configs/quickstart.py --workdir=runs/quickstart
+#   launch/local.sh -n 4 -- train --config=quickstart --workdir=runs/quickstart
 #
 # What to edit: nothing; these are its flags.
 #   -n N        how many processes (default: one for each GPU that is visible, or 2 without GPUs)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run on all workers of a Cloud TPU slice, until it is finished, through preemptions.
 #
-#   TPU=my-slice ZONE=us-east5-b launch/tpu_vm.sh train --config=configs/quickstart.py --workdir=runs/first \
+#   TPU=my-slice ZONE=us-east5-b launch/tpu_vm.sh train --config=quickstart --workdir=runs/first \
 #     --config.checkpoint.directory=gs://bucket/runs/first
 #
 # Each worker has a run folder of its own; what outlives a preemption is the checkpoints in the bucket.

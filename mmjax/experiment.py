@@ -227,33 +227,44 @@ def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[st
     """The sections of a config file with overrides applied in order; not yet checked.
 
     Args:
-        spec: ``PATH[:ARGUMENT]``. The file's ``get_config(argument)`` returns the configuration. It can import other
-            files of its folder.
+        spec: ``PATH[:ARGUMENT]``, or the name of a shipped file in place of its path (``scenes:size=large``). The
+            file's ``get_config(argument)`` returns the configuration. It can import other files of its folder.
         overrides: Pairs of a dotted key and a Python literal (``"none"`` and other plain words are strings).
     """
-    path, _, argument = spec.partition(":")
-    if not Path(path).is_file():
-        shipped = sorted(str(p) for p in Path("configs").glob("*.py") if p.name != "common.py")
-        near = f"; here: {', '.join(shipped)}" if shipped else "; give the path of a config file"
-        raise ConfigError(f"--config={path}: no such file{near}")
+    name, _, argument = spec.partition(":")
+    shipped = shipped_configs()
+    path = name if Path(name).is_file() else shipped.get(name)
+    if path is None:
+        raise ConfigError(
+            f"--config={name}: neither a file nor a shipped configuration; {config.nearest(Path(name).stem, shipped)}"
+        )
     with _importable_neighbors(Path(path).resolve().parent):
         try:
             module = runpy.run_path(path)
             if "get_config" not in module:
-                raise ConfigError(f"--config={path}: defines no function get_config(argument)")
+                raise ConfigError(f"--config={name}: defines no function get_config(argument)")
             result = module["get_config"](argument)
             if not hasattr(result, "items"):
                 raise ConfigError(
-                    f"--config={path}: get_config returns {type(result).__name__}; return a ConfigDict or a dict"
+                    f"--config={name}: get_config returns {type(result).__name__}; return a ConfigDict or a dict"
                 )
         except ConfigError:
             raise
         except Exception as error:
-            raise ConfigError(f"--config={path}: {_where(error, path)}{type(error).__name__}: {error}") from error
+            raise ConfigError(f"--config={name}: {_where(error, path)}{type(error).__name__}: {error}") from error
     sections = _plain(result)
     for key, text in overrides:
         _override(sections, key, text)
     return sections
+
+
+def shipped_configs() -> dict[str, str]:
+    """Paths of the configuration files that come with mmjax, by name."""
+    package = Path(__file__).parent
+    # In an installed package they are inside it, in a checkout beside it (pyproject.toml).
+    inside = package / "configs"
+    folder = inside if inside.is_dir() else package.parent / "configs"
+    return {path.stem: str(path) for path in sorted(folder.glob("*.py")) if path.stem != "common"}
 
 
 @contextlib.contextmanager

@@ -121,7 +121,7 @@ def test_a_mistake_is_one_line_with_the_way_out_and_leaves_nothing(name, tmp_pat
 @pytest.mark.parametrize(
     ("spec", "mentions"),
     [
-        ("nowhere.py", ["nowhere.py", "no such file"]),
+        ("nowhere.py", ["nowhere.py", "neither a file"]),
         ("broken.py", ["broken.py", "line 2", "ZeroDivisionError"]),
         ("empty.py", ["get_config"]),
         ("sizes.py:sise=small", ["sise", "size"]),

@@ -3,17 +3,21 @@
 import ast
 import json
 import math
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import mmjax
 from mmjax.core.config import ConfigError, bind
 from mmjax.data.selection import Selection
-from mmjax.experiment import Experiment, load_config
+from mmjax.experiment import Experiment, load_config, shipped_configs
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.planning.abstract_data import batch_shapes, resolve_without_data
 from mmjax.train.program import Program
@@ -72,6 +76,32 @@ def test_each_is_an_experiment_that_can_be_planned_without_data(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_each_takes_the_arguments_that_it_names(path):
     assert documented_arguments(DOCS[path.stem]) - {"split"} == accepted_arguments(path)
+
+
+def test_shipped_configs_are_found_by_name_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_path = load_config(f"{FILES[0].parent}/scenes.py:size=large")
+    assert load_config("scenes:size=large", [("seed", "3")]) == by_path | {"seed": 3}
+    assert shipped_configs().keys() == {path.stem for path in FILES}
+    for wrong in ("configs/scenes.py", "scnees", "common"):
+        with pytest.raises(ConfigError, match=f"^--config={wrong}: neither a file nor a shipped .*(scenes|known)"):
+            load_config(wrong)
+    (tmp_path / "scenes").write_text("def get_config(arg):\n    return {'steps': 1}\n")
+    assert load_config("scenes") == {"steps": 1}  # a file of that name comes first
+
+
+def test_an_installed_package_has_them_inside(tmp_path):
+    # As pyproject.toml has the wheel built.
+    project = tomllib.loads((FILES[0].parents[1] / "pyproject.toml").read_text())
+    for source, target in project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"].items():
+        shutil.copytree(FILES[0].parents[1] / source, tmp_path / "site" / target)
+    shutil.copytree(Path(mmjax.__file__).parent, tmp_path / "site" / "mmjax", dirs_exist_ok=True)
+    code = "from mmjax.experiment import load_config; print(load_config('laclip:data=cc3m')['batch_size'])"
+    path = {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | path, capture_output=True, text=True
+    )
+    assert done.stdout == "8192\n", done.stderr
 
 
 @pytest.mark.parametrize("name", RECIPES)

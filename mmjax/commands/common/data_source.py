@@ -15,7 +15,8 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--config", metavar="FILE[:ARGS]",
-        help="a config file: the source of its data section; --config.KEY=VALUE overrides any key",
+        help="a config file, or the name of a shipped one: the source of its data section; "
+        "--config.KEY=VALUE overrides any key",
     )  # fmt: skip
     group.add_argument("--source", metavar="NAME", help="or a source by its name (default: auto, which looks at PATH)")
     parser.add_argument("--path", metavar="PATH", help="the source's path: a file, folder, glob, {0..9} or a::b")

@@ -17,7 +17,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     """``--config``, which takes overrides."""
     parser.add_argument(
         "--config", required=True, metavar="FILE[:ARGS]",
-        help="a config file with its arguments; --config.KEY=VALUE overrides any key, as --config.batch_size=128",
+        help="a config file, or the name of a shipped one, with its arguments; --config.KEY=VALUE overrides any key, "
+        "as --config.batch_size=128",
     )  # fmt: skip
 
 
