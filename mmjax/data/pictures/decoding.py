@@ -12,6 +12,7 @@ import contextlib
 import functools
 import io
 import logging
+import re
 import struct
 import threading
 import warnings
@@ -28,6 +29,9 @@ from mmjax.data.sample import Crop, Reason, Unreadable
 MAX_PIXELS = 178_956_970
 """Larger pictures are rejected by their header; Pillow suspects a decompression bomb at the same size."""
 
+MAX_SCANS = 100
+"""JPEG files of more scans are rejected: each scan costs the time of a whole picture, however few bytes it has."""
+
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """The formats that Pillow may read; none of them starts another program."""
 
@@ -35,6 +39,8 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "J
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _JPEG = b"\xff\xd8\xff"
+_BASELINE, _BARE = (0xC0, 0xC1), (0x00, 0x01, *range(0xD0, 0xDA), 0xFF)  # markers; bare ones begin no segment
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _ORIENTATION = 0x0112
 _UPSIDE_DOWN, _MIRRORED = (3, 4, 7, 8), (2, 3, 6, 7)
 # Warnings of libjpeg for files with all their pixels. Pillow decodes these files, and still rejects truncated ones.
@@ -99,6 +105,7 @@ class _Decoded(NamedTuple):
 
 
 def _jpeg(data: bytes, crop: Crop | None, key: str) -> _Decoded:
+    _check_scans(data, key)
     header = _jpeg_header(data)
     orientation = _jpeg_orientation(data)
     if header is None or header[2] in ("CMYK", "YCCK"):
@@ -135,16 +142,22 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
 
 def _jpeg_orientation(data: bytes) -> int:
     """The Exif orientation, 1 to 8; 1 if there is none or it is invalid."""
-    offset = 2
-    try:
-        while data[offset] == 0xFF and data[offset + 1] != 0xDA:  # start of scan: the pixels
-            (length,) = struct.unpack_from(">H", data, offset + 2)
-            if data[offset + 1] == 0xE1 and data[offset + 4 : offset + 10] == b"Exif\0\0":
-                return _exif_orientation(data[offset + 10 : offset + 2 + length])
-            offset += 2 + length
-    except (struct.error, IndexError):
-        pass
+    for marker, start, end in _jpeg_segments(data):
+        if marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
+            try:
+                return _exif_orientation(data[start + 6 : end])
+            except struct.error:
+                return 1
     return 1
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment up to the first scan's header, or to what is no segment."""
+    offset, marker = 2, 0
+    while marker != 0xDA and data[offset : offset + 1] == b"\xff" and len(data) >= offset + 4:
+        marker, end = data[offset + 1], offset + 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
+        yield marker, offset + 4, end
+        offset = end
 
 
 def _exif_orientation(exif: bytes) -> int:
@@ -236,6 +249,28 @@ def _three_channels(pixels: np.ndarray, key: str) -> np.ndarray:
 def _check_size(height: int, width: int, key: str) -> None:
     if height * width > MAX_PIXELS:
         raise Unreadable("image too large", f"{width} x {height}, more than {MAX_PIXELS} pixels", key=key)
+
+
+def _check_scans(data: bytes, key: str) -> None:
+    components = 0
+    for marker, start, _ in _jpeg_segments(data):
+        if marker in _BASELINE:
+            components = data[start + 5] if len(data) > start + 5 else 0
+        elif marker == 0xDA and components and data[start : start + 1] == bytes([components]):
+            return  # all components are in the first scan, and libjpeg reads no other
+        elif marker in _BARE:
+            break
+    values = np.frombuffer(data, np.uint8)
+    marks = np.flatnonzero(values[:-1] == 0xFF)
+    if np.count_nonzero(values[marks + 1] == 0xDA) <= MAX_SCANS:
+        return
+    # What follows the picture, such as a film, is none of it.
+    scans, offset = 0, 2
+    while (match := _MARKER.search(data, offset)) is not None and match[0] != b"\xff\xd9":
+        scans += match[0] == b"\xff\xda"
+        if scans > MAX_SCANS:
+            raise Unreadable("corrupt image", f"more than {MAX_SCANS} scans", key=key)
+        offset = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
 
 
 def _reason(error: Exception) -> Reason:

@@ -1,6 +1,7 @@
 """Indexes of data files, built once and kept as arrays in ``$MMJAX_CACHE`` or ``~/.cache/mmjax/index``.
 
-An index is valid as long as the stamps of its files are the same. The folder may be deleted at any time.
+An index is valid as long as the stamps of its files are the same. Each begins with a checksum of its name and content,
+so that a damaged one is built again. The folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mmjax.core.atomic import write_atomically
 from mmjax.data.storage import filesystem
+from mmjax.data.storage.open_files import open_regular
 
-LAYOUT = 2  # of the cached files; older ones are not read
+LAYOUT = 3  # of the cached files; older ones are not read
 
+_CHECKSUM_SIZE, _BLOCK = 32, 1 << 20  # bytes
 _STAMPS, _NAMES = "stamps", "names"  # members beside the arrays, which are stored as ``=name``
 
 
@@ -68,7 +71,11 @@ def _name(kind: str, sources: Sequence[str]) -> str:
 
 def _load(path: str, stamps: list[str]) -> dict[str, np.ndarray] | None:
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open(path, "rb", opener=open_regular) as file:
+            if file.read(_CHECKSUM_SIZE) != _checksum(path, iter(lambda: file.read(_BLOCK), b"")):
+                return None
+            file.seek(_CHECKSUM_SIZE)
+            arrays = np.load(file, allow_pickle=False)
             if arrays[_STAMPS].tolist() != stamps:
                 return None
             return {name: arrays[f"={name}"] for name in arrays[_NAMES].tolist()}
@@ -81,7 +88,15 @@ def _save(path: str, stamps: list[str], arrays: dict[str, np.ndarray]) -> None:
     # A cache that is read-only or full is not used: the next start builds the index again.
     with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_atomically(Path(path), _packed(texts | {f"={name}": array for name, array in arrays.items()}))
+        content = _packed(texts | {f"={name}": array for name, array in arrays.items()})
+        write_atomically(Path(path), b"".join([_checksum(path, [content]), content]))
+
+
+def _checksum(path: str, blocks: Iterable[bytes]) -> bytes:
+    digest = hashlib.blake2b(os.path.basename(path).encode(), digest_size=_CHECKSUM_SIZE)
+    for block in blocks:
+        digest.update(block)
+    return digest.digest()
 
 
 def _packed(arrays: dict[str, np.ndarray]) -> bytes:

@@ -332,6 +332,24 @@ def test_bombs_are_refused_by_their_header():
             assert time.perf_counter() - start < 0.5
 
 
+def test_a_jpeg_of_very_many_scans_is_refused_at_once(monkeypatch):
+    data = encoded(photograph(64, 64), progressive=True)
+    scans, last = data.count(b"\xff\xda"), data.rindex(b"\xff\xda")
+    many = data[:last] + data[last:-2] * 1000 + data[-2:]
+    start = time.perf_counter()
+    with pytest.raises(Unreadable, match="more than 100 scans") as error:
+        decode(many, key="k")
+    assert error.value.reason == "corrupt image" and time.perf_counter() - start < 0.05
+    monkeypatch.setattr(decoding, "MAX_SCANS", scans - 1)
+    with pytest.raises(Unreadable, match=f"more than {scans - 1} scans"):
+        decode(data)
+    monkeypatch.setattr(decoding, "MAX_SCANS", scans)
+    # Marks that are no scans: in a comment, and behind the end of the picture.
+    comment = b"\xff\xfe\x04\x02" + b"\xff\xda" * 512
+    for odd in (data[:2] + comment + data[2:], data + b"\xff\xda" * 1000):
+        np.testing.assert_array_equal(decode(odd), decode(data))
+
+
 def test_large_is_not_too_large(monkeypatch):
     assert size_of(png(13000, 13000)) == (13000, 13000)  # Pillow warns of it
     monkeypatch.setattr(decoding, "MAX_PIXELS", 3000)

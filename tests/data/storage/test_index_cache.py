@@ -1,3 +1,4 @@
+import io
 import os
 import stat
 
@@ -130,14 +131,36 @@ def test_a_damaged_cache_is_built_anew(data, cache):
     assert build.calls <= calls + 1
 
 
+def test_every_single_wrong_bit_is_noticed(data, cache):
+    build = Build(offset=np.arange(5), name=np.array(["abc", "d"]))
+    index_cache.load_or_build("table", [str(data)], build)
+    (path,) = cache.iterdir()
+    good = path.read_bytes()
+    for place in range(len(good)):
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        equal(index_cache.load_or_build("table", [str(data)], build), build.arrays)
+        assert build.calls == place + 2
+    # Nor is the index of one thing taken for that of another.
+    index_cache.load_or_build("other", [str(data)], Build(x=np.arange(2)))
+    (other,) = set(cache.iterdir()) - {path}
+    path.write_bytes(other.read_bytes())
+    equal(index_cache.load_or_build("table", [str(data)], build), build.arrays)
+
+
 def test_pickles_are_neither_written_nor_read(data, cache):
     with pytest.raises(TypeError, match="Python objects"):
         index_cache.load_or_build("table", [str(data)], Build(a=np.array([object()])))
     build = Build()
     index_cache.load_or_build("table", [str(data)], build)
     (path,) = cache.iterdir()
-    stamps = np.load(path)["stamps"]
-    np.savez(path, stamps=stamps, **{"=offset": np.array([{"a": 1}], object)})
+    with open(path, "rb") as file:
+        file.seek(32)
+        stamps = np.load(file)["stamps"]
+    content = io.BytesIO()
+    np.savez(content, stamps=stamps, names=["offset"], **{"=offset": np.array([{"a": 1}], object)})
+    path.write_bytes(index_cache._checksum(str(path), [content.getvalue()]) + content.getvalue())
     equal(index_cache.load_or_build("table", [str(data)], build), build.arrays)
     assert build.calls == 2
 
