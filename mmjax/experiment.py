@@ -41,6 +41,8 @@ class DataConfig:
 
     ``transforms`` are what training does to examples and rows (``mmjax.data.transforms``), ``preprocess`` how
     evaluation brings a picture to the model's size: ``resize_crop`` by the model's own convention, if left out.
+    ``background`` is the color that transparent pictures are put on, a name or ``#rrggbb``; ``keep`` keeps their alpha
+    as a fourth channel, which the models here refuse.
 
     ``workers`` processes with ``threads`` each read ahead (None: a thread a core where pictures must be decoded);
     ``autotune`` measures which numbers are best here, at every start. Training stops when more than ``max_unreadable``
@@ -52,6 +54,7 @@ class DataConfig:
     evaluation: Section = dataclasses.field(default_factory=dict)
     transforms: tuple[tuple[str, Section], ...] = ()
     preprocess: Section | None = None
+    background: str = "white"
     tokenizer: Section = dataclasses.field(default_factory=lambda: {"name": "word"})
     modalities: tuple[str, ...] = ("image",)
     captions: Literal["random", "first"] = "random"

@@ -29,7 +29,7 @@ CLASSES = {
 }
 
 
-INJECTED = {"towers", "rngs", "image_size", "token_format", "data_modalities", "split", "row_sharding"}
+INJECTED = {"towers", "rngs", "image_size", "token_format", "data_modalities", "background", "split", "row_sharding"}
 """Arguments that the program passes to plug-ins; a config cannot name them."""
 
 

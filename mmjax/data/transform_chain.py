@@ -37,6 +37,7 @@ class TransformChain:
       modalities: the keys of the pictures in an example.
       token_format: the tokenizer's; without it the chain can have no batch transforms.
       seed: of all draws.
+      background: the color that transparent pictures are put on; ``keep``: pictures have alpha as a fourth channel.
       path: the config key that error messages name.
     """
 
@@ -48,11 +49,18 @@ class TransformChain:
         modalities: tuple[str, ...],
         token_format: TokenFormat | None = None,
         seed: int = 0,
+        background: str = "white",
         path: str = "data.transforms",
     ):
         self._modalities = modalities
         self._seed = seed
-        injected = {"image_size": image_size, "data_modalities": modalities, "token_format": token_format}
+        self._background = pictures.parse_background(background)
+        injected = {
+            "image_size": image_size,
+            "data_modalities": modalities,
+            "token_format": token_format,
+            "background": self._background,
+        }
         self._stages: dict[str, list[tuple[str, Any]]] = {stage: [] for stage in STAGES}
         last_stage, count_of = 0, dict[str, int]()
         for name, options in transforms:
@@ -155,7 +163,9 @@ class TransformChain:
             if crop is not None and picture is not first:
                 own_crop = _scale_crop(crop, (height, width), _size(picture, key))
             is_final = isinstance(picture, np.ndarray) and crop is None
-            images[modality] = picture if is_final else pictures.decode(picture, own_crop, key=key)
+            images[modality] = (
+                picture if is_final else pictures.decode(picture, own_crop, key=key, background=self._background)
+            )
         return images, crop
 
 

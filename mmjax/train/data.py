@@ -67,7 +67,13 @@ def make_eval_transforms(data: DataConfig, vision: VisionConfig) -> TransformCha
     options = dict(data.preprocess or {"name": "resize_crop", "mode": vision.image_resize})
     name = options.pop("name", "resize_crop")
     path = "data.preprocess"
-    chain = TransformChain(((name, options),), image_size=vision.image_size, modalities=data.modalities, path=path)
+    chain = TransformChain(
+        ((name, options),),
+        image_size=vision.image_size,
+        modalities=data.modalities,
+        background=data.background,
+        path=path,
+    )
     if chain.geometry is None:
         raise ConfigError(f"{path}.name={name!r}: is no geometry; use 'resize_crop'")
     return chain
@@ -83,6 +89,7 @@ def make_train_transforms(
         modalities=data.modalities,
         token_format=tokens.format,
         seed=seed,
+        background=data.background,
     )
 
 

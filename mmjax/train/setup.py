@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from mmjax.core.config import ConfigError
+from mmjax.data import pictures
 from mmjax.data.pipeline import Batches
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
@@ -101,6 +102,8 @@ def fit_model(model: ClipConfig, data: DataConfig, source: Source, tokenizer: To
         raise ConfigError(
             f"model.vision_cfg.modalities={vision.modalities}: data.modalities is {modalities}; make the two equal"
         )
+    if pictures.parse_background(data.background) is None:
+        raise ConfigError("data.background='keep': the model has no channel for transparency; use a color, as 'white'")
     if train_data.has_crop(train_data.list_train_transforms(data, source)):
         channels = (DECODED_CHANNELS,) * len(modalities)
     else:

@@ -17,7 +17,12 @@ from mmjax.data.transforms.common.base import STAGES
 
 FOLDER = "mmjax.data.transforms"
 MODALITIES = ("image", "depth")
-INJECTED = {"image_size": 12, "data_modalities": MODALITIES, "token_format": TokenFormat(1, 2, 0, 50, 9)}
+INJECTED = {
+    "image_size": 12,
+    "data_modalities": MODALITIES,
+    "background": (255, 255, 255),
+    "token_format": TokenFormat(1, 2, 0, 50, 9),
+}
 NAMES = plugins.names(FOLDER)
 FILES = {
     "rewrites": lambda folder: {"paths": (written(folder / "r.jsonl", [{"key": "7", "caption": "a red thing"}]),)},

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from mmjax import experiment as experiments
@@ -122,3 +123,16 @@ def test_where_nothing_can_be_read_the_first_reason_is_the_error_not_a_vocabular
     experiment = tiny.experiment(data={"source": source, "tokenizer": {"name": name, "vocab_size": 300}})
     with pytest.raises(ConfigError, match=r"first examples.*the first one: cat/0\.png: empty image"):
         setup(experiment)
+
+
+def test_transparent_pictures_are_put_on_the_background_in_training_and_evaluation(tmp_path):
+    clear = encoded(np.zeros((40, 40, 4), np.uint8), "PNG")
+    archives.write_folder(tmp_path, [(f"{i}", clear, ["clear"]) for i in range(16)], extension="png", texts=True)
+    data = {"source": {"name": "folders", "path": str(tmp_path)}, "tokenizer": {"name": "word"}}
+    for background, color in ((None, (255, 255, 255)), ("#010203", (1, 2, 3))):
+        experiment = tiny.experiment(data=data | ({} if background is None else {"background": background}))
+        assert (setup(experiment).make_batches()[0]["images"]["image"] == color).all()
+        assert (open_view(experiment, "val")[0]["image"] == color).all()
+    for background, message in (("keep", "the model has no channel"), ("pale", "not a color")):
+        with pytest.raises(ConfigError, match=rf"data\.background='{background}': {message}"):
+            setup(tiny.experiment(data=data | {"background": background}))

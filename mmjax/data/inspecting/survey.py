@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.data.preparing.progress import Counter, amount
-from mmjax.data.preparing.reencoding import check, format_of
+from mmjax.data.preparing.reencoding import check, format_of, is_transparent
 from mmjax.data.preparing.schema import Schema, infer_schema
 from mmjax.data.sample import Example, Unreadable, as_unreadable
 from mmjax.data.source import Source
@@ -30,6 +30,7 @@ class _Picture(NamedTuple):
     height: int
     width: int
     bytes: int
+    transparent: bool
 
 
 class _Inspected(NamedTuple):
@@ -61,8 +62,8 @@ def survey(source: Source, *, tokenizer: Tokenizer, numbers: Sequence[int], thre
             fields.add([entry.example for entry in good])
             progress(start + len(seen))
     at_opening = _Reasons()
-    for key, reason, _ in source.unreadable:
-        at_opening.add(key, reason)
+    for key, reason, detail in source.unreadable:
+        at_opening.add(key, reason, detail)
     summary: dict[str, Any] = {
         "examples": len(source),
         "inspected": len(numbers),
@@ -93,6 +94,8 @@ def text(summary: dict[str, Any]) -> str:
             lines.append(
                 f"  height {_format_stats(p['height'])}, width {_format_stats(p['width'])}  (min, median, max)"
             )
+            if p["transparent"]:
+                lines.append(f"  transparent pixels in {p['transparent']:.1%} of them, put on data.background")
     c = summary["captions"]
     if c["count"]:
         lines.append(
@@ -112,7 +115,8 @@ def text(summary: dict[str, Any]) -> str:
     for when, reasons in summary["unreadable"].items():
         for reason, entry in reasons.items():
             examples = ", ".join(entry["keys"]) + (", …" if entry["count"] > len(entry["keys"]) else "")
-            lines.append(f"unreadable ({when}): {reason}: {entry['count']:,}: {examples}")
+            first = f" (the first one: {entry['detail']})" if entry["detail"] else ""
+            lines.append(f"unreadable ({when}): {reason}: {entry['count']:,}: {examples}{first}")
     if not any(summary["unreadable"].values()):
         lines.append("unreadable: none")
     return "\n".join(lines)
@@ -129,7 +133,9 @@ def _inspect(source: Source, number: int) -> _Inspected:
             height, width = check(data, key=key)
             raw = isinstance(data, np.ndarray)
             kind = "pixels" if raw else format_of(data) or "other"
-            pictures.append(_Picture(name, kind, height, width, data.nbytes if raw else len(data)))
+            pictures.append(
+                _Picture(name, kind, height, width, data.nbytes if raw else len(data), is_transparent(data, key=key))
+            )
         if not example["captions"]:
             raise Unreadable("no caption", key=key)
     except Exception as error:
@@ -143,10 +149,12 @@ class _Pictures:
 
     def __init__(self) -> None:
         self._formats: collections.Counter[str] = collections.Counter()
+        self._transparent = 0
         self._numbers = {name: array.array("q") for name in ("height", "width", "bytes")}
 
     def add(self, picture: _Picture) -> None:
         self._formats[picture.format] += 1
+        self._transparent += picture.transparent
         for name, values in self._numbers.items():
             values.append(getattr(picture, name))
 
@@ -156,6 +164,7 @@ class _Pictures:
             "count": count,
             "storage": "pixels" if set(self._formats) == {"pixels"} else "encoded",
             "formats": {kind: number / count for kind, number in self._formats.most_common()},
+            "transparent": self._transparent / max(count, 1),
             **{name: _statistics(values) for name, values in self._numbers.items()},
         }
 
@@ -242,7 +251,7 @@ class _Reasons:
         self._entries: dict[str, dict[str, Any]] = {}
 
     def add(self, key: str, reason: str, detail: str = "") -> None:
-        entry = self._entries.setdefault(reason, {"count": 0, "keys": []})
+        entry = self._entries.setdefault(reason, {"count": 0, "keys": [], "detail": detail})
         entry["count"] += 1
         if len(entry["keys"]) < KEYS_SHOWN:
             entry["keys"].append(key)

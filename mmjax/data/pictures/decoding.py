@@ -1,9 +1,9 @@
 """Decodes pictures: their size from the header alone, and the pixels of a crop.
 
-JPEG is decoded by libjpeg-turbo, other formats by Pillow. Pixels are those of Pillow's ``Image.convert("RGB")``:
-transparency is dropped, gray is repeated, CMYK is converted (also Adobe's inverted files), and of animations the first
-frame is used. There are two differences: pictures with an Exif orientation are rotated upright, and 16-bit gray keeps
-its high byte instead of being clipped.
+JPEG is decoded by libjpeg-turbo, other formats by Pillow. Pixels are those of Pillow's ``Image.convert("RGB")``: gray
+is repeated, CMYK is converted (also Adobe's inverted files), and of animations the first frame is used. There are three
+differences: transparent pictures are put on a background, pictures with an Exif orientation are rotated upright, and
+16-bit gray keeps its high byte instead of being clipped.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from mmjax.data.pictures.channels import WHITE, Color, add_alpha, to_rgb, to_three_channels
 from mmjax.data.pictures.resampling import resampled
 from mmjax.data.sample import Crop, Reason, Unreadable
 
@@ -62,7 +63,17 @@ def size_of(data: bytes | np.ndarray, *, key: str = "") -> tuple[int, int]:
         return (image.width, image.height) if _orientation(image, data) > 4 else (image.height, image.width)
 
 
-def decode(data: bytes | np.ndarray, crop: Crop | None = None, *, key: str = "") -> np.ndarray:
+def has_alpha(data: bytes | np.ndarray, *, key: str = "") -> bool:
+    """Whether a picture may have transparent pixels, by its header; raises ``Unreadable`` with that ``key``."""
+    if isinstance(data, np.ndarray) or data[:3] == _JPEG:
+        return False
+    with _reading(data, key) as image:
+        return image.has_transparency_data
+
+
+def decode(
+    data: bytes | np.ndarray, crop: Crop | None = None, *, key: str = "", background: Color | None = WHITE
+) -> np.ndarray:
     """Decodes a picture, upright, and crops it.
 
     With ``resample="fast"``, a JPEG is decoded at a half, a quarter or an eighth of its size, if the crop's box then
@@ -73,23 +84,26 @@ def decode(data: bytes | np.ndarray, crop: Crop | None = None, *, key: str = "")
       data: an encoded picture, or u8[H, W, C] with one or three channels.
       crop: the region and size of the view; the whole picture if None.
       key: of the example, for ``Unreadable``.
+      background: what transparent pictures are put on. None: alpha is kept as a fourth channel of all pictures.
 
     Returns:
-      u8[H, W, 3], possibly read-only.
+      u8[H, W, 3], or u8[H, W, 4] without a background; possibly read-only.
     """
     if isinstance(data, np.ndarray):
-        pixels, factor, above, before = _Decoded(_three_channels(data, key))
+        pixels, factor, above, before = _Decoded(add_alpha(to_three_channels(data, key), background))
     elif data[:3] == _JPEG:
-        pixels, factor, above, before = _jpeg(data, crop, key)
+        pixels, factor, above, before = _jpeg(data, crop, key, background)
     else:
-        pixels, factor, above, before = _Decoded(_pillow(data, key))
+        pixels, factor, above, before = _Decoded(_pillow(data, key, background))
     if crop is None:
         return np.ascontiguousarray(pixels)
     box = (above + crop.top / factor, before + crop.left / factor, crop.height / factor, crop.width / factor)
-    view = resampled(pixels, box, size=crop.inner, resample=crop.resample)
+    # Only Pillow lets colors count as much as they are opaque.
+    resample = "bicubic" if background is None and crop.resample == "fast" else crop.resample
+    view = resampled(pixels, box, size=crop.inner, resample=resample)
     if crop.inner == crop.size:
         return view
-    padded = np.full((*crop.size, 3), crop.fill, np.uint8)
+    padded = add_alpha(np.full((*crop.size, 3), crop.fill, np.uint8), background)
     top, left = crop.offset
     padded[top : top + crop.inner[0], left : left + crop.inner[1]] = view
     return padded
@@ -104,12 +118,12 @@ class _Decoded(NamedTuple):
     before: float = 0.0  # and the column
 
 
-def _jpeg(data: bytes, crop: Crop | None, key: str) -> _Decoded:
+def _jpeg(data: bytes, crop: Crop | None, key: str, background: Color | None) -> _Decoded:
     _check_scans(data, key)
     header = _jpeg_header(data)
     orientation = _jpeg_orientation(data)
     if header is None or header[2] in ("CMYK", "YCCK"):
-        return _Decoded(_pillow(data, key))
+        return _Decoded(_pillow(data, key, background))
     height, width, _ = header
     _check_size(height, width, key)
     factor = 1
@@ -122,10 +136,10 @@ def _jpeg(data: bytes, crop: Crop | None, key: str) -> _Decoded:
     except ValueError as error:
         if not any(word in str(error) for word in _HARMLESS):
             raise Unreadable(_reason(error), str(error), key=key) from None
-        return _Decoded(_pillow(data, key))
+        return _Decoded(_pillow(data, key, background))
     # The last row and column of reduced pixels may extend beyond the original; in a mirrored picture they come first.
     full_height, full_width = (width, height) if orientation > 4 else (height, width)
-    pixels = _upright(pixels, orientation)
+    pixels = add_alpha(_upright(pixels, orientation), background)
     above = pixels.shape[0] - full_height / factor if orientation in _UPSIDE_DOWN else 0.0
     before = pixels.shape[1] - full_width / factor if orientation in _MIRRORED else 0.0
     return _Decoded(pixels, factor, above, before)
@@ -182,10 +196,10 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels[::down, ::across] if orientation > 1 else pixels
 
 
-def _pillow(data: bytes, key: str) -> np.ndarray:
+def _pillow(data: bytes, key: str, background: Color | None) -> np.ndarray:
     with _reading(data, key) as image:
         image.load()
-        return _upright(_rgb(image), _orientation(image, data))
+        return _upright(to_rgb(image, background), _orientation(image, data))
 
 
 @contextlib.contextmanager
@@ -215,19 +229,6 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)  # older versions of Pillow lack some
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    """The stored pixels of a loaded picture as u8[H, W, 3]."""
-    mode = image.mode
-    if mode == "I" or mode.startswith("I;16"):
-        values = np.asarray(image)
-        if values.size and not 0 <= values.min() <= values.max() <= 0xFFFF:
-            raise ValueError("32-bit pixels, whose white level is unknown")
-        return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    if mode == "F":
-        raise ValueError("floating-point pixels, whose white level is unknown")
-    return np.asarray(image if mode == "RGB" else image.convert("RGB"))
-
-
 def _orientation(image: Image.Image, data: bytes) -> int:
     if data[:3] == _JPEG:
         return _jpeg_orientation(data)  # the same parser for all JPEG files, damaged ones too
@@ -238,12 +239,6 @@ def _orientation(image: Image.Image, data: bytes) -> int:
         return 1
     value = image.getexif().get(_ORIENTATION)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _three_channels(pixels: np.ndarray, key: str) -> np.ndarray:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
-        raise Unreadable("corrupt image", f"{pixels.dtype}{list(pixels.shape)}, not uint8[H, W, 1 or 3]", key=key)
-    return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
 
 
 def _check_size(height: int, width: int, key: str) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mmjax.core.config import ConfigError, choose
 from mmjax.data import pictures
+from mmjax.data.pictures.channels import WHITE, Color
 from mmjax.data.sample import Crop, Unreadable
 
 Format = Literal["keep", "jpeg", "png", "webp"]
@@ -23,7 +24,7 @@ class Reencoding:
     """How pictures are stored. By default their bytes stay as they are, and are only decoded once as a check.
 
     A picture is never enlarged. One that already has the right format and size keeps its bytes; others are rotated
-    upright (without Exif orientation), converted to RGB and encoded.
+    upright (without Exif orientation), converted to RGB and encoded. JPEG has white in place of transparency.
 
     Args:
       image_size: largest length of the shorter side; 0 is no limit.
@@ -54,14 +55,30 @@ class Reencoding:
             check(picture, key=key)
             return bytes(picture)
         crop = _view(height, width, shrink, resample="bicubic") if shrink < 1 else None
-        return _encode(pictures.decode(picture, crop, key=key), wanted, self.quality)
+        keeps_alpha = wanted != "jpeg" and pictures.has_alpha(picture, key=key)
+        pixels = pictures.decode(picture, crop, key=key, background=None if keeps_alpha else WHITE)
+        return _encode(pixels, wanted, self.quality)
 
 
 def check(picture: bytes | np.ndarray, *, key: str = "") -> tuple[int, int]:
     """Height and width of a picture; raises ``Unreadable`` if it cannot be decoded to its end."""
     height, width = pictures.size_of(picture, key=key)
-    pictures.decode(picture, _view(height, width, 1 / _CHECK_SHRINK, resample="fast"), key=key)
+    _decode_small(picture, height, width, key)
     return height, width
+
+
+def is_transparent(picture: bytes | np.ndarray, *, key: str = "") -> bool:
+    """Whether some pixels of a picture are not opaque."""
+    if not pictures.has_alpha(picture, key=key):
+        return False
+    return bool((_decode_small(picture, *pictures.size_of(picture, key=key), key, background=None)[..., 3] < 255).any())
+
+
+def _decode_small(
+    picture: bytes | np.ndarray, height: int, width: int, key: str, *, background: Color | None = WHITE
+) -> np.ndarray:
+    view = _view(height, width, 1 / _CHECK_SHRINK, resample="fast")
+    return pictures.decode(picture, view, key=key, background=background)
 
 
 def format_of(data: bytes) -> str | None:

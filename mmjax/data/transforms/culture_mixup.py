@@ -18,6 +18,7 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.data import lookup, pictures
+from mmjax.data.pictures.channels import WHITE, Color
 from mmjax.data.sample import Crop, Sample, Unreadable
 from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.transforms.common.base import Probability, Stage
@@ -70,6 +71,7 @@ class Transform:
         self,
         *,
         data_modalities: tuple[str, ...] = ("image",),
+        background: Color | None = WHITE,
         concepts: str | tuple[str, ...] = (),
         max_distance: float | None = None,
         sentences: str | None = None,
@@ -92,6 +94,7 @@ class Transform:
             )
         self._by = by
         self._modality = data_modalities[0]
+        self._background = background
         self._sentence, self._phrase, self._word, self._paste = sentence, phrase, word, paste
         targets = _concepts(path_patterns.expand(concepts, key="concepts"), max_distance)
         self._targets = {words: names for words, names in targets.items() if (word if len(words) == 1 else phrase) > 0}
@@ -122,7 +125,7 @@ class Transform:
             if random.random() < self._paste:
                 candidates = self._donors[concept][int(random.integers(len(self._donors[concept])))]
                 donor = candidates[int(random.integers(len(candidates)))]
-                picture = paste_donor(picture, donor, tuple(box), crop=sample.crop)
+                picture = paste_donor(picture, donor, tuple(box), crop=sample.crop, background=self._background)
         return dataclasses.replace(sample, images={**sample.images, self._modality: picture})
 
     def switch_caption(self, caption: str, random: np.random.Generator) -> str:
@@ -161,7 +164,9 @@ class Transform:
         return longest
 
 
-def paste_donor(picture: np.ndarray, donor: Donor, box: Edges, *, crop: Crop | None) -> np.ndarray:
+def paste_donor(
+    picture: np.ndarray, donor: Donor, box: Edges, *, crop: Crop | None, background: Color | None
+) -> np.ndarray:
     """A copy of ``picture`` with the donor's box resized onto ``box`` of the original, clipped to the view."""
     left, top, right, bottom = (round(edge) for edge in (box if crop is None else crop.place(box)))
     height, width = picture.shape[:2]
@@ -186,20 +191,20 @@ def paste_donor(picture: np.ndarray, donor: Donor, box: Edges, *, crop: Crop | N
         resample="bicubic" if crop is None else crop.resample,
     )
     out = picture.copy()
-    out[visible[1] : visible[3], visible[0] : visible[2]] = _decode_donor(donor, region)
+    out[visible[1] : visible[3], visible[0] : visible[2]] = _decode_donor(donor, region, background)
     return out
 
 
-def _decode_donor(donor: Donor, region: Crop) -> np.ndarray:
+def _decode_donor(donor: Donor, region: Crop, background: Color | None) -> np.ndarray:
     try:
-        data = filesystem.read(donor.path)
+        data = filesystem.read(donor.path, max_mib=filesystem.MAX_MIB)
     except FileNotFoundError:
         raise Unreadable("missing file", "a donor of culture_mixup", key=donor.path) from None
     height, width = pictures.size_of(data, key=donor.path)
     left, top, right, bottom = donor.box
     if left < 0 or top < 0 or right > width or bottom > height:
         raise Unreadable("bad row", f"box {list(donor.box)} of a donor of {width} x {height} pixels", key=donor.path)
-    return pictures.decode(data, region, key=donor.path)
+    return pictures.decode(data, region, key=donor.path, background=background)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def test_what_is_broken_is_counted_with_its_first_keys(tokens):
     assert {reason: entry["count"] for reason, entry in read.items()} == {
         "missing file": 10, "truncated image": 1, "empty image": 1, "no caption": 1,
     }  # fmt: skip
-    assert facts["unreadable"]["when opened"] == {"duplicate key": {"count": 2, "keys": ["x", "y"]}}
+    assert facts["unreadable"]["when opened"] == {"duplicate key": {"count": 2, "keys": ["x", "y"], "detail": ""}}
     assert facts["pictures"]["image"]["count"] == 27
     assert "missing file: 10: birds/020.jpg" in survey.text(facts)
 
@@ -126,3 +126,18 @@ def test_more_than_the_threads_hold_at_a_time(tokens, monkeypatch):
 def test_threads_change_nothing(tokens):
     source = Source(25, broken=(3, 9))
     assert facts_of(source, tokens, threads=1) == facts_of(source, tokens, threads=4)
+
+
+def test_transparent_pictures_and_the_first_reasons_are_shown(tokens, tmp_path):
+    pixels = np.dstack([photograph(20, 20), np.full((20, 20), 255, np.uint8)])
+    for number in range(4):
+        (tmp_path / f"{number}.txt").write_text("a caption")
+        pixels[:5, :5, 3] = 255 if number else 0
+        (tmp_path / f"{number}.png").write_bytes(encoded(pixels, "PNG") if number < 3 else b"x")
+    (tmp_path / "4.png").write_bytes(encoded(photograph(8, 8), "PNG"))
+    facts = facts_of(open_source({"name": "folders", "path": str(tmp_path)}, split="train"), tokens)
+    assert facts["pictures"]["image"]["transparent"] == pytest.approx(1 / 3)
+    shown = survey.text(facts)
+    assert "transparent pixels in 33.3% of them, put on data.background" in shown
+    assert "no caption: 1: 4.png (the first one: no text beside it, and no class)" in shown
+    assert "corrupt image: 1: 3.png (the first one: not one of JPEG" in shown

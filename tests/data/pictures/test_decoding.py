@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from mmjax.data.pictures import decode, decoding, size_of
+from mmjax.core.config import ConfigError
+from mmjax.data.pictures import decode, decoding, has_alpha, parse_background, size_of
 from mmjax.data.sample import REASONS, Crop, Unreadable
 from support.pictures import encoded, opened, photograph
 
@@ -52,8 +54,6 @@ def test_whole_pictures_equal_pillows(kind, options, size):
 )
 def test_other_modes_become_what_pillow_says(kind, mode):
     picture = Image.fromarray(photograph(40, 50))
-    if mode == "RGBA":
-        picture.putalpha(Image.fromarray(photograph(40, 50, seed=1)[..., 0]))
     data = encoded(picture.convert(mode), kind)
     got = decode(data)
     np.testing.assert_array_equal(got, np.asarray(opened(data)))
@@ -66,14 +66,62 @@ def test_adobe_cmyk_is_not_a_negative():
     assert np.abs(got.astype(int) - picture).max() <= 6
 
 
-def test_transparency_is_dropped_and_colors_are_kept():
+def test_transparent_pictures_are_put_on_a_background():
     palette = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4) % 3, "L").convert("P")
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
-    expected = np.eye(3, dtype=np.uint8)[np.arange(16).reshape(4, 4) % 3] * 255
-    for data in (encoded(palette, "PNG", transparency=bytes([0, 128, 255])), encoded(palette, "GIF", transparency=1)):
-        np.testing.assert_array_equal(decode(data), expected)
+    index = np.arange(16).reshape(4, 4) % 3
+    red, blue, half_green = [255, 0, 0], [0, 0, 255], [127, 255, 127]
+    white, black = [255] * 3, [0] * 3
+    png, gif = encoded(palette, "PNG", transparency=bytes([0, 128, 255])), encoded(palette, "GIF", transparency=1)
+    for data, background, colors in (
+        (png, white, (white, half_green, blue)),
+        (png, red, (red, [127, 128, 0], blue)),
+        (gif, white, (red, white, blue)),
+        (gif, black, (red, black, blue)),
+    ):
+        got = decode(data, background=tuple(background))
+        np.testing.assert_array_equal(got, np.array(colors, np.uint8)[index])
     clear = np.dstack([np.full((4, 4, 3), 77, np.uint8), np.zeros((4, 4), np.uint8)])
-    assert (decode(encoded(clear, "PNG")) == 77).all()
+    for kind in ("PNG", "WEBP", "TIFF"):
+        data = encoded(clear, kind)
+        assert (decode(data) == 255).all() and has_alpha(data)
+        for part in (None, crop(0, 0, 4, 4, resample="fast")):
+            assert (decode(data, part, background=(1, 2, 3)) == (1, 2, 3)).all()
+    half = Image.new("LA", (3, 2), (100, 128))
+    assert set(decode(encoded(half, "PNG")).ravel()) <= {177, 178} and not has_alpha(encoded(photograph(4, 4)))
+    gray = encoded(Image.fromarray(np.array([[0, 1000]], np.uint16)), "PNG", transparency=1000)
+    assert decode(gray)[0].tolist() == [[0, 0, 0], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_opaque_pictures_keep_their_bits(mode):
+    options = {"transparency": bytes([255] * 256)} if mode == "P" else {}
+    picture = Image.fromarray(photograph(40, 50)).convert(mode)
+    data = encoded(picture, "PNG", **options)
+    for background in ((255, 255, 255), (9, 8, 7)):
+        np.testing.assert_array_equal(decode(data, background=background), np.asarray(picture.convert("RGB")))
+
+
+def test_alpha_is_kept_as_a_fourth_channel():
+    alpha = photograph(40, 50, seed=1)[..., 0]
+    picture = Image.fromarray(np.dstack([photograph(40, 50), alpha]))
+    data = encoded(picture, "PNG")
+    np.testing.assert_array_equal(decode(data, background=None), np.asarray(picture))
+    for resample in ("fast", "bicubic"):
+        view = decode(data, crop(0, 0, 40, 40, resample=resample), background=None)
+        expected = picture.resize((24, 24), Image.Resampling.BICUBIC, box=(0, 0, 40, 40))
+        assert np.abs(view.astype(int) - np.asarray(expected)).max() <= 1
+    padded = Crop(0, 0, 40, 50, (30, 24), (20, 24), (5, 0), "fast", 9)
+    for other in (encoded(photograph(40, 50)), encoded(photograph(40, 50), "BMP"), photograph(40, 50)):
+        got = decode(other, padded, background=None)
+        assert got.shape == (30, 24, 4) and (got[..., 3] == 255).all() and (got[0, :, :3] == 9).all()
+        assert decode(other, background=None).shape == (40, 50, 4)
+
+
+def test_backgrounds_that_are_no_colors():
+    for name in ("whit", "", "#12345", "#12345678", "(1, 2, 3)"):
+        with pytest.raises(ConfigError, match=rf"data\.background={re.escape(repr(name))}: not a color"):
+            parse_background(name)
 
 
 def test_sixteen_bit_gray_is_scaled_not_clipped():
