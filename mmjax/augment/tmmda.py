@@ -44,13 +44,14 @@ class Augmentation(base.Base):
         loss = adversarial · GAN(D_k; t_k, x̃_k) + jsd · JS(softmax t_k ‖ softmax x̃_k)   means over k and positions
         x'_k = x_k + σ(x_k) · attention_k((x_k - mean x_k) / σ(x_k) as queries, x̃_k as keys and values)
 
-    and x' runs through the rest of the towers. The others of k are in cyclic order, and each further one has the
-    interval of ``second`` after the one before it; with one modality of images there is ``first`` alone. Only words
-    and patches are replaced, never the first or the end token, padding or a class token. One u is drawn for all
-    modalities, for the longest; shorter ones use its beginning. G and D (Goodfellow et al. 2014, arXiv:1406.2661; see
-    ``common.gan``) work token by token and do not train the towers; D sees words and patches only. Modalities of
-    images share one tower, and so its G, D and attention. A linear map changes the width between language and images;
-    between images there is none. Evaluation uses the plain towers.
+    and x' runs through the rest of the towers. The factor σ(x_k) of the attention has a stopped gradient: the spread of
+    a tower's tokens is not trained to scale what is added to them. The others of k are in cyclic order, and each
+    further one has the interval of ``second`` after the one before it; with one modality of images there is ``first``
+    alone. Only words and patches are replaced, never the first or the end token, padding or a class token. One u is
+    drawn for all modalities, for the longest; shorter ones use its beginning. G and D (Goodfellow et al. 2014,
+    arXiv:1406.2661; see ``common.gan``) work token by token and do not train the towers; D sees words and patches only.
+    Modalities of images share one tower, and so its G, D and attention. A linear map changes the width between language
+    and images; between images there is none. Evaluation uses the plain towers.
 
     Where the other tokens come from decides what x' may be used for. ``foreign="own"``, the paper's: from the same
     pair. A text with parts of its own image gives the pair's answer away, so its embedding e' is only compared with

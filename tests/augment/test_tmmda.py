@@ -285,6 +285,19 @@ def test_the_gan_moves_no_tower_and_the_enhanced_rows_do():
         assert not np.any(found[0]) and np.any(found[1])
 
 
+def test_the_spread_that_scales_the_attention_is_a_constant():
+    f, module = features(), made()
+    for side in ("text", "image"):
+        getattr(module, side).attention = lambda x, keys, *, valid: jnp.ones_like(x)
+
+    def total(image, text):
+        found = module.augment(dataclasses.replace(f, image=image, text=text), key=jax.random.key(0), step=jnp.int32(0))
+        return jnp.sum(found.views[0].image) + jnp.sum(found.views[0].text)
+
+    for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(f.image, f.text):
+        np.testing.assert_allclose(gradient, np.ones(gradient.shape), rtol=1e-6)
+
+
 def own_contrast(new, old, ids, scale):
     total = []
     for i in np.flatnonzero(ids >= 0):
