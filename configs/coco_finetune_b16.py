@@ -1,10 +1,10 @@
-"""CLIP ViT-B/16 on the captions of COCO, five epochs at batch 256: the plain control beside NegCLIP and its kind.
+"""CLIP ViT-B/16 on the captions of COCO, to start from trained weights, which mmjax cannot load yet.
 
 Slice: v5e:4x4 (16 chips, 16 images each).
 
-It is a recipe for weights that are good already, and mmjax cannot bring in weights yet: as it stands the run starts
-from random ones, which a learning rate of 1e-6 hardly moves. So today it plans and times the step; to learn something
-from scratch raise ``--config.optimizer.learning_rate`` to 5e-4 or so and take more epochs.
+Five epochs at batch 256: the plain control beside NegCLIP and its kind. As it stands the run starts from random
+weights, which a learning rate of 1e-6 hardly moves. So today it plans and times the step; to learn something from
+scratch raise ``--config.optimizer.learning_rate`` to 5e-4 or so and take more epochs.
 
 Batch, learning rate, epochs and warm-up are NegCLIP's (arXiv:2210.01936, the command in the README of
 github.com/mertyg/vision-language-models-are-bows, there a ViT-B/32 of OpenAI's on one GPU), weight decay, betas, eps
