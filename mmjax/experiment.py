@@ -70,12 +70,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with warm-up; defaults are CLIP's.
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with warm-up; defaults are those of open_clip for CLIP.
 
     ``learning_rate_multipliers`` are pairs of a regular expression over parameter paths
     (``visual/blocks/attn/query/kernel``) and a factor on the learning rate; the first that matches from the start
     counts, and a factor of 0 freezes. ``weight_decay_pattern`` is the expression of the paths that weight decay applies
-    to. With ``ema_decay`` a moving average of the parameters is kept, and measured in their place.
+    to: as in open_clip all matrices and tables of embeddings, those of positions among them; ``.*kernel`` are the
+    matrices alone, as in big_vision. With ``ema_decay`` a moving average of the parameters is kept, and measured in
+    their place.
     """
 
     learning_rate: NonNegative = 5e-4
@@ -83,7 +85,7 @@ class OptimizerConfig:
     b2: Fraction = 0.98
     eps: NonNegative = 1e-6
     weight_decay: NonNegative = 0.2
-    weight_decay_pattern: str = r".*(kernel|embedding)"
+    weight_decay_pattern: str = r".*(kernel|embedding|_embed|registers|probe)"
     warmup_steps: Annotated[int, Ge(0)] = 0
     schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
     final_fraction: Fraction = 0.0

@@ -15,10 +15,11 @@ from mmjax.experiment import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then the schedule down to ``final_fraction`` of the peak.
+    """Linear warm-up, then the schedule down to ``final_fraction`` of the peak.
 
-    A warm-up that is longer than the run becomes a tenth of it: a run is often shortened by ``steps`` alone. ``rsqrt``
-    falls as ``sqrt(warmup_steps / step)`` (at least 1 for the warm-up), not below the final fraction.
+    The warm-up is ``(step + 1) / warmup_steps``, as open_clip's. One that is longer than the run becomes a tenth of it:
+    a run is often shortened by ``steps`` alone. ``rsqrt`` falls as ``sqrt(warmup_steps / step)`` (at least 1 for the
+    warm-up), not below the final fraction.
     """
     peak, warmup = config.learning_rate, effective_warmup(config.warmup_steps, steps=steps)
 
@@ -33,7 +34,7 @@ def learning_rate(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
             shape = jnp.maximum(jnp.sqrt(start / jnp.maximum(step, start)), floor)
         else:
             shape = jnp.ones_like(step)
-        return peak * shape * jnp.minimum(1.0, (step + 1) / (warmup + 1))
+        return peak * shape * jnp.minimum(1.0, (step + 1) / max(warmup, 1))
 
     return rate
 

@@ -1,5 +1,7 @@
 """Schedules at their corners, and which rule applies to which parameter."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from mmjax.core.config import ConfigError, build
 from mmjax.core.state import parameter_paths
 from mmjax.experiment import OptimizerConfig
 from mmjax.train.optim import learning_rate, make_optimizer
+from support import clip_models
 
 STEPS, WARMUP, PEAK = 100, 10, 0.5
 
@@ -18,8 +21,8 @@ def at(step, **options):
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "rsqrt"])
 def test_warm_up_rises_evenly_to_the_peak(schedule):
-    rates = [at(step, schedule=schedule) for step in range(WARMUP + 1)]
-    np.testing.assert_allclose(rates, [PEAK * (i + 1) / (WARMUP + 1) for i in range(WARMUP + 1)], rtol=1e-5)
+    rates = [at(step, schedule=schedule) for step in range(WARMUP)]
+    np.testing.assert_allclose(rates, [PEAK * (i + 1) / WARMUP for i in range(WARMUP)], rtol=1e-5)
 
 
 def test_cosine_ends_at_the_final_fraction():
@@ -61,7 +64,6 @@ def test_paths():
 def update(**options):
     config = OptimizerConfig(learning_rate=1.0, b1=0.0, b2=0.0, eps=0.0, clip_norm=None, schedule="constant", **options)
     tx = make_optimizer(config, PARAMS, steps=10)
-    import jax
 
     ones = jax.tree.map(np.ones_like, PARAMS)
     with jax.numpy_dtype_promotion("standard"):
@@ -69,7 +71,29 @@ def update(**options):
     return float(updates["text"]["ln"]["scale"][0]), float(updates["visual"]["proj"]["kernel"][0, 0])
 
 
-def test_decay_applies_to_kernels_alone_and_the_expression_can_change_that():
+def decayed(vision, text, **options):
+    """The last names of the parameters that a step without gradients moves, and of those that it leaves alone."""
+    _, shapes = clip_models.split(clip_models.config(vision, text, init_logit_bias=-10.0))
+    params = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), shapes)
+    tx = make_optimizer(OptimizerConfig(**options), params, steps=10)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    moved = {path.rsplit(".", 1)[-1]: bool(np.any(u)) for path, u in clip_models.flat(updates).items()}
+    return {name for name, moves in moved.items() if moves}, {name for name, moves in moved.items() if not moves}
+
+
+def test_decay_applies_to_what_open_clip_decays():
+    """Its rule: what has two or more dimensions and is neither a bias, a norm nor the temperature."""
+    parts = {"registers": 2, "qk_norm": True, "patch_bias": True, "modalities": ("image", "depth")}
+    text = {"proj_bias": True, "qk_norm": True}
+    moved, kept = decayed(parts | {"modality_channels": (3, 1)}, text)
+    assert moved == {"kernel", "embedding", "pos_embed", "registers", "modality_embed"}
+    assert kept == {"bias", "scale", "cls", "logit_scale", "logit_bias"}
+    assert decayed({"pool_type": "map"}, text)[0] >= {"probe"}  # of one row there, [1, 1, width]
+    assert decayed(parts | {"modality_channels": (3, 1)}, text, weight_decay_pattern=".*kernel")[0] == {"kernel"}
+
+
+def test_the_expression_of_weight_decay_can_change_what_it_applies_to():
     np.testing.assert_allclose(update(weight_decay=0.5), (-1.0, -1.5))
     np.testing.assert_allclose(update(weight_decay=0.5, weight_decay_pattern="text/.*"), (-1.5, -1.0))
 

@@ -92,7 +92,7 @@ def test_update_equals_adamw_by_hand():
     norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in jax.tree.leaves(grads)))
     state, metrics = jax.jit(program.step)(state, batch)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
-    rate = settings.learning_rate / (settings.warmup_steps + 1)
+    rate = settings.learning_rate / settings.warmup_steps
     np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-6)
     decayed = 0
     for (path, p), g, new in zip(
@@ -104,7 +104,7 @@ def test_update_equals_adamw_by_hand():
         g = g.astype(np.float64) * min(1, settings.clip_norm / norm)
         direction = g / (np.abs(g) + settings.eps)  # both moments corrected for their start are g and g²
         name = jax.tree_util.keystr(path, simple=True, separator="/").rsplit("/", 1)[-1]
-        decay = settings.weight_decay if name in ("kernel", "embedding") else 0.0
+        decay = settings.weight_decay if name in ("kernel", "embedding", "pos_embed") else 0.0
         decayed += decay > 0
         # Where the gradient is tiny beside eps, its rounding error is all of the direction.
         sure = np.abs(g) > 1e-7

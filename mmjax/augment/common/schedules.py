@@ -15,7 +15,7 @@ from mmjax.core.config import Between, ConfigError, Ge
 class Schedule:
     """A number for each step: ``value`` after a linear warm-up, then on to ``final`` over ``over`` steps.
 
-    With ``t = step - start``, ``r = min(1, (t + 1) / (warmup + 1))`` and ``u = clip((t - warmup) / over, 0, 1)``::
+    With ``t = step - start``, ``r = min(1, (t + 1) / warmup)`` and ``u = clip((t - warmup) / over, 0, 1)``::
 
         constant:  r · value
         linear:    r · (value + (final - value) · u)
@@ -70,7 +70,7 @@ def value_at(strength: Strength, step: jax.Array) -> jax.Array:
         if s.shape == "cosine":
             progress = 0.5 * (1 - jnp.cos(jnp.pi * progress))
         value = value + (s.final - s.value) * progress
-    value = value * jnp.minimum(1.0, (t + 1) / (s.warmup + 1))
+    value = value * jnp.minimum(1.0, (t + 1) / max(s.warmup, 1))
     on = t >= 0 if s.stop is None else (t >= 0) & (t < s.stop - s.start)
     return jnp.where(on, value, 0.0)
 

@@ -19,7 +19,7 @@ def reference(s, step):
         u = min(max((t - s.warmup) / s.over, 0), 1)
         progress = u if s.shape == "linear" else 0.5 * (1 - math.cos(math.pi * u))
         value = s.value + (s.final - s.value) * progress
-    return value * min(1, (t + 1) / (s.warmup + 1))
+    return value * min(1, (t + 1) / max(s.warmup, 1))
 
 
 CASES = [
@@ -43,7 +43,7 @@ def test_values_are_the_equations_in_one_compilation(schedule):
 
 def test_landmarks():
     s = Schedule(value=1.0, shape="cosine", over=10, final=0.2, warmup=4, start=2)
-    assert [round(float(value_at(s, jnp.int32(t))), 3) for t in (1, 2, 6, 11, 16, 99)] == [0, 0.2, 1.0, 0.6, 0.2, 0.2]
+    assert [round(float(value_at(s, jnp.int32(t))), 3) for t in (1, 2, 6, 11, 16, 99)] == [0, 0.25, 1.0, 0.6, 0.2, 0.2]
     assert value_at(0.25, jnp.int32(7)) == 0.25
 
 
