@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -17,3 +19,12 @@ def masked_mean(x: jax.Array, where: jax.Array) -> jax.Array:
     """
     count = jnp.sum(where, dtype=jnp.float32)
     return jnp.sum(jnp.where(where, x.astype(jnp.float32), 0.0)) / jnp.maximum(count, 1.0)
+
+
+def broadcast_parameter(parameter: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """A parameter that many rows share, one copy for each, in their ``dtype``.
+
+    Cast after it is broadcast: the gradient of a broadcast is a sum over its copies, which so is taken in the
+    parameter's own float32. In bfloat16 a sum of many rows stops growing once it is 256 times each of them.
+    """
+    return jnp.broadcast_to(parameter, shape).astype(dtype)

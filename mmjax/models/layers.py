@@ -17,6 +17,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 
+from mmjax.core.numerics import broadcast_parameter
 from mmjax.core.row_sharding import constrain_rows
 from mmjax.models.config import Activation, MatmulPrecision
 from mmjax.models.low_precision import product
@@ -78,7 +79,7 @@ class Dense(nnx.Module):
         else:
             y = product(rows, kernel, self.matmul_precision)
         if self.bias is not None:
-            y = y + self.bias[...].reshape(-1).astype(self.dtype)
+            y = y + broadcast_parameter(self.bias[...].reshape(-1), y.shape, self.dtype)
         return y.reshape(*lead, *self.outputs)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmjax.core.numerics import broadcast_parameter
 from mmjax.models.config import VisionConfig
 from mmjax.models.layers import Dense, LayerNorm, activate, uniform
 
@@ -29,7 +30,7 @@ class Conv(nnx.Module):
             padding=((1, 1), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+        return x if self.bias is None else x + broadcast_parameter(self.bias[...], x.shape, self.dtype)
 
 
 class PatchMerge(Dense):

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from mmjax.core.numerics import broadcast_parameter
 from mmjax.core.row_sharding import constrain_rows
 from mmjax.models.block_stack import run_blocks, stack_blocks
 from mmjax.models.config import MatmulPrecision, Remat, VisionConfig
@@ -80,8 +81,11 @@ class VisionTower(nnx.Module):
         else:
             patches = [self._patches(p) for p in pixels]
             if self.modality_embed is not None:
-                table = self.modality_embed[...].astype(self.dtype)
-                patches = [p + table[config.modalities.index(m)] for p, m in zip(patches, present, strict=True)]
+                table = self.modality_embed[...]
+                patches = [
+                    p + broadcast_parameter(table[config.modalities.index(m)], p.shape, self.dtype)
+                    for p, m in zip(patches, present, strict=True)
+                ]
         tokens = jnp.concatenate(patches, axis=1 if config.fusion == "tokens" else 0)
         tokens = jnp.concatenate([*self._prefix_tokens(tokens.shape[0]), tokens], axis=1)
         return tokens if self.ln_pre is None else self.ln_pre(tokens)
@@ -166,7 +170,7 @@ class VisionTower(nnx.Module):
     def _patches(self, pixels: jax.Array) -> jax.Array:
         tokens = self.patch_embed(pixels)
         tokens = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
-        return tokens + self._positions()[int(self.config.class_token) :].astype(self.dtype)
+        return tokens + broadcast_parameter(self._positions()[int(self.config.class_token) :], tokens.shape, self.dtype)
 
     def _positions(self) -> jax.Array:
         config = self.config
@@ -180,7 +184,7 @@ class VisionTower(nnx.Module):
             prefix.append((self.cls[...] + self._positions()[0])[None])
         if self.registers is not None:
             prefix.append(self.registers[...])
-        return [jnp.broadcast_to(x.astype(self.dtype), (n, *x.shape)) for x in prefix]
+        return [broadcast_parameter(x, (n, *x.shape), self.dtype) for x in prefix]
 
 
 class MapHead(nnx.Module):
@@ -195,8 +199,7 @@ class MapHead(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """[N, T, width] -> [N, width]."""
-        probe = self.probe[...].astype(self.dtype)
-        x = self.attn(jnp.broadcast_to(probe, (tokens.shape[0], 1, probe.shape[0])), tokens)
+        x = self.attn(broadcast_parameter(self.probe[...], (tokens.shape[0], 1, tokens.shape[2]), self.dtype), tokens)
         return (x + self.mlp(self.ln(x)))[:, 0]
 
 

@@ -10,6 +10,7 @@ from mmjax.models.clip import Clip
 from mmjax.models.layers import LayerNorm, activate
 from support import clip_models, towers_reference
 from support.clip_models import TOKENS
+from support.jaxprs import equations, low_precision_sums
 
 # One position of each sequence is pooled in the first pair of towers, all in the second, where pads are also masked;
 # the third pair is for what takes long to compile.
@@ -43,17 +44,6 @@ def scalar(graph, images):
 def assert_close(got, expected, *, tolerance):
     scale = max(np.abs(np.asarray(leaf)).max() for leaf in jax.tree.leaves(expected))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale), got, expected)
-
-
-def equations(jaxpr):
-    """All equations of a program, those of its inner programs included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for parameter in equation.params.values():
-            for inner in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from equations(inner)
 
 
 def test_loops_and_what_is_kept_change_nothing():
@@ -229,6 +219,25 @@ def test_in_bfloat16_products_are_in_it_and_norms_and_softmax_are_not(towers):
 
     assert inputs("dot_general") == {jnp.dtype("bfloat16")}
     assert inputs("exp", "rsqrt") == {jnp.dtype("float32")}
+
+
+PARTS = {
+    "prefix": ({"registers": 2, "patch_bias": True, "proj_bias": True, "qk_norm": True}, {"proj_bias": True}),
+    "modalities": (
+        {"modalities": ("image", "depth"), "modality_channels": (3, 1), "fusion": "tokens"},
+        {"pool_type": "mean"},
+    ),
+    "map": ({"pool_type": "map", "stem": "conv", "stem_widths": (8, 8), "patch_bias": True}, {}),
+}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_in_bfloat16_what_rows_share_is_summed_in_float32(parts):
+    """Gradients of biases, positions, class tokens and the like are sums over all rows of a batch."""
+    config = clip_models.config(*PARTS[parts])
+    graph, shapes = clip_models.split(config, dtype=jnp.bfloat16)
+    value, _ = scalar(graph, clip_models.images(config))
+    assert not low_precision_sums(jax.make_jaxpr(jax.grad(value))(shapes).jaxpr)
 
 
 def test_a_norm_in_bfloat16_sees_small_differences_of_large_numbers():

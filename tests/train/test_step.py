@@ -9,6 +9,7 @@ import pytest
 
 from mmjax.core.sphere import unit
 from support import tiny
+from support.jaxprs import low_precision_sums
 from support.training import assembled
 
 
@@ -177,6 +178,15 @@ def test_moving_average_follows_its_recurrence():
     batches.close()
     for a, b in zip(jax.tree.leaves(average), jax.tree.leaves(state.ema_params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_in_bfloat16_no_gradient_is_a_sum_in_bfloat16():
+    augment = tuple((name, {}) for name in ("tmmda", "xmda", "lemda", "mixup", "m2mix", "latent_noise"))
+    experiment = tiny.experiment(precision="bfloat16", augment=augment, mesh__data=1)
+    program, batches = assembled(experiment, jax.devices()[:1])
+    trace = program.trace(program.batch_shape(next(batches)))
+    batches.close()
+    assert not low_precision_sums(trace.jaxpr.jaxpr)
 
 
 def test_bfloat16_towers_train_with_float32_parameters():

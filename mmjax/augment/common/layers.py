@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmjax.core.numerics import broadcast_parameter
+
 
 def apply_dropout(x: jax.Array, key: jax.Array, *, rate: float) -> jax.Array:
     """Zeroes each entry with probability ``rate`` and scales the others by 1/(1 - rate)."""
@@ -21,7 +23,7 @@ def apply_dropout(x: jax.Array, key: jax.Array, *, rate: float) -> jax.Array:
 def apply_linear(layer: nnx.Linear, x: jax.Array) -> jax.Array:
     """``x · kernel + bias`` in x's dtype: for sequences, matrix products in float32 would cost too much."""
     y = x @ layer.kernel[...].astype(x.dtype)
-    return y if layer.bias is None else y + layer.bias[...].astype(x.dtype)
+    return y if layer.bias is None else y + broadcast_parameter(layer.bias[...], y.shape, x.dtype)
 
 
 def make_zero_linear(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:
