@@ -23,6 +23,7 @@ WORDS = 30  # that the published methods keep
 _DROPPED = {code: None for code in range(0xA0) if unicodedata.category(chr(code)) == "Cc" and not chr(code).isspace()}
 _DROPPED[0xFEFF] = None
 
+_LATIN_MARKS = "‘’“”«»–—…·¡¿°§£€©®™\xa0\xad"
 _BLIP = re.compile(r'[.!"()*#:;~]')
 _ALBEF = re.compile(r"""[,.'!?"()*#:;~]""")
 
@@ -47,8 +48,8 @@ def clean(text: bytes | str, *, norm: Norm = "none", limit: int = LIMIT) -> str:
             text.encode()  # JSON and surrogateescape give strings that are no text
         else:
             text = bytes(text).decode()
-    except UnicodeError as error:
-        raise Unreadable("caption is not UTF-8", str(error)) from None
+    except UnicodeError:
+        raise Unreadable("caption is not UTF-8", why_not_utf8(text)) from None
     text = " ".join(text[:limit].translate(_DROPPED).split())
     if norm == "none":
         return text
@@ -58,6 +59,30 @@ def clean(text: bytes | str, *, norm: Norm = "none", limit: int = LIMIT) -> str:
     else:
         text = _ALBEF.sub("", text).replace("-", " ").replace("/", " ").replace("<person>", "person")
     return " ".join(text.split()[:WORDS])
+
+
+def why_not_utf8(text: bytes | str) -> str:
+    """Why a text is not UTF-8, and the way out if it looks like Latin-1 (or cp1252, Windows' version); "" if it is.
+
+    A str may have surrogates in place of the bytes that could not be decoded.
+    """
+    try:
+        data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+        data.decode()
+    except UnicodeEncodeError as error:
+        return str(error)
+    except UnicodeDecodeError as error:
+        around = data[max(error.start - 24, 0) : error.start + 24].decode("cp1252", "replace")
+        others = [c for c in around if not c.isascii()]
+        # In another alphabet, and in UTF-8 that was cut, most characters would be none of these.
+        is_latin = (
+            "\0" not in around
+            and 2 * len(others) <= len(around)
+            and all(c.isalpha() or c in _LATIN_MARKS for c in others)
+        )
+        hint = f"; in Latin-1 it is {around!r}: convert the file by iconv -f cp1252 -t utf-8" if is_latin else ""
+        return f"{error.reason} at byte {error.start}{hint}"
+    return ""
 
 
 def captions_of(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmjax.data.sample import Unreadable
-from mmjax.data.text import captions_of, clean
+from mmjax.data.text import captions_of, clean, why_not_utf8
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,23 @@ def test_a_caption_of_another_type_is_a_bad_row(values):
     with pytest.raises(Unreadable, match="bad row") as error:
         captions_of(values, "k")
     assert error.value.reason == "bad row"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_latin_1_is_recognized_and_other_encodings_are_not_taken_for_it(encoding):
+    for text in ("un café au lait", "ein Mädchen, ein Bär; größer", "«año» 2020"):
+        why = why_not_utf8(text.encode(encoding))
+        assert f"in Latin-1 it is {text!r}: convert the file by iconv" in why
+        surrogates = text.encode(encoding).decode("utf-8", "surrogateescape")
+        assert why_not_utf8(surrogates) == why
+        with pytest.raises(Unreadable, match="iconv"):
+            clean(text.encode(encoding))
+    for data in (
+        "кошка и собака".encode("cp1251"),
+        "日本の猫".encode("shift-jis"),
+        "日本".encode()[:-1],
+        b"a\xff\xfe\0",
+    ):
+        assert why_not_utf8(data) and "Latin-1" not in why_not_utf8(data)
+    assert why_not_utf8("naïve 日本") == why_not_utf8("naïve 日本".encode()) == ""
+    assert "surrogates" in why_not_utf8("\ud800")

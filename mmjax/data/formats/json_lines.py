@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mmjax.data.sample import Unreadable
+from mmjax.data.text import why_not_utf8
 
 
 def parse_json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any] | Unreadable]]:
@@ -21,8 +22,8 @@ def parse_json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, An
             continue
         try:
             value = json.loads(text)
-        except UnicodeDecodeError as error:
-            yield number, Unreadable("caption is not UTF-8", str(error))
+        except UnicodeDecodeError:
+            yield number, Unreadable("caption is not UTF-8", why_not_utf8(line))
         except (ValueError, RecursionError) as error:
             yield number, Unreadable("bad row", f"not JSON: {error}")
         else:

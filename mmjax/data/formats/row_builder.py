@@ -12,6 +12,7 @@ import pyarrow as pa
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import Reason, Unreadable
 from mmjax.data.source import UnreadableEntry
+from mmjax.data.text import why_not_utf8
 
 _CHUNK = 1 << 14  # rows
 
@@ -162,8 +163,8 @@ def as_text(value: Any) -> Any:
     if isinstance(value, str) and not value.isascii():
         try:
             value.encode()
-        except UnicodeEncodeError as error:
-            raise Unreadable("caption is not UTF-8", str(error)) from None
+        except UnicodeEncodeError:
+            raise Unreadable("caption is not UTF-8", why_not_utf8(value)) from None
     return value
 
 

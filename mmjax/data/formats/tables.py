@@ -23,6 +23,7 @@ from mmjax.data.formats.json_lines import parse_json_lines
 from mmjax.data.formats.row_builder import BadRow, Row
 from mmjax.data.sample import Unreadable
 from mmjax.data.storage import filesystem
+from mmjax.data.text import why_not_utf8
 
 SEPARATORS = ("\t", ",", ";", "|")  # in the order of trial; the first is open_clip's
 IMAGES = ("filepath", "image", "image_path", "file_name", "filename", "path", "img", "image_file", "file", "jpg")
@@ -276,4 +277,6 @@ def _header(line: str, columns: ColumnMapping, path: str, separator: str | None)
         except csv.Error as error:
             failure = ConfigError(f"path={path!r}: its first line is no row of names ({error}); check the format")
     assert failure is not None
+    if problem := why_not_utf8(line):
+        raise ConfigError(f"path={path!r}: its first line is not UTF-8 ({problem}); save it as UTF-8")
     raise failure

@@ -18,7 +18,7 @@ from mmjax.data.formats.tables import ColumnMapping
 from mmjax.data.sample import Example
 from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.storage.filesystem import MAX_MIB, MaxMib
-from mmjax.data.text import MaxCaptions, Norm
+from mmjax.data.text import MaxCaptions, Norm, why_not_utf8
 
 Format = Literal["auto", "karpathy", "coco", "list", "csv", "results", "token"]
 
@@ -108,8 +108,8 @@ def _rows(path: str, format: str, split: str, restval: bool) -> Rows:
         return _LINES[_line_format(lines, path) if format == "auto" else format](path, lines)
     try:
         content = json.loads(data)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"path={path!r}: not UTF-8 ({error}); save it as UTF-8") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"path={path!r}: not UTF-8 ({why_not_utf8(data)}); save it as UTF-8") from None
     except (ValueError, RecursionError) as error:
         way_out = "a file with one object a line is for the source 'tables'"
         raise ConfigError(f"path={path!r}: no JSON ({error}); copy it again; {way_out}") from None

@@ -16,7 +16,7 @@ from mmjax.data.formats.image_files import ImageFiles
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.storage.filesystem import MAX_MIB, MaxMib
-from mmjax.data.text import MaxCaptions, Norm, captions_of
+from mmjax.data.text import MaxCaptions, Norm, captions_of, why_not_utf8
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _CAPTION_FIELDS = ("captions", "caption")
@@ -200,8 +200,8 @@ def _captions(path: str, key: str, max_mib: int) -> Any:
         return data.splitlines()
     try:
         fields = json.loads(data)
-    except UnicodeDecodeError as error:
-        raise Unreadable("caption is not UTF-8", f"{path}: {error}", key=key) from None
+    except UnicodeDecodeError:
+        raise Unreadable("caption is not UTF-8", f"{path}: {why_not_utf8(data)}", key=key) from None
     except (ValueError, RecursionError) as error:
         raise Unreadable("bad row", f"{path}: {error}", key=key) from None
     if isinstance(fields, dict):

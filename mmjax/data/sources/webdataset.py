@@ -17,7 +17,7 @@ from mmjax.data.formats.tar_samples import Shard
 from mmjax.data.sample import Example, Reason, Unreadable
 from mmjax.data.storage import column_cache, shard_paths
 from mmjax.data.storage.filesystem import MAX_MIB, MaxMib
-from mmjax.data.text import MaxCaptions, Norm, captions_of, negatives_of
+from mmjax.data.text import MaxCaptions, Norm, captions_of, negatives_of, why_not_utf8
 
 logger = logging.getLogger(__name__)
 
@@ -258,8 +258,8 @@ def _reason(status: int, missing: list[str]) -> tuple[Reason, str]:
 def _fields(data: bytes) -> dict[str, Any]:
     try:
         values = json.loads(data)
-    except UnicodeDecodeError as error:
-        raise Unreadable("caption is not UTF-8", f"json: {error}") from None
+    except UnicodeDecodeError:
+        raise Unreadable("caption is not UTF-8", f"json: {why_not_utf8(data)}") from None
     except (ValueError, RecursionError) as error:
         raise Unreadable("bad row", f"json: {error}") from None
     if not isinstance(values, dict):

@@ -538,3 +538,17 @@ def problem(source, index):
     with pytest.raises(Unreadable) as error:
         source.read(index)
     return error.value.reason
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_a_table_in_latin_1_says_how_to_convert_it(folder, name):
+    rows = [f"images/00{i}.png,un café {i}" for i in range(3)]
+    lines = ["filepath,title", *rows] if name == "t.csv" else []
+    lines += [f'{{"filepath": "images/00{i}.png", "title": "un café {i}"}}' for i in range(3 if not lines else 0)]
+    (folder / name).write_bytes("\n".join(lines).encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"none of its 3 rows.*caption is not UTF-8: .*'.*un café 0.*iconv -f cp1252"):
+        Source("train", path=str(folder / name))
+    if name == "t.csv":
+        (folder / name).write_bytes("filepath,légende\nimages/000.png,a".encode("latin-1"))
+        with pytest.raises(ConfigError, match=r"first line is not UTF-8 .*'filepath,légende.*save it as UTF-8"):
+            Source("train", path=str(folder / name), caption_columns=("légende",))
