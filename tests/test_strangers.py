@@ -251,7 +251,7 @@ def test_a_pipe_in_a_checkpoint_is_not_waited_for(tmp_path, path):
 def test_a_description_of_a_checkpoint_that_is_anything_else_is_one_line(tmp_path, text):
     forged(tmp_path, {"w": ("<f4", [3])})
     (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").write_text(text)
-    with pytest.raises(ConfigError, match=r"its checkpoints cannot be opened \(.*\)"):
+    with pytest.raises(ConfigError, match=r"cannot be opened \(.*\); move it away"):
         inspect.summarize(tmp_path)
 
 

@@ -83,10 +83,7 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except Exception as error:  # Orbax raises all kinds of errors on damaged files
-            raise ConfigError(
-                f"{self._description}: its checkpoints cannot be opened ({explain(error)}); make {self._directory} "
-                "readable and writable, and move damaged ones out of it"
-            ) from error
+            raise ConfigError(f"{self._directory}: cannot be opened ({explain(error)}); move it away") from error
         self._stale = False
         self._scores: dict[int, float] = {}
         for step in self.steps if self._best is not None else ():
@@ -148,10 +145,10 @@ class Checkpoints:
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items[MANIFEST] = ocp.args.JsonSave({"checksums": checksums.tree_checksums(trees), **self._manifest})
         try:
+            if self._stale or self._is_deleted(self._directory):
+                self._reopen()
             if collectives.is_main_process():
                 location.check_writable(self._directory)
-            if self._stale:
-                self._reopen()
             if self._best is not None and metrics is not None:
                 self._scores[step] = float(metrics[self._best])
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -162,7 +159,7 @@ class Checkpoints:
 
     def check(self) -> None:
         """Handles a failure of the save in progress, without waiting for it."""
-        # The manager's check_for_errors would hide the error from the thread that deletes older checkpoints.
+        # The manager's check_for_errors would hide the error of the thread that deletes older checkpoints.
         if self._saving is None:
             return
         if jax.process_count() > 1 and (error := orbax_errors.take_logged_error()) is not None:
@@ -272,7 +269,8 @@ class Checkpoints:
     def finish(self, state: TrainState, *, step: int) -> None:
         """Waits until the checkpoint of ``step`` is on disk; tries once more, then raises CheckpointNotSaved."""
         self.wait()
-        if step not in self.steps:  # Orbax waits with a timeout, which may be all that failed
+        if step not in self.steps or self._is_deleted(self._folder(step)):  # Orbax may only have waited too long
+            self._stale = True
             self.save(state, step=step, **self._manifest)
             self.wait()
         if step not in self.steps:
@@ -330,6 +328,9 @@ class Checkpoints:
         collectives.barrier("move checkpoint aside")
         self._reopen()
         return path
+
+    def _is_deleted(self, path: epath.Path) -> bool:
+        return jax.process_count() == 1 and not path.exists()  # several processes might not agree
 
     def _reader(self, step: int) -> CheckpointReader:
         return CheckpointReader(self._folder(step), step)

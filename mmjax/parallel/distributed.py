@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -57,7 +57,12 @@ def join(
 
 
 @contextlib.contextmanager
-def fail_fast(*, shared_errors: Errors = (), one_line_errors: Errors = (ConfigError,)) -> Iterator[None]:
+def fail_fast(
+    *,
+    shared_errors: Errors = (),
+    one_line_errors: Errors = (ConfigError,),
+    before_exit: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
     """Ends one of several processes at once if this block raises, without any cleanup.
 
     Saving, closing a checkpoint manager or a normal exit would wait for the other processes, which wait for this one
@@ -66,6 +71,7 @@ def fail_fast(*, shared_errors: Errors = (), one_line_errors: Errors = (ConfigEr
     Args:
       shared_errors: errors that every process raises; these propagate normally.
       one_line_errors: errors that are printed without a traceback.
+      before_exit: called before the process ends at once.
     """
     try:
         yield
@@ -74,6 +80,7 @@ def fail_fast(*, shared_errors: Errors = (), one_line_errors: Errors = (ConfigEr
     except BaseException as error:
         if not jax.distributed.is_initialized():  # jax.process_count() would first wait for all devices
             raise
+        before_exit()
         _exit_now(error, one_line_errors)
 
 

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import importlib.metadata
 import json
 import logging
 import os
 import platform
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from mmjax.checkpoints import location
-from mmjax.checkpoints.orbax_errors import explain
+from mmjax.checkpoints.orbax_errors import CheckpointNotSaved, explain
 from mmjax.core.atomic import write_atomically
 from mmjax.core.config import ConfigError, coerce
 from mmjax.core.files import read_json_object
+from mmjax.core.locks import Lock, find_owner
 from mmjax.experiment import Experiment
 from mmjax.parallel import collectives
 from mmjax.runs.jsonl import JsonlWriter, read_jsonl
+from mmjax.runs.start_record import describe_start
 
 logger = logging.getLogger(__name__)
 
 STARTS = "starts.jsonl"
 TOKENIZER_FOLDER = "tokenizer"
 LOCK = ".lock"
+CONFIG = "config.json"
 
 MAY_DIFFER = (
     "log",
@@ -52,22 +51,67 @@ _VISIBLE_SECONDS = 60.0  # a network file system may show a new file this late
 CHANGEABLE = "augment"
 """The key that affects results but may change when a run resumes; changes are logged and kept with the start."""
 
-PACKAGES = (
-    "mmjax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "numpy",
-    "transformers",
-    "tokenizers",
-)
+
+class Claim:
+    """A run folder that belongs to this run alone.
+
+    Attributes:
+      augmentation_changes: what has changed since the last start.
+    """
+
+    def __init__(self, workdir: Path, *, augmentation_changes: Sequence[str] = (), lock: Lock | None = None):
+        self.augmentation_changes = augmentation_changes
+        self._workdir = workdir
+        self._lock = lock
+        self._write: Callable[[], None] | None = None
+
+    def write(self, write: Callable[[], None]) -> None:
+        """Writes the folder's own files by ``write``, which is called again if the folder is deleted."""
+        self._write = write
+        with _write_errors(self._workdir):
+            write()
+
+    def is_deleted(self) -> bool:
+        """Whether the folder was deleted; raises CheckpointNotSaved if another run is there now."""
+        if self._lock is None:
+            return self._write is not None and not (self._workdir / CONFIG).exists()
+        try:
+            return self._lock.is_deleted()
+        except BlockingIOError as error:
+            raise CheckpointNotSaved(
+                f"--workdir={self._workdir}: was deleted, and process {error} is training there now; "
+                "use another folder for one of the two"
+            ) from None
+
+    def restore(self, *, required: bool = False) -> None:
+        """Writes the folder's own files again if it was deleted; an error counts only if they are ``required``."""
+        if self._write is None or not self.is_deleted():
+            return
+        try:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = Lock(self._workdir / LOCK)
+            self._write()
+        except (OSError, ConfigError) as error:
+            if required:
+                raise CheckpointNotSaved(
+                    f"--workdir={self._workdir}: was deleted and cannot be written again ({explain(error)})"
+                ) from error
+        else:
+            logger.warning(
+                f"{self._workdir} was deleted; the run goes on and writes it again, without the metrics and "
+                "checkpoints that were there"
+            )
+
+    def release(self) -> None:
+        """Ends the claim in good order."""
+        if self._lock is not None:
+            self._lock.release()
 
 
 @contextlib.contextmanager
-def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) -> Iterator[list[str]]:
+def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str], tokenizer: Any = None) -> Iterator[Claim]:
     """Locks ``workdir`` for this experiment, after creating it or checking that it belongs to the same experiment.
 
     Process 0 does this for all processes; the others wait.
@@ -76,74 +120,62 @@ def claim(workdir: Path, experiment: Experiment, *, overrides: Sequence[str]) ->
       workdir: the run folder.
       experiment: the resolved experiment.
       overrides: command-line overrides, for the record of the start.
-
-    Yields:
-      The changes of the augmentations since the last start.
+      tokenizer: saved into the folder if it has none yet.
     """
     has_directory = experiment.checkpoint.directory is not None
+    config = experiment.to_dict()
+
+    def write_files() -> None:
+        _write_json(workdir / CONFIG, config)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, workdir)
+
     if not collectives.is_main_process():
         collectives.barrier("claim")
+        own = Claim(workdir)
         if has_directory:  # each machine has a run folder of its own, complete for the next start
             with _write_errors(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
-                _write_json(workdir / "config.json", experiment.to_dict())
+            own.write(write_files)
         else:
-            _wait_for(workdir / "config.json")
-        yield []
+            _wait_for(workdir / CONFIG)
+        yield own
         return
-    irregular = [path.name for path in workdir.glob("*") if path.exists() and not (path.is_file() or path.is_dir())]
-    if irregular:
-        raise ConfigError(f"--workdir={workdir}: {irregular[0]} is not a regular file; remove it")
-    # Parsed as an experiment, so that keys added since then have their defaults.
-    exists = (workdir / "config.json").exists() or _last_config(workdir) is not None
-    stored = Experiment.from_dict(read_config(workdir)).to_dict() if exists else None
-    config = experiment.to_dict()
-    augment_changes: list[str] = []
-    if stored is not None:
-        augment_changes = _augment_changes(stored, config)
-        changes = differences(stored | {CHANGEABLE: config[CHANGEABLE]}, config)
-        if changes:
-            raise ConfigError(
-                f"--workdir={workdir}: belongs to another experiment ({'; '.join(changes)}); use another folder, or "
-                "the settings that it was started with"
-            )
-    elif workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
-        raise ConfigError(f"--workdir={workdir}: is not empty and is not a run folder; use a new one")
-    if has_directory or stored is not None:
-        other = _check_checkpoints(workdir, config, before=stored)
-        if other is not None and stored is None:
-            augment_changes = _augment_changes(other, config)
+    augmentation_changes = _check_folder(workdir, experiment)
     with contextlib.ExitStack() as stack:
         with _write_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(workdir / LOCK, "a"))
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock = Lock(workdir / LOCK)
             except BlockingIOError:
                 raise ConfigError(
-                    f"--workdir={workdir}: process {find_owner(workdir)} is training there; wait for it or stop it"
+                    f"--workdir={workdir}: process {find_owner(workdir / LOCK)} is training there; wait for it or "
+                    "stop it"
                 ) from None
-            lock.truncate(0)
-            lock.write(f"{os.getpid()} on {platform.node()}")
-            lock.flush()
-            _write_json(workdir / "config.json", config)
+        own = Claim(workdir, augmentation_changes=augmentation_changes, lock=lock)
+        stack.callback(own.release)
+        if lock.died:
+            logger.warning(
+                f"the last start (process {lock.died}) ended without a word: it was killed, or its machine failed; if "
+                "nobody did that, memory is the likely cause: lower data.workers, data.threads or data.prefetch, or "
+                "begin another run with a smaller batch_size or more micro_batches"
+            )
+        start = describe_start() | {
+            "overrides": list(overrides),
+            "augment_changes": list(augmentation_changes),
+            "config": config,
+        }
+
+        def write_all() -> None:
+            write_files()
             location.write_config(experiment.checkpoint.directory, config)
-            _append_start(workdir, config, overrides, augment_changes)
+            starts = JsonlWriter(workdir / STARTS)
+            if not starts.write(start):
+                raise OSError(None, starts.failure)
+
+        own.write(write_all)
         collectives.barrier("claim")
-        yield augment_changes
-
-
-def find_owner(workdir: Path) -> str:
-    """The process that trains in ``workdir`` now, as text; empty if none does."""
-    try:
-        with open(workdir / LOCK) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return lock.read() or "?"
-    except OSError:  # there is no such file
-        pass
-    return ""
+        yield own
 
 
 def save_tokenizer(tokenizer: Any, workdir: Path) -> None:
@@ -164,7 +196,7 @@ def save_tokenizer(tokenizer: Any, workdir: Path) -> None:
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
     """Returns the resolved configuration of a run folder; if ``config.json`` is damaged, that of the last start."""
-    path = Path(workdir) / "config.json"
+    path = Path(workdir) / CONFIG
     last_start = _last_config(workdir)
     try:
         return read_json_object(path)
@@ -184,7 +216,7 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
 
 def checkpoint_directory(workdir: str | Path) -> str | None:
     """Returns ``checkpoint.directory`` of a run folder; None if it is not set, or there is no config.json."""
-    if not (Path(workdir) / "config.json").exists():
+    if not (Path(workdir) / CONFIG).exists():
         return None
     section = coerce(read_config(workdir).get("checkpoint", {}), dict, path="checkpoint")
     return coerce(section.get("directory"), str | None, path="checkpoint.directory")
@@ -205,17 +237,31 @@ def differences(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -
     return changes
 
 
-def describe_start() -> dict[str, Any]:
-    """Returns what is needed to repeat a run: command, versions, source revision, devices."""
-    return {
-        "command": sys.argv,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "git": _git_revision(),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "processes": jax.process_count(),
-        "host": platform.node(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+def _check_folder(workdir: Path, experiment: Experiment) -> list[str]:
+    """Raises if the folder belongs to another experiment; returns the changes of the augmentations since its start."""
+    irregular = [path.name for path in workdir.glob("*") if path.exists() and not (path.is_file() or path.is_dir())]
+    if irregular:
+        raise ConfigError(f"--workdir={workdir}: {irregular[0]} is not a regular file; remove it")
+    # Parsed as an experiment, so that keys added since then have their defaults.
+    exists = (workdir / CONFIG).exists() or _last_config(workdir) is not None
+    stored = Experiment.from_dict(read_config(workdir)).to_dict() if exists else None
+    config = experiment.to_dict()
+    augment_changes: list[str] = []
+    if stored is not None:
+        augment_changes = _augment_changes(stored, config)
+        changes = differences(stored | {CHANGEABLE: config[CHANGEABLE]}, config)
+        if changes:
+            raise ConfigError(
+                f"--workdir={workdir}: belongs to another experiment ({'; '.join(changes)}); use another folder, or "
+                "the settings that it was started with"
+            )
+    elif workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
+        raise ConfigError(f"--workdir={workdir}: is not empty and is not a run folder; use a new one")
+    if experiment.checkpoint.directory is not None or stored is not None:
+        other = _check_checkpoints(workdir, config, before=stored)
+        if other is not None and stored is None:
+            augment_changes = _augment_changes(other, config)
+    return augment_changes
 
 
 def _check_checkpoints(
@@ -285,36 +331,5 @@ def _write_errors(workdir: Path) -> Iterator[None]:
         ) from error
 
 
-def _append_start(
-    workdir: Path, config: dict[str, Any], overrides: Sequence[str], augment_changes: Sequence[str]
-) -> None:
-    details = {"overrides": list(overrides), "augment_changes": list(augment_changes), "config": config}
-    starts = JsonlWriter(workdir / STARTS)
-    if not starts.write(describe_start() | details):
-        raise OSError(None, starts.failure)
-
-
 def _write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2) + "\n")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    """Returns the Git revision of the source tree that mmjax is imported from, with ``+changes`` if it is modified."""
-    tree = Path(__file__).parent
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(tree), *args], capture_output=True, text=True, check=True, timeout=5
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -64,7 +64,9 @@ class JsonlWriter:
                 file.seek(max(self._size - 1, 0))
                 if file.read(1) not in (b"", b"\n"):  # a kill has truncated the last line
                     self._pending.appendleft(b"\n")
-            elif self._size < file.seek(0, os.SEEK_END):
+            elif (end := file.seek(0, os.SEEK_END)) < self._size:  # the file was deleted
+                self._size = end
+            else:
                 file.truncate(self._size)
             while self._pending:
                 line = self._pending[0]

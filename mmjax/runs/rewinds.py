@@ -76,16 +76,25 @@ class Rewinds:
             skipped_batches=self.next_batch(spike_step - 1) + 1 - restored_step - skipped,
         )
         self.all = [*self.all, added]
-        if collectives.is_main_process():
-            text = json.dumps([dataclasses.asdict(rewind) for rewind in self.all], indent=2) + "\n"
-            try:
-                write_atomically(self._path, text)
-            except OSError as error:
-                raise CheckpointNotSaved(
-                    f"{FILE} could not be written ({explain(error)}); make room and run the same command again"
-                ) from error
+        self._write()
         collectives.barrier("rewind")
         return added
+
+    def restore(self) -> None:
+        """Writes the file again if it was deleted."""
+        if self.all and not self._path.exists():
+            self._write()
+
+    def _write(self) -> None:
+        if not collectives.is_main_process():
+            return
+        text = json.dumps([dataclasses.asdict(rewind) for rewind in self.all], indent=2) + "\n"
+        try:
+            write_atomically(self._path, text)
+        except OSError as error:
+            raise CheckpointNotSaved(
+                f"{FILE} could not be written ({explain(error)}); make room and run the same command again"
+            ) from error
 
     def _in_force(self) -> list[Rewind]:
         rewinds: list[Rewind] = []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from mmjax.checkpoints.orbax_errors import CheckpointNotSaved
 from mmjax.core.config import ConfigError
 from mmjax.core.state import TrainState
 from mmjax.core.types import Metrics
@@ -82,7 +83,7 @@ def train(
         with start.open_run(
             resolved, evaluation, folder, batches=batches, timer=timer, left_out=left_out, profile=profile
         ) as run:
-            state = run.first_state(folder.augmentation_changes)
+            state = run.first_state(folder.claim.augmentation_changes)
             run.begin(steps_done(state))
             while steps_done(state) < run.steps and not run.stop.requested:
                 spike = None
@@ -92,10 +93,13 @@ def train(
                     spike = error.with_traceback(None)  # its frames would keep a second state alive
                 if spike is not None:
                     state = run.rewind(spike)
+            run.restore_folder(required=True)
             run.tracker.finish()
             if steps_done(state) < run.steps:
                 return Outcome(finished=False, step=finish.log_stop(run), metrics={})
             metrics = finish.measure_and_report(run, state)
+            if run.claim.is_deleted():
+                raise CheckpointNotSaved(f"--workdir={workdir}: was deleted while the finished run was measured")
             run.tracker.finish()
             return Outcome(finished=True, step=run.steps, metrics=metrics)
 
@@ -158,6 +162,11 @@ def make_callbacks(run: Run, *, begin: int) -> list[Callback]:
         last_step=run.steps,
         flush=metrics.flush,
     )
+
+    def before_save() -> None:
+        run.restore_folder()
+        run.time_log.write()
+
     save = SaveCheckpoints(
         run.checkpoints,
         config.checkpoint,
@@ -167,7 +176,7 @@ def make_callbacks(run: Run, *, begin: int) -> list[Callback]:
         timer=run.timer,
         last_step=run.steps,
         flush=metrics.flush,
-        before_save=run.time_log.write,
+        before_save=before_save,
         record=run.throughput.record,
     )
     return [run.profiler(begin), metrics, *([evaluate] if config.eval.tasks else []), save]

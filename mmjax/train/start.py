@@ -47,8 +47,8 @@ class ClaimedFolder:
     """A run folder that this run alone may use, its checkpoints, and the request to stop."""
 
     workdir: Path
+    claim: run_folder.Claim
     checkpoints: Checkpoints
-    augmentation_changes: Sequence[str]  # since the run was last started
     stop: StopRequest
 
     def finished_at(self, steps: int) -> bool:
@@ -62,9 +62,7 @@ class ClaimedFolder:
 def claim_folder(setup: Setup, workdir: Path, *, overrides: Sequence[str]) -> Iterator[ClaimedFolder]:
     """Claims the run folder for an experiment; within the block an error of one process ends all."""
     experiment, saving = setup.experiment, setup.experiment.checkpoint
-    with run_folder.claim(workdir, experiment, overrides=overrides) as changes:
-        if collectives.is_main_process() or saving.directory is not None:  # else the folder is the main process's
-            run_folder.save_tokenizer(setup.tokenizer, workdir)
+    with run_folder.claim(workdir, experiment, overrides=overrides, tokenizer=setup.tokenizer) as claim:
         checkpoints = Checkpoints(workdir, directory=saving.directory, keep=saving.keep, best=saving.best)
         # To close the checkpoints is to wait for all processes, so a process that failed must not get there.
         with (
@@ -72,10 +70,11 @@ def claim_folder(setup: Setup, workdir: Path, *, overrides: Sequence[str]) -> It
             distributed.fail_fast(
                 shared_errors=(Diverged, TooManyUnreadable),
                 one_line_errors=(ConfigError, DataError, CheckpointNotSaved),
+                before_exit=claim.release,
             ),
             handle_stop_signals() as stop,
         ):
-            yield ClaimedFolder(workdir=workdir, checkpoints=checkpoints, augmentation_changes=changes, stop=stop)
+            yield ClaimedFolder(workdir=workdir, claim=claim, checkpoints=checkpoints, stop=stop)
 
 
 class Run:
@@ -100,6 +99,7 @@ class Run:
         self.steps = experiment.steps
         self.evaluation = evaluation
         self.workdir, self.checkpoints, self.stop = folder.workdir, folder.checkpoints, folder.stop
+        self.claim = folder.claim
         self.progress = progress
         self.timer = timer
         self.time_log = time_log
@@ -132,6 +132,11 @@ class Run:
             losses=self.checkpoints.read_losses(step) if watched else (),
             rewinds_left=max(guard.max_rewinds - len(self.rewinds.all), 0) if watched else 0,
         )
+
+    def restore_folder(self, *, required: bool = False) -> None:
+        """Writes the run folder's own files again if it was deleted; see ``Claim.restore``."""
+        self.claim.restore(required=required)
+        self.rewinds.restore()
 
     def first_state(self, changes: Sequence[str]) -> TrainState:
         """The initial state, or that of the newest checkpoint; ``changes`` of augmentations are logged."""

@@ -30,8 +30,8 @@ def experiment(directory, **overrides):
 
 
 def claimed(config, workdir):
-    with run_folder.claim(workdir, config, overrides=()) as switched:
-        return switched
+    with run_folder.claim(workdir, config, overrides=()) as claimed:
+        return claimed.augmentation_changes
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from mmjax import cli
 from mmjax.commands import compare
 from mmjax.commands.common import comparison, options, trainings
 from mmjax.core.config import ConfigError
+from mmjax.core.locks import find_owner
 from mmjax.experiment import Experiment
 from mmjax.runs import folder as run_folder
 from support import command, tiny
@@ -120,7 +121,7 @@ def test_what_is_in_the_way_is_said(finished, capfd):
         assert f"process {os.getpid()} on " in error and f"still trains {folder}" in error
         with pytest.raises(ConfigError, match=f"process {os.getpid()} on .* is training there"):
             run_folder.claim(folder, experiment, overrides=[]).__enter__()
-    assert run_folder.find_owner(folder) == ""
+    assert find_owner(folder / run_folder.LOCK) == ""
 
 
 def is_alive(process):

@@ -2,17 +2,21 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
+from mmjax.checkpoints.orbax_errors import CheckpointNotSaved
 from mmjax.core.config import ConfigError
+from mmjax.core.locks import find_owner
+from mmjax.data import tokenizer
 from mmjax.runs import folder as run_folder
 from support import disks, tiny
 
 
 def claim(workdir, **overrides):
-    with run_folder.claim(workdir, tiny.experiment(**overrides), overrides=[]) as switched:
-        return switched
+    with run_folder.claim(workdir, tiny.experiment(**overrides), overrides=[]) as claimed:
+        return claimed.augmentation_changes
 
 
 DAMAGE = {
@@ -105,3 +109,41 @@ def test_the_start_before_a_full_disk_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder.os, "replace", full)
     with pytest.raises(ConfigError, match=r"cannot be written to \(No space left on device\)"):
         claim(tmp_path)
+
+
+def test_a_folder_deleted_during_a_run_is_written_again_and_another_run_in_it_is_an_error(tmp_path, messages):
+    workdir, words = tmp_path / "run", tokenizer.load("word", context_length=8, captions=["a red cat"])
+    with run_folder.claim(workdir, tiny.experiment(), overrides=["a=1"], tokenizer=words) as claim:
+        before = sorted(p.name for p in workdir.rglob("*"))
+        claim.restore()
+        assert not messages
+        shutil.rmtree(workdir)
+        claim.restore()
+        assert sorted(p.name for p in workdir.rglob("*")) == before and "was deleted" in messages[0]
+        assert json.loads((workdir / "starts.jsonl").read_text())["overrides"] == ["a=1"]
+        assert find_owner(workdir / run_folder.LOCK).startswith(f"{os.getpid()} on ")
+        shutil.rmtree(workdir)
+        workdir.write_text("")  # nothing can be made there
+        claim.restore()
+        with pytest.raises(CheckpointNotSaved, match=r"was deleted and cannot be written again \(File exists\)"):
+            claim.restore(required=True)
+        workdir.unlink()
+        workdir.mkdir()
+        (workdir / run_folder.LOCK).write_text("77 on elsewhere")
+        with pytest.raises(CheckpointNotSaved, match="process 77 on elsewhere is training there now"):
+            claim.restore()
+
+
+def test_a_start_after_one_that_ended_without_a_word_names_memory(tmp_path, messages):
+    with run_folder.claim(tmp_path, tiny.experiment(), overrides=[]):
+        pass
+    with pytest.raises(KeyError), run_folder.claim(tmp_path, tiny.experiment(), overrides=[]):
+        raise KeyError
+    with run_folder.claim(tmp_path, tiny.experiment(), overrides=[]):
+        assert not messages  # both ended in good order
+        killed = (tmp_path / run_folder.LOCK).read_bytes()
+    (tmp_path / run_folder.LOCK).write_bytes(killed)
+    claim(tmp_path)
+    assert "ended without a word" in messages[0] and "memory" in messages[0] and f"{os.getpid()} on" in messages[0]
+    claim(tmp_path)
+    assert len(messages) == 1

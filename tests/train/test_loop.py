@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 
 import jax.monitoring
@@ -119,3 +120,26 @@ def test_a_stop_before_the_first_step_leaves_a_folder_that_goes_on(tmp_path, mon
     assert not outcome.finished and outcome.step == 0
     assert "stopped by SIGTERM before the first step" in capsys.readouterr().out
     assert loop.train(tiny.experiment(eval__tasks=(), eval__final_tasks=()), workdir=tmp_path).finished
+
+
+def test_a_run_whose_folder_is_deleted_ends_with_all_that_a_start_needs(tmp_path, monkeypatch, capsys):
+    workdir, experiment = (
+        tmp_path / "run",
+        tiny.experiment(steps=2, eval__tasks=(), eval__final_tasks=(), checkpoint__every_steps=1),
+    )
+    save = Checkpoints.save
+
+    def delete_and_save(self, state, *, step, **more):
+        save(self, state, step=step, **more)
+        self.wait()
+        shutil.rmtree(workdir)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", delete_and_save)
+        patch.setattr(Checkpoints, "finish", lambda self, state, *, step: (patch.undo(), self.finish(state, step=step)))
+        assert loop.train(experiment, workdir=workdir).finished
+    assert capsys.readouterr().out.count("was deleted") == 2
+    names = {path.name for path in workdir.iterdir()}
+    assert names >= {"config.json", "starts.jsonl", "tokenizer", "checkpoints", "report.html", "metrics.jsonl"}
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        assert checkpoints.steps == [2]

@@ -16,11 +16,12 @@ from scipy import special
 from mmjax.checkpoints.location import list_steps
 from mmjax.commands.common.trainings import Training, exit_on_sigterm
 from mmjax.core.config import ConfigError, choose
+from mmjax.core.locks import find_owner
 from mmjax.evals.common.metric_names import check_metric
 from mmjax.experiment import Experiment, load_config
 from mmjax.models.config import take_resolved
 from mmjax.runs.console import duration
-from mmjax.runs.folder import differences, find_owner, read_config
+from mmjax.runs.folder import LOCK, differences, read_config
 from mmjax.runs.metrics_file import read_metrics
 
 CONFIDENCE = 0.95
@@ -95,7 +96,7 @@ def train_all(variants: Sequence[Variant], *, seeds: Sequence[int], jobs: int, w
     waiting = [(variant, seed) for seed in seeds for variant in variants]
     total = len(waiting)
     for variant, seed in waiting:
-        if owner := find_owner(folder := run_folder(workdir, variant, seed)):
+        if owner := find_owner((folder := run_folder(workdir, variant, seed)) / LOCK):
             raise ConfigError(
                 f"--workdir={workdir}: process {owner} still trains {folder}, perhaps for a command that has ended; "
                 "wait for it, or stop it"
