@@ -36,8 +36,9 @@ MAX_SCANS = 100
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """The formats that Pillow may read; none of them starts another program."""
 
-# Pillow logs details of damaged files; without a handler, they would be printed.
+# Pillow logs details of damaged files, which would be printed: libraries put a handler on the root logger.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+logging.getLogger("PIL").propagate = False
 
 _JPEG = b"\xff\xd8\xff"
 _BASELINE, _BARE = (0xC0, 0xC1), (0x00, 0x01, *range(0xD0, 0xDA), 0xFF)  # markers; bare ones begin no segment

@@ -464,7 +464,7 @@ def test_importing_changes_nothing_and_nothing_is_printed():
     at = tiff.index(struct.pack("<HHI", 277, 3, 1)) + 8  # samples per pixel
     tiff[at : at + 2] = b"\xff\x03"
     program = (
-        "import cv2, sys; before = cv2.getNumThreads()\n"
+        "import cv2, logging, sys; logging.basicConfig(); before = cv2.getNumThreads()\n"
         "from mmjax.data import pictures\n"
         "from mmjax.data.sample import Crop, Unreadable\n"
         "assert cv2.getNumThreads() == before and 'jax' not in sys.modules\n"
