@@ -6,7 +6,7 @@ import array
 import codecs
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -106,23 +106,23 @@ def _number(name: str | int) -> int:
     return name
 
 
-def _lines(file: Any, path: str, option: str) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
+def _lines(file: BinaryIO, path: str, option: str) -> Iterator[str]:
+    for number, line in enumerate(filesystem.read_lines(file, name=f"{option}={path!r}"), 1):
         try:
             yield line.removeprefix(codecs.BOM_UTF8).decode() if number == 1 else line.decode()
         except UnicodeDecodeError:
             raise ConfigError(f"{option}={path!r}: line {number} is not UTF-8; correct that line") from None
 
 
-def _json(file: Iterable[bytes], path: str, option: str) -> Iterator[tuple[int, Row]]:
-    for number, row in parse_json_lines(file):
+def _json(file: BinaryIO, path: str, option: str) -> Iterator[tuple[int, Row]]:
+    for number, row in parse_json_lines(filesystem.read_lines(file, name=f"{option}={path!r}")):
         if isinstance(row, Unreadable):
             problem = "is not UTF-8" if row.reason == "caption is not UTF-8" else "is not a JSON object"
             raise ConfigError(f"{option}={path!r}: line {number} {problem}; correct that line")
         yield number, row
 
 
-def _delimited(file: Iterable[bytes], ending: str, path: str, option: str) -> Iterator[tuple[int, Row]]:
+def _delimited(file: BinaryIO, ending: str, path: str, option: str) -> Iterator[tuple[int, Row]]:
     names: list[str] | None = None
     for number, values in records(_lines(file, path, option), "," if ending == "csv" else "\t"):
         if isinstance(values, str):

@@ -242,9 +242,9 @@ def _bytes(path: str) -> Iterator[BinaryIO]:
             yield file
 
 
-def _guarded(lines: Iterable[Any], path: str) -> Iterator[Any]:
+def _guarded(file: BinaryIO, path: str) -> Iterator[bytes]:
     try:
-        yield from lines
+        yield from filesystem.read_lines(file, name=f"path={path!r}")
     except _DAMAGED as error:
         raise _damaged(path, error) from None
 

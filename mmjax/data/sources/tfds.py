@@ -67,6 +67,9 @@ class Source(source.Source):
         self._norm, self._most = caption_norm, max_captions
         folder = _folder(filesystem.local_path(path), dataset)
         try:
+            for name in () if filesystem.is_url(folder) else filesystem.list_names(folder):
+                if name.endswith((".json", ".txt")):
+                    filesystem.size(f"{folder}/{name}")  # OSError for a pipe, which TFDS would wait for
             info = tfds.builder_from_directory(folder).info
             features = info.features
         except Exception as error:  # a damaged description can fail in any way

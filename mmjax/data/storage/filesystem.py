@@ -14,7 +14,7 @@ import glob
 import os
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, BinaryIO, TypeVar
 
@@ -25,6 +25,7 @@ from mmjax.data.storage.open_files import FILES, check_regular, open_regular
 T = TypeVar("T")
 
 REMOTE_THREADS = 16
+LONGEST_LINE = 64 << 20  # bytes of a row of a table
 
 MaxMib = Annotated[int, Between(1, 4095)]
 """Largest file, archive member or record of one example in MiB; a larger one is unreadable."""
@@ -186,6 +187,14 @@ def open_file(path: str) -> BinaryIO:
         fs, name = _filesystem(path)
         return fs.open(name, "rb")
     return open(path, "rb", opener=open_regular)
+
+
+def read_lines(file: BinaryIO, *, name: str) -> Iterator[bytes]:
+    """The lines of a file with their ends; ConfigError that begins with ``name`` where one is too long for a row."""
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+            raise ConfigError(f"{name}: a line has {LONGEST_LINE >> 20} MiB or more; name a table of rows")
+        yield line
 
 
 def map_paths(function: Callable[[str], T], paths: Sequence[str]) -> list[T]:

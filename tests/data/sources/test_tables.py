@@ -12,6 +12,7 @@ import pytest
 from mmjax.core.config import ConfigError, build
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.tables import Source
+from mmjax.data.storage import filesystem
 from support import tables
 
 ITEMS = tables.examples()
@@ -552,3 +553,12 @@ def test_a_table_in_latin_1_says_how_to_convert_it(folder, name):
         (folder / name).write_bytes("filepath,légende\nimages/000.png,a".encode("latin-1"))
         with pytest.raises(ConfigError, match=r"first line is not UTF-8 .*'filepath,légende.*save it as UTF-8"):
             Source("train", path=str(folder / name), caption_columns=("légende",))
+
+
+def test_a_line_that_is_no_row_does_not_fill_the_memory(folder, monkeypatch):
+    monkeypatch.setattr(filesystem, "LONGEST_LINE", 1 << 20)
+    with open(folder / "t.csv", "wb") as file:
+        file.write(b"filepath,title\nimages/000.png,a\n")
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match="a line has 1 MiB or more"):
+        Source("train", path=str(folder / "t.csv"))

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -371,3 +372,11 @@ def test_damaged_records_are_bad_rows(prepared, tmp_path):
                 assert error.key
                 bad += 1
     assert bad > 10
+
+
+def test_a_pipe_among_its_descriptions_is_not_waited_for(prepared, tmp_path):
+    shutil.copytree(prepared / "own", tmp_path / "own")
+    (tmp_path / "own" / "1.0.0" / "features.json").unlink()
+    os.mkfifo(tmp_path / "own" / "1.0.0" / "features.json")
+    with pytest.raises(ConfigError, match=r"is damaged \(.*Not a regular file"):
+        Source("train", path=str(tmp_path / "own"))

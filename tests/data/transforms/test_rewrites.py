@@ -114,7 +114,7 @@ class TestRewrites:
             ({"paths": tables[0], "weights": (1.0,)}, r"weights=\(1.0,\): give 2"),
             ({"paths": tables[0], "weights": (0.0, 0.0)}, "weights="),
             ({"paths": tables[0], "weights": (2.0, -1.0)}, "weights="),
-            ({"paths": tables[0], "weights": (float("nan"), 1.0)}, "weights="),
+            ({"paths": tables[0], "weights": (float("nan"), 1.0)}, r"weights\[0\]=nan"),
             ({"paths": tables[0], "columns": ("caption", "caption")}, "columns="),
         ]:
             with pytest.raises(ConfigError, match=says):
