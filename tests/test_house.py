@@ -18,7 +18,7 @@ ROOMS = sorted({p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in PAC
 
 FLOORS = (
     {"core"},
-    {"models", "objectives", "augment", "data", "evals", "parallel", "program"},
+    {"models", "objectives", "augment", "data", "evals", "parallel", "program", "weights"},
     {"experiment", "checkpoints"},
     {"runs"},
     {"report"},

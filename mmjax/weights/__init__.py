@@ -1,0 +1,1 @@
+"""Weights that others trained: files of tensors. Imports no jax."""
