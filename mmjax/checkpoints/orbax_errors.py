@@ -5,11 +5,16 @@ tests/checkpoints/test_orbax_errors.py fails if these libraries change their mes
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
+import sys
 import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mmjax.core.config import ConfigError
 
@@ -20,6 +25,7 @@ _FILE = re.compile(
     r'(?<!\\)"(/[^"\\]+)'
 )  # and the files that it was reading, the innermost last; a quoted spec follows
 _STATUS = re.compile(r"\b[A-Z]+_[A-Z_]+\b")  # and a status such as DATA_LOSS
+_LOOP_CLOSED = "Event loop is closed"  # asyncio's error for a callback that comes too late
 _UNRETRIEVED = "exception was never retrieved"  # asyncio's message for the threads of a failed save
 
 
@@ -84,9 +90,24 @@ _FILTER = _OrbaxFilter()
 
 
 def filter_orbax_logs() -> None:
-    """Keeps Orbax's tracebacks out of the log; ``Checkpoints`` reports failed saves itself."""
+    """Keeps Orbax's tracebacks out of the log and off stderr; ``Checkpoints`` reports failed saves itself."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_FILTER)  # adding it again has no effect
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+    if not isinstance(sys.unraisablehook, _UnraisableHook):
+        sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
+
+
+class _UnraisableHook:
+    """Drops what a failed save leaves behind: TensorStore's callbacks to a closed event loop, and loops half made."""
+
+    def __init__(self, previous: Callable[[Any], Any]):
+        self._previous = previous
+
+    def __call__(self, unraisable: Any) -> None:
+        closed = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == _LOOP_CLOSED
+        if not closed and unraisable.object is not asyncio.BaseEventLoop.__del__:
+            self._previous(unraisable)
 
 
 def take_logged_error() -> BaseException | None:

@@ -7,6 +7,8 @@ import gc
 import logging
 import os
 import re
+import sys
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -101,3 +103,34 @@ def test_asyncio_still_words_an_unretrieved_exception_like_this(caplog):
         assert not caplog.records
     finally:
         logging.getLogger("asyncio").filters[:] = unfiltered
+
+
+def test_a_write_of_tensorstore_that_ends_after_its_event_loop_is_not_printed(monkeypatch):
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+
+    def end_late():
+        promise, future = ts.Promise.new()
+
+        async def wait():
+            await future
+
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(wait())
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
+        promise.set_result(1)
+        task._log_destroy_pending = False
+        task.get_coro().close()
+
+    end_late()
+    assert [str(entry.exc_value) for entry in unraisable] == [orbax_errors._LOOP_CLOSED]
+    unraisable.clear()
+    orbax_errors.filter_orbax_logs()
+    orbax_errors.filter_orbax_logs()
+    end_late()
+    assert not unraisable
+    sys.unraisablehook(SimpleNamespace(exc_value=AttributeError("_ssock"), object=asyncio.BaseEventLoop.__del__))
+    assert not unraisable
+    sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError("another"), object=None))
+    assert len(unraisable) == 1
