@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import multiprocessing
@@ -72,7 +73,8 @@ class Job:
         record: dict[str, Any] = {"examples": 0, "captions": 0, "bytes_in": 0, "record_bytes": 0}
         unreadable: list[tuple[str, str, str]] = []
         unknown: collections.Counter[str] = collections.Counter()
-        writer = ArrayRecordWriter(str(path), _OPTIONS)
+        with self._folder.write_errors():
+            writer = ArrayRecordWriter(str(path), _OPTIONS)
         try:
             for done, index in enumerate(plan.range(number)):
                 if done % _REPORTED == _REPORTED - 1:
@@ -84,17 +86,23 @@ class Job:
                     problem = as_unreadable(error, f"example {index}")
                     unreadable.append((problem.key, problem.reason, problem.detail))
                     continue
-                writer.write(packed)
+                with self._folder.write_errors():
+                    writer.write(packed)
                 record["examples"] += 1
                 record["captions"] += len(example["captions"])
                 record["bytes_in"] += sum(_size(example[name]) for name in plan.schema.modalities)
                 record["record_bytes"] += len(packed)
                 unknown.update(name for name in plan.schema.unknown(example) if name not in plan.asked["drop"])
-        finally:
-            writer.close()
+            with self._folder.write_errors():
+                writer.close()
+                record |= {"bytes_out": path.stat().st_size, "unreadable": unreadable, "unknown": unknown}
+                self._folder.finish_shard(number, plan.shards, record)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                writer.close()
+            path.unlink(missing_ok=True)  # a full disk needs the room
+            raise
         count(len(plan.range(number)) % _REPORTED)
-        record |= {"bytes_out": path.stat().st_size, "unreadable": unreadable, "unknown": unknown}
-        self._folder.finish_shard(number, plan.shards, record)
 
 
 def prepare(
@@ -140,7 +148,8 @@ def prepare(
         )
         if plan is None:
             plan = dataclasses.replace(new_plan, schema=common_schema(new_plan, folder.other_plans(), folder.split))
-            folder.begin(plan)
+            with folder.write_errors():
+                folder.begin(plan)
         else:
             check_same(plan, new_plan, folder)
         missing = [number for number in range(plan.shards) if not _is_finished(folder, plan, number)]
@@ -152,7 +161,8 @@ def prepare(
         before = examples - sum(len(plan.range(number)) for number in missing)
         with Counter(examples, unit="examples", already=before) as progress:
             _write_all(Job(source, reencoding, plan, folder), missing, workers, lambda done: progress(before + done))
-        folder.publish()
+        with folder.write_errors():
+            folder.publish()
         return _summary(folder, plan, new_plan.schema.left_out, time.monotonic() - started, already)
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +21,11 @@ from typing import Any
 
 from mmjax.core.atomic import write_atomically
 from mmjax.core.config import ConfigError
+from mmjax.core.locks import Lock
 from mmjax.data.preparing.schema import Schema, tfds_features
 from mmjax.data.storage import filesystem
+
+logger = logging.getLogger(__name__)
 
 PLAN = "plan.json"
 UNREADABLE = "unreadable.jsonl"
@@ -102,18 +105,35 @@ class SplitFolder:
                     f"--output: {self.path} has {foreign[0]}, which this command did not write; "
                     "use another --name, --version or --output"
                 )
-        try:
-            self._own.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise ConfigError(f"--output: {self.path} cannot be made, a file has its name; use another") from None
-        with (self._own / "lock").open("w") as lock:
+        with self.write_errors():
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._own.mkdir(parents=True, exist_ok=True)
+                lock = Lock(self._own / "lock")
+            except (FileExistsError, NotADirectoryError):
+                raise ConfigError(f"--output: {self.path} cannot be made, a file has its name; use another") from None
             except BlockingIOError:
                 raise ConfigError(f"--output: another process is writing {self.path}; wait for it") from None
+        with lock:
+            if lock.died:
+                logger.warning(
+                    f"the last start (process {lock.died}) ended without a word: it was killed, or its machine failed; "
+                    "if nobody did that, memory is the likely cause: use fewer --workers"
+                )
             for path in self._own.glob("*.tmp"):
                 path.unlink(missing_ok=True)
             yield
+
+    @contextlib.contextmanager
+    def write_errors(self) -> Iterator[None]:
+        """Turns the error of a full disk into one line; the shards that are finished stay."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # the latter of array_record
+            cause = (error.strerror if isinstance(error, OSError) else None) or str(error).partition(";")[0]
+            raise ConfigError(
+                f"--output: {self.path} cannot be written ({cause}); make room there, then the same command "
+                "continues from the finished shards"
+            ) from error
 
     def plan(self) -> Plan | None:
         """The plan of this split, or None if it was not begun."""

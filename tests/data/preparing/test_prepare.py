@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from mmjax.data.preparing import prepare
 from mmjax.data.preparing.plan import SAMPLED, evenly_spaced
 from mmjax.data.preparing.reencoding import Reencoding
 from mmjax.data.preparing.split_folder import SplitFolder
-from support import command
+from support import command, disks
 from support.pictures import encoded, opened, photograph
 from support.prepared import Source
 
@@ -356,3 +357,23 @@ def test_reencoding_turns_pictures_upright():
 
 def test_a_summary_can_be_json(tmp_path):
     assert json.loads(json.dumps(dataclasses.asdict(written(Source(3), tmp_path))))["examples"] == 3
+
+
+def test_a_full_disk_is_one_line_and_the_finished_shards_stay(tmp_path, messages):
+    source, folder = Source(12), tmp_path / "disk"
+    written(source, tmp_path / "whole", shards=4)
+    with disks.mounted(folder, size="200k") as disk:
+        (filler := disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 40_000))
+        with pytest.raises(ConfigError, match=r"^--output: .* cannot be written \(.*No space.*\); make room") as caught:
+            written(source, disk, shards=4)
+        assert "\n" not in str(caught.value) and not list(disk.rglob("*.tmp"))
+        filler.unlink()
+        assert written(source, disk, shards=4).examples == 12 and files(disk) == files(tmp_path / "whole")
+    assert not any("without a word" in line for line in messages)
+
+
+def test_a_start_after_a_killed_one_names_memory(tmp_path, messages):
+    written(Source(4), tmp_path, shards=1)
+    (tmp_path / "birds/1.2.0/.prepare/train/lock").write_text("77 on here")
+    written(Source(4), tmp_path, shards=1)
+    assert "process 77 on here" in messages[0] and "memory" in messages[0] and "--workers" in messages[0]
