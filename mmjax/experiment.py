@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib
 import json
 import re
 import runpy
-import sys
 import traceback
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
 from mmjax.core import config, plugins
 from mmjax.core.config import Between, ConfigError, Ge, Gt, Le
+from mmjax.core.neighbors import importable_neighbors
 from mmjax.models import presets
 from mmjax.models.config import ClipConfig
 from mmjax.parallel.mesh import MeshConfig
@@ -243,7 +240,7 @@ def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[st
         raise ConfigError(
             f"--config={name}: neither a file nor a shipped configuration; {config.nearest(Path(name).stem, shipped)}"
         )
-    with _importable_neighbors(Path(path).resolve().parent):
+    with importable_neighbors(Path(path).resolve().parent):
         try:
             module = runpy.run_path(path)
             if "get_config" not in module:
@@ -270,25 +267,6 @@ def shipped_configs() -> dict[str, str]:
     inside = package / "configs"
     folder = inside if inside.is_dir() else package.parent / "configs"
     return {path.stem: str(path) for path in sorted(folder.glob("*.py")) if path.stem != "common"}
-
-
-@contextlib.contextmanager
-def _importable_neighbors(folder: Path) -> Iterator[None]:
-    """Lets a config file import files of its folder; other folders have theirs, so they are forgotten afterwards."""
-    neighbors = {path.stem for path in folder.glob("*.py")} - sys.stdlib_module_names
-
-    def pop_neighbors() -> dict[str, ModuleType]:
-        return {name: sys.modules.pop(name) for name in list(sys.modules) if name in neighbors}
-
-    others = pop_neighbors()
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        pop_neighbors()
-        sys.modules.update(others)
 
 
 def _override(sections: dict[str, Any], key: str, text: str) -> None:
