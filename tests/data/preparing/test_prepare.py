@@ -362,7 +362,7 @@ def test_a_summary_can_be_json(tmp_path):
 def test_a_full_disk_is_one_line_and_the_finished_shards_stay(tmp_path, messages):
     source, folder = Source(12), tmp_path / "disk"
     written(source, tmp_path / "whole", shards=4)
-    with disks.mounted(folder, size="200k") as disk:
+    with disks.mounted(folder, size="4m") as disk:
         (filler := disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 40_000))
         with pytest.raises(ConfigError, match=r"^--output: .* cannot be written \(.*No space.*\); make room") as caught:
             written(source, disk, shards=4)
