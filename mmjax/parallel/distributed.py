@@ -15,6 +15,7 @@ import jax
 
 from mmjax.core.config import ConfigError
 from mmjax.parallel.cluster import COORDINATOR, Cluster, detect
+from mmjax.parallel.heartbeats import exchange_heartbeats
 
 INITIALIZATION_SECONDS = 300  # machines of one job may start minutes apart
 HEARTBEAT_SECONDS = 30  # a process that is silent for this long counts as dead; the others then stop within a minute
@@ -49,7 +50,8 @@ def join(
         return
     with fail_fast(shared_errors=shared_errors):
         try:
-            yield
+            with exchange_heartbeats():
+                yield
         except shared_errors:
             jax.distributed.shutdown()
             raise

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, get_args
 
+from mmjax.core.processes import stuck_workers
+
 logger = logging.getLogger(__name__)
 
 Activity = Literal["steps", "data", "compiling", "evaluation", "checkpoint", "restoring", "other"]
@@ -31,7 +33,7 @@ WARNINGS: dict[Activity, str] = {
     "data": "waiting for data for {seconds:.0f} s; `mmjax data bench` shows which stage of the pipeline is slow",
     "checkpoint": "{description} has taken {seconds:.0f} s; the checkpoints' file system is slow, full or unreachable",
     "restoring": "{description} has taken {seconds:.0f} s; the checkpoints' file system is slow or unreachable",
-    "steps": "a step has taken {seconds:.0f} s; the device hangs, or another process is stuck; see its output",
+    "steps": "a step has taken {seconds:.0f} s; the device hangs, or another process waits; see its output",
     "compiling": "{description} has taken {seconds:.0f} s; model.scan=True compiles a stack of layers as one",
     "evaluation": "{description} has taken {seconds:.0f} s; it depends on eval.tasks and the size of eval.split",
 }
@@ -153,7 +155,10 @@ class ActivityTimer:
                     due = max(due, SLOW_STEP_FACTOR * longest)
             elapsed = self._now() - since
             if elapsed >= due:
-                logger.warning(WARNINGS[entry.activity].format(description=entry.description, seconds=elapsed))
+                text = WARNINGS[entry.activity].format(description=entry.description, seconds=elapsed)
+                if entry.activity == "data" and (stuck := stuck_workers()):
+                    text = f"waiting for data for {elapsed:.0f} s; {'; '.join(stuck)}"
+                logger.warning(text)
                 due *= 2
             if tick is not None and self._now() - ticked >= every:
                 ticked = self._now()

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from mmjax.runs import timing
 from mmjax.runs.timing import ACTIVITIES, WARN_AFTER_SECONDS, WARNINGS, ActivityTimer
 
 
@@ -141,3 +142,11 @@ def test_every_activity_that_has_a_word_says_how_long():
     for activity, words in WARNINGS.items():
         assert activity in ACTIVITIES
         assert "12 s" in words.format(description="it", seconds=12.3)
+
+
+def test_a_wait_for_data_names_the_worker_that_is_stuck(messages, monkeypatch):
+    monkeypatch.setattr(timing, "stuck_workers", lambda: ["worker process 7 is stopped by a signal"])
+    clock = ActivityTimer()
+    with clock.watchdog(patience=0.005), clock.measure("data"):
+        assert messages.arrived.wait(20)
+    assert messages[0] == "waiting for data for 0 s; worker process 7 is stopped by a signal"

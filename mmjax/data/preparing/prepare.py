@@ -18,6 +18,7 @@ from multiprocessing import connection
 from typing import Any
 
 from mmjax.core.config import ConfigError
+from mmjax.core.processes import stuck_workers
 from mmjax.data.preparing.plan import check_same, common_schema, make_plan, read_example
 from mmjax.data.preparing.progress import Counter, amount, time_left
 from mmjax.data.preparing.reencoding import Reencoding
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 # Random access needs groups of one record; pictures are compressed already.
 _OPTIONS = "group_size:1,uncompressed"
 _REPORTED = 16  # examples between two updates of the progress line
+_PATIENCE_SECONDS = 10.0  # without progress, until workers that are stuck are named
 _STOP = -(1 << 62)  # a value of the shared counter that ends the workers
 
 
@@ -224,12 +226,18 @@ def _write_all(job: Job, numbers: Sequence[int], workers: int, progress: Callabl
     counter = context.Value("q", 0)
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(job, counter)) as pool:
         waiting = {pool.submit(_write, number) for number in numbers}
+        before, since, patience = 0, time.monotonic(), _PATIENCE_SECONDS
         try:
             while waiting:
                 finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in finished:
                     future.result()
                 progress(counter.value)
+                if counter.value != before:
+                    before, since, patience = counter.value, time.monotonic(), _PATIENCE_SECONDS
+                elif time.monotonic() - since > patience and (stuck := stuck_workers()):
+                    logger.warning(f"no example was written for {time.monotonic() - since:.0f} s; {'; '.join(stuck)}")
+                    patience *= 2
         except BaseException as error:
             counter.value = _STOP
             pool.shutdown(wait=False, cancel_futures=True)
