@@ -355,6 +355,19 @@ def test_reencoding_turns_pictures_upright():
             assert image.getexif().get(0x0112, 1) == 1 and image.width < image.height
 
 
+def test_reencoding_keeps_transparency_where_the_format_can():
+    pixels = np.full((80, 80, 4), (10, 20, 30, 255), np.uint8)
+    pixels[:, :40, 3] = 0
+    data = encoded(Image.fromarray(pixels), "PNG")
+    for format in ("keep", "png", "webp"):
+        small = Image.open(io.BytesIO(Reencoding(image_size=20, format=format)(data)))
+        assert small.mode == "RGBA" and small.size == (20, 20)
+        assert small.getpixel((2, 10))[3] == 0 and small.getpixel((17, 10))[3] == 255
+    assert opened(Reencoding(format="jpeg")(data)).getpixel((2, 40)) == (255, 255, 255)
+    opaque = encoded(photograph(80, 80), "PNG")
+    assert Image.open(io.BytesIO(Reencoding(image_size=20)(opaque))).mode == "RGB"
+
+
 def test_a_summary_can_be_json(tmp_path):
     assert json.loads(json.dumps(dataclasses.asdict(written(Source(3), tmp_path))))["examples"] == 3
 
