@@ -71,6 +71,8 @@ def peers(folder, *, count, cores):
         from torchvision import transforms
     except RuntimeError:
         # Built for another torch, it lacks its compiled operators, on which only boxes, not transforms, depend.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]  # half imported
         for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
         from torchvision import transforms
