@@ -14,6 +14,7 @@ from mmjax import __version__, commands
 from mmjax.commands.common.options import parse_overrides
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
+from mmjax.core.printable import printable
 from mmjax.runs.console import log_to_stderr
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides = parse_overrides(unknown, args)
         return args.run(args)
     except ConfigError as error:
-        print(f"mmjax {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mmjax {args.command}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"mmjax {args.command}: stopped", file=sys.stderr)

@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     keep_compiled_programs()
     from mmjax.checkpoints.orbax_errors import CheckpointNotSaved
+    from mmjax.core.printable import printable
     from mmjax.data.sample import DataError
     from mmjax.experiment import Experiment, load_config
     from mmjax.parallel import collectives, distributed
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
                 timer=timer,
             )
     except (Diverged, DataError, CheckpointNotSaved) as error:
-        print(f"mmjax train: {error}", file=sys.stderr)
+        print(f"mmjax train: {printable(str(error), lines=True)}", file=sys.stderr)
         return 1
     return 0 if outcome.finished else _stopped_status()
 

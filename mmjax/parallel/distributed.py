@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from mmjax.core.config import ConfigError
+from mmjax.core.printable import printable
 from mmjax.parallel.cluster import COORDINATOR, Cluster, detect
 from mmjax.parallel.heartbeats import exchange_heartbeats
 
@@ -123,7 +124,7 @@ def _exit_now(error: BaseException, one_line_errors: Errors) -> None:
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     elif isinstance(error, one_line_errors):
-        print(f"mmjax: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mmjax: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         status = 2 if isinstance(error, ConfigError) else 1
     else:
         traceback.print_exception(error)

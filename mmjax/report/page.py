@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from mmjax.core.atomic import write_atomically
 from mmjax.core.files import read_json_object
+from mmjax.core.printable import printable
 from mmjax.report import tables
 from mmjax.report.chart import Series, line_chart, number
 from mmjax.report.panels import caption_cards, image_cards
@@ -89,7 +90,7 @@ def write(
         metrics=_last_values(records),
     )
     path = workdir / "report.html"
-    write_atomically(path, page.encode(errors="replace"))
+    write_atomically(path, printable(page, lines=True).encode())
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import io
 import logging
 import math
 import shutil
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self, TextIO
+
+from mmjax.core.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +27,25 @@ HEADLINES = ("rsum", "image_to_text_R@1", "text_to_image_R@1", "acc@1", "macro",
 
 def log_to_stderr() -> None:
     """Shows what the package's loggers say, one message a line; for commands without a live line."""
+    _accept_all_characters(sys.stdout)
     handler = _StderrHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter())
     _PACKAGE.handlers = [handler]
     _PACKAGE.propagate = False  # libraries put a handler of their own on the root logger
     _PACKAGE.setLevel(logging.INFO)
+
+
+def _accept_all_characters(stream: TextIO) -> None:
+    """Lets a stream that is not UTF-8 write what it lacks as escapes."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+
+
+class _Formatter(logging.Formatter):
+    """The message alone; it may quote keys and captions of a stranger's data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), lines=True)
 
 
 class _StderrHandler(logging.StreamHandler):
@@ -73,6 +90,8 @@ class Progress(logging.Handler):
         super().__init__(logging.INFO if primary else logging.WARNING)
         self.total = total
         self._stream = sys.stdout if stream is None else stream
+        _accept_all_characters(self._stream)
+        self.setFormatter(_Formatter())
         self._primary = primary
         self._live = self._stream.isatty() and primary
         self._now = now

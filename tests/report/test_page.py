@@ -137,7 +137,7 @@ def test_the_page_needs_nothing_but_itself(workdir):
     assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     style = (workdir / "report.html").read_text()
-    assert "url(" not in style and "@import" not in style and "http" not in style
+    assert "url(" not in style and "@import" not in style and "http" not in style.replace("http-equiv", "")
     assert "prefers-color-scheme: dark" in style
 
 
@@ -276,3 +276,12 @@ def test_thinning_keeps_ends_and_extremes():
 )  # fmt: skip
 def test_numbers_for_people(value, text):
     assert number(value) == text
+
+
+def test_the_page_may_load_and_run_nothing_and_shows_control_characters_as_text(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"name": "\x1b[31m\u202eevil\x07"}}))
+    page = report.write(tmp_path).read_text()
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">', page)[1]
+    assert "default-src 'none'" in policy and "script-src" not in policy and "base-uri 'none'" in policy
+    assert page.index("Content-Security-Policy") < page.index("<style>")
+    assert r"\x1b[31m\u202eevil\x07" in page and not re.search("[\x00-\x09\x0b-\x1f\u202e]", page)

@@ -219,3 +219,19 @@ def test_a_log_on_a_full_disk_stops_nothing():
         progress.step(1, {"train/loss": 1.0})
         logger.info("said")
         logger.warning("said louder")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_stream_that_is_not_utf8_shows_what_it_can(encoding):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding)
+    with Progress(10, stream=stream):
+        logger.info("waiting for data… 日本")
+    stream.flush()
+    assert b"waiting for data" in stream.buffer.getvalue() and b"\\u65e5\\u672c" in stream.buffer.getvalue()
+
+
+def test_messages_cannot_steer_the_terminal():
+    stream = Terminal()
+    with Progress(10, stream=stream):
+        logger.warning("key \x1b]0;title\x07")
+    assert r"key \x1b]0;title\x07" in stream.getvalue()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmjax.core.config import ConfigError, Range, nearest
+from mmjax.core.printable import printable
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def print_result(result: Any, format_text: Callable[[Any], str], *, as_json: boo
     if as_json:
         print_json(result)
     else:
-        print(format_text(result))
+        print(printable(format_text(result), lines=True))
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax.core.printable import printable
 from mmjax.data.preparing.progress import Counter, amount
 from mmjax.data.preparing.reencoding import check, format_of, is_transparent
 from mmjax.data.preparing.schema import Schema, infer_schema
@@ -107,15 +108,15 @@ def text(summary: dict[str, Any]) -> str:
             f"{c['context_length']}"
         )
     for name, fact in summary["fields"].items():
-        lines.append(f"{name}: {fact}")
+        lines.append(f"{printable(name)}: {fact}")
     for component in summary.get("components", ()):
         lines.append(
             f"{component['name']}: {component['examples']:,} examples, {component['fraction']:.1%} of the rows"
         )
     for when, reasons in summary["unreadable"].items():
         for reason, entry in reasons.items():
-            examples = ", ".join(entry["keys"]) + (", …" if entry["count"] > len(entry["keys"]) else "")
-            first = f" (the first one: {entry['detail']})" if entry["detail"] else ""
+            examples = ", ".join(map(printable, entry["keys"])) + (", …" if entry["count"] > len(entry["keys"]) else "")
+            first = f" (the first one: {printable(entry['detail'])})" if entry["detail"] else ""
             lines.append(f"unreadable ({when}): {reason}: {entry['count']:,}: {examples}{first}")
     if not any(summary["unreadable"].values()):
         lines.append("unreadable: none")
