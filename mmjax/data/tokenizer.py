@@ -18,7 +18,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from mmjax.core.config import ConfigError, coerce
+from mmjax.core.config import ConfigError, coerce, nearest
 from mmjax.core.files import find_irregular, read_json_object
 from mmjax.data.token_format import TokenFormat
 
@@ -225,6 +225,9 @@ def _from_transformers(name: str) -> Any:
     local = os.path.isdir(name)
     if not local and (os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ConfigError(f"tokenizer={name!r}: no such folder; use 'word', 'bpe', a folder or a hub name 'owner/name'")
+    hint = nearest(name.lower(), ("word", "bpe"))
+    if not local and hint.startswith("did you mean"):
+        raise ConfigError(f"tokenizer={name!r}: no such tokenizer; {hint}")
     offline = local or _is_cached_or_on_hub(name) == "cached"
     # Imported only here: transformers takes a second, and advises to install PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -365,3 +365,10 @@ class TestClip:
         tok = load(str(clip_folder), context_length=20)
         texts = ["a red circle above a blue square", "naïve café 日本 🙂"]
         assert tok.decode(tok(texts)) == texts
+
+
+@pytest.mark.parametrize("name, meant", [("wrod", "word"), ("bep", "bpe"), ("Word", "word")])
+def test_a_misspelled_name_is_corrected_before_the_hub_is_asked(name, meant, monkeypatch):
+    monkeypatch.setattr(tokenizer, "_is_cached_or_on_hub", lambda name: pytest.fail("asked the hub"))
+    with pytest.raises(ConfigError, match=f"tokenizer='{name}': .*did you mean '{meant}'"):
+        load(name, context_length=8, captions=CAPTIONS)
