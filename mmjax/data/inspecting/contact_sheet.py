@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -116,6 +117,7 @@ def wrap_text(text: str, font: Any, width: float, *, max_lines: int) -> list[str
     """``text`` in at most ``max_lines`` of ``width`` pixels, broken between words if possible; … marks truncation."""
     lines: list[str] = []
     line = ""
+    text = text[: max_lines * _longest(width)]  # more could never be shown
     for word in text.split():
         longer = f"{line} {word}".strip()
         if font.getlength(longer) <= width:
@@ -123,11 +125,13 @@ def wrap_text(text: str, font: Any, width: float, *, max_lines: int) -> list[str
             continue
         if line:
             lines.append(line)
-        while font.getlength(word) > width:  # a word wider than a line is broken
-            end = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+        while (end := _fitting(word, font, width)) < len(word):  # a word wider than a line is broken
+            end = max(end, 1)
             lines.append(word[:end])
             word = word[end:]
         line = word
+        if len(lines) > max_lines:
+            break
     lines.append(line)
     if len(lines) > max_lines:
         lines = [*lines[: max_lines - 1], truncate_text(f"{lines[max_lines - 1]} …", font, width)]
@@ -136,12 +140,21 @@ def wrap_text(text: str, font: Any, width: float, *, max_lines: int) -> list[str
 
 def truncate_text(text: str, font: Any, width: float) -> str:
     """``text``, or as much of it as fits into ``width`` pixels with … after it."""
-    if font.getlength(text) <= width:
+    if _fitting(text, font, width) == len(text):
         return text
     text = text.removesuffix(" …")
-    while text and font.getlength(f"{text} …") > width:
-        text = text[:-1].rstrip()
-    return f"{text} …"
+    return f"{text[: _fitting(text, font, width - font.getlength(' …'))].rstrip()} …"
+
+
+def _longest(width: float) -> int:
+    """Of a line, in characters: some, as combining marks, take no room."""
+    return 4 * int(width)
+
+
+def _fitting(text: str, font: Any, width: float) -> int:
+    """How many of the first characters fit into ``width`` pixels."""
+    lengths = range(1, min(len(text), _longest(width)) + 1)
+    return bisect.bisect_right(lengths, width, key=lambda length: font.getlength(text[:length]))
 
 
 def _lines(cell: Cell, font: Any, small: Any, width: int) -> list[tuple[str, Any, str, int]]:

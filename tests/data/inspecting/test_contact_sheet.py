@@ -115,3 +115,21 @@ def test_a_sheet_that_cannot_be_written(tmp_path):
     for name in ("a", "a.nothing", "nowhere/a.png"):
         with pytest.raises(ConfigError, match="--sheet="):
             contact_sheet.save(sheet, str(tmp_path / name))
+
+
+LONG = ["x" * 200_000, "e" + "\u0301" * 20_000, "word " * 20_000]
+
+
+@pytest.mark.parametrize("text", LONG, ids=["long", "marks", "many"])
+def test_a_long_text_takes_no_longer_than_what_is_shown_of_it(text):
+    calls = []
+
+    class Counted:
+        def getlength(self, part):
+            calls.append(len(part))
+            return FONT.getlength(part)
+
+    lines = wrap_text(text, Counted(), 150, max_lines=9)
+    assert len(lines) == 9 and lines[-1].endswith("…")
+    assert FONT.getlength(truncate_text(text, Counted(), 150)) <= 150
+    assert sum(calls) < 200_000
