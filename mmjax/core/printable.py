@@ -9,7 +9,7 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    r"""``text`` with characters that could steer a terminal or reorder what is read as escapes; ``lines`` keeps line ends.
+    r"""``text`` with control characters and marks that reorder it as escapes; ``lines`` keeps line ends.
 
     Example::
 
