@@ -13,9 +13,11 @@ from typing import Any
 from mmjax import __version__, commands
 from mmjax.commands.common.options import parse_overrides
 from mmjax.core import plugins
-from mmjax.core.config import ConfigError
+from mmjax.core.config import ConfigError, shorten
 from mmjax.core.printable import printable
 from mmjax.runs.console import log_to_stderr
+
+LONGEST_WORD = 400  # of an error; longer ones are cut
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides = parse_overrides(unknown, args)
         return args.run(args)
     except ConfigError as error:
-        print(f"mmjax {args.command}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        line = " ".join(shorten(word, LONGEST_WORD) for word in str(error).split())
+        print(f"mmjax {args.command}: {printable(line)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"mmjax {args.command}: stopped", file=sys.stderr)

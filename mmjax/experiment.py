@@ -209,7 +209,9 @@ class Experiment:
     def from_dict(cls, section: Section) -> Experiment:
         """From nested mappings; a model may be given by its preset's name alone."""
         if not hasattr(section, "items"):
-            raise ConfigError(f"the configuration is {section!r}; expected sections, as of the shipped configs")
+            raise ConfigError(
+                f"the configuration is {config.short_repr(section)}; expected sections, as of the shipped configs"
+            )
         values = dict(section.items())
         config.check_plain(values, path="")
         values["model"] = expand_model(values.get("model", {}))
@@ -270,25 +272,34 @@ def shipped_configs() -> dict[str, str]:
 
 
 def _override(sections: dict[str, Any], key: str, text: str) -> None:
-    value = config.literal(text)
-    *parents, last = key.split(".")
     for listed in ("augment", "data.transforms"):
         if key.startswith(f"{listed}.") and key.count(".") > listed.count(".") + 1:
             _override_listed(sections, listed, key, text)
             return
+    *parents, last = key.split(".")
     place = sections
     for depth, parent in enumerate(parents):
         inner = place[parent] if parent in place else _default_section(parents[: depth + 1])
-        if place is sections and parent == "model":
+        if depth == 0 and parent == "model":
             inner = expand_model(inner)
-        if not isinstance(inner, dict):
-            raise ConfigError(f"{key}={text}: {parent!r} is not a section but {inner!r}")
-        place[parent] = inner
-        place = inner
+        place[parent] = place = _section(inner, parent, key=key, text=text)
+    _set(place, last, key=key, text=text)
+
+
+def _set(place: dict[str, Any], last: str, *, key: str, text: str) -> None:
+    value = config.literal(text)
     if isinstance(place.get(last), dict) and not (isinstance(value, dict) or key == "model"):
-        keys = ", ".join(place[last])
-        raise ConfigError(f"{key}={text}: {last!r} is a section; set one of its keys, e.g. --config.{key}.KEY ({keys})")
+        raise ConfigError(
+            f"{key}={config.shorten(text)}: {last!r} is a section; set one of its keys, e.g. --config.{key}.KEY "
+            f"({', '.join(place[last])})"
+        )
     place[last] = value
+
+
+def _section(value: Any, name: str, *, key: str, text: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{key}={config.shorten(text)}: {name!r} is not a section but {config.short_repr(value)}")
+    return value
 
 
 def _default_section(path: list[str]) -> dict[str, Any]:
@@ -308,22 +319,25 @@ def _default_section(path: list[str]) -> dict[str, Any]:
 
 def _override_listed(sections: dict[str, Any], listed: str, key: str, text: str) -> None:
     """``augment.NAME.KEY`` (or a key of its schedule), and likewise for transforms: the entries are pairs, in order."""
-    target = key.removeprefix(f"{listed}.")
     *parents, last = listed.split(".")
     place = sections
     for parent in parents:
-        place = place.setdefault(parent, {})
+        place = _section(place.setdefault(parent, {}), parent, key=key, text=text)
     try:
         entries = [(str(entry), dict(options)) for entry, options in place.get(last, ())]
     except (TypeError, ValueError):
-        raise ConfigError(
-            f"{listed}={place[last]!r}: expected pairs of a name and its options, as (('flip', {{}}),)"
-        ) from None
+        found = config.short_repr(place[last])
+        raise ConfigError(f"{listed}={found}: expected pairs of a name and options, as (('flip', {{}}),)") from None
+    target = key.removeprefix(f"{listed}.")
     # An entry's name has dots where it is a module of another package.
     name, options = next(((n, o) for n, o in entries if target.startswith(f"{n}.")), (target.partition(".")[0], None))
     if options is None:
-        raise ConfigError(f"{key}={text}: {listed} has no such entry; {config.nearest(name, dict(entries))}")
-    _override(options, target.removeprefix(f"{name}."), text)
+        near = config.nearest(name, dict(entries))
+        raise ConfigError(f"{key}={config.shorten(text)}: {listed} has no such entry; {near}")
+    *inner, option = target.removeprefix(f"{name}.").split(".")
+    for section in inner:
+        options = _section(options.setdefault(section, {}), section, key=key, text=text)
+    _set(options, option, key=key, text=text)
     place[last] = tuple(entries)
 
 

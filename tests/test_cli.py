@@ -93,6 +93,19 @@ MISTAKES = {
         ["--config.augment=5", "--config.augment.mixup.weight=1"],
         ["augment=5", "pairs"],
     ),
+    "a model larger than memory": (
+        ["--config.model.text_cfg.width=65536", "--config.model.text_cfg.layers=1000"],
+        ["model: parameters and moments need", "GiB", "mesh.fsdp"],
+    ),
+    "a batch larger than memory": (["--config.batch_size=2000000000"], ["batch_size=2000000000: its pictures", "GiB"]),
+    "no hidden unit": (["--config.model.vision_cfg.mlp_ratio=0.0001"], ["model.vision_cfg.mlp_ratio=0.0001"]),
+    "a value of thousands of characters": (["--config.optimizer=" + "x" * 5000], ["optimizer=xxx", "is a section"]),
+    "a split that is not there": (["--config.eval.final_splits=tset"], ["eval.final_splits='tset'", "'test'"]),
+    "a name that is a list": (["--config.objective.name=[1]"], ["objective.name=[1]", "contrastive"]),
+    "an option in a schedule that is none": (
+        ["--config.augment=(('mixup', {'weight': 1.0}),)", "--config.augment.mixup.weight.over=1"],
+        ["augment.mixup.weight.over=1", "is not a section"],
+    ),
     "no final split": (["--config.eval.final_splits="], ["eval.final_splits=()", "final_tasks"]),
     "an empty folder of checkpoints": (["--config.checkpoint.directory="], ["checkpoint.directory=''", "None"]),
     "a file as the folder of checkpoints": (

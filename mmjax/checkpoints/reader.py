@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from mmjax.checkpoints import checksums
 from mmjax.checkpoints.orbax_errors import DamagedCheckpoint, explain
 from mmjax.core.config import ConfigError
 from mmjax.parallel import collectives
+from mmjax.parallel.host_memory import memory_bytes
 
 MANIFEST = "manifest"
 """The JSON item of a checkpoint with the ``checksums`` of the others, and ``metrics`` and ``losses`` of the run."""
@@ -104,7 +104,7 @@ class CheckpointReader:
 def check_memory(tree: Any) -> None:
     """Raises if arrays of these shapes, which a damaged file may claim, exceed this machine's memory."""
     needed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = memory_bytes()
     if needed > available * jax.process_count():
         raise ConfigError(
             f"--workdir: its parameters need {needed / 2**30:,.0f} GiB, more than this machine's "

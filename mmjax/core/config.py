@@ -126,7 +126,7 @@ def choose(name: str, known: Iterable[str], *, path: str) -> str:
     """``name`` if it is one of ``known``; otherwise an error."""
     known = list(known)
     if name not in known:
-        raise ConfigError(f"{path}={name!r}: no such name; {nearest(str(name), known)}")
+        raise ConfigError(f"{path}={short_repr(name)}: no such name; {nearest(str(name), known)}")
     return name
 
 
@@ -180,23 +180,25 @@ def check_plain(value: Any, *, path: str, depth: int = 0) -> None:
     if hasattr(value, "items"):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise ConfigError(f"{path}={_short(value)}: the key {_short(key)} is not a text; put it in quotes")
+                raise ConfigError(
+                    f"{path}={short_repr(value)}: the key {short_repr(key)} is not a text; put it in quotes"
+                )
             check_plain(inner, path=f"{path}.{key}" if path else key, depth=depth + 1)
     elif isinstance(value, (tuple, list)):
         for i, inner in enumerate(value):
             check_plain(inner, path=f"{path}[{i}]", depth=depth + 1)
     elif isinstance(value, int):
         if not -(2**63) <= value < 2**63:
-            raise ConfigError(f"{path}={_short(value)}: does not fit into 64 bits; use a smaller number")
+            raise ConfigError(f"{path}={short_repr(value)}: does not fit into 64 bits; use a smaller number")
     elif isinstance(value, float):
         if not abs(value) <= MAX_FLOAT:
             raise ConfigError(f"{path}={value}: must be a finite number of single precision")
     elif isinstance(value, str):
         if "\0" in value:
-            raise ConfigError(f"{path}={_short(value)}: a text cannot hold a null character; leave it out")
+            raise ConfigError(f"{path}={short_repr(value)}: a text cannot hold a null character; leave it out")
     elif value is not None and not dataclasses.is_dataclass(value):
         raise ConfigError(
-            f"{path}={_short(value)}: {type(value).__name__} is no type of a setting; use a text, a number, True, "
+            f"{path}={short_repr(value)}: {type(value).__name__} is no type of a setting; use a text, a number, True, "
             "False, None, a list, or a section"
         )
 
@@ -211,14 +213,16 @@ def bind(
     injected = dict(injected or {})
     prefix = f"{path}." if path else ""
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
-        raise ConfigError(f"{path}={section!r}: expected a section (a mapping of keys); see the shipped configs")
+        raise ConfigError(
+            f"{path}={short_repr(section)}: expected a section (a mapping of keys); see the shipped configs"
+        )
     constructor = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(target if dataclasses.is_dataclass(target) else constructor, include_extras=True)
     parameters = {name: p for name, p in _parameters(target).items() if name not in injected}
     bound = dict(injected)
     for name, value in section.items():
         if name not in parameters:
-            raise ConfigError(f"{prefix}{name}={_short(value)}: unknown key; {nearest(str(name), parameters)}")
+            raise ConfigError(f"{prefix}{name}={short_repr(value)}: unknown key; {nearest(str(name), parameters)}")
         bound[name] = coerce(value, hints.get(name, Any), path=f"{prefix}{name}")
     for name, p in parameters.items():
         if p.default is p.empty and name not in bound:
@@ -257,7 +261,7 @@ def coerce(value: Any, kind: Any, *, path: str) -> Any:
     elif origin is Literal:
         if any(value == a and type(value) is type(a) for a in arguments):  # True == 1, but is no 1
             return value
-        raise ConfigError(f"{path}={_short(value)}: must be one of {', '.join(map(repr, arguments))}")
+        raise ConfigError(f"{path}={short_repr(value)}: must be one of {', '.join(map(repr, arguments))}")
     elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if isinstance(value, kind):
             return value
@@ -267,7 +271,7 @@ def coerce(value: Any, kind: Any, *, path: str) -> Any:
             if path in str(error):
                 raise
             raise ConfigError(f"{path}: {error}") from None  # the section's own check, which does not know where it is
-    elif kind == tuple[str, ...] and isinstance(value, str):
+    elif kind == tuple[str, ...] and isinstance(value, str) and value[:1] not in ("(", "[", "{"):
         return tuple(word.strip() for word in value.split(",")) if value else ()
     elif origin is tuple and isinstance(value, (tuple, list)):
         if len(arguments) == 2 and arguments[1] is Ellipsis:
@@ -290,7 +294,7 @@ def coerce(value: Any, kind: Any, *, path: str) -> Any:
         pass
     elif isinstance(kind, type) and isinstance(value, kind):
         return value
-    raise ConfigError(f"{path}={_short(value)}: expected {_name(kind)}, got {type(value).__name__}")
+    raise ConfigError(f"{path}={short_repr(value)}: expected {_name(kind)}, got {type(value).__name__}")
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -309,12 +313,18 @@ def _name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
 
 
-def _short(value: Any) -> str:
+def short_repr(value: Any) -> str:
+    """``repr(value)`` on one line, or its beginning if it is long."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # Python refuses to write out integers of thousands of digits
         return "a number of thousands of digits"
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shorten(text)
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """``text``, or its beginning if it is longer than ``limit``."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def literal(text: str) -> Any:

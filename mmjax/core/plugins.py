@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from mmjax.core.config import ConfigError, bind, call, choose, nearest
+from mmjax.core.config import ConfigError, bind, call, choose, nearest, short_repr
 
 
 def names(folder: str) -> list[str]:
@@ -52,7 +52,7 @@ def load(folder: str, name: str, *, path: str) -> Any:
         name: The plug-in's name in the configuration.
         path: The config key that an error names.
     """
-    if name in _modules(folder):
+    if isinstance(name, str) and name in _modules(folder):
         return importlib.import_module(f"{folder}.{name}")
     if _is_dotted(name):
         return _import(lambda: importlib.import_module(name), name, module=name, path=path)
@@ -86,7 +86,9 @@ def make(folder: str, attribute: str, section: Mapping[str, Any], *, path: str, 
         injected: Arguments that the program supplies.
     """
     if not hasattr(section, "items"):
-        raise ConfigError(f"{path}={section!r}: expected a section with a name, one of {', '.join(names(folder))}")
+        raise ConfigError(
+            f"{path}={short_repr(section)}: expected a section with a name, one of {', '.join(names(folder))}"
+        )
     options = dict(section.items())
     if not options:
         raise ConfigError(f"{path}={{}}: the section is empty; name one of {', '.join(names(folder))}")

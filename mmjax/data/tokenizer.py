@@ -254,9 +254,9 @@ def _is_cached_or_on_hub(name: str) -> Literal["cached", "on hub"]:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     way_out = "use 'word', 'bpe' or a folder, or save it to a folder on a machine with a network"
-    if isinstance(huggingface_hub.try_to_load_from_cache(name, _CONFIG_FILE), str):
-        return "cached"
     try:
+        if isinstance(huggingface_hub.try_to_load_from_cache(name, _CONFIG_FILE), str):
+            return "cached"
         huggingface_hub.HfApi().model_info(name, timeout=10)
     except (RepositoryNotFoundError, ValueError):
         raise ConfigError(

@@ -13,6 +13,7 @@ from mmjax.core.config import Between, ConfigError, Ge, Gt, Le
 
 PositiveInt = Annotated[int, Ge(1)]
 Size = Annotated[int, Between(1, 2**16)]
+MlpRatio = Annotated[float, Between(0.1, 100)]
 Layers = Annotated[int, Between(1, 1000)]
 PositiveFloat = Annotated[float, Gt(0)]
 
@@ -42,7 +43,7 @@ class VisionConfig:
     width: Size = 768
     layers: Layers = 12
     head_width: Size = 64
-    mlp_ratio: PositiveFloat = 4.0
+    mlp_ratio: MlpRatio = 4.0
     activation: Activation = "gelu"
     ln_eps: PositiveFloat = 1e-5
     qk_norm: bool = False  # layer norm of each head's queries and keys
@@ -150,7 +151,7 @@ class TextConfig:
     width: Size = 512
     heads: Size = 8
     layers: Layers = 12
-    mlp_ratio: PositiveFloat = 4.0
+    mlp_ratio: MlpRatio = 4.0
     activation: Activation = "gelu"
     ln_eps: PositiveFloat = 1e-5
     qk_norm: bool = False
@@ -165,6 +166,11 @@ class TextConfig:
     tokenizer_clean: str | None = None  # how that tokenizer cleans text first
 
     def __post_init__(self) -> None:
+        _require(
+            self.width * self.mlp_ratio >= 1,
+            f"model.text_cfg.mlp_ratio={self.mlp_ratio}: leaves no hidden unit of model.text_cfg.width={self.width}; "
+            "raise it",
+        )
         _require(
             self.width % self.heads == 0,
             f"model.text_cfg.heads={self.heads}: must divide model.text_cfg.width={self.width}",

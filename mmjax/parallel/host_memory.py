@@ -1,9 +1,15 @@
-"""How the C library keeps memory between steps, where the CPU is the device."""
+"""How much memory this machine has, and how the C library keeps it between steps where the CPU is the device."""
 
 import ctypes
+import os
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 _GROWTH = 64 * 2**20
+
+
+def memory_bytes() -> int:
+    """All of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def keep_freed_memory() -> bool:

@@ -11,6 +11,7 @@ import jax
 
 from mmjax.checkpoints.manager import Checkpoints, StepSelector
 from mmjax.core import plugins
+from mmjax.core.config import call
 from mmjax.core.state import Params
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
@@ -38,11 +39,14 @@ class Evaluation:
     def open(self) -> None:
         """Opens what training will measure on, so that a missing split is found before the first step."""
         config = self._config
-        for task in config.tasks:
-            self.evaluator(task, config.split)
-        for split, tasks in tasks_of_splits(config.final_tasks, config.final_splits):
-            for task in tasks:
-                self.evaluator(task, split)
+        for task_key, tasks, split_key, splits in (
+            ("eval.tasks", config.tasks, "eval.split", [config.split]),
+            ("eval.final_tasks", config.final_tasks, "eval.final_splits", config.final_splits),
+        ):
+            for split, tasks_of_split in tasks_of_splits(tasks, splits):
+                for task in tasks_of_split:
+                    own = f"{task_key}={task!r}: split" if load_evaluator(task).own_split else split_key
+                    call(self.evaluator, {"task": task, "split": split}, path="", paths={"split": own})
 
     def run_during(self, params: Params) -> dict[str, float]:
         """What is measured while training: ``val/rsum`` and the like."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.experiment import DataConfig, Experiment
 from mmjax.models.config import ClipConfig, with_tokenizer
+from mmjax.parallel.host_memory import memory_bytes
 from mmjax.train import data as train_data
 from mmjax.train.optim import effective_warmup
 from mmjax.train.program import Program
@@ -91,7 +93,34 @@ def setup(
     )
     experiment = dataclasses.replace(experiment, model=fit_model(experiment.model, data, source, tokenizer))
     program = Program(experiment, devices=devices)
+    check_memory(program)
     return Setup(experiment=experiment, source=source, tokenizer=tokenizer, program=program)
+
+
+def check_memory(program: Program) -> None:
+    """Raises ConfigError if the state or a batch of pictures is larger than all memory there is.
+
+    The rest of a step is not counted: what passes may still be too large.
+    """
+    experiment = program.experiment
+    devices = program.mesh.local_devices
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    have = memory_bytes() // len(devices) if limit is None else limit  # simulated devices share the machine's
+    leaves = jax.tree.leaves(program.abstract_state)
+    need = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    if need > have:
+        raise ConfigError(
+            f"model: parameters and moments need {need / 2**30:,.0f} GiB of each device's {have / 2**30:,.0f}; use "
+            "smaller towers, or shard them with mesh.fsdp"
+        )
+    vision, (_, hosts) = experiment.model.vision_cfg, program.host_rows
+    example = vision.image_size**2 * sum(vision.modality_channels)
+    for key, size in (("batch_size", experiment.batch_size), ("eval.batch_size", experiment.eval.batch_size)):
+        if (need := size // hosts * example) > memory_bytes():
+            raise ConfigError(
+                f"{key}={size}: its pictures alone need {need / 2**30:,.0f} GiB of this machine's "
+                f"{memory_bytes() / 2**30:,.0f}; use a smaller one"
+            )
 
 
 def fit_model(model: ClipConfig, data: DataConfig, source: Source, tokenizer: Tokenizer) -> ClipConfig:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from mmjax.core.config import Between, ConfigError, Ge, choose
+from mmjax.core.config import Between, ConfigError, choose
 from mmjax.data import source
 from mmjax.data.scenes import edits, language, negatives, render
 from mmjax.data.scenes import world as worlds
@@ -60,7 +60,7 @@ class Source(source.Source):
         *,
         world: str = "standard",
         size: int | None = None,
-        image_size: Annotated[int, Ge(8, "32 shows every attribute")] = 32,
+        image_size: Annotated[int, Between(8, 4096, "32 shows every attribute")] = 32,
         modalities: tuple[str, ...] = ("image",),
         seed: Annotated[int, Between(0, (1 << 55) - 1)] = 0,
         twins: bool = False,
