@@ -5,19 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import runpy
-import traceback
-import typing
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from mmjax.core import config, plugins
 from mmjax.core.config import Between, ConfigError, Ge, Gt, Le
-from mmjax.core.neighbors import importable_neighbors
 from mmjax.models import presets
 from mmjax.models.config import ClipConfig
 from mmjax.parallel.mesh import MeshConfig
+from mmjax.weights.config import InitConfig
 
 PositiveInt = Annotated[int, Ge(1)]
 Int32 = Annotated[PositiveInt, Le(2**31 - 1)]
@@ -25,6 +21,9 @@ Count = Annotated[int, Between(0, 1024)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Between(0, 1)]
 Section = Mapping[str, Any]
+
+FROM_INIT = "init"
+"""As ``model`` or name of the tokenizer: those that belong to the weights that the run starts from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,6 +179,7 @@ class Experiment:
     batch_size: Int32  # global
     micro_batches: PositiveInt = 1
     model: ClipConfig
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
     data: DataConfig
     seed: Annotated[int, Between(0, 2**32 - 1)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -214,7 +214,12 @@ class Experiment:
             )
         values = dict(section.items())
         config.check_plain(values, path="")
-        values["model"] = expand_model(values.get("model", {}))
+        if "init" in values:
+            values["init"] = expand_init(values["init"])
+        values["model"] = expand_model(values.get("model", {}), init=values.get("init"))
+        data = values.get("data")
+        if isinstance(data, Mapping) and "tokenizer" in data:
+            values["data"] = {**data, "tokenizer": _expand_tokenizer(data["tokenizer"], init=values.get("init"))}
         return config.build(cls, values, path="")
 
     def to_dict(self) -> dict[str, Any]:
@@ -222,132 +227,37 @@ class Experiment:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-def expand_model(model: Any) -> Any:
-    """A preset's name, or the path of an open_clip configuration, as a section; a section with ``preset`` likewise."""
+def expand_init(init: Any) -> Any:
+    """Weights given by their name alone, as a section."""
+    return {"source": init} if isinstance(init, str) or init is None else init
+
+
+def expand_model(model: Any, *, init: Any = None) -> Any:
+    """As a section: a preset's name, the path of an open_clip configuration, or ``init``: the model of the weights."""
+    if model == FROM_INIT:
+        from mmjax.weights.open_pretrained import read_model  # imports jax, which no config file without weights needs
+
+        return dataclasses.asdict(read_model(_init_source(init, key="model")).config)
     return presets.load(model) if isinstance(model, str) else model
 
 
-def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
-    """The sections of a config file with overrides applied in order; not yet checked.
+def _expand_tokenizer(tokenizer: Any, *, init: Any) -> Any:
+    """``name="init"`` is the tokenizer of the weights that the run starts from."""
+    if not isinstance(tokenizer, Mapping) or tokenizer.get("name") != FROM_INIT:
+        return tokenizer
+    from mmjax.weights.open_pretrained import read_model
 
-    Args:
-        spec: ``PATH[:ARGUMENT]``, or the name of a shipped file in place of its path (``scenes:size=large``). The
-            file's ``get_config(argument)`` returns the configuration. It can import other files of its folder.
-        overrides: Pairs of a dotted key and a Python literal (``"none"`` and other plain words are strings).
-    """
-    name, _, argument = spec.partition(":")
-    shipped = shipped_configs()
-    path = name if Path(name).is_file() else shipped.get(name)
-    if path is None:
+    source = _init_source(init, key="data.tokenizer.name")
+    name = read_model(source).tokenizer
+    if name is None:
         raise ConfigError(
-            f"--config={name}: neither a file nor a shipped configuration; {config.nearest(Path(name).stem, shipped)}"
+            f"data.tokenizer.name='init': {source!r} has no tokenizer beside its weights; name a folder or a hub name"
         )
-    with importable_neighbors(Path(path).resolve().parent):
-        try:
-            module = runpy.run_path(path)
-            if "get_config" not in module:
-                raise ConfigError(f"--config={name}: defines no function get_config(argument)")
-            result = module["get_config"](argument)
-            if not hasattr(result, "items"):
-                raise ConfigError(
-                    f"--config={name}: get_config returns {type(result).__name__}; return a ConfigDict or a dict"
-                )
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(f"--config={name}: {_where(error, path)}{type(error).__name__}: {error}") from error
-    sections = _plain(result)
-    for key, text in overrides:
-        _override(sections, key, text)
-    return sections
+    return {**tokenizer, "name": name}
 
 
-def shipped_configs() -> dict[str, str]:
-    """Paths of the configuration files that come with mmjax, by name."""
-    package = Path(__file__).parent
-    # In an installed package they are inside it, in a checkout beside it (pyproject.toml).
-    inside = package / "configs"
-    folder = inside if inside.is_dir() else package.parent / "configs"
-    return {path.stem: str(path) for path in sorted(folder.glob("*.py")) if path.stem != "common"}
-
-
-def _override(sections: dict[str, Any], key: str, text: str) -> None:
-    for listed in ("augment", "data.transforms"):
-        if key.startswith(f"{listed}.") and key.count(".") > listed.count(".") + 1:
-            _override_listed(sections, listed, key, text)
-            return
-    *parents, last = key.split(".")
-    place = sections
-    for depth, parent in enumerate(parents):
-        inner = place[parent] if parent in place else _default_section(parents[: depth + 1])
-        if depth == 0 and parent == "model":
-            inner = expand_model(inner)
-        place[parent] = place = _section(inner, parent, key=key, text=text)
-    _set(place, last, key=key, text=text)
-
-
-def _set(place: dict[str, Any], last: str, *, key: str, text: str) -> None:
-    value = config.literal(text)
-    if isinstance(place.get(last), dict) and not (isinstance(value, dict) or key == "model"):
-        raise ConfigError(
-            f"{key}={config.shorten(text)}: {last!r} is a section; set one of its keys, e.g. --config.{key}.KEY "
-            f"({', '.join(place[last])})"
-        )
-    place[last] = value
-
-
-def _section(value: Any, name: str, *, key: str, text: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{key}={config.shorten(text)}: {name!r} is not a section but {config.short_repr(value)}")
-    return value
-
-
-def _default_section(path: list[str]) -> dict[str, Any]:
-    """What a section that the config file leaves out starts from: its plug-in's name, where it has a default one."""
-    kind: Any = Experiment
-    for name in path:
-        field = next((field for field in dataclasses.fields(kind) if field.name == name), None)
-        if field is None:
-            return {}
-        if field.default_factory is not dataclasses.MISSING and isinstance(start := field.default_factory(), dict):
-            return start
-        kind = typing.get_type_hints(kind)[name]
-        if not dataclasses.is_dataclass(kind):
-            return {}
-    return {}
-
-
-def _override_listed(sections: dict[str, Any], listed: str, key: str, text: str) -> None:
-    """``augment.NAME.KEY`` (or a key of its schedule), and likewise for transforms: the entries are pairs, in order."""
-    *parents, last = listed.split(".")
-    place = sections
-    for parent in parents:
-        place = _section(place.setdefault(parent, {}), parent, key=key, text=text)
-    try:
-        entries = [(str(entry), dict(options)) for entry, options in place.get(last, ())]
-    except (TypeError, ValueError):
-        found = config.short_repr(place[last])
-        raise ConfigError(f"{listed}={found}: expected pairs of a name and options, as (('flip', {{}}),)") from None
-    target = key.removeprefix(f"{listed}.")
-    # An entry's name has dots where it is a module of another package.
-    name, options = next(((n, o) for n, o in entries if target.startswith(f"{n}.")), (target.partition(".")[0], None))
-    if options is None:
-        near = config.nearest(name, dict(entries))
-        raise ConfigError(f"{key}={config.shorten(text)}: {listed} has no such entry; {near}")
-    *inner, option = target.removeprefix(f"{name}.").split(".")
-    for section in inner:
-        options = _section(options.setdefault(section, {}), section, key=key, text=text)
-    _set(options, option, key=key, text=text)
-    place[last] = tuple(entries)
-
-
-def _plain(value: Any) -> Any:
-    """ConfigDicts as dictionaries."""
-    if hasattr(value, "items"):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
-
-
-def _where(error: BaseException, path: str) -> str:
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-    return f"line {lines[-1]}: " if lines else ""
+def _init_source(init: Any, *, key: str) -> str:
+    source = init.get("source") if isinstance(init, Mapping) else None
+    if not isinstance(source, str):
+        raise ConfigError(f"{key}='init': there are no weights to take it from; set init to a folder or a hub name")
+    return source

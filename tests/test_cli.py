@@ -159,7 +159,7 @@ def test_a_config_file_that_cannot_be_read(spec, mentions, tmp_path, capfd, monk
 
 
 def test_a_config_file_imports_its_neighbors_and_no_other_folders(tmp_path):
-    from mmjax import experiment
+    from mmjax import config_file
 
     before = list(sys.path)
     for number in (1, 2):
@@ -172,11 +172,11 @@ def test_a_config_file_imports_its_neighbors_and_no_other_folders(tmp_path):
         )
         (folder / "late.py").write_text(f"SEED = {number}\n")
     for number in (1, 2, 1):
-        assert experiment.load_config(str(tmp_path / str(number) / "run.py")) == {"steps": number, "seed": number}
+        assert config_file.load_config(str(tmp_path / str(number) / "run.py")) == {"steps": number, "seed": number}
     assert sys.path == before and not {"common", "late", "run"} & set(sys.modules)
     (tmp_path / "1" / "late.py").write_text("1 / 0\n")
     with pytest.raises(ConfigError, match=r"run\.py: line 4: ZeroDivisionError"):
-        experiment.load_config(str(tmp_path / "1" / "run.py"))
+        config_file.load_config(str(tmp_path / "1" / "run.py"))
     assert sys.path == before and not {"common", "late", "run"} & set(sys.modules)
 
 
@@ -221,15 +221,15 @@ def test_help_explains_each_command(words, capsys):
 
 @pytest.mark.parametrize("name", ["quickstart", "scenes", "clip"])
 def test_every_shipped_config_is_a_valid_experiment(name):
-    from mmjax import experiment
+    from mmjax import config_file, experiment
 
-    settings = experiment.Experiment.from_dict(experiment.load_config(f"configs/{name}.py:augment=none"))
+    settings = experiment.Experiment.from_dict(config_file.load_config(f"configs/{name}.py:augment=none"))
     assert settings.steps > 0 and settings.augment == ()
     assert experiment.Experiment.from_dict(settings.to_dict()) == settings  # what a run folder keeps can be read again
 
 
 def test_overrides_reach_any_key_also_those_the_file_leaves_out(tmp_path):
-    from mmjax import experiment
+    from mmjax import config_file, experiment
 
     spec = str(command.config_file(tmp_path))
     overrides = [
@@ -238,7 +238,7 @@ def test_overrides_reach_any_key_also_those_the_file_leaves_out(tmp_path):
         ("model.text_cfg.layers", "3"),
         ("seed", "7"),
     ]
-    settings = experiment.Experiment.from_dict(experiment.load_config(spec, overrides))
+    settings = experiment.Experiment.from_dict(config_file.load_config(spec, overrides))
     assert settings.optimizer.ema_decay == 0.5 and settings.seed == 7
     assert settings.model.embed_dim == 96 and settings.model.text_cfg.layers == 3
 

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
+from mmjax.config_file import load_config
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
-from mmjax.experiment import Experiment, load_config
+from mmjax.experiment import Experiment
 from mmjax.runs.metrics_file import read_metrics
 from support import command
 

@@ -20,7 +20,7 @@ FLOORS = (
     {"core"},
     {"models", "objectives", "augment", "data", "evals", "parallel", "program", "weights"},
     {"experiment", "checkpoints"},
-    {"runs"},
+    {"config_file", "runs"},
     {"report"},
     {"train"},
     {"planning"},
@@ -29,7 +29,7 @@ FLOORS = (
 )
 """From the lowest up. A room imports rooms of lower floors, and on its own floor only those of ``BESIDE``."""
 
-BESIDE = {"evals": {"data", "parallel"}, "augment": {"models"}}
+BESIDE = {"evals": {"data", "parallel"}, "augment": {"models"}, "weights": {"models"}}
 """Rooms of the same floor that a room may import; there is no other."""
 
 PLUGIN_FOLDERS = {"augment", "commands", "data/sources", "data/transforms", "evals", "objectives"}

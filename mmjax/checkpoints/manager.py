@@ -20,7 +20,7 @@ from mmjax.checkpoints.preservation import LatestAndBest
 from mmjax.checkpoints.reader import MANIFEST, CheckpointReader, check_memory
 from mmjax.core.config import ConfigError
 from mmjax.core.files import find_irregular
-from mmjax.core.state import AugmentState, Params, TrainState
+from mmjax.core.state import AugmentState, Params, TrainState, flatten
 from mmjax.parallel import collectives
 
 StepSelector = int | Literal["last", "best"]
@@ -235,11 +235,10 @@ class Checkpoints:
             self._manager.delete(later)
             self._scores.pop(later, None)
 
-    def read_params(self, *, step: StepSelector = "last") -> dict[str, np.ndarray]:
+    def read_params(self, *, step: StepSelector = "last", ema: bool = False) -> dict[str, np.ndarray]:
         """Returns the parameters as NumPy arrays by path, sorted by path, without model or configuration."""
-        tree = self.retry_if_deleted(step, lambda step: self._reader(step).read_params())[1]
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return dict(sorted((jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves))
+        tree = self.retry_if_deleted(step, lambda step: self._reader(step).read_params(ema=ema))[1]
+        return dict(sorted(flatten(tree).items()))
 
     def retry_if_deleted(self, step: StepSelector, read: Callable[[int], T]) -> tuple[int, T]:
         """Returns the step number and ``read(number)``.

@@ -67,22 +67,23 @@ class CheckpointReader:
         self._compare(items, manifest, checksums.tree_checksums(items))
         return items
 
-    def read_params(self) -> Any:
+    def read_params(self, *, ema: bool = False) -> Any:
         """Returns the parameters as NumPy arrays, in this process alone and without model or configuration."""
+        item = "ema_params" if ema else "params"
         try:
             handler = ocp.StandardCheckpointHandler()
-            shapes = handler.metadata(self.folder / "params").tree
+            shapes = handler.metadata(self.folder / item).tree
             check_memory(shapes)
             # Without a fallback sharding Orbax would require the devices that saved the arrays.
             sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             args = ocp.args.StandardRestore(fallback_sharding=sharding)
-            params = jax.tree.map(np.asarray, handler.restore(self.folder / "params", args=args))
+            params = jax.tree.map(np.asarray, handler.restore(self.folder / item, args=args))
         except ConfigError:
             raise
         except Exception as error:
             raise DamagedCheckpoint(self.step, explain(error)) from error
         sums = checksums.array_checksums(jax.tree.leaves(params))
-        self._compare({"params": params}, self.read_manifest(), {"params": sums})
+        self._compare({item: params}, self.read_manifest(), {item: sums})
         return params
 
     def _has(self, name: str, tree: Any) -> bool:

@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
 
     keep_compiled_programs()
     from mmjax.commands.common.step_timing import time_steps
-    from mmjax.experiment import Experiment, load_config
+    from mmjax.config_file import load_config
+    from mmjax.experiment import Experiment
 
     experiment = Experiment.from_dict(load_config(args.config, args.overrides))
     rows = time_steps(experiment, augmentations=options.split_csv(args.augment), repeats=args.repeats)

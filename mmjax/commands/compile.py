@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
 
     use_cpu()
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot hold programs for devices that are not here
-    from mmjax.experiment import Experiment, load_config
+    from mmjax.config_file import load_config
+    from mmjax.experiment import Experiment
     from mmjax.planning import plan, plan_text
     from mmjax.program import topology
 

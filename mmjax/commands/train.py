@@ -42,9 +42,10 @@ def run(args: argparse.Namespace) -> int:
 
     keep_compiled_programs()
     from mmjax.checkpoints.orbax_errors import CheckpointNotSaved
+    from mmjax.config_file import load_config
     from mmjax.core.printable import printable
     from mmjax.data.sample import DataError
-    from mmjax.experiment import Experiment, load_config
+    from mmjax.experiment import Experiment
     from mmjax.parallel import collectives, distributed
     from mmjax.runs.unreadable_examples import TooManyUnreadable
     from mmjax.train import loop

@@ -32,6 +32,12 @@ class TrainState:
     augment: dict[str, AugmentState] = dataclasses.field(default_factory=dict)  # by name, of those that are trained
 
 
+def flatten(params: Params) -> dict[str, Any]:
+    """The leaves by path, such as ``visual/blocks/attn/query/kernel``."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
 def parameter_paths(params: Params) -> Any:
     """Returns a tree like ``params`` with the path of each leaf, such as ``visual/blocks/attn/query/kernel``."""
     return jax.tree_util.tree_map_with_path(

@@ -158,3 +158,12 @@ def _timm_vision(vision: dict[str, Any], *, path: str) -> dict[str, Any]:
         "no_ln_pre": True, "patch_bias": True, "pool_type": "map", "proj_type": "none", "activation": "gelu_tanh",
         "ln_eps": 1e-6, "image_mean": half, "image_std": half, "image_resize": "squash",
     }  # fmt: skip
+
+
+def siglip_name(vision: VisionConfig) -> str | None:
+    """timm's name of a SigLIP tower, if it has one of its sizes."""
+    for size, keys in _TIMM_SIZES.items():
+        sizes = {key: getattr(vision, key) for key in keys}
+        if sizes == keys and keys.get("mlp_ratio", 4.0) == vision.mlp_ratio:
+            return f"vit_{size}_patch{vision.patch_size}_siglip_{vision.image_size}"
+    return None

@@ -13,7 +13,7 @@ from flax import nnx
 
 from mmjax.core import plugins, rng
 from mmjax.core.config import ConfigError
-from mmjax.core.state import AugmentState, Params, TrainState
+from mmjax.core.state import AugmentState, Params, TrainState, flatten
 from mmjax.core.types import Batch
 from mmjax.evals.common.embedder import Embedder
 from mmjax.experiment import Experiment
@@ -25,6 +25,7 @@ from mmjax.parallel.host_rows import host_rows
 from mmjax.parallel.mesh import batch_sharding, check_batch_size, make_mesh, replicated
 from mmjax.parallel.sharding import batch_shardings, state_shardings
 from mmjax.program.flops import count_flops
+from mmjax.runs.start_weights import load_init
 from mmjax.train.augmentation import Augmentations
 from mmjax.train.forward import make_tower_info
 from mmjax.train.micro_batches import check_micro_batches
@@ -92,10 +93,21 @@ class Program:
         return host_rows(jax.process_index(), self.row_sharding)
 
     def initialize(self) -> TrainState:
-        """A fresh state, made where it is to live; its values do not depend on the mesh."""
+        """The state before the first step, made where it is to live: of random numbers, and of weights of ``init``.
+
+        Its values do not depend on the mesh.
+        """
         lowered = jax.jit(self._initial, out_shardings=self.shardings).lower()
         # Random numbers are most of this program; optimizing it on a CPU takes seconds and it runs once.
-        return lowered.compile({"xla_backend_optimization_level": "0"} if self._on_cpu else None)()
+        state = lowered.compile({"xla_backend_optimization_level": "0"} if self._on_cpu else None)()
+        experiment = self.experiment
+        loaded = load_init(experiment.init, experiment.model, flatten(self.abstract_state.params))
+        if not loaded:
+            return state
+        tree = jax.tree.structure(state.params)
+        params = jax.tree.unflatten(tree, [loaded.get(path, leaf) for path, leaf in flatten(state.params).items()])
+        ema = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
+        return dataclasses.replace(state, params=params, ema_params=ema)
 
     def initialize_augmentations(self) -> dict[str, AugmentState]:
         """Fresh parameters of the augmentations alone."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from mmjax.core.config import ConfigError
+from mmjax.core.state import flatten
 from mmjax.data import pictures
 from mmjax.data.pipeline import Batches
 from mmjax.data.source import Source
@@ -17,6 +18,8 @@ from mmjax.data.tokenizer import Tokenizer
 from mmjax.experiment import DataConfig, Experiment
 from mmjax.models.config import ClipConfig, with_tokenizer
 from mmjax.parallel.host_memory import memory_bytes
+from mmjax.runs.folder import CONFIG
+from mmjax.runs.start_weights import check_init
 from mmjax.train import data as train_data
 from mmjax.train.optim import effective_warmup
 from mmjax.train.program import Program
@@ -94,6 +97,8 @@ def setup(
     experiment = dataclasses.replace(experiment, model=fit_model(experiment.model, data, source, tokenizer))
     program = Program(experiment, devices=devices)
     check_memory(program)
+    if workdir is None or not (Path(workdir) / CONFIG).exists():  # a run that goes on has its weights in a checkpoint
+        check_init(experiment.init, experiment.model, flatten(program.abstract_state.params))
     return Setup(experiment=experiment, source=source, tokenizer=tokenizer, program=program)
 
 

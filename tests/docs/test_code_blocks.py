@@ -9,9 +9,10 @@ import pytest
 from mmjax import cli
 from mmjax.commands.common.comparison import check, make_variants
 from mmjax.commands.common.options import parse_overrides, split_csv
+from mmjax.config_file import load_config
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
-from mmjax.experiment import Experiment, load_config
+from mmjax.experiment import Experiment
 from support import documents
 from support.documents import ROOT, Block
 

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax import cli
-from mmjax import experiment as experiments
+from mmjax import cli, config_file
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
@@ -36,14 +35,14 @@ def config(tmp_path):
 
 def test_options_are_overridden_by_name(config):
     overrides = [("augment.latent_noise.strength", "0.3"), ("augment.latent_noise.weight", "{'value': 1, 'warmup': 5}")]
-    sections = experiments.load_config(f"{config}:latent_noise", overrides)
+    sections = config_file.load_config(f"{config}:latent_noise", overrides)
     assert sections["augment"] == (("latent_noise", {"strength": 0.3, "weight": {"value": 1, "warmup": 5}}),)
-    sections = experiments.load_config(
+    sections = config_file.load_config(
         f"{config}:latent_noise", [*overrides[1:], ("augment.latent_noise.weight.warmup", "7")]
     )
     assert sections["augment"][0][1]["weight"] == {"value": 1, "warmup": 7}
     with pytest.raises(ConfigError, match=r"augment\.latent_nose\.weight=1.*'latent_noise'"):
-        experiments.load_config(f"{config}:latent_noise", [("augment.latent_nose.weight", "1")])
+        config_file.load_config(f"{config}:latent_noise", [("augment.latent_nose.weight", "1")])
 
 
 @pytest.mark.parametrize(

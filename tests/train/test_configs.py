@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 import mmjax
+from mmjax.config_file import load_config, shipped_configs
 from mmjax.core.config import ConfigError, bind
 from mmjax.data.selection import Selection
-from mmjax.experiment import Experiment, load_config, shipped_configs
+from mmjax.experiment import Experiment
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.planning.abstract_data import batch_shapes, resolve_without_data
 from mmjax.train.program import Program
@@ -96,7 +97,7 @@ def test_an_installed_package_has_them_inside(tmp_path):
     for source, target in project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"].items():
         shutil.copytree(FILES[0].parents[1] / source, tmp_path / "site" / target)
     shutil.copytree(Path(mmjax.__file__).parent, tmp_path / "site" / "mmjax", dirs_exist_ok=True)
-    code = "from mmjax.experiment import load_config; print(load_config('laclip:data=cc3m')['batch_size'])"
+    code = "from mmjax.config_file import load_config; print(load_config('laclip:data=cc3m')['batch_size'])"
     path = {"PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | path, capture_output=True, text=True

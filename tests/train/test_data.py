@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mmjax import experiment as experiments
+from mmjax import config_file
 from mmjax.core.config import ConfigError
 from mmjax.data.transforms import rewrites
 from mmjax.train import data as train_data
@@ -108,10 +108,10 @@ def test_a_transforms_option_is_overridden_by_name(tmp_path):
         ("data.transforms.mixgen.variant", "e"),
         ("data.transforms.flip.horizontal", "0.25"),
     ]
-    sections = experiments.load_config(str(tmp_path / "config.py"), overrides)
+    sections = config_file.load_config(str(tmp_path / "config.py"), overrides)
     assert sections["data"]["transforms"] == (("flip", {"horizontal": 0.25}), ("mixgen", {"variant": "e"}))
     with pytest.raises(ConfigError, match=r"data\.transforms\.mixgenn\.variant=e.*'mixgen'"):
-        experiments.load_config(str(tmp_path / "config.py"), [*overrides[:1], ("data.transforms.mixgenn.variant", "e")])
+        config_file.load_config(str(tmp_path / "config.py"), [*overrides[:1], ("data.transforms.mixgenn.variant", "e")])
 
 
 @pytest.mark.parametrize("name", ["word", "bpe"])

@@ -15,10 +15,11 @@ from scipy import special
 
 from mmjax.checkpoints.location import list_steps
 from mmjax.commands.common.trainings import Training, exit_on_sigterm
+from mmjax.config_file import load_config
 from mmjax.core.config import ConfigError, choose
 from mmjax.core.locks import find_owner
 from mmjax.evals.common.metric_names import check_metric
-from mmjax.experiment import Experiment, load_config
+from mmjax.experiment import Experiment
 from mmjax.models.config import take_resolved
 from mmjax.runs.console import duration
 from mmjax.runs.folder import LOCK, differences, read_config

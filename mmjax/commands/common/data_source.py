@@ -46,7 +46,8 @@ def load_experiment(args: argparse.Namespace) -> Any:
     from mmjax.commands.common.jax_setup import use_cpu
 
     use_cpu()
-    from mmjax.experiment import Experiment, load_config
+    from mmjax.config_file import load_config
+    from mmjax.experiment import Experiment
 
     if args.config:
         for name in ("path", "option", "modalities"):

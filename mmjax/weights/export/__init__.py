@@ -1,0 +1,1 @@
+"""Models as folders and files that others load: transformers, open_clip, big_vision."""

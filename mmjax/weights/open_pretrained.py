@@ -1,0 +1,168 @@
+"""Finds out what a user's SPEC is: a folder or file in any of the layouts, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmjax.core.config import ConfigError, build
+from mmjax.models import open_clip_json, presets
+from mmjax.models.config import ClipConfig
+from mmjax.weights.layouts import big_vision, hugging_face, open_clip
+from mmjax.weights.layouts import hugging_face_config as hf_config
+from mmjax.weights.open_tensors import open_tensors
+from mmjax.weights.pretrained import Pretrained, strip_prefixes
+from mmjax.weights.tensors import TensorFile
+
+_CONFIGS = ("config.json", "open_clip_config.json")
+_HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_SMALL_FILES = (
+    *_CONFIGS, "preprocessor_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt",
+)  # fmt: skip
+_WRAPPERS = ("state_dict.", "model_state_dict.", "module.", "_orig_mod.")
+_WAYS = "give a run folder, a folder of transformers or open_clip, a file of weights, or a hub name owner/name"
+
+
+class Described(NamedTuple):
+    """What can be said of weights without opening them."""
+
+    config: ClipConfig
+    tokenizer: str | None  # a folder or hub name
+
+
+def read_model(spec: str) -> Described:
+    """The model of ``spec`` and its tokenizer; also of a run folder of ours (``FOLDER@STEP`` or without a step)."""
+    folder = Path(spec.partition("@")[0]).expanduser()
+    if (folder / "tokenizer").is_dir() and (folder / "config.json").exists():
+        section = read_json(folder / "config.json")
+        config = build(ClipConfig, section.get("model", {}), path=f"{folder / 'config.json'}: model")
+        return Described(config, str(folder / "tokenizer"))
+    pretrained = open_pretrained(spec)
+    return Described(pretrained.config, pretrained.tokenizer)
+
+
+def open_pretrained(spec: str, *, model: ClipConfig | None = None) -> Pretrained:
+    """The model that ``spec`` names, opened but not read.
+
+    Args:
+        spec: A folder in transformers' or open_clip's layout (``local-dir:`` before it does no harm); a ``.npz`` file
+            of big_vision or augreg; a file of open_clip's weights alone; or a name of the Hugging Face hub,
+            ``owner/name`` or ``hf-hub:owner/name``, with ``@revision`` after it or not.
+        model: What a file belongs to that has no configuration beside its weights.
+    """
+    name = spec.removeprefix("local-dir:")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _open_folder(path, spec)
+    if path.exists():
+        return _open_file(path, spec, model)
+    return _open_folder(_from_hub(spec), spec)
+
+
+def _open_folder(folder: Path, spec: str) -> Pretrained:
+    sections = {name: read_json(folder / name) for name in _CONFIGS if (folder / name).exists()}
+    tokenizer = str(folder) if (folder / "tokenizer_config.json").exists() else None
+    hugging_face_section = sections.get("config.json", {})
+    if hugging_face_section.get("model_type") in hf_config.MODEL_TYPES:
+        return _open_hugging_face(folder, spec, hugging_face_section, tokenizer)
+    if "open_clip_config.json" in sections:
+        section = sections["open_clip_config.json"]
+        config = open_clip_json.convert(
+            section.get("model_cfg", {}), path=f"{folder / 'open_clip_config.json'}: model_cfg"
+        )
+        config = _with_preprocessing(config, section.get("preprocess_cfg") or {})
+        file = open_tensors(_weights(folder, _OPEN_CLIP_WEIGHTS, spec))
+        return _open_clip(spec, config, file, tokenizer or config.text_cfg.hf_tokenizer_name)
+    if hugging_face_section.get("model_type"):
+        raise ConfigError(
+            f"{spec!r}: model_type={hugging_face_section['model_type']!r} is not supported; known: "
+            f"{', '.join(hf_config.MODEL_TYPES)}"
+        )
+    raise ConfigError(f"{spec!r}: holds neither {' nor '.join(_CONFIGS)} of a known model; {_WAYS}")
+
+
+def _open_hugging_face(folder: Path, spec: str, section: Mapping[str, Any], tokenizer: str | None) -> Pretrained:
+    config = hf_config.read_config(section, path=str(folder / "config.json"))
+    preprocessor = folder / "preprocessor_config.json"
+    if preprocessor.exists():
+        config = _with_vision(config, hf_config.read_preprocessor(read_json(preprocessor)), path=str(preprocessor))
+    family = hf_config.MODEL_TYPES[section["model_type"]]
+    rules = (hugging_face.clip_rules if family == "clip" else hugging_face.siglip_rules)(config)
+    file = strip_prefixes(open_tensors(_weights(folder, _HF_WEIGHTS, spec)), _WRAPPERS)
+    return Pretrained(spec=spec, config=config, file=file, rules=tuple(rules), tokenizer=tokenizer)
+
+
+def _open_file(path: Path, spec: str, model: ClipConfig | None) -> Pretrained:
+    file = open_tensors(path)
+    if big_vision.recognizes(file):
+        return big_vision.open_file(file, spec)
+    if model is None:
+        raise ConfigError(f"{spec!r}: a file of weights alone; name its model, e.g. {', '.join(presets.names()[:3])}")
+    return _open_clip(spec, model, file, model.text_cfg.hf_tokenizer_name)
+
+
+def _open_clip(spec: str, config: ClipConfig, file: TensorFile, tokenizer: str | None) -> Pretrained:
+    file = strip_prefixes(file, _WRAPPERS)
+    rules = open_clip.rules(config, text_prefix=open_clip.find_text_prefix(file.tensors))
+    return Pretrained(spec=spec, config=config, file=file, rules=tuple(rules), tokenizer=tokenizer)
+
+
+def _weights(folder: Path, names: tuple[str, ...], spec: str) -> Path:
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise ConfigError(f"{spec!r}: has no weights beside its configuration; expected {' or '.join(names)}")
+
+
+def _with_preprocessing(config: ClipConfig, section: Mapping[str, Any]) -> ClipConfig:
+    """With open_clip's ``preprocess_cfg``."""
+    keys = {"mean": "image_mean", "std": "image_std", "resize_mode": "image_resize"}
+    return _with_vision(
+        config, {ours: section[theirs] for theirs, ours in keys.items() if section.get(theirs)}, path="preprocess_cfg"
+    )
+
+
+def _with_vision(config: ClipConfig, keys: Mapping[str, Any], *, path: str) -> ClipConfig:
+    vision = build(type(config.vision_cfg), {**dataclasses.asdict(config.vision_cfg), **keys}, path=path)
+    return dataclasses.replace(config, vision_cfg=vision)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The section in a JSON file; raises ConfigError if there is none."""
+    try:
+        section = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({type(error).__name__}); fetch it again") from None
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: is not a section of keys; fetch it again")
+    return section
+
+
+def _from_hub(spec: str) -> Path:
+    name, _, revision = spec.removeprefix("hf-hub:").partition("@")
+    prefixed = spec.startswith("hf-hub:")
+    owner = Path(name).parts[0] if name else ""
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or (not prefixed and os.path.isdir(owner)):
+        raise ConfigError(f"{spec!r}: no such file or folder; {_WAYS}")
+    import huggingface_hub
+
+    try:
+        listed = huggingface_hub.HfApi().list_repo_files(name, revision=revision or None)
+        safe = [f for f in listed if f.endswith((".safetensors", ".safetensors.index.json")) and "/" not in f]
+        weights = safe or [f for f in listed if f.startswith(("pytorch_model", "open_clip_pytorch_model"))]
+    except Exception as error:  # whichever HTTP library the hub client uses this year
+        try:  # offline, but downloaded before
+            return Path(huggingface_hub.snapshot_download(name, revision=revision or None, local_files_only=True))
+        except Exception:
+            raise ConfigError(
+                f"{spec!r}: no such file or folder, and the Hugging Face hub does not give it "
+                f"({type(error).__name__}); {_WAYS}"
+            ) from None
+    return Path(
+        huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=[*_SMALL_FILES, *weights])
+    )

@@ -1,0 +1,210 @@
+"""A model that somebody trained: its configuration, and its parameters by our paths, not yet read."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mmjax.core.config import ConfigError
+from mmjax.models.config import ClipConfig
+from mmjax.weights.place import read_params
+from mmjax.weights.positions import resize_positions
+from mmjax.weights.rules import Rule
+from mmjax.weights.tensors import TensorFile, TensorInfo, WeightsError
+
+logger = logging.getLogger(__name__)
+
+NAMES_SHOWN = 6
+
+_NOT_PARAMETERS = re.compile(
+    r"(.*\.)?(position_ids|attn_mask|num_batches_tracked|input_resolution|context_length|vocab_size)"
+)
+"""Tensors of others that hold no parameter."""
+
+_FREE = {
+    "vision_cfg": {
+        "image_size", "image_mean", "image_std", "image_resize", "modalities", "modality_channels", "fusion",
+    },
+    "text_cfg": {
+        "pad_id", "eos_id", "vocab_size", "token_init_sd", "position_init_sd", "hf_tokenizer_name", "tokenizer_clean",
+    },
+}  # fmt: skip
+"""Keys in which a model may differ from the one whose weights it takes."""
+
+TOWERS = {"visual": "vision_cfg", "text": "text_cfg"}
+
+
+class Loaded(NamedTuple):
+    """Parameters by path, and what was left."""
+
+    params: dict[str, jax.Array]
+    missing: list[str]  # paths of the model that keep their initial values
+    unused: list[str]  # tensors of the file that no parameter takes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """Weights and the model that they belong to.
+
+    Attributes:
+        spec: What the user called it.
+        config: The model.
+        file: Its tensors.
+        rules: Which of them hold which parameters.
+        tokenizer: A folder or hub name for ``data.tokenizer``, if one belongs to it.
+    """
+
+    spec: str
+    config: ClipConfig
+    file: TensorFile
+    rules: Sequence[Rule]
+    tokenizer: str | None = None
+
+    @property
+    def towers(self) -> list[str]:
+        """Those that the file has: ``visual``, ``text`` or both."""
+        return [
+            tower
+            for tower in TOWERS
+            if any(rule.ours[0].startswith(f"{tower}/blocks/") and self._holds(rule) for rule in self.rules)
+        ]
+
+    def _holds(self, rule: Rule) -> bool:
+        return rule.names(1)[0] in self.file.tensors
+
+    def check(self, model: ClipConfig, towers: Sequence[str]) -> list[str]:
+        """Those of ``towers`` that the file has; raises ConfigError if there is none, or one is not ``model``'s."""
+        present = [tower for tower in self.towers if tower in towers]
+        if not present:
+            raise ConfigError(
+                f"{self.spec!r}: holds no {' and no '.join(towers)} tower; it has {' and '.join(self.towers) or 'none'}"
+            )
+        self._check_same(model, present)
+        return present
+
+    def read(
+        self,
+        model: ClipConfig,
+        target: Mapping[str, jax.ShapeDtypeStruct],
+        *,
+        drop: Iterable[str] = (),
+    ) -> Loaded:
+        """The parameters of ``target`` as they are in the file.
+
+        Args:
+            model: What they are for. It may differ in its image size; position embeddings are resized then.
+            target: Shapes with shardings by path, such as ``visual/proj/kernel``; those of one tower alone, if only
+                that is wanted.
+            drop: Regular expressions of paths to leave out, which keep their initial values.
+
+        Raises:
+            ConfigError: if the models differ, or a tower that is wanted and there has gaps.
+        """
+        dropped = [re.compile(pattern) for pattern in drop]
+        wanted = {path: leaf for path, leaf in target.items() if not any(pattern.match(path) for pattern in dropped)}
+        towers = self.check(model, [t for t in TOWERS if any(path.startswith(f"{t}/") for path in target)])
+        self._check_sizes(model, wanted)
+        params = read_params(self.file, self.rules, wanted, adapted=self._adapted(model, wanted))
+        known = {path: rule.theirs for rule in self.rules for path in rule.ours}
+        gaps = [path for path in wanted if path in known and path not in params and path.split("/")[0] in towers]
+        if gaps:
+            names = list(dict.fromkeys(known[path] for path in gaps))
+            raise WeightsError(
+                f"{self.spec!r}: {self.file.path} has no {shorten(names)}; to start these parameters at "
+                f"random, set init.drop, e.g. init.drop=('{gaps[0]}',)"
+            )
+        missing = [path for path in target if path not in params]
+        return Loaded(params, missing, self._unused(model, params))
+
+    def _check_same(self, model: ClipConfig, towers: Sequence[str]) -> None:
+        for tower in towers:
+            section = TOWERS[tower]
+            ours, theirs = getattr(model, section), getattr(self.config, section)
+            for field in dataclasses.fields(ours):
+                mine, other = getattr(ours, field.name), getattr(theirs, field.name)
+                if field.name not in _FREE[section] and mine != other:
+                    raise ConfigError(
+                        f"model.{section}.{field.name}={mine!r}: the weights of {self.spec!r} are of a model "
+                        f"with {other!r}; set model='init' to take theirs"
+                    )
+
+    def _check_sizes(self, model: ClipConfig, wanted: Mapping[str, Any]) -> None:
+        text, other = model.text_cfg.vocab_size, self.config.text_cfg.vocab_size
+        if "text" in self.towers and "text/token_embed/embedding" in wanted and text != other:
+            raise ConfigError(
+                f"model.text_cfg.vocab_size={text}: the weights of {self.spec!r} have {other} tokens; use their "
+                "tokenizer, e.g. data.tokenizer.name='init'"
+            )
+        has_projection = any("/proj/" in path for rule in self.rules for path in rule.ours if path in wanted)
+        if model.embed_dim != self.config.embed_dim and has_projection:
+            raise ConfigError(
+                f"model.embed_dim={model.embed_dim}: the weights of {self.spec!r} have {self.config.embed_dim}; make "
+                "them equal, or leave the projections out with init.drop=('.*/proj/.*',)"
+            )
+
+    def _adapted(
+        self, model: ClipConfig, wanted: Mapping[str, Any]
+    ) -> dict[str, tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray]]]:
+        path, ours, theirs = "visual/pos_embed", model.vision_cfg, self.config.vision_cfg
+        if path not in wanted or ours.grid == theirs.grid:
+            return {}
+        sides = f"{theirs.grid}x{theirs.grid} to {ours.grid}x{ours.grid}"
+        logger.info(f"position embeddings go from {sides} patches (bicubic, as in open_clip)")
+        token = ours.class_token
+
+        def resize(table: np.ndarray) -> np.ndarray:
+            return resize_positions(table, ours.grid, class_token=token)
+
+        return {path: ((theirs.grid**2 + token, theirs.width), resize)}
+
+    def _unused(self, model: ClipConfig, params: Mapping[str, Any]) -> list[str]:
+        taken: set[str] = set()
+        for rule in self.rules:
+            if any(path in params for path in rule.ours):
+                tower = rule.ours[0].split("/")[0]
+                taken.update(rule.names(getattr(model, TOWERS[tower]).layers if rule.stacked else 1))
+        return [name for name in self.file.tensors if name not in taken and not _NOT_PARAMETERS.fullmatch(name)]
+
+
+class RenamedFile(TensorFile):
+    """Another file's tensors under other names, each whole or one layer of it."""
+
+    def __init__(self, file: TensorFile, names: Mapping[str, tuple[str, int | None]]):
+        self.path, self._file, self._names = file.path, file, dict(names)
+        self.tensors = {
+            name: file.tensors[original]
+            if layer is None
+            else TensorInfo(file.tensors[original].shape[1:], file.tensors[original].dtype)
+            for name, (original, layer) in names.items()
+        }
+
+    def _read(self, name: str) -> np.ndarray:
+        original, layer = self._names[name]
+        tensor = self._file.read(original)
+        return tensor if layer is None else tensor[layer]
+
+
+def strip_prefixes(file: TensorFile, prefixes: Sequence[str]) -> TensorFile:
+    """The file without the prefixes that wrappers put before all names, such as ``module.``."""
+    names = list(file.tensors)
+    lengths = 0
+    changed = True
+    while changed:
+        changed = False
+        for prefix in prefixes:
+            if names and all(name[lengths:].startswith(prefix) for name in names):
+                lengths += len(prefix)
+                changed = True
+    return RenamedFile(file, {name[lengths:]: (name, None) for name in names}) if lengths else file
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first of very many names."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

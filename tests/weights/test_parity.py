@@ -1,0 +1,168 @@
+"""Embeddings equal those of torch under the same weights, read from the files that torch's libraries write."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mmjax.core.state import parameter_paths
+from mmjax.models.clip import Clip
+from mmjax.weights.open_pretrained import open_pretrained
+
+torch = pytest.importorskip("torch", reason="pip install -e '.[parity]'")
+transformers = pytest.importorskip("transformers")
+
+IMAGE_SIZE, TOLERANCE = 32, 1e-5
+
+
+def load(spec, *, model=None):
+    """The model of ``spec`` with its weights on one device."""
+    pretrained = open_pretrained(str(spec), model=model)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Clip(pretrained.config, rngs=nnx.Rngs(0))))
+    shapes = nnx.to_pure_dict(state)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    paths = jax.tree.leaves(parameter_paths(shapes))
+    leaves, tree = jax.tree.flatten(shapes)
+    target = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        for path, leaf in zip(paths, leaves, strict=True)
+    }
+    loaded = pretrained.read(pretrained.config, target)
+    assert not loaded.missing and not loaded.unused
+    return nnx.merge(graph, nnx.State(jax.tree.unflatten(tree, [loaded.params[path] for path in paths]))), pretrained
+
+
+def pixels(config, n=3):
+    """Pictures, as ours takes them and as torch does."""
+    vision = config.vision_cfg
+    ours = np.random.default_rng(0).integers(0, 256, (n, vision.image_size, vision.image_size, 3), np.uint8)
+    theirs = (ours.astype(np.float32) / 255 - np.array(vision.image_mean, np.float32)) / np.array(
+        vision.image_std, np.float32
+    )
+    return {"image": jnp.asarray(ours)}, torch.from_numpy(theirs.transpose(0, 3, 1, 2).copy())
+
+
+def randomize(model):
+    """Random numbers everywhere, also where torch starts from zeros and ones."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model.eval()
+
+
+def tokens(config, *, eos, n=3):
+    """Rows that end before the context does."""
+    text = config.text_cfg
+    ids = np.random.default_rng(1).integers(3, text.vocab_size - 3, (n, text.context_length))
+    for row, end in enumerate(np.linspace(3, text.context_length - 1, n).astype(int)):
+        ids[row, end] = eos
+        ids[row, end + 1 :] = 0
+    return ids
+
+
+def clip_folder(folder, **keys):
+    config = transformers.CLIPConfig(
+        projection_dim=24,
+        text_config={
+            "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "vocab_size": 99, "max_position_embeddings": 12, "projection_dim": 24, "eos_token_id": 98, **keys,
+        },
+        vision_config={
+            "hidden_size": 48, "intermediate_size": 100, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "image_size": IMAGE_SIZE, "patch_size": 8, "projection_dim": 24,
+            **{key: value for key, value in keys.items() if key == "hidden_act"},
+        },
+    )  # fmt: skip
+    model = randomize(transformers.CLIPModel(config))
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("keys", [{}, {"hidden_act": "gelu"}, {"eos_token_id": 50}, {"eos_token_id": 2}])
+def test_clip_of_transformers(tmp_path, keys):
+    theirs = clip_folder(tmp_path, **keys)
+    ours, pretrained = load(tmp_path)
+    images, pixel_values = pixels(pretrained.config)
+    eos = keys.get("eos_token_id", 98)
+    ids = tokens(pretrained.config, eos=98 if eos == 2 else eos)
+    with torch.no_grad():
+        outputs = theirs(pixel_values=pixel_values, input_ids=torch.from_numpy(ids))
+    for mine, other in (
+        (ours.encode_image(images), outputs.image_embeds),
+        (ours.encode_text(jnp.asarray(ids)), outputs.text_embeds),
+    ):
+        mine = mine / jnp.linalg.norm(mine, axis=-1, keepdims=True)
+        assert np.abs(np.asarray(mine) - other.numpy()).max() <= TOLERANCE
+
+
+def test_siglip_of_transformers(tmp_path):
+    config = transformers.SiglipConfig(
+        text_config={
+            "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "vocab_size": 99, "max_position_embeddings": 12,
+        },
+        vision_config={
+            "hidden_size": 48, "intermediate_size": 100, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "image_size": IMAGE_SIZE, "patch_size": 8,
+        },
+    )  # fmt: skip
+    theirs = randomize(transformers.SiglipModel(config))
+    theirs.save_pretrained(tmp_path)
+    ours, pretrained = load(tmp_path)
+    images, pixel_values = pixels(pretrained.config)
+    ids = tokens(pretrained.config, eos=1)
+    with torch.no_grad():
+        outputs = theirs(pixel_values=pixel_values, input_ids=torch.from_numpy(ids))
+    for mine, other in (
+        (ours.encode_image(images), outputs.image_embeds),
+        (ours.encode_text(jnp.asarray(ids)), outputs.text_embeds),
+    ):
+        mine = mine / jnp.linalg.norm(mine, axis=-1, keepdims=True)
+        assert np.abs(np.asarray(mine) - other.numpy()).max() <= TOLERANCE
+    scale, bias = ours.logit_scale[...], ours.logit_bias[...]
+    assert (float(scale), float(bias)) == (theirs.logit_scale.item(), theirs.logit_bias.item())
+
+
+def open_clip_folder(folder, section):
+    """A folder as open_clip saves a model for the hub."""
+    open_clip = pytest.importorskip("open_clip")
+    from safetensors.torch import save_file
+
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": section, "preprocess_cfg": {}}))
+    name = "local-dir:" + str(folder)
+    custom = section.get("custom_text") or "timm_model_name" in section["vision_cfg"]
+    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    model = randomize(kind(**{key: value for key, value in section.items() if key != "custom_text"}))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    assert name
+    return model
+
+
+PLAIN = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": IMAGE_SIZE, "layers": 3, "width": 64, "patch_size": 8, "head_width": 16},
+    "text_cfg": {"context_length": 12, "vocab_size": 99, "width": 32, "heads": 4, "layers": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "section",
+    [PLAIN, PLAIN | {"quick_gelu": True}, PLAIN | {"custom_text": True}],
+    ids=["gelu", "quick_gelu", "custom_text"],
+)
+def test_open_clip(tmp_path, section):
+    theirs = open_clip_folder(tmp_path, section)
+    ours, pretrained = load(tmp_path)
+    images, pixel_values = pixels(pretrained.config)
+    ids = tokens(pretrained.config, eos=98)
+    with torch.no_grad():
+        pairs = (
+            (ours.encode_image(images), theirs.encode_image(pixel_values)),
+            (ours.encode_text(jnp.asarray(ids)), theirs.encode_text(torch.from_numpy(ids))),
+        )
+    for mine, other in pairs:
+        assert np.abs(np.asarray(mine) - other.numpy()).max() <= TOLERANCE

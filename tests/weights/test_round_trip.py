@@ -1,0 +1,253 @@
+"""What is exported comes back bit for bit, and what a layout cannot express is refused by name."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mmjax.core.config import ConfigError
+from mmjax.core.state import flatten
+from mmjax.models.clip import Clip
+from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
+from mmjax.weights.export.folders import FORMATS, Exported
+from mmjax.weights.open_pretrained import open_pretrained
+from mmjax.weights.tensors import WeightsError
+
+VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 12, "mlp_ratio": 2.5}
+TEXT = {"context_length": 12, "vocab_size": 99, "width": 32, "heads": 4, "layers": 2}
+HALF = (0.5, 0.5, 0.5)
+SIGLIP_TEXT = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "tokenizer_clean": "canonicalize"}
+SIGLIP_VISION = {
+    "class_token": False, "no_ln_pre": True, "patch_bias": True, "pool_type": "map", "proj_type": "none",
+    "image_mean": HALF, "image_std": HALF, "image_resize": "squash",
+}  # fmt: skip
+AVERAGED = {"pool_type": "avg", "proj_type": "linear", "proj_bias": True}
+GOOGLE = {"activation": "gelu_tanh", "ln_eps": 1e-6}
+
+
+def clip(*, embed_dim=24, bias=None, vision=None, text=None, **both):
+    return ClipConfig(
+        embed_dim=embed_dim,
+        init_logit_bias=bias,
+        init_logit_scale=math.log(10.0) if bias else math.log(1 / 0.07),
+        vision_cfg=VisionConfig(**VISION, **(vision or {}), **both),
+        text_cfg=TextConfig(**TEXT, **(text or {}), **both),
+    )
+
+
+def siglip(**both):
+    return clip(embed_dim=48, bias=-10.0, vision=SIGLIP_VISION, text=SIGLIP_TEXT, **GOOGLE, **both)
+
+
+def random_params(config):
+    shapes = flatten(nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(0))))[1]))
+    numbers = np.random.default_rng(0)
+    return {path: np.asarray(numbers.normal(size=leaf.shape), np.float32) for path, leaf in shapes.items()}
+
+
+def export(config, folder, *, format, params=None, **keys):
+    params = random_params(config) if params is None else params
+    model = Exported(config=config, params=params, tokenizer=None, card="", recipe={}, **keys)
+    folder.mkdir(exist_ok=True)
+    FORMATS[format](model, folder)
+    return params
+
+
+def targets(params):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return {path: jax.ShapeDtypeStruct(array.shape, np.float32, sharding=sharding) for path, array in params.items()}
+
+
+def spec_of(folder, format):
+    return str(folder / "model.npz" if format == "big_vision" else folder)
+
+
+@pytest.mark.parametrize(
+    ("format", "config"),
+    [
+        ("hf", clip()),
+        ("hf", clip(activation="quick_gelu")),
+        ("hf", siglip()),
+        ("open_clip", clip()),
+        ("open_clip", clip(activation="quick_gelu")),
+        ("open_clip", clip(activation="gelu_tanh", ln_eps=1e-6)),
+        ("open_clip", clip(bias=-10.0, vision={"pool_type": "avg", "no_ln_pre": True}, text={"no_causal_mask": True})),
+        ("big_vision", siglip()),
+        ("big_vision", clip(**GOOGLE, vision=SIGLIP_VISION | AVERAGED, text=SIGLIP_TEXT)),
+    ],
+)  # fmt: skip
+def test_a_model_comes_back_bit_for_bit(tmp_path, format, config):
+    params = export(config, tmp_path, format=format)
+    pretrained = open_pretrained(spec_of(tmp_path, format))
+    back = dataclasses.replace(
+        config, init_logit_scale=pretrained.config.init_logit_scale, vision_cfg=pretrained.config.vision_cfg
+    )
+    pretrained.check(back, ["visual", "text"])
+    differences = {
+        field.name: (getattr(config.vision_cfg, field.name), getattr(pretrained.config.vision_cfg, field.name))
+        for field in dataclasses.fields(VisionConfig)
+        if getattr(config.vision_cfg, field.name) != getattr(pretrained.config.vision_cfg, field.name)
+    }
+    assert not differences.keys() - {"image_mean", "image_std", "image_resize"}
+    loaded = pretrained.read(config, targets(params))
+    assert not loaded.missing and not loaded.unused
+    for path, array in params.items():
+        np.testing.assert_array_equal(np.asarray(loaded.params[path]), array, err_msg=path)
+
+
+def test_a_class_token_of_big_vision_holds_its_position(tmp_path):
+    config = clip(**GOOGLE, text=SIGLIP_TEXT, vision={"patch_bias": True, "no_ln_pre": True, "proj_bias": True})
+    params = export(config, tmp_path, format="big_vision")
+    loaded = open_pretrained(spec_of(tmp_path, "big_vision")).read(config, targets(params)).params
+    first = np.asarray(loaded["visual/cls"]) + np.asarray(loaded["visual/pos_embed"])[0]
+    np.testing.assert_allclose(first, params["visual/cls"] + params["visual/pos_embed"][0], rtol=1e-6)
+    np.testing.assert_array_equal(np.asarray(loaded["visual/pos_embed"])[1:], params["visual/pos_embed"][1:])
+
+
+def test_half_precision_files_are_read_as_float32(tmp_path):
+    params = export(clip(), tmp_path, format="hf", dtype="bfloat16")
+    loaded = open_pretrained(str(tmp_path)).read(clip(), targets(params)).params
+    for path, array in params.items():
+        assert loaded[path].dtype == np.float32
+        np.testing.assert_allclose(np.asarray(loaded[path]), array, rtol=2**-8, atol=1e-6)
+
+
+def test_scanned_blocks_of_big_vision_are_taken_apart(tmp_path):
+    params = export(siglip(), tmp_path, format="big_vision")
+    arrays = dict(np.load(tmp_path / "model.npz"))
+    for prefix, layers in (("params/img/Transformer", 3), ("params/txt/Encoder_0", 2)):
+        for name in [name for name in arrays if name.startswith(f"{prefix}/encoderblock_0/")]:
+            each = [arrays.pop(name.replace("encoderblock_0", f"encoderblock_{k}")) for k in range(layers)]
+            arrays[name.replace("encoderblock_0", "encoderblock")] = np.stack(each)
+    np.savez(tmp_path / "model.npz", **arrays)
+    loaded = open_pretrained(str(tmp_path / "model.npz")).read(siglip(), targets(params)).params
+    for path, array in params.items():
+        np.testing.assert_array_equal(np.asarray(loaded[path]), array, err_msg=path)
+
+
+def test_an_augreg_file_gives_the_image_tower(tmp_path):
+    config = clip(**GOOGLE, text=SIGLIP_TEXT, vision={"patch_bias": True, "no_ln_pre": True})
+    vision = dataclasses.replace(config.vision_cfg, proj_type="none")
+    export(dataclasses.replace(config, embed_dim=48, vision_cfg=vision), tmp_path, format="big_vision")
+    renamed = {
+        "LayerNorm_1": "LayerNorm_2", "MlpBlock_0": "MlpBlock_3",
+        "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
+    }  # fmt: skip
+    arrays = {"head/kernel": np.zeros((48, 10)), "head/bias": np.zeros(10)}
+    for name, array in np.load(tmp_path / "model.npz").items():
+        if name.startswith("params/img/"):
+            pieces = name.removeprefix("params/img/").split("/")
+            arrays["/".join(renamed.get(piece, piece) for piece in pieces)] = array
+    positions = arrays.pop("pos_embedding")
+    arrays["Transformer/posembed_input/pos_embedding"] = np.pad(positions, ((0, 0), (1, 0), (0, 0)))
+    np.savez(tmp_path / "augreg.npz", **arrays)
+    pretrained = open_pretrained(str(tmp_path / "augreg.npz"))
+    assert pretrained.towers == ["visual"]
+    target = {path: leaf for path, leaf in targets(random_params(config)).items() if path.startswith("visual/")}
+    loaded = pretrained.read(config, target)
+    assert loaded.missing == ["visual/proj/kernel"] and set(loaded.unused) == {"head/kernel", "head/bias"}
+    query = arrays["Transformer/encoderblock_2/MultiHeadDotProductAttention_1/query/kernel"]
+    np.testing.assert_array_equal(loaded.params["visual/blocks/attn/query/kernel"][2], query)
+
+
+@pytest.mark.parametrize(
+    ("format", "config", "keys"),
+    [
+        ("hf", clip(vision={"pool_type": "avg"}), ["vision_cfg.pool_type='avg'"]),
+        ("hf", clip(text={"pool_type": "mean", "pad_id": 0}), ["text_cfg.pool_type='mean'"]),
+        ("hf", clip(vision={"registers": 2, "qk_norm": True}), ["vision_cfg.registers=2", "vision_cfg.qk_norm=True"]),
+        ("open_clip", clip(vision={"class_token": False, "pool_type": "avg"}), ["vision_cfg.class_token=False"]),
+        ("open_clip", siglip(), ["vit_of_another_size"]),
+        ("big_vision", clip(), ["vision_cfg.activation='gelu'", "text_cfg.no_causal_mask=False"]),
+    ],
+)  # fmt: skip
+def test_what_a_layout_cannot_express_is_refused_by_name(tmp_path, format, config, keys):
+    with pytest.raises(ConfigError) as error:
+        export(config, tmp_path, format=format)
+    assert all(key in str(error.value) for key in keys) and "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_positions_are_resized_for_another_image_size(tmp_path):
+    params = export(clip(), tmp_path, format="open_clip")
+    larger = dataclasses.replace(clip(), vision_cfg=dataclasses.replace(clip().vision_cfg, image_size=48))
+    wanted = targets(params) | {
+        "visual/pos_embed": jax.ShapeDtypeStruct((37, 48), np.float32, sharding=targets(params)["visual/cls"].sharding)
+    }
+    table = np.asarray(open_pretrained(str(tmp_path)).read(larger, wanted).params["visual/pos_embed"])
+    np.testing.assert_array_equal(table[0], params["visual/pos_embed"][0])
+    # Corners and the mean stay near; a table of ones stays ones exactly.
+    assert table.shape == (37, 48) and abs(table[1:].mean() - params["visual/pos_embed"][1:].mean()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_cfg": {"width": 96}}, "model.vision_cfg.width=96: the weights of"),
+        ({"text_cfg": {"context_length": 77}}, "model.text_cfg.context_length=77"),
+        ({"text_cfg": {"vocab_size": 100}}, "model.text_cfg.vocab_size=100: the weights of"),
+        ({"embed_dim": 32}, "model.embed_dim=32"),
+    ],
+)
+def test_weights_of_another_model_are_refused_with_both_numbers(tmp_path, change, message):
+    params = export(clip(), tmp_path, format="hf")
+    sections = {
+        k: dataclasses.replace(getattr(clip(), k), **v) if isinstance(v, dict) else v for k, v in change.items()
+    }
+    with pytest.raises(ConfigError, match="the weights of") as error:
+        open_pretrained(str(tmp_path)).read(dataclasses.replace(clip(), **sections), targets(params))
+    assert message in str(error.value)
+
+
+def test_missing_tensors_are_listed_and_can_be_dropped(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    params = export(clip(), tmp_path, format="hf")
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["visual_projection.weight"]
+    save_file(tensors | {"classifier.weight": np.zeros(3)}, tmp_path / "model.safetensors")
+    pretrained = open_pretrained(str(tmp_path))
+    with pytest.raises(WeightsError, match=r"has no visual_projection.weight.*init.drop=\('visual/proj/kernel',\)"):
+        pretrained.read(clip(), targets(params))
+    loaded = pretrained.read(clip(), targets(params), drop=("visual/proj/.*",))
+    assert loaded.missing == ["visual/proj/kernel"] and loaded.unused == ["classifier.weight"]
+
+
+def test_nonsense_is_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for number, text in enumerate(("[]", "{", '{"model_type": "bart"}', '{"model_type": "clip", "text_config": 3}')):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "config.json").write_text(text)
+    for spec in ("nowhere/at/all", "./nowhere", str(tmp_path / "empty"), *(str(tmp_path / str(k)) for k in range(4))):
+        with pytest.raises(ConfigError) as error:
+            open_pretrained(spec)
+        assert "\n" not in str(error.value)
+
+
+def test_a_folder_is_not_taken_for_a_name_of_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        open_pretrained("runs/mine")
+
+
+def test_a_transposed_array_is_written_as_it_is(tmp_path):
+    """safetensors writes memory in its order whatever the strides say, without a word."""
+    params = random_params(clip())
+    params["text/token_embed/embedding"] = np.asfortranarray(params["text/token_embed/embedding"])
+    export(clip(), tmp_path, format="hf", params=params)
+    loaded = open_pretrained(str(tmp_path)).read(clip(), targets(params)).params
+    np.testing.assert_array_equal(loaded["text/token_embed/embedding"], params["text/token_embed/embedding"])
+
+
+def test_the_recipe_lies_beside_the_weights(tmp_path):
+    export(clip(), tmp_path, format="open_clip")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "open_clip_config.json", "open_clip_model.safetensors", "README.md", "mmjax_config.json",
+    }  # fmt: skip
+    section = json.loads((tmp_path / "open_clip_config.json").read_text())
+    assert section["preprocess_cfg"]["resize_mode"] == "shortest"
