@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import collections
 import dataclasses
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,11 +17,14 @@ from PIL import Image, ImageDraw, ImageFont
 from mmjax.core.config import ConfigError
 from mmjax.data.preparing.plan import evenly_spaced
 
+logger = logging.getLogger(__name__)
+
 _PAPER, _INK, _FAINT, _FALSE, _EDGE = "#ffffff", "#1f2328", "#6e7781", "#b42318", "#d0d7de"
 _SIDE = 208  # approximate longer side of a picture in pixels; small pictures are enlarged by whole factors
 _MIN_WIDTH = 168  # of a cell, for its texts
 _MARGIN, _GAP, _PADDING = 28, 20, 12
 _TEXT, _SMALL, _TITLE = 14, 12, 20
+_MAX_CHARACTERS = 300  # that a font is chosen by
 _MAX_LINES = 9  # of one text
 
 
@@ -71,7 +78,8 @@ def draw(cells: Sequence[Cell], *, title: str, subtitle: str = "", columns: int 
     inner = max(inner, _MIN_WIDTH)
     columns = min(columns or max(round(1300 / (inner + 2 * _PADDING + _GAP)), 1), len(cells))
     width = max(2 * _MARGIN + columns * (inner + 2 * _PADDING) + (columns - 1) * _GAP, 640)
-    font, small, large = (ImageFont.load_default(size=size) for size in (_TEXT, _SMALL, _TITLE))
+    shown = "".join([title, subtitle, *(text for cell in cells for text, _ in cell.texts)])
+    font, small, large = choose_fonts(shown, (_TEXT, _SMALL, _TITLE))
     heading = wrap_text(subtitle, small, width - 2 * _MARGIN, max_lines=3) if subtitle else []
     texts = [_lines(cell, font, small, inner) for cell in cells]
     heights = [
@@ -101,6 +109,46 @@ def draw(cells: Sequence[Cell], *, title: str, subtitle: str = "", columns: int 
             pen.text((left + _PADDING, down), text, font=kind, fill=color)
             down += size
     return sheet
+
+
+def choose_fonts(text: str, sizes: Sequence[int]) -> list[Any]:
+    """Pillow's own font, or the one of this machine with the most characters of ``text`` that Pillow's lacks."""
+    fonts = [ImageFont.load_default(size=size) for size in sizes]
+    wanted = [c for c, _ in collections.Counter(c for c in text if not c.isspace()).most_common(_MAX_CHARACTERS)]
+    missing = _missing(fonts[0], wanted)
+    for path in _font_files() if missing else ():
+        try:
+            lacking = _missing(ImageFont.truetype(path, sizes[0]), wanted)
+            if len(lacking) < len(missing):
+                fonts, missing = [ImageFont.truetype(path, size) for size in sizes], lacking
+        except OSError:  # not a font that FreeType reads
+            continue
+        if not missing:
+            break
+    if missing:
+        logger.warning(
+            f"the sheet lacks {len(missing)} characters ({''.join(missing[:8])}) that no font of this machine has; "
+            "install one, such as Noto Sans CJK"
+        )
+    return fonts
+
+
+def _font_files() -> list[str]:
+    """The fonts of this machine, plain upright ones first."""
+    folders = [
+        "/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts",
+        "/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts", "C:/Windows/Fonts",
+    ]  # fmt: skip
+    files = [file for folder in folders for file in Path(folder).expanduser().rglob("*.[to]t[fc]")]
+    styled = re.compile("bold|italic|oblique|light|thin|black|condensed|narrow|mono|serif", re.IGNORECASE)
+    return [str(p) for p in sorted(files, key=lambda p: (bool(styled.search(p.stem)), "sans" not in p.stem.lower(), p))]
+
+
+def _missing(font: Any, characters: Sequence[str]) -> list[str]:
+    """The characters that ``font`` draws as it draws what is no character."""
+    drawn = ((mask.size, bytes(mask)) for mask in map(font.getmask, ["\U0010ffff", *characters]))
+    nothing = next(drawn)
+    return [c for c, mask in zip(characters, drawn, strict=True) if mask == nothing]
 
 
 def save(sheet: Image.Image, path: str) -> None:

@@ -133,3 +133,14 @@ def test_a_long_text_takes_no_longer_than_what_is_shown_of_it(text):
     assert len(lines) == 9 and lines[-1].endswith("…")
     assert FONT.getlength(truncate_text(text, Counted(), 150)) <= 150
     assert sum(calls) < 200_000
+
+
+def test_a_font_of_the_machine_is_used_where_it_has_more_of_the_characters(monkeypatch, caplog):
+    files = contact_sheet._font_files()
+    assert contact_sheet.choose_fonts("plain", (14, 12))[1].getname() == FONT.getname() and not caplog.records
+    if any("DejaVuSans" in file for file in files):
+        font = contact_sheet.choose_fonts("Bär große я", (14, 12))[0]
+        assert not contact_sheet._missing(font, "äßя") and not caplog.records
+    monkeypatch.setattr(contact_sheet, "_font_files", lambda: [__file__])
+    assert contact_sheet.choose_fonts("猫", (14,))[0].getname() == FONT.getname()
+    assert "the sheet lacks 1 characters (猫)" in caplog.text
