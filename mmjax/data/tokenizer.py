@@ -91,6 +91,15 @@ class Tokenizer:
         encodings = self._backend.encode_batch_fast(list(texts))
         return sum(bool(encoding.overflowing) for encoding in encodings) / max(len(encodings), 1)
 
+    def unknown_fraction(self, texts: Sequence[str]) -> float:
+        """The fraction of the words of ``texts`` that are not in the vocabulary; 0 for byte-level tokenizers."""
+        unknown = getattr(self._backend.model, "unk_token", None)
+        if unknown is None:
+            return 0.0
+        ids = self(texts)
+        words = ids[~np.isin(ids, [i for i in (self.bos_id, self.eos_id, self.pad_id) if i is not None])]
+        return float((words == self._backend.token_to_id(unknown)).mean()) if len(words) else 0.0
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes ``tokenizer.json`` and its configuration, for ``load`` and for ``transformers.AutoTokenizer``."""
         os.makedirs(folder, exist_ok=True)
@@ -119,8 +128,9 @@ def load(name: str, *, context_length: int, captions: Iterable[str] | None = Non
     """Trains or loads a tokenizer.
 
     Args:
-      name: ``"word"`` (whole lower-case words and runs of punctuation, the most frequent ones), ``"bpe"`` (lower-case
-        byte-level BPE, without unknown tokens), a folder (of a run or of a Hugging Face tokenizer), or a hub name.
+      name: ``"word"`` (the most frequent lower-case words, Chinese and Japanese characters, and runs of punctuation),
+        ``"bpe"`` (lower-case byte-level BPE, without unknown tokens), a
+        folder of a run or a Hugging Face tokenizer, or a hub name.
       context_length: tokens per row.
       captions: to train ``"word"`` or ``"bpe"`` on; their order does not matter.
       vocab_size: largest number of ids of a trained tokenizer.
@@ -155,7 +165,9 @@ def _train(name: str, captions: Iterable[str], vocab_size: int) -> tokenizers.To
     trainer: trainers.Trainer
     if name == "word":
         backend = tokenizers.Tokenizer(models.WordLevel(unk_token=_UNKNOWN))
-        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        # Chinese and Japanese have no spaces between words: each character is one.
+        ideographs = pre_tokenizers.Split(tokenizers.Regex(r"[\p{Han}\p{Hiragana}\p{Katakana}]"), "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([ideographs, pre_tokenizers.Whitespace()])
         trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=specials, show_progress=False)
     else:
         backend = tokenizers.Tokenizer(models.BPE())

@@ -107,6 +107,8 @@ def text(summary: dict[str, Any]) -> str:
             f"  tokens {_format_stats(c['tokens'])}; {c['truncated']:.1%} exceed the context length of "
             f"{c['context_length']}"
         )
+        if c["unknown"]:
+            lines.append(f"  {c['unknown']:.1%} of the words are unknown; data.tokenizer.name=bpe knows every word")
     for name, fact in summary["fields"].items():
         lines.append(f"{printable(name)}: {fact}")
     for component in summary.get("components", ()):
@@ -176,7 +178,7 @@ class _Captions:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._each, self._lengths, self._hashes = array.array("q"), array.array("q"), array.array("Q")
-        self._truncated = 0.0
+        self._truncated = self._unknown = 0.0
 
     def add(self, captions: Sequence[Sequence[str]]) -> None:
         texts = [caption for several in captions for caption in several]
@@ -186,6 +188,7 @@ class _Captions:
         # A text ends at its first EOS; truncated ones count as long as the context.
         self._lengths.extend(((self._tokenizer(texts) == self._tokenizer.eos_id).argmax(axis=1) + 1).tolist())
         self._truncated += self._tokenizer.truncated_fraction(texts) * len(texts)
+        self._unknown += self._tokenizer.unknown_fraction(texts) * len(texts)
         digests = (hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest() for text in texts)
         self._hashes.extend(int.from_bytes(digest, "little") for digest in digests)
 
@@ -198,6 +201,7 @@ class _Captions:
                 "duplicates": 1 - len(np.unique(np.frombuffer(self._hashes, np.uint64))) / count,
                 "tokens": _statistics(self._lengths),
                 "truncated": self._truncated / count,
+                "unknown": self._unknown / count,
             }
         return summary
 
