@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from mmjax.core.row_sharding import constrain_rows
 from mmjax.models.config import Remat
-from mmjax.models.layers import Block, BlockSpec, Position, take_position
+from mmjax.models.layers import Block, BlockSpec, Position, Rotation, take_position
 
 _REMAT_POLICIES = {
     # Norms and activations are cheap to recompute from the saved products, and large to keep.
@@ -38,7 +38,7 @@ def stack_blocks(spec: BlockSpec, *, layers: int, rngs: nnx.Rngs, dtype: Any) ->
 
 
 def run_blocks(
-    blocks: Block,
+    blocks: Block | None,
     x: jax.Array,
     *,
     start: int = 0,
@@ -47,13 +47,14 @@ def run_blocks(
     remat: Remat,
     valid: jax.Array | None = None,
     position: Position | None = None,
+    rotation: Rotation | None = None,
     record: Collection[int] = (),
     row_sharding: NamedSharding | None = None,
 ) -> tuple[jax.Array, dict[int, jax.Array]]:
     """Runs blocks ``start`` to ``stop`` (not included) of a stack.
 
     Args:
-        blocks: From ``stack_blocks``.
+        blocks: From ``stack_blocks``; None: a tower without blocks.
         x: [B,N,D].
         start: The first block.
         stop: The block after the last one; None: all.
@@ -62,6 +63,7 @@ def run_blocks(
         valid: bool[B,N], the keys that attention may see; None: all.
         position: Return this position of each sequence alone. The last block then computes queries, the attention's
             output and the MLP for it only: the same numbers for 7 % less work in a tower of twelve blocks.
+        rotation: Of queries and keys, for rotary positions.
         record: Blocks whose inputs to return as well; ``stop`` stands for the output of the last block. Recording
             does not change the rest of the program, whereas several shorter loops would round differently.
         row_sharding: How the sequences lie over devices between blocks.
@@ -69,18 +71,26 @@ def run_blocks(
     Returns:
         [B,N,D], or [B,1,D] with ``position``; and the inputs of the blocks in ``record``.
     """
-    graph, state = nnx.split(blocks)
-    params = nnx.to_pure_dict(state)
-    depth = blocks.ln_1.scale.shape[0]
+    depth = 0 if blocks is None else blocks.ln_1.scale.shape[0]
     stop = depth if stop is None else stop
     if not 0 <= start <= stop <= depth:
         raise ValueError(f"blocks {start} to {stop}: the tower has {depth}")
     if not all(start <= k <= stop for k in record):
         raise ValueError(f"record={sorted(record)}: only blocks {start} to {stop} run")
+    if blocks is None:
+        return x if position is None else take_position(x, position), dict.fromkeys(record, x)
+    graph, state = nnx.split(blocks)
+    params = nnx.to_pure_dict(state)
 
     def apply(x: jax.Array, layer: dict[str, Any], *, position: Position | None = None) -> jax.Array:
         def block(x: jax.Array, layer: dict[str, Any]) -> jax.Array:
-            return nnx.merge(graph, layer)(x, valid=valid, position=position, row_sharding=row_sharding)
+            options: dict[str, Any] = {
+                "valid": valid,
+                "position": position,
+                "rotation": rotation,
+                "row_sharding": row_sharding,
+            }
+            return nnx.merge(graph, layer)(x, **options)
 
         if remat != "none":
             block = jax.checkpoint(block, policy=_REMAT_POLICIES[remat], prevent_cse=not scan)

@@ -28,6 +28,15 @@ host's memory (``offload``), or its input alone (``full``).
 MatmulPrecision = Literal["full", "int8", "fp8"]
 """The number format in which the blocks' linear maps multiply; see ``low_precision``."""
 
+BlockNorm = Literal["pre", "post", "res_post"]
+"""Where a block has its norms: ``x + f(norm(x))``, BERT's ``norm(x + f(x))``, or ``x + norm(f(x))``."""
+
+MlpType = Literal["mlp", "swiglu"]
+"""``fc2(act(fc1 x))``, or ``fc2(silu(gate x) · fc1 x)`` (Shazeer, arXiv:2002.05202)."""
+
+QkvBias = Literal["qkv", "qv", "none"]
+"""Which of an attention's queries, keys and values have a bias."""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -35,26 +44,54 @@ def _require(condition: bool, message: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VisionConfig:
-    """The image tower: a pre-norm vision transformer."""
+class BlockConfig:
+    """The blocks of a tower."""
 
-    image_size: Size = 224
-    patch_size: Size = 16
-    width: Size = 768
-    layers: Layers = 12
-    head_width: Size = 64
     mlp_ratio: MlpRatio = 4.0
     activation: Activation = "gelu"
     ln_eps: PositiveFloat = 1e-5
     qk_norm: bool = False  # layer norm of each head's queries and keys
-    stem: Literal["patch", "conv", "patch_merge"] = "patch"
+    block_norm: BlockNorm = "pre"
+    mlp_type: MlpType = "mlp"
+    qkv_bias: QkvBias = "qkv"
+    scale_attn_inner: bool = False  # layer norm of the attention's output, before its last linear map
+    scale_fc: bool = False  # layer norm of the MLP's hidden layer (Shleifer et al., arXiv:2110.09456)
+    ls_init_value: PositiveFloat | None = None  # where layer scales start (Touvron et al., arXiv:2103.17239)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig(BlockConfig):
+    """The image tower: a vision transformer, or CLIP's ResNet as the stem of one without blocks.
+
+    Rotary positions (``rope``) turn each pair of numbers of a patch's queries and keys by its coordinates; the first
+    half of a head has those of ``rope``'s first word. They count from ``rope_offset``, and a grid of another size is
+    stretched onto ``rope_grid`` a side.
+
+    ``pool_type`` takes the class token, the mean of the patches, a learned query's attention to all tokens (``map``),
+    or the attention of the patches' mean, which is then the class token, to itself and them (``attn``: ResNets).
+    """
+
+    image_size: Size = 224
+    patch_size: Size = 16
+    width: Size = 768
+    layers: Annotated[int, Between(0, 1000)] = 12
+    head_width: Size = 64
+    stem: Literal["patch", "conv", "patch_merge", "resnet"] = "patch"
     stem_widths: tuple[Size, ...] = ()  # channels after each convolution or merge; the last is the width
+    stem_layers: tuple[Layers, ...] = ()  # of a ResNet: the bottlenecks of each stage
+    stem_norm: Literal["layer", "batch"] = "layer"  # batch: between convolutions, with fixed statistics
     patch_bias: bool = False
     pos_embed_type: Literal["learnable", "sin_cos_2d"] = "learnable"
+    rope: Literal["none", "row_column", "column_row"] = "none"
+    rope_grid: Size | None = None
+    rope_offset: float = 0.0
     class_token: bool = True
+    class_position: bool = True  # whether the class token has a learned position too
     registers: Annotated[int, Between(0, 2**16)] = 0  # learned tokens beside the class token, which no pooling reads
     no_ln_pre: bool = False
-    pool_type: Literal["tok", "avg", "map"] = "tok"
+    pool_type: Literal["tok", "avg", "map", "attn"] = "tok"
+    map_heads: Size | None = None  # heads of attention pooling; None: those of the blocks
+    map_mlp_ratio: PositiveFloat | None = None  # likewise
     final_ln_after_pool: bool = False
     proj_type: Literal["linear", "none"] = "linear"
     proj_bias: bool = False
@@ -88,6 +125,11 @@ class VisionConfig:
             f"{section}.final_ln_after_pool=True: attention pooling has its norm before it; set it to False",
         )
         _require(
+            self.rope == "none" or (self.head_width % 4 == 0 and self.fusion != "tokens"),
+            f"{section}.rope={self.rope!r}: needs a {section}.head_width={self.head_width} that 4 divides, and "
+            f"{section}.fusion={self.fusion!r} other than 'tokens'",
+        )
+        _require(
             self.pos_embed_type != "sin_cos_2d" or self.width % 4 == 0,
             f"{section}.width={self.width}: sin_cos_2d positions need a multiple of 4",
         )
@@ -104,6 +146,22 @@ class VisionConfig:
         self._check_stem(section)
 
     def _check_stem(self, section: str) -> None:
+        resnet = self.stem == "resnet"
+        _require(
+            (self.pool_type == "attn") == (len(self.stem_layers) == 4) == (self.layers == 0) == resnet,
+            f"{section}.stem={self.stem!r}: 'resnet', and it alone, goes with {section}.layers=0, four numbers in "
+            f"{section}.stem_layers and {section}.pool_type='attn'",
+        )
+        if resnet:
+            _require(
+                self.class_token and self.no_ln_pre and self.registers == 0 and self.patch_size == 32,
+                f"{section}.stem='resnet': needs class_token=True, no_ln_pre=True, registers=0, patch_size=32",
+            )
+            _require(
+                self.stem_widths == (self.width // 32,) and self.width % 64 == 0,
+                f"{section}.stem_widths={self.stem_widths}: must be one, an even 32nd of {section}.width={self.width}",
+            )
+            return
         if self.stem == "patch":
             _require(
                 self.stem_widths == (), f"{section}.stem_widths={self.stem_widths}: unused by stem 'patch'; leave empty"
@@ -136,12 +194,15 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """The text tower: a pre-norm transformer, causal unless ``no_causal_mask``.
+class TextConfig(BlockConfig):
+    """The text tower: a transformer, causal unless ``no_causal_mask``.
 
     ``pool_type`` takes the token of the highest id (``argmax``: CLIP's end of text), the first ``eos_id`` (``eos``),
     the first or last position, or the mean over all tokens but ``pad_id``; attention then ignores padding as well.
     Fields that are None come from the tokenizer (``with_tokenizer``).
+
+    BERT and its relatives have ``block_norm="post"`` (with it there is no norm after the blocks), ``embed_norm``,
+    ``mask_padding``, and the rest as their weights need.
     """
 
     context_length: Size = 77
@@ -151,21 +212,35 @@ class TextConfig:
     width: Size = 512
     heads: Size = 8
     layers: Layers = 12
-    mlp_ratio: MlpRatio = 4.0
-    activation: Activation = "gelu"
-    ln_eps: PositiveFloat = 1e-5
-    qk_norm: bool = False
     no_causal_mask: bool = False
+    mask_padding: bool = False  # attention ignores padding, whatever the pooling
+    num_positions: Size | None = None  # None: context_length; pretrained tables may have more
+    positions_from_pad: bool = False  # count from pad_id + 1 and leave out padding, as RoBERTa does
+    token_types: Annotated[int, Between(0, 2**16)] = 0  # vectors for kinds of sentences; the first is added to all
+    embed_norm: bool = False  # layer norm of the embedded tokens
     pool_type: Literal["argmax", "eos", "first", "last", "mean"] = "argmax"
+    pool_tanh: bool = False  # BERT's pooler: a linear map and tanh of what is pooled
     final_ln_after_pool: bool = False
-    proj_type: Literal["linear", "none"] = "linear"
+    proj_type: Literal["linear", "mlp", "none"] = "linear"  # mlp: over the mean of both widths
     proj_bias: bool = False
     token_init_sd: Annotated[float, Ge(0)] = 0.02
     position_init_sd: Annotated[float, Ge(0)] = 0.01
     hf_tokenizer_name: str | None = None  # the tokenizer that pretrained weights of this model expect
     tokenizer_clean: str | None = None  # how that tokenizer cleans text first
+    tokenizer_strip_sep: bool = False  # it then writes 0 in place of its separator
 
     def __post_init__(self) -> None:
+        section = "model.text_cfg"
+        _require(
+            not (self.block_norm == "post" and self.final_ln_after_pool),
+            f"{section}.final_ln_after_pool=True: there is no last norm with {section}.block_norm='post'; set it False",
+        )
+        first = 0 if not self.positions_from_pad or self.pad_id is None else self.pad_id + 1
+        _require(
+            self.num_positions is None or self.num_positions >= self.context_length + first,
+            f"{section}.num_positions={self.num_positions}: fewer than the {self.context_length + first} of "
+            f"{section}.context_length={self.context_length}",
+        )
         _require(
             self.width * self.mlp_ratio >= 1,
             f"model.text_cfg.mlp_ratio={self.mlp_ratio}: leaves no hidden unit of model.text_cfg.width={self.width}; "
@@ -194,7 +269,7 @@ class ClipConfig:
     def __post_init__(self) -> None:
         for section, tower in (("model.vision_cfg", self.vision_cfg), ("model.text_cfg", self.text_cfg)):
             _require(
-                tower.proj_type == "linear" or tower.width == self.embed_dim,
+                tower.proj_type != "none" or tower.width == self.embed_dim,
                 f"{section}.proj_type='none': needs {section}.width={tower.width} equal to "
                 f"model.embed_dim={self.embed_dim}",
             )

@@ -1,4 +1,4 @@
-"""Layers of a pre-norm transformer. Parameters, norms and softmax are float32, matrix products run in ``dtype``.
+"""Layers of a transformer. Parameters, norms and softmax are float32, matrix products run in ``dtype``.
 
 ``block_stack`` makes and runs many of these blocks.
 """
@@ -19,12 +19,14 @@ from jax.sharding import NamedSharding
 
 from mmjax.core.numerics import broadcast_parameter
 from mmjax.core.row_sharding import constrain_rows
-from mmjax.models.config import Activation, MatmulPrecision
+from mmjax.models.config import Activation, BlockConfig, BlockNorm, MatmulPrecision, MlpType, QkvBias
 from mmjax.models.low_precision import product
 
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 Position = int | jax.Array
 """One position of each sequence: an int for all, or i32[B]."""
+Rotation = tuple[jax.Array, jax.Array]
+"""Cosines and sines f32[B or 1, N, head_width/2] by which each position's queries and keys are turned, pair by pair."""
 
 
 def normal(sd: float) -> Init:
@@ -99,6 +101,39 @@ class LayerNorm(nnx.Module):
         return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
 
 
+class FixedBatchNorm(nnx.Module):
+    """Batch norm (Ioffe & Szegedy, arXiv:1502.03167) with the statistics of pretrained weights, in f32.
+
+    ``mean`` and ``var`` are parameters without a gradient, and weight decay leaves them alone: an image's embedding
+    does not depend on the rest of its batch, on micro-batches, or on views.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-5, scale: float = 1.0, dtype: Any):
+        self.eps, self.dtype = eps, dtype
+        self.scale = nnx.Param(jnp.full(width, scale))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.mean = nnx.Param(jnp.zeros(width))
+        self.var = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., width] -> the same shape."""
+        mean, var = jax.lax.stop_gradient((self.mean[...], self.var[...]))
+        x = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(var + self.eps)
+        return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+class LayerScale(nnx.Module):
+    """A learned factor for each channel (Touvron et al., arXiv:2103.17239)."""
+
+    def __init__(self, width: int, *, value: float, dtype: Any):
+        self.dtype = dtype
+        self.gamma = nnx.Param(jnp.full(width, value))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., width] -> the same shape."""
+        return x * broadcast_parameter(self.gamma[...], x.shape, self.dtype)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockSpec:
     """Sizes and initializers of a block."""
@@ -115,25 +150,57 @@ class BlockSpec:
     init_fc1: Init
     init_fc2: Init
     matmul_precision: MatmulPrecision = "full"
+    block_norm: BlockNorm = "pre"
+    mlp_type: MlpType = "mlp"
+    qkv_bias: QkvBias = "qkv"
+    scale_attn_inner: bool = False
+    scale_fc: bool = False
+    ls_init_value: float | None = None
+
+    @classmethod
+    def from_config(cls, config: BlockConfig, **sizes: Any) -> BlockSpec:
+        """The block of a tower's section, with what that section does not have."""
+        return cls(
+            **{f.name: getattr(config, f.name) for f in dataclasses.fields(BlockConfig) if f.name != "mlp_ratio"}
+            | sizes
+        )
 
 
 class Attention(nnx.Module):
     """``softmax(q·kᵀ/√d)·v`` in ``heads`` heads (Vaswani et al., arXiv:1706.03762)."""
 
-    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any, with_out: bool = True):
         split = (spec.heads, spec.width // spec.heads)
         dense = functools.partial(Dense, rngs=rngs, dtype=dtype, matmul_precision=spec.matmul_precision)
         make = functools.partial(dense, (spec.width,), split, init=spec.init_qkv)
-        self.query, self.key, self.value = make(), make(), make()
-        self.out = dense(split, (spec.width,), init=spec.init_out)
-        norm = functools.partial(LayerNorm, split[1], eps=spec.ln_eps, dtype=dtype)
-        self.ln_q = norm() if spec.qk_norm else None
-        self.ln_k = norm() if spec.qk_norm else None
+        self.query, self.key, self.value = (make(bias=name in spec.qkv_bias) for name in ("q", "k", "v"))
+        self.out = dense(split, (spec.width,), init=spec.init_out) if with_out else None
+        norm = functools.partial(LayerNorm, eps=spec.ln_eps, dtype=dtype)
+        self.ln_q = norm(split[1]) if spec.qk_norm else None
+        self.ln_k = norm(split[1]) if spec.qk_norm else None
+        self.ln_inner = norm(spec.width) if spec.scale_attn_inner else None
 
     def __call__(
-        self, x: jax.Array, keys: jax.Array, *, mask: jax.Array | None = None, row_sharding: NamedSharding | None = None
+        self,
+        x: jax.Array,
+        keys: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        rotations: tuple[Rotation, Rotation] | None = None,
+        row_sharding: NamedSharding | None = None,
     ) -> jax.Array:
-        """x [B,Q,D], keys [B,K,D], mask bool [B or 1, 1, Q, K] of the keys to attend to -> [B,Q,D]."""
+        """Attends from x to keys.
+
+        Args:
+            x: [B,Q,D].
+            keys: [B,K,D].
+            mask: bool [B or 1, 1, Q, K] of the keys to attend to.
+            rotations: Of queries and of keys.
+            row_sharding: How the keys lie over devices.
+
+        Returns:
+            [B,Q,D]; without the last linear map, [B,Q,H,D/H].
+        """
         # One constraint for each use: the two gradients are separate products until they are added up.
         q, k, v = (
             self.query(x),
@@ -142,38 +209,54 @@ class Attention(nnx.Module):
         )
         if self.ln_q is not None and self.ln_k is not None:
             q, k = self.ln_q(q), self.ln_k(k)
+        if rotations is not None:
+            q, k = (rotate(heads, rotation) for heads, rotation in zip((q, k), rotations, strict=True))
         # Move heads before positions once, instead of in each of the six products of forward and backward pass.
         q, k, v = (mark_saved(jnp.swapaxes(heads, 1, 2)) for heads in (q * q.shape[-1] ** -0.5, k, v))
         logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
         if mask is not None:
             logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
         weights = mark_saved(jax.nn.softmax(logits, axis=-1)).astype(v.dtype)
-        return self.out(mark_saved(jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2)))
+        heads = mark_saved(jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2))
+        if self.ln_inner is not None:
+            heads = self.ln_inner(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
+        return heads if self.out is None else self.out(heads)
 
 
 class Mlp(nnx.Module):
-    """Two linear layers with an activation between them."""
+    """Two linear layers with an activation between them, or a third whose SiLU multiplies the first (SwiGLU)."""
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
         self.activation = spec.activation
         dense = functools.partial(Dense, rngs=rngs, dtype=dtype, matmul_precision=spec.matmul_precision)
         self.fc1 = dense((spec.width,), (spec.hidden,), init=spec.init_fc1)
         self.fc2 = dense((spec.hidden,), (spec.width,), init=spec.init_fc2)
+        swiglu = spec.mlp_type == "swiglu"
+        self.gate = dense((spec.width,), (spec.hidden,), init=spec.init_fc1) if swiglu else None
+        self.ln = LayerNorm(spec.hidden, eps=spec.ln_eps, dtype=dtype) if spec.scale_fc else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., width] -> the same shape."""
-        return self.fc2(activate(mark_saved(self.fc1(x)), self.activation))
+        hidden = mark_saved(self.fc1(x))
+        if self.gate is None:
+            hidden = activate(hidden, self.activation)
+        else:
+            hidden = jax.nn.silu(mark_saved(self.gate(x))) * hidden
+        return self.fc2(hidden if self.ln is None else self.ln(hidden))
 
 
 class Block(nnx.Module):
-    """``x += attn(ln_1(x)); x += mlp(ln_2(x))``."""
+    """``x += attn(ln_1(x)); x += mlp(ln_2(x))``, or the same with the norms of ``block_norm``."""
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
-        self.causal = spec.causal
+        self.causal, self.block_norm = spec.causal, spec.block_norm
         self.ln_1 = LayerNorm(spec.width, eps=spec.ln_eps, dtype=dtype)
         self.attn = Attention(spec, rngs=rngs, dtype=dtype)
         self.ln_2 = LayerNorm(spec.width, eps=spec.ln_eps, dtype=dtype)
         self.mlp = Mlp(spec, rngs=rngs, dtype=dtype)
+        value = spec.ls_init_value
+        self.ls_1 = None if value is None else LayerScale(spec.width, value=value, dtype=dtype)
+        self.ls_2 = None if value is None else LayerScale(spec.width, value=value, dtype=dtype)
 
     def __call__(
         self,
@@ -181,15 +264,23 @@ class Block(nnx.Module):
         *,
         valid: jax.Array | None,
         position: Position | None = None,
+        rotation: Rotation | None = None,
         row_sharding: NamedSharding | None = None,
     ) -> jax.Array:
         """x [B,N,D] -> [B,N,D], or [B,1,D] for ``position`` alone; ``valid`` bool[B,N] masks keys."""
-        keys = self.ln_1(x)
+        keys = self.ln_1(x) if self.block_norm == "pre" else x
         queries = keys if position is None else take_position(keys, position)
         x = x if position is None else take_position(x, position)
         mask = self._mask(keys.shape[1], valid=valid, position=position)
-        x = mark_saved(x + self.attn(queries, keys, mask=mask, row_sharding=row_sharding))
-        return x + self.mlp(self.ln_2(x))
+        rotations = None if rotation is None else (_rotation_at(rotation, position), rotation)
+        attended = self.attn(queries, keys, mask=mask, rotations=rotations, row_sharding=row_sharding)
+        x = mark_saved(self._add(x, attended, norm=self.ln_1, scale=self.ls_1))
+        return self._add(x, self.mlp(self.ln_2(x) if self.block_norm == "pre" else x), norm=self.ln_2, scale=self.ls_2)
+
+    def _add(self, x: jax.Array, y: jax.Array, *, norm: LayerNorm, scale: LayerScale | None) -> jax.Array:
+        y = norm(y) if self.block_norm == "res_post" else y
+        y = y if scale is None else scale(y)
+        return norm(x + y) if self.block_norm == "post" else x + y
 
     def _mask(self, length: int, *, valid: jax.Array | None, position: Position | None) -> jax.Array | None:
         mask = None if valid is None else valid[:, None, None, :]
@@ -207,3 +298,18 @@ def take_position(x: jax.Array, position: Position) -> jax.Array:
         return x[:, position][:, None]
     x = jnp.broadcast_to(x, (position.shape[0], *x.shape[1:]))
     return jnp.take_along_axis(x, position[:, None, None], axis=1)
+
+
+def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
+    """Turns pairs of neighboring numbers (Su et al., arXiv:2104.09864): x [B,N,H,d] -> the same shape."""
+    cos, sin = (table[:, :, None] for table in rotation)
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    a, b = pairs[..., 0], pairs[..., 1]
+    return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def _rotation_at(rotation: Rotation, position: Position | None) -> Rotation:
+    if position is None:
+        return rotation
+    cos, sin = (take_position(table, position) for table in rotation)
+    return cos, sin

@@ -1,47 +1,47 @@
 """Reads open_clip's model files (``src/open_clip/model_configs/*.json`` there) into this project's model schema.
 
 Most keys mean the same here and pass unchanged. ``quick_gelu`` and ``act_kwargs`` become ``activation``,
-``norm_kwargs`` becomes ``ln_eps``, ``timm_*`` becomes the vision transformer of that name. A key that this project
-does not implement is an error unless its value switches the feature off: the model would differ from the file's.
+``norm_kwargs`` becomes ``ln_eps``, ``timm_*`` and ``hf_*`` become the tower of that name (``named_towers``). A key that
+this project does not implement is an error unless its value switches the feature off: the model would differ from the
+file's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from mmjax.core.config import ConfigError, build
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
+from mmjax.models.named_towers import hf_text, timm_vision
 
 # For each key that is not implemented here, the values under which the file describes a supported model.
 _UNSUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
     "": {"custom_text": (True, False), "output_dict": (True, False), "nonscalar_logit_scale": (True, False)},
     "vision_cfg": {
-        "ls_init_value": (None,), "attentional_pool": (False,), "attn_pooler_queries": (256,),
+        "attentional_pool": (False,), "attn_pooler_queries": (256,),
         "attn_pooler_heads": (8,), "output_tokens": (False,), "block_type": (None, "default", "custom"),
-        "scaled_cosine_attn": (False,), "scale_heads": (False,), "scale_attn_inner": (False,), "scale_attn": (False,),
-        "scale_fc": (False,), "image_seq_len": (None,), "in_chans": (3,),
+        "scaled_cosine_attn": (False,), "scale_heads": (False,), "scale_attn": (False,), "image_seq_len": (None,),
+        "in_chans": (3,),
     },
     "text_cfg": {
-        "text_arch": ("clip",), "variable_text": (False,), "tokenizer_mode": (None,), "ls_init_value": (None,),
-        "embed_cls": (False,), "bos_id": (None,), "tokenizer_type": ("",), "output_tokens": (False,),
+        "text_arch": ("clip",), "variable_text": (False,), "tokenizer_mode": (None,), "embed_cls": (False,),
+        "bos_id": (None,), "tokenizer_type": ("",), "output_tokens": (False,),
         "block_type": (None, "default", "custom"), "scaled_cosine_attn": (False,), "scale_heads": (False,),
-        "scale_attn_inner": (False,), "scale_attn": (False,), "scale_fc": (False,), "hf_model_name": (None,),
+        "scale_attn": (False,),
     },
 }  # fmt: skip
 
-_TIMM_SIZES: dict[str, dict[str, Any]] = {
-    "base": {"width": 768, "layers": 12, "head_width": 64},
-    "large": {"width": 1024, "layers": 24, "head_width": 64},
-    "so400m": {"width": 1152, "layers": 27, "head_width": 72, "mlp_ratio": 3.7362},
-    "giantopt": {"width": 1536, "layers": 40, "head_width": 96},
-}
-_TIMM_UNSUPPORTED = {"timm_model_pretrained": (False,), "timm_drop": (0.0,), "timm_drop_path": (None, 0.0),
-             "timm_model_kwargs": (None,), "timm_proj_bias": (False,)}  # fmt: skip
+# timm's options that change training alone, or nothing at these values.
+_TIMM_UNSUPPORTED = {"timm_model_pretrained": (False,), "timm_drop": (0.0,), "timm_model_kwargs": (None,)}
+_IMAGENET_PIXELS = {
+    "image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225), "image_resize": "squash",
+}  # fmt: skip
+_LOG = logging.getLogger(__name__)
 
 
 def read(path: str) -> ClipConfig:
@@ -60,34 +60,45 @@ def convert(section: Mapping[str, Any], *, path: str = "model") -> ClipConfig:
     SigLIP's files (timm towers) get ``gelu_tanh`` in both towers: their weights were trained with it, although
     open_clip runs the first generation with exact GELU. A file with ``init_logit_bias`` starts from the scale ln 10
     unless it names another, as open_clip's trainer does for the sigmoid loss.
+
+    How pixels are normalized stands with open_clip's weights and not in these files; it is taken from the family:
+    CLIPA's (which strip a separator), SigLIP's, MobileCLIP's and PE-Core's differ from CLIP's.
     """
     section = _mapping(section, path=path)
     vision, text = (_mapping(section.pop(k, {}), path=f"{path}.{k}") for k in ("vision_cfg", "text_cfg"))
     _drop(section, _UNSUPPORTED[""], path=path)
     quick = section.pop("quick_gelu", False)
-    timm = "timm_model_name" in vision
-    if timm and quick:
-        raise ConfigError(f"{path}.quick_gelu=True: timm's towers do not use quick_gelu; set it to False")
-    if timm:
-        vision = _timm_vision(vision, path=f"{path}.vision_cfg")
+    named = vision.pop("timm_model_name", None)
+    if named is not None:
+        if quick:
+            raise ConfigError(f"{path}.quick_gelu=True: timm's towers do not use quick_gelu; set it to False")
+        vision = _timm(vision, str(named), path=f"{path}.vision_cfg")
     else:
-        for key in [k for k in vision if k.startswith("timm_")]:
-            _drop(vision, {key: _TIMM_UNSUPPORTED.get(key, ())}, path=f"{path}.vision_cfg")
-        if isinstance(vision.get("layers"), (list, tuple)):
-            raise ConfigError(f"{path}.vision_cfg.layers={vision['layers']}: a ResNet; use a vision transformer")
-        _convert_kwargs(vision, quick=quick, path=f"{path}.vision_cfg")
-    for key in [k for k in text if k.startswith("hf_") and k not in ("hf_tokenizer_name", "hf_model_name")]:
-        if text.get("hf_model_name") is None:
-            del text[key]  # options of a Hugging Face tower, which the file does not use
-    _convert_kwargs(text, quick=quick, path=f"{path}.text_cfg")
-    if timm:
-        text["activation"] = "gelu_tanh"
-    cleaning = dict(text.pop("tokenizer_kwargs", None) or {})
-    text["tokenizer_clean"] = cleaning.pop("clean", None)
-    if cleaning:
-        raise ConfigError(
-            f"{path}.text_cfg.tokenizer_kwargs={cleaning}: of a tokenizer's options only 'clean' is supported"
+        _drop(
+            vision,
+            {k: _TIMM_UNSUPPORTED.get(k, ()) for k in vision if k.startswith("timm_")},
+            path=f"{path}.vision_cfg",
         )
+        _convert_kwargs(vision, quick=quick, path=f"{path}.vision_cfg")
+        if isinstance(vision.get("layers"), (list, tuple)):
+            vision = _resnet(vision, path=f"{path}.vision_cfg")
+    tokenizer = dict(text.pop("tokenizer_kwargs", None) or {})
+    if text.get("hf_model_name") is not None:
+        text = hf_text(text, embed_dim=section.get("embed_dim"), path=f"{path}.text_cfg")
+    else:
+        text = {k: v for k, v in text.items() if not k.startswith("hf_") or k == "hf_tokenizer_name"}
+        _convert_kwargs(text, quick=quick, path=f"{path}.text_cfg")
+    if named is not None and "siglip" in str(named):
+        text["activation"] = "gelu_tanh"
+    text["tokenizer_clean"] = tokenizer.pop("clean", None)
+    text["tokenizer_strip_sep"] = tokenizer.pop("strip_sep_token", False)
+    if tokenizer:
+        raise ConfigError(
+            f"{path}.text_cfg.tokenizer_kwargs={tokenizer}: of a tokenizer's options only 'clean' and "
+            "'strip_sep_token' are supported"
+        )
+    if text["tokenizer_strip_sep"]:
+        vision = _IMAGENET_PIXELS | vision
     if dropout := vision.pop("patch_dropout", 0):
         raise ConfigError(
             f"{path}.vision_cfg.patch_dropout={dropout}: not a part of the model here; set it to 0 and train with "
@@ -139,31 +150,23 @@ def _convert_kwargs(tower: dict[str, Any], *, quick: bool, path: str) -> None:
         tower["ln_eps"] = norm["eps"]
 
 
-def _timm_vision(vision: dict[str, Any], *, path: str) -> dict[str, Any]:
-    """A SigLIP tower of timm: no class token, no norm before the blocks, a patch bias, attention pooling."""
-    name = vision.pop("timm_model_name")
-    match = re.fullmatch(rf"vit_({'|'.join(_TIMM_SIZES)})_patch(\d+)_siglip_(\d+)", str(name))
-    if match is None:
-        raise ConfigError(
-            f"{path}.timm_model_name={name!r}: of timm's models only vit_SIZE_patchN_siglip_N are supported"
-        )
-    for key, wanted in (("timm_pool", "map"), ("timm_proj", "none")):
-        if (value := vision.pop(key, None)) not in (wanted, None if key == "timm_proj" else wanted):
-            raise ConfigError(f"{path}.{key}={value!r}: only {wanted!r} is supported with {name}")
+def _timm(vision: dict[str, Any], name: str, *, path: str) -> dict[str, Any]:
+    """The tower of timm ``name`` with what the file sets beside it."""
+    drop_path = vision.pop("timm_drop_path", None)
     _drop(vision, _TIMM_UNSUPPORTED, path=path)
-    size, patch, image = match.groups()
-    half = (0.5, 0.5, 0.5)
-    return {
-        "image_size": int(image), **vision, **_TIMM_SIZES[size], "patch_size": int(patch), "class_token": False,
-        "no_ln_pre": True, "patch_bias": True, "pool_type": "map", "proj_type": "none", "activation": "gelu_tanh",
-        "ln_eps": 1e-6, "image_mean": half, "image_std": half, "image_resize": "squash",
+    options = {k: vision.pop(f"timm_{k}", default) for k, default in (("pool", "avg"), ("proj", "linear"))}
+    tower = timm_vision(name, **options, proj_bias=vision.pop("timm_proj_bias", False), path=path)
+    if drop_path:
+        _LOG.warning(f"{path}.timm_drop_path={drop_path}: training here drops no layers; embeddings are the same")
+    return vision | tower | {"image_size": vision.get("image_size", tower["image_size"])}
+
+
+def _resnet(vision: dict[str, Any], *, path: str) -> dict[str, Any]:
+    """CLIP's ResNet: ``layers`` counts the bottlenecks of four stages, ``width`` is that of the first."""
+    first, layers = vision.pop("width", 768), tuple(vision.pop("layers"))
+    if vision.pop("patch_size", None) not in (None, 32):
+        raise ConfigError(f"{path}.patch_size: a ResNet has none; set it to None")
+    return vision | {
+        "stem": "resnet", "stem_widths": (first,), "stem_layers": layers, "width": 32 * first, "layers": 0,
+        "patch_size": 32, "no_ln_pre": True, "pool_type": "attn", "proj_bias": True, "activation": "gelu",
     }  # fmt: skip
-
-
-def siglip_name(vision: VisionConfig) -> str | None:
-    """timm's name of a SigLIP tower, if it has one of its sizes."""
-    for size, keys in _TIMM_SIZES.items():
-        sizes = {key: getattr(vision, key) for key in keys}
-        if sizes == keys and keys.get("mlp_ratio", 4.0) == vision.mlp_ratio:
-            return f"vit_{size}_patch{vision.patch_size}_siglip_{vision.image_size}"
-    return None

@@ -5,32 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.core.numerics import broadcast_parameter
 from mmjax.models.config import VisionConfig
-from mmjax.models.layers import Dense, LayerNorm, activate, uniform
-
-
-class Conv(nnx.Module):
-    """A 4×4 convolution of stride 2 with one pixel of zero padding; halves each side."""
-
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs, dtype: Any):
-        self.dtype = dtype
-        self.kernel = nnx.Param(uniform((16 * inputs) ** -0.5)(rngs.params(), (4, 4, inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [N,H,W,inputs] -> [N,H/2,W/2,outputs]."""
-        x = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            window_strides=(2, 2),
-            padding=((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return x if self.bias is None else x + broadcast_parameter(self.bias[...], x.shape, self.dtype)
+from mmjax.models.conv import Conv
+from mmjax.models.layers import Dense, FixedBatchNorm, LayerNorm, activate, uniform
+from mmjax.models.resnet import ResNet
 
 
 class PatchMerge(Dense):
@@ -49,7 +29,9 @@ class PatchMerge(Dense):
 
 
 class DeepStem(nnx.Module):
-    """Several convolutions or merges, each with a layer norm over channels, and the activation between them.
+    """Several convolutions or merges, with norms over channels, and the activation between them.
+
+    Each has a layer norm; of batch norms, the last has none, and has a bias instead.
 
     Overlapping convolutions at the input help small vision transformers (Xiao et al., arXiv:2106.14881).
     """
@@ -60,23 +42,32 @@ class DeepStem(nnx.Module):
         sizes = (channels, *config.stem_widths)
         for i in range(self.steps):
             pair = sizes[i : i + 2]
-            options: dict[str, Any] = {"bias": config.patch_bias, "rngs": rngs, "dtype": dtype}
+            batch, last = config.stem_norm == "batch", i == self.steps - 1
+            bias = last if batch else config.patch_bias
+            options: dict[str, Any] = {"bias": bias, "rngs": rngs, "dtype": dtype}
             convolution = (
                 Conv(*pair, **options) if config.stem == "conv" else PatchMerge(2 if i else first, *pair, **options)
             )
             setattr(self, f"conv_{i}", convolution)
-            setattr(self, f"norm_{i}", LayerNorm(pair[1], eps=config.ln_eps, dtype=dtype))
+            if not batch:
+                setattr(self, f"norm_{i}", LayerNorm(pair[1], eps=config.ln_eps, dtype=dtype))
+            elif not last:
+                setattr(self, f"norm_{i}", FixedBatchNorm(pair[1], dtype=dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Pixels f32 [N,H,W,C] -> [N, grid, grid, width]."""
         for i in range(self.steps):
             x = activate(x, self.activation) if i else x
-            x = getattr(self, f"norm_{i}")(getattr(self, f"conv_{i}")(x))
+            x = getattr(self, f"conv_{i}")(x)
+            norm = getattr(self, f"norm_{i}", None)
+            x = x if norm is None else norm(x)
         return x
 
 
-def make_stem(config: VisionConfig, *, channels: int, rngs: nnx.Rngs, dtype: Any) -> PatchMerge | DeepStem:
+def make_stem(config: VisionConfig, *, channels: int, rngs: nnx.Rngs, dtype: Any) -> PatchMerge | DeepStem | ResNet:
     """The stem that ``config`` names: [N,H,W,channels] -> [N, grid, grid, width]."""
     if config.stem == "patch":
         return PatchMerge(config.patch_size, channels, config.width, bias=config.patch_bias, rngs=rngs, dtype=dtype)
+    if config.stem == "resnet":
+        return ResNet(config, channels=channels, rngs=rngs, dtype=dtype)
     return DeepStem(config, channels=channels, rngs=rngs, dtype=dtype)

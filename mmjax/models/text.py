@@ -16,7 +16,7 @@ from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import constrain_rows
 from mmjax.models.block_stack import run_blocks, stack_blocks
 from mmjax.models.config import MatmulPrecision, Remat, TextConfig
-from mmjax.models.layers import BlockSpec, Dense, LayerNorm, Position, normal
+from mmjax.models.layers import BlockSpec, Dense, LayerNorm, Position, activate, normal
 
 
 class TextTower(nnx.Module):
@@ -41,15 +41,25 @@ class TextTower(nnx.Module):
         self.config, self.dtype, self.row_sharding = config, dtype, row_sharding
         width = config.width
         self.token_embed = TokenEmbed(_from_tokenizer(config, "vocab_size"), width, sd=config.token_init_sd, rngs=rngs)
-        self.pad_id = _from_tokenizer(config, "pad_id") if config.pool_type == "mean" else None
+        self.masked = config.mask_padding or config.pool_type == "mean"
+        self.pad_id = _from_tokenizer(config, "pad_id") if self.masked or config.positions_from_pad else None
         self.eos_id = _from_tokenizer(config, "eos_id") if config.pool_type == "eos" else None
-        self.pos_embed = nnx.Param(normal(config.position_init_sd)(rngs.params(), (config.context_length, width)))
+        first = self.pad_id + 1 if self.pad_id is not None and config.positions_from_pad else 0
+        positions = config.num_positions or config.context_length + first
+        self.pos_embed = nnx.Param(normal(config.position_init_sd)(rngs.params(), (positions, width)))
+        kinds = config.token_types
+        self.type_embed = nnx.Param(normal(config.token_init_sd)(rngs.params(), (kinds, width))) if kinds else None
+        norm = functools.partial(LayerNorm, width, eps=config.ln_eps, dtype=dtype)
+        self.ln_embed = norm() if config.embed_norm else None
         spec = dataclasses.replace(block_spec(config), matmul_precision=matmul_precision)
         self.blocks = stack_blocks(spec, layers=config.layers, rngs=rngs, dtype=dtype)
         self.scan, self.remat = scan, remat
-        self.ln_final = LayerNorm(width, eps=config.ln_eps, dtype=dtype)
-        make_proj = functools.partial(Dense, (width,), (embed_dim,), init=normal(width**-0.5), bias=config.proj_bias)
-        self.proj = make_proj(rngs=rngs, dtype=dtype) if config.proj_type == "linear" else None
+        self.ln_final = None if config.block_norm == "post" else norm()
+        linear = functools.partial(Dense, init=normal(width**-0.5), rngs=rngs, dtype=dtype)
+        self.pooler = linear((width,), (width,)) if config.pool_tanh else None
+        hidden = (width + embed_dim) // 2 if config.proj_type == "mlp" else width
+        self.proj_hidden = linear((width,), (hidden,), bias=config.proj_bias) if config.proj_type == "mlp" else None
+        self.proj = linear((hidden,), (embed_dim,), bias=config.proj_bias) if config.proj_type != "none" else None
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids i32[M,L] -> f32[M,E], not normalized."""
@@ -62,7 +72,10 @@ class TextTower(nnx.Module):
             raise ValueError(
                 f"{length} tokens per text: more than model.text_cfg.context_length={self.config.context_length}"
             )
-        return (self.token_embed(ids) + self.pos_embed[...][:length]).astype(self.dtype)
+        tokens = self.token_embed(ids) + self._positions(ids)
+        if self.type_embed is not None:
+            tokens = tokens + self.type_embed[...][0]
+        return tokens.astype(self.dtype) if self.ln_embed is None else self.ln_embed(tokens)
 
     def trunk(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
         """Runs blocks ``start`` to ``stop`` (not included; None: to the end): [M,L,width] -> [M,L,width]."""
@@ -102,23 +115,36 @@ class TextTower(nnx.Module):
             record=blocks,
             row_sharding=self.row_sharding,
         )
-        if not norm_last:
+        if self.ln_final is not None and not norm_last:
             tokens = self.ln_final(tokens)
-        if valid is None:
+        if position is not None:
             pooled = tokens[:, 0]
         else:
+            assert valid is not None
             weight = valid.astype(jnp.float32)[..., None]
             total = jnp.sum(tokens.astype(jnp.float32) * weight, axis=1)
             pooled = (total / jnp.maximum(jnp.sum(weight, axis=1), 1)).astype(self.dtype)
-        return constrain_rows(self.ln_final(pooled) if norm_last else pooled, self.row_sharding), block_inputs
+        if self.ln_final is not None and norm_last:
+            pooled = self.ln_final(pooled)
+        if self.pooler is not None:
+            pooled = jnp.tanh(self.pooler(pooled))
+        return constrain_rows(pooled, self.row_sharding), block_inputs
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """Projects to the joint space: [M,width] -> f32[M,E]."""
-        projected = pooled if self.proj is None else self.proj(pooled)
+        hidden = pooled if self.proj_hidden is None else activate(self.proj_hidden(pooled), "gelu")
+        projected = hidden if self.proj is None else self.proj(hidden)
         return constrain_rows(projected.astype(jnp.float32), self.row_sharding)
 
     def _valid(self, ids: jax.Array) -> jax.Array | None:
-        return None if self.pad_id is None else ids != self.pad_id
+        return jnp.not_equal(ids, self.pad_id) if self.masked and self.pad_id is not None else None
+
+    def _positions(self, ids: jax.Array) -> jax.Array:
+        if not self.config.positions_from_pad:
+            return self.pos_embed[...][: ids.shape[1]]
+        assert self.pad_id is not None
+        valid = (ids != self.pad_id).astype(jnp.int32)
+        return jnp.take(self.pos_embed[...], jnp.cumsum(valid, axis=1) * valid + self.pad_id, axis=0)
 
     def _position(self, ids: jax.Array) -> Position | None:
         pool = self.config.pool_type
@@ -143,13 +169,11 @@ class TokenEmbed(nnx.Module):
 def block_spec(config: TextConfig) -> BlockSpec:
     """The text tower's block, with CLIP's initial values."""
     residual = normal((2 * config.layers * config.width) ** -0.5)
-    return BlockSpec(
+    return BlockSpec.from_config(
+        config,
         width=config.width,
         heads=config.heads,
         hidden=int(config.width * config.mlp_ratio),
-        activation=config.activation,
-        ln_eps=config.ln_eps,
-        qk_norm=config.qk_norm,
         causal=not config.no_causal_mask,
         init_qkv=normal(config.width**-0.5),
         init_out=residual,

@@ -13,11 +13,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from mmjax.core.config import ConfigError
 from mmjax.core.numerics import broadcast_parameter
 from mmjax.core.row_sharding import constrain_rows
 from mmjax.models.block_stack import run_blocks, stack_blocks
-from mmjax.models.config import MatmulPrecision, Remat, VisionConfig
-from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, Position, normal, uniform
+from mmjax.models.config import BlockConfig, MatmulPrecision, Remat, VisionConfig
+from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, Position, Rotation, normal, uniform
 from mmjax.models.stems import make_stem
 
 
@@ -46,20 +47,24 @@ class VisionTower(nnx.Module):
         init = normal(width**-0.5)
         channels = sum(config.modality_channels) if config.fusion == "channels" else 3
         self.patch_embed = make_stem(config, channels=channels, rngs=rngs, dtype=dtype)
-        self.cls = nnx.Param(init(rngs.params(), (width,))) if config.class_token else None
+        has_cls = config.class_token and config.pool_type != "attn"
+        self.cls = nnx.Param(init(rngs.params(), (width,))) if has_cls else None
         self.registers = nnx.Param(init(rngs.params(), (config.registers, width))) if config.registers else None
         learned = config.pos_embed_type == "learnable"
-        positions = config.grid**2 + config.class_token
+        positions = config.grid**2 + (config.class_token and config.class_position)
         self.pos_embed = nnx.Param(init(rngs.params(), (positions, width))) if learned else None
         num_modalities = len(config.modalities) if config.fusion != "channels" else 1
         self.modality_embed = nnx.Param(init(rngs.params(), (num_modalities, width))) if num_modalities > 1 else None
         self.ln_pre = None if config.no_ln_pre else LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         spec = block_spec(config)
         trunk_spec = dataclasses.replace(spec, matmul_precision=matmul_precision)
-        self.blocks = stack_blocks(trunk_spec, layers=config.layers, rngs=rngs, dtype=dtype)
+        stack = functools.partial(stack_blocks, trunk_spec, layers=config.layers, rngs=rngs, dtype=dtype)
+        self.blocks = stack() if config.layers else None
         self.scan, self.remat = scan, remat
-        self.ln_post = LayerNorm(width, eps=config.ln_eps, dtype=dtype)
-        self.map_head = MapHead(spec, rngs=rngs, dtype=dtype) if config.pool_type == "map" else None
+        attention_pool = config.pool_type == "attn"
+        self.ln_post = None if attention_pool else LayerNorm(width, eps=config.ln_eps, dtype=dtype)
+        self.attn_pool = Attention(spec, rngs=rngs, dtype=dtype, with_out=False) if attention_pool else None
+        self.map_head = MapHead(map_spec(config), rngs=rngs, dtype=dtype) if config.pool_type == "map" else None
         make_proj = functools.partial(Dense, (width,), (embed_dim,), init=init, bias=config.proj_bias)
         self.proj = make_proj(rngs=rngs, dtype=dtype) if config.proj_type == "linear" else None
 
@@ -77,17 +82,23 @@ class VisionTower(nnx.Module):
         present = self._present(images)
         pixels = [self._normalize(name, images[name]) for name in present]
         if config.fusion == "channels":
-            patches = [self._patches(jnp.concatenate(pixels, axis=-1))]
-        else:
-            patches = [self._patches(p) for p in pixels]
-            if self.modality_embed is not None:
-                table = self.modality_embed[...]
-                patches = [
-                    p + broadcast_parameter(table[config.modalities.index(m)], p.shape, self.dtype)
-                    for p, m in zip(patches, present, strict=True)
-                ]
-        tokens = jnp.concatenate(patches, axis=1 if config.fusion == "tokens" else 0)
-        tokens = jnp.concatenate([*self._prefix_tokens(tokens.shape[0]), tokens], axis=1)
+            pixels = [jnp.concatenate(pixels, axis=-1)]
+        raw = [self._patches(p) for p in pixels]
+        positions = self._positions()[int(config.class_token and config.class_position) :]
+        patches = [p + broadcast_parameter(positions, p.shape, self.dtype) for p in raw]
+        if self.modality_embed is not None:
+            table = self.modality_embed[...]
+            patches = [
+                p + broadcast_parameter(table[config.modalities.index(m)], p.shape, self.dtype)
+                for p, m in zip(patches, present, strict=True)
+            ]
+        axis = 1 if config.fusion == "tokens" else 0
+        tokens = jnp.concatenate(patches, axis=axis)
+        prefix = self._prefix_tokens(tokens.shape[0])
+        if config.pool_type == "attn":
+            mean = jnp.mean(jnp.concatenate(raw, axis=axis), axis=1, keepdims=True, dtype=jnp.float32)
+            prefix = [(mean + self._positions()[0]).astype(self.dtype)]
+        tokens = jnp.concatenate([*prefix, tokens], axis=1)
         return tokens if self.ln_pre is None else self.ln_pre(tokens)
 
     def trunk(self, tokens: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
@@ -97,6 +108,7 @@ class VisionTower(nnx.Module):
             tokens,
             start=start,
             stop=stop,
+            rotation=self._rotation(tokens),
             scan=self.scan,
             remat=self.remat,
             row_sharding=self.row_sharding,
@@ -120,11 +132,16 @@ class VisionTower(nnx.Module):
             tokens,
             start=start,
             position=position,
+            rotation=self._rotation(tokens),
             scan=self.scan,
             remat=self.remat,
             record=blocks,
             row_sharding=self.row_sharding,
         )
+        if self.attn_pool is not None:
+            heads = self.attn_pool(tokens[:, :1], tokens)
+            return constrain_rows(heads.reshape(heads.shape[0], -1), self.row_sharding), block_inputs
+        assert self.ln_post is not None
         if not config.final_ln_after_pool:
             tokens = self.ln_post(tokens)
         if self.map_head is not None:
@@ -169,19 +186,34 @@ class VisionTower(nnx.Module):
 
     def _patches(self, pixels: jax.Array) -> jax.Array:
         tokens = self.patch_embed(pixels)
-        tokens = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
-        return tokens + broadcast_parameter(self._positions()[int(self.config.class_token) :], tokens.shape, self.dtype)
+        return tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
 
     def _positions(self) -> jax.Array:
         config = self.config
         if self.pos_embed is not None:
             return self.pos_embed[...]
-        return jnp.asarray(sin_cos_positions(config.grid, config.width, class_token=config.class_token))
+        class_token = config.class_token and config.class_position
+        return jnp.asarray(sin_cos_positions(config.grid, config.width, class_token=class_token))
+
+    def _rotation(self, tokens: jax.Array) -> Rotation | None:
+        config = self.config
+        if config.rope == "none":
+            return None
+        prefix = config.class_token + config.registers
+        if tokens.shape[1] != prefix + config.grid**2:
+            raise ConfigError(
+                f"model.vision_cfg.rope={config.rope!r}: {tokens.shape[1] - prefix} of {config.grid**2} patches are "
+                "left, and their positions are unknown; leave out augment=patch_dropout"
+            )
+        angles = rotary_angles(config)[None]
+        angles = np.pad(angles, ((0, 0), (prefix, 0), (0, 0)))  # the tokens before the patches are not turned
+        return jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32)
 
     def _prefix_tokens(self, n: int) -> list[jax.Array]:
         prefix = []
         if self.cls is not None:
-            prefix.append((self.cls[...] + self._positions()[0])[None])
+            cls = self.cls[...]
+            prefix.append((cls + self._positions()[0] if self.config.class_position else cls)[None])
         if self.registers is not None:
             prefix.append(self.registers[...])
         return [broadcast_parameter(x, (n, *x.shape), self.dtype) for x in prefix]
@@ -206,19 +238,41 @@ class MapHead(nnx.Module):
 def block_spec(config: VisionConfig) -> BlockSpec:
     """The image tower's block, with the initial values of open_clip (torch's defaults)."""
     hidden = int(config.width * config.mlp_ratio)
-    return BlockSpec(
+    return BlockSpec.from_config(
+        config,
         width=config.width,
         heads=config.heads,
         hidden=hidden,
-        activation=config.activation,
-        ln_eps=config.ln_eps,
-        qk_norm=config.qk_norm,
         causal=False,
         init_qkv=uniform((1.5 / config.width) ** 0.5),
         init_out=uniform(config.width**-0.5),
         init_fc1=uniform(config.width**-0.5),
         init_fc2=uniform(hidden**-0.5),
     )
+
+
+def map_spec(config: VisionConfig) -> BlockSpec:
+    """The sizes of attention pooling, which has none of the blocks' variants but the norm of queries and keys."""
+    ratio = config.map_mlp_ratio or config.mlp_ratio
+    plain = BlockConfig(activation=config.activation, ln_eps=config.ln_eps, qk_norm=config.qk_norm)
+    spec = block_spec(dataclasses.replace(config, **dataclasses.asdict(plain) | {"mlp_ratio": ratio}))
+    return dataclasses.replace(spec, heads=config.map_heads or config.heads)
+
+
+def rotary_angles(config: VisionConfig) -> np.ndarray:
+    """By how much each patch turns each pair of a head's numbers: f64[grid², head_width/2].
+
+    Frequencies are ``10000^(-k/(head_width/4))``; the first half of the pairs is for one coordinate, the second for
+    the other (Heo et al., arXiv:2403.13298).
+    """
+    quarter = config.head_width // 4
+    frequencies = 10000.0 ** (-np.arange(quarter) / quarter)
+    places = np.arange(config.grid) + config.rope_offset
+    if config.rope_grid is not None:
+        places = places / config.grid * config.rope_grid
+    row, column = (x.reshape(-1, 1) for x in np.meshgrid(places, places, indexing="ij"))
+    first, second = (row, column) if config.rope == "row_column" else (column, row)
+    return np.concatenate([first * frequencies, second * frequencies], axis=1)
 
 
 def sin_cos_positions(grid: int, width: int, *, class_token: bool) -> np.ndarray:

@@ -4,11 +4,13 @@ import copy
 import json
 import math
 
+import jax
 import pytest
 
 from mmjax.core.config import ConfigError, build
 from mmjax.models import presets
 from mmjax.models.config import ClipConfig
+from support import clip_models
 
 VIT_B_32 = {
     "embed_dim": 512,
@@ -40,6 +42,25 @@ VIT_B_16_SIGLIP = {
         "norm_kwargs": {"eps": 1e-6},
         "act_kwargs": {"approximate": "tanh"},
     },
+}
+EVA02_B_16 = {
+    "embed_dim": 512,
+    "vision_cfg": {
+        "image_size": 224,
+        "timm_model_name": "eva02_base_patch16_clip_224",
+        "timm_pool": "token",
+        "timm_proj": None,
+    },
+    "text_cfg": VIT_B_32["text_cfg"],
+    "custom_text": True,
+}
+RN50 = {
+    "embed_dim": 1024,
+    "vision_cfg": {"image_size": 224, "layers": [3, 4, 6, 3], "width": 64, "patch_size": None},
+    "text_cfg": VIT_B_32["text_cfg"],
+}
+ROBERTA = VIT_B_32 | {
+    "text_cfg": {"hf_model_name": "roberta-base", "hf_tokenizer_name": "roberta-base", "hf_pooler_type": "mean_pooler"},
 }
 
 
@@ -174,10 +195,13 @@ def test_a_key_with_the_value_that_switches_it_off_is_harmless(load, key):
 
 
 REFUSED = {
-    "a part that is not built": (VIT_B_32, "vision_cfg__ls_init_value", 1e-4),
+    "a part that is not built": (VIT_B_32, "vision_cfg__scale_heads", True),
     "attentional pooling": (VIT_B_32, "vision_cfg__attentional_pool", True),
-    "a resnet": (VIT_B_32, "vision_cfg__layers", [3, 4, 6, 3]),
-    "a text tower of transformers": (VIT_B_32, "text_cfg__hf_model_name", "roberta-base"),
+    "patches of a resnet": (RN50, "vision_cfg__patch_size", 16),
+    "an unknown text tower of transformers": (ROBERTA, "text_cfg__hf_model_name", "google/mt5-base"),
+    "another pooler of transformers": (ROBERTA, "text_cfg__hf_pooler_type", "max_pooler"),
+    "a projection that open_clip does not build": (ROBERTA, "text_cfg__hf_proj_type", None),
+    "a captioning model": (ROBERTA, "text_cfg__output_tokens", True),
     "class token of a caption model": (VIT_B_32, "text_cfg__embed_cls", True),
     "another activation": (VIT_B_32, "text_cfg__act_kwargs", {"inplace": True}),
     "another approximation": (VIT_B_32, "vision_cfg__act_kwargs", {"approximate": "cubic"}),
@@ -185,7 +209,8 @@ REFUSED = {
     "another timm model": (VIT_B_16_SIGLIP, "vision_cfg__timm_model_name", "convnext_base"),
     "another timm pool": (VIT_B_16_SIGLIP, "vision_cfg__timm_pool", "avg"),
     "another timm projection": (VIT_B_16_SIGLIP, "vision_cfg__timm_proj", "mlp"),
-    "timm dropout": (VIT_B_16_SIGLIP, "vision_cfg__timm_drop_path", 0.1),
+    "pooling of another timm model": (EVA02_B_16, "vision_cfg__timm_pool", "avg"),
+    "timm dropout": (VIT_B_16_SIGLIP, "vision_cfg__timm_drop", 0.1),
     "timm key of another tower": (VIT_B_32, "vision_cfg__timm_pool", "map"),
     "a key of nobody": (VIT_B_32, "vision_cfg__colour", "red"),
     "a top key of nobody": (VIT_B_32, "multimodal_cfg", {"width": 512}),
@@ -235,3 +260,78 @@ def test_quick_gelu_is_not_lost_on_timm_models(load):
         section = copy.deepcopy(VIT_B_16_SIGLIP)
         del section["text_cfg"]["act_kwargs"]
         load(section, quick_gelu=True)
+
+
+def named(image, pool="token", *, size=None, **more):
+    """A file whose image tower is one of timm's, beside CLIP's text tower."""
+    vision = {"timm_model_name": image, "timm_pool": pool, "timm_proj": None}
+    vision |= {"image_size": size} if size else {}
+    return VIT_B_32 | {"vision_cfg": vision} | more
+
+
+def bert(name, pooler="mean_pooler", proj="mlp", *, embed_dim=512):
+    tower = {"hf_model_name": name, "hf_pooler_type": pooler, "hf_proj_type": proj}
+    return VIT_B_32 | {"text_cfg": tower, "embed_dim": embed_dim}
+
+
+COUNTS = {  # what torch counts in open_clip's own model of the tower: parameters, and a ResNet's running statistics
+    "eva_giant_patch14_224": ("visual", named("eva_giant_patch14_224"), 1_011_867_520),
+    "eva02_base_patch16_clip_224": ("visual", EVA02_B_16, 86_263_040),
+    "eva02_large_patch14_clip_336": ("visual", named("eva02_large_patch14_clip_336"), 304_170_432),
+    "eva02_enormous_patch14_clip_224": ("visual", named("eva02_enormous_patch14_clip_224"), 4_349_638_912),
+    "vit_pe_core_tiny_patch16_384": ("visual", named("vit_pe_core_tiny_patch16_384", "map"), 6_141_056),
+    "vit_pe_core_base_patch16_224": ("visual", named("vit_pe_core_base_patch16_224", "map"), 93_280_256),
+    "vit_pe_core_large_patch14_336": ("visual", named("vit_pe_core_large_patch14_336", "map"), 316_627_456),
+    "vit_pe_core_gigantic_patch14_448": ("visual", named("vit_pe_core_gigantic_patch14_448", "map"), 1_880_853_504),
+    "vit_base_mci_224": ("visual", named("vit_base_mci_224"), 86_349_824),
+    "vit_large_patch14_clip_224": ("visual", named("vit_large_patch14_clip_224"), 303_704_576),
+    "vit_medium_patch16_gap_256": ("visual", named("vit_medium_patch16_gap_256", ""), 38_610_944),
+    "RN50": ("visual", RN50, 38_370_144),
+    "roberta-base": ("text", ROBERTA, 124_874_240),
+    "xlm-roberta-large": ("text", bert("xlm-roberta-large", embed_dim=1024), 560_937_984),
+    "bert-base-uncased, its pooler": ("text", bert("bert-base-uncased", "cls_pooler", "linear"), 109_875_456),
+    "bert-base-uncased, none": ("text", bert("bert-base-uncased", "mean_pooler", None, embed_dim=768), 108_891_648),
+    "distilbert-base-uncased": (
+        "text",
+        bert("distilbert-base-uncased", "cls_last_hidden_state_pooler", "linear"),
+        66_756_096,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_named_towers_have_the_parameters_of_the_originals(load, name):
+    tower, section, published = COUNTS[name]
+    _, shapes = clip_models.split(load(section))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes[tower])) == published
+
+
+def test_a_resnet_is_a_stem(load):
+    vision = load(RN50).vision_cfg
+    assert (vision.stem, vision.stem_layers, vision.stem_widths, vision.layers) == ("resnet", (3, 4, 6, 3), (64,), 0)
+    assert (vision.width, vision.heads, vision.grid, vision.pool_type) == (2048, 32, 7, "attn")
+
+
+def test_clipas_files_strip_the_separator_and_normalize_as_imagenet(load):
+    config = load(VIT_B_32, text_cfg__tokenizer_kwargs={"strip_sep_token": True})
+    assert config.text_cfg.tokenizer_strip_sep and config.vision_cfg.image_mean == (0.485, 0.456, 0.406)
+    assert not load(VIT_B_32).text_cfg.tokenizer_strip_sep
+
+
+def test_the_activation_of_text_towers_beside_other_timm_towers_is_their_own(load):
+    assert load(EVA02_B_16).text_cfg.activation == "gelu"
+
+
+def test_layers_that_training_would_drop_are_named(load, caplog):
+    load(EVA02_B_16, vision_cfg__timm_drop_path=0.1)
+    assert "timm_drop_path=0.1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pooler", "pool", "tanh"),
+    [("mean_pooler", "mean", False), ("cls_pooler", "first", True), ("cls_last_hidden_state_pooler", "first", False)],
+)
+def test_poolers_of_transformers(load, pooler, pool, tanh):
+    text = load(bert("bert-base-uncased", pooler)).text_cfg
+    assert (text.pool_type, text.pool_tanh, text.proj_type) == (pool, tanh, "mlp")
+    assert (text.context_length, text.num_positions, text.pad_id) == (77, 512, 0)

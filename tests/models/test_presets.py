@@ -149,7 +149,8 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 VISION_RULES = {
     "head_width": ({"width": 100, "head_width": 64}, "vision_cfg.head_width=64", "vision_cfg.width=100"),
-    "layers": ({"layers": 0}, "vision_cfg.layers=0", "between 1 and"),
+    "layers": ({"layers": 0}, "vision_cfg.layers=0", "stem='patch'"),
+    "negative layers": ({"layers": -1}, "vision_cfg.layers=-1", "between 0 and"),
     "patches of nothing": ({"patch_size": 0}, "vision_cfg.patch_size=0", "between 1 and"),
     "registers": ({"registers": -1}, "vision_cfg.registers=-1", "between 0 and"),
     "a modality twice": (

@@ -4,12 +4,22 @@ import jax
 import numpy as np
 import pytest
 
+from mmjax.core.config import ConfigError
 from support import clip_models, towers_reference
 from support.clip_models import BOS, EOS, PAD, TOKENS
 
 CONV = {"stem": "conv", "stem_widths": (4, 8), "image_size": 8}
 MERGE = {"stem": "patch_merge", "stem_widths": (4, 8)}
 SINES = {"pos_embed_type": "sin_cos_2d"}
+ROPE = {"rope": "row_column", "rope_grid": 5}
+EVA02 = ROPE | {
+    "mlp_type": "swiglu", "scale_fc": True, "scale_attn_inner": True, "qkv_bias": "qv", "patch_bias": True,
+    "no_ln_pre": True, "proj_bias": True, "mlp_ratio": 4 * 2 / 3,
+}  # fmt: skip
+RESNET = {
+    "stem": "resnet", "stem_widths": (2,), "stem_layers": (2, 1, 1, 1), "width": 64, "head_width": 32, "layers": 0,
+    "image_size": 64, "patch_size": 32, "no_ln_pre": True, "pool_type": "attn", "proj_bias": True,
+}  # fmt: skip
 PAIR = {"modalities": ("image", "depth"), "modality_channels": (3, 1)}
 
 VISION = {
@@ -32,6 +42,23 @@ VISION = {
         "class_token": False, "no_ln_pre": True, "patch_bias": True, "pool_type": "map", "proj_type": "none",
         "activation": "gelu_tanh", "ln_eps": 1e-6, "image_mean": (0.5, 0.4, 0.3), "image_std": (0.5, 0.6, 0.7),
     },
+    "eva02": EVA02,
+    "eva02 enormous": {"block_norm": "res_post", "qkv_bias": "qv"},
+    "post norms, layer scale": {"block_norm": "post", "ls_init_value": 0.1},
+    "no biases, layer scale, avg": {
+        "qkv_bias": "none", "ls_init_value": 0.1, "pool_type": "avg", "class_token": False,
+    },
+    "perception encoder": {
+        "rope": "column_row", "rope_offset": 1.0, "pool_type": "map", "map_heads": 4, "map_mlp_ratio": 2.0,
+        "proj_bias": True,
+    },
+    "rotary, registers, swiglu": {"rope": "column_row", "registers": 2, "mlp_type": "swiglu"},
+    "mobileclip": {
+        "stem": "patch_merge", "stem_widths": (3, 4, 8), "stem_norm": "batch", "patch_size": 8, "image_size": 16,
+        "class_position": False,
+    },
+    "resnet": RESNET,
+    "resnet of two modalities": RESNET | PAIR,
     "views": PAIR,
     "views of other channels": {"modalities": ("thermal", "image", "depth"), "modality_channels": (1, 3, 3)},
     "tokens": PAIR | {"fusion": "tokens"},
@@ -42,6 +69,7 @@ VISION = {
 }  # fmt: skip
 
 BOTH_WAYS = {"no_causal_mask": True}
+BERT = BOTH_WAYS | {"block_norm": "post", "embed_norm": True, "mask_padding": True, "ln_eps": 1e-12}
 TEXT = {
     "clip": {},
     "quick, one head, narrow mlp": {"activation": "quick_gelu", "heads": 1, "mlp_ratio": 2.6},
@@ -58,6 +86,10 @@ TEXT = {
         "activation": "gelu_tanh", "ln_eps": 1e-6, "no_causal_mask": True, "pool_type": "last", "proj_bias": True,
     },
     "no proj": {"proj_type": "none"},
+    "bert": BERT | {"token_types": 2, "pool_type": "first", "pool_tanh": True, "num_positions": 9},
+    "roberta": BERT | {"positions_from_pad": True, "token_types": 1, "pool_type": "mean", "proj_type": "mlp"},
+    "distilbert": BERT | {"pool_type": "first"},
+    "eva's blocks": {"mlp_type": "swiglu", "scale_fc": True, "scale_attn_inner": True, "ls_init_value": 0.1},
 }  # fmt: skip
 
 
@@ -133,7 +165,7 @@ def test_a_text_of_pads_alone_has_a_finite_embedding():
     "option",
     [
         {"activation": "gelu_tanh"}, {"activation": "quick_gelu"}, {"ln_eps": 0.1}, {"pool_type": "avg"},
-        SINES,
+        SINES, {"rope": "row_column"}, {"block_norm": "post"}, {"block_norm": "res_post"},
     ],
 )  # fmt: skip
 def test_the_reference_tells_image_towers_apart(option):
@@ -150,6 +182,7 @@ def test_the_reference_tells_image_towers_apart(option):
     [
         {"activation": "gelu_tanh"}, {"activation": "quick_gelu"}, {"ln_eps": 0.1}, {"pool_type": "last"},
         {"pool_type": "first"}, {"pool_type": "mean"}, {"pool_type": "eos", "eos_id": 9}, BOTH_WAYS,
+        BOTH_WAYS | {"mask_padding": True},
     ],
 )  # fmt: skip
 def test_the_reference_tells_text_towers_apart(option):
@@ -157,3 +190,33 @@ def test_the_reference_tells_text_towers_apart(option):
     params = clip_models.double(clip_models.random_params(clip_models.split(base)[1]))
     one, two = (towers_reference.encode_text(params, TOKENS, config=config) for config in (base, other))
     assert np.abs(one - two).max() > 1e-4
+
+
+def test_rotary_positions_depend_on_order_grid_and_offset():
+    base, *others = (
+        {"rope": "row_column"} | more for more in ({}, {"rope": "column_row"}, {"rope_grid": 5}, {"rope_offset": 1.0})
+    )
+    config = clip_models.config(vision=base)
+    params = clip_models.double(clip_models.random_params(clip_models.split(config)[1]))
+    images = clip_models.images(config)
+    expected = towers_reference.encode_image(params, images, config=config)
+    for other in others:
+        got = towers_reference.encode_image(params, images, config=clip_models.config(vision=other))
+        assert np.abs(got - expected).max() > 1e-4, other
+
+
+def test_rotary_positions_know_no_patch_that_was_left_out():
+    _, params, _ = vision_case("eva02")
+    graph, _ = clip_models.split(clip_models.config(vision=VISION["eva02"], **structure("eva02")))
+    visual = clip_models.model(graph, params).visual
+    with pytest.raises(ConfigError, match=r"vision_cfg\.rope.*4 of 9 patches.*patch_dropout"):
+        visual.pool(jax.numpy.zeros((2, 5, 8)))
+
+
+def test_statistics_of_batch_norms_have_no_gradient():
+    config, params, _ = vision_case("mobileclip")
+    graph, _ = clip_models.split(config)
+    images = clip_models.images(config, n=1)
+    gradient = jax.jit(jax.grad(lambda p: clip_models.model(graph, p).encode_image(images).sum()))(params)
+    found = {k: np.abs(v).max() for k, v in clip_models.flat(gradient).items() if ".norm_" in k}
+    assert {k for k, v in found.items() if v == 0} == {k for k in found if k.endswith((".mean", ".var"))} != set()

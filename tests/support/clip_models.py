@@ -41,7 +41,7 @@ def random_params(shapes, *, seed=0):
         name = path[-1].key
         if name in ("logit_scale", "logit_bias"):
             return jnp.float32(rng.normal())
-        centre, spread = (1.0, 0.3) if name == "scale" else (0.0, 0.3)
+        centre, spread = (1.0, 0.3) if name in ("scale", "gamma") else (2.0, 0.2) if name == "var" else (0.0, 0.3)
         return jnp.asarray(rng.normal(centre, spread, shape.shape), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -42,42 +42,81 @@ def softmax(x):
     return e / e.sum()
 
 
-def attention(queries, keys, p, *, config, seen=None):
-    """queries [Q,D], keys [K,D], seen bool[Q,K] -> [Q,D]."""
-    out = np.tile(p["out.bias"], (len(queries), 1))
+def batch_norm(x, p):
+    return (x - p["mean"]) / np.sqrt(p["var"] + 1e-5) * p["scale"] + p["bias"]
+
+
+def turn(x, angles):
+    """Each pair of numbers as a complex one, turned by its angle: x [N,d], angles [N,d/2]."""
+    turned = (x[:, ::2] + 1j * x[:, 1::2]) * np.exp(1j * angles)
+    return np.stack([turned.real, turned.imag], -1).reshape(x.shape)
+
+
+def attention(queries, keys, p, *, config, seen=None, angles=None):
+    """queries [Q,D], keys [K,D], seen bool[Q,K], angles [Q,d/2] where queries are the keys -> [Q,D]."""
+    heads = []
     for head in range(p["query.kernel"].shape[1]):
         q, k, v = (
-            x @ p[f"{name}.kernel"][:, head] + p[f"{name}.bias"][head]
+            x @ p[f"{name}.kernel"][:, head] + (p[f"{name}.bias"][head] if f"{name}.bias" in p else 0)
             for name, x in (("query", queries), ("key", keys), ("value", keys))
         )
         if config.qk_norm:
             q, k = layer_norm(q, p.under("ln_q"), config.ln_eps), layer_norm(k, p.under("ln_k"), config.ln_eps)
+        if angles is not None:
+            q, k = turn(q, angles), turn(k, angles)
+        out = np.zeros((len(queries), v.shape[1]))
         for i in range(len(queries)):
             use = np.arange(len(keys)) if seen is None else np.flatnonzero(seen[i])
             if len(use):
-                weights = softmax(k[use] @ q[i] / math.sqrt(q.shape[1]))
-                out[i] += (weights @ v[use]) @ p["out.kernel"][head]
-    return out
+                out[i] = softmax(k[use] @ q[i] / math.sqrt(q.shape[1])) @ v[use]
+        heads.append(out)
+    joined = np.concatenate(heads, axis=1)
+    if "ln_inner.scale" in p:
+        joined = layer_norm(joined, p.under("ln_inner"), config.ln_eps)
+    if "out.kernel" not in p:
+        return joined
+    return joined @ p["out.kernel"].reshape(joined.shape[1], -1) + p["out.bias"]
 
 
 def mlp(x, p, *, config):
-    hidden = activation(x @ p["fc1.kernel"] + p["fc1.bias"], config.activation)
+    hidden = x @ p["fc1.kernel"] + p["fc1.bias"]
+    if "gate.kernel" in p:
+        gate = x @ p["gate.kernel"] + p["gate.bias"]
+        hidden = gate / (1 + np.exp(-gate)) * hidden
+    else:
+        hidden = activation(hidden, config.activation)
+    if "ln.scale" in p:
+        hidden = layer_norm(hidden, p.under("ln"), config.ln_eps)
     return hidden @ p["fc2.kernel"] + p["fc2.bias"]
 
 
-def blocks(x, p, *, config, seen=None):
+def blocks(x, p, *, config, seen=None, angles=None):
     for i in range(config.layers):
         layer = p.layer(i)
-        h = layer_norm(x, layer.under("ln_1"), config.ln_eps)
-        x = x + attention(h, h, layer.under("attn"), config=config, seen=seen)
-        h = layer_norm(x, layer.under("ln_2"), config.ln_eps)
-        x = x + mlp(h, layer.under("mlp"), config=config)
+
+        def attend(h, layer=layer):
+            return attention(h, h, layer.under("attn"), config=config, seen=seen, angles=angles)
+
+        for number, part in ((1, attend), (2, lambda h, layer=layer: mlp(h, layer.under("mlp"), config=config))):
+
+            def norm(h, layer=layer, number=number):
+                return layer_norm(h, layer.under(f"ln_{number}"), config.ln_eps)
+
+            scale = layer.get(f"ls_{number}.gamma", 1.0)
+            if config.block_norm == "pre":
+                x = x + scale * part(norm(x))
+            elif config.block_norm == "post":
+                x = norm(x + scale * part(x))
+            else:
+                x = x + scale * norm(part(x))
     return x
 
 
 def project(x, p, *, config):
     if config.proj_type == "none":
         return x
+    if config.proj_type == "mlp":
+        x = activation(x @ p["proj_hidden.kernel"], "gelu")
     y = x @ p["proj.kernel"]
     return y + p["proj.bias"] if config.proj_bias else y
 
@@ -97,6 +136,8 @@ def patches(image, kernel, stride, pad=0):
 
 def stem(image, p, *, config):
     """[H,W,C] -> [grid², width], rows of the grid one after the other."""
+    if config.stem == "resnet":
+        return resnet(image, p, config=config)
     if config.stem == "patch":
         x = patches(image, p["kernel"], config.patch_size) + (p["bias"] if config.patch_bias else 0)
         return x.reshape(-1, config.width)
@@ -109,7 +150,33 @@ def stem(image, p, *, config):
             x = patches(x, q["kernel"], 2, pad=1)
         else:
             x = patches(x, q["kernel"], q["kernel"].shape[0])
-        x = layer_norm(x + (q["bias"] if config.patch_bias else 0), p.under(f"norm_{i}"), config.ln_eps)
+        x = x + q.get("bias", 0)
+        norm = p.under(f"norm_{i}")
+        if norm:
+            x = batch_norm(x, norm) if "var" in norm else layer_norm(x, norm, config.ln_eps)
+    return x.reshape(-1, config.width)
+
+
+def halves(x):
+    """Means of 2×2 pixels."""
+    return (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
+
+
+def resnet(x, p, *, config):
+    for i in range(3):
+        x = patches(x, p[f"conv_{i}.kernel"], 1 if i else 2, pad=1)
+        x = np.maximum(batch_norm(x, p.under(f"norm_{i}")), 0)
+    x = halves(x)
+    for stage, layers in enumerate(config.stem_layers):
+        for layer in range(layers):
+            q = p.under(f"stage_{stage}_{layer}")
+            halve = halves if stage and not layer else lambda x: x
+            y = np.maximum(batch_norm(patches(x, q["conv_0.kernel"], 1), q.under("norm_0")), 0)
+            y = np.maximum(batch_norm(patches(y, q["conv_1.kernel"], 1, pad=1), q.under("norm_1")), 0)
+            y = batch_norm(patches(halve(y), q["conv_2.kernel"], 1), q.under("norm_2"))
+            if "shortcut.kernel" in q:
+                x = batch_norm(patches(halve(x), q["shortcut.kernel"], 1), q.under("shortcut_norm"))
+            x = np.maximum(x + y, 0)
     return x.reshape(-1, config.width)
 
 
@@ -131,7 +198,20 @@ def positions(p, *, config):
     if config.pos_embed_type == "sin_cos_2d":
         return np.zeros(config.width), sin_cos(config.grid, config.width)
     table = p["pos_embed"]
-    return (table[0], table[1:]) if config.class_token else (None, table)
+    return (table[0], table[1:]) if config.class_token and config.class_position else (0, table)
+
+
+def rotary(config):
+    """The angle of each token and pair; a quarter of a head's numbers is turned by each frequency of a coordinate."""
+    quarter, scale = config.head_width // 4, (config.rope_grid or config.grid) / config.grid
+    rows = [np.zeros(2 * quarter)] * (config.class_token + config.registers)
+    for r in range(config.grid):
+        for c in range(config.grid):
+            pair = (r, c) if config.rope == "row_column" else (c, r)
+            rows.append(
+                [(x + config.rope_offset) * scale * 10000 ** (-k / quarter) for x in pair for k in range(quarter)]
+            )
+    return np.array(rows)
 
 
 def pixels(image, channels, *, config):
@@ -150,15 +230,16 @@ def vision_tokens(images, p, *, config):
     channels = dict(zip(config.modalities, config.modality_channels, strict=True))
     seen = [pixels(images[m], channels[m], config=config) for m in present]
     if config.fusion == "channels":
-        parts = [stem(np.concatenate(seen, -1), p.under("patch_embed"), config=config) + of_patches]
-    else:
-        parts = [stem(x, p.under("patch_embed"), config=config) + of_patches for x in seen]
-        if len(config.modalities) > 1:
-            parts = [x + p["modality_embed"][config.modalities.index(m)] for x, m in zip(parts, present, strict=True)]
+        seen = [np.concatenate(seen, -1)]
+    raw = [stem(x, p.under("patch_embed"), config=config) for x in seen]
+    parts = [x + of_patches for x in raw]
+    if config.fusion != "channels" and len(config.modalities) > 1:
+        parts = [x + p["modality_embed"][config.modalities.index(m)] for x, m in zip(parts, present, strict=True)]
     if config.registers:
         parts = [p["registers"], *parts]
     if config.class_token:
-        parts = [(p["cls"] + of_class)[None], *parts]
+        cls = np.concatenate(raw).mean(0) if config.pool_type == "attn" else p["cls"]
+        parts = [(cls + of_class)[None], *parts]
     x = np.concatenate(parts)
     return x if config.no_ln_pre else layer_norm(x, p.under("ln_pre"), config.ln_eps)
 
@@ -167,6 +248,8 @@ def vision_pool(x, p, *, config):
     def norm(x):
         return layer_norm(x, p.under("ln_post"), config.ln_eps)
 
+    if config.pool_type == "attn":
+        return attention(x[:1], x, p.under("attn_pool"), config=config)[0]
     if config.pool_type == "map":
         head = p.under("map_head")
         pooled = attention(head["probe"][None], norm(x), head.under("attn"), config=config)
@@ -185,7 +268,8 @@ def encode_image(params, images, *, config):
         rows = [{m: row[m]} for m in tower.modalities if m in images for row in rows]
     out = []
     for row in rows:
-        x = blocks(vision_tokens(row, p, config=tower), p.under("blocks"), config=tower)
+        angles = None if tower.rope == "none" else rotary(tower)
+        x = blocks(vision_tokens(row, p, config=tower), p.under("blocks"), config=tower, angles=angles)
         out.append(project(vision_pool(x, p, config=tower), p, config=tower))
     return np.stack(out)
 
@@ -196,8 +280,17 @@ def encode_text(params, ids, *, config):
     out = []
     for row in ids:
         n = len(row)
-        x = p["token_embed.embedding"][row] + p["pos_embed"][:n]
-        counts = row != tower.pad_id if tower.pool_type == "mean" else np.ones(n, bool)
+        masked = tower.pool_type == "mean" or tower.mask_padding
+        counts = row != tower.pad_id if masked else np.ones(n, bool)
+        places = list(range(n))
+        if tower.positions_from_pad:
+            real = [i for i in range(n) if row[i] != tower.pad_id]
+            places = [tower.pad_id + 1 + real.index(i) if i in real else tower.pad_id for i in range(n)]
+        x = p["token_embed.embedding"][row] + p["pos_embed"][places]
+        if tower.token_types:
+            x = x + p["type_embed"][0]
+        if tower.embed_norm:
+            x = layer_norm(x, p.under("ln_embed"), tower.ln_eps)
         seen = np.tile(counts, (n, 1))
         if not tower.no_causal_mask:
             seen &= np.tril(np.ones((n, n), bool))
@@ -208,9 +301,13 @@ def encode_text(params, ids, *, config):
             first_eos = next((i for i in range(n) if row[i] == tower.eos_id), 0)
             highest = max(range(n), key=lambda i: (row[i], -i))
             use = [{"argmax": highest, "eos": first_eos, "first": 0, "last": n - 1}[tower.pool_type]]
-        if tower.final_ln_after_pool:
+        if tower.block_norm == "post":
+            pooled = x[use].mean(0)
+        elif tower.final_ln_after_pool:
             pooled = layer_norm(x[use].mean(0), p.under("ln_final"), tower.ln_eps)
         else:
             pooled = layer_norm(x[use], p.under("ln_final"), tower.ln_eps).mean(0)
+        if tower.pool_tanh:
+            pooled = np.tanh(pooled @ p["pooler.kernel"] + p["pooler.bias"])
         out.append(project(pooled, p, config=tower))
     return np.stack(out)

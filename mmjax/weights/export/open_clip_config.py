@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from mmjax.core.config import ConfigError
-from mmjax.models import open_clip_json
+from mmjax.models import named_towers, open_clip_json
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
 from mmjax.weights.layouts.open_clip import uses_timm
 
@@ -57,7 +57,7 @@ def _timm_tower(config: ClipConfig) -> dict[str, Any]:
     vision = config.vision_cfg
     return {
         "image_size": vision.image_size,
-        "timm_model_name": open_clip_json.siglip_name(vision) or "vit_of_another_size",
+        "timm_model_name": named_towers.siglip_name(vision) or "vit_of_another_size",
         "timm_model_pretrained": False,
         "timm_pool": "map",
         "timm_proj": "none",

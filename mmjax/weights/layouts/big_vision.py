@@ -16,6 +16,7 @@ import numpy as np
 from mmjax.core.config import ConfigError
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
 from mmjax.weights.layouts.hugging_face_config import mlp_ratio
+from mmjax.weights.layouts.plain import uncommon_options
 from mmjax.weights.pretrained import Pretrained, RenamedFile, strip_prefixes
 from mmjax.weights.rules import FLAT, SAME, Op, Rule, leading
 from mmjax.weights.tensors import TensorFile, WeightsError
@@ -202,6 +203,7 @@ def check_expressible(config: ClipConfig) -> None:
         "text_cfg.proj_bias": (text.proj_bias, text.proj_type == "linear"),
     }
     refused = [f"model.{key}={value!r}" for key, (value, expressible) in wanted.items() if value != expressible]
+    refused += uncommon_options(config)
     if refused:
         raise ConfigError(f"--format=big_vision: big_vision cannot express {', '.join(refused)}")
 

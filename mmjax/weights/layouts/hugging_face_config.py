@@ -9,6 +9,7 @@ from typing import Any
 
 from mmjax.core.config import ConfigError, build
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
+from mmjax.weights.layouts.plain import uncommon_options
 
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
@@ -226,6 +227,7 @@ def _unsupported(config: ClipConfig, family: str) -> list[str]:
         "init_logit_bias": (config.init_logit_bias is not None, siglip),
     }
     refused = [f"model.{key}={value!r}" for key, (value, expressible) in wanted.items() if value != expressible]
+    refused += uncommon_options(config)
     pooled = ("last",) if siglip else ("argmax", "eos")
     if text.pool_type not in pooled:
         refused.append(f"model.text_cfg.pool_type={text.pool_type!r}")
