@@ -1,10 +1,9 @@
-"""CLIP ViT-B/16 on the captions of COCO, to start from trained weights, which mmjax cannot load yet.
+"""Fine-tuning OpenAI's CLIP ViT-B/16 on the captions of COCO.
 
 Slice: v5e:4x4 (16 chips, 16 images each).
 
-Five epochs at batch 256: the plain control beside NegCLIP and its kind. As it stands the run starts from random
-weights, which a learning rate of 1e-6 hardly moves. So today it plans and times the step; to learn something from
-scratch raise ``--config.optimizer.learning_rate`` to 5e-4 or so and take more epochs.
+Five epochs at batch 256: the plain control beside NegCLIP and its kind. The weights come from the Hugging Face hub, or
+from a folder that ``init=PATH`` names.
 
 Batch, learning rate, epochs and warm-up are NegCLIP's (arXiv:2210.01936, the command in the README of
 github.com/mertyg/vision-language-models-are-bows, there a ViT-B/32 of OpenAI's on one GPU), weight decay, betas, eps
@@ -12,7 +11,8 @@ and no clipping of gradients the defaults of open_clip, which it runs. Our own c
 picture comes once with a random one of its captions, bfloat16, and to keep the best by recall.
 
 Arguments: ``train=PATH`` (Karpathy's ``dataset_coco.json`` beside its pictures), ``val=PATH`` (another file, left out:
-that one's own splits), ``batch=N`` (global), ``epochs=N``, ``augment=NAME[+NAME]``, ``transforms=NAME[+NAME]``.
+that one's own splits), ``init=SPEC``, ``batch=N`` (global), ``epochs=N``, ``augment=NAME[+NAME]``,
+``transforms=NAME[+NAME]``.
 """
 
 import ml_collections
@@ -20,21 +20,23 @@ from common import evaluation, paired_data, parse_arguments, plugin_entries
 
 from mmjax.models import presets
 
+OPENAI = "openai/clip-vit-base-patch16"
 IMAGES = 113_287  # Karpathy's train and restval
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    args = parse_arguments(arg, train="", val="", batch=256, epochs=5, augment="none", transforms="none")
+    args = parse_arguments(arg, train="", val="", init=OPENAI, batch=256, epochs=5, augment="none", transforms="none")
     epoch = max(IMAGES // args.batch, 1)
     config = ml_collections.ConfigDict()
     config.steps = args.epochs * epoch
     config.batch_size = args.batch
     config.precision = "bfloat16"
+    config.init = args.init
     config.model = presets.load("ViT-B-16")
+    for tower in ("vision_cfg", "text_cfg"):
+        config.model[tower]["activation"] = "quick_gelu"  # as OpenAI trained it
     config.augment = plugin_entries(args.augment)
-    config.data = paired_data(
-        args.train, args.val, tokenizer="openai/clip-vit-base-patch16", transforms=plugin_entries(args.transforms)
-    )
+    config.data = paired_data(args.train, args.val, tokenizer=OPENAI, transforms=plugin_entries(args.transforms))
     config.objective = {"name": "contrastive"}
     config.optimizer = {
         "learning_rate": 1e-6,

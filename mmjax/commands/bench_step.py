@@ -6,6 +6,7 @@ Prints step time, examples a second, FLOPs, and memory of the compiled step, wit
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,8 +33,10 @@ def run(args: argparse.Namespace) -> int:
     from mmjax.commands.common.step_timing import time_steps
     from mmjax.config_file import load_config
     from mmjax.experiment import Experiment
+    from mmjax.weights.config import InitConfig
 
     experiment = Experiment.from_dict(load_config(args.config, args.overrides))
+    experiment = dataclasses.replace(experiment, init=InitConfig())  # what the weights are changes no time
     rows = time_steps(experiment, augmentations=options.split_csv(args.augment), repeats=args.repeats)
     options.print_result(rows, format_text, as_json=args.json)
     return 0

@@ -84,6 +84,16 @@ def load_init(init: InitConfig, model: ClipConfig, target: Mapping[str, jax.Shap
     return loaded
 
 
+def read_arrays(spec: str, model: ClipConfig, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights of the same model as ``params``, in the host's memory; all of them must be there."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = {path: jax.ShapeDtypeStruct(array.shape, np.float32, sharding=sharding) for path, array in params.items()}
+    result = open_weights(spec, model=model).read(model, target)
+    if result.missing:
+        raise ConfigError(f"{spec!r}: has no {shorten(result.missing)}")
+    return {path: np.asarray(array) for path, array in result.params.items()}
+
+
 def check_init(init: InitConfig, model: ClipConfig, paths: Iterable[str]) -> None:
     """Raises before a folder is made what ``load_init`` would raise: weights that are missing or do not fit."""
     paths = list(paths)

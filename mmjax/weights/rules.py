@@ -50,8 +50,7 @@ class Rule(NamedTuple):
     def write(self, arrays: list[np.ndarray]) -> np.ndarray:
         """The tensor that holds ``arrays``."""
         pieces = [self.op.write(array) for array in arrays]
-        # safetensors writes the memory of an array whatever its strides say.
-        return np.ascontiguousarray(np.concatenate(pieces) if len(pieces) > 1 else pieces[0])
+        return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
 
 SAME = Op(lambda x, shape: x, lambda x: x)

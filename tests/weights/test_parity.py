@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.core.state import parameter_paths
+from mmjax.core.state import flatten
 from mmjax.models.clip import Clip
+from mmjax.weights.export.folders import Exported, write_hugging_face, write_open_clip
+from mmjax.weights.export.tensors import to_tensors
 from mmjax.weights.open_pretrained import open_pretrained
 
 torch = pytest.importorskip("torch", reason="pip install -e '.[parity]'")
@@ -24,15 +26,22 @@ def load(spec, *, model=None):
     graph, state = nnx.split(nnx.eval_shape(lambda: Clip(pretrained.config, rngs=nnx.Rngs(0))))
     shapes = nnx.to_pure_dict(state)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    paths = jax.tree.leaves(parameter_paths(shapes))
-    leaves, tree = jax.tree.flatten(shapes)
     target = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        for path, leaf in zip(paths, leaves, strict=True)
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for path, leaf in flatten(shapes).items()
     }
     loaded = pretrained.read(pretrained.config, target)
     assert not loaded.missing and not loaded.unused
-    return nnx.merge(graph, nnx.State(jax.tree.unflatten(tree, [loaded.params[path] for path in paths]))), pretrained
+    params = jax.tree.unflatten(jax.tree.structure(shapes), [loaded.params[path] for path in target])
+    return nnx.merge(graph, nnx.State(params)), pretrained
+
+
+def import_open_clip():
+    """open_clip, or a skip: a torchvision of another torch fails with other errors than ImportError."""
+    try:
+        import open_clip
+    except Exception as error:
+        pytest.skip(f"open_clip cannot be imported: {error}")
+    return open_clip
 
 
 def pixels(config, n=3):
@@ -129,16 +138,14 @@ def test_siglip_of_transformers(tmp_path):
 
 def open_clip_folder(folder, section):
     """A folder as open_clip saves a model for the hub."""
-    open_clip = pytest.importorskip("open_clip")
+    open_clip = import_open_clip()
     from safetensors.torch import save_file
 
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": section, "preprocess_cfg": {}}))
-    name = "local-dir:" + str(folder)
     custom = section.get("custom_text") or "timm_model_name" in section["vision_cfg"]
     kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     model = randomize(kind(**{key: value for key, value in section.items() if key != "custom_text"}))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    assert name
     return model
 
 
@@ -166,3 +173,64 @@ def test_open_clip(tmp_path, section):
         )
     for mine, other in pairs:
         assert np.abs(np.asarray(mine) - other.numpy()).max() <= TOLERANCE
+
+
+def write(pretrained, model, folder, writer):
+    """Exports a loaded model."""
+    params = {path: np.asarray(leaf) for path, leaf in flatten(nnx.to_pure_dict(nnx.split(model)[1])).items()}
+    folder.mkdir()
+    writer(Exported(config=pretrained.config, params=params, tokenizer=None, card="", recipe={}), folder)
+
+
+def test_what_is_exported_embeds_the_same_in_transformers(tmp_path):
+    first = clip_folder(tmp_path / "theirs")
+    ours, pretrained = load(tmp_path / "theirs")
+    write(pretrained, ours, tmp_path / "ours", write_hugging_face)
+    second = transformers.CLIPModel.from_pretrained(tmp_path / "ours").eval()
+    _, pixel_values = pixels(pretrained.config)
+    ids = torch.from_numpy(tokens(pretrained.config, eos=98))
+    with torch.no_grad():
+        before, after = (model(pixel_values=pixel_values, input_ids=ids) for model in (first, second))
+    assert torch.equal(before.image_embeds, after.image_embeds) and torch.equal(before.text_embeds, after.text_embeds)
+    transformers.AutoImageProcessor.from_pretrained(tmp_path / "ours")
+
+
+def test_what_is_exported_embeds_the_same_in_open_clip(tmp_path):
+    open_clip = import_open_clip()
+    (tmp_path / "theirs").mkdir()
+    first = open_clip_folder(tmp_path / "theirs", PLAIN)
+    ours, pretrained = load(tmp_path / "theirs")
+    write(pretrained, ours, tmp_path / "ours", write_open_clip)
+    second, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'ours'}")
+    assert preprocess is not None
+    _, pixel_values = pixels(pretrained.config)
+    ids = torch.from_numpy(tokens(pretrained.config, eos=98))
+    with torch.no_grad():
+        assert torch.equal(first.encode_image(pixel_values), second.eval().encode_image(pixel_values))
+        assert torch.equal(first.encode_text(ids), second.encode_text(ids))
+
+
+def test_gradients_of_infonce_equal_open_clips(tmp_path):
+    open_clip = import_open_clip()
+    theirs = open_clip_folder(tmp_path, PLAIN)
+    ours, pretrained = load(tmp_path)
+    images, pixel_values = pixels(pretrained.config, n=6)
+    ids = tokens(pretrained.config, eos=98, n=6)
+    features = theirs(pixel_values, torch.from_numpy(ids))
+    open_clip.loss.ClipLoss()(*features).backward()
+    graph, state = nnx.split(ours)
+
+    def loss(params):
+        model = nnx.merge(graph, nnx.State(params))
+        z = [model.encode_image(images), model.encode_text(jnp.asarray(ids))]
+        a, b = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in z)
+        logits = jnp.exp(model.logit_scale[...]) * a @ b.T
+        both = (jax.nn.log_softmax(logits, axis=axis) for axis in (0, 1))
+        return -sum(jnp.mean(jnp.diagonal(x)) for x in both) / 2
+
+    gradients = {path: np.asarray(leaf) for path, leaf in flatten(jax.grad(loss)(nnx.to_pure_dict(state))).items()}
+    mine = to_tensors(gradients, pretrained.rules)
+    for name, parameter in theirs.named_parameters():
+        other = parameter.grad.numpy()
+        scale = max(np.abs(other).max(), 1e-6)
+        assert np.abs(mine[name].reshape(other.shape) - other).max() <= 1e-4 * scale, name

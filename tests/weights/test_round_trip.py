@@ -15,6 +15,7 @@ from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
 from mmjax.weights.export.folders import FORMATS, Exported
 from mmjax.weights.open_pretrained import open_pretrained
+from mmjax.weights.open_tensors import open_tensors
 from mmjax.weights.tensors import WeightsError
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 12, "mlp_ratio": 2.5}
@@ -159,6 +160,7 @@ def test_an_augreg_file_gives_the_image_tower(tmp_path):
     [
         ("hf", clip(vision={"pool_type": "avg"}), ["vision_cfg.pool_type='avg'"]),
         ("hf", clip(text={"pool_type": "mean", "pad_id": 0}), ["text_cfg.pool_type='mean'"]),
+        ("hf", clip(text={"pool_type": "eos", "eos_id": 2}), ["text_cfg.eos_id=2"]),
         ("hf", clip(vision={"registers": 2, "qk_norm": True}), ["vision_cfg.registers=2", "vision_cfg.qk_norm=True"]),
         ("open_clip", clip(vision={"class_token": False, "pool_type": "avg"}), ["vision_cfg.class_token=False"]),
         ("open_clip", siglip(), ["vit_of_another_size"]),
@@ -242,6 +244,12 @@ def test_a_transposed_array_is_written_as_it_is(tmp_path):
     export(clip(), tmp_path, format="hf", params=params)
     loaded = open_pretrained(str(tmp_path)).read(clip(), targets(params)).params
     np.testing.assert_array_equal(loaded["text/token_embed/embedding"], params["text/token_embed/embedding"])
+
+
+def test_a_number_is_written_without_an_axis(tmp_path):
+    """transformers refuses a logit_scale of shape [1]."""
+    export(clip(), tmp_path, format="hf")
+    assert open_tensors(tmp_path / "model.safetensors").tensors["logit_scale"].shape == ()
 
 
 def test_the_recipe_lies_beside_the_weights(tmp_path):

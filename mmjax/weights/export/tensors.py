@@ -31,5 +31,6 @@ def to_tensors(params: Mapping[str, np.ndarray], rules: Iterable[Rule]) -> dict[
 
 def save_safetensors(tensors: Mapping[str, np.ndarray], path: Path, *, dtype: str) -> None:
     """Writes tensors in ``dtype``; transformers opens no file that does not say it is for torch."""
-    cast = {name: np.ascontiguousarray(tensor.astype(DTYPES[dtype])) for name, tensor in tensors.items()}
+    # safetensors writes an array's memory whatever its strides say. ascontiguousarray would give numbers an axis.
+    cast = {name: tensor.astype(DTYPES[dtype], order="C") for name, tensor in tensors.items()}
     save_file(cast, path, metadata={"format": "pt"})

@@ -228,6 +228,8 @@ def _unsupported(config: ClipConfig, family: str) -> list[str]:
     }
     refused = [f"model.{key}={value!r}" for key, (value, expressible) in wanted.items() if value != expressible]
     refused += uncommon_options(config)
+    if not siglip and text.pool_type == "eos" and text.eos_id == 2:
+        refused.append("model.text_cfg.eos_id=2 (which it takes for the token of the highest id)")
     pooled = ("last",) if siglip else ("argmax", "eos")
     if text.pool_type not in pooled:
         refused.append(f"model.text_cfg.pool_type={text.pool_type!r}")

@@ -1,0 +1,89 @@
+"""``mmjax export``: folders that come back as the same model, averages and interpolations, and refusals."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmjax import cli
+from mmjax.checkpoints.manager import Checkpoints
+from mmjax.experiment import Experiment
+from mmjax.runs.start_weights import open_weights, read_arrays
+from mmjax.train.loop import train
+from support import tiny
+
+PATCHES = {
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2},
+    "text_cfg": {"context_length": 22, "vocab_size": None, "width": 16, "heads": 2, "layers": 2},
+    "embed_dim": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    sections = tiny.sections(model=PATCHES, steps=3, checkpoint__every_steps=1, checkpoint__keep=3, eval__every_steps=3)
+    train(Experiment.from_dict(sections), workdir=workdir)
+    return workdir
+
+
+def saved(run, step):
+    return Checkpoints(run, read_only=True).read_params(step=step)
+
+
+def export(run, out, *flags):
+    return cli.main(["export", f"--workdir={run}", f"--out={out}", *flags])
+
+
+@pytest.mark.parametrize("format", ["hf", "open_clip"])
+def test_what_is_exported_comes_back_bit_for_bit(run, tmp_path, capsys, format):
+    out = tmp_path / "out"
+    assert export(run, out, f"--format={format}", "--license=mit") == 0
+    model = Experiment.from_dict(json.loads((run / "config.json").read_text())).model
+    params = saved(run, 3)
+    back = read_arrays(str(out), model, params)
+    for path, array in params.items():
+        np.testing.assert_array_equal(back[path], array, err_msg=path)
+    assert open_weights(str(out)).tokenizer == str(out)
+    card = (out / "README.md").read_text()
+    assert "license: mit" in card and "test/rsum" in card and "step 3" in card
+    assert json.loads((out / "mmjax_config.json").read_text())["experiment"]["steps"] == 3
+    assert str(out) in capsys.readouterr().out
+
+
+def test_a_mean_of_steps_and_one_with_other_weights(run, tmp_path):
+    assert export(run, tmp_path / "a", "--format=hf", "--average=1,2,3") == 0
+    assert export(run, tmp_path / "b", "--format=hf", "--step=3", f"--interpolate={run}@1:0.25") == 0
+    model = Experiment.from_dict(json.loads((run / "config.json").read_text())).model
+    one, two, three = (saved(run, step) for step in (1, 2, 3))
+    soup, between = (read_arrays(str(tmp_path / name), model, one) for name in "ab")
+    for path in one:
+        exact = np.mean([x[path].astype(np.float64) for x in (one, two, three)], axis=0)
+        np.testing.assert_allclose(soup[path], exact, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(between[path], 0.25 * three[path] + 0.75 * one[path], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--format=big_vision"], "big_vision cannot express model.vision_cfg.patch_bias=False"),
+        (["--format=hf", "--ema"], "keeps no moving average"),
+        (["--format=hf", "--average=1,x"], "--average=1,x: expected steps"),
+        (["--format=hf", "--average=1", "--step=2"], "leave one of the two out"),
+        (["--format=hf", "--average=7"], "7"),
+        (["--format=hf", "--interpolate=init:0.5"], "started from random numbers"),
+        (["--format=hf", "--interpolate=0.5"], "expected SPEC:FRACTION"),
+        (["--format=hf", "--interpolate=init:2"], "--interpolate=2.0: must be between 0 and 1"),
+    ],
+)
+def test_a_refusal_is_one_line_and_leaves_no_folder(run, tmp_path, capsys, flags, message):
+    assert export(run, tmp_path / "out", *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_something_in_it_is_left_alone(run, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert export(run, tmp_path, "--format=hf") == 2
+    assert "not an empty folder" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
