@@ -103,7 +103,7 @@ def test_names_in_a_config_name_only_what_mmjax_has(tmp_path, change):
         from mmjax.train.data import open_split
         from mmjax.train.program import Program
 
-        open_split(experiment.data, "train")
+        open_split(experiment, "train")
         Program(experiment)
 
 

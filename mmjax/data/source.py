@@ -83,6 +83,9 @@ class Source:
     one_source_per_batch: bool = False
     """Of a mixture, whether each batch comes from one component."""
 
+    ignores_split: bool = False
+    """Whether every split is the same examples, as of a file whose path has no ``{split}``."""
+
     @property
     def id_limit(self) -> int:
         """All ids are below this number: that of the examples, unless a subclass says otherwise."""
@@ -140,6 +143,7 @@ class SourceView(Source):
         self.rows_share_images = source.rows_share_images
         self.components = source.components
         self.one_source_per_batch = source.one_source_per_batch
+        self.ignores_split = source.ignores_split
 
     @property
     def id_limit(self) -> int:

@@ -29,13 +29,14 @@ from mmjax.runs.unreadable_examples import UnreadableExamples
 logger = logging.getLogger(__name__)
 
 VOCABULARY_EXAMPLES = 4096  # enough for the small vocabularies that are trained at start, and read in a second
+_NAMES_DATA = {"name", "path", "sources"}  # options of sources that say which data it is
 _STAGES_TO_CROP = ("captions", "geometry")
 
 
-def open_split(data: DataConfig, split: str) -> Source:
+def open_split(experiment: Experiment, split: str) -> Source:
     """The source of one split, with the options of ``data.train`` or ``data.evaluation``."""
-    overrides = "train" if split == "train" else "evaluation"
-    return open_source(
+    data, overrides = experiment.data, "train" if split == "train" else "evaluation"
+    source = open_source(
         data.source,
         split=split,
         modalities=data.modalities,
@@ -43,6 +44,26 @@ def open_split(data: DataConfig, split: str) -> Source:
         further=getattr(data, overrides),
         further_path=f"data.{overrides}",
     )
+    if source.ignores_split and split != "train":
+        _check_split(experiment, split, has_classes=bool(source.class_names))
+    return source
+
+
+def _check_split(experiment: Experiment, split: str, *, has_classes: bool) -> None:
+    """Raises ConfigError if data that has no splits was not given for this one."""
+    data, config = experiment.data, experiment.eval
+    if not any(_NAMES_DATA & overrides.keys() for overrides in (data.train, data.evaluation)):
+        raise ConfigError(
+            f"split={split!r}: data.source is the training data; set data.evaluation.path, or write {{split}} in it"
+        )
+    only = config.split if config.tasks or not config.final_splits else config.final_splits[0]
+    # Classes are a benchmark of classification as they stand.
+    if split != only and not (split == "zeroshot" and has_classes):
+        key = "data.evaluation" if _NAMES_DATA & data.evaluation.keys() else "data.source"
+        raise ConfigError(
+            f"split={split!r}: {key} has no splits and was given for {only!r} (eval.split, eval.final_splits); "
+            "write {split} in its path"
+        )
 
 
 def split_section(data: DataConfig, split: str) -> dict[str, Any]:
@@ -51,9 +72,10 @@ def split_section(data: DataConfig, split: str) -> dict[str, Any]:
     return overrides if "name" in overrides else {**data.source, **overrides}
 
 
-def open_eval_split(data: DataConfig, vision: VisionConfig, split: str) -> Source:
+def open_eval_split(experiment: Experiment, split: str) -> Source:
     """The source of one split with its pictures as evaluation sees them."""
-    source = open_split(data, split)
+    data, vision = experiment.data, experiment.model.vision_cfg
+    source = open_split(experiment, split)
     if data.preprocess is None and not is_encoded(source):
         size = (vision.image_size, vision.image_size)
         example = source.first_readable()
@@ -260,7 +282,7 @@ class SplitInspector:
     ):
         """Batches are of ``batch_size``, or of the experiment's size but no larger than ``max_batch_size``."""
         data, model = experiment.data, experiment.model
-        self.source = open_split(data, split)
+        self.source = open_split(experiment, split)
         size = batch_size or min(experiment.batch_size, max_batch_size or experiment.batch_size)
         self.batch_size = -(-size // self.source.group) * self.source.group
         self.tokenizer = open_tokenizer(data, self.source, context_length=model.text_cfg.context_length)

@@ -105,7 +105,7 @@ def make_evaluation(experiment: Experiment, program: Program, tokenizer: Tokeniz
         modalities=data.modalities[:1] if vision.fusion == "views" else data.modalities,
         num_threads=train_data.count_threads(data),
     )
-    return Evaluation(experiment.eval, embedder, lambda split: train_data.open_eval_split(data, vision, split))
+    return Evaluation(experiment.eval, embedder, lambda split: train_data.open_eval_split(experiment, split))
 
 
 def evaluate_run(

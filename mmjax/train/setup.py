@@ -87,7 +87,7 @@ def setup(
       ConfigError: if anything about the experiment cannot work, with the key and the way out.
     """
     data = experiment.data
-    source = train_data.open_split(data, "train")
+    source = train_data.open_split(experiment, "train")
     tokenizer = train_data.open_tokenizer(
         data,
         source,

@@ -15,7 +15,7 @@ from support.pictures import encoded, photograph
 
 
 def open_view(experiment, split):
-    return train_data.open_eval_split(experiment.data, experiment.model.vision_cfg, split)
+    return train_data.open_eval_split(experiment, split)
 
 
 def test_pixels_of_another_size_are_brought_to_the_models_in_evaluation_too():
@@ -62,7 +62,7 @@ def test_how_evaluation_brings_pictures_to_size_is_the_models_way_or_the_named_o
     """A wide picture: its centre, all of it squashed, or all of it with bars."""
     data = {"source": {"name": "webdataset", "path": str(folder / "tars" / "*.tar")}, "tokenizer": {"name": "word"}}
     views = {
-        mode: open_view(tiny.experiment(data=data | {"preprocess": section}), "val")[0]["image"]
+        mode: open_view(tiny.experiment(data=data | {"preprocess": section}), "train")[0]["image"]
         for mode, section in (
             ("own", None), ("shortest", {"mode": "shortest"}), ("squash", {"name": "resize_crop", "mode": "squash"}),
             ("longest", {"mode": "longest"}),
@@ -74,7 +74,7 @@ def test_how_evaluation_brings_pictures_to_size_is_the_models_way_or_the_named_o
     assert not views["longest"][:2].any() and views["squash"][:2].any()  # bars above and below
     wrong = tiny.experiment(data=data | {"preprocess": {"name": "flip"}})
     with pytest.raises(ConfigError, match=r"data\.preprocess\.name='flip'.*resize_crop"):
-        open_view(wrong, "val")
+        open_view(wrong, "train")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,31 @@ def test_transparent_pictures_are_put_on_the_background_in_training_and_evaluati
     for background, color in ((None, (255, 255, 255)), ("#010203", (1, 2, 3))):
         experiment = tiny.experiment(data=data | ({} if background is None else {"background": background}))
         assert (setup(experiment).make_batches()[0]["images"]["image"] == color).all()
-        assert (open_view(experiment, "val")[0]["image"] == color).all()
+        assert (open_view(experiment, "train")[0]["image"] == color).all()
     for background, message in (("keep", "the model has no channel"), ("pale", "not a color")):
         with pytest.raises(ConfigError, match=rf"data\.background='{background}': {message}"):
             setup(tiny.experiment(data=data | {"background": background}))
+
+
+@pytest.fixture
+def tables(tmp_path):
+    for name in ("train", "val", "style"):
+        (tmp_path / f"{name}.png").write_bytes(encoded(photograph(40, 48), "PNG"))
+        (tmp_path / f"{name}.csv").write_text(f"filepath,title\n{name}.png,a picture of {name}\n")
+    return tmp_path
+
+
+def test_a_table_answers_only_for_the_split_that_it_was_given_for(tables):
+    source = {"name": "tables", "path": str(tables / "train.csv")}
+    data = {"source": source, "evaluation": {"path": str(tables / "val.csv")}}
+    experiment = tiny.experiment(data=data)
+    assert open_view(experiment, "val")[0]["captions"] == ["a picture of val"]
+    assert open_view(experiment, "train")[0]["captions"] == ["a picture of train"]
+    with pytest.raises(ConfigError, match=r"split='style': data\.evaluation has no splits .* for 'val' .*{split}"):
+        open_view(experiment, "style")
+    with pytest.raises(ConfigError, match=r"split='val': data\.source is the training data; set data\.evaluation"):
+        open_view(tiny.experiment(data={"source": source}), "val")
+    by_name = tiny.experiment(data={"source": {"name": "auto", "path": str(tables / "{split}.csv")}})
+    assert open_view(by_name, "style")[0]["captions"] == ["a picture of style"]
+    with pytest.raises(ConfigError, match=r"split='tset': .* no such split; there are style, train, val"):
+        open_view(by_name, "tset")

@@ -30,10 +30,10 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 def open_source(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The source that the flags name, and its section."""
     if args.config:
-        data = load_experiment(args).data
+        experiment = load_experiment(args)
         from mmjax.train.data import open_split, split_section
 
-        return open_split(data, args.split), split_section(data, args.split)
+        return open_split(experiment, args.split), split_section(experiment.data, args.split)
     from mmjax.data import open_source
 
     section = source_section(args)
@@ -54,8 +54,11 @@ def load_experiment(args: argparse.Namespace) -> Any:
             if getattr(args, name):
                 raise ConfigError(f"--{name}: goes with --source; override the config with --config.data.source.KEY")
         return Experiment.from_dict(load_config(args.config, args.overrides))
-    data = {"source": source_section(args), "modalities": _modalities(args)}
-    return Experiment.from_dict({"steps": 1, "batch_size": 64, "model": "ViT-B-32", "data": data})
+    section = source_section(args)
+    # The path is of the split that stands beside it, whatever its name.
+    data = {"source": section, "evaluation": section, "modalities": _modalities(args)}
+    base = {"steps": 1, "batch_size": 64, "model": "ViT-B-32"}
+    return Experiment.from_dict({**base, "data": data, "eval": {"split": args.split}})
 
 
 def source_section(args: argparse.Namespace) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Source(source.Source):
     A prepared TFDS folder is for the source ``tfds``.
 
     Args:
-      split: replaces ``{split}`` in ``path``; without that every split is the same files.
+      split: replaces ``{split}`` in ``path``.
       path: files, a list, a glob, ``a::b`` or ``{0..9}``.
       modalities: names of images; by default those of ``image``, ``depth``, ``thermal`` that exist.
       format: ``array_record`` or ``tfrecord``; ``auto`` looks at the content.
@@ -59,6 +59,7 @@ class Source(source.Source):
     ):
         self._norm, self._most = caption_norm, max_captions
         paths = path_patterns.expand(path, split=split)
+        self.ignores_split = not path_patterns.has_split(path)
         self._files = record_files.open_records(
             paths, record_files.sniff(paths[0]) if format == "auto" else format, max_mib=max_mib
         )

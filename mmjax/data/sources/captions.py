@@ -42,8 +42,7 @@ class Source(source.Source):
     Images are named as in the source ``tables``.
 
     Args:
-      split: one of the file's splits for ``karpathy``; replaces ``{split}`` in ``path`` and ``split_file``. Where the
-        path has no ``{split}`` either, every split is the whole file.
+      split: one of the file's splits for ``karpathy``; replaces ``{split}`` in ``path`` and ``split_file``.
       path: a file, a list, a glob, ``a::b`` or ``{a,b}``.
       modalities: one name, for the images.
       format: as above; ``auto`` looks at the content.
@@ -75,11 +74,14 @@ class Source(source.Source):
         self.modalities = one_modality(modalities)
         paths = path_patterns.expand(path, split=split)
         self._files = ImageFiles.from_options(paths, image_root, protocols, max_mib)
-        rows: Rows = (row for file in paths for row in _rows(file, format, split, restval))
+        formats: set[str] = set()
+        rows: Rows = (row for file in paths for row in _rows(file, format, split, restval, formats))
         if split_file is not None:
             rows = _only(rows, path_patterns.expand(split_file, split=split, key="split_file"))
         self._table = CaptionTable(rows, check_name=self._files.path_of, norm=caption_norm, most=max_captions)
         self._table.check_not_empty(path)
+        named = path_patterns.has_split(path) or path_patterns.has_split(split_file or "")
+        self.ignores_split = not named and formats != {"karpathy"}
         self.unreadable = self._table.unreadable
         assert self._table.keys is not None
         self._files.check_root(self._table.keys[:4].to_pylist())
@@ -97,7 +99,8 @@ class Source(source.Source):
         return self._table.column(name)
 
 
-def _rows(path: str, format: str, split: str, restval: bool) -> Rows:
+def _rows(path: str, format: str, split: str, restval: bool, formats: set[str]) -> Rows:
+    """The rows of one file, whose format is added to ``formats``."""
     try:
         data = filesystem.read(path).removeprefix(b"\xef\xbb\xbf")
     except (OSError, MemoryError) as error:
@@ -105,7 +108,9 @@ def _rows(path: str, format: str, split: str, restval: bool) -> Rows:
     is_json = format in ("karpathy", "coco", "list") or (format == "auto" and data.lstrip()[:1] in (b"{", b"["))
     if not is_json:
         lines = [line.decode("utf-8", "surrogateescape").rstrip("\r") for line in data.split(b"\n")]
-        return _LINES[_line_format(lines, path) if format == "auto" else format](path, lines)
+        kind = _line_format(lines, path) if format == "auto" else format
+        formats.add(kind)
+        return _LINES[kind](path, lines)
     try:
         content = json.loads(data)
     except UnicodeDecodeError:
@@ -114,6 +119,7 @@ def _rows(path: str, format: str, split: str, restval: bool) -> Rows:
         way_out = "a file with one object a line is for the source 'tables'"
         raise ConfigError(f"path={path!r}: no JSON ({error}); copy it again; {way_out}") from None
     kind = _json_format(content, path) if format == "auto" else format
+    formats.add(kind)
     try:
         if kind == "karpathy":
             return _karpathy(path, list(content["images"]), split, restval)

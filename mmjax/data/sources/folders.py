@@ -35,7 +35,7 @@ class Source(source.Source):
     links to folders or out of the folder. Opening lists folders and reads no picture.
 
     Args:
-      split: a folder in ``path``, or what replaces ``{split}`` there. A path without either is every split's.
+      split: a folder in ``path``, or what replaces ``{split}`` there.
       path: the folder, or a URL that fsspec knows.
       modalities: only ``image``.
       class_names: what prompts and evaluation call the classes, in order; or a file: ``.json`` a list, an object from
@@ -66,6 +66,7 @@ class Source(source.Source):
             raise ConfigError(f"modalities={self.modalities}: folders have pictures of one kind; use ('image',)")
         self._norm, self._most = caption_norm, max_captions
         self._root = _root(path, split)
+        self.ignores_split = self._root == filesystem.local_path(path)  # neither {split} nor a folder of it
         self._image_files = ImageFiles(self._root, max_mib=max_mib)
         files = sorted(_files(self._root))
         text_files = {name for name in files if name.lower().endswith((".txt", ".json"))}

@@ -35,7 +35,7 @@ class Source(source.Source):
     fast in any order; parquet is read a row group at a time, which is slow in shuffled order.
 
     Args:
-      split: the folder's or the files' name for it. A data set that was saved without splits is every split.
+      split: the folder's or the files' name for it.
       path: the folder.
       modalities: names for the images; of several one is ``image``, the others are columns of their own.
       image_column: the first with pictures if left out, else one of the usual names.
@@ -73,7 +73,7 @@ class Source(source.Source):
         if not filesystem.is_folder(folder):
             raise ConfigError(f"path={path!r}: no such folder; nothing is downloaded, copy or save the data set there")
         self._files = ImageFiles.from_options([f"{folder}/"], image_root, protocols, max_mib)
-        self._cells = _cells(folder, split)
+        self._cells, self.ignores_split = _cells(folder, split)
         schema, others = self._cells.schema, others_of(modalities)
         labels = class_labels(schema)
         if (
@@ -140,25 +140,26 @@ def class_labels(schema: pa.Schema) -> dict[str, list[str]]:
         return {}
 
 
-def _cells(folder: str, split: str) -> Columns:
+def _cells(folder: str, split: str) -> tuple[Columns, bool]:
+    """The rows of a split, and whether they are those of any split."""
     entries = filesystem.list_entries(folder)
     names = [name for name, _ in entries]
     if _STATE in names:
-        return Arrow(_saved(folder))
+        return Arrow(_saved(folder)), True
     if _DICT in names:
         splits = [name for name, is_folder in entries if is_folder]
         if split not in splits:
             raise _no_split(split, folder, splits)
-        return Arrow(_saved(f"{folder}/{split}"))
+        return Arrow(_saved(f"{folder}/{split}")), False
     files_by_split = _parquet(folder, entries)
     if not files_by_split:
         raise ConfigError(
             f"path={folder!r}: neither saved by save_to_disk (no {_STATE}) nor a folder of parquet files; check it"
         )
     if split in files_by_split:
-        return Parquet(files_by_split[split])
+        return Parquet(files_by_split[split]), False
     if list(files_by_split) == [""]:
-        return Parquet(files_by_split[""])
+        return Parquet(files_by_split[""]), True
     raise _no_split(split, folder, sorted(files_by_split))
 
 

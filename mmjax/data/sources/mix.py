@@ -72,6 +72,7 @@ class Source(source.Source):
         self._first = np.cumsum([0, *sizes])
         limits = [one.id_limit for one in self._sources]
         self._first_id = np.cumsum([0, *limits])
+        self.ignores_split = any(one.ignores_split for one in self._sources)
         self.rows_share_images = any(one.rows_share_images for one in self._sources)
         if self.id_limit > ID_LIMIT:
             known = ", ".join(f"{title} {limit:,}" for title, limit in zip(titles, limits, strict=True))

@@ -43,7 +43,7 @@ class Source(source.Source):
     read a row group at a time, which is slow in shuffled order: convert them by ``mmjax data prepare`` first.
 
     Args:
-      split: replaces ``{split}`` in ``path``; without that every split is the same table.
+      split: replaces ``{split}`` in ``path``.
       path: a file, a list, a glob, ``a::b`` or ``{0..9}``; the tables have the same columns.
       modalities: names for the images; of several one is ``image``, the others are columns of their own.
       format: ``csv`` (any separator), ``jsonl``, ``parquet``; ``auto`` looks at the content.
@@ -87,6 +87,7 @@ class Source(source.Source):
         if separator is not None and len(separator) != 1:
             raise ConfigError(f"separator={separator!r}: must be one character; leave it out to have it found")
         paths = path_patterns.expand(path, split=split)
+        self.ignores_split = not path_patterns.has_split(path)
         self._files = ImageFiles.from_options(paths, image_root, protocols, max_mib)
         others = others_of(modalities)
         kind = sniff(paths[0]) if format == "auto" else format

@@ -39,8 +39,7 @@ class Source(source.Source):
     whether each line of a text is a caption (``retrieval``).
 
     Args:
-      split: replaces ``{split}`` in ``path``, and is the name of a folder in a folder of splits. Shards that are named
-        without it are every split's.
+      split: replaces ``{split}`` in ``path``, and is the name of a folder in a folder of splits.
       path: shards (``data/{00000..00331}.tar``, ``a.tar::b.tar``, globs, lists, URLs that fsspec knows) or folders.
       modalities: ``image`` and others, each a picture of its own in every sample.
       image_keys: extensions of the picture, the first that a sample has is taken.
@@ -100,7 +99,7 @@ class Source(source.Source):
         self.class_names = names
         self.templates = classes.templates(templates if templates is not None else shards.templates, key="templates")
         self.unreadable: list[source.UnreadableEntry] = []
-        self._paths = shards.paths
+        self._paths, self.ignores_split = shards.paths, shards.ignores_split
         usable = [
             self._usable(path, shard)
             for path, shard in zip(shards.paths, tar_samples.scan_shards(shards.paths, members), strict=True)

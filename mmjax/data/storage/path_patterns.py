@@ -39,6 +39,12 @@ def expand(path: str | os.PathLike[str] | Sequence[str], *, split: str | None = 
     return paths
 
 
+def has_split(path: str | os.PathLike[str] | Sequence[str]) -> bool:
+    """Whether ``{split}`` stands in ``path``."""
+    patterns: list[Any] = list(path) if isinstance(path, (list, tuple)) else [path]
+    return any("{split}" in os.fspath(pattern) for pattern in patterns)
+
+
 def expand_braces(path: str, *, key: str = "path") -> list[str]:
     """Expands the braces of a shell; those that hold neither a range nor a list stay."""
     start = path.find("{")

@@ -16,17 +16,20 @@ class Shards(NamedTuple):
     lines: bool = False  # each line of a text is a caption
     class_names: str | None = None
     templates: str | None = None
+    ignores_split: bool = False  # the path names the same shards for any split
 
 
 def find_shards(path: str | tuple[str, ...], split: str) -> Shards:
     """The shards of ``split`` that ``path`` names: files, or folders of them."""
     names = path_patterns.expand(path, split=split)
+    ignores_split = not path_patterns.has_split(path)
     folders = [name for name in names if filesystem.is_folder(name)]
     if not folders:
-        return Shards(names)
+        return Shards(names, ignores_split=ignores_split)
     if len(names) == 1:
         return _folder(names[0], split, path)
-    return Shards([shard for name in names for shard in (_tars(name, path) if name in folders else [name])])
+    paths = [shard for name in names for shard in (_tars(name, path) if name in folders else [name])]
+    return Shards(paths, ignores_split=ignores_split)
 
 
 def _folder(folder: str, split: str, path: Any) -> Shards:
@@ -61,7 +64,8 @@ def _folder(folder: str, split: str, path: Any) -> Shards:
         f"{folder}/{name}" if name in names else None
         for name in ("classnames.txt", "zeroshot_classification_templates.txt")
     )
-    return Shards(paths, kind == b"retrieval", class_names, templates)
+    ignores_split = tars == folder and not path_patterns.has_split(path)
+    return Shards(paths, kind == b"retrieval", class_names, templates, ignores_split)
 
 
 def _tars(folder: str, path: Any) -> list[str]:
