@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from mmjax.core import plugins
-from mmjax.core.config import ConfigError, bind, call
-from mmjax.data.selection import FilteredSource, Selection
+from mmjax.core.config import ConfigError, bind, call, coerce
+from mmjax.data.selection import FilteredSource, Selection, SharedIds, SplitRows
 from mmjax.data.source import Source
 
 FOLDER = "mmjax.data.sources"
+_OF_ANY_SOURCE = ("selection", "id_column", "split_column")
 Section = Mapping[str, Any]
 
 
@@ -26,8 +28,10 @@ def open_source(
     """Opens the source that ``section`` names.
 
     Args:
-      section: ``name`` and options of a source, and perhaps ``selection``, which selects examples and captions by
-        columns of scores (``mmjax.data.selection``).
+      section: ``name`` and options of a source, and perhaps these for any source (``mmjax.data.selection``):
+        ``split_column`` names the column that says of which split an example is; examples with the same value in
+        ``id_column`` are positives of each other, as views of one object are; ``selection`` selects examples and
+        captions by columns of scores.
       split: passed to the source.
       modalities: passed to the source.
       path: of the section, for errors.
@@ -44,24 +48,36 @@ def open_source(
     source = plugins.load_class(FOLDER, "Source", name, path=f"{path}.name")
     if not issubclass(source, Source):
         raise ConfigError(f"{path}.name={name!r}: its class Source must derive from mmjax.data.source.Source")
-    selection_path = f"{further_path if 'selection' in further else path}.selection"
-    selection = further.pop("selection", options.pop("selection", None))
+    where = {key: f"{further_path if key in further else path}.{key}" for key in _OF_ANY_SOURCE}
+    selection, *columns = (further.pop(key, options.pop(key, None)) for key in _OF_ANY_SOURCE)
+    id_column, split_column = (
+        coerce(value, str | None, path=where[key]) for key, value in zip(_OF_ANY_SOURCE[1:], columns, strict=True)
+    )
     injected = {"split": split, "modalities": modalities}
     # Twice, so that each key is checked under the path where it stands.
     late = bind(source, further, path=further_path, injected=injected | options)
     bound = bind(source, options, path=path, injected=injected | {key: late[key] for key in further})
+    add_columns(source, bound, tuple(filter(None, (id_column, split_column))))
     elsewhere = {"split": "split", "modalities": "data.modalities"}
     try:
         opened = call(source, bound, path=path, paths=elsewhere | {key: f"{further_path}.{key}" for key in further})
     except (OSError, MemoryError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{path}.name={name!r}: the data cannot be read ({reason}); check the path") from error
+    if split_column is not None:
+        arguments = {"source": opened, "split": split, "split_column": split_column}
+        opened = call(SplitRows, arguments, path=path, paths=elsewhere | where)
+    if id_column is not None:
+        opened = call(SharedIds, {"source": opened, "id_column": id_column}, path=path, paths=where)
     if selection is None:
         return opened
-    selection = call(Selection, bind(Selection, selection, path=selection_path), path=selection_path)
-    return call(
-        FilteredSource,
-        {"source": opened, "selection": selection},
-        path=path,
-        paths={"selection": selection_path},
-    )
+    selection = call(Selection, bind(Selection, selection, path=where["selection"]), path=where["selection"])
+    return call(FilteredSource, {"source": opened, "selection": selection}, path=path, paths=where)
+
+
+def add_columns(source: type[Source], options: dict[str, Any], columns: tuple[str, ...]) -> None:
+    """Adds ``columns`` to the option of that name in ``options``, if the source reads only those that are named."""
+    parameter = inspect.signature(source).parameters.get("columns")
+    there = None if parameter is None else options.get("columns", parameter.default)
+    if columns and there is not None:
+        options["columns"] = tuple(dict.fromkeys((*there, *columns)))

@@ -1,4 +1,4 @@
-"""Selects the examples of a source to train on, and their captions, by columns of scores."""
+"""Views of a source by its columns: the examples of a split or at the top of a score, and ids that examples share."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import math
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from mmjax.core.config import Between, ConfigError, Ge
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.source import Source, SourceView
 from mmjax.data.text import captions_of
+
+_SHOWN = 8  # names of splits in an error
 
 Policy = Literal["raw", "synthetic", "mixed", "filtered"]
 
@@ -129,6 +132,62 @@ class FilteredSource(SourceView):
         )
 
 
+class SplitRows(SourceView):
+    """The examples of ``source`` whose ``split_column`` says ``split``."""
+
+    def __init__(self, source: Source, split: str, split_column: str):
+        if source.group != 1 or source.components:
+            raise ConfigError(f"split_column={split_column!r}: groups and mixtures are not split; take single examples")
+        super().__init__(source)
+        splits = np.array([str(value).strip() for value in _column(source, split_column).tolist()], object)
+        self._rows = np.flatnonzero(splits == split)
+        self.ignores_split = False
+        if not len(self._rows):
+            there = ", ".join(sorted(set(splits.tolist()))[:_SHOWN])
+            raise ConfigError(f"split={split!r}: split_column={split_column!r} has no such split; there are {there}")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[int(self._rows[self.check_index(index)])]
+
+    def column(self, name: str) -> np.ndarray:
+        """A field of the split's examples."""
+        return _column(self._source, name)[self._rows]
+
+
+class SharedIds(SourceView):
+    """The examples of ``source``, with one id for all that have the same value in ``id_column``.
+
+    Targets follow from ids, so these examples are positives of each other. One without a value is alone.
+    """
+
+    def __init__(self, source: Source, id_column: str):
+        super().__init__(source)
+        cells = [None if _is_blank(value) else value for value in _column(source, id_column).tolist()]
+        values = pa.array(cells, from_pandas=True)  # NaN as null
+        if pa.types.is_nested(values.type):
+            raise ConfigError(f"id_column={id_column!r}: its values are lists; name a column of numbers or texts")
+        codes = values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        # The number of the first example with that value, below the number of examples as ids have to be.
+        first = np.unique(codes, return_index=True)[1][np.unique(codes, return_inverse=True)[1]]
+        self._ids = np.where(codes < 0, np.arange(len(codes)), first)
+        self.rows_share_images = source.rows_share_images or len(np.unique(self._ids)) < len(codes)
+
+    @property
+    def id_limit(self) -> int:
+        """The number of examples."""
+        return len(self)
+
+    def __getitem__(self, index: int) -> Example:
+        return {**self._source[index], "id": int(self._ids[index])}
+
+    def column(self, name: str) -> np.ndarray:
+        """A field of all examples; ``id`` is the shared one."""
+        return self._ids if name == "id" else self._source.column(name)
+
+
 def _select(source: Source, selection: Selection) -> tuple[np.ndarray, np.ndarray]:
     """Indices i64[n] of the kept examples, and bool[n]: whether with synthetic captions."""
     size, policy = len(source), selection.captions
@@ -222,6 +281,10 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     return [] if value is None or isinstance(value, float) else list(value)
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _has_text(value: Any) -> bool:

@@ -54,7 +54,8 @@ def _check_split(experiment: Experiment, split: str, *, has_classes: bool) -> No
     data, config = experiment.data, experiment.eval
     if not any(_NAMES_DATA & overrides.keys() for overrides in (data.train, data.evaluation)):
         raise ConfigError(
-            f"split={split!r}: data.source is the training data; set data.evaluation.path, or write {{split}} in it"
+            f"split={split!r}: data.source is the training data; set data.evaluation.path, write {{split}} in it, or "
+            "name a column in data.source.split_column"
         )
     only = config.split if config.tasks or not config.final_splits else config.final_splits[0]
     # Classes are a benchmark of classification as they stand.
@@ -62,7 +63,7 @@ def _check_split(experiment: Experiment, split: str, *, has_classes: bool) -> No
         key = "data.evaluation" if _NAMES_DATA & data.evaluation.keys() else "data.source"
         raise ConfigError(
             f"split={split!r}: {key} has no splits and was given for {only!r} (eval.split, eval.final_splits); "
-            "write {split} in its path"
+            "write {split} in its path, or name a column in split_column"
         )
 
 

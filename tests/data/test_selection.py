@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 import math
 import pickle
 from fractions import Fraction
@@ -12,8 +13,12 @@ from hypothesis import strategies as st
 from mmjax.core import config
 from mmjax.core.config import ConfigError
 from mmjax.data import source
+from mmjax.data.open_source import open_source
+from mmjax.data.pipeline import Batches
 from mmjax.data.sample import Unreadable
 from mmjax.data.selection import FilteredSource, Selection
+from support import archives
+from support.pictures import encoded, photograph
 
 
 class Source(source.Source):
@@ -277,3 +282,46 @@ def test_it_is_a_section_of_a_configuration():
     assert section.top == 0 and dataclasses.asdict(section)["synthetic"] == "blip"
     with pytest.raises(ConfigError, match=r"data.selection.tops=.*did you mean 'top'"):
         config.build(Selection, {"tops": 0.3}, path="data.selection")
+
+
+VIEWS = [("mug", "train"), ("cup", "train"), ("mug", "train"), ("mug", "test"), ("", "train"), ("", "train")]
+
+
+@pytest.fixture
+def views(tmp_path):
+    """Pictures of objects, with an id and a split each, as a table and as a tar archive."""
+    picture = encoded(photograph(16, 16), "PNG")
+    rows = ["filepath,title,id,split", *(f"{i}.png,view {i},{id},{split}" for i, (id, split) in enumerate(VIEWS))]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    for i in range(len(VIEWS)):
+        (tmp_path / f"{i}.png").write_bytes(picture)
+    members = [
+        (f"{i}.{end}", data)
+        for i, (id, split) in enumerate(VIEWS)
+        for end, data in (
+            ("png", picture),
+            ("txt", f"view {i}".encode()),
+            ("json", json.dumps({"id": id or None, "split": split}).encode()),
+        )
+    ]
+    archives.write_tar(tmp_path / "t.tar", members)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "file"), [("tables", "t.csv"), ("auto", "t.csv"), ("webdataset", "t.tar")])
+def test_columns_say_the_split_and_which_examples_are_of_one_thing(name, file, views):
+    section = {"name": name, "path": str(views / file), "split_column": "split"}
+    plain = open_source(section, split="train")
+    assert [example["captions"] for example in plain] == [[f"view {i}"] for i in (0, 1, 2, 4, 5)]
+    assert not plain.ignores_split and len(open_source(section, split="test")) == 1
+    source = open_source(section | {"id_column": "id"}, split="train")
+    assert [example["id"] for example in source] == source.column("id").tolist() == [0, 1, 0, 3, 4]
+    assert source.rows_share_images and source.id_limit == 5
+    with pytest.raises(
+        ConfigError, match=r"split='val': split_column='split' has no such split; there are test, train"
+    ):
+        open_source(section, split="val")
+    with pytest.raises(ConfigError, match=r"'objct'.*"):
+        open_source(section | {"id_column": "objct"}, split="train")
+    batches = Batches(source, lambda texts: np.zeros((len(texts), 4), np.int32), batch_size=5, seed=0, order="stored")
+    assert batches[0]["image_ids"].ravel().tolist() == batches[0]["text_ids"].ravel().tolist() == [0, 1, 0, 3, 4]

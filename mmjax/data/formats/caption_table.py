@@ -125,6 +125,8 @@ class CaptionTable:
         if self.negatives is not None:
             example["negatives"] = self._negatives(begin, end, key)
         for name, column in self.columns.items():
+            if name == "id":  # for ``id_column`` alone
+                continue
             value = column[index].as_py()
             example[name] = np.nan if value is None and pa.types.is_floating(column.type) else value
         return example
@@ -136,7 +138,7 @@ class CaptionTable:
             for index in range(len(self)):
                 lists[index] = self.captions[self.starts[index] : self.starts[index + 1]].to_pylist()
             return lists
-        if name == "id":
+        if name == "id" and "id" not in self.columns:
             return np.arange(len(self)) if self.ids is None else self.ids
         if name == "key" and self.keys is not None:
             return self.keys.to_numpy(zero_copy_only=False)

@@ -29,7 +29,7 @@ SEPARATORS = ("\t", ",", ";", "|")  # in the order of trial; the first is open_c
 IMAGES = ("filepath", "image", "image_path", "file_name", "filename", "path", "img", "image_file", "file", "jpg")
 CAPTIONS = ("title", "caption", "captions", "text", "texts", "sentence", "sentences", "sentences_raw", "txt")
 NEGATIVES = ("neg_caption", "neg_captions")
-RESERVED = ("id", "key", "captions", "negatives", "label", "image")
+RESERVED = ("key", "captions", "negatives", "label", "image")
 
 _DAMAGED = (EOFError, OSError, zlib.error)  # by damaged compressed files
 _BOM = b"\xef\xbb\xbf"

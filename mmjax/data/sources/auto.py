@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError, bind, call
 from mmjax.data import source
+from mmjax.data.open_source import add_columns
 from mmjax.data.storage import filesystem, path_patterns
 
 _HEAD = 1 << 16
@@ -48,6 +49,7 @@ class Source(source.SourceView):
       path: a file, a folder, a list, a glob, ``a::b`` or ``{0..9}``.
       modalities: passed on.
       options: of the chosen source.
+      columns: further fields of each example, if the chosen source has such an option.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Source(source.SourceView):
         path: str | tuple[str, ...],
         modalities: tuple[str, ...] = ("image",),
         options: dict[str, Any] | None = None,
+        columns: tuple[str, ...] = (),
     ):
         self.name, single_path = recognize(path, split)
         target = plugins.load("mmjax.data.sources", self.name, path="data.source.name").Source
@@ -65,6 +68,7 @@ class Source(source.SourceView):
             bound = bind(target, dict(options or {}), path="options", injected=injected)
         except ConfigError as error:
             raise ConfigError(f"{error} (path={path!r} was taken for {self.name})") from None
+        add_columns(target, bound, columns)
         super().__init__(call(target, bound, path="options", paths={name: name for name in injected}))
 
 
