@@ -13,11 +13,12 @@ from mmjax.core.config import ConfigError
 from mmjax.core.sphere import modality_gap, uniformity
 from mmjax.evals.common.base import Base, OpenSource, open_split
 from mmjax.evals.common.embedder import BoundEmbedder
+from mmjax.evals.common.host_batches import DIGEST
 from mmjax.evals.common.ranks import Ranks, Ties, count_ranks
 
 RECALL_AT = (1, 5, 10)
 _GEOMETRY = ("uniformity_image", "uniformity_text", "modality_gap")
-_COUNTS = ("num_images", "num_captions", "num_unreadable")
+_COUNTS = ("num_images", "num_captions", "num_repeated_images", "num_repeated_captions", "num_unreadable")
 UNIFORMITY_ROWS = 4096  # uniformity compares all pairs of this many rows
 
 
@@ -25,9 +26,12 @@ class Evaluator(Base):
     """Retrieval over a whole split.
 
     ``image_to_text_*``: each image is a query, and any of its captions is a hit; its rank is the number of captions of
-    other images above its own best caption. ``text_to_image_*``: each caption is a query and has one image. ``R@k`` are
-    fractions of the queries, ``mean_rank`` and ``median_rank`` count from 1, ``mrr`` is the mean of 1 / rank, and
-    ``rsum`` is the sum of the six recalls in percent (at most 600).
+    others above its own best caption. ``text_to_image_*``: each caption is a query, and any of its images is a hit.
+    ``R@k`` are fractions of the queries, ``mean_rank`` and ``median_rank`` count from 1, ``mrr`` is the mean of
+    1 / rank, and ``rsum`` is the sum of the six recalls in percent (at most 600).
+
+    Equal captions are one caption, which belongs to all of its images, and equal pictures are one image with all of
+    their captions; ``num_repeated_*`` count what was merged.
 
     A negative that scores exactly as high as the positive counts as above it (``ties="pessimistic"``), so a model that
     maps everything to one point scores 0. ``*_R@1_optimistic`` and ``*_mean_rank_optimistic`` count it as below, and
@@ -82,11 +86,10 @@ class Evaluator(Base):
         """The metrics of one set of parameters."""
         data = self._embed(embedder)
         folds = []
-        for rows in np.array_split(np.arange(len(data.images)), self.folds):
-            texts = (data.owner >= rows[0]) & (data.owner <= rows[-1])
-            ranks = count_ranks(
-                data.images[rows], rows, data.texts[texts], data.owner[texts], row_sharding=embedder.row_sharding
-            )
+        for rows in np.array_split(np.arange(len(data.images)), min(self.folds, len(data.images))):
+            own = data.own[rows]
+            texts = np.unique(own[own >= 0])
+            ranks = count_ranks(data.images[rows], own, data.texts[texts], texts, row_sharding=embedder.row_sharding)
             folds.append(metrics(*ranks, ties=self.ties))
         mean = {name: float(np.mean([fold[name] for fold in folds])) for name in folds[0]}
         geometry = (
@@ -94,24 +97,21 @@ class Evaluator(Base):
             _on_device(uniformity, evenly_spaced(data.texts, UNIFORMITY_ROWS)),
             _on_device(modality_gap, data.images, data.texts),
         )
-        counts = map(float, (len(data.images), len(data.captions), data.num_unreadable))
+        counts = map(float, (len(data.images), len(data.captions), *data.num_repeated, data.num_unreadable))
         return mean | dict(zip(_GEOMETRY, geometry, strict=True)) | dict(zip(_COUNTS, counts, strict=True))
 
     def panel(self, embedder: BoundEmbedder, *, rows: Sequence[int], k: int = 5) -> list[dict[str, Any]]:
         """The ``k`` best captions of the whole split for each image of ``rows``.
 
         Each entry: ``image`` u8[H, W, C], ``captions`` (its own), ``retrieved`` [(caption, cosine, is_own)].
-        A caption of several images is listed once.
         """
         data = self._embed(embedder)
         panel = []
         for row in rows[: len(data.images)]:
-            own = [data.captions[j] for j in np.flatnonzero(data.owner == row)]
-            retrieved: dict[str, float] = {}
-            for j, score in _best(data.texts, data.images[row]):
-                retrieved.setdefault(data.captions[j], score)
-                if len(retrieved) == k:
-                    break
+            own = [data.captions[j] for j in data.own[row] if j >= 0]
+            retrieved = {
+                data.captions[j]: score for j, score in itertools.islice(_best(data.texts, data.images[row]), k)
+            }
             panel.append(
                 {
                     "image": self.split.source[data.indices[row]][embedder.modalities[0]],
@@ -130,35 +130,54 @@ class Evaluator(Base):
         modality = embedder.modalities[0]
         panel = []
         for row in rows[: len(data.images)]:
-            j = int(np.flatnonzero(data.owner == row)[0])
+            j = int(data.own[row][0])
             best = itertools.islice(_best(data.images, data.texts[j]), k)
             panel.append(
                 {
                     "caption": data.captions[j],
                     "image": self.split.source[data.indices[row]][modality],
-                    "retrieved": [(self.split.source[data.indices[i]][modality], score, i == row) for i, score in best],
+                    "retrieved": [
+                        (self.split.source[data.indices[i]][modality], score, j in data.own[i]) for i, score in best
+                    ],
                 }
             )
         return panel
 
     def _embed(self, embedder: BoundEmbedder) -> _Data:
         images, items, indices, unreadable = embedder.read(self.split.source, key=self.split.key)
-        captions, owner = [], []
+        rows: dict[str, int] = {}  # the first of equal pictures
+        number: dict[str, int] = {}  # of each caption
+        own: dict[int, dict[int, None]] = {}
+        num_captions = 0
         for row, item in enumerate(items):
-            own = item["captions"][: self.max_captions]
-            if not own:
+            captions = item["captions"][: self.max_captions]
+            if not captions:
                 raise ValueError(f"example {row} has no captions; retrieval needs at least one for every image")
-            captions += own
-            owner += [row] * len(own)
-        return _Data(images, captions, embedder.texts(captions), np.asarray(owner, np.int32), indices, len(unreadable))
+            num_captions += len(captions)
+            numbers = [number.setdefault(caption, len(number)) for caption in captions]
+            own.setdefault(rows.setdefault(item[DIGEST], row), {}).update(dict.fromkeys(numbers))
+        firsts = list(own)
+        table = np.full((len(own), max(map(len, own.values()))), -1, np.int32)
+        for line, numbers_of_picture in zip(table, own.values(), strict=True):
+            line[: len(numbers_of_picture)] = list(numbers_of_picture)
+        return _Data(
+            images=images[firsts],
+            captions=list(number),
+            texts=embedder.texts(list(number)),
+            own=table,
+            indices=indices[firsts],
+            num_repeated=(len(items) - len(own), num_captions - len(number)),
+            num_unreadable=len(unreadable),
+        )
 
 
 class _Data(NamedTuple):
     images: np.ndarray  # f32[n, E]
     captions: list[str]  # m
     texts: np.ndarray  # f32[m, E]
-    owner: np.ndarray  # i32[m]: the image of each caption
+    own: np.ndarray  # i32[n, k]: the captions of each image, then -1
     indices: np.ndarray  # i64[n]: of the images in the source
+    num_repeated: tuple[int, int]  # images and captions that were merged
     num_unreadable: int
 
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -14,17 +15,19 @@ def evaluate(source, towers=None, *, params=None, embedder=None, **options):
     return Evaluator(lambda split: source, **options)(bound)
 
 
+def unique_captions(source):
+    return list(dict.fromkeys(c for e in source for c in e["captions"]))
+
+
 def by_hand(source, zi, zt):
-    """Metrics by sorting every query's scores; duplicates of a positive count against it."""
-    owner = np.asarray([i for i, e in enumerate(source) for _ in e["captions"]])
+    """Metrics by sorting every query's scores; ``zt`` are the embeddings of the captions without repetitions."""
+    captions = unique_captions(source)
+    own = np.asarray([[caption in e["captions"] for caption in captions] for e in source])
     scores = zi @ zt.T
     ranks = {"image_to_text": [], "text_to_image": []}
-    for i, row in enumerate(scores):
-        best = max(row[owner == i])
-        ranks["image_to_text"].append(sum(row[owner != i] >= best - 1e-7))
-    for j, column in enumerate(scores.T):
-        others = np.delete(column, owner[j])
-        ranks["text_to_image"].append(sum(others >= column[owner[j]] - 1e-7))
+    for direction, table, hits in (("image_to_text", scores, own), ("text_to_image", scores.T, own.T)):
+        for row, hit in zip(table, hits, strict=True):
+            ranks[direction].append(sum(row[~hit] >= max(row[hit]) - 1e-7))
     result = {}
     for direction, rank in ranks.items():
         rank = np.asarray(rank)
@@ -40,7 +43,7 @@ def by_hand(source, zi, zt):
 @pytest.mark.parametrize(("n", "batch_size"), [(1, 4), (11, 4), (30, 7)])
 def test_metrics_equal_sorting_by_hand_with_ragged_captions(n, batch_size, seed):
     source, towers = retrieval_source(n, seed=seed), Towers(seed=seed)
-    captions = [c for e in source for c in e["captions"]]
+    captions = unique_captions(source)
     expected = by_hand(source, *reference(towers, source, captions))
     got = evaluate(source, towers, embedder={"batch_size": batch_size})
     for name, value in expected.items():
@@ -49,6 +52,7 @@ def test_metrics_equal_sorting_by_hand_with_ragged_captions(n, batch_size, seed)
     assert got["rsum"] == pytest.approx(100 * sum(recalls))
     assert got["mean_recall@1"] == pytest.approx((recalls[0] + recalls[3]) / 2)
     assert (got["num_images"], got["num_captions"]) == (n, len(captions))
+    assert got["num_repeated_captions"] == sum(len(e["captions"]) for e in source) - len(captions)
 
 
 def test_eight_devices_equal_one():
@@ -79,7 +83,11 @@ def test_a_perfect_model_scores_everything():
 
 @pytest.mark.parametrize("value", [0.0, 1.0, np.nan])
 def test_constant_embeddings_score_zero(value):
-    source = Source([{"image": np.full((2, 2, 3), 200, np.uint8), "captions": ["same"]} for _ in range(20)])
+    source = Source()
+    for i, pair in zip(range(20), itertools.combinations(range(12), 2), strict=False):
+        pixels = np.full(12, 200, np.uint8)
+        pixels[list(pair)] = 201  # pictures differ, their sums do not
+        source.append({"image": pixels.reshape(2, 2, 3), "captions": [chr(97 + i)]})
     towers = Towers()
     params = {name: np.full_like(p, value) for name, p in towers.params.items()}
     got = evaluate(source, towers, params=params)
@@ -92,14 +100,25 @@ def test_constant_embeddings_score_zero(value):
         assert kind["rsum"] == 600 and kind["image_to_text_tie_gap"] == 1
 
 
-def test_the_same_caption_under_two_images_is_a_tie_and_lost():
+def test_a_caption_of_three_images_is_one_caption_and_each_of_them_a_hit():
     source, towers = perfect()
-    source[1]["captions"] = ["a", "b"]
+    for i in (1, 2):
+        source[i]["captions"] = ["a"]
     got = evaluate(source, towers)
-    # Image 0 finds its "a" and the rival "a" of image 1 at equal height and loses; image 1 still has "b".
-    assert got["image_to_text_R@1"] == 7 / 8
-    assert got["image_to_text_tie_gap"] == 1 / 8
-    assert got["text_to_image_R@1"] == 8 / 9
+    # For the model "a" is the caption of image 0; to images 1 and 2 it is as far as all others.
+    assert got["num_captions"] == 6 and got["num_repeated_captions"] == 2
+    assert got["text_to_image_R@1"] == 1 and got["image_to_text_R@1"] == 6 / 8
+    towers.params["text"][97] = np.eye(3, 8).sum(0) / 3**0.5  # the direction of all three
+    assert evaluate(source, towers)["rsum"] == 600
+
+
+def test_equal_pictures_are_one_image_with_all_their_captions():
+    source, towers = perfect()
+    source.append({"image": source[3]["image"].copy(), "captions": ["z", "d"]})
+    got = evaluate(source, towers)
+    assert (got["num_images"], got["num_repeated_images"]) == (8, 1)
+    assert (got["num_captions"], got["num_repeated_captions"]) == (9, 1)
+    assert got["image_to_text_R@1"] == 1 and got["text_to_image_R@5"] == 8 / 9  # the model knows no "z"
 
 
 def test_max_captions_keeps_the_first():
@@ -108,7 +127,7 @@ def test_max_captions_keeps_the_first():
         example["captions"] = [*example["captions"], "zzz"]
     assert evaluate(source, towers, max_captions=1)["rsum"] == 600
     got = evaluate(source, towers, max_captions=2)
-    assert got["num_captions"] == 16 and got["text_to_image_R@1"] == 0.5
+    assert got["num_captions"] == 9 and got["num_repeated_captions"] == 7
 
 
 def test_folds_are_means_over_consecutive_parts():
@@ -131,7 +150,7 @@ def pairwise_spread(x):
 @pytest.mark.parametrize("n", [1, 2, 23])
 def test_the_spread_of_both_sides_is_measured_over_the_whole_split(n):
     source, towers = retrieval_source(n, seed=2), Towers(seed=2)
-    captions = [c for e in source for c in e["captions"]]
+    captions = unique_captions(source)
     images, texts = reference(towers, source, captions)
     for folds in {1, min(n, 3)}:
         got = evaluate(source, towers, folds=folds)

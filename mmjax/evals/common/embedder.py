@@ -17,7 +17,7 @@ from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import num_shards
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
-from mmjax.evals.common.host_batches import HostBatch, gather_examples
+from mmjax.evals.common.host_batches import Description, HostBatch, describe, gather_examples
 
 IN_FLIGHT = 16
 """Batches that may wait on the device: enough to keep it busy, few enough to fit its memory."""
@@ -125,7 +125,7 @@ class BoundEmbedder:
         if name not in self._splits:
             if not len(examples):
                 raise ValueError("there are no examples to embed")
-            owned: list[tuple[int, dict[str, Any] | Unreadable]] = []
+            owned: list[tuple[int, Description]] = []
             images = self._run(self._embedder.embed_images, self._image_batches(examples, owned))
             indices, items, unreadable = gather_examples(owned)
             if not len(indices):
@@ -154,10 +154,8 @@ class BoundEmbedder:
         assert self._texts is not None
         return self._texts[[self._row_of_text[text] for text in texts]]
 
-    def _image_batches(
-        self, examples: Source, owned: list[tuple[int, dict[str, Any] | Unreadable]]
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """This process's rows of each batch; appends the results of those that it owns to ``owned``.
+    def _image_batches(self, examples: Source, owned: list[tuple[int, Description]]) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows of each batch; appends the descriptions of those that it owns to ``owned``.
 
         An unreadable example keeps its row, so that no process needs to know what another one could read.
         """
@@ -176,7 +174,7 @@ class BoundEmbedder:
                 indices = rows[rows < len(examples)].tolist()
                 results = list(map(read, indices) if pool is None else pool.map(read, indices))
                 entries = zip(indices, results, host_batch.owned.tolist(), strict=False)  # the last batch may be short
-                owned.extend((index, result) for index, result, is_owned in entries if is_owned)
+                owned.extend((index, describe(result)) for index, result, is_owned in entries if is_owned)
                 readable = [i for i, result in enumerate(results) if not isinstance(result, Unreadable)]
                 if readable:
                     stacked = self._stack([results[i] for i in readable], [indices[i] for i in readable])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -74,17 +76,32 @@ class SplitExamples(NamedTuple):
     unreadable: list[Unreadable]
 
 
-def gather_examples(local: list[tuple[int, dict[str, Any] | Unreadable]]) -> SplitExamples:
+Description = dict[str, Any] | list[Any]
+"""An example without its pictures, or an error, as JSON values."""
+
+DIGEST = "picture_digest"
+"""The key of an example's description that is equal for equal pictures."""
+
+
+def describe(example: Mapping[str, Any] | Unreadable) -> Description:
+    """What is kept of an example that was read, or of the error."""
+    if isinstance(example, Unreadable):
+        return [example.reason, example.detail, example.key]
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(example.items()):
+        if isinstance(value, np.ndarray) and _is_picture(value):
+            digest.update(f"{name} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).data)
+    return {**_to_json(example), DIGEST: digest.hexdigest()}
+
+
+def gather_examples(local: list[tuple[int, Description]]) -> SplitExamples:
     """The examples that all processes have read, ordered by index; the same in every process.
 
     Args:
-        local: Index and example, or the error, of those that this process owns.
+        local: Index and description of those that this process owns.
     """
-    plain = [
-        (index, [result.reason, result.detail, result.key] if isinstance(result, Unreadable) else _to_json(result))
-        for index, result in local
-    ]
-    gathered = sorted((entry for host in collectives.all_gather(plain) for entry in host), key=lambda entry: entry[0])
+    gathered = sorted((entry for host in collectives.all_gather(local) for entry in host), key=lambda entry: entry[0])
     readable = [(index, item) for index, item in gathered if isinstance(item, dict)]
     return SplitExamples(
         np.array([index for index, _ in readable], np.int64),
@@ -95,7 +112,7 @@ def gather_examples(local: list[tuple[int, dict[str, Any] | Unreadable]]) -> Spl
 
 def _to_json(value: Any) -> Any:
     """``value`` without pictures, and with Python's numbers in place of numpy's."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): _to_json(inner) for key, inner in value.items() if not _is_picture(inner)}
     if isinstance(value, (list, tuple)):
         return [_to_json(inner) for inner in value]

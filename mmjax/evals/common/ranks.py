@@ -42,7 +42,7 @@ def count_ranks(
 ) -> tuple[Ranks, Ranks]:
     """The ranks of images as queries and of texts as queries.
 
-    For image i: ``above_i = |{j : id_j ≠ id_i, s_ij > p_i}|`` with ``p_i = max{s_ij : id_j = id_i}``; for texts with
+    For image i: ``above_i = |{j : id_j ∉ ids_i, s_ij > p_i}|`` with ``p_i = max{s_ij : id_j ∈ ids_i}``; for texts with
     rows and columns exchanged. A text whose id no image has loses to all. NaN scores count as ties.
 
     Both passes (best positive, then counts) compute a pair in the same block of the same matrix product at the highest
@@ -50,7 +50,8 @@ def count_ranks(
 
     Args:
         images: f32[n, E].
-        image_ids: i32[n], at least 0; an image and a text with the same id belong together.
+        image_ids: i32[n], at least 0, or i32[n, k] with -1 after an image's last; an image and a text with the same id
+            belong together.
         texts: f32[m, E].
         text_ids: i32[m].
         row_sharding: Splits the rows of each block over a mesh; None: one device.
@@ -58,10 +59,11 @@ def count_ranks(
     Returns:
         Ranks of the n images and of the m texts.
     """
-    for name, ids in (("image_ids", image_ids), ("text_ids", text_ids)):
+    image_ids = np.asarray(image_ids).reshape(len(images), -1)
+    for name, ids in (("image_ids", image_ids[:, 0]), ("text_ids", text_ids)):
         if len(ids) and np.min(ids) < 0:
             raise ValueError(f"{name} has {np.min(ids)}: ids must not be negative")
-    if unmatched := set(np.asarray(image_ids).tolist()) - set(np.asarray(text_ids).tolist()):
+    if unmatched := set(image_ids.ravel().tolist()) - set(np.asarray(text_ids).tolist()) - {-1}:
         raise ValueError(f"no text has the id {min(unmatched)} of an image: every image needs at least one text")
     shards = num_shards(row_sharding)
     # Pad blocks to multiples of this even for tiny inputs: the edge of a matrix product may be summed in another order
@@ -86,9 +88,9 @@ def _blocks(z: np.ndarray, ids: np.ndarray, *, chunk: int, tile: int) -> tuple[n
     blocks = -(-len(z) // size)
     padded = np.zeros((blocks * size, z.shape[1]), np.float32)
     padded[: len(z)] = z
-    padded_ids = np.full(blocks * size, -1, np.int32)
+    padded_ids = np.full((blocks * size, *np.shape(ids)[1:]), -1, np.int32)
     padded_ids[: len(z)] = ids
-    return padded.reshape(blocks, size, -1), padded_ids.reshape(blocks, size)
+    return padded.reshape(blocks, size, -1), padded_ids.reshape(blocks, size, *padded_ids.shape[1:])
 
 
 Counts = tuple[jax.Array, jax.Array]
@@ -101,13 +103,14 @@ def _compiled(out_sharding: NamedSharding | None) -> Callable[..., Any]:
 
 
 def _count_blocks(zi: jax.Array, ii: jax.Array, zt: jax.Array, it: jax.Array) -> tuple[Counts, Counts]:
-    """From blocks f32[a, C, E], i32[a, C] and f32[b, D, E], i32[b, D] to counts i32[a, C] and i32[b, D]."""
+    """From blocks f32[a, C, E], i32[a, C, K] and f32[b, D, E], i32[b, D] to counts i32[a, C] and i32[b, D]."""
 
     def scores(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.einsum("ce,de->cd", x, y, precision=jax.lax.Precision.HIGHEST)
 
     def is_positive(xi: jax.Array, yi: jax.Array) -> jax.Array:
-        return (xi[:, None] == yi[None, :]) & (xi[:, None] >= 0)
+        matches = (ids[:, None] == yi[None, :] for ids in xi.T)  # one after another: [C, D, K] would be large
+        return functools.reduce(jnp.logical_or, matches) & (yi[None, :] >= 0)
 
     def best_positive(best_t: jax.Array, chunk: Any) -> tuple[jax.Array, jax.Array]:
         x, xi = chunk
@@ -135,7 +138,7 @@ def _count_blocks(zi: jax.Array, ii: jax.Array, zt: jax.Array, it: jax.Array) ->
         def compare(text_chunk: Any) -> tuple[Counts, Counts]:
             y, yi, positive_t = text_chunk
             s = scores(x, y)
-            negative = ~is_positive(xi, yi) & (xi[:, None] >= 0) & (yi[None, :] >= 0)
+            negative = ~is_positive(xi, yi) & (xi[:, :1] >= 0) & (yi[None, :] >= 0)
             return count(s, positive_i[:, None], negative, 1), count(s, positive_t[None, :], negative, 0)
 
         rows, columns = jax.lax.map(compare, (zt, it, best_t))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmjax.data.sample import Unreadable
-from mmjax.evals.common.host_batches import HostBatch, gather_examples
+from mmjax.evals.common.host_batches import DIGEST, HostBatch, describe, gather_examples
 from support import processes
 from support.towers import Source, Towers, data_sharding, retrieval_source
 
@@ -78,14 +78,15 @@ def test_one_process_holds_and_transfers_all():
 
 def test_gathered_examples_are_plain_and_in_order():
     picture = np.zeros((2, 2, 3), np.uint8)
-    found = gather_examples(
-        [
-            (3, {"id": np.int64(7), "image": picture, "raw": b"x", "box": np.arange(2), "pairs": [("a", "b")]}),
-            (1, Unreadable("missing file", "x.jpg", key="k")),
-            (0, {"id": 1, "nested": {"depth": picture, "score": np.float32(0.5)}}),
-        ]
-    )
+    examples = [
+        (3, {"id": np.int64(7), "image": picture, "raw": b"x", "box": np.arange(2), "pairs": [("a", "b")]}),
+        (1, Unreadable("missing file", "x.jpg", key="k")),
+        (0, {"id": 1, "nested": {"depth": picture, "score": np.float32(0.5)}}),
+    ]
+    found = gather_examples([(index, describe(example)) for index, example in examples])
     assert found.indices.tolist() == [0, 3]
+    digests = [item.pop(DIGEST) for item in found.items]
+    assert digests[0] != digests[1] == describe({"image": picture.copy()})[DIGEST]
     assert found.items == [{"id": 1, "nested": {"score": 0.5}}, {"id": 7, "box": [0, 1], "pairs": [["a", "b"]]}]
     (unreadable,) = found.unreadable
     assert (unreadable.reason, unreadable.detail, unreadable.key) == ("missing file", "x.jpg", "k")
