@@ -12,7 +12,7 @@ from mmjax.data.selection import FilteredSource, Selection, SharedIds, SplitRows
 from mmjax.data.source import Source
 
 FOLDER = "mmjax.data.sources"
-_OF_ANY_SOURCE = ("selection", "id_column", "split_column")
+OF_ANY_SOURCE = ("selection", "id_column", "split_column")
 Section = Mapping[str, Any]
 
 
@@ -48,10 +48,10 @@ def open_source(
     source = plugins.load_class(FOLDER, "Source", name, path=f"{path}.name")
     if not issubclass(source, Source):
         raise ConfigError(f"{path}.name={name!r}: its class Source must derive from mmjax.data.source.Source")
-    where = {key: f"{further_path if key in further else path}.{key}" for key in _OF_ANY_SOURCE}
-    selection, *columns = (further.pop(key, options.pop(key, None)) for key in _OF_ANY_SOURCE)
+    where = {key: f"{further_path if key in further else path}.{key}" for key in OF_ANY_SOURCE}
+    selection, *columns = (further.pop(key, options.pop(key, None)) for key in OF_ANY_SOURCE)
     id_column, split_column = (
-        coerce(value, str | None, path=where[key]) for key, value in zip(_OF_ANY_SOURCE[1:], columns, strict=True)
+        coerce(value, str | None, path=where[key]) for key, value in zip(OF_ANY_SOURCE[1:], columns, strict=True)
     )
     injected = {"split": split, "modalities": modalities}
     # Twice, so that each key is checked under the path where it stands.

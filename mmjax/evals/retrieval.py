@@ -31,7 +31,8 @@ class Evaluator(Base):
     1 / rank, and ``rsum`` is the sum of the six recalls in percent (at most 600).
 
     Equal captions are one caption, which belongs to all of its images, and equal pictures are one image with all of
-    their captions; ``num_repeated_*`` count what was merged.
+    their captions; ``num_repeated_*`` count what was merged. Images of one id, such as views of one thing, share their
+    captions.
 
     A negative that scores exactly as high as the positive counts as above it (``ties="pessimistic"``), so a model that
     maps everything to one point scores 0. ``*_R@1_optimistic`` and ``*_mean_rank_optimistic`` count it as below, and
@@ -147,6 +148,7 @@ class Evaluator(Base):
         images, items, indices, unreadable = embedder.read(self.split.source, key=self.split.key)
         rows: dict[str, int] = {}  # the first of equal pictures
         number: dict[str, int] = {}  # of each caption
+        by_id: dict[int, dict[int, None]] = {}  # captions of images with that id
         own: dict[int, dict[int, None]] = {}
         num_captions = 0
         for row, item in enumerate(items):
@@ -155,7 +157,9 @@ class Evaluator(Base):
                 raise ValueError(f"example {row} has no captions; retrieval needs at least one for every image")
             num_captions += len(captions)
             numbers = [number.setdefault(caption, len(number)) for caption in captions]
-            own.setdefault(rows.setdefault(item[DIGEST], row), {}).update(dict.fromkeys(numbers))
+            first = rows.setdefault(item[DIGEST], row)
+            own[first] = by_id.setdefault(items[first].get("id", first), {})
+            own[first].update(dict.fromkeys(numbers))
         firsts = list(own)
         table = np.full((len(own), max(map(len, own.values()))), -1, np.int32)
         for line, numbers_of_picture in zip(table, own.values(), strict=True):

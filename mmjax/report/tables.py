@@ -104,6 +104,8 @@ def retrieval(records: list[Record]) -> RetrievalTable:
             rows.append(RetrievalRow("chance", "chance", "", chance, 100 * sum(chance)))
         if {"num_images", "num_captions"} <= last.keys():
             sizes.append(f"{prefix}: {last['num_images']:,.0f} images, {last['num_captions']:,.0f} captions")
+            if repeated := last.get("num_repeated_captions"):
+                sizes[-1] += f" (and {repeated:,.0f} repeated)"
     return RetrievalTable(rows, "; ".join(sizes) + "." if sizes else "")
 
 
@@ -182,9 +184,10 @@ def _thin(steps: list[tuple[int, Record]], best: int) -> list[tuple[int, Record]
 
 
 def _chance(metrics: Record) -> list[float]:
-    """Expected recalls of random scores: an image has m / n captions among m, a caption one image among n."""
+    """Expected recalls of random scores: an image has pairs / n captions of m, a caption pairs / m images of n."""
     n, m = metrics.get("num_images", 0.0), metrics.get("num_captions", 0.0)
+    pairs = m + metrics.get("num_repeated_captions", 0.0)
     if n < 1 or m < 1:
         return []
-    to_text = [1 - (1 - min(1.0, k / m)) ** (m / n) for k in (1, 5, 10)]
-    return to_text + [min(1.0, k / n) for k in (1, 5, 10)]
+    to_text = [1 - (1 - min(1.0, k / m)) ** (pairs / n) for k in (1, 5, 10)]
+    return to_text + [1 - (1 - min(1.0, k / n)) ** (pairs / m) for k in (1, 5, 10)]

@@ -12,6 +12,7 @@ from mmjax.commands.common.options import parse_overrides, split_csv
 from mmjax.config_file import load_config
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
+from mmjax.data.open_source import OF_ANY_SOURCE
 from mmjax.experiment import Experiment
 from support import documents
 from support.documents import ROOT, Block
@@ -128,7 +129,8 @@ def check_experiment(experiment):
         check_options("mmjax.augment", "Augmentation", name, options)
     for name, options in experiment.data.transforms:
         check_options("mmjax.data.transforms", "Transform", name, options)
-    source, objective = dict(experiment.data.source), dict(experiment.objective)
+    source = {key: value for key, value in experiment.data.source.items() if key not in OF_ANY_SOURCE}
+    objective = dict(experiment.objective)
     check_options("mmjax.data.sources", "Source", source.pop("name"), source)
     check_options("mmjax.objectives", "Objective", objective.pop("name"), objective)
 

@@ -121,6 +121,14 @@ def test_equal_pictures_are_one_image_with_all_their_captions():
     assert got["image_to_text_R@1"] == 1 and got["text_to_image_R@5"] == 8 / 9  # the model knows no "z"
 
 
+def test_images_of_one_id_share_their_captions():
+    source, towers = perfect()
+    source[0]["id"] = source[1]["id"] = 100
+    source[1]["captions"], source[0]["captions"] = source[0]["captions"], source[1]["captions"]
+    got = evaluate(source, towers)
+    assert got["rsum"] == 600 and got["num_repeated_images"] == 0
+
+
 def test_max_captions_keeps_the_first():
     source, towers = perfect()
     for example in source:
