@@ -69,7 +69,7 @@ class Source:
     """Names of the classes, by ``label``; None: there are no classes."""
 
     templates: Sequence[str] | None = None
-    """Prompts for classes, with ``{}`` for the name; None: those of the evaluation."""
+    """Prompts for classes, with ``{}`` for the name; None: ``a photo of a {}.``"""
 
     held_out: np.ndarray | None = None
     """bool[classes]: classes that do not occur in training; None: unknown."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mmjax.core.config import ConfigError
+from mmjax.data.formats.classes import DEFAULT_TEMPLATES
 from mmjax.evals.common.base import Base, OpenSource, open_split
 from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.evals.common.ranks import Ties, count_ranks
@@ -39,14 +40,15 @@ class Evaluator(Base):
             open_source: Opens a split of the experiment's data.
             split: A split with ``class_names``.
             source: Options for ``open_source``.
-            templates: Prompts, with ``{}`` for the class name; None: those of the source.
+            templates: Prompts, with ``{}`` for the class name; None: those of the source, or ``a photo of a {}.``
             ties: How classes count that score as high as the true one.
         """
         self.split = open_split(open_source, split, source)
         names = self.split.source.class_names
         if not names:
             raise ConfigError(f"split={split!r}: the source has no class_names; choose a split for classification")
-        self.templates = tuple(templates or self.split.source.templates or ())
+        own = self.split.source.templates
+        self.templates = tuple(templates or (DEFAULT_TEMPLATES if own is None else own))
         if not self.templates or any("{}" not in template for template in self.templates):
             raise ConfigError(
                 f"templates={self.templates!r}: set at least one, each with {{}} where the class name goes"

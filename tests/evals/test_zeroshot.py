@@ -72,6 +72,12 @@ def test_given_templates_replace_those_of_the_source():
     assert got["acc@1"] == pytest.approx(np.mean(np.argmax(zi @ zc.T, 1) == labels))
 
 
+def test_a_source_without_templates_gets_the_usual_one():
+    source = classes()
+    source.templates = None
+    assert Evaluator(lambda split: source).templates == ("a photo of a {}.",)
+
+
 def test_classes_of_one_embedding_score_zero():
     source, towers = classes(), Towers()
     towers.params["text"] = np.ones_like(towers.params["text"])

@@ -203,10 +203,19 @@ def _labels(array: pa.Array, class_names: list[str] | None) -> tuple[pa.Array, l
         try:
             array = pc.cast(pc.utf8_trim_whitespace(array), pa.int64())
         except pa.ArrowInvalid:
-            class_names = sorted(set(array.to_pylist()) - {None}) if class_names is None else class_names
+            there = sorted(set(array.to_pylist()) - {None})
+            class_names = there if class_names is None else class_names
+            if unknown := [name for name in there if name not in set(class_names)]:
+                raise ConfigError(
+                    f"class_names: {unknown[0]!r} is not among them, a label of some rows; add it"
+                ) from None
             array = pc.index_in(array, value_set=pa.array(class_names, pa.large_string()))
     if len(array) and (not pa.types.is_integer(array.type) or array.null_count or pc.min(array).as_py() < 0):
         raise ConfigError("label_column: some rows have a label that is neither a name nor a number from 0")
+    if class_names is not None and len(array) and pc.max(array).as_py() >= len(class_names):
+        raise ConfigError(
+            f"class_names: {len(class_names)} names, and the label {pc.max(array)} of some rows; name all"
+        )
     return array, class_names
 
 

@@ -84,11 +84,13 @@ class ColumnMapping(NamedTuple):
         negatives, label = places.get(self.negatives or ""), places.get(self.label or "")
         fields = [places[name] for name in (*self.fields, *self.others) if name in places]
         one = captions[0] if len(captions) == 1 else None
+        is_label = label is not None and one == label
 
         def take(values: Sequence[Any]) -> tuple[Any, ...]:
+            texts = [values[place] for place in captions] if one is None else values[one]
             return (
                 None if image is None else values[image],
-                [values[place] for place in captions] if one is None else values[one],
+                str(texts) if is_label and isinstance(texts, int) else texts,
                 None if negatives is None else values[negatives],
                 None if label is None else values[label],
                 [values[place] for place in fields] if fields else (),

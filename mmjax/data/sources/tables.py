@@ -8,6 +8,7 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.data import source
+from mmjax.data.formats import classes
 from mmjax.data.formats.caption_table import CaptionTable
 from mmjax.data.formats.columnar import Parquet
 from mmjax.data.formats.image_files import ImageFiles
@@ -55,6 +56,11 @@ class Source(source.Source):
       negative_column: false captions, as a list or the text of a Python list (NegCLIP); sniffed if left out. They
         become ``negatives``: ("given", first caption of the row, false caption).
       label_column: classes, by number or by name; without a caption column the name is the caption.
+      class_names: of the labels, also of classes that no row has: names in the order of their numbers; or a file:
+        ``.json`` a list, an object from labels to what prompts call them, or text with one a line. None: the labels
+        that occur.
+      templates: prompts for the classes, with ``{}`` for the name: given so or as a file. Rows whose caption is only
+        their label have these prompts as captions. None: ``a photo of a {}.`` for evaluation alone.
       group: rows of one image are one example; otherwise each row is one, and those of one image share the id.
       caption_norm: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
       max_captions: captions an example, the first ones; all if left out.
@@ -77,6 +83,8 @@ class Source(source.Source):
         columns: tuple[str, ...] = (),
         negative_column: str | None = None,
         label_column: str | None = None,
+        class_names: str | tuple[str, ...] | None = None,
+        templates: str | tuple[str, ...] | None = None,
         group: bool = True,
         caption_norm: Norm = "none",
         max_captions: MaxCaptions = None,
@@ -90,6 +98,12 @@ class Source(source.Source):
         self.ignores_split = not path_patterns.has_split(path)
         self._files = ImageFiles.from_options(paths, image_root, protocols, max_mib)
         others = others_of(modalities)
+        if label_column is None and (class_names or templates):
+            raise ConfigError(
+                f"label_column=None: class_names={class_names!r}, templates={templates!r} are of its labels"
+            )
+        names, self.templates = classes.names(class_names), classes.templates(templates)
+        self._displayed = dict(names.items() if isinstance(names, dict) else zip(names or (), names or (), strict=True))
         kind = sniff(paths[0]) if format == "auto" else format
         wanted = ColumnMapping(image_column, caption_columns, negative_column, label_column, tuple(columns), others)
         self._cells: Parquet | None = None
@@ -117,6 +131,7 @@ class Source(source.Source):
             fields=wanted.fields,
             texts=wanted.others if self._cells is None else (),
             has_labels=label_column is not None,
+            class_names=list(self._displayed) or None,
             repeats=not group,
             norm=caption_norm,
             most=max_captions,
@@ -125,7 +140,7 @@ class Source(source.Source):
         self._table.check_not_empty(path)
         self.unreadable = self._table.unreadable
         if self._table.class_names is not None:
-            self.class_names = self._table.class_names
+            self.class_names = [self._displayed.get(name, name) for name in self._table.class_names]
         if self._table.keys is not None:
             self._files.check_root(self._table.keys[:4].to_pylist())
 
@@ -136,17 +151,26 @@ class Source(source.Source):
         index = self.check_index(index)
         if self._cells is None:
             key = self._table.name(index)
-            example = self._table.example(index, key=key)
+            example = self._prompted(self._table.example(index, key=key))
             names = {modality: example.pop(modality) for modality in self._columns if modality != self._image}
             for modality, name in ({self._image: key} | names).items():
                 example[modality] = self._files.read(name or "", key=key)
             return example
         row = int(self._table.numbers[index])
         key = place(*self._cells.place(row))
-        example = self._table.example(index, key=key)
+        example = self._prompted(self._table.example(index, key=key))
         for modality, column in self._columns.items():
             value = self._cells.cell(column, row)
             example[modality] = picture_in(value, self._files, key=key, named=self._named[modality])
+        return example
+
+    def _prompted(self, example: Example) -> Example:
+        """With prompts in place of a label that stands for a caption."""
+        if self.templates is None or self._table.class_names is None:
+            return example
+        name = self._table.class_names[example["label"]]
+        if example["captions"] in ([name], [str(example["label"])]):
+            example["captions"] = classes.prompts(self._displayed.get(name, name), self.templates)
         return example
 
     def column(self, name: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 import csv
 import gzip
+import json
 import pickle
 import time
 
@@ -212,6 +213,29 @@ def test_labels(folder):
     (folder / "m.csv").write_text("filepath,title,class\nimages/000.png,a,-1\nimages/001.png,b,0\n")
     with pytest.raises(ConfigError, match="label_column"):
         Source("train", path=str(folder / "m.csv"), label_column="class")
+
+
+def test_classes_have_names_and_prompts_also_those_that_no_row_has(folder):
+    (folder / "t.csv").write_text("filepath,class\nimages/000.png,hund\nimages/001.png,katze\n")
+    (folder / "names.json").write_text(json.dumps({"hund": "dog", "maus": "mouse", "katze": "cat"}))
+    options = {"label_column": "class", "class_names": str(folder / "names.json"), "templates": ("a {}.", "the {c}")}
+    source = Source("train", path=str(folder / "t.csv"), **options)
+    assert source.class_names == ["dog", "mouse", "cat"] and source.column("label").tolist() == [0, 2]
+    assert source[1]["captions"] == ["a cat.", "the cat"] and source.templates == ["a {}.", "the {}"]
+    (folder / "n.jsonl").write_text(
+        '{"image": "images/000.png", "class": 2}\n{"image": "images/001.png", "class": 0}\n'
+    )
+    options["class_names"] = ("dog", "mouse", "cat")
+    source = Source("train", path=str(folder / "n.jsonl"), **options)
+    assert [source[i]["captions"][0] for i in range(2)] == ["a cat.", "a dog."] and source[0]["label"] == 2
+    for names, path, message in (
+        (("dog",), "n.jsonl", "1 names, and the label 2 of some rows"),
+        (("hund",), "t.csv", "'katze' is not among them"),
+    ):
+        with pytest.raises(ConfigError, match=f"class_names: {message}"):
+            Source("train", path=str(folder / path), **options | {"class_names": names})
+    with pytest.raises(ConfigError, match="label_column=None"):
+        Source("train", path=str(folder / "t.csv"), caption_columns=("class",), class_names=("hund",))
 
 
 def test_roots(folder):
