@@ -248,12 +248,13 @@ def _expand_tokenizer(tokenizer: Any, *, init: Any) -> Any:
     from mmjax.weights.open_pretrained import read_model
 
     source = _init_source(init, key="data.tokenizer.name")
-    name = read_model(source).tokenizer
-    if name is None:
+    model = read_model(source)
+    if model.tokenizer is None:
         raise ConfigError(
             f"data.tokenizer.name='init': {source!r} has no tokenizer beside its weights; name a folder or a hub name"
         )
-    return {**tokenizer, "name": name}
+    clean = model.config.text_cfg.tokenizer_clean
+    return {**({} if clean is None else {"clean": clean}), **tokenizer, "name": model.tokenizer}
 
 
 def _init_source(init: Any, *, key: str) -> str:

@@ -1,13 +1,15 @@
-"""Cleans captions: strictly UTF-8, one line, no control characters."""
+"""Cleans captions: strictly UTF-8, one line, no control characters; and what published tokenizers clean besides."""
 
 from __future__ import annotations
 
+import html
 import re
+import string
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal
 
-from mmjax.core.config import Ge
+from mmjax.core.config import Ge, choose
 from mmjax.data.sample import Unreadable
 
 Norm = Literal["none", "blip", "albef"]
@@ -23,6 +25,7 @@ WORDS = 30  # that the published methods keep
 _DROPPED = {code: None for code in range(0xA0) if unicodedata.category(chr(code)) == "Cc" and not chr(code).isspace()}
 _DROPPED[0xFEFF] = None
 
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _LATIN_MARKS = "‘’“”«»–—…·¡¿°§£€©®™\xa0\xad"
 _BLIP = re.compile(r'[.!"()*#:;~]')
 _ALBEF = re.compile(r"""[,.'!?"()*#:;~]""")
@@ -136,3 +139,35 @@ def negatives_of(values: object, true: object, key: str = "", *, norm: Norm = "n
         if error.reason != "no caption":
             raise
         return []
+
+
+def get_cleaning(name: str | None) -> Callable[[str], str]:
+    """What a published tokenizer does to a text first, by open_clip's name for it.
+
+    All but None repair wrongly decoded text and HTML entities and make one space of any white space. ``lower`` (CLIP's)
+    also lowers case; ``canonicalize`` (SigLIP's) also drops punctuation, with ``_`` as a space.
+    """
+    if name is None:
+        return _unchanged
+    return _CLEANINGS[choose(name, _CLEANINGS, path="clean")]
+
+
+def _unchanged(text: str) -> str:
+    return text
+
+
+def _whitespace(text: str) -> str:
+    import ftfy  # only those who clean wait for its tables
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+def _lower(text: str) -> str:
+    return _whitespace(text).lower()
+
+
+def _canonicalize(text: str) -> str:
+    return " ".join(_whitespace(text).replace("_", " ").translate(_PUNCTUATION).lower().split())
+
+
+_CLEANINGS = {"whitespace": _whitespace, "lower": _lower, "canonicalize": _canonicalize}

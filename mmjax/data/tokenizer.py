@@ -20,6 +20,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from mmjax.core.config import ConfigError, coerce, nearest
 from mmjax.core.files import find_irregular, read_json_object
+from mmjax.data import clip_bpe
+from mmjax.data.text import get_cleaning
 from mmjax.data.token_format import TokenFormat
 
 _PAD, _BOS, _EOS, _UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
@@ -43,7 +45,16 @@ class Tokenizer:
         ['a red cat']
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, context_length: int, bos: str | None, eos: str, pad: str):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        context_length: int,
+        bos: str | None,
+        eos: str,
+        pad: str,
+        clean: str | None = None,
+    ):
         specials = 1 + (bos is not None)
         if context_length <= specials:
             raise ConfigError(
@@ -56,6 +67,8 @@ class Tokenizer:
         self.pad_id = _id(backend, pad)
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self._bos, self._eos, self._pad = bos, eos, pad
+        self.clean = clean
+        self._cleaning = get_cleaning(clean)
         special_ids = {bos: self.bos_id, eos: self.eos_id}
         backend.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A {eos}" if bos is not None else f"$A {eos}",
@@ -75,7 +88,7 @@ class Tokenizer:
         """Ids of ``texts``: i32[n, context_length]."""
         if isinstance(texts, str):
             raise TypeError(f"expected a sequence of texts, got one string {texts!r}; wrap it in a list")
-        rows = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]
+        rows = [encoding.ids for encoding in self._encode(texts)]
         return np.array(rows, np.int32).reshape(len(rows), self.context_length)
 
     def decode(self, ids: np.ndarray) -> list[str]:
@@ -88,7 +101,7 @@ class Tokenizer:
 
     def truncated_fraction(self, texts: Sequence[str]) -> float:
         """The fraction of ``texts`` that are longer than ``context_length``."""
-        encodings = self._backend.encode_batch_fast(list(texts))
+        encodings = self._encode(texts)
         return sum(bool(encoding.overflowing) for encoding in encodings) / max(len(encodings), 1)
 
     def unknown_fraction(self, texts: Sequence[str]) -> float:
@@ -111,10 +124,13 @@ class Tokenizer:
             "eos_token": self._eos,
             "pad_token": self._pad,
             **({} if self._bos is None else {"bos_token": self._bos}),
-            _OWN_KEY: {"bos": self._bos, "eos": self._eos, "pad": self._pad},
+            _OWN_KEY: {"bos": self._bos, "eos": self._eos, "pad": self._pad, "clean": self.clean},
         }
         with open(os.path.join(folder, _CONFIG_FILE), "w", encoding="utf-8") as file:
             json.dump(config, file, indent=2, ensure_ascii=False)
+
+    def _encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        return self._backend.encode_batch_fast([self._cleaning(text) for text in texts])
 
     def _encode_special_tokens_as_text(self) -> None:
         self._backend.encode_special_tokens = True
@@ -124,27 +140,42 @@ class Tokenizer:
         self._encode_special_tokens_as_text()  # pickling the backend loses it
 
 
-def load(name: str, *, context_length: int, captions: Iterable[str] | None = None, vocab_size: int = 8192) -> Tokenizer:
+def load(
+    name: str,
+    *,
+    context_length: int,
+    captions: Iterable[str] | None = None,
+    vocab_size: int = 8192,
+    clean: str | None = None,
+) -> Tokenizer:
     """Trains or loads a tokenizer.
 
     Args:
       name: ``"word"`` (the most frequent lower-case words, Chinese and Japanese characters, and runs of punctuation),
-        ``"bpe"`` (lower-case byte-level BPE, without unknown tokens), a
-        folder of a run or a Hugging Face tokenizer, or a hub name.
+        ``"bpe"`` (lower-case byte-level BPE, without unknown tokens), a folder of a run or a Hugging Face tokenizer, a
+        hub name, or CLIP's own ``bpe_simple_vocab_16e6.txt.gz``.
       context_length: tokens per row.
       captions: to train ``"word"`` or ``"bpe"`` on; their order does not matter.
       vocab_size: largest number of ids of a trained tokenizer.
+      clean: how texts are cleaned first (see ``get_cleaning``); None: as the tokenizer says, most do nothing.
     """
+    get_cleaning(clean)
     if name in ("word", "bpe"):
         if captions is None:
             raise ConfigError(f"tokenizer={name!r} is trained and needs captions; name a folder instead")
         backend = _train(name, captions, vocab_size)
-        return Tokenizer(backend, context_length=context_length, bos=_BOS, eos=_EOS, pad=_PAD)
+        return Tokenizer(backend, context_length=context_length, bos=_BOS, eos=_EOS, pad=_PAD, clean=clean)
+    if name.endswith(clip_bpe.SUFFIX):
+        backend = clip_bpe.load_backend(name)
+        pad = _token(backend, 0)  # CLIP pads with id 0, which is also "!"; no text is read beyond its end
+        specials = _Specials(clip_bpe.START, clip_bpe.END, pad, clean or "lower")
+        return Tokenizer(backend, context_length=context_length, **vars(specials))
     saved = _saved_specials(name)
     if saved is not None:
         try:
             backend = tokenizers.Tokenizer.from_file(os.path.join(name, "tokenizer.json"))
-            loaded = Tokenizer(backend, context_length=context_length, **vars(saved))
+            specials = dataclasses.replace(saved, clean=clean or saved.clean)
+            loaded = Tokenizer(backend, context_length=context_length, **vars(specials))
             loaded(["", "a word \U0010ffff"])  # a damaged file may fail only now
         except ConfigError:
             raise
@@ -153,7 +184,7 @@ def load(name: str, *, context_length: int, captions: Iterable[str] | None = Non
                 raise
             raise ConfigError(f"tokenizer={name!r}: tokenizer.json cannot be read ({error}); save it again") from None
         return loaded
-    return _pretrained(name, context_length)
+    return _pretrained(name, context_length, clean)
 
 
 def _train(name: str, captions: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -188,6 +219,7 @@ class _Specials:
     bos: str | None
     eos: str
     pad: str
+    clean: str | None = None
 
 
 def _saved_specials(folder: str) -> _Specials | None:
@@ -203,7 +235,7 @@ def _saved_specials(folder: str) -> _Specials | None:
         raise ConfigError(f"tokenizer={folder!r}: {_CONFIG_FILE} cannot be read ({error}); save it again") from None
 
 
-def _pretrained(name: str, context_length: int) -> Tokenizer:
+def _pretrained(name: str, context_length: int, clean: str | None) -> Tokenizer:
     """Any Hugging Face tokenizer with a fast form; what it makes of an empty text tells its special tokens."""
     fast = _from_transformers(name)
     specials = fast("")["input_ids"]
@@ -230,7 +262,7 @@ def _pretrained(name: str, context_length: int) -> Tokenizer:
         backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(suffix, " ")])
     bos = None if bos_id is None else _token(backend, bos_id)
     eos, pad = _token(backend, eos_id), _token(backend, pad_id)
-    return Tokenizer(backend, context_length=context_length, bos=bos, eos=eos, pad=pad)
+    return Tokenizer(backend, context_length=context_length, bos=bos, eos=eos, pad=pad, clean=clean)
 
 
 def _from_transformers(name: str) -> Any:
