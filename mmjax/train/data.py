@@ -135,7 +135,7 @@ def open_tokenizer(data: DataConfig, source: Source, *, context_length: int, wor
     """The tokenizer of the run in ``workdir`` if there is one, else the one that ``data.tokenizer`` names or trains."""
     if workdir is not None and (workdir / TOKENIZER_FOLDER).is_dir():
         return load_run_tokenizer(workdir, context_length=context_length)
-    injected = {"context_length": context_length, "captions": _first_captions(source)}
+    injected = {"context_length": context_length, "captions": first_captions(source)}
     path = "data.tokenizer"
     elsewhere = {"context_length": "model.text_cfg.context_length", "tokenizer": f"{path}.name"}
     bound = bind(tokenizer.load, data.tokenizer, path=path, injected=injected)
@@ -147,8 +147,8 @@ def load_run_tokenizer(workdir: str | Path, *, context_length: int) -> Tokenizer
     return tokenizer.load(str(Path(workdir) / TOKENIZER_FOLDER), context_length=context_length)
 
 
-def _first_captions(source: Source) -> Iterator[str]:
-    """The captions of the first examples, from which a vocabulary is trained."""
+def first_captions(source: Source) -> Iterator[str]:
+    """The captions of the first examples, as a vocabulary is trained on."""
     source.first_readable()  # otherwise a vocabulary of nothing would be the error, not what is wrong with the examples
     for index in range(min(len(source), VOCABULARY_EXAMPLES)):
         with contextlib.suppress(Unreadable):

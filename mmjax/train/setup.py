@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from mmjax.train.optim import effective_warmup
 from mmjax.train.program import Program
 
 DECODED_CHANNELS = 3
+CAPTIONS = 512  # that the share of unknown words is measured on
+MANY_UNKNOWN = 0.02
 MANY_EPOCHS = 100  # three times as many as the recipes of configs/ have at most
 
 
@@ -70,6 +73,14 @@ class Setup:
                 f"steps={steps}: each of the {examples:,} examples comes {epochs:,.0f} times, and a large model learns "
                 f"them by heart; try steps={fewer} or a smaller model, and keep the best by validation "
                 "(checkpoint.best, eval.weights='best')"
+            )
+        split = experiment.eval.split
+        captions = itertools.islice(train_data.first_captions(train_data.open_split(experiment, split)), CAPTIONS)
+        unknown = self.tokenizer.unknown_fraction(list(captions))
+        if unknown > MANY_UNKNOWN:
+            yield (
+                f"data.tokenizer: {unknown:.0%} of the words of {split!r} are unknown to it; captions that differ in "
+                "them alone look the same to the model; data.tokenizer.name=bpe has no unknown words"
             )
 
 

@@ -8,6 +8,7 @@ import pytest
 from mmjax import config_file
 from mmjax.core.config import ConfigError
 from mmjax.data.transforms import rewrites
+from mmjax.experiment import Experiment
 from mmjax.train import data as train_data
 from mmjax.train.setup import setup
 from support import archives, tiny
@@ -160,3 +161,18 @@ def test_a_table_answers_only_for_the_split_that_it_was_given_for(tables):
     assert open_view(by_name, "style")[0]["captions"] == ["a picture of style"]
     with pytest.raises(ConfigError, match=r"split='tset': .* no such split; there are style, train, val"):
         open_view(by_name, "tset")
+
+
+def test_a_run_says_how_many_words_of_the_validation_are_unknown(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    for split, words in (("train", ["a red cat", "a red dog"]), ("val", ["a red cat", "ein roter Hund"])):
+        rows = "".join(f"a.png,{caption}\n" for caption in words * 8)
+        (tmp_path / f"{split}.csv").write_text(f"image,caption\n{rows}")
+    source = {"name": "tables", "path": str(tmp_path / "{split}.csv")}
+    sections = tiny.sections(data__source=source, data__train={}, data__transforms=(("resize_crop", {}),), batch_size=8)
+    lines = "\n".join(setup(Experiment.from_dict(sections)).advice())
+    assert "50% of the words of 'val' are unknown" in lines and "data.tokenizer.name=bpe" in lines
+    sections["data"]["tokenizer"] = {"name": "bpe", "vocab_size": 300}
+    assert "unknown" not in "\n".join(setup(Experiment.from_dict(sections)).advice())
