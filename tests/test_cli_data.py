@@ -132,6 +132,19 @@ def test_a_mistake_is_one_line_with_the_way_out(words, mentions, tmp_path, capfd
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("source", [[], ["--source=tables"]])
+def test_options_of_a_table_are_words_and_inspect_says_what_a_path_was_taken_for(source, tmp_path, capfd):
+    (tmp_path / "0.png").write_bytes(encoded(photograph(16, 16), "PNG"))
+    (tmp_path / "t.csv").write_text(
+        "file,name,other,id,part\n0.png,a cup,eine Tasse,7,train\n0.png,a mug,ein Becher,7,val\n"
+    )
+    words = ["inspect", f"--path={tmp_path / 't.csv'}", *source, "--option", "group=false", "--option"]
+    assert "tables: 2 examples, all of them read" in ran(capfd, *words, "caption_columns=other").out
+    facts = ran(capfd, *words, "caption_columns=name,other", "--option", "split_column=part", "--json").out
+    assert json.loads(facts)["captions"]["per_image"]["max"] == 2 and json.loads(facts)["examples"] == 1
+    assert json.loads(facts)["source"] == "tables"
+
+
 @pytest.mark.parametrize("words", [[], ["prepare"], ["inspect"], ["bench"]])
 def test_help_explains_each_command(words, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -54,6 +54,14 @@ def open_source(
         coerce(value, str | None, path=where[key]) for key, value in zip(OF_ANY_SOURCE[1:], columns, strict=True)
     )
     injected = {"split": split, "modalities": modalities}
+    if name == "auto":
+        for key, value in {**options, **further}.items():
+            if key not in inspect.signature(source).parameters:
+                section_path = further_path if key in further else path
+                raise ConfigError(
+                    f"{section_path}.{key}={value!r}: auto has no such key; an option of the source that it finds is "
+                    f"{section_path}.options.{key}"
+                )
     # Twice, so that each key is checked under the path where it stands.
     late = bind(source, further, path=further_path, injected=injected | options)
     bound = bind(source, options, path=path, injected=injected | {key: late[key] for key in further})

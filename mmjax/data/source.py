@@ -91,6 +91,11 @@ class Source:
         """All ids are below this number: that of the examples, unless a subclass says otherwise."""
         return len(self)
 
+    @property
+    def reader(self) -> str:
+        """The name of the source that reads the examples."""
+        return _name(self)
+
     def __len__(self) -> int:
         raise NotImplementedError
 
@@ -149,6 +154,11 @@ class SourceView(Source):
     def id_limit(self) -> int:
         """That of the other source."""
         return self._source.id_limit
+
+    @property
+    def reader(self) -> str:
+        """That of the other source."""
+        return self._source.reader
 
     def __len__(self) -> int:
         return len(self._source)

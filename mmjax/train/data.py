@@ -75,14 +75,24 @@ def split_section(data: DataConfig, split: str) -> dict[str, Any]:
 
 def open_eval_split(experiment: Experiment, split: str) -> Source:
     """The source of one split with its pictures as evaluation sees them."""
-    data, vision = experiment.data, experiment.model.vision_cfg
-    source = open_split(experiment, split)
+    data = dataclasses.replace(experiment.data, modalities=eval_modalities(experiment))
+    vision = experiment.model.vision_cfg
+    source = open_split(dataclasses.replace(experiment, data=data), split)
     if data.preprocess is None and not is_encoded(source):
         size = (vision.image_size, vision.image_size)
         example = source.first_readable()
         if all(example[name].shape[:2] == size for name in data.modalities):
             return source
     return EvalView(source, make_eval_transforms(data, vision))
+
+
+def eval_modalities(experiment: Experiment) -> tuple[str, ...]:
+    """What evaluation embeds an image from: the first modality alone, if they are views of their own."""
+    modalities = experiment.data.modalities
+    # Without "image" sources would take their pictures for the only modality, whatever its name.
+    if experiment.model.vision_cfg.fusion == "views" and modalities[0] == "image":
+        return modalities[:1]
+    return modalities
 
 
 def make_eval_transforms(data: DataConfig, vision: VisionConfig) -> TransformChain:

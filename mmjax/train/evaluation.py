@@ -97,13 +97,12 @@ class Evaluation:
 
 def make_evaluation(experiment: Experiment, program: Program, tokenizer: Tokenizer) -> Evaluation:
     """The evaluators of an experiment over the towers of ``program``."""
-    data, vision = experiment.data, experiment.model.vision_cfg
+    modalities = train_data.eval_modalities(experiment)
     embedder = program.make_embedder(
         tokenizer,
         batch_size=experiment.eval.batch_size,
-        # If modalities are views of their own, an image is embedded from the first one alone.
-        modalities=data.modalities[:1] if vision.fusion == "views" else data.modalities,
-        num_threads=train_data.count_threads(data),
+        modalities=modalities[:1] if experiment.model.vision_cfg.fusion == "views" else modalities,
+        num_threads=train_data.count_threads(experiment.data),
     )
     return Evaluation(experiment.eval, embedder, lambda split: train_data.open_eval_split(experiment, split))
 

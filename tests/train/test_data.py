@@ -176,3 +176,16 @@ def test_a_run_says_how_many_words_of_the_validation_are_unknown(tmp_path):
     assert "50% of the words of 'val' are unknown" in lines and "data.tokenizer.name=bpe" in lines
     sections["data"]["tokenizer"] = {"name": "bpe", "vocab_size": 300}
     assert "unknown" not in "\n".join(setup(Experiment.from_dict(sections)).advice())
+
+
+def test_views_of_their_own_need_only_the_first_one_at_evaluation(tables):
+    (tables / "both.csv").write_text("filepath,title,depth\ntrain.png,a,style.png\n")
+    (tables / "one.csv").write_text("filepath,title\nval.png,b\n")
+    data = {
+        "source": {"name": "tables", "path": str(tables / "both.csv")},
+        "evaluation": {"path": str(tables / "one.csv")},
+        "modalities": ("image", "depth"),
+    }
+    assert set(open_view(tiny.experiment(data=data), "val")[0]) >= {"image", "captions"}
+    with pytest.raises(ConfigError, match=r"modalities='depth': .*one.csv.* no such column"):
+        open_view(tiny.experiment(data=data, model__vision_cfg__fusion="channels"), "val")

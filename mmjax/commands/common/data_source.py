@@ -71,8 +71,11 @@ def source_section(args: argparse.Namespace) -> dict[str, Any]:
     section: dict[str, Any] = {"name": args.source or "auto"}
     if args.path is not None:
         section["path"] = args.path
+    from mmjax.data.open_source import OF_ANY_SOURCE
+
     source_options = _parse_options(args.option)
-    # ``auto`` passes them to the source that it finds at the path.
+    # ``auto`` passes the others to the source that it finds at the path.
+    section |= {key: source_options.pop(key) for key in OF_ANY_SOURCE if key in source_options}
     return section | ({"options": source_options} if section["name"] == "auto" and source_options else source_options)
 
 

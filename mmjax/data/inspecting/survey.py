@@ -66,6 +66,7 @@ def survey(source: Source, *, tokenizer: Tokenizer, numbers: Sequence[int], thre
     for key, reason, detail in source.unreadable:
         at_opening.add(key, reason, detail)
     summary: dict[str, Any] = {
+        "source": source.reader,
         "examples": len(source),
         "inspected": len(numbers),
         "group": source.group,
@@ -85,7 +86,8 @@ def survey(source: Source, *, tokenizer: Tokenizer, numbers: Sequence[int], thre
 def text(summary: dict[str, Any]) -> str:
     """The statistics as text."""
     seen = summary["inspected"]
-    lines = [f"{summary['examples']:,} examples, {'all' if seen == summary['examples'] else f'{seen:,}'} of them read"]
+    read = "all" if seen == summary["examples"] else f"{seen:,}"
+    lines = [f"{summary['source']}: {summary['examples']:,} examples, {read} of them read"]
     if summary["group"] > 1:
         lines[0] += f", in groups of {summary['group']}"
     for name, p in summary["pictures"].items():

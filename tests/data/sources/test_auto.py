@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmjax.core.config import ConfigError
+from mmjax.data.open_source import open_source
 from mmjax.data.sources import folders, webdataset
 from mmjax.data.sources.auto import SNIFFERS, Source, recognize
 from support.archives import write_folder, write_tar, write_webdataset
@@ -178,6 +179,18 @@ class TestSource:
         found = Source("train", path=str(tmp_path / "f"))
         assert found.class_names == folders.Source("train", path=str(tmp_path / "f")).class_names == ["cat", "dog"]
         assert not hasattr(found, "no_such_thing") and not hasattr(found, "_private")
+
+    @pytest.mark.parametrize("key", ["data.source", "data.evaluation"])
+    def test_an_option_of_the_source_that_is_found_is_pointed_to_its_place(self, key):
+        sections = {"data.source": {"name": "auto", "path": "x.csv"}, "data.evaluation": {}}
+        sections[key] = {**sections[key], "caption_columns": "name"}
+        with pytest.raises(ConfigError, match=rf"^{key}.caption_columns='name': .* {key}.options.caption_columns"):
+            open_source(
+                sections["data.source"],
+                split="val",
+                further=sections["data.evaluation"],
+                further_path="data.evaluation",
+            )
 
     def test_options_are_those_of_the_source(self, tmp_path):
         path = str(write_webdataset(tmp_path, EXAMPLES)[0])
