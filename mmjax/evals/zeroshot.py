@@ -24,6 +24,7 @@ class Evaluator(Base):
     """
 
     own_split: ClassVar[bool] = True
+    any_split: ClassVar[bool] = True
 
     def __init__(
         self,

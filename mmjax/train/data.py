@@ -45,11 +45,11 @@ def open_split(experiment: Experiment, split: str) -> Source:
         further_path=f"data.{overrides}",
     )
     if source.ignores_split and split != "train":
-        _check_split(experiment, split, has_classes=bool(source.class_names))
+        _check_split(experiment, split)
     return source
 
 
-def _check_split(experiment: Experiment, split: str, *, has_classes: bool) -> None:
+def _check_split(experiment: Experiment, split: str) -> None:
     """Raises ConfigError if data that has no splits was not given for this one."""
     data, config = experiment.data, experiment.eval
     if not any(_NAMES_DATA & overrides.keys() for overrides in (data.train, data.evaluation)):
@@ -58,8 +58,7 @@ def _check_split(experiment: Experiment, split: str, *, has_classes: bool) -> No
             "name a column in data.source.split_column"
         )
     only = config.split if config.tasks or not config.final_splits else config.final_splits[0]
-    # Classes are a benchmark of classification as they stand.
-    if split != only and not (split == "zeroshot" and has_classes):
+    if split != only:
         key = "data.evaluation" if _NAMES_DATA & data.evaluation.keys() else "data.source"
         raise ConfigError(
             f"split={split!r}: {key} has no splits and was given for {only!r} (eval.split, eval.final_splits); "

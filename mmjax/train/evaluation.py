@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 
 from mmjax.checkpoints.manager import Checkpoints, StepSelector
 from mmjax.core import plugins
-from mmjax.core.config import call
+from mmjax.core.config import ConfigError, call
 from mmjax.core.state import Params
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
@@ -23,6 +24,8 @@ from mmjax.parallel.mesh import MeshConfig
 from mmjax.runs import folder as run_folder
 from mmjax.train import data as train_data
 from mmjax.train.program import Program
+
+logger = logging.getLogger(__name__)
 
 
 class Evaluation:
@@ -80,8 +83,22 @@ class Evaluation:
         if (task, split) not in self._evaluators:
             evaluator = load_evaluator(task)
             options = {} if evaluator.own_split else {"split": split}
-            self._evaluators[task, split] = evaluator(self._source, **options)
+            try:
+                self._evaluators[task, split] = evaluator(self._source, **options)
+            except ConfigError as error:
+                if not evaluator.any_split:
+                    raise
+                self._evaluators[task, split] = self._of_any_split(task, split, error)
         return self._evaluators[task, split]
+
+    def _of_any_split(self, task: str, split: str, error: ConfigError) -> Any:
+        """The evaluator of ``task`` on ``split``, because its own split has that ``error``."""
+        try:
+            evaluator = load_evaluator(task)(self._source, split=split)
+        except ConfigError as other:
+            raise ConfigError(f"{error}; {other}") from None
+        logger.info("%s is measured on %r (%s)", task, split, error)
+        return evaluator
 
     def _bind(self, params: Params) -> BoundEmbedder:
         """The embedder of ``params``, and with it what was already embedded with these very arrays."""

@@ -10,6 +10,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data.transforms import rewrites
 from mmjax.experiment import Experiment
 from mmjax.train import data as train_data
+from mmjax.train.evaluation import make_evaluation
 from mmjax.train.setup import setup
 from support import archives, tiny
 from support.pictures import encoded, photograph
@@ -189,3 +190,19 @@ def test_views_of_their_own_need_only_the_first_one_at_evaluation(tables):
     assert set(open_view(tiny.experiment(data=data), "val")[0]) >= {"image", "captions"}
     with pytest.raises(ConfigError, match=r"modalities='depth': .*one.csv.* no such column"):
         open_view(tiny.experiment(data=data, model__vision_cfg__fusion="channels"), "val")
+
+
+def test_zero_shot_classifies_a_named_split_if_there_is_none_for_it(tables, caplog):
+    rows = "".join(f"{name}.png,{name},{name}\n" for name in ("train", "val", "style"))
+    (tables / "all.csv").write_text(f"filepath,class,split\n{rows}")
+    source = {"name": "tables", "path": str(tables / "all.csv"), "label_column": "class", "split_column": "split"}
+    source["class_names"] = ("val", "train", "style", "none of them")
+    sections = {"tasks": (), "final_tasks": ("zeroshot",), "final_splits": ("style", "val")}
+    experiment = setup(tiny.experiment(data={"source": source}, eval=sections, batch_size=8))
+    caplog.set_level("INFO")
+    evaluation = make_evaluation(experiment.experiment, experiment.program, experiment.tokenizer)
+    evaluation.open()
+    assert len(evaluation.evaluator("zeroshot", "style").class_names) == 4
+    assert "zeroshot is measured on 'style' (split='zeroshot': " in caplog.text
+    with pytest.raises(ConfigError, match=r"split='zeroshot'.* no such split.*; split='nope'.* no such split"):
+        evaluation.evaluator("zeroshot", "nope")

@@ -33,6 +33,9 @@ class Base(abc.ABC):
     own_split: ClassVar[bool] = False
     """Whether it needs a split made for it, such as prompts and classes; otherwise any split of pairs will do."""
 
+    any_split: ClassVar[bool] = False
+    """Whether, if the data has no split made for it, it takes the first of those that are measured."""
+
     @classmethod
     def metric_names(cls) -> Collection[str] | None:
         """The names that its metrics can have, or None if they depend on the examples."""
