@@ -27,7 +27,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 UNPICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch"}
 RUNS = {"eval", "exec", "compile", "__import__"}
-MAY_RUN_FILES = {"experiment.py"}  # what --config names, and nothing else
+MAY_RUN_FILES = {"config_file.py"}  # what --config names, and nothing else
 
 
 def calls(tree):

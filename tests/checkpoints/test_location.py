@@ -47,6 +47,7 @@ def stopped(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_new_folder_goes_on_from_them_and_says_which_augmentations_changed(stopped, tmp_path, capsys):
     bucket, new = tmp_path / "bucket", tmp_path / "new"
     shutil.copytree(stopped / "bucket", bucket)

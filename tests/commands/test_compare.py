@@ -129,10 +129,11 @@ def is_alive(process):
 
 
 PARENTS = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from mmjax.commands.common import trainings
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a suite in a shell's background ignores
 trainings.sys.executable = sys.argv[1]  # in place of a training: any program that stops with its parent
 with trainings.exit_on_sigterm():
     one = trainings.Training([], log=Path(sys.argv[2]), cores=set())

@@ -26,6 +26,10 @@ def augmentation(name):
 
 SEQUENCE_DROPOUTS = [name for name in NAMES if issubclass(augmentation(name), SequenceDropout)]
 WITH_VIEWS = [name for name in NAMES if name not in SEQUENCE_DROPOUTS]
+# The two with networks of their own compile for 10 s and more.
+LARGE_ONES_SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) if name in ("lemda", "tmmda") else name for name in WITH_VIEWS
+]
 
 
 def learned(augmentations):
@@ -107,7 +111,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", WITH_VIEWS)
+@pytest.mark.parametrize("name", LARGE_ONES_SLOW)
 def test_values_and_gradients_are_finite_in_bfloat16(name):
     augmentations = features.made(name)
     start = learned(augmentations)
@@ -128,7 +132,7 @@ def test_a_weight_of_zero_adds_nothing_and_has_no_gradient(name):
     assert value == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("name", WITH_VIEWS)
+@pytest.mark.parametrize("name", LARGE_ONES_SLOW)
 def test_one_device_equals_eight(name):
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 

@@ -174,6 +174,7 @@ def test_without_anything_to_learn_the_state_is_the_plain_one():
     assert states[0].augment == {}
 
 
+@pytest.mark.slow
 def test_augmentations_are_switched_between_checkpoints(tmp_path):
     """What is on in both goes on with what it has learned; what is new, or of another size, starts afresh."""
     mixed = {"xmda": {}, "lemda": LEMDA}

@@ -148,6 +148,7 @@ def test_three_modalities_and_text_go_through_every_tap():
     assert 0.3 < metrics["augment/tmmda/text_mixed_fraction"] < 0.6
 
 
+@pytest.mark.slow
 def test_a_drop_rate_that_changes_switches_the_length_and_compiles_once():
     """Before the change the steps are those of whole sequences, after it those of the constant rate."""
     history = trained(tiny.experiment(augment=(("patch_dropout", {"drop_rate": LATE, "levels": 1}),)), steps=3)

@@ -130,6 +130,7 @@ def test_bad_batches_are_skipped_counted_and_shown(skipping, clean, capsys):
     assert "rejected updates" in (skipping / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_killed_within_bad_steps_it_goes_on_to_the_same_bits(skipping, tmp_path, monkeypatch, capsys):
     # The checkpoint of step 8 is due after steps 7 and 8 were skipped: it is that of step 6.
     with pytest.raises(RuntimeError, match="batch 9 kills"):
@@ -142,6 +143,7 @@ def test_killed_within_bad_steps_it_goes_on_to_the_same_bits(skipping, tmp_path,
     assert lines(tmp_path)[-1]["final/rejected_updates"] == len(SOME_BAD)
 
 
+@pytest.mark.slow
 def test_a_signal_within_bad_steps_saves_the_state_before_them(skipping, tmp_path, monkeypatch, capsys):
     # Batch 7 is made while step 7 runs, whose update is skipped like that of no step before it.
     outcome = run(tmp_path, monkeypatch, SOME_BAD, max_rejected=3, terminating=7)
@@ -164,6 +166,7 @@ def test_too_many_in_a_row_stop_after_the_last_good_state_is_saved(clean, tmp_pa
     assert_same(parameters(tmp_path), parameters(clean))
 
 
+@pytest.mark.slow
 def test_a_higher_limit_lets_the_same_run_pass_them(tmp_path, monkeypatch):
     bad = dict.fromkeys(range(5, 9), NAN)
     with pytest.raises(guard.Diverged):
@@ -172,6 +175,7 @@ def test_a_higher_limit_lets_the_same_run_pass_them(tmp_path, monkeypatch):
     assert outcome.finished and outcome.metrics["final/rejected_updates"] == 4
 
 
+@pytest.mark.slow
 def test_bad_batches_at_the_very_end_leave_a_finished_run(tmp_path, monkeypatch, capsys):
     outcome = run(tmp_path, monkeypatch, {18: NAN, 19: NAN}, max_rejected=3)
     assert outcome.finished and saved(tmp_path)[-1] == STEPS
@@ -224,6 +228,7 @@ KILLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "before the metrics" else ()) for kind in KILLS]
 )
@@ -241,6 +246,7 @@ def test_killed_at_any_point_of_a_rewind_it_goes_on_to_the_same_bits(kind, rewou
     assert (tmp_path / rewinds.FILE).read_text() == (rewound / rewinds.FILE).read_text()
 
 
+@pytest.mark.slow
 def test_a_second_spike_goes_back_further_and_then_no_more(tmp_path, monkeypatch, capsys):
     # Batches 14 and 15 follow the first rewind, to after step 12; the next one is to after step 8.
     outcome = run(tmp_path, monkeypatch, {13: 40.0, 15: 40.0, 20: 40.0}, max_rewinds=2, **WATCH)
@@ -255,6 +261,7 @@ def test_a_second_spike_goes_back_further_and_then_no_more(tmp_path, monkeypatch
     assert saved(tmp_path) == [12, 16, 20]
 
 
+@pytest.mark.slow
 def test_before_any_checkpoint_it_goes_back_to_the_start(tmp_path, monkeypatch):
     outcome = run(tmp_path, monkeypatch, {0: NAN, 1: NAN}, max_rejected=2, **WATCH)
     assert outcome.finished and outcome.metrics["final/rejected_updates"] == 0

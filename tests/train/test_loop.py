@@ -68,6 +68,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path):
             assert all(np.isfinite(array).all() for array in checkpoints.read_params(step=step).values()), step
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_the_one_measured(tmp_path):
     experiment = tiny.experiment(
         steps=12,

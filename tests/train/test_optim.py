@@ -77,7 +77,7 @@ def decayed(vision, text, **options):
     params = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), shapes)
     tx = make_optimizer(OptimizerConfig(**options), params, steps=10)
     with jax.numpy_dtype_promotion("standard"):
-        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        updates = jax.jit(lambda p: tx.update(jax.tree.map(jnp.zeros_like, p), tx.init(p), p)[0])(params)
     moved = {path.rsplit(".", 1)[-1]: bool(np.any(u)) for path, u in clip_models.flat(updates).items()}
     return {name for name, moves in moved.items() if moves}, {name for name, moves in moved.items() if not moves}
 

@@ -54,6 +54,7 @@ def wait_for_step(workdir, step, process):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_bits(config, environment, undisturbed, tmp_path):
     workdir = tmp_path / "killed"
     moments = random.Random(time.time_ns())
@@ -144,7 +145,12 @@ def test_the_folder_holds_what_a_reader_needs(undisturbed):
     assert {line["step"] for line in metrics(undisturbed) if "val/rsum" in line} == {8, 16, 24}
     assert list((undisturbed / "tensorboard").iterdir())
     report = (undisturbed / "report.html").read_text()
-    assert "data:image/png;base64" in report and "<svg" in report and "http" not in report.replace("http://www.w3", "")
+    assert (
+        "data:image/png;base64" in report
+        and "<svg" in report
+        and "http:" not in report.replace("http://www.w3", "")
+        and "https:" not in report
+    )
 
 
 def test_eval_repeats_the_final_measurement(environment, undisturbed):

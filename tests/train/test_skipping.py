@@ -118,8 +118,8 @@ def test_the_learning_rate_that_is_reported_is_the_one_that_was_used(alone):
         state, metrics = alone(state, 0, weight=weight)
         rates.append(metrics["learning_rate"])
     peak = alone.program.experiment.optimizer.learning_rate
-    # Two warm-up steps are done after two updates, however many were skipped between them.
-    np.testing.assert_allclose(rates, [peak / 4, peak / 2, peak / 2, peak / 2], rtol=1e-6)
+    # The warm-up of three steps goes on with each update, however many were skipped between them.
+    np.testing.assert_allclose(rates, [peak / 3, peak * 2 / 3, peak * 2 / 3, peak * 2 / 3], rtol=1e-6)
 
 
 def test_parameters_that_are_no_numbers_are_not_spread_to_the_moments(alone):
