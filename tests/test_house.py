@@ -21,7 +21,7 @@ FLOORS = (
     {"models", "objectives", "augment", "data", "evals", "parallel", "program", "weights"},
     {"experiment", "checkpoints"},
     {"config_file", "runs"},
-    {"report"},
+    {"report", "inference"},
     {"train"},
     {"planning"},
     {"commands"},

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax.core.config import ConfigError
 from mmjax.data.sample import Example
 from mmjax.data.source import Source, SourceView
 from mmjax.data.transform_chain import TransformChain
@@ -28,3 +32,18 @@ def is_encoded(source: Source) -> bool:
     """Whether the source's pictures are encoded bytes, judged by its first readable example."""
     example = source.first_readable()
     return any(isinstance(example.get(name), bytes) for name in source.modalities)
+
+
+def make_eval_chain(
+    preprocess: Mapping[str, Any] | None, *, image_size: int, resize: str, modalities: tuple[str, ...], background: str
+) -> TransformChain:
+    """What evaluation does to a picture: the section ``data.preprocess``, or the model's own way to ``resize``."""
+    options = dict(preprocess or {"name": "resize_crop", "mode": resize})
+    name = options.pop("name", "resize_crop")
+    path = "data.preprocess"
+    chain = TransformChain(
+        ((name, options),), image_size=image_size, modalities=modalities, background=background, path=path
+    )
+    if chain.geometry is None:
+        raise ConfigError(f"{path}.name={name!r}: is no geometry; use 'resize_crop'")
+    return chain

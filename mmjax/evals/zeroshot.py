@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -71,7 +71,7 @@ class Evaluator(Base):
         """The metrics of one set of parameters."""
         images, items, _, unreadable = embedder.read(self.split.source, key=self.split.key)
         labels = np.asarray([self._label(item, i) for i, item in enumerate(items)], np.int32)
-        classes = class_embeddings(embedder, self.class_names, self.templates)
+        classes = class_embeddings(embedder.texts, self.class_names, self.templates)
         class_ids = np.arange(len(classes), dtype=np.int32)
         ranks, _ = count_ranks(images, labels, classes, class_ids, row_sharding=embedder.row_sharding)
         rank = ranks.rank(self.ties)
@@ -100,8 +100,10 @@ class Evaluator(Base):
         return int(label)
 
 
-def class_embeddings(embedder: BoundEmbedder, class_names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+def class_embeddings(
+    encode: Callable[[Sequence[str]], np.ndarray], class_names: Sequence[str], templates: Sequence[str]
+) -> np.ndarray:
     """f32[C, E]: ``normalize(mean_t normalize(prompt_ct))``, a unit row for each class."""
-    prompts = embedder.texts([template.replace("{}", name) for name in class_names for template in templates])
+    prompts = encode([template.replace("{}", name) for name in class_names for template in templates])
     mean = prompts.reshape(len(class_names), len(templates), -1).mean(1)
     return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)

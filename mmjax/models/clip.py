@@ -48,12 +48,8 @@ class Clip(nnx.Module):
     def __init__(
         self, config: ClipConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, row_sharding: NamedSharding | None = None
     ):
-        shared: dict[str, Any] = {
-            name: getattr(config, name) for name in ("embed_dim", "scan", "remat", "matmul_precision")
-        }
-        shared |= {"rngs": rngs, "dtype": dtype, "row_sharding": row_sharding}
-        self.visual = VisionTower(config.vision_cfg, **shared)
-        self.text = TextTower(config.text_cfg, **shared)
+        self.visual = make_tower(config, "visual", rngs=rngs, dtype=dtype, row_sharding=row_sharding)
+        self.text = make_tower(config, "text", rngs=rngs, dtype=dtype, row_sharding=row_sharding)
         self.logit_scale = nnx.Param(jnp.float32(config.init_logit_scale))
         has_bias = config.init_logit_bias is not None
         self.logit_bias = nnx.Param(jnp.float32(config.init_logit_bias)) if has_bias else None
@@ -68,3 +64,13 @@ class Clip(nnx.Module):
     def encode_text(self, tokens: jax.Array) -> jax.Array:
         """Tokens i32[M,L] -> f32[M,E], not normalized."""
         return self.text(tokens)
+
+
+def make_tower(config: ClipConfig, name: str, *, rngs: nnx.Rngs, dtype: Any, row_sharding: Any = None) -> Any:
+    """One tower of ``Clip``: ``visual`` or ``text``."""
+    shared: dict[str, Any] = {
+        key: getattr(config, key) for key in ("embed_dim", "scan", "remat", "matmul_precision")
+    } | {"rngs": rngs, "dtype": dtype, "row_sharding": row_sharding}
+    if name == "visual":
+        return VisionTower(config.vision_cfg, **shared)
+    return TextTower(config.text_cfg, **shared)

@@ -43,10 +43,10 @@ def open_weights(spec: str, *, model: ClipConfig | None = None) -> Pretrained:
         spec: A run folder, with ``@STEP``, ``@last`` or ``@best`` after it or not; or what ``open_pretrained`` takes.
         model: What a file belongs to that has no configuration beside its weights.
     """
-    name, _, selector = spec.partition("@")
-    if not (Path(name).expanduser() / run_folder.STARTS).exists():
+    workdir = find_run(spec)
+    if workdir is None:
         return open_pretrained(spec, model=model)
-    workdir = Path(name).expanduser()
+    selector = spec.partition("@")[2]
     experiment = Experiment.from_dict(run_folder.read_config(workdir))
     step: StepSelector = experiment.eval.weights
     if selector:
@@ -66,6 +66,12 @@ def open_weights(spec: str, *, model: ClipConfig | None = None) -> Pretrained:
         rules=tuple(Rule((path,), path, SAME) for path in arrays),
         tokenizer=str(workdir / run_folder.TOKENIZER_FOLDER),
     )
+
+
+def find_run(spec: str) -> Path | None:
+    """The run folder that ``spec`` names; None if it names weights of another kind."""
+    workdir = Path(spec.partition("@")[0]).expanduser()
+    return workdir if (workdir / run_folder.STARTS).exists() else None
 
 
 def load_init(init: InitConfig, model: ClipConfig, target: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:

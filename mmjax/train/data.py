@@ -13,7 +13,7 @@ from typing import Any
 
 from mmjax.core.config import ConfigError, bind, call
 from mmjax.data import autotune, pipeline, tokenizer
-from mmjax.data.eval_view import EvalView, is_encoded
+from mmjax.data.eval_view import EvalView, is_encoded, make_eval_chain
 from mmjax.data.open_source import open_source
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
@@ -96,19 +96,13 @@ def eval_modalities(experiment: Experiment) -> tuple[str, ...]:
 
 def make_eval_transforms(data: DataConfig, vision: VisionConfig) -> TransformChain:
     """What evaluation does to a picture: the section ``data.preprocess``, or the model's own convention."""
-    options = dict(data.preprocess or {"name": "resize_crop", "mode": vision.image_resize})
-    name = options.pop("name", "resize_crop")
-    path = "data.preprocess"
-    chain = TransformChain(
-        ((name, options),),
+    return make_eval_chain(
+        data.preprocess,
         image_size=vision.image_size,
+        resize=vision.image_resize,
         modalities=data.modalities,
         background=data.background,
-        path=path,
     )
-    if chain.geometry is None:
-        raise ConfigError(f"{path}.name={name!r}: is no geometry; use 'resize_crop'")
-    return chain
 
 
 def make_train_transforms(

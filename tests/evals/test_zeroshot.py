@@ -60,7 +60,7 @@ def test_eight_devices_equal_one():
 
 def test_class_embeddings_normalise_average_normalise():
     source, towers = classes(3), Towers()
-    got = class_embeddings(towers.embedder().bind(towers.params), NAMES, TEMPLATES)
+    got = class_embeddings(towers.embedder().bind(towers.params).texts, NAMES, TEMPLATES)
     np.testing.assert_allclose(got, reference_classes(towers, source)[1], atol=2e-6)
 
 

@@ -1,0 +1,1 @@
+"""Trained models in use: embeddings, similarities and classes of pictures and texts."""

@@ -1,0 +1,290 @@
+"""A trained model in use: ``mmjax.load(SPEC)``, and what its two towers make of pictures and texts."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmjax.core.config import ConfigError, build, choose
+from mmjax.core.state import flatten
+from mmjax.data import tokenizer as tokenizers
+from mmjax.data.eval_view import make_eval_chain
+from mmjax.data.pictures import parse_background
+from mmjax.evals.common.embedder import Embedder
+from mmjax.evals.zeroshot import class_embeddings
+from mmjax.experiment import DataConfig, Experiment
+from mmjax.inference.images import Picture, list_pictures, read_picture
+from mmjax.models import presets
+from mmjax.models.clip import make_tower
+from mmjax.models.config import ClipConfig, with_tokenizer
+from mmjax.models.low_precision import check_matmul_precision
+from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated
+from mmjax.runs import folder as run_folder
+from mmjax.runs.start_weights import find_run, open_weights
+
+Precision = Literal["float32", "bfloat16"]
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_BUCKET_FACTOR = 4  # between one batch size and the next: at most so many rows are computed for one that was asked for
+_IN_FLIGHT = 2  # batches on the devices while the next one is read
+
+
+class Model:
+    """Image and text embeddings of a trained model; ``load`` makes one.
+
+    All embeddings are NumPy arrays f32[n, E] with rows of length one, the same that the evaluation of the model
+    measures. Rows are split over the devices. Batches have one of a few sizes, each compiled at its first use.
+
+    Attributes:
+        config: The model.
+        batch_sizes: The sizes, in ascending order.
+    """
+
+    def __init__(
+        self,
+        config: ClipConfig,
+        params: dict[str, Any],
+        graphs: dict[str, Any],
+        *,
+        data: DataConfig,
+        tokenizer: Callable[[Sequence[str]], np.ndarray] | ConfigError,
+        devices: Sequence[jax.Device],
+        batch_size: int,
+    ):
+        self.config = config
+        self.batch_sizes = _batch_sizes(batch_size, len(devices))
+        self._params, self._graphs, self._tokenizer = params, graphs, tokenizer
+        self._row_sharding = batch_sharding(make_mesh(MeshConfig(), devices=devices))
+        self._modality = data.modalities[0]
+        vision = config.vision_cfg
+        self._read = functools.partial(
+            read_picture,
+            chain=make_eval_chain(
+                data.preprocess,
+                image_size=vision.image_size,
+                resize=vision.image_resize,
+                modalities=(self._modality,),
+                background=data.background,
+            ),
+            modality=self._modality,
+            background=parse_background(data.background),
+        )
+        self._embedders: dict[int, Embedder] = {}
+
+    def encode_image(self, images: Iterable[Picture]) -> np.ndarray:
+        """f32[n, E]: a unit row for each picture, which is prepared as evaluation does it.
+
+        Args:
+            images: A list of paths, bytes of image files, Pillow's images, or arrays u8[H, W] or u8[H, W, 1, 3 or 4];
+                also mixed. Transparent pictures are put on the background of the model's data, white by default.
+
+        Raises:
+            Unreadable: if one of them is no picture, with its path or its place in the list.
+        """
+        listed = list_pictures(images)
+        self._require("visual")
+        if self.config.vision_cfg.fusion != "views" and len(self.config.vision_cfg.modalities) > 1:
+            names = ", ".join(self.config.vision_cfg.modalities)
+            raise ConfigError(f"the model's image tower takes {names} together, not single pictures; use `mmjax eval`")
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with ThreadPoolExecutor(threads) as pool:
+
+            def read(start: int, stop: int) -> dict[str, np.ndarray]:
+                return {self._modality: np.stack(list(pool.map(self._read, listed[start:stop], range(start, stop))))}
+
+            return self._encode("embed_images", len(listed), read)
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """f32[n, E]: a unit row for each text; texts longer than the model's context are cut."""
+        if not isinstance(texts, str) and not len(texts):
+            raise ValueError("texts: the list is empty; give at least one text")
+        self._require("text")
+        if isinstance(self._tokenizer, ConfigError):
+            raise self._tokenizer
+        tokens = self._tokenizer(texts)
+        return self._encode("embed_texts", len(tokens), lambda start, stop: tokens[start:stop])
+
+    def similarity(self, images: Iterable[Picture], texts: Sequence[str]) -> np.ndarray:
+        """f32[n, m]: the cosine of each picture's and each text's embedding."""
+        return self.encode_image(images) @ self.encode_text(texts).T
+
+    def classify(
+        self, images: Iterable[Picture], labels: Sequence[str], *, templates: Sequence[str] = ("{}",)
+    ) -> np.ndarray:
+        """f32[n, labels]: the probability of each label for each picture.
+
+        Rows sum to one; those of a model with ``logit_bias`` (SigLIP) do not, because it judges each label by itself.
+
+        Args:
+            images: As in ``encode_image``.
+            labels: Names of classes.
+            templates: Prompts, with ``{}`` where the label goes; a class is the mean of their embeddings.
+        """
+        if isinstance(labels, str) or not len(labels):
+            raise ValueError(f"labels={labels!r}: expected a list of at least one name")
+        if isinstance(templates, str) or not templates or any("{}" not in template for template in templates):
+            raise ValueError(f"templates={templates!r}: expected a list, each with {{}} where the label goes")
+        classes = class_embeddings(self.encode_text, labels, templates)
+        logits = np.exp(self._scalar("logit_scale")) * (self.encode_image(images) @ classes.T)
+        if self.config.init_logit_bias is not None:
+            return np.asarray(jax.nn.sigmoid(logits + self._scalar("logit_bias")))
+        return np.asarray(jax.nn.softmax(logits, axis=-1))
+
+    def _encode(self, function: str, count: int, read: Callable[[int, int], Any]) -> np.ndarray:
+        done: list[np.ndarray] = []
+        pending: collections.deque[tuple[jax.Array, int]] = collections.deque()
+        for start, stop, size in _batches(count, self.batch_sizes):
+            embedder = self._embedder(size)
+            # Padding repeats the last row, because a tower may not handle zeros.
+            fill = np.minimum(np.arange(size), stop - start - 1)
+            rows = jax.tree.map(lambda array: embedder.host_batch.to_device(array[fill]), read(start, stop))  # noqa: B023
+            pending.append((getattr(embedder, function)(self._params, rows), stop - start))
+            if len(pending) > _IN_FLIGHT:
+                embedded, length = pending.popleft()
+                done.append(np.asarray(embedded)[:length])
+        done.extend(np.asarray(embedded)[:length] for embedded, length in pending)
+        return np.concatenate(done)
+
+    def _embedder(self, size: int) -> Embedder:
+        if size not in self._embedders:
+            graphs = self._graphs
+            self._embedders[size] = Embedder(
+                lambda params, images: nnx.merge(graphs["visual"], nnx.State(params["visual"]))(images),
+                lambda params, tokens: nnx.merge(graphs["text"], nnx.State(params["text"]))(tokens),
+                tokenizer=lambda texts: self._tokenizer(texts),  # type: ignore[operator]  # encode_text has checked it
+                batch_size=size,
+                row_sharding=self._row_sharding,
+                modalities=(self._modality,),
+            )
+        return self._embedders[size]
+
+    def _require(self, tower: str) -> None:
+        if tower == "visual" and tower not in self._graphs:
+            raise ConfigError("the model has no image tower; load one that has, or use encode_text")
+        if tower == "text" and tower not in self._graphs and not isinstance(self._tokenizer, ConfigError):
+            raise ConfigError("the model has no text tower; load one that has, or use encode_image")
+
+    def _scalar(self, name: str) -> np.float32:
+        if name not in self._params:
+            raise ConfigError(f"the weights hold no {name}, which probabilities need; use similarity")
+        return np.float32(self._params[name])
+
+
+def load(
+    spec: str | os.PathLike[str],
+    *,
+    model: str | ClipConfig | None = None,
+    tokenizer: str | None = None,
+    precision: Precision | None = None,
+    batch_size: int = 64,
+    devices: Sequence[jax.Device] | None = None,
+) -> Model:
+    """Loads a trained model.
+
+    Example::
+
+        import mmjax
+
+        model = mmjax.load("runs/quickstart@best")
+        model.classify(["cat.jpg"], ["cat", "dog"], templates=["a photo of a {}"])
+
+    Args:
+        spec: A run folder, with ``@STEP``, ``@last`` or ``@best`` after it or not; a folder in transformers' or
+            open_clip's layout; a file of weights; or a name of the Hugging Face hub.
+        model: The model that a file of weights alone belongs to: a preset's name, or its configuration.
+        tokenizer: A folder or hub name, if not the one that belongs to the weights.
+        precision: Of matrix products; None: that of the run, and ``float32`` for weights of others.
+        batch_size: The largest batch; more pictures or texts go through in several.
+        devices: Rows are split over them; None: all of this process.
+    """
+    spec = os.fspath(spec)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}: must be at least 1")
+    devices = list(jax.local_devices() if devices is None else devices)
+    workdir = find_run(spec)
+    experiment = None if workdir is None else Experiment.from_dict(run_folder.read_config(workdir))
+    data = DataConfig(source={}) if experiment is None else experiment.data
+    precision = precision or ("float32" if experiment is None else experiment.precision)
+    choose(precision, _DTYPES, path="precision")
+    weights = open_weights(spec, model=_preset(model) if isinstance(model, str) else model)
+    config = dataclasses.replace(weights.config, remat="none")
+    check_matmul_precision(config.matmul_precision, devices[0])
+    towers = [name for name in weights.towers if name == "visual"]
+    tokens: Any = None
+    if "text" in weights.towers:
+        try:
+            tokens = _load_tokenizer(spec, tokenizer or weights.tokenizer, config)
+            config = with_tokenizer(config, tokens)
+            towers.append("text")
+        except ConfigError as error:
+            tokens = error  # pictures can be encoded without; texts raise it
+    mesh = make_mesh(MeshConfig(), devices=devices)
+    graphs, shapes = _abstract(config, towers, dtype=_DTYPES[precision], row_sharding=batch_sharding(mesh))
+    shapes |= {"logit_scale": jax.ShapeDtypeStruct((), jnp.float32)}
+    if config.init_logit_bias is not None:
+        shapes |= {"logit_bias": jax.ShapeDtypeStruct((), jnp.float32)}
+    target = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh))
+        for path, leaf in flatten(shapes).items()
+    }
+    loaded = weights.read(config, target)
+    scalars = {name: loaded.params[name] for name in ("logit_scale", "logit_bias") if name in loaded.params}
+    trees = {name: shapes[name] for name in towers}
+    params = jax.tree.unflatten(jax.tree.structure(trees), [loaded.params[path] for path in flatten(trees)])
+    return Model(config, params | scalars, graphs, data=data, tokenizer=tokens, devices=devices, batch_size=batch_size)
+
+
+def _preset(name: str) -> ClipConfig:
+    return build(ClipConfig, presets.load(name), path="model")
+
+
+def _load_tokenizer(spec: str, name: str | None, config: ClipConfig) -> tokenizers.Tokenizer:
+    if name is None:
+        raise ConfigError(f"{spec!r}: no tokenizer belongs to these weights; name one, as load(…, tokenizer='DIR')")
+    return tokenizers.load(name, context_length=config.text_cfg.context_length)
+
+
+def _abstract(
+    config: ClipConfig, towers: Sequence[str], *, dtype: Any, row_sharding: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The graph definitions of the towers, and the shapes of their parameters."""
+    graphs: dict[str, Any] = {}
+    shapes: dict[str, Any] = {}
+    for name in towers:
+        create: Any = functools.partial(make_tower, config, name, dtype=dtype, row_sharding=row_sharding)
+        graphs[name], state = nnx.split(nnx.eval_shape(lambda create=create: create(rngs=nnx.Rngs(0))))
+        shapes[name] = nnx.to_pure_dict(state)
+    return graphs, shapes
+
+
+def _batch_sizes(largest: int, devices: int) -> tuple[int, ...]:
+    """``largest`` and smaller ones, each a multiple of the number of devices.
+
+    >>> _batch_sizes(64, 1), _batch_sizes(64, 8), _batch_sizes(5, 2)
+    ((1, 4, 16, 64), (8, 16, 64), (2, 6))
+    """
+    sizes = set()
+    while largest:
+        sizes.add(-(-largest // devices) * devices)
+        largest //= _BUCKET_FACTOR
+    return tuple(sorted(sizes))
+
+
+def _batches(count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Start, end and size of the batches of ``count`` rows; the last has the smallest size that holds its rows.
+
+    >>> list(_batches(70, (1, 4, 16, 64)))
+    [(0, 64, 64), (64, 70, 16)]
+    """
+    for start in range(0, count, sizes[-1]):
+        stop = min(start + sizes[-1], count)
+        yield start, stop, next(size for size in sizes if size >= stop - start)
