@@ -69,6 +69,12 @@ def open_source(
     elsewhere = {"split": "split", "modalities": "data.modalities"}
     try:
         opened = call(source, bound, path=path, paths=elsewhere | {key: f"{further_path}.{key}" for key in further})
+    except ConfigError as error:
+        for key, column in (("id_column", id_column), ("split_column", split_column)):
+            _, match, rest = str(error).partition(f"columns={column!r}")
+            if match:  # the source knows it as one of its further columns
+                raise ConfigError(f"{where[key]}={column!r}{rest}") from None
+        raise
     except (OSError, MemoryError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{path}.name={name!r}: the data cannot be read ({reason}); check the path") from error

@@ -139,7 +139,9 @@ class SplitRows(SourceView):
         if source.group != 1 or source.components:
             raise ConfigError(f"split_column={split_column!r}: groups and mixtures are not split; take single examples")
         super().__init__(source)
-        splits = np.array([str(value).strip() for value in _column(source, split_column).tolist()], object)
+        splits = np.array(
+            [str(value).strip() for value in _option_column(source, split_column=split_column).tolist()], object
+        )
         self._rows = np.flatnonzero(splits == split)
         self.ignores_split = False
         if not len(self._rows):
@@ -165,7 +167,7 @@ class SharedIds(SourceView):
 
     def __init__(self, source: Source, id_column: str):
         super().__init__(source)
-        cells = [None if _is_blank(value) else value for value in _column(source, id_column).tolist()]
+        cells = [None if _is_blank(value) else value for value in _option_column(source, id_column=id_column).tolist()]
         values = pa.array(cells, from_pandas=True)  # NaN as null
         if pa.types.is_nested(values.type):
             raise ConfigError(f"id_column={id_column!r}: its values are lists; name a column of numbers or texts")
@@ -256,6 +258,15 @@ def _column(source: Source, name: str) -> np.ndarray:
     if len(values) != len(source):
         raise ConfigError(f"selection: column {name!r} has {len(values)} values for {len(source)} examples")
     return values
+
+
+def _option_column(source: Source, **option: str) -> np.ndarray:
+    """The column that an option names, whose name errors begin with."""
+    ((key, name),) = option.items()
+    try:
+        return _column(source, name)
+    except ConfigError as error:
+        raise ConfigError(f"{key}={name!r}: {error}") from None
 
 
 def _scores(source: Source, name: str) -> np.ndarray:
