@@ -226,6 +226,8 @@ def load(
             config = with_tokenizer(config, tokens)
             towers.append("text")
         except ConfigError as error:
+            if not towers:
+                raise
             tokens = error  # pictures can be encoded without; texts raise it
     mesh = make_mesh(MeshConfig(), devices=devices)
     graphs, shapes = _abstract(config, towers, dtype=_DTYPES[precision], row_sharding=batch_sharding(mesh))

@@ -1,5 +1,6 @@
 """``mmjax.load``: what a user calls gives the numbers that evaluation measures."""
 
+import copy
 import dataclasses
 import io
 import shutil
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import mmjax
 from mmjax.checkpoints.manager import Checkpoints
@@ -156,6 +158,30 @@ def test_an_exported_folder_gives_the_same(run, model, tmp_path, files, format):
     np.testing.assert_allclose(theirs.classify(files, TEXTS), model.classify(files, TEXTS), atol=1e-5)
 
 
+def test_a_file_of_one_tower_needs_its_model(run, model, tmp_path, files):
+    export_run(run, tmp_path / "out", format="open_clip")
+    tensors = load_file(tmp_path / "out" / "open_clip_model.safetensors")
+    save_file(
+        {name: array for name, array in tensors.items() if name.startswith("visual.")}, tmp_path / "a.safetensors"
+    )
+    with pytest.raises(ConfigError, match="a file of weights alone; name its model"):
+        mmjax.load(tmp_path / "a.safetensors")
+    images_alone = mmjax.load(tmp_path / "a.safetensors", model=model.config, batch_size=16)
+    np.testing.assert_allclose(images_alone.encode_image(files), model.encode_image(files), atol=1e-5)
+    with pytest.raises(ConfigError, match="no text tower"):
+        images_alone.classify(files, ["cat"])
+
+
+def test_a_model_with_a_bias_judges_each_label_by_itself(model, files):
+    biased = copy.copy(model)
+    biased.config = dataclasses.replace(model.config, init_logit_bias=-1.0)
+    with pytest.raises(ConfigError, match="hold no logit_bias"):
+        biased.classify(files, ["circle", "ring"])
+    biased._params = model._params | {"logit_bias": jax.numpy.float32(-1)}
+    logits = np.exp(model._params["logit_scale"]) * model.similarity(files, ["circle", "ring"]) - 1
+    np.testing.assert_allclose(biased.classify(files, ["circle", "ring"]), 1 / (1 + np.exp(-logits)), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -179,14 +205,14 @@ def test_mistakes_are_one_line(model, call, error, message):
 
 
 def test_pictures_need_no_tokenizer(run, tmp_path, files):
-    copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
-    shutil.rmtree(copy / "tokenizer")
-    model = mmjax.load(copy)
+    bare = tmp_path / "copy"
+    shutil.copytree(run, bare)
+    shutil.rmtree(bare / "tokenizer")
+    model = mmjax.load(bare)
     assert model.encode_image(files).shape == (5, 16)
     with pytest.raises(ConfigError, match="tokenizer"):
         model.encode_text(["a cat"])
-    assert mmjax.load(copy, tokenizer=str(run / "tokenizer")).encode_text(["a cat"]).shape == (1, 16)
+    assert mmjax.load(bare, tokenizer=str(run / "tokenizer")).encode_text(["a cat"]).shape == (1, 16)
 
 
 def test_importing_the_package_imports_no_jax():
