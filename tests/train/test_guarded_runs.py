@@ -229,9 +229,7 @@ KILLS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "before the metrics" else ()) for kind in KILLS]
-)
+@pytest.mark.parametrize("kind", KILLS)
 def test_killed_at_any_point_of_a_rewind_it_goes_on_to_the_same_bits(kind, rewound, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="kill"):
         if KILLS[kind]:
