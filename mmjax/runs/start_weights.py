@@ -17,7 +17,7 @@ from mmjax.experiment import Experiment
 from mmjax.models.config import ClipConfig
 from mmjax.runs import folder as run_folder
 from mmjax.weights.config import InitConfig
-from mmjax.weights.open_pretrained import open_pretrained
+from mmjax.weights.open_pretrained import find, open_pretrained
 from mmjax.weights.pretrained import TOWERS, Pretrained, shorten
 from mmjax.weights.rules import SAME, Rule
 from mmjax.weights.tensors import TensorFile, TensorInfo
@@ -70,8 +70,8 @@ def open_weights(spec: str, *, model: ClipConfig | None = None) -> Pretrained:
 
 def find_run(spec: str) -> Path | None:
     """The run folder that ``spec`` names; None if it names weights of another kind."""
-    workdir = Path(spec.partition("@")[0]).expanduser()
-    return workdir if (workdir / run_folder.STARTS).exists() else None
+    workdir = find(spec.partition("@")[0])
+    return workdir if workdir is not None and (workdir / run_folder.STARTS).exists() else None
 
 
 def load_init(init: InitConfig, model: ClipConfig, target: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:

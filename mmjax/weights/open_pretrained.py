@@ -37,8 +37,8 @@ class Described(NamedTuple):
 
 def read_model(spec: str) -> Described:
     """The model of ``spec`` and its tokenizer; also of a run folder of ours (``FOLDER@STEP`` or without a step)."""
-    folder = Path(spec.partition("@")[0]).expanduser()
-    if (folder / "tokenizer").is_dir() and (folder / "config.json").exists():
+    folder = find(spec.partition("@")[0])
+    if folder is not None and (folder / "tokenizer").is_dir() and (folder / "config.json").exists():
         section = read_json(folder / "config.json")
         config = build(ClipConfig, section.get("model", {}), path=f"{folder / 'config.json'}: model")
         return Described(config, str(folder / "tokenizer"))
@@ -55,13 +55,19 @@ def open_pretrained(spec: str, *, model: ClipConfig | None = None) -> Pretrained
             ``owner/name`` or ``hf-hub:owner/name``, with ``@revision`` after it or not.
         model: What a file belongs to that has no configuration beside its weights.
     """
-    name = spec.removeprefix("local-dir:")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _open_folder(path, spec)
-    if path.exists():
-        return _open_file(path, spec, model)
-    return _open_folder(_from_hub(spec), spec)
+    path = find(spec.removeprefix("local-dir:"))
+    if path is None:
+        return _open_folder(_from_hub(spec), spec)
+    return _open_folder(path, spec) if path.is_dir() else _open_file(path, spec, model)
+
+
+def find(name: str) -> Path | None:
+    """The path of that name, if there is something."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, with a null character, or of an unknown user
+        return None
 
 
 def _open_folder(folder: Path, spec: str) -> Pretrained:

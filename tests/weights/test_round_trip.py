@@ -224,7 +224,8 @@ def test_nonsense_is_one_line(tmp_path):
     for number, text in enumerate(("[]", "{", '{"model_type": "bart"}', '{"model_type": "clip", "text_config": 3}')):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "config.json").write_text(text)
-    for spec in ("nowhere/at/all", "./nowhere", str(tmp_path / "empty"), *(str(tmp_path / str(k)) for k in range(4))):
+    folders = [tmp_path / "empty", *(tmp_path / str(k) for k in range(4))]
+    for spec in ("nowhere/at/all", "./nowhere", "x" * 5000, "a\0b", "~nobody/x", "", *map(str, folders)):
         with pytest.raises(ConfigError) as error:
             open_pretrained(spec)
         assert "\n" not in str(error.value)
