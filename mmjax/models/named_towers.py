@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
 from mmjax.core.config import ConfigError
-from mmjax.models.config import VisionConfig
+from mmjax.models.config import TextConfig, VisionConfig
 
 _HALF = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "image_resize": "squash"}
 _PLAIN = {"layers": 12, "head_width": 64, "ln_eps": 1e-6, "patch_bias": True, "no_ln_pre": True}  # timm's defaults
@@ -153,10 +154,40 @@ def hf_text(text: dict[str, Any], *, embed_dim: Any, path: str) -> dict[str, Any
     return tower | poolings[pooler] | {"proj_type": proj} | kept
 
 
-def siglip_name(vision: VisionConfig) -> str | None:
-    """timm's name of a SigLIP tower, if it has one of its sizes."""
-    for size, keys in _SIGLIP_SIZES.items():
-        sizes = {key: getattr(vision, key) for key in keys}
-        if sizes == keys and keys.get("mlp_ratio", 4.0) == vision.mlp_ratio:
-            return f"vit_{size}_patch{vision.patch_size}_siglip_{vision.image_size}"
-    return None
+def timm_section(vision: VisionConfig) -> dict[str, Any]:
+    """open_clip's ``vision_cfg`` of a tower that timm has by name; of another, one that no reader takes."""
+    names = [f"vit_{size}_patch{vision.patch_size}_siglip_{vision.image_size}" for size in _SIGLIP_SIZES]
+    for name in (*names, *_TIMM):
+        pool = _TIMM[name][0] if name in _TIMM else "map"
+        proj = "none" if name in names else None if vision.proj_bias else "linear"
+        tower = timm_vision(name, pool=pool, proj=proj, proj_bias=False, path="")
+        pixels = ("image_size", "image_mean", "image_std", "image_resize")
+        default = VisionConfig()
+        same = {f.name: getattr(default, f.name) for f in dataclasses.fields(VisionConfig)} | tower
+        if all(getattr(vision, k) == v for k, v in same.items() if k not in pixels) and (
+            name in names or vision.image_size == tower["image_size"]
+        ):
+            break
+    else:
+        name, pool, proj = "vit_of_another_size", "map", "none"
+    return {
+        "image_size": vision.image_size, "timm_model_name": name, "timm_model_pretrained": False, "timm_pool": pool,
+        "timm_proj": proj,
+    }  # fmt: skip
+
+
+def hf_section(text: TextConfig) -> dict[str, Any]:
+    """open_clip's ``text_cfg`` of a tower that transformers has by name; of another, one that no reader takes."""
+    pooler = (
+        "mean_pooler"
+        if text.pool_type == "mean"
+        else "cls_pooler"
+        if text.pool_tanh
+        else "cls_last_hidden_state_pooler"
+    )
+    free = ("eos_id", "pad_id")
+    fits = (n for n, keys in _HF.items() if all(getattr(text, k) == v for k, v in keys.items() if k not in free))
+    return {
+        "hf_model_name": next(fits, "of_another_size"), "hf_model_pretrained": False, "hf_pooler_type": pooler,
+        "hf_proj_type": None if text.proj_type == "none" else text.proj_type, "context_length": text.context_length,
+    }  # fmt: skip

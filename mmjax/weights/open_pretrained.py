@@ -98,6 +98,10 @@ def _open_hugging_face(folder: Path, spec: str, section: Mapping[str, Any], toke
     if preprocessor.exists():
         config = _with_vision(config, hf_config.read_preprocessor(read_json(preprocessor)), path=str(preprocessor))
     family = hf_config.MODEL_TYPES[section["model_type"]]
+    if family == "bert":
+        file = open_tensors(_weights(folder, _HF_WEIGHTS, spec))
+        file, bert_rules = hugging_face.open_bert(file, config.text_cfg, section["model_type"])
+        return Pretrained(spec=spec, config=config, file=file, rules=bert_rules, tokenizer=tokenizer)
     rules = (hugging_face.clip_rules if family == "clip" else hugging_face.siglip_rules)(config)
     file = strip_prefixes(open_tensors(_weights(folder, _HF_WEIGHTS, spec)), _WRAPPERS)
     return Pretrained(spec=spec, config=config, file=file, rules=tuple(rules), tokenizer=tokenizer)

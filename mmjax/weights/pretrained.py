@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 NAMES_SHOWN = 6
 
 _NOT_PARAMETERS = re.compile(
-    r"(.*\.)?(position_ids|attn_mask|num_batches_tracked|input_resolution|context_length|vocab_size)"
+    r"(.*\.)?(position_ids|token_type_ids|attn_mask|num_batches_tracked|input_resolution|context_length|vocab_size)"
 )
 """Tensors of others that hold no parameter."""
 
@@ -33,9 +33,13 @@ _FREE = {
     },
     "text_cfg": {
         "pad_id", "eos_id", "vocab_size", "token_init_sd", "position_init_sd", "hf_tokenizer_name", "tokenizer_clean",
+        "tokenizer_strip_sep",
     },
 }  # fmt: skip
 """Keys in which a model may differ from the one whose weights it takes."""
+
+_FREE_OF_BERT = {"context_length", "pool_type", "pool_tanh", "proj_type", "proj_bias"}
+"""Keys that are free too where the weights are of BERT or a relative, which was trained to embed no texts."""
 
 TOWERS = {"visual": "vision_cfg", "text": "text_cfg"}
 
@@ -72,7 +76,10 @@ class Pretrained:
         return [
             tower
             for tower in TOWERS
-            if any(rule.ours[0].startswith(f"{tower}/blocks/") and self._holds(rule) for rule in self.rules)
+            if any(
+                rule.ours[0].startswith((f"{tower}/blocks/", f"{tower}/patch_embed/")) and self._holds(rule)
+                for rule in self.rules
+            )
         ]
 
     def _holds(self, rule: Rule) -> bool:
@@ -126,9 +133,10 @@ class Pretrained:
         for tower in towers:
             section = TOWERS[tower]
             ours, theirs = getattr(model, section), getattr(self.config, section)
+            free = _FREE[section] | (_FREE_OF_BERT if getattr(theirs, "block_norm", "") == "post" else set())
             for field in dataclasses.fields(ours):
                 mine, other = getattr(ours, field.name), getattr(theirs, field.name)
-                if field.name not in _FREE[section] and mine != other:
+                if field.name not in free and mine != other:
                     raise ConfigError(
                         f"model.{section}.{field.name}={mine!r}: the weights of {self.spec!r} are of a model "
                         f"with {other!r}; set model='init' to take theirs"
@@ -156,7 +164,7 @@ class Pretrained:
             return {}
         sides = f"{theirs.grid}x{theirs.grid} to {ours.grid}x{ours.grid}"
         logger.info(f"position embeddings go from {sides} patches (bicubic, as in open_clip)")
-        token = ours.class_token
+        token = ours.class_token and ours.class_position
 
         def resize(table: np.ndarray) -> np.ndarray:
             return resize_positions(table, ours.grid, class_token=token)

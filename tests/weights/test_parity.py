@@ -44,6 +44,11 @@ def import_open_clip():
     return open_clip
 
 
+def params_of(model):
+    """Its parameters as nested dictionaries."""
+    return nnx.to_pure_dict(nnx.state(model))
+
+
 def pixels(config, n=3):
     """Pictures, as ours takes them and as torch does."""
     vision = config.vision_cfg

@@ -8,13 +8,14 @@ from typing import Any
 from mmjax.core.config import ConfigError
 from mmjax.models import named_towers, open_clip_json
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
-from mmjax.weights.layouts.open_clip import uses_timm
+from mmjax.weights.layouts.open_clip import uses_timm, uses_transformers
 
 _VISION_KEYS = ("image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio")
 _TEXT_KEYS = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
+_BLOCKS = ("ls_init_value", "scale_attn_inner", "scale_fc")
 _OPTIONAL = {  # keys of open_clip's towers that are written where they differ from its defaults, which are ours
-    "vision_cfg": ("no_ln_pre", "pos_embed_type", "final_ln_after_pool", "pool_type"),
-    "text_cfg": ("no_causal_mask", "pool_type", "proj_bias", "pad_id", "eos_id"),
+    "vision_cfg": ("no_ln_pre", "pos_embed_type", "final_ln_after_pool", "pool_type", *_BLOCKS),
+    "text_cfg": ("no_causal_mask", "pool_type", "proj_bias", "pad_id", "eos_id", *_BLOCKS),
 }
 
 
@@ -26,15 +27,19 @@ def write_model_cfg(config: ClipConfig, *, has_tokenizer: bool) -> dict[str, Any
     section: dict[str, Any] = {"embed_dim": config.embed_dim}
     if config.vision_cfg.activation == config.text_cfg.activation == "quick_gelu":
         section["quick_gelu"] = True
-    section["vision_cfg"] = _timm_tower(config) if uses_timm(config) else _tower(config.vision_cfg, _VISION_KEYS)
-    section["text_cfg"] = _tower(config.text_cfg, _TEXT_KEYS)
-    if uses_timm(config) or config.init_logit_bias is not None:
+    custom = uses_timm(config) or uses_transformers(config)
+    section["vision_cfg"] = _image_tower(config)
+    section["text_cfg"] = (
+        named_towers.hf_section(config.text_cfg) if uses_transformers(config) else _tower(config.text_cfg, _TEXT_KEYS)
+    )
+    if custom or config.init_logit_bias is not None:
         section |= {"custom_text": True, "init_logit_bias": config.init_logit_bias}
     section["init_logit_scale"] = config.init_logit_scale
     if has_tokenizer:
         section["text_cfg"]["hf_tokenizer_name"] = "."  # open_clip takes the tokenizer of the folder itself
-    if config.text_cfg.tokenizer_clean:
-        section["text_cfg"]["tokenizer_kwargs"] = {"clean": config.text_cfg.tokenizer_clean}
+    options = {"clean": config.text_cfg.tokenizer_clean, "strip_sep_token": config.text_cfg.tokenizer_strip_sep}
+    if options := {key: value for key, value in options.items() if value}:
+        section["text_cfg"]["tokenizer_kwargs"] = options
     _check(section, config)
     return section
 
@@ -53,15 +58,12 @@ def _tower(tower: VisionConfig | TextConfig, keys: tuple[str, ...]) -> dict[str,
     return written
 
 
-def _timm_tower(config: ClipConfig) -> dict[str, Any]:
+def _image_tower(config: ClipConfig) -> dict[str, Any]:
     vision = config.vision_cfg
-    return {
-        "image_size": vision.image_size,
-        "timm_model_name": named_towers.siglip_name(vision) or "vit_of_another_size",
-        "timm_model_pretrained": False,
-        "timm_pool": "map",
-        "timm_proj": "none",
-    }
+    if vision.stem == "resnet":
+        first = {"layers": list(vision.stem_layers), "width": vision.stem_widths[0], "patch_size": None}
+        return {"image_size": vision.image_size, "head_width": vision.head_width, **first}
+    return named_towers.timm_section(vision) if uses_timm(config) else _tower(vision, _VISION_KEYS)
 
 
 def _check(section: dict[str, Any], config: ClipConfig) -> None:
@@ -83,5 +85,5 @@ def _check(section: dict[str, Any], config: ClipConfig) -> None:
 
 _NOT_THE_MODEL = {
     "image_mean", "image_std", "image_resize", "token_init_sd", "position_init_sd", "hf_tokenizer_name",
-    "tokenizer_clean", "pad_id", "eos_id", "modality_channels",
+    "tokenizer_clean", "tokenizer_strip_sep", "pad_id", "eos_id", "modality_channels",
 }  # fmt: skip

@@ -1,11 +1,15 @@
-"""Names of transformers' ``CLIPModel`` and ``SiglipModel``, and of either tower of them alone."""
+"""Names of transformers' ``CLIPModel`` and ``SiglipModel``, of either tower of them alone, and of BERT's relatives."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
-from mmjax.models.config import ClipConfig
+from mmjax.models.config import ClipConfig, TextConfig
+from mmjax.weights.layouts.open_clip_towers import bert
+from mmjax.weights.pretrained import RenamedFile
 from mmjax.weights.rules import CONV, FLAT, SAME, SCALAR, Rule, dense, leading, norm, qkv
+from mmjax.weights.tensors import TensorFile
 
 
 def clip_rules(config: ClipConfig) -> Iterator[Rule]:
@@ -42,6 +46,20 @@ def siglip_rules(config: ClipConfig) -> Iterator[Rule]:
     yield from dense("text/proj", "text_model.head")
     yield Rule(("logit_scale",), "logit_scale", FLAT)
     yield Rule(("logit_bias",), "logit_bias", FLAT)
+
+
+def open_bert(file: TensorFile, text: TextConfig, kind: str) -> tuple[TensorFile, tuple[Rule, ...]]:
+    """BERT or a relative alone, or under a head for another task; old files call a norm's scale ``gamma``."""
+    old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    prefix = f"{kind.removeprefix('xlm-')}."
+    names: dict[str, tuple[str, int | None]] = {}
+    for name in file.tensors:
+        renamed = name.removeprefix(prefix)
+        for theirs, ours in old.items():
+            renamed = renamed.replace(theirs, ours)
+        names[renamed] = (name, None)
+    # Whoever wants BERT's own pooler may have it; the rest of the file's heads is left.
+    return RenamedFile(file, names), tuple(bert(dataclasses.replace(text, pool_tanh=text.token_types > 0), ""))
 
 
 def _text_tower() -> Iterator[Rule]:

@@ -41,6 +41,7 @@ _SIGLIP_DEFAULTS = {
 MODEL_TYPES = {
     "clip": "clip", "clip_vision_model": "clip", "clip_text_model": "clip",
     "siglip": "siglip", "siglip_vision_model": "siglip", "siglip_text_model": "siglip",
+    "bert": "bert", "distilbert": "bert", "roberta": "bert", "xlm-roberta": "bert",
 }  # fmt: skip
 """Values of ``model_type``, of models and of single towers, and the family of each."""
 
@@ -48,6 +49,8 @@ MODEL_TYPES = {
 def read_config(section: Mapping[str, Any], *, path: str) -> ClipConfig:
     """The model of a ``config.json``; of a single tower's, the other tower has transformers' default sizes."""
     family = MODEL_TYPES[section["model_type"]]
+    if family == "bert":
+        return read_bert(section, path=path)
     defaults = _CLIP_DEFAULTS if family == "clip" else _SIGLIP_DEFAULTS
     towers = {name: {**values, **_tower(section, name, path)} for name, values in defaults.items()}
     text, vision = towers["text_config"], towers["vision_config"]
@@ -89,6 +92,38 @@ def read_config(section: Mapping[str, Any], *, path: str) -> ClipConfig:
         },
         path=path,
     )
+
+
+_BERT_DEFAULTS = {
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+    "hidden_act": "gelu", "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12,
+    "vocab_size": 30522, "pad_token_id": 0,
+}  # fmt: skip
+_DISTILBERT_NAMES = {"dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
+                     "hidden_dim": "intermediate_size", "activation": "hidden_act"}  # fmt: skip
+
+
+def read_bert(section: Mapping[str, Any], *, path: str) -> ClipConfig:
+    """BERT or a relative as the text tower; it takes the first token, RoBERTa's the mean, as open_clip does."""
+    kind = section["model_type"]
+    distilbert, roberta = kind == "distilbert", "roberta" in kind
+    keys: dict[str, Any] = _BERT_DEFAULTS | {"pad_token_id": int(roberta)}
+    keys |= {_DISTILBERT_NAMES.get(key, key) if distilbert else key: value for key, value in section.items()}
+    if keys["hidden_act"] not in _ACTIVATIONS or keys.get("position_embedding_type", "absolute") != "absolute":
+        raise ConfigError(
+            f"{path}: hidden_act={keys['hidden_act']!r}, position_embedding_type="
+            f"{keys.get('position_embedding_type', 'absolute')!r}: only absolute positions and one of "
+            f"{', '.join(_ACTIVATIONS)} are supported"
+        )
+    text = {
+        **_common(keys), "heads": keys["num_attention_heads"], "vocab_size": keys["vocab_size"],
+        "context_length": min(77, keys["max_position_embeddings"] - (keys["pad_token_id"] + 1) * roberta),
+        "num_positions": keys["max_position_embeddings"], "positions_from_pad": roberta,
+        "token_types": 0 if distilbert else keys["type_vocab_size"], "pad_id": keys["pad_token_id"],
+        "block_norm": "post", "embed_norm": True, "no_causal_mask": True, "mask_padding": True,
+        "pool_type": "mean" if roberta else "first",
+    }  # fmt: skip
+    return ClipConfig(text_cfg=build(TextConfig, text, path=path))
 
 
 def _tower(section: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:

@@ -1,34 +1,48 @@
-"""open_clip's names: OpenAI's CLIP and its relatives, and SigLIP with an image tower of timm."""
+"""open_clip's names: OpenAI's CLIP and its relatives, with towers of timm and transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from mmjax.models.config import ClipConfig
-from mmjax.weights.rules import CONV, SAME, SCALAR, Rule, dense, leading, norm, qkv
+from mmjax.models.config import BlockConfig, ClipConfig, TextConfig, VisionConfig
+from mmjax.weights.layouts import open_clip_towers as towers
+from mmjax.weights.rules import CONV, SAME, SCALAR, Rule, dense, norm, qkv
 
 
 def rules(config: ClipConfig, *, text_prefix: str = "") -> Iterator[Rule]:
     """The rules of a model; ``text_prefix`` is ``"text."`` in files whose text tower is a module of its own."""
-    yield from _timm_image_tower(config) if uses_timm(config) else _image_tower(config)
-    text = text_prefix
-    yield Rule(("text/token_embed/embedding",), f"{text}token_embedding.weight", SAME)
-    yield Rule(("text/pos_embed",), f"{text}positional_embedding", SAME)
-    yield from _blocks("text/blocks", f"{text}transformer.resblocks")
-    yield from norm("text/ln_final", f"{text}ln_final")
-    if config.text_cfg.proj_type == "linear":
-        if config.text_cfg.proj_bias:
-            yield from dense("text/proj", f"{text}text_projection")
-        else:
-            yield Rule(("text/proj/kernel",), f"{text}text_projection", SAME)
+    vision, text = config.vision_cfg, config.text_cfg
+    if vision.stem == "resnet":
+        yield from towers.resnet(vision)
+    else:
+        yield from towers.timm_tower(vision) if uses_timm(config) else _image_tower(vision)
+    yield from towers.bert_text(text) if uses_transformers(config) else _text_tower(text, text_prefix)
     yield Rule(("logit_scale",), "logit_scale", SCALAR)
     if config.init_logit_bias is not None:
         yield Rule(("logit_bias",), "logit_bias", SCALAR)
 
 
+def _text_tower(config: TextConfig, text: str) -> Iterator[Rule]:
+    yield Rule(("text/token_embed/embedding",), f"{text}token_embedding.weight", SAME)
+    yield Rule(("text/pos_embed",), f"{text}positional_embedding", SAME)
+    yield from _blocks(config, "text/blocks", f"{text}transformer.resblocks")
+    yield from norm("text/ln_final", f"{text}ln_final")
+    if config.proj_type == "linear":
+        if config.proj_bias:
+            yield from dense("text/proj", f"{text}text_projection")
+        else:
+            yield Rule(("text/proj/kernel",), f"{text}text_projection", SAME)
+
+
 def uses_timm(config: ClipConfig) -> bool:
-    """Whether open_clip takes this image tower from timm: a SigLIP tower."""
-    return config.vision_cfg.pool_type == "map"
+    """Whether open_clip takes this image tower from timm: its own has no bias before or after its blocks."""
+    vision = config.vision_cfg
+    return vision.stem != "resnet" and (vision.pool_type == "map" or vision.patch_bias or vision.proj_bias)
+
+
+def uses_transformers(config: ClipConfig) -> bool:
+    """Whether open_clip takes this text tower from transformers: BERT and its relatives."""
+    return config.text_cfg.block_norm == "post"
 
 
 def find_text_prefix(names: Collection[str]) -> str:
@@ -36,22 +50,19 @@ def find_text_prefix(names: Collection[str]) -> str:
     return "text." if "text.positional_embedding" in names else ""
 
 
-def _image_tower(config: ClipConfig) -> Iterator[Rule]:
-    vision = config.vision_cfg
+def _image_tower(vision: VisionConfig) -> Iterator[Rule]:
     yield Rule(("visual/patch_embed/kernel",), "visual.conv1.weight", CONV)
-    if vision.patch_bias:
-        yield Rule(("visual/patch_embed/bias",), "visual.conv1.bias", SAME)
     yield Rule(("visual/cls",), "visual.class_embedding", SAME)
     yield Rule(("visual/pos_embed",), "visual.positional_embedding", SAME)
     if not vision.no_ln_pre:
         yield from norm("visual/ln_pre", "visual.ln_pre")
-    yield from _blocks("visual/blocks", "visual.transformer.resblocks")
+    yield from _blocks(vision, "visual/blocks", "visual.transformer.resblocks")
     yield from norm("visual/ln_post", "visual.ln_post")
     if vision.proj_type == "linear":
         yield Rule(("visual/proj/kernel",), "visual.proj", SAME)
 
 
-def _blocks(ours: str, theirs: str) -> Iterator[Rule]:
+def _blocks(tower: BlockConfig, ours: str, theirs: str) -> Iterator[Rule]:
     block = f"{theirs}.{{layer}}"
     yield from norm(f"{ours}/ln_1", f"{block}.ln_1")
     yield from qkv(f"{ours}/attn", f"{block}.attn.in_proj_weight", f"{block}.attn.in_proj_bias")
@@ -59,24 +70,10 @@ def _blocks(ours: str, theirs: str) -> Iterator[Rule]:
     yield from norm(f"{ours}/ln_2", f"{block}.ln_2")
     yield from dense(f"{ours}/mlp/fc1", f"{block}.mlp.c_fc")
     yield from dense(f"{ours}/mlp/fc2", f"{block}.mlp.c_proj")
-
-
-def _timm_image_tower(config: ClipConfig) -> Iterator[Rule]:
-    trunk, block, pool = "visual.trunk", "visual.trunk.blocks.{layer}", "visual.trunk.attn_pool"
-    yield Rule(("visual/patch_embed/kernel",), f"{trunk}.patch_embed.proj.weight", CONV)
-    yield Rule(("visual/patch_embed/bias",), f"{trunk}.patch_embed.proj.bias", SAME)
-    yield Rule(("visual/pos_embed",), f"{trunk}.pos_embed", leading(1))
-    yield from norm("visual/blocks/ln_1", f"{block}.norm1")
-    yield from qkv("visual/blocks/attn", f"{block}.attn.qkv.weight", f"{block}.attn.qkv.bias")
-    yield from dense("visual/blocks/attn/out", f"{block}.attn.proj", input_axes=2)
-    yield from norm("visual/blocks/ln_2", f"{block}.norm2")
-    yield from dense("visual/blocks/mlp/fc1", f"{block}.mlp.fc1")
-    yield from dense("visual/blocks/mlp/fc2", f"{block}.mlp.fc2")
-    yield from norm("visual/ln_post", f"{trunk}.norm")
-    yield Rule(("visual/map_head/probe",), f"{pool}.latent", leading(2))
-    yield from dense("visual/map_head/attn/query", f"{pool}.q")
-    yield from qkv("visual/map_head/attn", f"{pool}.kv.weight", f"{pool}.kv.bias", names=("key", "value"))
-    yield from dense("visual/map_head/attn/out", f"{pool}.proj", input_axes=2)
-    yield from norm("visual/map_head/ln", f"{pool}.norm")
-    yield from dense("visual/map_head/mlp/fc1", f"{pool}.mlp.fc1")
-    yield from dense("visual/map_head/mlp/fc2", f"{pool}.mlp.fc2")
+    if tower.scale_attn_inner:
+        yield from norm(f"{ours}/attn/ln_inner", f"{block}.attn.ln_inner")
+    if tower.scale_fc:
+        yield from norm(f"{ours}/mlp/ln", f"{block}.mlp.ln")
+    if tower.ls_init_value is not None:
+        for number in (1, 2):
+            yield Rule((f"{ours}/ls_{number}/gamma",), f"{block}.ls_{number}.gamma", SAME)
