@@ -187,6 +187,11 @@ def load(
     return _pretrained(name, context_length, clean)
 
 
+def is_saved(folder: str) -> bool:
+    """Whether `Tokenizer.save` wrote the folder, which then says itself how texts are cleaned."""
+    return _saved_specials(folder) is not None
+
+
 def _train(name: str, captions: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if name == "bpe" else []
     specials = [_PAD, _BOS, _EOS] + ([] if name == "bpe" else [_UNKNOWN])

@@ -11,12 +11,14 @@ from flax import nnx
 
 from mmjax.core.config import ConfigError
 from mmjax.core.state import flatten
+from mmjax.experiment import Experiment
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
 from mmjax.weights.export.folders import FORMATS, Exported
 from mmjax.weights.open_pretrained import open_pretrained
 from mmjax.weights.open_tensors import open_tensors
 from mmjax.weights.tensors import WeightsError
+from support import tiny
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 12, "mlp_ratio": 2.5}
 TEXT = {"context_length": 12, "vocab_size": 99, "width": 32, "heads": 4, "layers": 2}
@@ -260,3 +262,14 @@ def test_the_recipe_lies_beside_the_weights(tmp_path):
     }  # fmt: skip
     section = json.loads((tmp_path / "open_clip_config.json").read_text())
     assert section["preprocess_cfg"]["resize_mode"] == "shortest"
+
+
+@pytest.mark.parametrize(
+    ("own", "clean"), [({}, "canonicalize"), ({"mmjax": {"bos": None, "eos": "e", "pad": "p"}}, None)]
+)
+def test_the_tokenizer_of_siglip_drops_punctuation_unless_a_run_of_ours_did_not(tmp_path, own, clean):
+    export(siglip(), tmp_path, format="hf")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **own}))
+    sections = tiny.sections(init=str(tmp_path), model="init", data__tokenizer__name="init")
+    tokenizer = Experiment.from_dict(sections).data.tokenizer
+    assert (tokenizer["name"], tokenizer.get("clean")) == (str(tmp_path), clean)
