@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import re
+from pathlib import Path
 
 import jax
 import pytest
@@ -335,3 +337,18 @@ def test_poolers_of_transformers(load, pooler, pool, tanh):
     text = load(bert("bert-base-uncased", pooler)).text_cfg
     assert (text.pool_type, text.pool_tanh, text.proj_type) == (pool, tanh, "mlp")
     assert (text.context_length, text.num_positions, text.pad_id) == (77, 512, 0)
+
+
+def test_the_documented_files_load_and_the_others_do_not():
+    open_clip = pytest.importorskip("open_clip", reason="pip install -e '.[parity]'")
+    folder = Path(open_clip.__file__).parent / "model_configs"
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    documented = dict(re.findall(r"^\| `([^`]+\.json)` \| (yes|no)", page, re.MULTILINE))
+    loads = {}
+    for path in folder.glob("*.json"):
+        try:
+            presets.load(path)
+            loads[path.name] = "yes"
+        except ConfigError:
+            loads[path.name] = "no"
+    assert documented == loads
