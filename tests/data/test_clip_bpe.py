@@ -106,6 +106,7 @@ def test_saved_and_pickled_it_is_the_same(vocabulary, tmp_path):
 @pytest.mark.parametrize(
     "content",
     [b"", b"no gzip", *map(gzip.compress, (b"heading only", b"x\na b c\n", b"x\n\xff \xfe\n", b"x\nqq zz\n"))],
+    ids=["empty", "plain", "heading", "three", "bytes", "unknown"],
 )
 def test_another_file_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "bad.txt.gz").write_bytes(content)
