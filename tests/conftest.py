@@ -1,5 +1,6 @@
 """Every test runs on 8 simulated CPU devices, with strict dtype promotion; warnings are errors."""
 
+import functools
 import importlib.metadata
 import logging
 import os
@@ -25,6 +26,23 @@ def pytest_configure(config):
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a worker has it from the process that started it
         config.compilation_cache = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mmjax-tests-")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist may be absent
+def pytest_xdist_make_scheduler(config, log):
+    """Gives files with fixtures of their own to one worker each: two would make the same training run twice."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class SharedFixtures(LoadScopeScheduling):
+        @functools.cache  # noqa: B019 - one scheduler lives as long as the tests
+        def _has_fixtures(self, path):
+            return 'scope="module"' in (config.rootpath / path).read_text()
+
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            return path if self._has_fixtures(path) else nodeid
+
+    return SharedFixtures(config, log)
 
 
 def pytest_unconfigure(config):
