@@ -19,8 +19,9 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
 _MERGES = 49_152 - 256 - 2  # CLIP uses as many lines of the file
 _LARGEST = 64 * 2**20
-# Contractions, letters, single digits, anything else that is no space.
-_PIECES = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# Contractions, letters, single digits, anything else that is no space. U+0345 (the Greek iota below a letter) is left
+# out: ignoring case, as CLIP does, the `regex` package takes it neither as a letter nor as anything else.
+_PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"
 
 
 def load_backend(path: str) -> tokenizers.Tokenizer:

@@ -139,3 +139,8 @@ def test_a_wrong_name_of_cleaning_is_refused(vocabulary):
     assert Path(vocabulary).exists()
     with pytest.raises(ConfigError, match="clean='upper'"):
         load(str(vocabulary), context_length=24, clean="upper")
+
+
+def test_a_greek_iota_below_ends_a_word_and_has_no_id_as_in_open_clip(vocabulary):
+    ids = load(str(vocabulary), context_length=12)(["a\u0345b", "a b"])
+    assert ids[0].tolist() == ids[1].tolist()

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mmjax.core.config import ConfigError
+from mmjax.core.printable import printable
 from mmjax.data.preparing.plan import evenly_spaced
 
 logger = logging.getLogger(__name__)
@@ -166,6 +167,7 @@ def wrap_text(text: str, font: Any, width: float, *, max_lines: int) -> list[str
     lines: list[str] = []
     line = ""
     text = text[: max_lines * _longest(width)]  # more could never be shown
+    text = printable(" ".join(text.split()))
     for word in text.split():
         longer = f"{line} {word}".strip()
         if font.getlength(longer) <= width:

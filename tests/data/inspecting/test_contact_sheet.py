@@ -144,3 +144,8 @@ def test_a_font_of_the_machine_is_used_where_it_has_more_of_the_characters(monke
     monkeypatch.setattr(contact_sheet, "_font_files", lambda: [__file__])
     assert contact_sheet.choose_fonts("猫", (14,))[0].getname() == FONT.getname()
     assert "the sheet lacks 1 characters (猫)" in caplog.text
+
+
+def test_marks_that_reorder_text_are_shown_as_escapes():
+    font = ImageFont.load_default(size=14)
+    assert contact_sheet.wrap_text("\u202eevil\x07\n dog", font, 500, max_lines=3) == [r"\u202eevil\x07 dog"]
