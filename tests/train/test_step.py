@@ -47,7 +47,7 @@ def test_losses_and_parameters_are_the_same_on_every_mesh(objective, monkeypatch
         if reference is None:
             reference = losses, state
             assert losses[-1] < losses[0]
-        np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
+        np.testing.assert_allclose(losses, reference[0], rtol=5e-5)  # Adam amplifies the rounding of its first steps
         for got, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(reference[1].params), strict=True):
             np.testing.assert_allclose(jax.device_get(got), jax.device_get(want), atol=2e-4)
 
