@@ -79,7 +79,12 @@ def with_views(name):
 
 
 ATTENTION = {"kind": "attention", "tap": "tokens@0", "z_dim": 3, "layers": 1, "width": 8, "heads": 2, "hidden": 8}
-CASES = [(name, OPTIONS.get(name, {})) for name in plugins.names("mmjax.augment") if with_views(name)] + [
+CASES = [
+    # The two that compile longest are slow.
+    pytest.param(name, OPTIONS.get(name, {}), marks=pytest.mark.slow if name in ("m2mix", "tmmda") else ())
+    for name in plugins.names("mmjax.augment")
+    if with_views(name)
+] + [
     ("mixup", {"tap": "tokens@0"}),
     pytest.param("lemda", ATTENTION, marks=pytest.mark.slow),
     pytest.param("tmmda", {"foreign": "other"}, marks=pytest.mark.slow),

@@ -136,6 +136,7 @@ def made_alone():
     return found
 
 
+@pytest.mark.slow
 def test_what_is_learned_is_saved_apart_and_training_goes_on_from_it(tmp_path):
     experiment = tiny.experiment(augment=(("lemda", LEMDA),), optimizer__ema_decay=0.9)
     program, batches = assembled(experiment, jax.devices()[:1])

@@ -154,6 +154,7 @@ def test_a_signal_within_bad_steps_saves_the_state_before_them(skipping, tmp_pat
     assert_same(parameters(tmp_path), parameters(skipping))
 
 
+@pytest.mark.slow
 def test_too_many_in_a_row_stop_after_the_last_good_state_is_saved(clean, tmp_path, monkeypatch):
     bad = dict.fromkeys(range(5, 9), NAN)
     for _ in range(2):  # started again it comes to the same end, and nothing else is lost to it
@@ -198,6 +199,7 @@ def rewound(shared, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_spike_takes_the_run_back_and_past_its_batches(rewound, clean):
     assert json.loads((rewound / rewinds.FILE).read_text()) == [
         {"spike_step": 14, "restored_step": 12, "skipped_batches": 2}
@@ -208,6 +210,7 @@ def test_a_spike_takes_the_run_back_and_past_its_batches(rewound, clean):
     assert lines(rewound)[-1]["goodput/lost_seconds"] > 0 == lines(clean)[-1]["goodput/lost_seconds"]
 
 
+@pytest.mark.slow
 def test_a_run_that_never_saw_the_spike_and_leaves_out_its_batches_is_the_same(rewound, tmp_path, monkeypatch):
     shutil.copy(rewound / "config.json", tmp_path)
     shutil.copy(rewound / rewinds.FILE, tmp_path)

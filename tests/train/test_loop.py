@@ -108,6 +108,7 @@ def test_a_long_warm_up_and_many_epochs_are_pointed_out():
     assert len(long) == 1 and "each of the 48 examples comes 133 times" in long[0] and "steps=300" in long[0]
 
 
+@pytest.mark.slow
 def test_a_stop_before_the_first_step_leaves_a_folder_that_goes_on(tmp_path, monkeypatch, capsys):
     initialize = Program.initialize
 

@@ -76,6 +76,7 @@ def test_killed_three_times_it_ends_with_the_same_bits(config, environment, undi
     assert untimed(metrics(workdir)) == untimed(metrics(undisturbed))
 
 
+@pytest.mark.slow
 def test_sigterm_saves_says_how_to_go_on_and_exits_with_0(config, environment, undisturbed, tmp_path):
     workdir = tmp_path / "terminated"
     process = command.start(*arguments(config, workdir), **environment)
