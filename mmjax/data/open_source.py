@@ -72,7 +72,7 @@ def open_source(
     except ConfigError as error:
         for key, column in (("id_column", id_column), ("split_column", split_column)):
             _, match, rest = str(error).partition(f"columns={column!r}")
-            if match:  # the source knows it as one of its further columns
+            if match and column is not None:  # the source knows it as one of its further columns
                 raise ConfigError(f"{where[key]}={column!r}{rest}") from None
         raise
     except (OSError, MemoryError) as error:

@@ -325,3 +325,9 @@ def test_columns_say_the_split_and_which_examples_are_of_one_thing(name, file, v
         open_source(section | {"id_column": "objct"}, split="train")
     batches = Batches(source, lambda texts: np.zeros((len(texts), 4), np.int32), batch_size=5, seed=0, order="stored")
     assert batches[0]["image_ids"].ravel().tolist() == batches[0]["text_ids"].ravel().tolist() == [0, 1, 0, 3, 4]
+
+
+def test_a_missing_caption_column_is_not_taken_for_that_of_ids(tmp_path):
+    (tmp_path / "a.csv").write_text("image,deutsch\nx.png,ein Bild\n")
+    with pytest.raises(ConfigError, match=r"^data.source.caption_columns=None: .* set it to one of 'image', 'deutsch'"):
+        open_source({"name": "tables", "path": str(tmp_path / "a.csv")}, split="train")
