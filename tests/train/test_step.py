@@ -41,13 +41,14 @@ def test_losses_and_parameters_are_the_same_on_every_mesh(objective, monkeypatch
             objective={"name": objective},
             mesh={"data": data, "fsdp": fsdp, "tensor": tensor},
             optimizer__ema_decay=0.9,
+            optimizer__learning_rate=1e-3,  # a loss that jumps amplifies rounding
             **bias,
         )
         losses, state = curve(experiment, devices=jax.devices()[:devices], steps=20)
         if reference is None:
             reference = losses, state
             assert losses[-1] < losses[0]
-        np.testing.assert_allclose(losses, reference[0], rtol=5e-5)  # Adam amplifies the rounding of its first steps
+        np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
         for got, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(reference[1].params), strict=True):
             np.testing.assert_allclose(jax.device_get(got), jax.device_get(want), atol=2e-4)
 
