@@ -22,7 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_configure(config):
-    """Shares what takes long to compile among workers and the runs that tests start, for this session alone."""
+    """Shares what takes long to compile among workers and the runs that tests start, for one run of pytest alone."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a worker has it from the process that started it
         config.compilation_cache = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mmjax-tests-")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"

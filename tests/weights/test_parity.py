@@ -96,13 +96,8 @@ def clip_folder(folder, **keys):
     return model
 
 
-@pytest.mark.parametrize("keys", [{}, {"hidden_act": "gelu"}, {"eos_token_id": 50}, {"eos_token_id": 2}])
-def test_clip_of_transformers(tmp_path, keys):
-    theirs = clip_folder(tmp_path, **keys)
-    ours, pretrained = load(tmp_path)
-    images, pixel_values = pixels(pretrained.config)
-    eos = keys.get("eos_token_id", 98)
-    ids = tokens(pretrained.config, eos=98 if eos == 2 else eos)
+def check_embeddings(ours, theirs, images, pixel_values, ids):
+    """Both sides of a model of transformers, whose embeddings have unit length."""
     with torch.no_grad():
         outputs = theirs(pixel_values=pixel_values, input_ids=torch.from_numpy(ids))
     for mine, other in (
@@ -111,6 +106,16 @@ def test_clip_of_transformers(tmp_path, keys):
     ):
         mine = mine / jnp.linalg.norm(mine, axis=-1, keepdims=True)
         assert np.abs(np.asarray(mine) - other.numpy()).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("keys", [{}, {"hidden_act": "gelu"}, {"eos_token_id": 50}, {"eos_token_id": 2}])
+def test_clip_of_transformers(tmp_path, keys):
+    theirs = clip_folder(tmp_path, **keys)
+    ours, pretrained = load(tmp_path)
+    images, pixel_values = pixels(pretrained.config)
+    eos = keys.get("eos_token_id", 98)
+    ids = tokens(pretrained.config, eos=98 if eos == 2 else eos)
+    check_embeddings(ours, theirs, images, pixel_values, ids)
 
 
 def test_siglip_of_transformers(tmp_path):
@@ -129,14 +134,7 @@ def test_siglip_of_transformers(tmp_path):
     ours, pretrained = load(tmp_path)
     images, pixel_values = pixels(pretrained.config)
     ids = tokens(pretrained.config, eos=1)
-    with torch.no_grad():
-        outputs = theirs(pixel_values=pixel_values, input_ids=torch.from_numpy(ids))
-    for mine, other in (
-        (ours.encode_image(images), outputs.image_embeds),
-        (ours.encode_text(jnp.asarray(ids)), outputs.text_embeds),
-    ):
-        mine = mine / jnp.linalg.norm(mine, axis=-1, keepdims=True)
-        assert np.abs(np.asarray(mine) - other.numpy()).max() <= TOLERANCE
+    check_embeddings(ours, theirs, images, pixel_values, ids)
     scale, bias = ours.logit_scale[...], ours.logit_bias[...]
     assert (float(scale), float(bias)) == (theirs.logit_scale.item(), theirs.logit_bias.item())
 
