@@ -104,11 +104,16 @@ class Tokenizer:
         encodings = self._encode(texts)
         return sum(bool(encoding.overflowing) for encoding in encodings) / max(len(encodings), 1)
 
+    @property
+    def has_unknown_words(self) -> bool:
+        """Whether there are words that it has no token for; byte-level tokenizers have one for all."""
+        return getattr(self._backend.model, "unk_token", None) is not None
+
     def unknown_fraction(self, texts: Sequence[str]) -> float:
-        """The fraction of the words of ``texts`` that are not in the vocabulary; 0 for byte-level tokenizers."""
-        unknown = getattr(self._backend.model, "unk_token", None)
-        if unknown is None:
+        """The fraction of the words of ``texts`` that are not in the vocabulary."""
+        if not self.has_unknown_words:
             return 0.0
+        unknown = self._backend.model.unk_token
         ids = self(texts)
         words = ids[~np.isin(ids, [i for i in (self.bos_id, self.eos_id, self.pad_id) if i is not None])]
         return float((words == self._backend.token_to_id(unknown)).mean()) if len(words) else 0.0

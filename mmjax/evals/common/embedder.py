@@ -160,11 +160,14 @@ class BoundEmbedder:
         An unreadable example keeps its row, so that no process needs to know what another one could read.
         """
 
-        def read(index: int) -> dict[str, Any] | Unreadable:
+        def read(index: int) -> tuple[dict[str, Any] | Unreadable, Description]:
+            """An example or the error, and its description, made here because a digest takes time."""
+            result: dict[str, Any] | Unreadable
             try:
-                return examples.read(index)
+                result = examples.read(index)
             except Unreadable as error:
-                return error
+                result = error
+            return result, describe(result)
 
         host_batch, threads = self._embedder.host_batch, self._embedder.num_threads
         filler: dict[str, np.ndarray] | None = None  # fills rows without a readable example
@@ -172,9 +175,10 @@ class BoundEmbedder:
             for start in range(0, len(examples), self._embedder.batch_size):
                 rows = start + host_batch.rows
                 indices = rows[rows < len(examples)].tolist()
-                results = list(map(read, indices) if pool is None else pool.map(read, indices))
-                entries = zip(indices, results, host_batch.owned.tolist(), strict=False)  # the last batch may be short
-                owned.extend((index, describe(result)) for index, result, is_owned in entries if is_owned)
+                pairs = list(map(read, indices) if pool is None else pool.map(read, indices))
+                results = [result for result, _ in pairs]
+                entries = zip(indices, pairs, host_batch.owned.tolist(), strict=False)  # the last batch may be short
+                owned.extend((index, description) for index, (_, description), is_owned in entries if is_owned)
                 readable = [i for i, result in enumerate(results) if not isinstance(result, Unreadable)]
                 if readable:
                     stacked = self._stack([results[i] for i in readable], [indices[i] for i in readable])
