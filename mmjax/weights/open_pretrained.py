@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmjax.core.config import ConfigError, build
+from mmjax.core.files import read_json_object
 from mmjax.models import open_clip_json, presets
 from mmjax.models.config import ClipConfig
 from mmjax.weights.layouts import big_vision, hugging_face, open_clip
@@ -145,12 +145,9 @@ def _with_vision(config: ClipConfig, keys: Mapping[str, Any], *, path: str) -> C
 def read_json(path: Path) -> dict[str, Any]:
     """The section in a JSON file; raises ConfigError if there is none."""
     try:
-        section = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({type(error).__name__}); fetch it again") from None
-    if not isinstance(section, dict):
-        raise ConfigError(f"{path}: is not a section of keys; fetch it again")
-    return section
+        return read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); fetch it again") from None
 
 
 def _from_hub(spec: str) -> Path:

@@ -136,7 +136,11 @@ class Pretrained:
             free = _FREE[section] | (_FREE_OF_BERT if getattr(theirs, "block_norm", "") == "post" else set())
             for field in dataclasses.fields(ours):
                 mine, other = getattr(ours, field.name), getattr(theirs, field.name)
-                if field.name not in free and mine != other:
+                if field.name == "mlp_ratio":  # of which only the width counts that it comes to
+                    same = int(theirs.width * mine) == int(theirs.width * other)
+                else:
+                    same = mine == other
+                if field.name not in free and not same:
                     raise ConfigError(
                         f"model.{section}.{field.name}={mine!r}: the weights of {self.spec!r} are of a model "
                         f"with {other!r}; set model='init' to take theirs"

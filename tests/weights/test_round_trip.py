@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 
 import jax
 import numpy as np
@@ -176,16 +177,35 @@ def test_what_a_layout_cannot_express_is_refused_by_name(tmp_path, format, confi
     assert not list(tmp_path.iterdir())
 
 
-def test_positions_are_resized_for_another_image_size(tmp_path):
+def cubic_weights(size, other):
+    """f64[other, size]: Keys' cubic with a = -1/2, as wide as the coarser grid, which is what antialiasing means."""
+    scale = max(size / other, 1.0)
+    centers = (np.arange(other) + 0.5) * size / other - 0.5
+    x = np.abs(centers[:, None] - np.arange(size)) / scale
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("image_size", [16, 48])
+def test_positions_are_resized_for_another_image_size(tmp_path, image_size):
     params = export(clip(), tmp_path, format="open_clip")
-    larger = dataclasses.replace(clip(), vision_cfg=dataclasses.replace(clip().vision_cfg, image_size=48))
-    wanted = targets(params) | {
-        "visual/pos_embed": jax.ShapeDtypeStruct((37, 48), np.float32, sharding=targets(params)["visual/cls"].sharding)
-    }
-    table = np.asarray(open_pretrained(str(tmp_path)).read(larger, wanted).params["visual/pos_embed"])
+    other = dataclasses.replace(clip(), vision_cfg=dataclasses.replace(clip().vision_cfg, image_size=image_size))
+    side, wanted = image_size // 8, targets(params)
+    shape = (side**2 + 1, 48)
+    wanted["visual/pos_embed"] = jax.ShapeDtypeStruct(shape, np.float32, sharding=wanted["visual/cls"].sharding)
+    table = np.asarray(open_pretrained(str(tmp_path)).read(other, wanted).params["visual/pos_embed"])
+    weights, square = cubic_weights(4, side), params["visual/pos_embed"][1:].reshape(4, 4, 48)
+    expected = np.einsum("ai,bj,ijd->abd", weights, weights, square.astype(np.float64)).reshape(side**2, 48)
     np.testing.assert_array_equal(table[0], params["visual/pos_embed"][0])
-    # Corners and the mean stay near; a table of ones stays ones exactly.
-    assert table.shape == (37, 48) and abs(table[1:].mean() - params["visual/pos_embed"][1:].mean()) < 0.05
+    np.testing.assert_allclose(table[1:], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_ratios_that_come_to_the_same_width_are_the_same(tmp_path):
+    params = export(clip(), tmp_path, format="open_clip")
+    near = dataclasses.replace(clip().vision_cfg, mlp_ratio=math.nextafter(2.5, 3))
+    loaded = open_pretrained(str(tmp_path)).read(dataclasses.replace(clip(), vision_cfg=near), targets(params))
+    assert not loaded.missing
 
 
 @pytest.mark.parametrize(
@@ -226,7 +246,9 @@ def test_nonsense_is_one_line(tmp_path):
     for number, text in enumerate(("[]", "{", '{"model_type": "bart"}', '{"model_type": "clip", "text_config": 3}')):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "config.json").write_text(text)
-    folders = [tmp_path / "empty", *(tmp_path / str(k) for k in range(4))]
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "config.json")
+    folders = [tmp_path / "empty", tmp_path / "pipe", *(tmp_path / str(k) for k in range(4))]
     for spec in ("nowhere/at/all", "./nowhere", "x" * 5000, "a\0b", "~nobody/x", "", *map(str, folders)):
         with pytest.raises(ConfigError) as error:
             open_pretrained(spec)
