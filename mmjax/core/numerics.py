@@ -7,6 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+"""The types of matrix products by the name that ``precision`` gives them."""
+
 EXCLUDED = -1e30
 """The logit of an excluded entry: finite, unlike -inf, so that 0 · EXCLUDED is 0 and gradients stay finite."""
 

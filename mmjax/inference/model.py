@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from mmjax.core.config import ConfigError, build, choose
+from mmjax.core.numerics import DTYPES
 from mmjax.core.state import flatten
 from mmjax.data import tokenizer as tokenizers
 from mmjax.data.eval_view import make_eval_chain
@@ -33,7 +34,6 @@ from mmjax.runs import folder as run_folder
 from mmjax.runs.start_weights import find_run, open_weights
 
 Precision = Literal["float32", "bfloat16"]
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _BUCKET_FACTOR = 4  # between one batch size and the next: at most so many rows are computed for one that was asked for
 _IN_FLIGHT = 2  # batches on the devices while the next one is read
 
@@ -214,7 +214,7 @@ def load(
     experiment = None if workdir is None else Experiment.from_dict(run_folder.read_config(workdir))
     data = DataConfig(source={}) if experiment is None else experiment.data
     precision = precision or ("float32" if experiment is None else experiment.precision)
-    choose(precision, _DTYPES, path="precision")
+    choose(precision, DTYPES, path="precision")
     weights = open_weights(spec, model=_preset(model) if isinstance(model, str) else model)
     config = dataclasses.replace(weights.config, remat="none")
     check_matmul_precision(config.matmul_precision, devices[0])
@@ -230,7 +230,7 @@ def load(
                 raise
             tokens = error  # pictures can be encoded without; texts raise it
     mesh = make_mesh(MeshConfig(), devices=devices)
-    graphs, shapes = _abstract(config, towers, dtype=_DTYPES[precision], row_sharding=batch_sharding(mesh))
+    graphs, shapes = _abstract(config, towers, dtype=DTYPES[precision], row_sharding=batch_sharding(mesh))
     shapes |= {"logit_scale": jax.ShapeDtypeStruct((), jnp.float32)}
     if config.init_logit_bias is not None:
         shapes |= {"logit_bias": jax.ShapeDtypeStruct((), jnp.float32)}

@@ -13,6 +13,7 @@ from flax import nnx
 
 from mmjax.core import plugins, rng
 from mmjax.core.config import ConfigError
+from mmjax.core.numerics import DTYPES
 from mmjax.core.state import AugmentState, Params, TrainState, flatten
 from mmjax.core.types import Batch
 from mmjax.evals.common.embedder import Embedder
@@ -31,8 +32,6 @@ from mmjax.train.forward import make_tower_info
 from mmjax.train.micro_batches import check_micro_batches
 from mmjax.train.optim import learning_rate, make_optimizer
 from mmjax.train.step import make_step, merge
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Program:
