@@ -27,6 +27,8 @@ def read_json(path: Any) -> Any:
         value = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
     level = [value]
     for _ in range(MAX_JSON_DEPTH):
         level = [child for item in level for child in _children(item)]
