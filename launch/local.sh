@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Several processes of one run on this machine: on its CPU, or with one GPU each.
+# Runs several processes of one run on this machine: on its CPU, or with one GPU each.
 #
 #   launch/local.sh -n 4 -- train --config=quickstart --workdir=runs/quickstart
 #
-# What to edit: nothing; these are its flags.
-#   -n N        how many processes (default: one for each GPU that is visible, or 2 without GPUs)
+# What to edit: nothing. The flags are:
+#   -n N        number of processes (default: one for each visible GPU, or 2 without GPUs)
 #   -d DEVICE   cpu or gpu (default: gpu where nvidia-smi lists one)
-#   -p PORT     where process 0 listens (default: a free one)
-#   -g SECONDS  how long the others have, once one has failed, before they are killed (default: 10)
-# MMJAX is the command that is run (default: mmjax), for example MMJAX="python -m mmjax".
+#   -p PORT     port of process 0 (default: a free one)
+#   -g SECONDS  after one process fails, wait this long before killing the others (default: 10)
+# Set MMJAX to change the command (default: mmjax), for example MMJAX="python -m mmjax".
 #
-# SIGTERM and Ctrl-C are passed on, and all is over when the checkpoint is saved; twice means now. The status is 0, or
-# that of the process that failed first, whose last lines then come last. The same command again goes on.
+# SIGTERM and Ctrl-C are passed on: all processes save a checkpoint and end; a second signal kills them at once. The
+# exit status is 0, or that of the process that failed first, whose last lines are then printed last. Run the same
+# command again to resume.
 set -euo pipefail
 
 fail() {
@@ -66,7 +67,7 @@ taken() {
   (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
 }
 if [[ -z $port ]]; then
-  # Below the range that the system hands out by itself.
+  # Below the range of ephemeral ports.
   port=$((20000 + RANDOM % 12000))
   while taken "$port"; do port=$((20000 + RANDOM % 12000)); done
 elif taken "$port"; then
@@ -74,11 +75,11 @@ elif taken "$port"; then
 fi
 
 logs=$(mktemp -d "${TMPDIR:-/tmp}/mmjax.XXXXXX")
-noise='/^\[Gloo\] Rank/d' # what the CPU's collectives say of every group of devices
-declare -A running=() # the number of each process by its id
+noise='/^\[Gloo\] Rank/d' # logged by the CPU collectives for every group of devices
+declare -A running=() # process number by process id
 groups=() readers=()
 
-# Each process leads a group of its own, with its data workers in it.
+# Each process leads its own process group, which holds its data workers.
 end_groups() {
   for id in "${groups[@]}"; do kill -KILL -- "-$id" || true; done
 }
@@ -109,7 +110,7 @@ for ((i = 0; i < number; i++)); do
   (trap '' TERM && exec tee "$logs/$i") <"$logs/$i.pipe" > >(trap '' TERM && exec sed -u "$noise;s/^/[$i] /") &
   readers+=($!)
   if ((i == 0)) && [[ -t 1 ]]; then
-    # Its live line stays a terminal's; only what it complains of is kept.
+    # Its stdout stays on the terminal for the progress line; only stderr is recorded.
     setsid env "${environment[@]}" "${run[@]}" "$@" 2>"$logs/$i.pipe" &
   else
     setsid env "${environment[@]}" "${run[@]}" "$@" >"$logs/$i.pipe" 2>&1 &
@@ -118,17 +119,17 @@ for ((i = 0; i < number; i++)); do
   groups+=($!)
 done
 
-exec 3>&2 2>/dev/null # bash itself has a line to say about every process that is killed
+exec 3>&2 2>/dev/null # bash prints a line about every process that is killed
 
 first='' result=0
 while ((${#running[@]} > 0)) && [[ -z $first ]]; do
   status=0 ended=''
   wait -n -p ended "${!running[@]}" || status=$?
-  [[ -n ${ended:-} ]] || continue # a signal came
+  [[ -n ${ended:-} ]] || continue # a signal interrupted the wait
   ((status == 0)) || first=${running[$ended]} result=$status
   unset "running[$ended]"
 done
-# The others end by themselves where they notice; where they do not, they would wait for the one that is gone.
+# The others usually notice and end by themselves; one that does not would wait forever for the failed process.
 deadline=$((SECONDS + grace))
 while ((${#running[@]} > 0)); do
   for id in "${!running[@]}"; do
@@ -145,7 +146,7 @@ if [[ -n $first ]]; then
   {
     echo "local.sh: process $first of $number failed first ($how); its last lines:"
     sed "$noise;s/^/[$first] /" "$logs/$first" | tail -n 20
-    echo "local.sh: all have stopped; the same command again goes on from the last checkpoint"
+    echo "local.sh: all have stopped; run the same command again to resume from the last checkpoint"
   } >&3
 fi
 exit "$result"

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# A run on all workers of a Cloud TPU slice, until it is finished, through preemptions.
+# Runs on all workers of a Cloud TPU slice until the run is finished, through preemptions.
 #
 #   TPU=my-slice ZONE=us-east5-b launch/tpu_vm.sh train --config=quickstart --workdir=runs/first \
 #     --config.checkpoint.directory=gs://bucket/runs/first
 #
-# Each worker has a run folder of its own; what outlives a preemption is the checkpoints in the bucket.
+# Each worker has its own run folder; only the checkpoints in the bucket outlive a preemption.
 #
-# What to edit: nothing; these variables say what is yours.
-#   TPU, ZONE         the slice (gcloud compute tpus tpu-vm list); PROJECT where it is not gcloud's default
-#   SETUP             a command for each worker before the first start (default: pip install -q "mmjax[tpu,gcs]")
-#   MMJAX             the command that is run there (default: ~/.local/bin/mmjax)
-#   ATTEMPTS          how often to start at most (default: 100)
-#   POLL              seconds between looks at the slice's state (default: 15)
-#   CREATE            a command that makes the slice again once it was preempted, for example
+# What to edit: nothing. Set these variables:
+#   TPU, ZONE         the slice (gcloud compute tpus tpu-vm list); PROJECT if it is not gcloud's default
+#   SETUP             a command to run on each worker before the first start (default: pip install -q "mmjax[tpu,gcs]")
+#   MMJAX             the command to run on each worker (default: ~/.local/bin/mmjax)
+#   ATTEMPTS          maximum number of starts (default: 100)
+#   POLL              seconds between checks of the slice's state (default: 15)
+#   CREATE            a command that recreates the slice after a preemption, for example
 #                     CREATE='gcloud compute tpus tpu-vm create my-slice --zone=… --accelerator-type=v5litepod-16 …'
 #
-# SIGTERM and Ctrl-C are passed on to every worker, which save at the same step. The same command again goes on.
+# SIGTERM and Ctrl-C are passed on to all workers, which save at the same step. Run the same command again to resume.
 set -euo pipefail
 
 fail() {
@@ -48,14 +48,14 @@ asked='' interrupted=''
 pass_on() {
   asked=yes interrupted=yes
   echo "tpu_vm.sh: asks all workers to save and end" >&2
-  # Not through the ssh session of the run: that one ends without telling the command at its other end.
+  # Not through the run's own ssh session: when that ends, the remote command gets no signal.
   everywhere "test ! -f /tmp/mmjax.pid || kill -TERM \$(cat /tmp/mmjax.pid)" >/dev/null || true
 }
 trap pass_on TERM INT
 
-# setsid: a Ctrl-C here is for this script alone, which then asks the workers in order.
-# A worker's first failure ends its command; the others notice within a minute by themselves.
-# A stopped run's status tells it from a finished one, because a preempted machine asks its processes to stop too.
+# setsid: Ctrl-C reaches this script alone, which then signals the workers.
+# When a worker fails, its command ends, and the other workers notice within a minute.
+# A stopped run has its own exit status, because a preempted machine sends SIGTERM to its processes too.
 remote="echo \$\$ > /tmp/mmjax.pid; export MMJAX_STOPPED_STATUS=75 PYTHONUNBUFFERED=1; exec $MMJAX $words"
 ready=''
 for ((attempt = 1; attempt <= ATTEMPTS; attempt++)); do
@@ -74,12 +74,12 @@ for ((attempt = 1; attempt <= ATTEMPTS; attempt++)); do
   while :; do
     interrupted='' status=0
     wait "$session" || status=$?
-    [[ -n $interrupted ]] || break # else a signal had ended the wait, not the session
+    [[ -n $interrupted ]] || break # otherwise a signal ended the wait, not the session
   done
   if ((status == 0)) || [[ -n $asked ]]; then
     exit "$status"
   fi
-  # What becomes of a preempted slice is known a little later.
+  # The state of a preempted slice changes a little later.
   for ((wait = 0; wait < 8; wait++)); do
     [[ $(state) == READY ]] || break
     sleep "$POLL"
@@ -88,6 +88,6 @@ for ((attempt = 1; attempt <= ATTEMPTS; attempt++)); do
     echo "tpu_vm.sh: a worker failed with status $status and the slice is well: its first message is above" >&2
     exit "$status"
   fi
-  echo "tpu_vm.sh: the slice was preempted; attempt $((attempt + 1)) goes on from the last checkpoint" >&2
+  echo "tpu_vm.sh: the slice was preempted; attempt $((attempt + 1)) resumes from the last checkpoint" >&2
 done
 fail "gave up after $ATTEMPTS attempts"

@@ -137,8 +137,8 @@ class EvalConfig:
 class CheckpointConfig:
     """When to save and what to keep: the ``keep`` latest, and the best by the metric ``best`` if one is named.
 
-    ``directory`` (a path, or ``gs://BUCKET/…``) is where they lie, if not in the run folder. Then no machine but the
-    first needs to see the run folder, and a new, empty one goes on from what lies there.
+    ``directory`` (a path, or ``gs://BUCKET/…``) stores them outside the run folder. Then only the first
+    machine needs access to the run folder, and an empty run folder resumes from the checkpoints there.
     """
 
     every_steps: PositiveInt = 500
@@ -153,9 +153,9 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What happens where the loss goes wrong.
+    """What happens when the loss goes wrong.
 
-    A step whose loss or gradient is not finite changes nothing, and ``max_rejected`` of them in a row end the run.
+    A step whose loss or gradient is not finite changes nothing, and ``max_rejected`` such steps in a row end the run.
 
     With ``spike_factor``, a loss above that factor times the median of the last ``spike_window`` ones takes the run
     back to the last checkpoint before it, and past the batches between the two (Chowdhery et al. 2022,
@@ -172,7 +172,7 @@ class GuardConfig:
 class Experiment:
     """Everything that decides a run's results, and how it is logged and saved.
 
-    The towers take a batch in ``micro_batches`` parts, one after another; the loss compares all of it.
+    The towers run on ``micro_batches`` equal micro-batches, one after another; the loss compares the whole batch.
     """
 
     steps: Int32

@@ -1,6 +1,6 @@
 """Train a model, or resume a stopped run.
 
-Trains the experiment of a config file. The same command again goes on from the last checkpoint in DIR. SIGTERM or
+Trains the experiment of a config file. Run the same command again to resume from the last checkpoint in DIR. SIGTERM or
 Ctrl-C saves first.
 """
 

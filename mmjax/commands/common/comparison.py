@@ -128,7 +128,7 @@ def train_all(variants: Sequence[Variant], *, seeds: Sequence[int], jobs: int, w
                     logger.info(f"{done}/{total}  {variant.name} seed {seed}  {seconds}")
         finally:
             if running:
-                logger.info(f"stopping {len(running)} of the runs; the same command again goes on")
+                logger.info(f"stopping {len(running)} of the runs; run the same command again to resume")
             Training.stop(training for training, *_ in running.values())
 
 
