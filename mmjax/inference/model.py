@@ -129,12 +129,20 @@ class Model:
             labels: Names of classes.
             templates: Prompts, with ``{}`` where the label goes; a class is the mean of their embeddings.
         """
+        classes = self.encode_labels(labels, templates=templates)
+        return self.probabilities(self.encode_image(images), classes)
+
+    def encode_labels(self, labels: Sequence[str], *, templates: Sequence[str] = ("{}",)) -> np.ndarray:
+        """f32[labels, E]: a unit row for each label, as ``classify`` uses it."""
         if isinstance(labels, str) or not len(labels):
             raise ValueError(f"labels={labels!r}: expected a list of at least one name")
         if isinstance(templates, str) or not templates or any("{}" not in template for template in templates):
             raise ValueError(f"templates={templates!r}: expected a list, each with {{}} where the label goes")
-        classes = class_embeddings(self.encode_text, labels, templates)
-        logits = np.exp(self._scalar("logit_scale")) * (self.encode_image(images) @ classes.T)
+        return class_embeddings(self.encode_text, labels, templates)
+
+    def probabilities(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """f32[n, labels]: what ``classify`` returns, from embeddings that are there already."""
+        logits = np.exp(self._scalar("logit_scale")) * (images @ labels.T)
         if self.config.init_logit_bias is not None:
             return np.asarray(jax.nn.sigmoid(logits + self._scalar("logit_bias")))
         return np.asarray(jax.nn.softmax(logits, axis=-1))

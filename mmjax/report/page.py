@@ -38,6 +38,9 @@ HIGHLIGHTS = (
 )
 """What a reader looks for first in ``config.json``; keys that a run does not have are left out."""
 
+STYLE = Path(__file__).parent / "style.css"
+"""The colors and forms of all pages of this package."""
+
 Points = list[tuple[float, float]]
 
 
@@ -70,7 +73,7 @@ def write(
         warnings.append("No readable config.json in this run folder.")
     if not records:
         warnings.append("No readable metrics.jsonl in this run folder: nothing was measured yet.")
-    page = _template().render(
+    page = load_template("page.html.j2").render(
         run_name=workdir.resolve().name,
         warnings=warnings,
         highlights=_highlights(config or {}),
@@ -94,16 +97,17 @@ def write(
     return path
 
 
-def _template() -> jinja2.Template:
+def load_template(name: str, *folders: Path) -> jinja2.Template:
+    """A page's template in one of ``folders``, which may include the report's ``style.css``; all values are escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([*folders, STYLE.parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "percent": tables.percent, "bar_width": tables.bar_width}
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def _highlights(config: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,0 +1,44 @@
+"""The smallest model that ``mmjax.load`` takes: random weights, words, and pictures of 32 pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+import mmjax
+from mmjax.core.config import build
+from mmjax.core.state import flatten
+from mmjax.data.tokenizer import load as load_tokenizer
+from mmjax.inference.model import Model
+from mmjax.models.clip import Clip
+from mmjax.models.config import ClipConfig, with_tokenizer
+from mmjax.weights.export.folders import Exported, write_open_clip
+
+CAPTIONS = ["a red circle", "a blue square", "a green ring left of a cat", "a dog"]
+_TOWER = {"width": 16, "layers": 1}
+_MODEL = {
+    "embed_dim": 16,
+    "vision_cfg": {**_TOWER, "image_size": 32, "patch_size": 8, "head_width": 8},
+    "text_cfg": {**_TOWER, "context_length": 8, "heads": 2, "vocab_size": None},
+}
+
+
+def write(folder: Path, *, seed: int = 0) -> Path:
+    """Writes the model to a folder in open_clip's layout."""
+    tokenizer = load_tokenizer("word", context_length=8, captions=CAPTIONS)
+    tokenizer.save(folder / "tokenizer")
+    config = with_tokenizer(build(ClipConfig, _MODEL, path="model"), tokenizer)
+    state = nnx.to_pure_dict(nnx.state(Clip(config, rngs=nnx.Rngs(seed))))
+    params = {path: np.asarray(array) for path, array in flatten(state).items()}
+    exported = Exported(config=config, params=params, tokenizer=folder / "tokenizer", card="", recipe={})
+    write_open_clip(exported, folder)
+    return folder
+
+
+def load(folder: Path, **options: Any) -> Model:
+    """Writes and loads it, on one device."""
+    return mmjax.load(write(folder), devices=jax.devices()[:1], batch_size=16, **options)
