@@ -38,11 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from mmjax.inference.local_server import LocalServer
     from mmjax.inference.web_page import WebPage
 
-    page = WebPage(mmjax.load(args.model), title=args.model, max_bytes=int(args.max_mib * 2**20))
     try:
-        server = LocalServer(
-            args.host, args.port, files=page.files(), actions=page.actions(), max_bytes=page.max_body_bytes
-        )
+        server = LocalServer(args.host, args.port)
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(
@@ -53,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
             logger.warning(
                 f"--host={args.host}: everyone who reaches this machine can use the page; it has no password"
             )
+        page = WebPage(mmjax.load(args.model), title=args.model, max_bytes=int(args.max_mib * 2**20))
+        server.publish(page.files(), page.actions(), max_bytes=page.max_body_bytes)
         print(f"{server.url}  (Ctrl-C ends)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()

@@ -61,14 +61,11 @@ class RefusedRequest(Exception):
 
 
 class LocalServer(ThreadingHTTPServer):
-    """Serves ``files`` to GET and answers POST by ``actions``.
+    """Listens from the start, and answers once something is published and ``serve_forever`` runs.
 
     Args:
         host: A name or address of this machine.
         port: 0 for a free one.
-        files: By path.
-        actions: By path; each takes and returns a JSON object, and may raise ``RefusedRequest``. Several threads call.
-        max_bytes: Of a request's body.
         read_seconds: The most that a request may take to arrive.
     """
 
@@ -76,22 +73,25 @@ class LocalServer(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 64
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        *,
-        files: Mapping[str, File],
-        actions: Mapping[str, Action],
-        max_bytes: int,
-        read_seconds: float = _READ_SECONDS,
-    ):
-        self.files, self.actions, self.max_bytes, self.read_seconds = files, actions, max_bytes, read_seconds
+    def __init__(self, host: str, port: int, *, read_seconds: float = _READ_SECONDS):
+        self.publish({}, {}, max_bytes=0)
+        self.read_seconds = read_seconds
         self._slots = threading.BoundedSemaphore(_MAX_REQUESTS)
         self.address_family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         super().__init__((host, port), _Handler)
         self._host, self._address = host.lower(), str(self.server_address[0])
         self.loopback = ipaddress.ip_address(self._address).is_loopback
+
+    def publish(self, files: Mapping[str, File], actions: Mapping[str, Action], *, max_bytes: int) -> None:
+        """Sets what is served.
+
+        Args:
+            files: What GET gets, by path.
+            actions: What POST calls, by path: each takes and returns a JSON object, or raises ``RefusedRequest``.
+                Several threads call them.
+            max_bytes: Of a request's body.
+        """
+        self.files, self.actions, self.max_bytes = files, actions, max_bytes
 
     def server_bind(self) -> None:
         """Binds without the base class's look-up of this machine's name, which may take seconds."""

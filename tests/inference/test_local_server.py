@@ -25,9 +25,9 @@ def echo(request):
 
 
 @contextlib.contextmanager
-def serving(host="127.0.0.1", **options):
-    options = {"files": {"/": PAGE}, "actions": {"/echo": echo}, "max_bytes": MAX_BYTES} | options
+def serving(host="127.0.0.1", *, action=echo, **options):
     with LocalServer(host, 0, **options) as server:
+        server.publish({"/": PAGE}, {"/echo": action}, max_bytes=MAX_BYTES)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         yield server
@@ -222,7 +222,7 @@ def test_many_at_once_are_answered_by_a_bounded_number_of_threads():
             running -= 1
         return request
 
-    with serving(actions={"/echo": slow}) as server:
+    with serving(action=slow) as server:
         results = []
         threads = [
             threading.Thread(target=lambda i=i: results.append(ask(server, body=b'{"i": %d}' % i))) for i in range(60)
