@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 
 from mmjax.core.numerics import broadcast_parameter
 from mmjax.core.row_sharding import constrain_rows
+from mmjax.models.attention import attend, mark_saved
 from mmjax.models.config import Activation, BlockConfig, BlockNorm, MatmulPrecision, MlpType, QkvBias
 from mmjax.models.low_precision import product
 
@@ -37,11 +37,6 @@ def normal(sd: float) -> Init:
 def uniform(bound: float) -> Init:
     """Draws from U(-bound, bound)."""
     return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-
-def mark_saved(x: jax.Array) -> jax.Array:
-    """Marks a value that ``remat="dots"`` and ``"offload"`` keep for the backward pass."""
-    return checkpoint_name(x, "product")
 
 
 def activate(x: jax.Array, kind: Activation) -> jax.Array:
@@ -73,13 +68,14 @@ class Dense(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., *inputs] -> [..., *outputs]."""
+        # The leading axes stay apart: on a TPU joining them is a copy unless tiles divide the second last.
         lead = x.shape[: x.ndim - len(self.inputs)]
-        rows = x.reshape(-1, math.prod(self.inputs)).astype(self.dtype)
-        kernel = self.kernel[...].reshape(rows.shape[1], -1)
+        x = x.reshape(*lead, math.prod(self.inputs)).astype(self.dtype)
+        kernel = self.kernel[...].reshape(x.shape[-1], -1)
         if self.matmul_precision == "full":
-            y = rows @ kernel.astype(self.dtype)
+            y = x @ kernel.astype(self.dtype)
         else:
-            y = product(rows, kernel, self.matmul_precision)
+            y = product(x, kernel, self.matmul_precision)
         if self.bias is not None:
             y = y + broadcast_parameter(self.bias[...].reshape(-1), y.shape, self.dtype)
         return y.reshape(*lead, *self.outputs)
@@ -167,7 +163,7 @@ class BlockSpec:
 
 
 class Attention(nnx.Module):
-    """``softmax(q·kᵀ/√d)·v`` in ``heads`` heads (Vaswani et al., arXiv:1706.03762)."""
+    """``attention.attend`` in ``heads`` heads, between linear maps."""
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any, with_out: bool = True):
         split = (spec.heads, spec.width // spec.heads)
@@ -211,13 +207,7 @@ class Attention(nnx.Module):
             q, k = self.ln_q(q), self.ln_k(k)
         if rotations is not None:
             q, k = (rotate(heads, rotation) for heads, rotation in zip((q, k), rotations, strict=True))
-        # Move heads before positions once, instead of in each of the six products of forward and backward pass.
-        q, k, v = (mark_saved(jnp.swapaxes(heads, 1, 2)) for heads in (q * q.shape[-1] ** -0.5, k, v))
-        logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-        if mask is not None:
-            logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-        weights = mark_saved(jax.nn.softmax(logits, axis=-1)).astype(v.dtype)
-        heads = mark_saved(jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2))
+        heads = attend(q, k, v, mask=mask)
         if self.ln_inner is not None:
             heads = self.ln_inner(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
         return heads if self.out is None else self.out(heads)

@@ -23,7 +23,7 @@ _FORMATS: dict[MatmulPrecision, tuple[Any, Any]] = {
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x: jax.Array, kernel: jax.Array, precision: MatmulPrecision) -> jax.Array:
-    """``x·kernel`` in 8 bits: [N, K] and [K, M] -> [N, M] in the dtype of x.
+    """``x·kernel`` in 8 bits: [..., K] and [K, M] -> [..., M] in the dtype of x.
 
     SwitchBack (Wortsman et al. 2023, arXiv:2304.13013). With q(v) the rows of v, scaled to the range of the 8-bit
     format by their largest magnitude and rounded, and s(v) the factors that undo the scaling::
@@ -49,7 +49,8 @@ def _backward(
     x, kernel = residuals
     value_format, gradient_format = _FORMATS[precision]
     by_x = _quantized_product(gradient, kernel, gradient_format, value_format)
-    by_kernel = jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    lead = tuple(range(x.ndim - 1))
+    by_kernel = jax.lax.dot_general(x, gradient, ((lead, lead), ((), ())), preferred_element_type=jnp.float32)
     return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
 
 
@@ -57,18 +58,18 @@ product.defvjp(_forward, _backward)
 
 
 def _quantized_product(a: jax.Array, b: jax.Array, format_a: Any, format_b: Any) -> jax.Array:
-    """``a·bᵀ`` with the rows of both in 8 bits: [N, K] and [M, K] -> f32[N, M]."""
+    """``a·bᵀ`` with the rows of both in 8 bits: [..., K] and [M, K] -> f32[..., M]."""
     (a, scale_a), (b, scale_b) = quantize_rows(a, format_a), quantize_rows(b, format_b)
     accumulator = jnp.int32 if format_a == jnp.int8 else jnp.float32
-    summed = jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=accumulator)
+    summed = jax.lax.dot_general(a, b, (((a.ndim - 1,), (1,)), ((), ())), preferred_element_type=accumulator)
     return summed.astype(jnp.float32) * scale_a * scale_b.T
 
 
 def quantize_rows(rows: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Each row scaled to the range of ``dtype``, and the factor to undo it: [N, K] -> dtype[N, K], f32[N, 1]."""
+    """Each row scaled to the range of ``dtype``, and the factor to undo it: [..., K] -> dtype[..., K], f32[..., 1]."""
     rows = rows.astype(jnp.float32)
     largest = float(jnp.iinfo(dtype).max if dtype == jnp.int8 else jnp.finfo(dtype).max)
-    scale = jnp.maximum(jnp.max(jnp.abs(rows), axis=1, keepdims=True), _TINY) / largest
+    scale = jnp.maximum(jnp.max(jnp.abs(rows), axis=-1, keepdims=True), _TINY) / largest
     scaled = rows / scale
     return (jnp.round(scaled) if dtype == jnp.int8 else jnp.clip(scaled, -largest, largest)).astype(dtype), scale
 

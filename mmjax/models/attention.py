@@ -1,0 +1,71 @@
+"""``softmax(q·kᵀ/√d)·v`` (Vaswani et al., arXiv:1706.03762), without the linear maps around it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+
+def mark_saved(x: jax.Array) -> jax.Array:
+    """Marks a value that ``remat="dots"`` and ``"offload"`` keep for the backward pass."""
+    return checkpoint_name(x, "product")
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None) -> jax.Array:
+    """Attends from each query to the keys, in every head.
+
+    Args:
+        q: [B,Q,H,d].
+        k: [B,K,H,d].
+        v: [B,K,H,d].
+        mask: bool [B or 1, 1, Q, K] of the keys to attend to.
+
+    Returns:
+        [B,Q,H,d].
+    """
+    # Move heads before positions once, instead of in each of the six products of forward and backward pass.
+    q, k, v = (mark_saved(jnp.swapaxes(heads, 1, 2)) for heads in (q * q.shape[-1] ** -0.5, k, v))
+    logits = _logits(q, k)
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    weights = _softmax(logits, v.dtype)
+    return mark_saved(jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2))
+
+
+@jax.custom_vjp
+def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
+    """``q·kᵀ`` in f32, with a gradient that is rounded to the dtype of q before it is multiplied."""
+    return jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+
+
+def _logits_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    q, k = residuals
+    gradient = gradient.astype(q.dtype)  # otherwise both products would be of f32 numbers
+    return jnp.einsum("bhqk,bhkd->bhqd", gradient, k), jnp.einsum("bhqk,bhqd->bhkd", gradient, q)
+
+
+_logits.defvjp(lambda q, k: (_logits(q, k), (q, k)), _logits_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _softmax(logits: jax.Array, dtype: Any) -> jax.Array:
+    """The softmax in f32, rounded to ``dtype``; the backward pass needs nothing but the rounded values."""
+    return jax.nn.softmax(logits, axis=-1).astype(dtype)
+
+
+def _softmax_forward(logits: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    weights = mark_saved(jax.nn.softmax(logits, axis=-1).astype(dtype))  # a mark within _softmax would not be seen here
+    return weights, weights
+
+
+def _softmax_backward(dtype: Any, weights: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    weights = weights.astype(jnp.float32)
+    weighted = weights * gradient.astype(jnp.float32)
+    return (weighted - weights * jnp.sum(weighted, axis=-1, keepdims=True),)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
