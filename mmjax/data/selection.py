@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmjax.core.config import Between, ConfigError, Ge
+from mmjax.data.formats.score_table import ScoredSource
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.source import Source, SourceView
 from mmjax.data.text import captions_of
@@ -36,12 +37,17 @@ class Selection:
     top = 0 no raw caption is kept, and no synthetic score passes for ``filtered``. Without a synthetic caption, or a
     synthetic score that the policy needs, an example is dropped where it would have had it.
 
+    ``scores`` is a table (parquet, csv, tsv, jsonl) of numbers, such as cosines by a model, by ``key`` or ``id``. Its
+    columns can be named here as those of the source can, and come first. An example that it does not name, or that has
+    no number there, has no score.
+
     The other options are DataComp's basic rules (arXiv:2304.14108), there 3 words, 6 characters, 200 pixels and 3.0;
     they hold for each of the captions that an example would have. 0 leaves a rule out.
     """
 
     captions: Policy = "raw"
-    score: str | None = None  # the column of scores of the raw captions
+    scores: str | None = None  # a file of further columns
+    score: str | None = None  # the column of scores of the raw captions; 'score' if there is such a file
     synthetic: str | None = None  # the column of synthetic captions
     synthetic_score: str | None = None  # the column of their scores, of the same scorer
     top: Annotated[float, Between(0, 1)] | None = None  # a fraction
@@ -61,8 +67,13 @@ class Selection:
         bounded = self.top is not None or self.minimum is not None
         if self.captions in ("mixed", "filtered") and not bounded:
             raise ConfigError(f"captions={self.captions!r}: which raw ones? set top (the paper: 0.3) or minimum")
+        needs_score = bounded and self.captions != "synthetic"
+        if self.scores is not None and needs_score and self.score is None:
+            object.__setattr__(self, "score", "score")
+        if self.scores is not None and not bounded:
+            raise ConfigError(f"scores={self.scores!r}: nothing asks for it; set top or minimum, or leave it out")
         needed = {
-            "score": bounded and self.captions != "synthetic",
+            "score": needs_score,
             "synthetic": self.captions != "raw",
             "synthetic_score": self.captions == "filtered" or (bounded and self.captions == "synthetic"),
         }
@@ -93,9 +104,9 @@ class FilteredSource(SourceView):
             )
         if source.components:
             raise ConfigError("selection: the source is a mixture; give the selection to each of its sources")
-        super().__init__(source)
+        super().__init__(source if selection.scores is None else ScoredSource(source, selection.scores))
         self._selection = selection
-        self.rows, self.synthetic = _select(source, selection)
+        self.rows, self.synthetic = _select(self._source, selection)
         if not len(self.rows):
             raise ConfigError(f"selection: none of {len(source)} examples is kept; select more")
 
@@ -124,12 +135,16 @@ class FilteredSource(SourceView):
         return out
 
     def describe(self) -> str:
-        """One line: how many examples are kept, with which captions."""
+        """One line: how many examples are kept, with which captions, and how many have no score."""
         synthetic = int(self.synthetic.sum())
-        return (
+        line = (
             f"{len(self):,} of {len(self._source):,} examples selected: {len(self) - synthetic:,} with the source's "
             f"captions, {synthetic:,} with synthetic ones"
         )
+        for name in filter(None, (self._selection.score, self._selection.synthetic_score)):
+            if len(without := np.flatnonzero(np.isnan(_scores(self._source, name)))):
+                line += f"; {len(without):,} have no {name!r}, such as {_keys(self._source)[without[0]]}"
+        return line
 
 
 class SplitRows(SourceView):

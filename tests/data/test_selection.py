@@ -6,6 +6,8 @@ import pickle
 from fractions import Fraction
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from mmjax.core import config
 from mmjax.core.config import ConfigError
 from mmjax.data import source
+from mmjax.data.formats.score_table import ScoredSource
 from mmjax.data.open_source import open_source
 from mmjax.data.pipeline import Batches
 from mmjax.data.sample import Unreadable
@@ -253,6 +256,89 @@ class TestView:
             FilteredSource(Bare(), Selection(min_words=1))
 
 
+class TestScoresInAFile:
+    @staticmethod
+    def write(path, **columns):
+        if path.suffix == ".parquet":
+            pq.write_table(pa.table(columns), path)
+        else:
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            lines = [",".join(columns), *(",".join("" if v is None else str(v) for v in row.values()) for row in rows)]
+            path.write_text("\n".join(map(json.dumps, rows) if path.suffix == ".jsonl" else lines))
+        return str(path)
+
+    @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+    def test_it_selects_what_the_same_column_of_the_source_would(self, tmp_path, ending):
+        source = scored(200)
+        scores = [round(value, 1) for value in source.columns["raw"]]  # with ties
+        scores[5] = None
+        order = np.random.default_rng(1).permutation(200)[:180].tolist()  # 20 are not in the file
+        file = self.write(
+            tmp_path / f"scores.{ending}",
+            key=[source.columns["key"][i] for i in order],
+            score=[scores[i] for i in order],
+        )
+        missing = set(range(200)) - set(order) | {5}
+        source.columns["own"] = [math.nan if i in missing else scores[i] for i in range(200)]
+        selected = FilteredSource(source, Selection(scores=file, top=0.29))
+        expected = FilteredSource(source, Selection(score="own", top=0.29))
+        known = sum(not math.isnan(value) for value in source.columns["own"])
+        assert len(selected) == 29 * known // 100
+        np.testing.assert_array_equal(selected.rows, expected.rows)
+        np.testing.assert_array_equal(selected.column("score"), expected.column("own"))
+        first = source.columns["key"][min(missing)]
+        assert selected.describe().endswith(f"; {200 - known} have no 'score', such as {first}")
+        at_least = FilteredSource(source, Selection(scores=file, minimum=0.7))
+        np.testing.assert_array_equal(at_least.rows, np.flatnonzero(np.array(source.columns["own"]) >= 0.7))
+
+    def test_ids_name_examples_where_there_are_no_keys(self, tmp_path):
+        source = Source(id=[5, 3, 4, 0])
+        file = self.write(tmp_path / "s.csv", id=[0, 3, 4, 9], score=[0.9, 0.1, 0.8, 1.0])
+        assert FilteredSource(source, Selection(scores=file, top=1)).rows.tolist() == [1, 2, 3]
+        assert FilteredSource(source, Selection(scores=file, top=0.5)).column("id").tolist() == [0]
+        with_keys = self.write(tmp_path / "k.csv", key=["a"] * 4, id=[0, 3, 4, 5], score=[0.9, 0.1, 0.8, 1.0])
+        assert FilteredSource(source, Selection(scores=with_keys, minimum=1.0)).column("id").tolist() == [5]
+
+    def test_rows_of_one_image_are_matched_in_their_order_or_not_at_all(self, tmp_path):
+        source = Source(key=["b", "a", "b", "a"])
+        file = self.write(tmp_path / "s.csv", key=["a", "b", "a", "b"], score=[1, 2, 3, 4])
+        assert ScoredSource(source, file).column("score").tolist() == [2, 1, 4, 3]
+        fewer = self.write(tmp_path / "f.csv", key=["a", "b", "a"], score=[1, 2, 3])
+        with pytest.raises(ConfigError, match=r"key 'b' has 1 rows, and 2 examples"):
+            ScoredSource(source, fewer)
+
+    def test_names_that_are_not_utf8_are_matched_as_files_spell_them(self, tmp_path):
+        file = self.write(tmp_path / "s.parquet", key=["a", "\\udcff.jpg"], score=[0.1, 0.2])
+        assert ScoredSource(Source(key=["\udcff.jpg", "b"]), file).column("score")[0] == 0.2
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"key,score\nx,1", "names none of the 2 examples"),
+            (b"key,score\na,high", "column 'score' holds no numbers"),
+            (b"key,score\na,1,2", "line 2 has 3 fields"),
+            (b"name,score\na,1", "needs 'key' or 'id'"),
+            (b"key\na", "needs 'key' or 'id' and a column of scores"),
+            (b"", "needs 'key' or 'id'"),
+        ],
+    )
+    def test_a_file_that_does_not_fit_is_one_line(self, tmp_path, content, message):
+        (tmp_path / "s.csv").write_bytes(content)
+        with pytest.raises(ConfigError, match=message) as raised:
+            FilteredSource(Source(key=["a", "b"]), Selection(scores=str(tmp_path / "s.csv"), top=0.5))
+        assert "\n" not in str(raised.value) and str(raised.value).startswith("scores=")
+
+    def test_damaged_parquet_and_a_file_that_is_missing(self, tmp_path):
+        file = self.write(tmp_path / "s.parquet", key=["a", "b"], score=[0.1, 0.2])
+        content = (tmp_path / "s.parquet").read_bytes()
+        for damaged in (content[:-40], content[:20], b"", b"PAR1" + bytes(64) + b"PAR1"):
+            (tmp_path / "s.parquet").write_bytes(damaged)
+            with pytest.raises(ConfigError, match=r"scores=.*cannot be read"):
+                ScoredSource(Source(key=["a", "b"]), file)
+        with pytest.raises(ConfigError, match=r"scores=.*cannot be read"):
+            ScoredSource(Source(key=["a"]), str(tmp_path / "nowhere.csv"))
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -270,6 +356,8 @@ class TestView:
         ({"synthetic": "c"}, "synthetic='c': nothing asks"),
         ({"min_words": -1}, "min_words=-1"),
         ({"max_aspect": 0.5}, "max_aspect=0.5"),
+        ({"scores": "s.csv"}, "scores='s.csv': nothing asks"),
+        ({"scores": "s.txt", "top": 0.5, "captions": "synthetic", "synthetic": "c"}, "synthetic_score=None"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, says):
