@@ -86,6 +86,7 @@ def open_source(
     if selection is None:
         return opened
     selection = call(Selection, bind(Selection, selection, path=where["selection"]), path=where["selection"])
+    where["scores"] = f"{where['selection']}.scores"
     return call(FilteredSource, {"source": opened, "selection": selection}, path=path, paths=where)
 
 

@@ -328,6 +328,16 @@ class TestScoresInAFile:
             FilteredSource(Source(key=["a", "b"]), Selection(scores=str(tmp_path / "s.csv"), top=0.5))
         assert "\n" not in str(raised.value) and str(raised.value).startswith("scores=")
 
+    @pytest.mark.parametrize(("name", "file"), [("tables", "t.csv"), ("webdataset", "t.tar"), ("auto", "t.csv")])
+    def test_sources_take_it_and_errors_have_the_whole_key(self, views, name, file):
+        section = {"name": name, "path": str(views / file)}
+        keys = [example["key"] for example in open_source(section, split="train")]
+        table = self.write(views / "scores.jsonl", key=keys[::-1], score=[0, 1, 2, 3, 4, 5])
+        selected = open_source(section | {"selection": {"scores": table, "top": 0.5}}, split="train")
+        assert [example["key"] for example in selected] == keys[:3]
+        with pytest.raises(ConfigError, match=r"^data\.source\.selection\.scores='nowhere\.csv': cannot be read"):
+            open_source(section | {"selection": {"scores": "nowhere.csv", "top": 0.5}}, split="train")
+
     def test_damaged_parquet_and_a_file_that_is_missing(self, tmp_path):
         file = self.write(tmp_path / "s.parquet", key=["a", "b"], score=[0.1, 0.2])
         content = (tmp_path / "s.parquet").read_bytes()
