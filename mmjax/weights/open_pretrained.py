@@ -16,10 +16,11 @@ from mmjax.weights.layouts import big_vision, hugging_face, open_clip
 from mmjax.weights.layouts import hugging_face_config as hf_config
 from mmjax.weights.open_tensors import open_tensors
 from mmjax.weights.pretrained import Pretrained, strip_prefixes
-from mmjax.weights.tensors import TensorFile
+from mmjax.weights.tensors import TensorFile, one_line_errors
 
 _CONFIGS = ("config.json", "open_clip_config.json")
 _HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_BIG_VISION_WEIGHTS = "model.npz"  # as our export calls them
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _SMALL_FILES = (
     *_CONFIGS, "preprocessor_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt",
@@ -74,16 +75,21 @@ def _open_folder(folder: Path, spec: str) -> Pretrained:
     sections = {name: read_json(folder / name) for name in _CONFIGS if (folder / name).exists()}
     tokenizer = str(folder) if (folder / "tokenizer_config.json").exists() else None
     hugging_face_section = sections.get("config.json", {})
-    if hugging_face_section.get("model_type") in hf_config.MODEL_TYPES:
+    if str(hugging_face_section.get("model_type")) in hf_config.MODEL_TYPES:
         return _open_hugging_face(folder, spec, hugging_face_section, tokenizer)
     if "open_clip_config.json" in sections:
-        section = sections["open_clip_config.json"]
-        config = open_clip_json.convert(
-            section.get("model_cfg", {}), path=f"{folder / 'open_clip_config.json'}: model_cfg"
-        )
-        config = _with_preprocessing(config, section.get("preprocess_cfg") or {})
+        section, path = sections["open_clip_config.json"], folder / "open_clip_config.json"
+        with one_line_errors(path):  # values of other types than open_clip's make almost any error
+            config = open_clip_json.convert(section.get("model_cfg", {}), path=f"{path}: model_cfg")
+            config = _with_preprocessing(config, section.get("preprocess_cfg") or {})
+            text = config.text_cfg
+            if not text.hf_tokenizer_name:  # open_clip takes CLIP's own, whatever lies in the folder
+                text = dataclasses.replace(text, tokenizer_clean=text.tokenizer_clean or "lower")
+                config = dataclasses.replace(config, text_cfg=text)
         file = open_tensors(_weights(folder, _OPEN_CLIP_WEIGHTS, spec))
         return _open_clip(spec, config, file, tokenizer or config.text_cfg.hf_tokenizer_name)
+    if (folder / _BIG_VISION_WEIGHTS).exists():
+        return _open_big_vision(open_tensors(folder / _BIG_VISION_WEIGHTS), spec)
     if hugging_face_section.get("model_type"):
         raise ConfigError(
             f"{spec!r}: model_type={hugging_face_section['model_type']!r} is not supported; known: "
@@ -93,10 +99,9 @@ def _open_folder(folder: Path, spec: str) -> Pretrained:
 
 
 def _open_hugging_face(folder: Path, spec: str, section: Mapping[str, Any], tokenizer: str | None) -> Pretrained:
-    config = hf_config.read_config(section, path=str(folder / "config.json"))
-    preprocessor = folder / "preprocessor_config.json"
-    if preprocessor.exists():
-        config = _with_vision(config, hf_config.read_preprocessor(read_json(preprocessor)), path=str(preprocessor))
+    with one_line_errors(folder / "config.json"):
+        config = hf_config.read_config(section, path=str(folder / "config.json"))
+    config = _with_preprocessor(config, folder)
     family = hf_config.MODEL_TYPES[section["model_type"]]
     if family == "bert":
         file = open_tensors(_weights(folder, _HF_WEIGHTS, spec))
@@ -110,10 +115,18 @@ def _open_hugging_face(folder: Path, spec: str, section: Mapping[str, Any], toke
 def _open_file(path: Path, spec: str, model: ClipConfig | None) -> Pretrained:
     file = open_tensors(path)
     if big_vision.recognizes(file):
-        return big_vision.open_file(file, spec)
+        return _open_big_vision(file, spec)
     if model is None:
         raise ConfigError(f"{spec!r}: a file of weights alone; name its model, e.g. {', '.join(presets.names()[:3])}")
     return _open_clip(spec, model, file, model.text_cfg.hf_tokenizer_name)
+
+
+def _open_big_vision(file: TensorFile, spec: str) -> Pretrained:
+    """The file alone, or with the tokenizer and the preprocessing that our export writes beside it."""
+    pretrained, folder = big_vision.open_file(file, spec), file.path.parent
+    tokenizer = str(folder) if (folder / "tokenizer_config.json").exists() else None
+    config = _with_preprocessor(pretrained.config, folder)
+    return dataclasses.replace(pretrained, config=config, tokenizer=tokenizer)
 
 
 def _open_clip(spec: str, config: ClipConfig, file: TensorFile, tokenizer: str | None) -> Pretrained:
@@ -127,6 +140,15 @@ def _weights(folder: Path, names: tuple[str, ...], spec: str) -> Path:
         if (folder / name).exists():
             return folder / name
     raise ConfigError(f"{spec!r}: has no weights beside its configuration; expected {' or '.join(names)}")
+
+
+def _with_preprocessor(config: ClipConfig, folder: Path) -> ClipConfig:
+    """With transformers' ``preprocessor_config.json``, if the folder has one."""
+    path = folder / "preprocessor_config.json"
+    if not path.exists():
+        return config
+    with one_line_errors(path):
+        return _with_vision(config, hf_config.read_preprocessor(read_json(path)), path=str(path))
 
 
 def _with_preprocessing(config: ClipConfig, section: Mapping[str, Any]) -> ClipConfig:

@@ -14,9 +14,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mmjax.weights.tensors import TensorFile, TensorInfo, WeightsError, one_line_errors, read_range
+from mmjax.weights.tensors import TensorFile, TensorInfo, WeightsError, one_line_errors, quote, read_range
 
-_LARGEST_HEADER = 16 * 2**20  # that of 100,000 tensors has 10 MiB
+_LARGEST_HEADER = 8 * 2**20  # that of 80,000 tensors
 
 _DTYPES = {
     "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "I16": np.int16, "U16": np.uint16, "I32": np.int32,
@@ -62,17 +62,21 @@ class SafetensorsFile(TensorFile):
         """Notes a tensor, which must start where the one before it ended; returns its own end."""
         if entry["dtype"] not in _DTYPES:
             raise WeightsError(
-                f"{self.path}: tensor {name!r} has dtype {entry['dtype']!r}; known: {', '.join(sorted(_DTYPES))}"
+                f"{self.path}: tensor {quote(name)} has dtype {quote(entry['dtype'])}; "
+                f"known: {', '.join(sorted(_DTYPES))}"
             )
         shape, (start, end) = entry["shape"], entry["data_offsets"]
         numbers = [*shape, start, end]
         if not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise WeightsError(f"{self.path}: tensor {name!r} has shape {shape} and bytes {start} to {end}: damaged")
+            raise WeightsError(
+                f"{self.path}: tensor {quote(name)} has shape {quote(shape)} and bytes {quote([start, end])}: damaged"
+            )
         info = TensorInfo(tuple(shape), np.dtype(_DTYPES[entry["dtype"]]))
         if end - start != info.nbytes or first + start != expected:
             raise WeightsError(
-                f"{self.path}: tensor {name!r} of shape {info.shape} and dtype {entry['dtype']} takes {info.nbytes} "
-                f"bytes from {expected - first} on, the header gives it bytes {start} to {end}; fetch it again"
+                f"{self.path}: tensor {quote(name)} of shape {quote(info.shape)} and dtype {entry['dtype']} takes "
+                f"{info.nbytes} bytes from {expected - first} on, the header gives it bytes {start} to {end}; "
+                "fetch it again"
             )
         self.tensors[name], self._starts[name] = info, first + start
         return first + end

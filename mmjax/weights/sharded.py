@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmjax.weights.tensors import TensorFile, TensorInfo, WeightsError, check_plain_name, one_line_errors
+from mmjax.weights.tensors import TensorFile, TensorInfo, WeightsError, check_plain_name, one_line_errors, quote
 
 _LARGEST_INDEX = 16 * 2**20
 
@@ -30,12 +30,16 @@ class ShardedFiles(TensorFile):
             self._file_of: dict[str, str] = index["weight_map"]
             for name in set(self._file_of.values()):
                 check_plain_name(path, name)
-                if name.endswith(".json"):
-                    raise WeightsError(f"{path}: names {name!r}, an index and no file of tensors; fetch it again")
+                if "/" in name or name.endswith(".json"):  # "./a" and "././a" would be one file, read again and again
+                    raise WeightsError(
+                        f"{path}: names {quote(name)}, which is no file of tensors beside it; fetch it again"
+                    )
         self._files = {name: open_file(path.parent / name) for name in sorted(set(self._file_of.values()))}
         for tensor, name in self._file_of.items():
             if tensor not in self._files[name].tensors:
-                raise WeightsError(f"{path}: says that {tensor!r} lies in {name}, which lacks it; fetch both again")
+                raise WeightsError(
+                    f"{path}: says that {quote(tensor)} lies in {name}, which lacks it; fetch both again"
+                )
             self.tensors[tensor] = self._files[name].tensors[tensor]
 
     def _read(self, name: str) -> np.ndarray:

@@ -19,12 +19,23 @@ class WeightsError(ConfigError):
     """A file of weights that cannot be used; the message is one line that names the file."""
 
 
+_MOST_DIMS = 64  # of an array of numpy
+_LARGEST_DIM = 2**63 - 1
+_LONGEST_QUOTE = 100
+_LONGEST_NAME = 255
+
+
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor before it is read."""
+    """What is known of a tensor before it is read; raises ValueError for a shape that no array can have."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
+
+    def __post_init__(self) -> None:
+        # Products of very many or very long numbers would take minutes.
+        if len(self.shape) > _MOST_DIMS or any(n > _LARGEST_DIM for n in self.shape):
+            raise ValueError(f"a shape of {len(self.shape)} numbers, or of numbers over {_LARGEST_DIM}")
 
     @property
     def nbytes(self) -> int:
@@ -56,11 +67,13 @@ class TensorFile(abc.ABC):
 
 @contextlib.contextmanager
 def one_line_errors(path: Path) -> Iterator[None]:
-    """Turns what readers raise on a damaged file into a ``WeightsError``."""
+    """Turns what readers raise on a damaged file into a ``WeightsError``, which names it."""
     try:
         yield
-    except WeightsError:
-        raise
+    except ConfigError as error:
+        if str(path) in str(error):
+            raise
+        raise WeightsError(f"{path}: {error}") from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
     except MemoryError as error:
@@ -80,8 +93,16 @@ def read_range(path: Path, start: int, dtype: np.dtype, count: int) -> np.ndarra
     return array
 
 
+def quote(value: object) -> str:
+    """What a file says, for a message: on one line and not too long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
+
+
 def check_plain_name(path: Path, name: str) -> None:
-    """Raises unless ``name``, which a file gives for another one, stays in its folder."""
+    """Raises unless ``name``, which a file gives for another one, is a path in its folder."""
     pieces = name.split("/")
-    if not name or "\\" in name or "\0" in name or os.path.isabs(name) or ".." in pieces:
-        raise WeightsError(f"{path}: names {name[:100]!r}, which lies outside of it; fetch it from who made it")
+    if not name or "\\" in name or os.path.isabs(name) or ".." in pieces:
+        raise WeightsError(f"{path}: names {quote(name)}, which lies outside of it; fetch it from who made it")
+    if not name.isprintable() or max(map(len, pieces)) > _LONGEST_NAME:
+        raise WeightsError(f"{path}: names {quote(name)}, which is no name of a file; fetch it from who made it")

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from mmjax.weights import torch_pickle
-from mmjax.weights.tensors import TensorFile, TensorInfo, WeightsError, one_line_errors, read_range
+from mmjax.weights.tensors import TensorFile, TensorInfo, WeightsError, one_line_errors, quote, read_range
 from mmjax.weights.torch_pickle import Storage, StoredTensor
 from mmjax.weights.zip_members import check_members
 
 _LARGEST_PICKLE = 16 * 2**20
 _DEEPEST = 32  # dictionaries in dictionaries
+_MOST_VALUES = 100_000
 
 LEGACY_START = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 """The pickle of torch's magic number, with which files begin that are not archives."""
@@ -38,8 +39,9 @@ class TorchFile(TensorFile):
                 size = sizes.get(tensor.storage.key, 0)
                 if tensor.storage.numel * tensor.storage.dtype.itemsize > size:
                     raise WeightsError(
-                        f"{path}: tensor {name!r} of shape {tensor.info.shape} lies in {tensor.storage.numel} numbers, "
-                        f"of which there are {size} bytes: truncated or damaged; fetch it again"
+                        f"{path}: tensor {quote(name)} of shape {quote(tensor.info.shape)} lies in "
+                        f"{tensor.storage.numel} numbers, of which there are {size} bytes: truncated or damaged; "
+                        "fetch it again"
                     )
                 self._views[name], self.tensors[name] = tensor, tensor.info
         if not self.tensors:
@@ -115,8 +117,8 @@ def _walk(root: Any) -> list[tuple[str, StoredTensor]]:
     visited = 0
     while waiting:
         name, value, depth = waiting.pop()
-        visited += 1
-        if depth > _DEEPEST or visited > torch_pickle.MOST_INSTRUCTIONS:
+        visited += 1 + (len(value) if isinstance(value, dict | list | tuple) else 0)
+        if depth > _DEEPEST or visited > _MOST_VALUES:
             raise ValueError(f"values nested over {_DEEPEST} deep, or without end")
         if isinstance(value, StoredTensor):
             tensors.append((name or "tensor", value))

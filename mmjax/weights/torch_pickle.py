@@ -224,7 +224,7 @@ def _view(storage: Storage, offset: int, shape: Any, strides: Any, dtype: np.dty
     info = TensorInfo(tuple(map(_natural, shape)), dtype)
     tensor = StoredTensor(storage, _natural(offset), tuple(map(_natural, strides)), info)
     if len(tensor.strides) != len(info.shape):
-        raise ValueError(f"a tensor of shape {info.shape} with strides {tensor.strides}")
+        raise ValueError(f"a tensor of shape {info.shape} with {len(tensor.strides)} strides")
     # Repeated by a stride of 0, one number could become a tensor of any size.
     if tensor.offset + tensor.extent > storage.numel or math.prod(info.shape) > storage.numel:
         raise ValueError(f"a tensor of shape {info.shape} from {offset} on in {storage.numel} numbers")
@@ -232,8 +232,8 @@ def _view(storage: Storage, offset: int, shape: Any, strides: Any, dtype: np.dty
 
 
 def _natural(number: Any) -> int:
-    if not isinstance(number, int) or number < 0:
-        raise ValueError(f"a size of {str(number)[:100]}")
+    if not isinstance(number, int) or not 0 <= number < 2**63:
+        raise ValueError("a size that is no natural number of 63 bits")
     return number
 
 

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import math
-import os
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 from mmjax.core.config import ConfigError
 from mmjax.core.state import flatten
@@ -16,6 +16,7 @@ from mmjax.experiment import Experiment
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
 from mmjax.weights.export.folders import FORMATS, Exported
+from mmjax.weights.layouts.hugging_face_config import read_config
 from mmjax.weights.open_pretrained import open_pretrained
 from mmjax.weights.open_tensors import open_tensors
 from mmjax.weights.tensors import WeightsError
@@ -228,7 +229,7 @@ def test_weights_of_another_model_are_refused_with_both_numbers(tmp_path, change
 
 
 def test_missing_tensors_are_listed_and_can_be_dropped(tmp_path):
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file
 
     params = export(clip(), tmp_path, format="hf")
     tensors = load_file(tmp_path / "model.safetensors")
@@ -241,18 +242,20 @@ def test_missing_tensors_are_listed_and_can_be_dropped(tmp_path):
     assert loaded.missing == ["visual/proj/kernel"] and loaded.unused == ["classifier.weight"]
 
 
-def test_nonsense_is_one_line(tmp_path):
-    (tmp_path / "empty").mkdir()
-    for number, text in enumerate(("[]", "{", '{"model_type": "bart"}', '{"model_type": "clip", "text_config": 3}')):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "config.json").write_text(text)
-    (tmp_path / "pipe").mkdir()
-    os.mkfifo(tmp_path / "pipe" / "config.json")
-    folders = [tmp_path / "empty", tmp_path / "pipe", *(tmp_path / str(k) for k in range(4))]
-    for spec in ("nowhere/at/all", "./nowhere", "x" * 5000, "a\0b", "~nobody/x", "", *map(str, folders)):
-        with pytest.raises(ConfigError) as error:
-            open_pretrained(spec)
-        assert "\n" not in str(error.value)
+def test_siglip_2_keeps_punctuation():
+    """It was trained on lower-cased texts, and has Gemma's 256,000 tokens."""
+    section = {"model_type": "siglip", "text_config": {"vocab_size": 256_000}}
+    assert read_config(section, path="config.json").text_cfg.tokenizer_clean == "lower"
+    assert read_config({"model_type": "siglip"}, path="config.json").text_cfg.tokenizer_clean == "canonicalize"
+
+
+def test_a_folder_of_big_vision_has_its_preprocessing_and_tokenizer(tmp_path):
+    config = clip(**GOOGLE, vision=SIGLIP_VISION | AVERAGED | {"image_mean": (0.25, 0.5, 0.75)}, text=SIGLIP_TEXT)
+    export(config, tmp_path, format="big_vision")
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    for spec in (tmp_path, tmp_path / "model.npz"):
+        pretrained = open_pretrained(str(spec))
+        assert pretrained.config.vision_cfg == config.vision_cfg and pretrained.tokenizer == str(tmp_path)
 
 
 def test_a_folder_is_not_taken_for_a_name_of_the_hub(tmp_path, monkeypatch):

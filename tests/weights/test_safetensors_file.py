@@ -62,6 +62,10 @@ WRONG = {
     "an end behind the file": ({"x": ONE}, 12, "truncated"),
     "more data than tensors": ({"x": ONE}, 20, "truncated or damaged"),
     "backwards": ({"x": ("F32", [0], [16, 0])}, 0, "'x'"),
+    "a shape of many long numbers": ({"x": ("F32", [2**62] * 300_000, [0, 16])}, 16, "a shape of 300000 numbers"),
+    "a number of many digits": ({"x": ("F32", [10**4000], [0, 16])}, 16, "damaged"),
+    "a long name": ({"x" * 10**6: ("F31", [1], [0, 4])}, 4, "dtype 'F31'"),
+    "a name that moves the cursor": ({"x\n\x1b[2J": ("F31", [1], [0, 4])}, 4, r"'x\n\x1b[2J'"),
 }
 
 
@@ -72,7 +76,7 @@ def test_a_header_that_lies_is_one_line(tmp_path, case):
     with pytest.raises(WeightsError) as error:
         open_tensors(path)
     message = str(error.value)
-    assert message.startswith(f"{path}: ") and "\n" not in message and phrase in message
+    assert message.startswith(f"{path}: ") and "\n" not in message and phrase in message and len(message) < 600
 
 
 @pytest.mark.parametrize(
@@ -115,12 +119,26 @@ def test_shards_are_one_file(tmp_path):
         ("/etc/passwd", "outside"),
         ("model-2.safetensors", "lacks it"),
         ("model-3.safetensors", "model-3.safetensors: cannot be read"),
-        ("a\0b", "outside"),
+        ("a\0b", "no name of a file"),
+        ("a\nb", r"'a\\nb', which is no name of a file"),
+        ("x" * 10**6, "no name of a file"),
+        ("./model-1.safetensors", "no file of tensors beside it"),
+        ("device.safetensors", "not a regular file"),
+        ("loop.safetensors", "cannot be read"),
     ],
 )
 def test_an_index_points_into_its_folder_and_at_what_is_there(tmp_path, name, phrase):
-    with pytest.raises(WeightsError, match=phrase):
+    os.symlink("/dev/zero", tmp_path / "device.safetensors")
+    os.symlink("loop.safetensors", tmp_path / "loop.safetensors")
+    with pytest.raises(WeightsError, match=phrase) as error:
         open_tensors(sharded(tmp_path, {"a": name}))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_the_index_says_which_shard_counts(tmp_path):
+    path = sharded(tmp_path, {"a": "model-3.safetensors"})
+    save_file({"a": np.full(3, 7, np.float32)}, tmp_path / "model-3.safetensors")
+    np.testing.assert_array_equal(open_tensors(path).read("a"), np.full(3, 7))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 100_000])

@@ -104,6 +104,9 @@ ATTACKS = {
     "itself within": lambda: files.program(b"}q\x00(" + files.text("x") + b"h\x00u"),
     "a key that is a list": lambda: files.program(b"}(](" + files.number(1) + b"e" + files.number(1) + b"u"),
     "doubled forty times": lambda: files.program(b")q\x00" + b"h\x00h\x00\x86q\x00" * 40),
+    "itself a thousand times within": lambda: files.program(
+        b"}q\x00(" + b"".join(files.text(str(k)) + b"h\x00" for k in range(20_000)) + b"u"
+    ),
     "a million instructions": lambda: files.program(b"N0" * 500_000 + b"N"),
 }
 
@@ -142,6 +145,7 @@ LIES = {
     "a negative offset": files.tensor([2], count=24, offset=-1),
     "a negative shape": files.tensor([-1], count=24),
     "a negative stride": files.tensor([2], [-1], count=24, offset=3),
+    "a shape of many long numbers": files.tensor([2**62] * 30_000, [0] * 30_000, count=24),
     "strides for another shape": files.tensor([2], [1, 1], count=24),
     "another storage": files.tensor([2], count=24, key="9"),
     "a storage outside": files.tensor([2], count=24, key="../../9"),

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.core.config import ConfigError
+from mmjax.core.config import ConfigError, build
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
-from mmjax.weights.layouts.hugging_face_config import mlp_ratio
+from mmjax.weights.layouts.hugging_face_config import mlp_ratio, siglip_cleaning
 from mmjax.weights.layouts.plain import uncommon_options
 from mmjax.weights.pretrained import Pretrained, RenamedFile, strip_prefixes
 from mmjax.weights.rules import FLAT, SAME, Op, Rule, leading
-from mmjax.weights.tensors import TensorFile, WeightsError
+from mmjax.weights.tensors import TensorFile, WeightsError, one_line_errors
 
 _AUGREG = {"LayerNorm_1": "LayerNorm_2", "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
            "MlpBlock_0": "MlpBlock_3"}  # fmt: skip
+_MOST_LAYERS = 1000
 
 
 def rules(config: ClipConfig) -> Iterator[Rule]:
@@ -107,15 +108,17 @@ def recognizes(file: TensorFile) -> bool:
 
 def open_file(file: TensorFile, spec: str) -> Pretrained:
     """The model of a file, whose sizes are those of its arrays."""
-    file = _one_array_a_block(strip_prefixes(file, ("params/", "opt/target/")))
-    try:
-        if any(name.startswith("img/") for name in file.tensors):
-            config = _read_sizes(file)
-            return Pretrained(spec=spec, config=config, file=file, rules=tuple(rules(config)))
-        config = ClipConfig(vision_cfg=_vision_sizes(file, "", positions="Transformer/posembed_input/pos_embedding"))
-        return Pretrained(spec=spec, config=config, file=file, rules=tuple(augreg_rules(config)))
-    except KeyError as error:
-        raise WeightsError(f"{file.path}: has no array {error}, which models of big_vision have") from None
+    with one_line_errors(file.path):  # arrays of other shapes than a model's make almost any error
+        file = _one_array_a_block(strip_prefixes(file, ("params/", "opt/target/")))
+        try:
+            if any(name.startswith("img/") for name in file.tensors):
+                config = _read_sizes(file)
+                return Pretrained(spec=spec, config=config, file=file, rules=tuple(rules(config)))
+            vision = _vision_sizes(file, "", positions="Transformer/posembed_input/pos_embedding")
+            config = ClipConfig(vision_cfg=vision)
+            return Pretrained(spec=spec, config=config, file=file, rules=tuple(augreg_rules(config)))
+        except KeyError as error:
+            raise WeightsError(f"{file.path}: has no array {error}, which models of big_vision have") from None
 
 
 def _one_array_a_block(file: TensorFile) -> TensorFile:
@@ -123,6 +126,8 @@ def _one_array_a_block(file: TensorFile) -> TensorFile:
     names: dict[str, tuple[str, int | None]] = {}
     for name, info in file.tensors.items():
         if "/encoderblock/" in name:
+            if info.shape[0] > _MOST_LAYERS:
+                raise WeightsError(f"{file.path}: {name!r} claims {info.shape[0]} blocks; not opened")
             for layer in range(info.shape[0]):
                 names[name.replace("/encoderblock/", f"/encoderblock_{layer}/")] = (name, layer)
         else:
@@ -136,11 +141,16 @@ def _read_sizes(file: TensorFile) -> ClipConfig:
     vocab_size, width = shapes["txt/Embed_0/embedding"]
     block = "txt/Encoder_0/encoderblock_0"
     has_head = "txt/head/kernel" in shapes
-    text = TextConfig(
-        context_length=shapes["txt/pos_embedding"][-2], vocab_size=vocab_size, no_causal_mask=True, pool_type="last",
-        heads=shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"][1],
-        proj_type="linear" if has_head else "none", proj_bias=has_head, tokenizer_clean="canonicalize",
-        **_block_sizes(file, "txt/Encoder_0/encoderblock", block, width),
+    text = build(
+        TextConfig,
+        {
+            "context_length": shapes["txt/pos_embedding"][-2], "vocab_size": vocab_size, "no_causal_mask": True,
+            "heads": shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"][1], "pool_type": "last",
+            "proj_type": "linear" if has_head else "none", "proj_bias": has_head,
+            "tokenizer_clean": siglip_cleaning(vocab_size),
+            **_block_sizes(file, "txt/Encoder_0/encoderblock", block, width),
+        },
+        path=f"{file.path}: text tower",
     )  # fmt: skip
     embed_dim = shapes["txt/head/kernel"][1] if has_head else width
     bias = -10.0 if "b" in shapes else None
@@ -159,13 +169,17 @@ def _vision_sizes(file: TensorFile, prefix: str, *, positions: str) -> VisionCon
     has_head = bool(prefix) and f"{prefix}head/kernel" in shapes
     grid = math.isqrt(shapes[positions][-2])  # a row for the class token does not change it
     half = (0.5, 0.5, 0.5)
-    return VisionConfig(
-        image_size=grid * patch, patch_size=patch, class_token=class_token, no_ln_pre=True, patch_bias=True,
-        head_width=shapes[f"{block}/{attention}/query/kernel"][2],
-        pool_type="map" if mapped else "tok" if class_token else "avg",
-        proj_type="linear" if has_head or not prefix else "none", proj_bias=has_head,
-        image_mean=half, image_std=half, image_resize="squash",
-        **_block_sizes(file, f"{prefix}Transformer/encoderblock", block, width),
+    return build(
+        VisionConfig,
+        {
+            "image_size": grid * patch, "patch_size": patch, "class_token": class_token, "no_ln_pre": True,
+            "patch_bias": True, "head_width": shapes[f"{block}/{attention}/query/kernel"][2],
+            "pool_type": "map" if mapped else "tok" if class_token else "avg",
+            "proj_type": "linear" if has_head or not prefix else "none", "proj_bias": has_head,
+            "image_mean": half, "image_std": half, "image_resize": "squash",
+            **_block_sizes(file, f"{prefix}Transformer/encoderblock", block, width),
+        },
+        path=f"{file.path}: image tower",
     )  # fmt: skip
 
 

@@ -38,6 +38,8 @@ _SIGLIP_DEFAULTS = {
 }  # fmt: skip
 """What transformers takes for keys that a file leaves out."""
 
+_GEMMA_TOKENS = 256_000
+
 MODEL_TYPES = {
     "clip": "clip", "clip_vision_model": "clip", "clip_text_model": "clip",
     "siglip": "siglip", "siglip_vision_model": "siglip", "siglip_text_model": "siglip",
@@ -61,7 +63,7 @@ def read_config(section: Mapping[str, Any], *, path: str) -> ClipConfig:
                 f"{path}: {name}.hidden_act={tower['hidden_act']!r} is not supported; known: {', '.join(_ACTIVATIONS)}"
             )
     if vision["num_channels"] != 3:
-        raise ConfigError(f"{path}: vision_config.num_channels={vision['num_channels']}: only 3 are supported")
+        raise ConfigError(f"{path}: vision_config.num_channels={vision['num_channels']!r}: only 3 are supported")
     return build(
         ClipConfig,
         {
@@ -165,9 +167,15 @@ def _siglip_options(text: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[
             "image_mean": half, "image_std": half, "image_resize": "squash",
         },
         "text_cfg": {
-            "no_causal_mask": True, "pool_type": "last", "proj_bias": True, "tokenizer_clean": "canonicalize",
+            "no_causal_mask": True, "pool_type": "last", "proj_bias": True,
+            "tokenizer_clean": siglip_cleaning(text["vocab_size"]),
         },
     }  # fmt: skip
+
+
+def siglip_cleaning(vocab_size: int) -> str:
+    """How texts were cleaned in training: SigLIP 2 has Gemma's tokens and keeps punctuation (transformers#43101)."""
+    return "lower" if vocab_size == _GEMMA_TOKENS else "canonicalize"
 
 
 def _common(tower: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,8 +307,7 @@ def write_preprocessor(config: ClipConfig) -> dict[str, Any]:
         return common | {"image_processor_type": "SiglipImageProcessor", "size": side}
     if vision.image_resize == "longest":
         raise ConfigError(
-            "--format=hf: no processor of transformers does model.vision_cfg.image_resize='longest'; use 'shortest' or "
-            "'squash'"
+            "model.vision_cfg.image_resize='longest': no processor of transformers does it; use 'shortest' or 'squash'"
         )
     return common | {
         "image_processor_type": "CLIPImageProcessor", "do_center_crop": True, "crop_size": side,
