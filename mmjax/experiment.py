@@ -245,7 +245,7 @@ def _expand_tokenizer(tokenizer: Any, *, init: Any) -> Any:
     """``name="init"`` is the tokenizer of the weights that the run starts from."""
     if not isinstance(tokenizer, Mapping) or tokenizer.get("name") != FROM_INIT:
         return tokenizer
-    from mmjax.data.tokenizer import is_saved
+    from mmjax.data.tokenizer import published_options
     from mmjax.weights.open_pretrained import read_model
 
     source = _init_source(init, key="data.tokenizer.name")
@@ -254,8 +254,9 @@ def _expand_tokenizer(tokenizer: Any, *, init: Any) -> Any:
         raise ConfigError(
             f"data.tokenizer.name='init': {source!r} has no tokenizer beside its weights; name a folder or a hub name"
         )
-    clean = None if is_saved(model.tokenizer) else model.config.text_cfg.tokenizer_clean
-    return {**({} if clean is None else {"clean": clean}), **tokenizer, "name": model.tokenizer}
+    text = model.config.text_cfg
+    options = published_options(model.tokenizer, clean=text.tokenizer_clean, strip_sep=text.tokenizer_strip_sep)
+    return {**options, **tokenizer, "name": model.tokenizer}
 
 
 def _init_source(init: Any, *, key: str) -> str:

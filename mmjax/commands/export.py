@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     if average and args.step != "last":
         raise ConfigError(f"--step={args.step}: --average={args.average} names the steps; leave one of the two out")
     interpolate = _interpolation(args.interpolate)
+    if args.push is not None and args.push.count("/") != 1:
+        raise ConfigError(f"--push={args.push}: expected OWNER/NAME, as on the Hugging Face hub")
     from mmjax.commands.common.jax_setup import use_cpu
     from mmjax.runs.exporting import export_run
 

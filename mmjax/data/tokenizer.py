@@ -152,6 +152,7 @@ def load(
     captions: Iterable[str] | None = None,
     vocab_size: int = 8192,
     clean: str | None = None,
+    strip_sep: bool = False,
 ) -> Tokenizer:
     """Trains or loads a tokenizer.
 
@@ -163,8 +164,12 @@ def load(
       captions: to train ``"word"`` or ``"bpe"`` on; their order does not matter.
       vocab_size: largest number of ids of a trained tokenizer.
       clean: how texts are cleaned first (see ``get_cleaning``); None: as the tokenizer says, most do nothing.
+      strip_sep: of a Hugging Face tokenizer whose texts end with a separator, as BERT's: write id 0 in its place, as
+        CLIPA's models expect it.
     """
     get_cleaning(clean)
+    if strip_sep and (name in ("word", "bpe") or name.endswith(clip_bpe.SUFFIX) or _saved_specials(name) is not None):
+        raise ConfigError(f"strip_sep=True: tokenizer={name!r} writes no separator; leave it out")
     if name in ("word", "bpe"):
         if captions is None:
             raise ConfigError(f"tokenizer={name!r} is trained and needs captions; name a folder instead")
@@ -189,12 +194,14 @@ def load(
                 raise
             raise ConfigError(f"tokenizer={name!r}: tokenizer.json cannot be read ({error}); save it again") from None
         return loaded
-    return _pretrained(name, context_length, clean)
+    return _pretrained(name, context_length, clean, strip_sep)
 
 
-def is_saved(folder: str) -> bool:
-    """Whether `Tokenizer.save` wrote the folder, which then says itself how texts are cleaned."""
-    return _saved_specials(folder) is not None
+def published_options(name: str, *, clean: str | None, strip_sep: bool) -> dict[str, Any]:
+    """The options for ``load`` that come with a model's tokenizer; a folder that ``save`` wrote has them itself."""
+    if _saved_specials(name) is not None:
+        return {}
+    return {key: value for key, value in {"clean": clean, "strip_sep": strip_sep}.items() if value}
 
 
 def _train(name: str, captions: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -245,7 +252,7 @@ def _saved_specials(folder: str) -> _Specials | None:
         raise ConfigError(f"tokenizer={folder!r}: {_CONFIG_FILE} cannot be read ({error}); save it again") from None
 
 
-def _pretrained(name: str, context_length: int, clean: str | None) -> Tokenizer:
+def _pretrained(name: str, context_length: int, clean: str | None, strip_sep: bool) -> Tokenizer:
     """Any Hugging Face tokenizer with a fast form; what it makes of an empty text tells its special tokens."""
     fast = _from_transformers(name)
     specials = fast("")["input_ids"]
@@ -265,6 +272,10 @@ def _pretrained(name: str, context_length: int, clean: str | None) -> Tokenizer:
             f"tokenizer={name!r}: it has no end-of-text token; give its tokenizer_config.json an eos_token"
         )
     pad_id = eos_id if fast.pad_token_id is None else fast.pad_token_id
+    if strip_sep:
+        if eos_id != fast.sep_token_id:
+            raise ConfigError(f"strip_sep=True: texts of tokenizer={name!r} end with no separator; leave it out")
+        eos_id = 0
     # A copy, because transformers patches its object (CLIP's decoding), and patches can be neither pickled nor saved.
     backend = tokenizers.Tokenizer.from_str(fast.backend_tokenizer.to_str())
     suffix = getattr(backend.model, "end_of_word_suffix", None)

@@ -260,8 +260,9 @@ def _preset(name: str) -> ClipConfig:
 def _load_tokenizer(spec: str, name: str | None, config: ClipConfig) -> tokenizers.Tokenizer:
     if name is None:
         raise ConfigError(f"{spec!r}: no tokenizer belongs to these weights; name one, as load(…, tokenizer='DIR')")
-    clean = None if tokenizers.is_saved(name) else config.text_cfg.tokenizer_clean
-    return tokenizers.load(name, context_length=config.text_cfg.context_length, clean=clean)
+    text = config.text_cfg
+    options = tokenizers.published_options(name, clean=text.tokenizer_clean, strip_sep=text.tokenizer_strip_sep)
+    return tokenizers.load(name, context_length=text.context_length, **options)
 
 
 def _abstract(

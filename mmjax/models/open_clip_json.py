@@ -90,7 +90,8 @@ def convert(section: Mapping[str, Any], *, path: str = "model") -> ClipConfig:
         _convert_kwargs(text, quick=quick, path=f"{path}.text_cfg")
     if named is not None and "siglip" in str(named):
         text["activation"] = "gelu_tanh"
-    text["tokenizer_clean"] = tokenizer.pop("clean", None)
+    # By default open_clip cleans so before tokenizers of transformers.
+    text["tokenizer_clean"] = tokenizer.pop("clean", "whitespace" if text.get("hf_tokenizer_name") else None)
     text["tokenizer_strip_sep"] = tokenizer.pop("strip_sep_token", False)
     if tokenizer:
         raise ConfigError(

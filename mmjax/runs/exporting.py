@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -12,7 +13,9 @@ import numpy as np
 
 from mmjax.checkpoints.manager import Checkpoints, StepSelector
 from mmjax.core.config import ConfigError, choose
+from mmjax.data.tokenizer import load as load_tokenizer
 from mmjax.experiment import Experiment
+from mmjax.models.config import ClipConfig
 from mmjax.runs import folder as run_folder
 from mmjax.runs.metrics_file import read_metrics
 from mmjax.runs.start_weights import read_arrays
@@ -66,14 +69,15 @@ def export_run(
     if interpolate is not None:
         spec, own = interpolate
         if spec == FROM_INIT and experiment.init.source is None:
-            raise ConfigError(
-                "--interpolate=init: the run started from random numbers; name weights in place of 'init'"
-            )
+            two = any(experiment.init.specs())
+            start = "its towers come from init.vision and init.text" if two else "the run started from random numbers"
+            raise ConfigError(f"--interpolate=init: {start}; name weights of the whole model in place of 'init'")
         spec = str(experiment.init.source) if spec == FROM_INIT else spec
+        interpolate = (spec, own)
         other = read_arrays(spec, experiment.model, params)
         params = {path: own * array + (1 - own) * other[path] for path, array in params.items()}
     model = Exported(
-        config=experiment.model,
+        config=_with_own_tokenizer(experiment.model, workdir),
         params={path: np.asarray(array, np.float32) for path, array in params.items()},
         tokenizer=workdir / run_folder.TOKENIZER_FOLDER,
         card=_card(experiment, workdir, steps=steps, ema=ema, interpolate=interpolate),
@@ -91,6 +95,15 @@ def export_run(
         raise ConfigError(f"--out={out}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _with_own_tokenizer(config: ClipConfig, workdir: Path) -> ClipConfig:
+    """With how the run's own tokenizer cleans texts; what it does with a separator stands in the tokenizer's files."""
+    clean = load_tokenizer(
+        str(workdir / run_folder.TOKENIZER_FOLDER), context_length=config.text_cfg.context_length
+    ).clean
+    text = dataclasses.replace(config.text_cfg, tokenizer_clean=clean, tokenizer_strip_sep=False)
+    return dataclasses.replace(config, text_cfg=text)
 
 
 def _mean(versions: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

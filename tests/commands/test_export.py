@@ -1,6 +1,8 @@
 """``mmjax export``: folders that come back as the same model, averages and interpolations, and refusals."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +83,56 @@ def test_a_refusal_is_one_line_and_leaves_no_folder(run, tmp_path, capsys, flags
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_weights_that_a_run_started_from_are_one_side_of_the_mean(run, tmp_path, capsys):
+    tuned = shutil.copytree(run, tmp_path / "tuned")
+    config = json.loads((tuned / "config.json").read_text())
+
+    def started_from(**init):
+        (tuned / "config.json").write_text(json.dumps(config | {"init": init}))
+
+    started_from(source=f"{run}@2")
+    assert export(tuned, tmp_path / "out", "--format=hf", "--step=3", "--interpolate=init:0.5") == 0
+    before, after = saved(run, 2), saved(run, 3)
+    between = read_arrays(str(tmp_path / "out"), Experiment.from_dict(config).model, before)
+    for path, array in before.items():
+        np.testing.assert_allclose(between[path], (array + after[path]) / 2, rtol=1e-5, atol=1e-7)
+    assert f"0.5 of it and 0.5 of {run}@2" in (tmp_path / "out" / "README.md").read_text()
+    started_from(vision=f"{run}@2")
+    assert export(tuned, tmp_path / "again", "--format=hf", "--interpolate=init:0.5") == 2
+    assert "its towers come from init.vision and init.text" in capsys.readouterr().err
+
+
+def test_a_folder_is_pushed_when_it_is_complete(run, tmp_path, capsys, monkeypatch):
+    import huggingface_hub
+
+    pushed = []
+
+    def upload_folder(*, repo_id, folder_path):
+        pushed.append((repo_id, {path.name for path in Path(folder_path).iterdir()}))
+        return f"https://hub.example/{repo_id}"
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda name, exist_ok: pushed.append((name, exist_ok)))
+    monkeypatch.setattr(huggingface_hub, "upload_folder", upload_folder)
+    assert export(run, tmp_path / "out", "--format=hf", "--push=me/mine") == 0
+    assert pushed[0] == ("me/mine", True) and pushed[1] == ("me/mine", {p.name for p in (tmp_path / "out").iterdir()})
+    assert "https://hub.example/me/mine" in capsys.readouterr().out
+
+
+def test_a_hub_that_refuses_leaves_the_folder(run, tmp_path, capsys, monkeypatch):
+    import huggingface_hub
+
+    def refuse(*args, **options):
+        raise OSError("401 Client Error.\nlog in first")
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", refuse)
+    assert export(run, tmp_path / "out", "--format=hf", "--push=me/mine") == 2
+    error = capsys.readouterr().err
+    assert "--push=me/mine: the hub refused it (401 Client Error. log in first)" in error
+    assert len(error.splitlines()) == 1 and (tmp_path / "out" / "model.safetensors").exists()
+    assert export(run, tmp_path / "other", "--format=hf", "--push=mine") == 2
+    assert "--push=mine: expected OWNER/NAME" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
 def test_a_folder_with_something_in_it_is_left_alone(run, tmp_path, capsys):

@@ -375,6 +375,21 @@ def test_a_misspelled_name_is_corrected_before_the_hub_is_asked(name, meant, mon
         load(name, context_length=8, captions=CAPTIONS)
 
 
+def test_a_separator_is_written_as_id_0(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    kept, stripped = (load(str(tmp_path), context_length=6, strip_sep=strip) for strip in (False, True))
+    texts = ["a red cat", "", "a red cat a red cat"]
+    assert kept(texts).tolist() == [[2, 5, 6, 7, 3, 0], [2, 3, 0, 0, 0, 0], [2, 5, 6, 7, 5, 3]]
+    assert stripped(texts).tolist() == [[2, 5, 6, 7, 0, 0], [2, 0, 0, 0, 0, 0], [2, 5, 6, 7, 5, 0]]
+    assert stripped.decode(stripped(texts)) == kept.decode(kept(texts))
+    kept.save(tmp_path / "saved")
+    for name in ("word", str(tmp_path / "saved")):
+        with pytest.raises(ConfigError, match=r"strip_sep=True: .* writes no separator"):
+            load(name, context_length=6, captions=CAPTIONS, strip_sep=True)
+
+
 def test_words_of_chinese_and_japanese_are_characters_and_unknown_ones_are_counted():
     words = load("word", context_length=12, captions=["a red cat", "红色的猫", "ねこ"])
     assert words.decode(words(["猫的红色"])) == ["猫 的 红 色"]
