@@ -1,4 +1,4 @@
-"""Plans: memory, FLOPs and communication of a training step compiled for a TPU slice, with no TPU attached."""
+"""Plans: memory, FLOPs, kernels and communication of a training step compiled for TPUs or GPUs, with none attached."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,11 +17,14 @@ from mmjax.experiment import Experiment
 from mmjax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
 from mmjax.parallel.sharding import batch_shardings
 from mmjax.planning.abstract_data import batch_shapes, resolve_without_data
-from mmjax.program import costs
-from mmjax.program import topology as slices
-from mmjax.program.chips import GIB
+from mmjax.program import kernels as programs
+from mmjax.program.chips import GIB, Chip
+from mmjax.program.collectives import collectives, group_by_kind
+from mmjax.program.flops import count_pallas_flops
 from mmjax.program.hlo import Module
-from mmjax.program.topology import Topology
+from mmjax.program.kernels import Kernel
+from mmjax.program.source_lines import SourceLines
+from mmjax.program.topology import OutOfMemory, Topology, compile_program
 from mmjax.train.program import Program, with_shardings
 
 logger = logging.getLogger(__name__)
@@ -30,18 +34,25 @@ Plan = dict[str, Any]
 MIN_ROWS_PER_DEVICE = 8
 """Smallest first guess of ``fit_batch``: with fewer rows almost all memory is independent of the batch size."""
 
+NUM_EXPLAINED = 20
+"""Rows of ``make_plan(explain=True)``."""
+
+LARGEST_MEMORY_FRACTION = 0.9
+"""Of a GPU's memory; the rest is for CUDA, its libraries and communication."""
+
 TARGET_FRACTION = 0.98
 """Fraction of a device's memory that guesses of ``next_guess`` aim at."""
 
 
-def make_plan(experiment: Experiment, topology: Topology) -> Plan:
+def make_plan(experiment: Experiment, topology: Topology, *, explain: bool = False) -> Plan:
     """Compiles the training step and returns its figures, which ``plan_text.format_plan`` explains.
 
     If the step does not fit, the plan has its memory and suggestions only.
 
     Args:
       experiment: what to train; its data is not read.
-      topology: from ``mmjax.program.topology.make_topology("v5e:16x16")``.
+      topology: from ``mmjax.program.topologies.make_topology``, of ``v5e:16x16`` or ``h100:8``.
+      explain: whether to list the dearest kernels, each with the line of the source that it comes from.
     """
     mesh = make_mesh(experiment.mesh, devices=topology.devices)
     shards = num_shards(batch_sharding(mesh))
@@ -51,7 +62,8 @@ def make_plan(experiment: Experiment, topology: Topology) -> Plan:
     batch = with_shardings(batch, batch_shardings(batch, program.mesh))
     devices = program.mesh.size
     before = time.perf_counter()
-    lowered = program.lower(batch)
+    traced = program.trace(batch)
+    lowered = traced.lower()
     state, batch_bytes = (_bytes_per_device(tree) for tree in (program.abstract_state, batch))
     plan: Plan = {
         "topology": topology.name,
@@ -66,12 +78,13 @@ def make_plan(experiment: Experiment, topology: Topology) -> Plan:
         "state_bytes": state,
         "batch_bytes": batch_bytes,
         "hbm_bytes": topology.device.hbm,
-        "usable_bytes": topology.device.usable_hbm,
+        "usable_bytes": topology.usable_bytes,
+        "published": _published(topology.device),
         "notes": notes,
     }
     try:
-        compiled = slices.compile_program(lowered)
-    except slices.OutOfMemory as error:
+        compiled = compile_program(lowered, topology.compiler_options)
+    except OutOfMemory as error:
         seconds = time.perf_counter() - before
         suggestions = suggest_changes(experiment, plan, needed=error.needed)
         return plan | {
@@ -87,61 +100,98 @@ def make_plan(experiment: Experiment, topology: Topology) -> Plan:
         "code": analysis.generated_code_size_in_bytes,
     }
     plan |= {"memory": memory, "needed_bytes": sum(memory.values()) - 2 * memory["aliased"]}
-    plan["fits"] = plan["needed_bytes"] <= topology.device.usable_hbm
+    plan["fits"] = plan["needed_bytes"] <= topology.usable_bytes
     if not plan["fits"]:
         plan["suggestions"] = suggest_changes(experiment, plan, needed=plan["needed_bytes"])
     plan["model_flops"] = program.count_flops(batch_shapes(experiment)) / devices
     try:
-        module = Module(str(compiled.as_text()))
+        text = str(compiled.as_text())
+        module = Module(text)
     except jax.errors.JaxRuntimeError as error:  # programs for the newest chips may have syntax that only libtpu parses
         notes.append(
             f"this jaxlib cannot read the compiled program, so FLOPs and traffic are unknown: {error}".splitlines()[0]
         )
         return plan
+    pallas = count_pallas_flops(traced.jaxpr)
+    kernels = programs.find_kernels(module, topology.device, SourceLines(text), pallas=pallas)
     reported = compiled.cost_analysis() or {}
+    by_kind = programs.summarize_by_kind(kernels)
     plan |= {
-        "flops": costs.flops(module),
-        "bytes": costs.memory_bytes(module),
+        "flops": float(sum(row["flops"] for row in by_kind)),
+        "bytes": float(sum(row["bytes"] for row in by_kind)),
         "reported": {"flops": reported.get("flops"), "bytes": reported.get("bytes accessed")},
+        "kernels": by_kind,
+        "float32_products": programs.rank_kernels(programs.float32_products(kernels)),
         "unknown_loops": module.unknown_loops,
-        "collectives": _collectives(module, topology, program),
+        "collectives": _collectives(module, kernels, topology, program),
     }
-    return plan | {"roofline": roofline(plan, topology)}
+    if explain:
+        plan["dearest_kernels"] = programs.rank_kernels(kernels, count=NUM_EXPLAINED)
+    return plan | {"roofline": roofline(plan, topology), "estimate": estimate(plan, topology.device)}
+
+
+def _published(chip: Chip) -> dict[str, float]:
+    """Returns the figures that times are computed from."""
+    names = ("hbm_bandwidth", "bf16", "f32", "f32_full", "eight_bit")
+    return {name: getattr(chip, name) for name in names}
 
 
 def roofline(plan: Plan, topology: Topology) -> dict[str, Any]:
     """Returns the roofline model: the step time bound by compute, memory or links, and the MFU at that bound."""
-    chip = topology.device
     times = {
-        "compute": plan["flops"] / chip.bf16,
-        "memory": plan["bytes"] / chip.hbm_bandwidth,
+        "compute": sum(row["compute_seconds"] for row in plan["kernels"]),
+        "memory": plan["bytes"] / topology.device.hbm_bandwidth,
         "collectives": sum(row["seconds"] for row in plan["collectives"]),
     }
     bound = max(times, key=lambda name: times[name])
-    step = times[bound]
+    return {"seconds": times, "bound": bound, **_speed(plan, topology.device, times[bound])}
+
+
+def estimate(plan: Plan, chip: Chip) -> dict[str, Any]:
+    """Returns the step time of kernels one after the other, each at its own bound, and what MFU that is.
+
+    Collectives count as far as the compiler's schedule runs no kernel beside them.
+    """
+    kernels = sum(row["seconds"] for row in plan["kernels"])
+    exposed = sum(row["exposed_seconds"] for row in plan["collectives"])
+    return {"kernel_seconds": kernels, "exposed_seconds": exposed, **_speed(plan, chip, kernels + exposed)}
+
+
+def _speed(plan: Plan, chip: Chip, seconds: float) -> dict[str, float]:
     return {
-        "seconds": times,
-        "bound": bound,
-        "step_seconds": step,
-        "mfu": plan["model_flops"] / (step * chip.bf16),
-        "examples_per_second": plan["batch_size"] / step,
+        "step_seconds": seconds,
+        "mfu": plan["model_flops"] / (seconds * chip.bf16),
+        "examples_per_second": plan["batch_size"] / seconds,
     }
 
 
-def _collectives(module: Module, topology: Topology, program: Program) -> list[dict[str, Any]]:
+def _collectives(
+    module: Module, kernels: Sequence[Kernel], topology: Topology, program: Program
+) -> list[dict[str, Any]]:
     order = list(program.mesh.devices.flat)
-    collectives = costs.collectives(module, devices=len(order))
-    return [
-        {
-            "kind": kind,
-            "axes": axes,
-            "executions": sum(one.times for one in same),
-            "bytes": sum(one.times * one.bytes for one in same),
-            "sent_bytes": sum(one.times * one.sent for one in same),
-            "seconds": sum(topology.seconds(one, order) for one in same),
-        }
-        for kind, axes, same in costs.group_by_kind(collectives, dict(program.mesh.shape))
-    ]
+    overlaps = programs.find_overlaps(module, kernels)
+    rows = []
+    for kind, axes, same in group_by_kind(collectives(module, devices=len(order)), dict(program.mesh.shape)):
+        seconds = [topology.seconds(one, order) for one in same]
+        beside = [overlaps.get(one.name, programs.Overlap(0.0, False)) for one in same]
+        rows.append(
+            {
+                "kind": kind,
+                "axes": axes,
+                "executions": sum(one.times for one in same),
+                "bytes": sum(one.times * one.bytes for one in same),
+                "sent_bytes": sum(one.times * one.sent for one in same),
+                "overlapped_bytes": sum(
+                    one.times * one.bytes for one, its in zip(same, beside, strict=True) if its.has_product
+                ),
+                "seconds": sum(seconds),
+                "exposed_seconds": sum(
+                    max(0.0, each - one.times * its.seconds)
+                    for one, each, its in zip(same, seconds, beside, strict=True)
+                ),
+            }
+        )
+    return rows
 
 
 def _bytes_per_device(tree: Any) -> int:
@@ -171,6 +221,8 @@ def suggest_changes(experiment: Experiment, plan: Plan, *, needed: float) -> lis
         changes.append(
             f"mesh.fsdp={_more_fsdp(plan)}: shards parameters and moments, now {state / 2**30:.1f} GiB per device"
         )
+    if max(usable, needed) < LARGEST_MEMORY_FRACTION * plan["hbm_bytes"]:  # only a GPU's client leaves so much
+        changes.append(f"XLA_CLIENT_MEM_FRACTION={LARGEST_MEMORY_FRACTION} in the environment: JAX takes more memory")
     if needed > state and usable > state:
         per_device = math.floor(rows / micro_batches * (usable - state) / (needed - state)) * micro_batches
         if per_device >= 1:
@@ -194,6 +246,7 @@ def fit_batch(
     topology: Topology,
     *,
     compilations: int = 6,
+    explain: bool = False,
 ) -> Plan:
     """Searches for the largest global batch that fits and returns its plan.
 
@@ -202,8 +255,9 @@ def fit_batch(
 
     Args:
       experiment: what to train; its batch size is the first guess.
-      topology: the slice.
+      topology: the devices.
       compilations: maximum number of compilations.
+      explain: as in ``make_plan``.
 
     Returns:
       The plan, with all batch sizes under ``tried``.
@@ -213,15 +267,17 @@ def fit_batch(
     tried: dict[int, Plan] = {}
     each = max(experiment.batch_size // multiple, MIN_ROWS_PER_DEVICE)
     while len(tried) < compilations:
-        tried[each] = plan = make_plan(dataclasses.replace(experiment, batch_size=each * multiple), topology)
+        tried[each] = plan = make_plan(
+            dataclasses.replace(experiment, batch_size=each * multiple), topology, explain=explain
+        )
         logger.info(
             f"batch_size={each * multiple}: needs {plan['needed_bytes'] / GIB:.2f} GiB of "
-            f"{topology.device.usable_hbm / GIB:.2f}; compiled in {plan['compile_seconds']:.0f} s"
+            f"{topology.usable_bytes / GIB:.2f}; compiled in {plan['compile_seconds']:.0f} s"
         )
         guess = next_guess(
             {size: (plan["fits"], plan["needed_bytes"]) for size, plan in tried.items()},
             fixed=tried[each]["state_bytes"],
-            usable=topology.device.usable_hbm,
+            usable=topology.usable_bytes,
         )
         if guess is None:
             break

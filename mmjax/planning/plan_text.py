@@ -18,14 +18,17 @@ def format_plan(plan: Plan) -> str:
     """Returns all figures of a plan, one paragraph per topic."""
     mesh = " x ".join(f"{name} {size}" for name, size in plan["mesh"].items())
     lines = [
-        f"{plan['topology']}: {plan['chips']} chips, mesh {mesh}",
+        f"{plan['topology']}: {plan['chips']} {'chip' if plan['chips'] == 1 else 'chips'}, mesh {mesh}",
         f"global batch {plan['batch_size']}, {plan['batch_size_per_device']} per device, {plan['precision']}, "
         f"{_micro_batches(plan)}remat {plan['remat']}; compiled in {plan['compile_seconds']:.0f} s",
         "",
         *_memory(plan),
     ]
     if plan.get("collectives") is not None:
-        lines += ["", *_arithmetic(plan), "", *_collectives(plan["collectives"]), "", *_roofline(plan)]
+        lines += ["", *_arithmetic(plan), "", *_kernels(plan["kernels"]), *_float32_products(plan)]
+        lines += ["", *_collectives(plan["collectives"]), "", *_roofline(plan), "", *_estimate(plan)]
+    if "dearest_kernels" in plan:
+        lines += ["", *_dearest(plan["dearest_kernels"])]
     if "tried" in plan:
         lines += ["", "batches tried", *_aligned([_tried(row) for row in plan["tried"]])]
     for loop in plan.get("unknown_loops", ()):
@@ -73,10 +76,65 @@ def _arithmetic(plan: Plan) -> list[str]:
     return ["work per device and step", *_aligned(rows)]
 
 
+def _kernels(rows: Sequence[Any]) -> list[str]:
+    cells = [["kernels", "runs", "GB", "TFLOP", "ms"], *(_kernel_cells(row, row["kind"]) for row in rows)]
+    total = {key: sum(row[key] for row in rows) for key in ("executions", "bytes", "flops", "seconds")}
+    return ["kernels per device and step, each at its bound", *_aligned([*cells, _kernel_cells(total, "total")])]
+
+
+def _kernel_cells(row: Any, name: str) -> list[str]:
+    return [
+        name,
+        f"{row['executions']:,}",
+        f"{row['bytes'] / 1e9:.2f}",
+        f"{row['flops'] / 1e12:.2f}",
+        f"{1e3 * row['seconds']:.2f}",
+    ]
+
+
+def _float32_products(plan: Plan) -> list[str]:
+    rows = plan["float32_products"]
+    if plan["precision"] == "float32" or not rows:
+        return []
+    cells = [
+        [f"{row['executions']:,} runs", f"{row['flops'] / 1e9:.1f} GFLOP", row["result"], _place(row)] for row in rows
+    ]
+    return ["", f"products of float32 in a step of {plan['precision']}", *_aligned(cells)]
+
+
+def _place(row: Any) -> str:
+    """Returns where a kernel comes from."""
+    source = row["source"] or row["operation"] or "made by the compiler"
+    return f"{source}, {row['phase']}" if row["phase"] else source
+
+
+def _dearest(rows: Sequence[Any]) -> list[str]:
+    cells = [["ms", "of all", "runs", "bound", "kernel", "result", "from"]]
+    for row in rows:
+        percent = f"{row['fraction']:.1%}"
+        milliseconds, runs = f"{1e3 * row['seconds']:.2f}", f"{row['executions']:,}"
+        cells.append([milliseconds, percent, runs, row["bound"], row["kind"], row["result"], _place(row)])
+    return ["the dearest kernels, equal ones of one line in one row", *_aligned(cells)]
+
+
+def _estimate(plan: Plan) -> list[str]:
+    made, published = plan["estimate"], plan["published"]
+    figures = ", ".join(
+        f"{published[key] / 1e12:,.{digits}f} {unit}"
+        for key, digits, unit in (("hbm_bandwidth", 2, "TB/s"), ("bf16", 0, "TFLOP/s bfloat16"), ("f32", 0, "float32"))
+    )
+    return [
+        f"estimate: kernels one after the other, each the longer one of bytes and FLOPs ({figures})",
+        f"  {1e3 * made['kernel_seconds']:.2f} ms, and {1e3 * made['exposed_seconds']:.2f} ms of collectives without a "
+        "kernel beside them",
+        _speed(made),
+    ]
+
+
 def _collectives(rows: Sequence[Any]) -> list[str]:
     if not rows:
         return ["collectives: none"]
-    cells = [["collective", "axes", "runs", "MiB", "MiB sent", "ms"]]
+    cells = [["collective", "axes", "runs", "MiB", "MiB sent", "beside products", "ms", "exposed"]]
     for row in rows:
         mib, sent = row["bytes"] / 2**20, row["sent_bytes"] / 2**20
         cells.append(
@@ -86,7 +144,9 @@ def _collectives(rows: Sequence[Any]) -> list[str]:
                 str(row["executions"]),
                 f"{mib:.2f}",
                 f"{sent:.2f}",
+                f"{row['overlapped_bytes'] / max(row['bytes'], 1):.0%}",
                 f"{1e3 * row['seconds']:.3f}",
+                f"{1e3 * row['exposed_seconds']:.3f}",
             ]
         )
     return ["collectives per device and step", *_aligned(cells)]
@@ -101,9 +161,14 @@ def _roofline(plan: Plan) -> list[str]:
     return [
         "roofline: a step takes at least as long as the slowest of these",
         *_aligned(rows),
-        f"step {1e3 * roofline['step_seconds']:.2f} ms, {roofline['examples_per_second']:,.0f} examples/s, MFU "
-        f"{roofline['mfu']:.1%} at most",
+        f"{_speed(roofline)} at most",
     ]
+
+
+def _speed(row: Any) -> str:
+    return (
+        f"step {1e3 * row['step_seconds']:.2f} ms, {row['examples_per_second']:,.0f} examples/s, MFU {row['mfu']:.1%}"
+    )
 
 
 def _tried(row: Any) -> list[str]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
+
+PallasFlops = dict[tuple[str, tuple[int, ...]], float]
+"""FLOPs of one call of a Pallas kernel, by its name and the shape of its first result."""
 
 
 def count_flops(jaxpr: Any) -> float:
@@ -31,6 +35,26 @@ def count_flops(jaxpr: Any) -> float:
     return total
 
 
+def count_pallas_flops(jaxpr: Any) -> PallasFlops:
+    """Returns what the Pallas kernels of a computation cost, which a compiled program does not show."""
+    return {
+        (str(equation.params["name"]), equation.outvars[0].aval.shape): (
+            _times("pallas_call", equation.params) * count_flops(equation.params["jaxpr"])
+        )
+        for equation in _equations(jaxpr)
+        if equation.primitive.name == "pallas_call"
+    }
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (list, tuple)) else (value,):
+                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                    yield from _equations(inner)
+
+
 def _inner(name: str, params: dict[str, Any]) -> list[Any]:
     if name == "while":
         return [params["body_jaxpr"]]
@@ -40,6 +64,8 @@ def _inner(name: str, params: dict[str, Any]) -> list[Any]:
 def _times(name: str, params: dict[str, Any]) -> int:
     if name == "scan":
         return params["length"]
+    if name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid)
     if name == "shard_map":  # its inner shapes are one device's; along axes that split nothing there are copies
         split = {
             axis

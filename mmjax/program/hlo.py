@@ -17,6 +17,7 @@ _SPACE = re.compile(r"S\((\d+)\)")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _NAME = re.compile(r"%([\w.\-]+)")
+_ASYNCHRONOUS = ("fusion-start", "custom-call-start")  # GPU programs of jax 0.12 have one kernel begin and end apart
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -198,11 +199,14 @@ def _instruction(line: str) -> Instruction | None:
     root, name, right = match[1], match[2], match[3]
     types, right = _split_type(right)
     opcode, _, right = right.partition("(")
+    opcode = opcode.strip()
+    if opcode in _ASYNCHRONOUS:  # its value is the operands, the results and flags
+        opcode, types = opcode.removesuffix("-start"), _elements(types)[1]
     end = _closing_parenthesis(right)
     inside, rest = right[:end], right[end + 1 :]
     return Instruction(
         name=name,
-        opcode=opcode.strip(),
+        opcode=opcode,
         arrays=tuple(_array(match) for match in _ARRAY.finditer(types)),
         operands=tuple(_NAME.findall(inside)),
         literal=inside,
@@ -215,6 +219,17 @@ def _split_type(text: str) -> tuple[str, str]:
     """Splits ``text`` after the type that it starts with."""
     end = _closing_parenthesis(text[1:]) + 2 if text.startswith("(") else text.index(" ")
     return text[:end], text[end:]
+
+
+def _elements(text: str) -> list[str]:
+    """Returns the types of a tuple type's elements."""
+    result, depth, begin = list[str](), 0, 1
+    for match in re.finditer(r"[(){}\[\],]", text):
+        depth += (match[0] in "({[") - (match[0] in ")}]")
+        if depth == 0 or (depth == 1 and match[0] == ","):
+            result.append(text[begin : match.start()].strip())
+            begin = match.end()
+    return result
 
 
 def _closing_parenthesis(text: str) -> int:

@@ -21,7 +21,7 @@ from mmjax.parallel import sharding
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from mmjax.parallel.sharding import batch_shardings, parameter_shardings
 from mmjax.planning import abstract_data
-from mmjax.program import costs
+from mmjax.program import collectives
 from mmjax.program.hlo import Module
 from mmjax.train.program import Program, with_shardings
 from support import tiny
@@ -257,7 +257,7 @@ class TestRows:
         def sent(batch):
             ids = jax.ShapeDtypeStruct((batch, 8), jnp.int32)
             made = jax.jit(jax.grad(loss), in_shardings=(places, rows), out_shardings=places).lower(shapes, ids)
-            found = costs.collectives(Module(made.compile().as_text()), devices=8)
-            return sum(one.times * one.sent for one in found if costs.mesh_axes(one, mesh.shape) != "tensor")
+            found = collectives.collectives(Module(made.compile().as_text()), devices=8)
+            return sum(one.times * one.sent for one in found if collectives.mesh_axes(one, mesh.shape) != "tensor")
 
         assert 0 < sent(512) <= 1.02 * sent(128)  # of still fewer rows the last position alone would go

@@ -2,12 +2,12 @@
 
 import pytest
 
-from mmjax.program.chips import CHIPS, peak_flops
+from mmjax.program.chips import TPUS, peak_flops
 
 
-@pytest.mark.parametrize("name", CHIPS)
+@pytest.mark.parametrize("name", TPUS)
 def test_chips_are_plausible_and_agree_with_what_the_benchmark_uses(name):
-    chip = CHIPS[name]
+    chip = TPUS[name]
     assert 0.9 * chip.hbm < chip.usable_hbm <= chip.hbm
     assert chip.links == 2 * chip.torus
     assert 100 < chip.bf16 / chip.hbm_bandwidth < 700  # FLOP a byte at which arithmetic becomes the bound

@@ -22,13 +22,13 @@ import jax
 jax.config.update("jax_enable_compilation_cache", False)
 import jax.numpy as jnp
 from mmjax.core import plugins
-from mmjax.program import topology
+from mmjax.program import topologies
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from mmjax.core.types import Provenance
 from support.objective_problems import computing
 
 for name in ("v5e:1x2", "v5e:4x4", "v5e:16x16"):
-    devices = topology.make_topology(name).devices
+    devices = topologies.make_topology(name).devices
     rows = batch_sharding(make_mesh(MeshConfig(), devices=devices))
     whole = jax.NamedSharding(rows.mesh, jax.P())
     n = 1024 * len(devices)

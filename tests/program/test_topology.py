@@ -7,23 +7,25 @@ import pytest
 from jax.experimental import topologies
 
 from mmjax.core.config import ConfigError
+from mmjax.program import topologies as aot
 from mmjax.program import topology
-from mmjax.program.chips import CHIPS, GIB
-from mmjax.program.costs import Collective
+from mmjax.program.chips import GIB, TPUS
+from mmjax.program.collectives import Collective
+from mmjax.program.tpu_slice import TpuSlice
 
 
 def test_rates_count_the_dimensions_that_a_group_extends_over():
     devices = tuple(jax.devices())
     places = tuple((i // 2, i % 2, 0) for i in range(8))
-    v4 = topology.Topology(name="v4:4x2x1", chip=CHIPS["v4"], sides=(4, 2, 1), devices=devices, coordinates=places)
+    v4 = TpuSlice(name="v4:4x2x1", chip=TPUS["v4"], sides=(4, 2, 1), devices=devices, coordinates=places)
     everyone, column = [devices], [devices[::2], devices[1::2]]
     assert v4.bandwidth(everyone) == (2 + 1) * 50e9  # four chips close to a ring, two do not
     assert v4.bandwidth(column) == 2 * 50e9
-    one = Collective(kind="all-reduce", bytes=10**9, times=3, groups=(tuple(range(8)),))
+    one = Collective(name="it", kind="all-reduce", bytes=10**9, times=3, groups=(tuple(range(8)),))
     assert v4.seconds(one, devices) == pytest.approx(3 * 2 * 7 / 8 * 1e9 / 150e9)
-    on = Collective(kind="collective-permute", bytes=10**9, times=2, groups=((0, 1), (1, 0)))
+    on = Collective(name="it", kind="collective-permute", bytes=10**9, times=2, groups=((0, 1), (1, 0)))
     assert v4.seconds(on, devices) == pytest.approx(2 * 1e9 / 50e9)
-    assert v4.seconds(Collective(kind="all-gather", bytes=64, times=1, groups=((0,),)), devices) == 0
+    assert v4.seconds(Collective(name="it", kind="all-gather", bytes=64, times=1, groups=((0,),)), devices) == 0
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def test_rates_count_the_dimensions_that_a_group_extends_over():
     [
         ("16x16", ["v5e:16x16"]),
         ("v5e-256", ["v5e:16x16"]),
-        ("v9:2x2", ["no such generation", "v5e", "tpu7x"]),
+        ("v9:2x2", ["no such chip", "v5e", "tpu7x"]),
         ("v5d:2x2", ["did you mean"]),
         ("v5e:2x2x2", ["2 dimensions", "v5e:4x4"]),
         ("v4:4x4", ["3 dimensions", "v4:4x4x4"]),
@@ -40,7 +42,7 @@ def test_rates_count_the_dimensions_that_a_group_extends_over():
 )
 def test_a_topology_that_cannot_be_is_refused(name, mentions):
     with pytest.raises(ConfigError) as error:
-        topology.make_topology(name)
+        aot.make_topology(name)
     for mention in [f"--topology={name}", *mentions]:
         assert mention in str(error.value)
 
@@ -48,7 +50,7 @@ def test_a_topology_that_cannot_be_is_refused(name, mentions):
 def test_without_libtpu_the_way_out_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'mmjax\[aot\]'"):
-        topology.make_topology("v5e:2x2")
+        aot.make_topology("v5e:2x2")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_libtpus_errors_are_one_line_with_the_way_out(message, mention, monkeypa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(topologies, "get_topology_desc", fail)
     with pytest.raises(ConfigError, match=mention) as error:
-        topology.make_topology("v5e:3x3")
+        aot.make_topology("v5e:3x3")
     assert "\n" not in str(error.value) and "--topology=v5e:3x3" in str(error.value)
 
 
@@ -96,7 +98,7 @@ def test_only_an_error_about_memory_becomes_one():
         def __init__(self, message):
             self.message = message
 
-        def compile(self):
+        def compile(self, options):
             raise jax.errors.JaxRuntimeError(self.message)
 
     with pytest.raises(topology.OutOfMemory):
