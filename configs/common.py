@@ -9,7 +9,7 @@ from typing import Any
 from mmjax.core.config import ConfigError, nearest
 
 
-def parse_arguments(text: str, **defaults: Any) -> types.SimpleNamespace:
+def parse_arguments(text: str, /, **defaults: Any) -> types.SimpleNamespace:
     """The arguments of a config file, as in ``augment=mixup,size=small``.
 
     Args:

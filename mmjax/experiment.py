@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from mmjax.core import config, plugins
@@ -74,6 +74,13 @@ class OptimizerConfig:
     to: as in open_clip all matrices and tables of embeddings, those of positions among them; ``.*kernel`` are the
     matrices alone, as in big_vision. With ``ema_decay`` a moving average of the parameters is kept, and measured in
     their place.
+
+    ``layer_decay`` multiplies a tower's learning rates once for each layer between a parameter and the tower's end, as
+    in BEiT (Bao et al. 2022, arXiv:2106.08254): the last norm, pooling and projection have factor 1, block k of L has
+    ``layer_decay^(L-k)`` with k from 0, and what lies before the blocks ``layer_decay^(L+1)``. Of a tower with
+    ``unlocked_image_groups`` or ``unlocked_text_groups`` only that many groups train, counted from its end: pooling and
+    projection; the last block with the last norm; each further block; what lies before the blocks. 0 freezes the tower.
+    All factors are multiplied.
     """
 
     learning_rate: NonNegative = 5e-4
@@ -87,15 +94,48 @@ class OptimizerConfig:
     final_fraction: Fraction = 0.0
     clip_norm: Annotated[float, Gt(0, "None turns clipping off")] | None = 1.0
     learning_rate_multipliers: tuple[tuple[str, float], ...] = ()
+    layer_decay: Annotated[float, Between(1e-3, 1)] = 1.0
+    unlocked_image_groups: Annotated[int, Ge(0)] | None = None
+    unlocked_text_groups: Annotated[int, Ge(0)] | None = None
     ema_decay: Fraction = 0.0
 
     def __post_init__(self) -> None:
-        patterns = [("learning_rate_multipliers", pattern) for pattern, _ in self.learning_rate_multipliers]
-        for key, pattern in [("weight_decay_pattern", self.weight_decay_pattern), *patterns]:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ConfigError(f"optimizer.{key}={pattern!r}: not a regular expression ({error})") from None
+        multipliers = [pattern for pattern, _ in self.learning_rate_multipliers]
+        _check_patterns("optimizer.weight_decay_pattern", [self.weight_decay_pattern])
+        _check_patterns("optimizer.learning_rate_multipliers", multipliers)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA: Hu et al. 2022, arXiv:2106.09685): ``W + alpha/rank · A·B`` in place of a kernel W.
+
+    With a ``rank`` above 0 only A and B train, and the parameters that ``train`` matches; all others keep their bits.
+    ``targets`` and ``train`` are regular expressions of paths (``visual/blocks/attn/query/kernel``), matched from the
+    start; of what ``targets`` match, the kernels of linear maps get adapters, that of the patch embedding among them.
+    ``alpha`` is the rank, if left out.
+    """
+
+    rank: Annotated[int, Between(0, 2**16)] = 0
+    alpha: Annotated[float, Gt(0)] | None = None
+    targets: tuple[str, ...] = (".*/blocks/.*",)
+    train: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_patterns("lora.targets", self.targets)
+        _check_patterns("lora.train", self.train)
+
+    @property
+    def scale(self) -> float:
+        """What A·B is multiplied by."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+def _check_patterns(key: str, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"{key}={pattern!r}: not a regular expression ({error})") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,6 +220,7 @@ class Experiment:
     micro_batches: PositiveInt = 1
     model: ClipConfig
     init: InitConfig = dataclasses.field(default_factory=InitConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     data: DataConfig
     seed: Annotated[int, Between(0, 2**32 - 1)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -1,7 +1,8 @@
-"""Write a run's model for transformers, open_clip or big_vision.
+"""Write a run's model for transformers, open_clip or big_vision, or its adapters for PEFT.
 
 The folder has the weights, the configuration and the preprocessing of the other library, the tokenizer, a model card
-and the run's own configuration. What the other library cannot express is refused by name.
+and the run's own configuration. What the other library cannot express is refused by name. Adapters (lora.rank) are
+merged into their kernels; --format=peft writes them alone, for the model that the run started from.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from mmjax.core.config import Between, ConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's flags."""
     options.add_checkpoint(parser)
-    parser.add_argument("--format", required=True, choices=("hf", "open_clip", "big_vision"), help="the library")
+    parser.add_argument(
+        "--format", required=True, choices=("hf", "open_clip", "big_vision", "peft"), help="the library"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=None,

@@ -49,7 +49,10 @@ def activate(x: jax.Array, kind: Activation) -> jax.Array:
 
 
 class Dense(nnx.Module):
-    """``y = x·kernel + bias`` from the last ``len(inputs)`` axes of x to the axes ``outputs``."""
+    """``y = x·kernel + bias`` from the last ``len(inputs)`` axes of x to the axes ``outputs``.
+
+    ``lora.add_adapters`` may add a low-rank map to it.
+    """
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Dense(nnx.Module):
         self.inputs, self.outputs, self.dtype, self.matmul_precision = inputs, outputs, dtype, matmul_precision
         self.kernel = nnx.Param(init(rngs.params(), (*inputs, *outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+        self.lora: nnx.Module | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., *inputs] -> [..., *outputs]."""
@@ -76,6 +80,8 @@ class Dense(nnx.Module):
             y = x @ kernel.astype(self.dtype)
         else:
             y = product(x, kernel, self.matmul_precision)
+        if self.lora is not None:
+            y = y + self.lora(x)
         if self.bias is not None:
             y = y + broadcast_parameter(self.bias[...].reshape(-1), y.shape, self.dtype)
         return y.reshape(*lead, *self.outputs)

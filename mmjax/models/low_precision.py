@@ -37,24 +37,25 @@ def product(x: jax.Array, kernel: jax.Array, precision: MatmulPrecision) -> jax.
     return _quantized_product(x, kernel.T, _FORMATS[precision][0], _FORMATS[precision][0]).astype(x.dtype)
 
 
-def _forward(
-    x: jax.Array, kernel: jax.Array, precision: MatmulPrecision
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return product(x, kernel, precision), (x, kernel)
+def _forward(x: Any, kernel: Any, precision: MatmulPrecision) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array]]:
+    """Of a frozen kernel nothing is kept to compute its gradient."""
+    return product(x.value, kernel.value, precision), (x.value if kernel.perturbed else None, kernel.value)
 
 
 def _backward(
-    precision: MatmulPrecision, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    precision: MatmulPrecision, residuals: tuple[jax.Array | None, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
     x, kernel = residuals
     value_format, gradient_format = _FORMATS[precision]
-    by_x = _quantized_product(gradient, kernel, gradient_format, value_format)
+    by_x = _quantized_product(gradient, kernel, gradient_format, value_format).astype(gradient.dtype)
+    if x is None:
+        return by_x, None
     lead = tuple(range(x.ndim - 1))
     by_kernel = jax.lax.dot_general(x, gradient, ((lead, lead), ((), ())), preferred_element_type=jnp.float32)
-    return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
+    return by_x, by_kernel.astype(kernel.dtype)
 
 
-product.defvjp(_forward, _backward)
+product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _quantized_product(a: jax.Array, b: jax.Array, format_a: Any, format_b: Any) -> jax.Array:

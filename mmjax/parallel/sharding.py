@@ -34,10 +34,10 @@ FSDP_MIN_SIZE = 2**14
 
 _STACKED = re.compile(r"(^|/)blocks/")  # the first axis is the layer, which a scan iterates over
 _MEGATRON = (  # path, axis that ``tensor`` splits (counted from the end, because stacked blocks add a first axis), unit
-    (re.compile(r".*/attn/(query|key|value)/(kernel|bias)$"), -2, "heads"),
-    (re.compile(r".*/attn/out/kernel$"), -3, "heads"),
-    (re.compile(r".*/mlp/fc1/(kernel|bias)$"), -1, "hidden units"),
-    (re.compile(r".*/mlp/fc2/kernel$"), -2, "hidden units"),
+    (re.compile(r".*/attn/(query|key|value)/(kernel|bias|lora/b)$"), -2, "heads"),
+    (re.compile(r".*/attn/out/(kernel|lora/a)$"), -3, "heads"),
+    (re.compile(r".*/mlp/fc1/(kernel|bias|lora/b)$"), -1, "hidden units"),
+    (re.compile(r".*/mlp/fc2/(kernel|lora/a)$"), -2, "hidden units"),
 )
 
 

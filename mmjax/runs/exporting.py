@@ -16,10 +16,16 @@ from mmjax.core.config import ConfigError, choose
 from mmjax.data.tokenizer import load as load_tokenizer
 from mmjax.experiment import Experiment
 from mmjax.models.config import ClipConfig
+from mmjax.models.lora import merge_adapters
 from mmjax.runs import folder as run_folder
 from mmjax.runs.metrics_file import read_metrics
 from mmjax.runs.start_weights import read_arrays
-from mmjax.weights.export.folders import FORMATS, Exported
+from mmjax.weights.export import folders
+from mmjax.weights.export.folders import Adapters, Exported
+from mmjax.weights.export.peft import write_peft
+from mmjax.weights.open_pretrained import read_model
+
+FORMATS = {**folders.FORMATS, "peft": write_peft}
 
 FROM_INIT = "init"
 """As what to interpolate with: the weights that the run started from."""
@@ -37,7 +43,7 @@ def export_run(
     dtype: str = "float32",
     license: str | None = None,
 ) -> None:
-    """Writes a run's model for another library.
+    """Writes a run's model for another library; low-rank adapters are merged into their kernels but for ``peft``.
 
     Args:
         workdir: The run folder.
@@ -59,11 +65,15 @@ def export_run(
         raise ConfigError(f"--ema: the run of {workdir} keeps no moving average (optimizer.ema_decay=0); leave it out")
     if ema is None:
         ema = experiment.optimizer.ema_decay > 0
+    adapters = _adapters(experiment, average=average, interpolate=interpolate) if format == "peft" else None
     saving = experiment.checkpoint
     checkpoints = Checkpoints(workdir, directory=saving.directory, best=saving.best, read_only=True)
     try:
         steps = list(average) or [checkpoints.resolve(step)]
-        params = _mean([checkpoints.read_params(step=each, ema=ema) for each in steps])
+        versions = [checkpoints.read_params(step=each, ema=ema) for each in steps]
+        if experiment.lora.rank and adapters is None:
+            versions = [merge_adapters(version, scale=experiment.lora.scale) for version in versions]
+        params = _mean(versions)
     finally:
         checkpoints.close()
     if interpolate is not None:
@@ -82,6 +92,7 @@ def export_run(
         tokenizer=workdir / run_folder.TOKENIZER_FOLDER,
         card=_card(experiment, workdir, steps=steps, ema=ema, interpolate=interpolate),
         recipe={"steps": steps, "ema": ema, "interpolate": interpolate, "experiment": experiment.to_dict()},
+        adapters=adapters,
         license=license,
         dtype=dtype,
     )
@@ -104,6 +115,33 @@ def _with_own_tokenizer(config: ClipConfig, workdir: Path) -> ClipConfig:
     ).clean
     text = dataclasses.replace(config.text_cfg, tokenizer_clean=clean, tokenizer_strip_sep=False)
     return dataclasses.replace(config, text_cfg=text)
+
+
+def _adapters(
+    experiment: Experiment, *, average: Sequence[int], interpolate: tuple[str, float] | None
+) -> Adapters | None:
+    """Of a run whose adapters hold all that it has trained; others are refused."""
+    lora, init = experiment.lora, experiment.init
+    if not lora.rank:
+        return None
+    way_out = "use --format=hf, which merges the adapters"
+    if average or interpolate:
+        flag = "--average" if average else "--interpolate"
+        raise ConfigError(f"--format=peft: {flag} makes kernels that no adapter of this rank has; {way_out}")
+    if lora.train:
+        raise ConfigError(f"--format=peft: adapters do not hold what lora.train={lora.train} has trained; {way_out}")
+    if init.source is None or init.vision or init.text or init.drop:
+        raise ConfigError(
+            f"--format=peft: adapters are for one model that others have, and this run started from "
+            f"{init.vision or init.text or init.source or 'random numbers'} with the rest at random; {way_out}"
+        )
+    sides = [config.vision_cfg.grid for config in (read_model(init.source).config, experiment.model)]
+    if sides[0] != sides[1]:
+        raise ConfigError(
+            f"--format=peft: the run resized the positions of {init.source} from {sides[0]} patches a side to "
+            f"{sides[1]}, which adapters do not hold; {way_out}"
+        )
+    return Adapters(scale=lora.scale, base=init.source)
 
 
 def _mean(versions: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -139,6 +177,7 @@ def _card(
         "transforms": ", ".join(name for name, _ in data.transforms) or "none",
         "augmentations": ", ".join(name for name, _ in experiment.augment) or "none",
         "objective": str(experiment.objective.get("name")),
+        "adapters": f"LoRA of rank {experiment.lora.rank}" if experiment.lora.rank else "none",
         "batch": f"{experiment.batch_size}, {experiment.steps} steps",
     }
     lines = ["# A CLIP model trained with mmjax", "", *(f"* {key}: {value}" for key, value in rows.items())]

@@ -15,6 +15,7 @@ from mmjax.checkpoints.manager import Checkpoints, StepSelector
 from mmjax.core.config import ConfigError
 from mmjax.experiment import Experiment
 from mmjax.models.config import ClipConfig
+from mmjax.models.lora import merge_adapters
 from mmjax.runs import folder as run_folder
 from mmjax.weights.config import InitConfig
 from mmjax.weights.open_pretrained import find, open_pretrained
@@ -59,6 +60,8 @@ def open_weights(spec: str, *, model: ClipConfig | None = None) -> Pretrained:
         arrays = checkpoints.read_params(step=step, ema=experiment.optimizer.ema_decay > 0)
     finally:
         checkpoints.close()
+    if experiment.lora.rank:
+        arrays = merge_adapters(arrays, scale=experiment.lora.scale)
     return Pretrained(
         spec=spec,
         config=experiment.model,

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mmjax.core import plugins, rng
@@ -20,6 +21,7 @@ from mmjax.evals.common.embedder import Embedder
 from mmjax.experiment import Experiment
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
+from mmjax.models.lora import add_adapters
 from mmjax.models.low_precision import check_matmul_precision
 from mmjax.parallel.host_memory import keep_freed_memory
 from mmjax.parallel.host_rows import host_rows
@@ -30,7 +32,7 @@ from mmjax.runs.start_weights import load_init
 from mmjax.train.augmentation import Augmentations
 from mmjax.train.forward import make_tower_info
 from mmjax.train.micro_batches import check_micro_batches
-from mmjax.train.optim import learning_rate, make_optimizer
+from mmjax.train.optim import learning_rate, learning_rate_factors, make_optimizer
 from mmjax.train.step import make_step, merge
 
 
@@ -62,7 +64,9 @@ class Program:
         self.graph, params = nnx.split(nnx.eval_shape(self._create))
         shapes: Params = nnx.to_pure_dict(params)
         optimizer = experiment.optimizer
-        self.tx = make_optimizer(optimizer, shapes, steps=experiment.steps)
+        factors = learning_rate_factors(optimizer, shapes, lora=experiment.lora)
+        self.trained = jax.tree.map(lambda factor: np.asarray(factor != 0), factors)
+        self.tx = make_optimizer(optimizer, factors, steps=experiment.steps)
         self.augmentations = Augmentations.from_config(
             experiment.augment, towers=make_tower_info(experiment.model), seed=experiment.seed
         )
@@ -70,6 +74,7 @@ class Program:
             self.graph,
             objective=self.objective,
             tx=self.tx,
+            trained=self.trained,
             schedule=learning_rate(optimizer, steps=experiment.steps),
             max_logit_scale=experiment.model.max_logit_scale,
             ema_decay=optimizer.ema_decay,
@@ -85,6 +90,14 @@ class Program:
             policy=experiment.mesh.parameters,
         )
         self.abstract_state = with_shardings(state, self.shardings)
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers of the model are trained."""
+        sizes = jax.tree.map(
+            lambda t, leaf: leaf.size * int(t.sum()) // t.size, self.trained, self.abstract_state.params
+        )
+        return sum(jax.tree.leaves(sizes))
 
     @property
     def host_rows(self) -> tuple[int, int]:
@@ -191,7 +204,11 @@ class Program:
     def _create(self) -> Clip:
         key = rng.key(self.experiment.seed, stream="init")
         dtype = DTYPES[self.experiment.precision]
-        return Clip(self.experiment.model, rngs=nnx.Rngs(params=key), dtype=dtype, row_sharding=self.row_sharding)
+        model = Clip(self.experiment.model, rngs=nnx.Rngs(params=key), dtype=dtype, row_sharding=self.row_sharding)
+        if (lora := self.experiment.lora).rank:
+            seed = self.experiment.seed
+            add_adapters(model, rank=lora.rank, scale=lora.scale, targets=lora.targets, seed=seed)
+        return model
 
     def _initial(self) -> TrainState:
         params: Params = nnx.to_pure_dict(nnx.state(self._create()))

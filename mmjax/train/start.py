@@ -143,8 +143,9 @@ class Run:
         if not self.checkpoints.steps:
             with self.timer.measure("compiling", "making the initial state"):
                 state = self.program.initialize()
-            size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-            logger.info(f"{size:,} parameters on {self.program.mesh.size} x {jax.devices()[0].device_kind}")
+            size, trained = sum(leaf.size for leaf in jax.tree.leaves(state.params)), self.program.trained_parameters
+            frozen = "" if trained == size else f", {trained:,} of them trained ({trained / size:.2%}),"
+            logger.info(f"{size:,} parameters{frozen} on {self.program.mesh.size} x {jax.devices()[0].device_kind}")
             return state
         with self.timer.measure("restoring", f"reading the checkpoint of step {self.checkpoints.steps[-1]}"):
             state = self.checkpoints.restore_newest(self.program.abstract_state)

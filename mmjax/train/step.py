@@ -17,7 +17,14 @@ from mmjax.core.state import Params, TrainState
 from mmjax.core.types import Batch, Metrics
 from mmjax.train import forward
 from mmjax.train.augmentation import Augmentations
-from mmjax.train.optim import update_ema, updates_done
+from mmjax.train.optim import (
+    complete_gradients,
+    join_frozen,
+    keep_frozen,
+    split_frozen,
+    update_ema,
+    updates_done,
+)
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Loss = Callable[..., tuple[jax.Array, Metrics]]
@@ -28,6 +35,7 @@ def make_step(
     *,
     objective: Loss,
     tx: optax.GradientTransformation,
+    trained: Params,
     schedule: optax.Schedule,
     max_logit_scale: float,
     ema_decay: float = 0.0,
@@ -37,7 +45,8 @@ def make_step(
     """Makes the training step for the model ``graph``; it is not yet jitted.
 
     One step: gradients of ``make_loss`` by the model's and the augmentations' parameters, in one backward pass
-    (adversaries reverse theirs); an update of the model, of its moving average, and of each augmentation.
+    (adversaries reverse theirs); an update of the model, of its moving average, and of each augmentation. By frozen
+    parameters no gradient is computed, and they keep their bits.
 
     If the loss, or the norm of the model's or of an augmentation's gradient, is not finite, the update is rejected:
     all of the state but ``step`` stays as it was, the place in the schedule included. ``rejected_update`` is then 1,
@@ -45,27 +54,31 @@ def make_step(
 
     Args:
         graph: the model without its parameters.
+        trained: for each parameter, whether it is trained: bool[], or for stacked blocks bool[layers, 1, …].
         tx, schedule: the model's optimizer, and its learning rate for the metrics.
         ema_decay: of the moving average of the parameters, if the state has one.
         micro_batches: how many the batch is split into; the towers run on one at a time.
     """
     loss = make_loss(graph, objective=objective, augmentations=augmentations, micro_batches=micro_batches)
 
+    def loss_of_trained(params: Params, frozen: Params, *arguments: Any, **options: Any) -> tuple[jax.Array, Metrics]:
+        return loss(join_frozen(params, frozen), *arguments, **options)
+
     def compute_gradients(state: TrainState, batch: Batch) -> tuple[Params, dict[str, Params], Metrics]:
         """By the model's parameters and by those of each augmentation."""
         # Another sequence length is another program. Each is a whole branch, so that none pays for the others.
         branches = [
-            functools.partial(jax.grad(loss, argnums=(0, 1), has_aux=True), drop_rates=drop_rates)
+            functools.partial(jax.grad(loss_of_trained, argnums=(0, 2), has_aux=True), drop_rates=drop_rates)
             for drop_rates in augmentations.drop_rate_combinations
         ]
         augment_params = {name: own.params for name, own in state.augment.items()}
-        arguments = (state.params, augment_params, batch, state.step)
+        arguments = (*split_frozen(state.params, trained), augment_params, batch, state.step)
         if len(branches) == 1:
             (grads, augment_grads), metrics = branches[0](*arguments)
         else:
             active = augmentations.active_combination(state.step)
             (grads, augment_grads), metrics = jax.lax.switch(active, branches, *arguments)
-        return grads, augment_grads, metrics
+        return complete_gradients(grads, state.params, trained), augment_grads, metrics
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, augment_grads, metrics = compute_gradients(state, batch)
@@ -75,9 +88,11 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         # Radford et al. 2021 clip the scale itself; limiting its use instead would leave it without a gradient.
         params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, jnp.log(max_logit_scale))
+        params = keep_frozen(params, state.params, trained)
         ema_params = state.ema_params
         if ema_params is not None:
-            ema_params = update_ema(ema_params, params, step=state.step, decay=ema_decay)
+            average = update_ema(ema_params, params, step=state.step, decay=ema_decay)
+            ema_params = keep_frozen(average, ema_params, trained)
         augment, augment_metrics = augmentations.update(augment_grads, state.augment)
 
         norm = optax.tree.norm(grads)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from mmjax import cli
 from mmjax.checkpoints.manager import Checkpoints
@@ -25,6 +26,20 @@ PATCHES = {
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "run"
     sections = tiny.sections(model=PATCHES, steps=3, checkpoint__every_steps=1, checkpoint__keep=3, eval__every_steps=3)
+    train(Experiment.from_dict(sections), workdir=workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def adapted(run):
+    """A run that starts from the other, with adapters."""
+    workdir = run.parent / "adapted"
+    sections = tiny.sections(
+        model="init", init=str(run), data__tokenizer__name="init", steps=2, checkpoint__every_steps=1,
+        checkpoint__keep=2,
+        lora={"rank": 2, "alpha": 1.0, "targets": (".*/blocks/.*", "visual/(patch_embed|proj)/.*")},
+        eval__tasks=(), eval__final_tasks=(), seed=3,
+    )  # fmt: skip
     train(Experiment.from_dict(sections), workdir=workdir)
     return workdir
 
@@ -63,6 +78,97 @@ def test_a_mean_of_steps_and_one_with_other_weights(run, tmp_path):
         exact = np.mean([x[path].astype(np.float64) for x in (one, two, three)], axis=0)
         np.testing.assert_allclose(soup[path], exact, rtol=1e-6, atol=1e-8)
         np.testing.assert_allclose(between[path], 0.25 * three[path] + 0.75 * one[path], rtol=1e-5, atol=1e-7)
+
+
+def test_adapters_are_merged_before_anything_else(run, adapted, tmp_path):
+    base, one, two = saved(run, 3), saved(adapted, 1), saved(adapted, 2)
+    assert export(adapted, tmp_path / "merged", "--format=hf") == 0
+    assert export(adapted, tmp_path / "mean", "--format=hf", "--average=1,2") == 0
+    assert export(adapted, tmp_path / "half", "--format=hf", "--interpolate=init:0.5") == 0
+    model = Experiment.from_dict(json.loads((adapted / "config.json").read_text())).model
+    merged, mean, half = (read_arrays(str(tmp_path / name), model, base) for name in ("merged", "mean", "half"))
+    again = read_arrays(str(adapted), model, base)  # as init, mmjax.load and --interpolate read a run
+    changed = 0
+    for path, array in base.items():
+        layer = path.removesuffix("/kernel")
+        if f"{layer}/lora/a" not in two:
+            np.testing.assert_array_equal(merged[path], array, err_msg=path)
+            continue
+        each = []
+        for step in (one, two):
+            a, b = step[f"{layer}/lora/a"].astype(np.float64), step[f"{layer}/lora/b"].astype(np.float64)
+            blocks = zip(a, b, strict=True) if "/blocks/" in layer else [(a, b)]
+            products = [0.5 * np.tensordot(x, y, axes=1) for x, y in blocks]  # alpha/rank
+            each.append(array + (np.stack(products) if "/blocks/" in layer else products[0]))
+        np.testing.assert_allclose(merged[path], each[1], atol=1e-6, err_msg=path)
+        np.testing.assert_array_equal(again[path], merged[path], err_msg=path)
+        np.testing.assert_allclose(mean[path], (each[0] + each[1]) / 2, atol=1e-6, err_msg=path)
+        np.testing.assert_allclose(half[path], (each[1] + array) / 2, atol=1e-6, err_msg=path)
+        changed += not np.array_equal(merged[path], array)
+    assert changed == 14  # six in the blocks of each tower, the patch embedding and a projection
+
+
+def test_adapters_alone_are_named_as_peft_names_them(run, adapted, tmp_path):
+    assert export(adapted, tmp_path / "out", "--format=peft", "--license=mit") == 0
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 2, 1.0)
+    assert config["base_model_name_or_path"] == str(run)
+    tensors = load_file(tmp_path / "out/adapter_model.safetensors")
+    assert len(tensors) == 2 * len(config["target_modules"]) == 2 * (2 * 12 + 2)
+    query = "vision_model.encoder.layers.1.self_attn.q_proj"
+    arrays = saved(adapted, 2)
+    a, b = (tensors[f"base_model.model.{query}.lora_{letter}.weight"] for letter in "AB")
+    np.testing.assert_array_equal(a, arrays["visual/blocks/attn/query/lora/a"][1].T)
+    np.testing.assert_array_equal(b, arrays["visual/blocks/attn/query/lora/b"][1].reshape(2, -1).T)
+    assert {query, "text_model.encoder.layers.0.mlp.fc2", "visual_projection"} < set(config["target_modules"])
+    patches = [tensors[f"base_model.model.vision_model.embeddings.patch_embedding.lora_{x}.weight"] for x in "AB"]
+    assert [x.shape for x in patches] == [(2, 3, 8, 8), (16, 2, 1, 1)]
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"base_model: {run}" in card and "library_name: peft" in card
+
+
+def test_peft_loads_the_adapters_and_embeds_as_the_merged_model(run, adapted, tmp_path):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    from transformers import CLIPModel
+
+    folders = {name: tmp_path / name for name in ("base", "peft", "merged")}
+    assert export(run, folders["base"], "--format=hf") == 0
+    assert export(adapted, folders["peft"], "--format=peft") == export(adapted, folders["merged"], "--format=hf") == 0
+    model = peft.PeftModel.from_pretrained(CLIPModel.from_pretrained(folders["base"]), folders["peft"]).eval()
+    merged = CLIPModel.from_pretrained(folders["merged"]).eval()
+    random = np.random.default_rng(0)
+    ids = torch.from_numpy(random.integers(3, 40, (2, 22)))
+    pixels = torch.from_numpy(random.normal(size=(2, 3, 32, 32)).astype(np.float32))
+    with torch.no_grad():
+        got, want, plain = (m(input_ids=ids, pixel_values=pixels) for m in (
+            model, merged, CLIPModel.from_pretrained(folders["base"]).eval()))  # fmt: skip
+    for side in ("image_embeds", "text_embeds"):
+        difference, moved = (getattr(x, side) - getattr(want, side) for x in (got, plain))
+        assert difference.abs().max() < 1e-5 < moved.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "message"),
+    [
+        ({}, ["--average=1,2"], "--average makes kernels"),
+        ({"train": ("visual/proj/.*",)}, [], "lora.train=('visual/proj/.*',)"),
+        ({"rank": 0}, [], "has no adapters (lora.rank=0)"),
+        ({"init": None}, [], "started from random numbers"),
+        ({"grid": 6}, [], "from 4 patches a side to 6"),
+    ],
+)
+def test_what_adapters_do_not_hold_is_refused(adapted, tmp_path, capsys, options, flags, message):
+    changed = tmp_path / "run"
+    shutil.copytree(adapted, changed)
+    config = json.loads((changed / "config.json").read_text())
+    config["lora"] |= {key: value for key, value in options.items() if key in ("train", "rank")}
+    if "init" in options:
+        config["init"]["source"] = None
+    if "grid" in options:
+        config["model"]["vision_cfg"]["image_size"] = 8 * options["grid"]
+    (changed / "config.json").write_text(json.dumps(config))
+    assert export(changed, tmp_path / "out", "--format=peft", *flags) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

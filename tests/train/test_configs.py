@@ -12,17 +12,22 @@ import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mmjax
+from mmjax.checkpoints.manager import Checkpoints
 from mmjax.config_file import load_config, shipped_configs
 from mmjax.core.config import ConfigError, bind
 from mmjax.data.selection import Selection
 from mmjax.experiment import Experiment
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.planning.abstract_data import batch_shapes, resolve_without_data
+from mmjax.runs.start_weights import open_weights
+from mmjax.train.loop import train
 from mmjax.train.program import Program
-from support import command
+from support import archives, command, pretrained_towers
+from support.pictures import encoded, photograph
 
 FILES = [p for p in sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.py")) if p.stem != "common"]
 DOCS = {path.stem: ast.get_docstring(ast.parse(path.read_text())) for path in FILES}
@@ -38,6 +43,24 @@ RECIPES = {
     "laion_l14": (32768, 4e-4, 0.2, 0.98, 32 * 407_332_084),
     "siglip_b16": (32768, 1e-3, 1e-4, 0.95, 9e9),
 }
+
+
+SMALLER = {
+    "model.embed_dim": 16,
+    "model.vision_cfg.image_size": 32,
+    "model.vision_cfg.patch_size": 8,
+    "model.vision_cfg.width": 32,
+    "model.vision_cfg.layers": 2,
+    "model.vision_cfg.head_width": 16,
+    "model.text_cfg.width": 32,
+    "model.text_cfg.layers": 2,
+    "model.text_cfg.heads": 2,
+    "model.text_cfg.context_length": 12,
+    "model.text_cfg.num_positions": 40,
+    "model.text_cfg.vocab_size": len(pretrained_towers.WORDS),
+    "optimizer.warmup_steps": 1,
+}
+"""The model of ``small.py`` at the sizes of ``pretrained_towers``."""
 
 
 def experiment(name, arg=""):
@@ -161,6 +184,37 @@ def test_datacomps_filters_are_selections(name):
     assert (selection("filter=clip_score,score=b32").score, selection("filter=clip_score").top) == ("b32", 0.3)
     with pytest.raises(ConfigError, match="filter='clip': no such name"):
         selection("filter=clip")
+
+
+def test_small_fine_tunes_an_augreg_tower_and_distilbert_with_adapters(tmp_path, messages):
+    examples = [(f"{i:03d}", encoded(photograph(36, 40, seed=i)), [f"picture number {i}"]) for i in range(48)]
+    for split in ("train", "val", "test"):
+        archives.write_webdataset(tmp_path / split, examples[: 32 if split == "train" else 16])
+    (tmp_path / "bert").mkdir()
+    arrays = pretrained_towers.write_augreg(tmp_path / "s16.npz")
+    tensors = pretrained_towers.write_distilbert(tmp_path / "bert")
+    data = f"train={tmp_path}/{{split}}/00000.tar,images=32,batch=16,epochs=2"
+    sections = load_config(
+        f"{FILES[0].parent}/small.py:{data},vision={tmp_path}/s16.npz,text={tmp_path}/bert,rank=2",
+        [(key, str(value)) for key, value in SMALLER.items()],
+    )
+    workdir = tmp_path / "run"
+    outcome = train(Experiment.from_dict(sections), workdir=workdir)
+    assert outcome.finished and outcome.step == 4 and np.isfinite(outcome.metrics["test/rsum"])
+    assert any(re.search(r"parameters, [\d,]+ of them trained \(\d", line) for line in messages)
+    params = Checkpoints(workdir, read_only=True).read_params()
+    queries = [arrays[f"Transformer/encoderblock_{k}/MultiHeadDotProductAttention_1/query/kernel"] for k in range(2)]
+    np.testing.assert_array_equal(params["visual/blocks/attn/query/kernel"], np.stack(queries))
+    np.testing.assert_array_equal(
+        params["text/blocks/mlp/fc1/kernel"][1], tensors["transformer.layer.1.ffn.lin1.weight"].T
+    )
+    np.testing.assert_array_equal(params["text/token_embed/embedding"], tensors["embeddings.word_embeddings.weight"])
+    moved = {path.split("/")[-1] for path, array in params.items() if "/lora/" in path and np.any(array)}
+    assert moved == {"a", "b"} and "visual/patch_embed/lora/b" in params
+    picture = photograph(36, 40, seed=1)
+    model = mmjax.load(workdir)
+    assert model.similarity([picture], ["picture number 1"]).shape == (1, 1)
+    assert "text/blocks/attn/key/lora/a" not in open_weights(str(workdir)).file.tensors
 
 
 @pytest.mark.slow

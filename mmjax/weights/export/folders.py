@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,13 @@ from mmjax.weights.layouts import big_vision, hugging_face, open_clip
 from mmjax.weights.layouts import hugging_face_config as hf_config
 
 
+class Adapters(NamedTuple):
+    """What low-rank adapters among the parameters belong to."""
+
+    scale: float  # of A·B
+    base: str  # the model whose kernels they add to, as its user named it
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exported:
     """A model to write.
@@ -26,6 +33,7 @@ class Exported:
     Attributes:
         config: The model.
         params: By path, as float32.
+        adapters: If ``params`` has adapters beside its kernels.
         tokenizer: The folder of its tokenizer, if it has one.
         card: The text of its ``README.md``, without the front matter.
         recipe: What it was trained with, kept beside it as ``mmjax_config.json``.
@@ -38,6 +46,7 @@ class Exported:
     tokenizer: Path | None
     card: str
     recipe: Mapping[str, Any]
+    adapters: Adapters | None = None
     license: str | None = None
     dtype: str = "float32"
 
@@ -48,10 +57,10 @@ def write_hugging_face(model: Exported, folder: Path) -> None:
     preprocessor = hf_config.write_preprocessor(model.config)
     rules = hugging_face.siglip_rules if config["model_type"] == "siglip" else hugging_face.clip_rules
     tensors = to_tensors(model.params, rules(model.config))
-    _write_json(folder / "config.json", config)
-    _write_json(folder / "preprocessor_config.json", preprocessor)
+    write_json(folder / "config.json", config)
+    write_json(folder / "preprocessor_config.json", preprocessor)
     save_safetensors(tensors, folder / "model.safetensors", dtype=model.dtype)
-    _write_rest(model, folder, library="transformers")
+    write_rest(model, folder, library="transformers")
 
 
 def write_open_clip(model: Exported, folder: Path) -> None:
@@ -63,9 +72,9 @@ def write_open_clip(model: Exported, folder: Path) -> None:
     preprocess = {"size": [vision.image_size] * 2, "mode": "RGB", "mean": list(vision.image_mean),
                   "std": list(vision.image_std), "interpolation": "bicubic", "resize_mode": vision.image_resize,
                   "fill_color": 0}  # fmt: skip
-    _write_json(folder / "open_clip_config.json", {"model_cfg": section, "preprocess_cfg": preprocess})
+    write_json(folder / "open_clip_config.json", {"model_cfg": section, "preprocess_cfg": preprocess})
     save_safetensors(tensors, folder / "open_clip_model.safetensors", dtype=model.dtype)
-    _write_rest(model, folder, library="open_clip")
+    write_rest(model, folder, library="open_clip")
 
 
 def write_big_vision(model: Exported, folder: Path) -> None:
@@ -76,7 +85,7 @@ def write_big_vision(model: Exported, folder: Path) -> None:
         raise ConfigError(f"--dtype={model.dtype}: big_vision's files hold float32; leave it out")
     _write_json(folder / "preprocessor_config.json", hf_config.write_preprocessor(model.config))
     np.savez(folder / "model.npz", **{f"params/{name}": tensor for name, tensor in tensors.items()})  # type: ignore[arg-type]
-    _write_rest(model, folder, library="big_vision")
+    write_rest(model, folder, library="big_vision")
 
 
 FORMATS: dict[str, Callable[[Exported, Path], None]] = {
@@ -86,19 +95,20 @@ FORMATS: dict[str, Callable[[Exported, Path], None]] = {
 }
 
 
-def _write_rest(model: Exported, folder: Path, *, library: str) -> None:
-    """Tokenizer, model card and recipe."""
+def write_rest(model: Exported, folder: Path, *, library: str, base: str | None = None) -> None:
+    """Tokenizer, model card and recipe; ``base`` is the model that adapters are for."""
     if model.tokenizer is not None:
         for path in sorted(model.tokenizer.iterdir()):
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
     front = [
-        "---", "tags:", "- clip", "- mmjax", f"library_name: {library}",
+        "---", "tags:", "- clip", "- mmjax", f"library_name: {library}", *([f"base_model: {base}"] if base else []),
         "pipeline_tag: zero-shot-image-classification", f"license: {model.license or 'unknown'}", "---", "",
     ]  # fmt: skip
     (folder / "README.md").write_text("\n".join(front) + model.card, encoding="utf-8")
-    _write_json(folder / "mmjax_config.json", dict(model.recipe))
+    write_json(folder / "mmjax_config.json", dict(model.recipe))
 
 
-def _write_json(path: Path, section: Mapping[str, Any]) -> None:
+def write_json(path: Path, section: Mapping[str, Any]) -> None:
+    """Writes a section for people to read."""
     path.write_text(json.dumps(section, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
