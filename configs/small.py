@@ -6,7 +6,7 @@ are new and train as a whole, as the temperature does. All else keeps its bits b
 
 Rank 4 on all linear maps of both towers' blocks and on the patch embedding is TSVLC's choice (arXiv:2211.11733, and its
 code). Our own choices: a scale of 1, batch, epochs, learning rate, weight decay, warm-up, texts of 64 tokens of which
-the first is pooled, bfloat16, and to keep the best by recall.
+the first is pooled, bfloat16, and to keep the best by recall. ``--config.model=init`` takes towers of other sizes.
 
 Arguments: ``train=PATH``, ``val=PATH`` (left out: that one's own splits), ``vision=SPEC``, ``text=SPEC``, ``rank=N``
 (0: all parameters train), ``images=N`` (in an epoch; by default those of Flickr30k, Karpathy's split), ``batch=N``

@@ -278,7 +278,15 @@ def expand_model(model: Any, *, init: Any = None) -> Any:
     if model == FROM_INIT:
         from mmjax.weights.open_pretrained import read_model  # imports jax, which no config file without weights needs
 
-        return dataclasses.asdict(read_model(_init_source(init, key="model")).config)
+        specs = _init_specs(init)
+        towers = {
+            f"{name}_cfg": getattr(read_model(specs[name]).config, f"{name}_cfg")
+            for name in ("vision", "text")
+            if name in specs
+        }
+        both = len(towers) == 2 and "source" not in specs
+        rest = ClipConfig() if both else read_model(_first_spec(specs, ("source",), key="model")).config
+        return dataclasses.asdict(dataclasses.replace(rest, **towers))
     return presets.load(model) if isinstance(model, str) else model
 
 
@@ -289,7 +297,7 @@ def _expand_tokenizer(tokenizer: Any, *, init: Any) -> Any:
     from mmjax.data.tokenizer import published_options
     from mmjax.weights.open_pretrained import read_model
 
-    source = _init_source(init, key="data.tokenizer.name")
+    source = _first_spec(_init_specs(init), ("text", "source"), key="data.tokenizer.name")
     model = read_model(source)
     if model.tokenizer is None:
         raise ConfigError(
@@ -300,8 +308,17 @@ def _expand_tokenizer(tokenizer: Any, *, init: Any) -> Any:
     return {**options, **tokenizer, "name": model.tokenizer}
 
 
-def _init_source(init: Any, *, key: str) -> str:
-    source = init.get("source") if isinstance(init, Mapping) else None
-    if not isinstance(source, str):
-        raise ConfigError(f"{key}='init': there are no weights to take it from; set init to a folder or a hub name")
-    return source
+def _init_specs(init: Any) -> dict[str, str]:
+    """The keys of ``init`` that name weights."""
+    section = init if isinstance(init, Mapping) else {}
+    return {key: section[key] for key in ("source", "vision", "text") if isinstance(section.get(key), str)}
+
+
+def _first_spec(specs: Mapping[str, str], keys: Sequence[str], *, key: str) -> str:
+    spec = next((specs[k] for k in keys if k in specs), None)
+    if spec is None:
+        raise ConfigError(
+            f"{key}='init': there are no weights to take it from; set init.source, or both init.vision and init.text, "
+            "to a folder or a hub name"
+        )
+    return spec

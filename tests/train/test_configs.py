@@ -1,6 +1,7 @@
 """The shipped configurations: that each is one, says the truth of itself, and fits the slice that it names."""
 
 import ast
+import dataclasses
 import json
 import math
 import os
@@ -16,16 +17,18 @@ import numpy as np
 import pytest
 
 import mmjax
+from mmjax import cli
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.config_file import load_config, shipped_configs
 from mmjax.core.config import ConfigError, bind
+from mmjax.core.state import flatten
 from mmjax.data.selection import Selection
 from mmjax.experiment import Experiment
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.planning.abstract_data import batch_shapes, resolve_without_data
-from mmjax.runs.start_weights import open_weights
 from mmjax.train.loop import train
 from mmjax.train.program import Program
+from mmjax.train.setup import setup
 from support import archives, command, pretrained_towers
 from support.pictures import encoded, photograph
 
@@ -43,24 +46,6 @@ RECIPES = {
     "laion_l14": (32768, 4e-4, 0.2, 0.98, 32 * 407_332_084),
     "siglip_b16": (32768, 1e-3, 1e-4, 0.95, 9e9),
 }
-
-
-SMALLER = {
-    "model.embed_dim": 16,
-    "model.vision_cfg.image_size": 32,
-    "model.vision_cfg.patch_size": 8,
-    "model.vision_cfg.width": 32,
-    "model.vision_cfg.layers": 2,
-    "model.vision_cfg.head_width": 16,
-    "model.text_cfg.width": 32,
-    "model.text_cfg.layers": 2,
-    "model.text_cfg.heads": 2,
-    "model.text_cfg.context_length": 12,
-    "model.text_cfg.num_positions": 40,
-    "model.text_cfg.vocab_size": len(pretrained_towers.WORDS),
-    "optimizer.warmup_steps": 1,
-}
-"""The model of ``small.py`` at the sizes of ``pretrained_towers``."""
 
 
 def experiment(name, arg=""):
@@ -186,35 +171,59 @@ def test_datacomps_filters_are_selections(name):
         selection("filter=clip")
 
 
-def test_small_fine_tunes_an_augreg_tower_and_distilbert_with_adapters(tmp_path, messages):
-    examples = [(f"{i:03d}", encoded(photograph(36, 40, seed=i)), [f"picture number {i}"]) for i in range(48)]
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """``small.py`` on towers and data of a few kilobytes: its experiment, and the arrays of both towers."""
+    folder = tmp_path_factory.mktemp("small")
+    examples = [(f"{i:03d}", encoded(photograph(36, 40, seed=i)), [f"picture number {i}"]) for i in range(32)]
     for split in ("train", "val", "test"):
-        archives.write_webdataset(tmp_path / split, examples[: 32 if split == "train" else 16])
-    (tmp_path / "bert").mkdir()
-    arrays = pretrained_towers.write_augreg(tmp_path / "s16.npz")
-    tensors = pretrained_towers.write_distilbert(tmp_path / "bert")
-    data = f"train={tmp_path}/{{split}}/00000.tar,images=32,batch=16,epochs=2"
-    sections = load_config(
-        f"{FILES[0].parent}/small.py:{data},vision={tmp_path}/s16.npz,text={tmp_path}/bert,rank=2",
-        [(key, str(value)) for key, value in SMALLER.items()],
+        archives.write_webdataset(folder / split, examples[: 32 if split == "train" else 16])
+    (folder / "bert").mkdir()
+    arrays = pretrained_towers.write_augreg(folder / "s16.npz")
+    tensors = pretrained_towers.write_distilbert(folder / "bert")
+    arguments = (
+        f"train={folder}/{{split}}/00000.tar,vision={folder}/s16.npz,text={folder}/bert,images=32,batch=16,epochs=2"
     )
-    workdir = tmp_path / "run"
-    outcome = train(Experiment.from_dict(sections), workdir=workdir)
-    assert outcome.finished and outcome.step == 4 and np.isfinite(outcome.metrics["test/rsum"])
-    assert any(re.search(r"parameters, [\d,]+ of them trained \(\d", line) for line in messages)
-    params = Checkpoints(workdir, read_only=True).read_params()
+    overrides = [("model", "init"), ("model.embed_dim", "16"), ("model.text_cfg.context_length", "12")]
+    sections = load_config(f"{FILES[0].parent}/small.py:{arguments},rank=2", overrides)
+    return Experiment.from_dict(sections), arrays, tensors
+
+
+def test_small_starts_from_an_augreg_tower_and_distilbert(small):
+    configured, arrays, tensors = small
+    published, tower = experiment("small").model, configured.model.vision_cfg
+    sizes = {"image_size": 224, "patch_size": 16, "width": 384, "layers": 12, "head_width": 64}
+    assert dataclasses.replace(tower, **sizes) == published.vision_cfg and tower.width == 32
+    text = {"width": 768, "layers": 6, "heads": 12, "context_length": 64, "num_positions": 512, "vocab_size": 30522}
+    assert dataclasses.replace(configured.model.text_cfg, **text, pad_id=None) == published.text_cfg
+    program = setup(configured).program
+    params = {path: np.asarray(leaf) for path, leaf in flatten(program.initialize().params).items()}
     queries = [arrays[f"Transformer/encoderblock_{k}/MultiHeadDotProductAttention_1/query/kernel"] for k in range(2)]
     np.testing.assert_array_equal(params["visual/blocks/attn/query/kernel"], np.stack(queries))
-    np.testing.assert_array_equal(
-        params["text/blocks/mlp/fc1/kernel"][1], tensors["transformer.layer.1.ffn.lin1.weight"].T
-    )
+    hidden = tensors["transformer.layer.1.ffn.lin1.weight"].T
+    np.testing.assert_array_equal(params["text/blocks/mlp/fc1/kernel"][1], hidden)
     np.testing.assert_array_equal(params["text/token_embed/embedding"], tensors["embeddings.word_embeddings.weight"])
-    moved = {path.split("/")[-1] for path, array in params.items() if "/lora/" in path and np.any(array)}
-    assert moved == {"a", "b"} and "visual/patch_embed/lora/b" in params
-    picture = photograph(36, 40, seed=1)
-    model = mmjax.load(workdir)
-    assert model.similarity([picture], ["picture number 1"]).shape == (1, 1)
-    assert "text/blocks/attn/key/lora/a" not in open_weights(str(workdir)).file.tensors
+    # Of each tower six maps of two layers, the patches, both projections and the temperature.
+    maps = 2 * (4 * (32 + 32) + 2 * (32 + 128))
+    assert program.trained_parameters == 2 * (2 * maps + 8 * 8 * 3 + 32) + 2 * 32 * 16 + 1
+
+
+@pytest.mark.slow
+def test_small_trains_end_to_end(small, tmp_path, capsys):
+    configured, arrays, tensors = small
+    outcome = train(configured, workdir=tmp_path / "run")
+    assert outcome.finished and outcome.step == 4 and np.isfinite(outcome.metrics["test/rsum"])
+    assert re.search(r"parameters, [\d,]+ of them trained \(\d", capsys.readouterr().out)
+    params = Checkpoints(tmp_path / "run", read_only=True).read_params()
+    keys = [arrays[f"Transformer/encoderblock_{k}/MultiHeadDotProductAttention_1/key/kernel"] for k in range(2)]
+    np.testing.assert_array_equal(params["visual/blocks/attn/key/kernel"], np.stack(keys))
+    np.testing.assert_array_equal(params["text/token_embed/embedding"], tensors["embeddings.word_embeddings.weight"])
+    assert all(np.any(array) for path, array in params.items() if path.endswith("/lora/b"))
+    model = mmjax.load(tmp_path / "run")
+    assert model.similarity([photograph(36, 40, seed=1)], ["picture number 1"]).shape == (1, 1)
+    assert cli.main(["inspect", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert cli.main(["export", f"--workdir={tmp_path / 'run'}", "--format=open_clip", f"--out={tmp_path / 'out'}"]) == 2
+    assert "open_clip cannot express" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,16 +1,19 @@
 """Training with low-rank adapters: what is frozen keeps its bits, and costs no gradient."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from mmjax.checkpoints.manager import Checkpoints
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
 from mmjax.core.state import flatten
 from mmjax.planning.abstract_data import batch_shapes, resolve_without_data
 from mmjax.program.flops import count_flops
+from mmjax.runs.rewinds import Rewinds
 from mmjax.train.program import Program
 from support import tiny
 from support.training import assembled, trained
@@ -139,3 +142,41 @@ def test_layers_that_are_locked_keep_their_bits():
 def test_a_rank_that_does_not_fit_is_refused_before_anything_is_built():
     with pytest.raises(ConfigError, match=r"^lora.rank=17: text/blocks/attn/key/kernel is 16 x 16"):
         assembled(tiny.experiment(lora={"rank": 17}, **PLAIN), jax.devices()[:1])
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_and_back_with_the_same_bits(tmp_path, monkeypatch):
+    """Once without a stop; once stopped after step 3; both go back once, after a spike that is made up."""
+    from mmjax.train import loop
+    from mmjax.train.guard import Guard
+
+    experiment = tiny.experiment(
+        lora=LORA,
+        optimizer__ema_decay=0.9,
+        guard__spike_factor=50.0,
+        guard__spike_window=2,
+        **PLAIN | {"mesh__data": -1},
+    )
+    judge = Guard.judge
+    monkeypatch.setattr(
+        Guard,
+        "judge",
+        lambda guard, step, metrics: judge(
+            guard, step, {**metrics, "train/loss": 1e6} if step == 5 and guard._rewinds_left == 3 else metrics
+        ),
+    )
+    start = arrays(assembled(experiment)[0].initialize().params)
+    final = {}
+    for name, stops in (("whole", (6,)), ("stopped", (3, 6))):
+        for stop in stops:
+            loop.train(experiment, workdir=tmp_path / name)
+            if stop == 3:
+                shutil.rmtree(tmp_path / name / "checkpoints" / "6")
+                (tmp_path / name / "report.html").unlink()
+        checkpoints = Checkpoints(tmp_path / name, read_only=True)
+        final[name] = [checkpoints.read_params(), checkpoints.read_params(ema=True)]
+        assert len(Rewinds(tmp_path / name).all) == 1
+    for whole, stopped in zip(*final.values(), strict=True):
+        for path, array in whole.items():
+            np.testing.assert_array_equal(stopped[path], array, err_msg=path)
+            assert is_trained(path) != np.array_equal(array, start[path]), path
