@@ -4,12 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from mmjax import cli
 from mmjax.checkpoints.manager import Checkpoints
+from mmjax.core.state import TrainState
 from mmjax.experiment import Experiment
 from mmjax.runs.start_weights import open_weights, read_arrays
 from mmjax.train.loop import train
@@ -32,16 +35,37 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapted(run):
-    """A run that starts from the other, with adapters."""
+    """As a run that started from the other, with two checkpoints of adapters."""
     workdir = run.parent / "adapted"
-    sections = tiny.sections(
-        model="init", init=str(run), data__tokenizer__name="init", steps=2, checkpoint__every_steps=1,
-        checkpoint__keep=2,
-        lora={"rank": 2, "alpha": 1.0, "targets": (".*/blocks/.*", "visual/(patch_embed|proj)/.*")},
-        eval__tasks=(), eval__final_tasks=(), seed=3,
-    )  # fmt: skip
-    train(Experiment.from_dict(sections), workdir=workdir)
+    shutil.copytree(run, workdir, ignore=shutil.ignore_patterns("checkpoints"))
+    config, numbers = json.loads((run / "config.json").read_text()), np.random.default_rng(0)
+    config |= {"lora": {"rank": 2, "alpha": 1.0}, "init": {"source": str(run)}}
+    (workdir / "config.json").write_text(json.dumps(config))
+    layers = [path.removesuffix("/kernel") for path in saved(run, 3) if path.endswith("/kernel")]
+    checkpoints = Checkpoints(workdir, keep=2)
+    for step in (1, 2):
+        arrays = saved(run, 3)
+        for layer in layers[:-1]:  # of all but the last
+            stacked, inputs = "/blocks/" in layer, {"out": 2, "patch_embed": 3}.get(layer.split("/")[-1], 1)
+            shape = arrays[f"{layer}/kernel"].shape
+            lead, inputs, outputs = shape[:stacked], shape[stacked : stacked + inputs], shape[stacked + inputs :]
+            arrays[f"{layer}/lora/a"] = numbers.normal(0, 0.1, (*lead, *inputs, 2)).astype(np.float32)
+            arrays[f"{layer}/lora/b"] = numbers.normal(0, 0.1, (*lead, 2, *outputs)).astype(np.float32)
+        state = TrainState(step=np.int32(step), params=unflatten(arrays), opt_state={"m": np.zeros(1)}, ema_params=None)
+        checkpoints.save(jax.tree.map(jnp.asarray, state), step=step)
+    checkpoints.close()
     return workdir
+
+
+def unflatten(arrays):
+    tree = {}
+    for path, array in arrays.items():
+        *parents, last = path.split("/")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = array
+    return tree
 
 
 def saved(run, step):
@@ -105,7 +129,7 @@ def test_adapters_are_merged_before_anything_else(run, adapted, tmp_path):
         np.testing.assert_allclose(mean[path], (each[0] + each[1]) / 2, atol=1e-6, err_msg=path)
         np.testing.assert_allclose(half[path], (each[1] + array) / 2, atol=1e-6, err_msg=path)
         changed += not np.array_equal(merged[path], array)
-    assert changed == 14  # six in the blocks of each tower, the patch embedding and a projection
+    assert changed == 14  # six in the blocks of each tower, the patch embedding, and one of both projections
 
 
 def test_adapters_alone_are_named_as_peft_names_them(run, adapted, tmp_path):
@@ -120,7 +144,7 @@ def test_adapters_alone_are_named_as_peft_names_them(run, adapted, tmp_path):
     a, b = (tensors[f"base_model.model.{query}.lora_{letter}.weight"] for letter in "AB")
     np.testing.assert_array_equal(a, arrays["visual/blocks/attn/query/lora/a"][1].T)
     np.testing.assert_array_equal(b, arrays["visual/blocks/attn/query/lora/b"][1].reshape(2, -1).T)
-    assert {query, "text_model.encoder.layers.0.mlp.fc2", "visual_projection"} < set(config["target_modules"])
+    assert {query, "text_model.encoder.layers.0.mlp.fc2", "text_projection"} < set(config["target_modules"])
     patches = [tensors[f"base_model.model.vision_model.embeddings.patch_embedding.lora_{x}.weight"] for x in "AB"]
     assert [x.shape for x in patches] == [(2, 3, 8, 8), (16, 2, 1, 1)]
     card = (tmp_path / "out/README.md").read_text()

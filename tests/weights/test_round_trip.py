@@ -15,7 +15,9 @@ from mmjax.core.state import flatten
 from mmjax.experiment import Experiment
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
-from mmjax.weights.export.folders import FORMATS, Exported
+from mmjax.models.lora import merge_adapters
+from mmjax.weights.export.folders import FORMATS, Adapters, Exported
+from mmjax.weights.export.peft import write_peft
 from mmjax.weights.layouts.hugging_face_config import read_config
 from mmjax.weights.open_pretrained import open_pretrained
 from mmjax.weights.open_tensors import open_tensors
@@ -157,6 +159,63 @@ def test_an_augreg_file_gives_the_image_tower(tmp_path):
     assert loaded.missing == ["visual/proj/kernel"] and set(loaded.unused) == {"head/kernel", "head/bias"}
     query = arrays["Transformer/encoderblock_2/MultiHeadDotProductAttention_1/query/kernel"]
     np.testing.assert_array_equal(loaded.params["visual/blocks/attn/query/kernel"][2], query)
+
+
+def adapters(config, *layers, rank=2):
+    """Random adapters of these linear maps."""
+    numbers, arrays = np.random.default_rng(1), {}
+    for layer in layers:
+        shape = random_params(config)[f"{layer}/kernel"].shape
+        stacked, split = int("/blocks/" in layer), {"out": 2, "patch_embed": 3}.get(layer.split("/")[-1], 1)
+        inputs, outputs = shape[stacked : stacked + split], shape[stacked + split :]
+        arrays[f"{layer}/lora/a"] = numbers.normal(size=(*shape[:stacked], *inputs, rank)).astype(np.float32)
+        arrays[f"{layer}/lora/b"] = numbers.normal(size=(*shape[:stacked], rank, *outputs)).astype(np.float32)
+    return arrays
+
+
+def write_adapters(config, folder, *layers):
+    params = random_params(config) | adapters(config, *layers)
+    model = Exported(
+        config=config, params=params, tokenizer=None, card="", recipe={}, adapters=Adapters(scale=0.5, base="base")
+    )
+    folder.mkdir()
+    write_peft(model, folder)
+    return params
+
+
+@pytest.mark.parametrize("config", [clip(), siglip()], ids=["clip", "siglip"])
+def test_adapters_for_peft_add_up_to_the_merged_tensors(tmp_path, config):
+    layers = (
+        "visual/patch_embed",
+        "visual/blocks/attn/value",
+        "text/blocks/attn/out",
+        "text/blocks/mlp/fc1",
+        "text/proj",
+    )
+    params = write_adapters(config, tmp_path / "peft", *layers)
+    section = json.loads((tmp_path / "peft/adapter_config.json").read_text())
+    parts = open_tensors(tmp_path / "peft/adapter_model.safetensors")
+    merged = merge_adapters(params, scale=0.5)
+    export(config, tmp_path / "plain", format="hf", params={path: params[path] for path in merged})
+    export(config, tmp_path / "merged", format="hf", params=merged)
+    plain, want = (open_tensors(tmp_path / name / "model.safetensors") for name in ("plain", "merged"))
+    scale, changed = section["lora_alpha"] / section["r"], set()
+    for module in section["target_modules"]:
+        a, b = (parts.read(f"base_model.model.{module}.lora_{letter}.weight") for letter in "AB")
+        product = (b.reshape(len(b), -1) @ a.reshape(len(a), -1)).reshape(want.tensors[f"{module}.weight"].shape)
+        got = plain.read(f"{module}.weight") + scale * product
+        np.testing.assert_allclose(got, want.read(f"{module}.weight"), rtol=1e-5, atol=1e-5, err_msg=module)
+        changed.add(f"{module}.weight")
+    assert len(parts.tensors) == 2 * len(changed) == 2 * (1 + 3 + 2 + 2 + 1)
+    for name in set(want.tensors) - changed:
+        np.testing.assert_array_equal(plain.read(name), want.read(name), err_msg=name)
+
+
+def test_adapters_that_transformers_has_no_layer_for_are_refused(tmp_path):
+    with pytest.raises(
+        ConfigError, match="no linear layer of its own for visual/map_head/attn/query/kernel; use --format=hf"
+    ):
+        write_adapters(siglip(), tmp_path / "peft", "visual/map_head/attn/query")
 
 
 @pytest.mark.parametrize(
