@@ -83,7 +83,7 @@ def write_big_vision(model: Exported, folder: Path) -> None:
     tensors = to_tensors(big_vision.to_new_positions(model.config, model.params), big_vision.rules(model.config))
     if model.dtype != "float32":
         raise ConfigError(f"--dtype={model.dtype}: big_vision's files hold float32; leave it out")
-    _write_json(folder / "preprocessor_config.json", hf_config.write_preprocessor(model.config))
+    write_json(folder / "preprocessor_config.json", hf_config.write_preprocessor(model.config))
     np.savez(folder / "model.npz", **{f"params/{name}": tensor for name, tensor in tensors.items()})  # type: ignore[arg-type]
     write_rest(model, folder, library="big_vision")
 
