@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -43,6 +44,7 @@ def run_blocks(
     *,
     start: int = 0,
     stop: int | None = None,
+    frozen: int = 0,
     scan: bool,
     remat: Remat,
     valid: jax.Array | None = None,
@@ -58,6 +60,7 @@ def run_blocks(
         x: [B,N,D].
         start: The first block.
         stop: The block after the last one; None: all.
+        frozen: The blocks before this one are not trained; no gradient goes back into them unless one must pass.
         scan: Loop with ``jax.lax.scan`` instead of unrolling.
         remat: What each block keeps for the backward pass.
         valid: bool[B,N], the keys that attention may see; None: all.
@@ -80,6 +83,15 @@ def run_blocks(
     if blocks is None:
         return x if position is None else take_position(x, position), dict.fromkeys(record, x)
     graph, state = nnx.split(blocks)
+    if start < frozen < stop:  # two loops, because of one all layers have a gradient or none
+        run = functools.partial(
+            run_blocks, scan=scan, remat=remat, valid=valid, rotation=rotation, row_sharding=row_sharding
+        )
+        constant = nnx.merge(graph, jax.lax.stop_gradient(state))
+        x, before = run(constant, x, start=start, stop=frozen, record=[k for k in record if k < frozen])
+        after = [k for k in record if k >= frozen]
+        x, inputs = run(blocks, x, start=frozen, stop=stop, position=position, record=after)
+        return x, before | inputs
     params = nnx.to_pure_dict(state)
 
     def apply(x: jax.Array, layer: dict[str, Any], *, position: Position | None = None) -> jax.Array:
@@ -97,7 +109,7 @@ def run_blocks(
         return constrain_rows(block(constrain_rows(x, row_sharding), layer), row_sharding)
 
     full = stop - (position is not None and stop > start)  # the blocks before this one compute every position
-    inputs: dict[int, jax.Array] = {}
+    inputs = {}
     if scan and full - start > 1:
         _, layers, last, _ = _split_layers(params, (start, full - start, stop - full, depth - stop))
         recorded = [k for k in sorted(record) if k < full]

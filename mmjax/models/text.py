@@ -54,6 +54,7 @@ class TextTower(nnx.Module):
         spec = dataclasses.replace(block_spec(config), matmul_precision=matmul_precision)
         self.blocks = stack_blocks(spec, layers=config.layers, rngs=rngs, dtype=dtype)
         self.scan, self.remat = scan, remat
+        self.frozen_blocks = 0  # how many of the first blocks are not trained
         self.ln_final = None if config.block_norm == "post" else norm()
         linear = functools.partial(Dense, init=normal(width**-0.5), rngs=rngs, dtype=dtype)
         self.pooler = linear((width,), (width,)) if config.pool_tanh else None
@@ -84,6 +85,7 @@ class TextTower(nnx.Module):
             tokens,
             start=start,
             stop=stop,
+            frozen=self.frozen_blocks,
             scan=self.scan,
             remat=self.remat,
             valid=self._valid(ids),
@@ -108,6 +110,7 @@ class TextTower(nnx.Module):
             self.blocks,
             tokens,
             start=start,
+            frozen=self.frozen_blocks,
             scan=self.scan,
             remat=self.remat,
             valid=valid,

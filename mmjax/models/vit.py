@@ -61,6 +61,7 @@ class VisionTower(nnx.Module):
         stack = functools.partial(stack_blocks, trunk_spec, layers=config.layers, rngs=rngs, dtype=dtype)
         self.blocks = stack() if config.layers else None
         self.scan, self.remat = scan, remat
+        self.frozen_blocks = 0  # how many of the first blocks are not trained
         attention_pool = config.pool_type == "attn"
         self.ln_post = None if attention_pool else LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         self.attn_pool = Attention(spec, rngs=rngs, dtype=dtype, with_out=False) if attention_pool else None
@@ -109,6 +110,7 @@ class VisionTower(nnx.Module):
             start=start,
             stop=stop,
             rotation=self._rotation(tokens),
+            frozen=self.frozen_blocks,
             scan=self.scan,
             remat=self.remat,
             row_sharding=self.row_sharding,
@@ -133,6 +135,7 @@ class VisionTower(nnx.Module):
             start=start,
             position=position,
             rotation=self._rotation(tokens),
+            frozen=self.frozen_blocks,
             scan=self.scan,
             remat=self.remat,
             record=blocks,

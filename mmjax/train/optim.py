@@ -104,6 +104,11 @@ def learning_rate_factors(config: OptimizerConfig, params: Params, *, lora: Lora
     return factors
 
 
+def frozen_blocks(unlocked_groups: int | None, *, layers: int) -> int:
+    """How many of a tower's first blocks are frozen where only so many groups train."""
+    return 0 if unlocked_groups is None else min(max(layers + 1 - unlocked_groups, 0), layers)
+
+
 def make_optimizer(config: OptimizerConfig, factors: Params, *, steps: int) -> optax.GradientTransformation:
     """The gradient transformation for parameters with these ``factors``; frozen parameters carry no moments."""
     paths = parameter_paths(factors)

@@ -32,7 +32,7 @@ from mmjax.runs.start_weights import load_init
 from mmjax.train.augmentation import Augmentations
 from mmjax.train.forward import make_tower_info
 from mmjax.train.micro_batches import check_micro_batches
-from mmjax.train.optim import learning_rate, learning_rate_factors, make_optimizer
+from mmjax.train.optim import frozen_blocks, learning_rate, learning_rate_factors, make_optimizer
 from mmjax.train.step import make_step, merge
 
 
@@ -208,6 +208,9 @@ class Program:
         if (lora := self.experiment.lora).rank:
             seed = self.experiment.seed
             add_adapters(model, rank=lora.rank, scale=lora.scale, targets=lora.targets, seed=seed)
+        optimizer, config = self.experiment.optimizer, self.experiment.model
+        model.visual.frozen_blocks = frozen_blocks(optimizer.unlocked_image_groups, layers=config.vision_cfg.layers)
+        model.text.frozen_blocks = frozen_blocks(optimizer.unlocked_text_groups, layers=config.text_cfg.layers)
         return model
 
     def _initial(self) -> TrainState:

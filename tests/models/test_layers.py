@@ -93,6 +93,30 @@ def test_a_loop_is_one_program_for_any_depth():
     assert size(False, 6) > 1.5 * size(False, 3)
 
 
+@pytest.mark.parametrize("scan", [True, False])
+def test_blocks_that_are_frozen_give_the_same_and_get_no_gradient(scan):
+    config, graph, params = prepared({"vision": {"layers": 4}}, scan=scan)
+    images = clip_models.images(config)
+
+    def run(params, frozen):
+        model = clip_models.model(graph, params)
+        model.visual.frozen_blocks = frozen
+        pooled, inputs = model.visual.pool_with_block_inputs(model.visual.embed(images), blocks=(0, 2, 3))
+        return jnp.sum(jnp.square(pooled)), inputs
+
+    for frozen in (2, 3):
+        value, inputs = run(params, 0)
+        again, same = run(params, frozen)
+        assert_close(again, value, tolerance=1e-5)
+        assert inputs.keys() == same.keys()
+        for k, x in inputs.items():
+            assert_close(same[k], x, tolerance=1e-5)
+        want, got = (jax.grad(run, has_aux=True)(params, k)[0]["visual"]["blocks"] for k in (0, frozen))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            assert not np.any(a[:frozen])
+            np.testing.assert_allclose(a[frozen:], b[frozen:], rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "quick_gelu"])
 def test_activations_are_their_equations_far_from_zero_too(kind):
     x = np.linspace(-6, 6, 241, dtype=np.float32)

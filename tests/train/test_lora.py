@@ -76,6 +76,8 @@ def test_no_gradient_of_a_frozen_kernel_is_computed():
         assert adapters < 0.75 * whole, fewer
     assert adapters_lowered < 0.8 * lowered
     assert flops(optimizer__unlocked_image_groups=0)[0] < 0.75 * whole
+    last = flops(optimizer__unlocked_image_groups=2, optimizer__unlocked_text_groups=2)[0]
+    assert last < 0.65 * whole  # of three blocks two have the forward pass alone
 
 
 @pytest.mark.slow
