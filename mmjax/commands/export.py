@@ -1,4 +1,4 @@
-"""Write a run's model for transformers, open_clip or big_vision, or its adapters for PEFT.
+"""Write a run's model for transformers, open_clip or big_vision, as ONNX or StableHLO, or its adapters for PEFT.
 
 The folder has the weights, the configuration and the preprocessing of the other library, the tokenizer, a model card
 and the run's own configuration. What the other library cannot express is refused by name. Adapters (lora.rank) are
@@ -18,8 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's flags."""
     options.add_checkpoint(parser)
     parser.add_argument(
-        "--format", required=True, choices=("hf", "open_clip", "big_vision", "peft"), help="the library"
-    )
+        "--format", required=True, choices=("hf", "open_clip", "big_vision", "peft", "onnx", "stablehlo"),
+        help="the library, or the kind of program",
+    )  # fmt: skip
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=None,

@@ -22,10 +22,11 @@ from mmjax.runs.metrics_file import read_metrics
 from mmjax.runs.start_weights import read_arrays
 from mmjax.weights.export import folders
 from mmjax.weights.export.folders import Adapters, Exported
+from mmjax.weights.export.graphs import write_onnx, write_stablehlo
 from mmjax.weights.export.peft import write_peft
 from mmjax.weights.open_pretrained import read_model
 
-FORMATS = {**folders.FORMATS, "peft": write_peft}
+FORMATS = {**folders.FORMATS, "peft": write_peft, "onnx": write_onnx, "stablehlo": write_stablehlo}
 
 FROM_INIT = "init"
 """As what to interpolate with: the weights that the run started from."""
