@@ -31,8 +31,9 @@ logger = logging.getLogger(__name__)
 
 Plan = dict[str, Any]
 
-MIN_ROWS_PER_DEVICE = 8
-"""Smallest first guess of ``fit_batch``: with fewer rows almost all memory is independent of the batch size."""
+MIN_ROWS_PER_DEVICE, MAX_ROWS_PER_DEVICE = 8, 256
+"""Bounds of the first guess of ``fit_batch``: with fewer rows almost all memory is independent of the batch size, and
+memory far above a device's limit says little of memory below it, because XLA computes values again to save some."""
 
 NUM_EXPLAINED = 20
 """Rows of ``make_plan(explain=True)``."""
@@ -79,7 +80,7 @@ def make_plan(experiment: Experiment, topology: Topology, *, explain: bool = Fal
         "batch_bytes": batch_bytes,
         "hbm_bytes": topology.device.hbm,
         "usable_bytes": topology.usable_bytes,
-        "published": _published(topology.device),
+        "published": _published(topology),
         "notes": notes,
     }
     try:
@@ -99,6 +100,7 @@ def make_plan(experiment: Experiment, topology: Topology, *, explain: bool = Fal
         "aliased": analysis.alias_size_in_bytes,
         "code": analysis.generated_code_size_in_bytes,
     }
+    plan["host_bytes"] = analysis.host_argument_size_in_bytes + analysis.host_temp_size_in_bytes
     plan |= {"memory": memory, "needed_bytes": sum(memory.values()) - 2 * memory["aliased"]}
     plan["fits"] = plan["needed_bytes"] <= topology.usable_bytes
     if not plan["fits"]:
@@ -130,10 +132,10 @@ def make_plan(experiment: Experiment, topology: Topology, *, explain: bool = Fal
     return plan | {"roofline": roofline(plan, topology), "estimate": estimate(plan, topology.device)}
 
 
-def _published(chip: Chip) -> dict[str, float]:
+def _published(topology: Topology) -> dict[str, Any]:
     """Returns the figures that times are computed from."""
     names = ("hbm_bandwidth", "bf16", "f32", "f32_full", "eight_bit")
-    return {name: getattr(chip, name) for name in names}
+    return {**{name: getattr(topology.device, name) for name in names}, "links": topology.links}
 
 
 def roofline(plan: Plan, topology: Topology) -> dict[str, Any]:
@@ -254,7 +256,7 @@ def fit_batch(
     and bisects when a guess leaves the bracket. A compilation of a large model takes minutes; each one is logged.
 
     Args:
-      experiment: what to train; its batch size is the first guess.
+      experiment: what to train; its batch size is the first guess, within limits.
       topology: the devices.
       compilations: maximum number of compilations.
       explain: as in ``make_plan``.
@@ -265,7 +267,7 @@ def fit_batch(
     shards = num_shards(batch_sharding(make_mesh(experiment.mesh, devices=topology.devices)))
     multiple = shards * experiment.micro_batches
     tried: dict[int, Plan] = {}
-    each = max(experiment.batch_size // multiple, MIN_ROWS_PER_DEVICE)
+    each = min(max(experiment.batch_size // multiple, MIN_ROWS_PER_DEVICE), MAX_ROWS_PER_DEVICE)
     while len(tried) < compilations:
         tried[each] = plan = make_plan(
             dataclasses.replace(experiment, batch_size=each * multiple), topology, explain=explain

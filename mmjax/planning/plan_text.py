@@ -26,7 +26,7 @@ def format_plan(plan: Plan) -> str:
     ]
     if plan.get("collectives") is not None:
         lines += ["", *_arithmetic(plan), "", *_kernels(plan["kernels"]), *_float32_products(plan)]
-        lines += ["", *_collectives(plan["collectives"]), "", *_roofline(plan), "", *_estimate(plan)]
+        lines += ["", *_collectives(plan), "", *_roofline(plan), "", *_estimate(plan)]
     if "dearest_kernels" in plan:
         lines += ["", *_dearest(plan["dearest_kernels"])]
     if "tried" in plan:
@@ -51,6 +51,7 @@ def _memory(plan: Plan) -> list[str]:
             ["aliased", _gib(-memory["aliased"]), "the new state replaces the old"],
             ["temporaries", _gib(memory["temporaries"]), ""],
             ["code", _gib(memory["code"]), ""],
+            *([["on the host", _gib(plan["host_bytes"]), "beside the total"]] if plan["host_bytes"] else []),
             ["total", _gib(needed), f"{needed / usable:.1%} of the {_gib(usable)} that a program may use"],
         ]
     else:
@@ -131,7 +132,8 @@ def _estimate(plan: Plan) -> list[str]:
     ]
 
 
-def _collectives(rows: Sequence[Any]) -> list[str]:
+def _collectives(plan: Plan) -> list[str]:
+    rows, links = plan["collectives"], plan["published"]["links"]
     if not rows:
         return ["collectives: none"]
     cells = [["collective", "axes", "runs", "MiB", "MiB sent", "beside products", "ms", "exposed"]]
@@ -149,7 +151,8 @@ def _collectives(rows: Sequence[Any]) -> list[str]:
                 f"{1e3 * row['exposed_seconds']:.3f}",
             ]
         )
-    return ["collectives per device and step", *_aligned(cells)]
+    rates = ", ".join(f"{name} {rate / 1e9:,.0f} GB/s" for name, rate in links.items())
+    return [f"collectives per device and step ({rates}, one way)", *_aligned(cells)]
 
 
 def _roofline(plan: Plan) -> list[str]:

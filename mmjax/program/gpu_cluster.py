@@ -44,6 +44,11 @@ class GpuCluster(Topology):
         return memory_fraction() * self.chip.hbm
 
     @property
+    def links(self) -> dict[str, float]:
+        """Published bytes/s of NVLink and of a network card (InfiniBand)."""
+        return {"NVLink": self.chip.nvlink, "InfiniBand": self.chip.network}
+
+    @property
     def compiler_options(self) -> Mapping[str, bool]:
         """Without a GPU no Triton tiles can be tuned, and untuned ones mean nothing; cuBLAS needs no tuning."""
         return {"xla_gpu_enable_triton_gemm": False}

@@ -48,6 +48,11 @@ class Topology(abc.ABC):
         """Bytes of a device's memory that one program may use."""
 
     @property
+    @abc.abstractmethod
+    def links(self) -> dict[str, float]:
+        """Published bytes/s that a device sends over each kind of link, in one direction."""
+
+    @property
     def compiler_options(self) -> Mapping[str, bool]:
         """XLA's flags for a compilation."""
         return {}

@@ -37,6 +37,11 @@ class TpuSlice(Topology):
         """Bytes that the compiler lets one program use."""
         return self.chip.per_device.usable_hbm
 
+    @property
+    def links(self) -> dict[str, float]:
+        """Published bytes/s of one link."""
+        return {"link": self.chip.per_device.link_bandwidth}
+
     def bandwidth(self, groups: Sequence[Sequence[jax.Device]]) -> float:
         """Returns the bytes/s that a device sends to its group, over all dimensions that the group spans.
 

@@ -229,7 +229,7 @@ def check_device(model: ClipConfig, device: jax.Device) -> None:
     check_matmul_precision(model.matmul_precision, device)
     if model.remat == "offload":
         kinds = [memory.kind for memory in device.addressable_memories()]
-        if "pinned_host" not in kinds:
+        if kinds and "pinned_host" not in kinds:  # a GPU that is not attached lists none
             raise ConfigError(
                 f"model.remat='offload': {device.device_kind} has no memory 'pinned_host' (it has "
                 f"{', '.join(kinds)}); use 'dots' or 'full'"

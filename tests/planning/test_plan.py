@@ -184,6 +184,7 @@ def test_people_are_told_the_same(planned):
     for mention in (
         "v5e:2x4: 8 chips, mesh data 2 x fsdp 4",
         "fits, with 15.7",
+        "collectives per device and step (link 50 GB/s, one way)",
         "all-reduce",
         "MFU",
         "estimate: kernels one after the other",
@@ -201,7 +202,12 @@ def test_a_program_that_cannot_be_read_leaves_memory_and_a_note(topology, monkey
     made = plan.make_plan(tiny.experiment(), topology)
     assert made["fits"] and made["needed_bytes"] == 3 + 5 - 2 + 7 + 1 and "roofline" not in made
     shown = plan_text.format_plan(made)
-    assert "HBM per device" in shown and "RET_CHECK" in shown and "at length" not in shown
+    assert (
+        "on the host   1.0 MiB" in shown
+        and "HBM per device" in shown
+        and "RET_CHECK" in shown
+        and "at length" not in shown
+    )
 
 
 class Compiled:
@@ -210,7 +216,7 @@ class Compiled:
     def memory_analysis(self):
         return SimpleNamespace(
             argument_size_in_bytes=3, temp_size_in_bytes=7, output_size_in_bytes=5, alias_size_in_bytes=2,
-            generated_code_size_in_bytes=1,
+            generated_code_size_in_bytes=1, host_argument_size_in_bytes=2, host_temp_size_in_bytes=2**20,
         )  # fmt: skip
 
     def as_text(self):
@@ -298,6 +304,9 @@ def test_the_largest_batch_is_that_of_the_plans_tried(topology, monkeypatch, mes
     assert found["fits"] and 0.95 * best <= found["batch_size"] / 8 <= best
     assert len(messages) == len(found["tried"]) <= 3 and f"batch_size={found['batch_size']}: needs" in messages[-1]
     assert [row["batch_size"] for row in found["tried"]] == sorted({row["batch_size"] for row in found["tried"]})
+    far = plan.fit_batch(tiny.experiment(batch_size=2**20), topology)  # its first guess is not the configured one
+    assert max(row["batch_size"] for row in far["tried"]) == 8 * plan.MAX_ROWS_PER_DEVICE
+    assert 0.95 * best <= far["batch_size"] / 8 <= best
     small = dataclasses.replace(topology, chip=dataclasses.replace(topology.chip, usable_hbm=1e9))
     monkeypatch.setattr(plan, "make_plan", lambda e, _, explain: pretend(e, _, explain) | {"fits": False})
     with pytest.raises(ConfigError, match=r"not even batch_size=8 .*mesh\.fsdp"):
@@ -328,26 +337,27 @@ def test_the_command_explains_a_wrong_topology(tmp_path, capsys):
     assert len(error.strip().splitlines()) == 1 and "v5e:4x4" in error
 
 
+def plan_in_a_process(tmp_path, *words):
+    """What the command prints, with a compiler of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mmjax", "compile", f"--config={command.config_file(tmp_path)}", "--json", *words],
+        env=command.environment(**{"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install 'mmjax[aot]'")
 class TestRealTopologies:
     """With the compiler of TPUs itself, on small models."""
 
-    @staticmethod
-    def command(tmp_path, *words):
-        done = subprocess.run(
-            [sys.executable, "-m", "mmjax", "compile", f"--config={command.config_file(tmp_path)}", "--json", *words],
-            env=command.environment(**{"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}),
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        assert done.returncode in (0, 1), done.stderr
-        return json.loads(done.stdout)
-
     @pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
     def test_every_generation_compiles(self, name, tmp_path):
-        made = self.command(tmp_path, f"--topology={name}", "--config.precision=bfloat16")
+        made = plan_in_a_process(tmp_path, f"--topology={name}", "--config.precision=bfloat16")
         chip = TPUS[name.partition(":")[0]]
         assert made["fits"] and made["devices"] == 4 * chip.devices and made["model_flops"] > 0
         if "flops" not in made:
@@ -357,12 +367,35 @@ class TestRealTopologies:
 
     def test_an_augmentation_costs_arithmetic_and_mixed_rows_a_wider_batch(self, tmp_path):
         words = ["--topology=v5e:2x2", "--config.data.transforms=(('mixgen', {}),)"]
-        plain = self.command(tmp_path, *words)
-        more = self.command(tmp_path, *words, "--config.augment=(('lemda', {}),)")
+        plain = plan_in_a_process(tmp_path, *words)
+        more = plan_in_a_process(tmp_path, *words, "--config.augment=(('lemda', {}),)")
         assert more["model_flops"] > plain["model_flops"]
 
     def test_a_batch_too_large_is_refused(self, tmp_path):
         words = ["--topology=v5e:2x2", "--config.batch_size=262144", "--config.objective.impl=dense"]
-        made = self.command(tmp_path, *words)
+        made = plan_in_a_process(tmp_path, *words)
         assert not made["fits"] and made["needed_bytes"] > made["usable_bytes"]
         assert any(line.startswith("objective.impl=ring") for line in made["suggestions"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not any(find_spec("jax_plugins") and find_spec(f"jax_plugins.xla_cuda{n}") for n in (12, 13)),
+    reason="needs JAX's CUDA plugin: pip install 'mmjax[aot-gpu]'",
+)
+class TestRealGpus:
+    """With the compiler of GPUs itself, on small models."""
+
+    @pytest.mark.parametrize("name", ["a100:1", "h100:2x8", "h200:2", "b200:4"])
+    def test_every_card_compiles(self, name, tmp_path):
+        made = plan_in_a_process(tmp_path, f"--topology={name}", "--config.precision=bfloat16", "--explain")
+        assert made["fits"] and made["usable_bytes"] < made["hbm_bytes"]
+        assert 0.9 < made["flops"] / made["model_flops"] < 2 and made["unknown_loops"] == []
+        kinds = {row["kind"] for row in made["kernels"]}
+        assert {"product", "convolution", "reduction", "elementwise"} <= kinds
+        assert any(row["source"].startswith("mmjax/") for row in made["dearest_kernels"])
+        assert bool(made["collectives"]) == (made["devices"] > 1)
+
+    def test_activations_in_the_hosts_memory_are_planned_too(self, tmp_path):
+        made = plan_in_a_process(tmp_path, "--topology=h100:1", "--config.model.remat=offload")
+        assert made["fits"] and made["remat"] == "offload"

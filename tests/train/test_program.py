@@ -20,6 +20,7 @@ def test_what_is_kept_in_the_hosts_memory_needs_such_a_memory():
     model = dataclasses.replace(tiny.experiment().model, remat="offload")
     check_device(model, device("device", "pinned_host"))
     check_device(model, jax.devices()[0])
+    check_device(model, device())  # a GPU that is not attached
     check_device(dataclasses.replace(model, remat="dots"), device("device"))
     with pytest.raises(ConfigError, match=r"model\.remat='offload': Abacus has no memory 'pinned_host' .*use 'dots'"):
         check_device(model, device("device", "unpinned_host"))
