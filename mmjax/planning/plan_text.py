@@ -151,8 +151,8 @@ def _collectives(plan: Plan) -> list[str]:
                 f"{1e3 * row['exposed_seconds']:.3f}",
             ]
         )
-    rates = ", ".join(f"{name} {rate / 1e9:,.0f} GB/s" for name, rate in links.items())
-    return [f"collectives per device and step ({rates}, one way)", *_aligned(cells)]
+    speeds = ", ".join(f"{name} {rate / 1e9:,.0f} GB/s" for name, rate in links.items())
+    return [f"collectives per device and step ({speeds}, one way)", *_aligned(cells)]
 
 
 def _roofline(plan: Plan) -> list[str]:
