@@ -1,6 +1,7 @@
 """The first run: CLIP on the easy world of scenes, from nothing to a report in under three minutes on two cores.
 
-Arguments: ``augment=NAME[+NAME]``, ``transforms=NAME[+NAME]``, ``modalities=image[+depth][+thermal]``.
+Arguments: ``augment=NAME[+NAME]``, ``transforms=NAME[+NAME]``, ``modalities=image[+depth][+thermal]``, ``model=NAME``
+(a preset; ``scenes-tiny-clip`` is one that ``mmjax export`` writes for any library).
 """
 
 import ml_collections
@@ -8,11 +9,11 @@ from common import parse_arguments, plugin_entries
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    args = parse_arguments(arg, augment="none", transforms="none", modalities="image")
+    args = parse_arguments(arg, augment="none", transforms="none", modalities="image", model="scenes-tiny")
     config = ml_collections.ConfigDict()
     config.steps = 2200
     config.batch_size = 64
-    config.model = "scenes-tiny"
+    config.model = args.model
     config.augment = plugin_entries(args.augment)
     config.data = {
         "source": {"name": "scenes", "world": "easy", "image_size": 32},

@@ -48,6 +48,21 @@ def _small(
     )  # fmt: skip
 
 
+def _plain(*, width: int, text_width: int, heads: int, layers: int) -> ClipConfig:
+    """A small model of CLIP's own parts alone, which other libraries can express."""
+    return ClipConfig(
+        embed_dim=width,
+        init_logit_scale=math.log(14.0),
+        vision_cfg=VisionConfig(
+            image_size=32, patch_size=8, width=width, head_width=width // heads, layers=layers
+        ),
+        text_cfg=TextConfig(
+            context_length=22, vocab_size=None, width=text_width, heads=heads, layers=layers, pool_type="eos",
+            token_init_sd=0.1, position_init_sd=0.05,
+        ),
+    )  # fmt: skip
+
+
 _PRESETS: dict[str, ClipConfig] = {
     "ViT-B-32": ClipConfig(vision_cfg=VisionConfig(patch_size=32)),
     "ViT-B-16": ClipConfig(),
@@ -59,6 +74,7 @@ _PRESETS: dict[str, ClipConfig] = {
     ),
     "ViT-B-16-SigLIP": _siglip_base(),
     "scenes-tiny": _small(width=96, text_width=64, heads=4, layers=1),
+    "scenes-tiny-clip": _plain(width=96, text_width=64, heads=4, layers=2),
     "scenes-small": _small(width=192, text_width=192, heads=6, layers=4),
     "photos-small": _small(width=256, text_width=256, heads=4, layers=8, image_size=96, context_length=32),
 }

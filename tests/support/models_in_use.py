@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,25 @@ from mmjax.weights.export.folders import Exported, write_open_clip
 
 CAPTIONS = ["a red circle", "a blue square", "a green ring left of a cat", "a dog"]
 _TOWER = {"width": 16, "layers": 1}
-_MODEL = {
+_MODEL: dict[str, Any] = {
     "embed_dim": 16,
     "vision_cfg": {**_TOWER, "image_size": 32, "patch_size": 8, "head_width": 8},
     "text_cfg": {**_TOWER, "context_length": 8, "heads": 2, "vocab_size": None},
 }
 
 
-def write(folder: Path, *, seed: int = 0) -> Path:
-    """Writes the model to a folder in open_clip's layout."""
+def write(
+    folder: Path, *, seed: int = 0, writer: Callable[[Exported, Path], None] = write_open_clip, **text: Any
+) -> Path:
+    """Writes the model to a folder in a library's layout; ``text`` changes the text tower."""
     tokenizer = load_tokenizer("word", context_length=8, captions=CAPTIONS)
     tokenizer.save(folder / "tokenizer")
-    config = with_tokenizer(build(ClipConfig, _MODEL, path="model"), tokenizer)
+    section = {**_MODEL, "text_cfg": {**_MODEL["text_cfg"], **text}}
+    config = with_tokenizer(build(ClipConfig, section, path="model"), tokenizer)
     state = nnx.to_pure_dict(nnx.state(Clip(config, rngs=nnx.Rngs(seed))))
     params = {path: np.asarray(array) for path, array in flatten(state).items()}
     exported = Exported(config=config, params=params, tokenizer=folder / "tokenizer", card="", recipe={})
-    write_open_clip(exported, folder)
+    writer(exported, folder)
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from mmjax.core.config import ConfigError
 from mmjax.models.config import ClipConfig
 from mmjax.weights.export.open_clip_config import write_model_cfg
 from mmjax.weights.export.tensors import save_safetensors, to_tensors
+from mmjax.weights.export.token_ids import EMBEDDING, exchange_rows, exchange_tokens
 from mmjax.weights.layouts import big_vision, hugging_face, open_clip
 from mmjax.weights.layouts import hugging_face_config as hf_config
 
@@ -53,6 +55,23 @@ class Exported:
 
 def write_hugging_face(model: Exported, folder: Path) -> None:
     """A folder for ``CLIPModel.from_pretrained`` or ``SiglipModel.from_pretrained``, and their processors."""
+    with tempfile.TemporaryDirectory() as temporary:
+        _write_hugging_face(_with_end_token(model, Path(temporary) / "tokenizer"), folder)
+
+
+def _with_end_token(model: Exported, tokenizer: Path) -> Exported:
+    """With another id for an end token of id 2, which CLIPModel takes for "the token of the highest id"."""
+    text = model.config.text_cfg
+    if text.pool_type != "eos" or text.eos_id != 2 or not text.vocab_size or model.tokenizer is None:
+        return model
+    last = text.vocab_size - 1
+    exchange_tokens(model.tokenizer, tokenizer, 2, last)
+    config = dataclasses.replace(model.config, text_cfg=dataclasses.replace(text, eos_id=last))
+    params = {**model.params, EMBEDDING: exchange_rows(model.params[EMBEDDING], 2, last)}
+    return dataclasses.replace(model, config=config, params=params, tokenizer=tokenizer)
+
+
+def _write_hugging_face(model: Exported, folder: Path) -> None:
     config = hf_config.write_config(model.config) | {"dtype": model.dtype}
     preprocessor = hf_config.write_preprocessor(model.config)
     rules = hugging_face.siglip_rules if config["model_type"] == "siglip" else hugging_face.clip_rules
