@@ -151,6 +151,7 @@ def test_adapters_alone_are_named_as_peft_names_them(run, adapted, tmp_path):
     assert f"base_model: {run}" in card and "library_name: peft" in card
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers for what it is about to rename
 def test_peft_loads_the_adapters_and_embeds_as_the_merged_model(run, adapted, tmp_path):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     from transformers import CLIPModel
