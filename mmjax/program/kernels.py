@@ -113,7 +113,8 @@ def _kind(module: Module, one: Instruction, fused: Sequence[Instruction], produc
         return max(products, key=lambda product: product.flops).kind
     # Scalars are indices.
     opcodes = {inner.opcode for inner in fused if any(array.dims for array in inner.arrays)} or {one.opcode}
-    if any(opcode.removesuffix("-start") in COLLECTIVE_KINDS for opcode in opcodes):
+    opcodes = {opcode.removesuffix("-start") for opcode in opcodes}
+    if opcodes & set(COLLECTIVE_KINDS):
         return "collective"
     if one.opcode == "dynamic-update-slice" or (
         one.opcode == "fusion" and in_place_updates(module.computations[one.called("calls")[0]])

@@ -52,7 +52,9 @@ def find_product(one: Instruction, within: Computation, pallas: PallasFlops | No
         kind, count = "product", 2 * math.prod(one.arrays[0].dims) * _contracted(one, within)
     elif one.opcode == "convolution":
         image, kernel = (within.arrays(name)[0] for name in one.operands[:2])
-        kind, count = "convolution", 2 * _multiply_adds(one.rest, image, kernel, one.arrays[0])
+        # TPU programs have convolutions in place of products.
+        kind = "product" if re.search(r'op_name="[^"]*dot_general', one.rest) else "convolution"
+        count = 2 * _multiply_adds(one.rest, image, kernel, one.arrays[0])
     elif target.startswith("__cudnn$conv"):
         kind, count = "convolution", 2 * _cudnn_multiply_adds(one, within, target)
     elif "fmha" in target:

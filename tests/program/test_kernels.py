@@ -88,6 +88,10 @@ def test_a_collective_is_hidden_as_far_as_kernels_run_beside_it(module, kernels)
 def test_a_tpus_collective_that_is_fused_is_matched_with_its_end():
     module = Module(TPU_TEXT.replace("%beside = bf16[8,128]{1,0} fusion(%x)", "%beside = bf16[8,128]{1,0} copy(%x)"))
     kernels = programs.find_kernels(module, TPUS["v5e"], SourceLines(""))
+    assert {one.name: one.kind for one in kernels if one.times == 1} == {
+        "scattered": "collective", "started": "collective", "beside": "copy", "ended": "collective", "copied": "copy",
+        "moved": "collective",
+    }  # fmt: skip
     beside = next(one for one in kernels if one.name == "beside")
     assert programs.find_overlaps(module, kernels)["started"] == (pytest.approx(beside.seconds), False)
 

@@ -88,7 +88,12 @@ def test_flops_of_a_convolution_are_of_what_lies_within_the_input(rows, kernel, 
             at = i * stride + k * spread - low
             met += at % dilate == 0 and 0 <= at // dilate < rows
     assert met > 0
-    assert products.flops(Module(text)) == 2 * met * 2 * 6 * 5
+    module = Module(text)
+    assert products.flops(module) == 2 * met * 2 * 6 * 5
+    main = module.computations["main"]
+    assert products.find_product(main.root, main).kind == "convolution"
+    named = Module(text.replace("->b0f", '->b0f, metadata={op_name="jit(f)/dot_general"}')).computations["main"]
+    assert products.find_product(named.root, named).kind == "product"  # of a TPU
 
 
 FORMS = {
