@@ -95,6 +95,7 @@ def test_the_names_are_these():
             "photos-small",
             "scenes-small",
             "scenes-tiny",
+            "scenes-tiny-clip",
         ]
     )
 

@@ -100,7 +100,7 @@ def make_encoders(model: Exported, *, scan: bool) -> tuple[Encoder, Encoder]:
         )
     channels = vision.modality_channels[0]
     shapes = {"visual": (vision.image_size, vision.image_size, channels), "text": (text.context_length,)}
-    image, words = (
+    image, text_encoder = (
         Encoder(
             name=name,
             input=input,
@@ -114,7 +114,7 @@ def make_encoders(model: Exported, *, scan: bool) -> tuple[Encoder, Encoder]:
             ("text", "tokens", "text", np.int32),
         )
     )
-    return image, words
+    return image, text_encoder
 
 
 def _apply(config: ClipConfig, tower: str, params: dict[str, Any], rows: jax.Array) -> jax.Array:
