@@ -16,6 +16,11 @@ def num_shards(row_sharding: NamedSharding | None) -> int:
     return math.prod(row_sharding.mesh.shape[axis] for axis in axes)
 
 
+def platform_of(row_sharding: NamedSharding | None) -> str | None:
+    """``cpu``, ``gpu`` or ``tpu``: what the program is compiled for, which may not be here; None if that is unknown."""
+    return None if row_sharding is None else row_sharding.mesh.devices.flat[0].platform
+
+
 def constrain_rows(x: jax.Array, row_sharding: NamedSharding | None) -> jax.Array:
     """``x`` [N, …], with its rows and those of its gradient split over the devices, and no other axis.
 

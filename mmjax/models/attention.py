@@ -1,13 +1,83 @@
-"""``softmax(q·kᵀ/√d)·v`` (Vaswani et al., arXiv:1706.03762), without the linear maps around it."""
+"""``softmax(q·kᵀ/√d)·v`` (Vaswani et al., arXiv:1706.03762), without the linear maps around it.
+
+``attend`` leaves it to the compiler, ``attend_fused`` takes a kernel of cuDNN that never writes the logits to memory.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding
+
+from mmjax.core.row_sharding import constrain_rows
+from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
+
+Kernel = Literal["xla", "cudnn"]
+
+CUDNN_LENGTH_MULTIPLE = 2
+"""jax refuses cuDNN's backward pass for odd lengths."""
+
+CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
+"""The name that jax gives to cuDNN's forward kernel as an operation of a traced program."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelChoice:
+    """What computes attention in a tower's blocks, and why it is no other; the reason is empty if that was asked for.
+
+    Where a block computes a single query it always is ``xla``.
+    """
+
+    kernel: Kernel
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kernel} ({self.reason})" if self.reason else self.kernel
+
+
+def choose_kernel(
+    model: ClipConfig, tower: VisionConfig | TextConfig, *, dtype: Any, platform: str | None
+) -> KernelChoice:
+    """The kernel for ``tower`` of ``model`` in programs for ``platform``; None: any, so the compiler's products."""
+    wanted = tower.attention or model.attention
+    if wanted == "xla":
+        return KernelChoice("xla")
+    obstacle = _cudnn_obstacle(tower, dtype=dtype, platform=platform)
+    if obstacle is None:
+        return KernelChoice("cudnn")
+    if wanted == "auto" and platform != "gpu":
+        return KernelChoice("xla")
+    return KernelChoice("xla", f"no cudnn: {obstacle}")
+
+
+@functools.cache
+def _cudnn_is_installed() -> bool:
+    x = jax.ShapeDtypeStruct((1, 2, 1, 8), jnp.bfloat16)
+    try:
+        jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), x, x, x)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _cudnn_obstacle(tower: VisionConfig | TextConfig, *, dtype: Any, platform: str | None) -> str | None:
+    head_width = tower.width // tower.heads
+    if platform != "gpu":
+        return f"the platform is {platform or 'unknown'}"
+    if not _cudnn_is_installed():
+        return "cuDNN is not installed"
+    if dtype != jnp.bfloat16:
+        return "precision is not bfloat16"
+    if head_width % 8 or head_width > 128:
+        return f"heads are {head_width} wide"
+    if isinstance(tower, TextConfig) and tower.masks_padding:
+        return "padding is masked"
+    return None
 
 
 def mark_saved(x: jax.Array) -> jax.Array:
@@ -34,6 +104,29 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None) 
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     weights = _softmax(logits, v.dtype)
     return mark_saved(jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2))
+
+
+def attend_fused(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, length: int, row_sharding: NamedSharding | None
+) -> jax.Array:
+    """``attend`` by cuDNN's kernel: [B,N,H,d] each, of which keys from ``length`` on count for nothing."""
+    queries_end = keys_end = None
+    if not causal and length < q.shape[1]:  # from within a causal sequence nothing is seen of what follows its end
+        # Queries beyond the end attend as well: their results are finite, and nobody reads them.
+        queries_end, keys_end = (
+            constrain_rows(jnp.full(q.shape[:1], end, jnp.int32), row_sharding) for end in (q.shape[1], length)
+        )
+    q, k, v = (mark_saved(heads) for heads in (q, k, v))
+    heads = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        is_causal=causal,
+        query_seq_lengths=queries_end,
+        key_value_seq_lengths=keys_end,
+        implementation="cudnn",
+    )
+    return mark_saved(heads)
 
 
 @jax.custom_vjp

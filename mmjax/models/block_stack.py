@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding
 
-from mmjax.core.row_sharding import constrain_rows
+from mmjax.core.row_sharding import constrain_rows, platform_of
+from mmjax.models.attention import CUDNN_FORWARD, CUDNN_LENGTH_MULTIPLE
 from mmjax.models.config import Remat
 from mmjax.models.layers import Block, BlockSpec, Position, Rotation, take_position
 
+_OFFLOAD_PRODUCTS = jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=["product"],
+    offload_src="device",
+    offload_dst="pinned_host",
+)
+
+
+def _with_fused_kernel(policy: Callable[..., Any]) -> Callable[..., Any]:
+    """``policy``, and what cuDNN's forward kernel returns: jax gives it no name, and it would run twice."""
+
+    def saves(primitive: Any, *arguments: Any, **params: Any) -> Any:
+        return primitive.name == CUDNN_FORWARD or policy(primitive, *arguments, **params)
+
+    return saves
+
+
 _REMAT_POLICIES = {
     # Norms and activations are cheap to recompute from the saved products, and large to keep.
-    "dots": jax.checkpoint_policies.save_only_these_names("product"),
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=["product"],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
+    "dots": _with_fused_kernel(jax.checkpoint_policies.save_only_these_names("product")),
+    "offload": _with_fused_kernel(_OFFLOAD_PRODUCTS),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -92,12 +106,21 @@ def run_blocks(
         after = [k for k in record if k >= frozen]
         x, inputs = run(blocks, x, start=frozen, stop=stop, position=position, record=after)
         return x, before | inputs
+    length = x.shape[1]
+    padding = -length % CUDNN_LENGTH_MULTIPLE if blocks.attn.kernel == "cudnn" and valid is None else 0
+    if padding:
+        x = _pad_positions(x, padding)
+        rotation = (
+            None if rotation is None else (_pad_positions(rotation[0], padding), _pad_positions(rotation[1], padding))
+        )
     params = nnx.to_pure_dict(state)
+    pinned = platform_of(row_sharding) == "gpu"
 
     def apply(x: jax.Array, layer: dict[str, Any], *, position: Position | None = None) -> jax.Array:
         def block(x: jax.Array, layer: dict[str, Any]) -> jax.Array:
             options: dict[str, Any] = {
                 "valid": valid,
+                "length": length,
                 "position": position,
                 "rotation": rotation,
                 "row_sharding": row_sharding,
@@ -106,7 +129,8 @@ def run_blocks(
 
         if remat != "none":
             block = jax.checkpoint(block, policy=_REMAT_POLICIES[remat], prevent_cse=not scan)
-        return constrain_rows(block(constrain_rows(x, row_sharding), layer), row_sharding)
+        x = block(_pin_layout(constrain_rows(x, row_sharding), pinned=pinned), layer)
+        return _pin_layout(constrain_rows(x, row_sharding), pinned=pinned)
 
     full = stop - (position is not None and stop > start)  # the blocks before this one compute every position
     inputs = {}
@@ -132,13 +156,21 @@ def run_blocks(
             x = apply(x, _unstack(layer))
     if full in record:
         inputs[full] = x
-    if position is None:
-        return x, inputs
-    if full == stop:
-        return take_position(x, position), inputs
-    if stop in record:
+    if position is not None and full < stop and stop in record:
         inputs[stop] = apply(jax.lax.optimization_barrier(x), _unstack(last))
-    return apply(x, _unstack(last), position=position), inputs
+    inputs = {k: y[:, :length] for k, y in inputs.items()}
+    if position is None:
+        return x[:, :length], inputs
+    return take_position(x, position) if full == stop else apply(x, _unstack(last), position=position), inputs
+
+
+def _pad_positions(x: jax.Array, padding: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
+
+
+def _pin_layout(x: jax.Array, *, pinned: bool) -> jax.Array:
+    """``x`` [B,N,D] with D innermost in memory; on GPUs the compiler otherwise takes B, and norms become slow."""
+    return with_layout_constraint(x, Layout((0, 1, 2))) if pinned else x
 
 
 def _split_layers(params: dict[str, Any], sizes: tuple[int, ...]) -> list[dict[str, Any]]:

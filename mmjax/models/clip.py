@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from mmjax.models.config import ClipConfig
+from mmjax.core.row_sharding import platform_of
+from mmjax.models.attention import choose_kernel
+from mmjax.models.config import ClipConfig, VisionConfig
 from mmjax.models.text import TextTower
 from mmjax.models.vit import VisionTower
 
@@ -68,9 +70,13 @@ class Clip(nnx.Module):
 
 def make_tower(config: ClipConfig, name: str, *, rngs: nnx.Rngs, dtype: Any, row_sharding: Any = None) -> Any:
     """One tower of ``Clip``: ``visual`` or ``text``."""
-    shared: dict[str, Any] = {
-        key: getattr(config, key) for key in ("embed_dim", "scan", "remat", "matmul_precision")
-    } | {"rngs": rngs, "dtype": dtype, "row_sharding": row_sharding}
-    if name == "visual":
-        return VisionTower(config.vision_cfg, **shared)
-    return TextTower(config.text_cfg, **shared)
+    platform = platform_of(row_sharding)
+    section = config.vision_cfg if name == "visual" else config.text_cfg
+    shared: dict[str, Any] = {key: getattr(config, key) for key in ("embed_dim", "remat", "matmul_precision")} | {
+        "scan": platform != "gpu" if config.scan == "auto" else config.scan,
+        "attention": choose_kernel(config, section, dtype=dtype, platform=platform).kernel,
+        "rngs": rngs,
+        "dtype": dtype,
+        "row_sharding": row_sharding,
+    }
+    return VisionTower(section, **shared) if isinstance(section, VisionConfig) else TextTower(section, **shared)

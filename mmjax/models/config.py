@@ -25,6 +25,16 @@ Remat = Literal["none", "dots", "offload", "full"]
 host's memory (``offload``), or its input alone (``full``).
 """
 
+Scan = Literal["auto", True, False]
+"""Whether a tower's blocks run in one loop, which compiles faster, or are written out one after the other; ``auto``
+writes them out on GPUs, where a loop copies what it keeps.
+"""
+
+AttentionKernel = Literal["auto", "xla", "cudnn"]
+"""What computes attention in blocks: the compiler's own products, or cuDNN's fused kernel; ``auto`` takes the fused one
+where it works, see ``attention.choose_kernel``.
+"""
+
 MatmulPrecision = Literal["full", "int8", "fp8"]
 """The number format in which the blocks' linear maps multiply; see ``low_precision``."""
 
@@ -50,6 +60,7 @@ class BlockConfig:
     mlp_ratio: MlpRatio = 4.0
     activation: Activation = "gelu"
     ln_eps: PositiveFloat = 1e-5
+    attention: AttentionKernel | None = None  # None: model.attention
     qk_norm: bool = False  # layer norm of each head's queries and keys
     block_norm: BlockNorm = "pre"
     mlp_type: MlpType = "mlp"
@@ -229,6 +240,11 @@ class TextConfig(BlockConfig):
     tokenizer_clean: str | None = None  # how that tokenizer cleans text first
     tokenizer_strip_sep: bool = False  # it then writes 0 in place of its separator
 
+    @property
+    def masks_padding(self) -> bool:
+        """Whether attention leaves out padding."""
+        return self.mask_padding or self.pool_type == "mean"
+
     def __post_init__(self) -> None:
         section = "model.text_cfg"
         _require(
@@ -260,7 +276,8 @@ class ClipConfig:
     init_logit_scale: float = math.log(1 / 0.07)  # its logarithm
     init_logit_bias: float | None = None  # None: no bias, as in CLIP; SigLIP starts from -10
     max_logit_scale: PositiveFloat = 100.0  # training clips the scale to it after each update
-    scan: bool = True  # jax.lax.scan over the blocks instead of unrolling them: compiles faster
+    scan: Scan = "auto"
+    attention: AttentionKernel = "auto"  # of towers that do not name their own
     remat: Remat = "dots"
     matmul_precision: MatmulPrecision = "full"
     vision_cfg: VisionConfig = dataclasses.field(default_factory=VisionConfig)

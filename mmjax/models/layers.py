@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 
 from mmjax.core.numerics import broadcast_parameter
 from mmjax.core.row_sharding import constrain_rows
-from mmjax.models.attention import attend, mark_saved
+from mmjax.models.attention import Kernel, attend, attend_fused, mark_saved
 from mmjax.models.config import Activation, BlockConfig, BlockNorm, MatmulPrecision, MlpType, QkvBias
 from mmjax.models.low_precision import product
 
@@ -136,6 +136,10 @@ class LayerScale(nnx.Module):
         return x * broadcast_parameter(self.gamma[...], x.shape, self.dtype)
 
 
+OF_TOWERS = ("mlp_ratio", "attention")
+"""Fields of a tower's section that become others in ``BlockSpec``."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockSpec:
     """Sizes and initializers of a block."""
@@ -152,6 +156,7 @@ class BlockSpec:
     init_fc1: Init
     init_fc2: Init
     matmul_precision: MatmulPrecision = "full"
+    attention: Kernel = "xla"
     block_norm: BlockNorm = "pre"
     mlp_type: MlpType = "mlp"
     qkv_bias: QkvBias = "qkv"
@@ -163,7 +168,7 @@ class BlockSpec:
     def from_config(cls, config: BlockConfig, **sizes: Any) -> BlockSpec:
         """The block of a tower's section, with what that section does not have."""
         return cls(
-            **{f.name: getattr(config, f.name) for f in dataclasses.fields(BlockConfig) if f.name != "mlp_ratio"}
+            **{f.name: getattr(config, f.name) for f in dataclasses.fields(BlockConfig) if f.name not in OF_TOWERS}
             | sizes
         )
 
@@ -172,6 +177,7 @@ class Attention(nnx.Module):
     """``attention.attend`` in ``heads`` heads, between linear maps."""
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any, with_out: bool = True):
+        self.kernel, self.causal = spec.attention, spec.causal
         split = (spec.heads, spec.width // spec.heads)
         dense = functools.partial(Dense, rngs=rngs, dtype=dtype, matmul_precision=spec.matmul_precision)
         make = functools.partial(dense, (spec.width,), split, init=spec.init_qkv)
@@ -188,6 +194,7 @@ class Attention(nnx.Module):
         keys: jax.Array,
         *,
         mask: jax.Array | None = None,
+        fused_length: int | None = None,
         rotations: tuple[Rotation, Rotation] | None = None,
         row_sharding: NamedSharding | None = None,
     ) -> jax.Array:
@@ -197,6 +204,7 @@ class Attention(nnx.Module):
             x: [B,Q,D].
             keys: [B,K,D].
             mask: bool [B or 1, 1, Q, K] of the keys to attend to.
+            fused_length: Take the fused kernel; x and keys are one, and end with this position.
             rotations: Of queries and of keys.
             row_sharding: How the keys lie over devices.
 
@@ -213,7 +221,10 @@ class Attention(nnx.Module):
             q, k = self.ln_q(q), self.ln_k(k)
         if rotations is not None:
             q, k = (rotate(heads, rotation) for heads, rotation in zip((q, k), rotations, strict=True))
-        heads = attend(q, k, v, mask=mask)
+        if fused_length is None:
+            heads = attend(q, k, v, mask=mask)
+        else:
+            heads = attend_fused(q, k, v, causal=self.causal, length=fused_length, row_sharding=row_sharding)
         if self.ln_inner is not None:
             heads = self.ln_inner(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
         return heads if self.out is None else self.out(heads)
@@ -259,17 +270,26 @@ class Block(nnx.Module):
         x: jax.Array,
         *,
         valid: jax.Array | None,
+        length: int | None = None,
         position: Position | None = None,
         rotation: Rotation | None = None,
         row_sharding: NamedSharding | None = None,
     ) -> jax.Array:
-        """x [B,N,D] -> [B,N,D], or [B,1,D] for ``position`` alone; ``valid`` bool[B,N] masks keys."""
+        """x [B,N,D] -> [B,N,D], or [B,1,D] for ``position`` alone; ``valid`` bool[B,N] masks keys.
+
+        ``length``, if any, is that of the sequences without the padding for a fused kernel.
+        """
+        length = x.shape[1] if length is None else length
         keys = self.ln_1(x) if self.block_norm == "pre" else x
         queries = keys if position is None else take_position(keys, position)
         x = x if position is None else take_position(x, position)
-        mask = self._mask(keys.shape[1], valid=valid, position=position)
+        fused = self.attn.kernel != "xla" and valid is None and position is None
+        mask = None if fused else self._mask(keys.shape[1], length=length, valid=valid, position=position)
         rotations = None if rotation is None else (_rotation_at(rotation, position), rotation)
-        attended = self.attn(queries, keys, mask=mask, rotations=rotations, row_sharding=row_sharding)
+        fused_length = length if fused else None
+        attended = self.attn(
+            queries, keys, mask=mask, fused_length=fused_length, rotations=rotations, row_sharding=row_sharding
+        )
         x = mark_saved(self._add(x, attended, norm=self.ln_1, scale=self.ls_1))
         return self._add(x, self.mlp(self.ln_2(x) if self.block_norm == "pre" else x), norm=self.ln_2, scale=self.ls_2)
 
@@ -278,10 +298,14 @@ class Block(nnx.Module):
         y = y if scale is None else scale(y)
         return norm(x + y) if self.block_norm == "post" else x + y
 
-    def _mask(self, length: int, *, valid: jax.Array | None, position: Position | None) -> jax.Array | None:
+    def _mask(
+        self, padded: int, *, length: int, valid: jax.Array | None, position: Position | None
+    ) -> jax.Array | None:
         mask = None if valid is None else valid[:, None, None, :]
+        positions = jnp.arange(padded)
+        if length < padded:
+            mask = (positions < length)[None, None, None, :]
         if self.causal:
-            positions = jnp.arange(length)
             queries = positions[None] if position is None else take_position(positions[None, :, None], position)[..., 0]
             causal = queries[:, None, :, None] >= positions
             mask = causal if mask is None else mask & causal

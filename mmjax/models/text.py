@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 
 from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import constrain_rows
+from mmjax.models.attention import Kernel
 from mmjax.models.block_stack import run_blocks, stack_blocks
 from mmjax.models.config import MatmulPrecision, Remat, TextConfig
 from mmjax.models.layers import BlockSpec, Dense, LayerNorm, Position, activate, normal
@@ -34,6 +35,7 @@ class TextTower(nnx.Module):
         scan: bool,
         remat: Remat,
         matmul_precision: MatmulPrecision,
+        attention: Kernel = "xla",
         rngs: nnx.Rngs,
         dtype: Any,
         row_sharding: NamedSharding | None = None,
@@ -41,7 +43,7 @@ class TextTower(nnx.Module):
         self.config, self.dtype, self.row_sharding = config, dtype, row_sharding
         width = config.width
         self.token_embed = TokenEmbed(_from_tokenizer(config, "vocab_size"), width, sd=config.token_init_sd, rngs=rngs)
-        self.masked = config.mask_padding or config.pool_type == "mean"
+        self.masked = config.masks_padding
         self.pad_id = _from_tokenizer(config, "pad_id") if self.masked or config.positions_from_pad else None
         self.eos_id = _from_tokenizer(config, "eos_id") if config.pool_type == "eos" else None
         first = self.pad_id + 1 if self.pad_id is not None and config.positions_from_pad else 0
@@ -51,7 +53,7 @@ class TextTower(nnx.Module):
         self.type_embed = nnx.Param(normal(config.token_init_sd)(rngs.params(), (kinds, width))) if kinds else None
         norm = functools.partial(LayerNorm, width, eps=config.ln_eps, dtype=dtype)
         self.ln_embed = norm() if config.embed_norm else None
-        spec = dataclasses.replace(block_spec(config), matmul_precision=matmul_precision)
+        spec = dataclasses.replace(block_spec(config), matmul_precision=matmul_precision, attention=attention)
         self.blocks = stack_blocks(spec, layers=config.layers, rngs=rngs, dtype=dtype)
         self.scan, self.remat = scan, remat
         self.frozen_blocks = 0  # how many of the first blocks are not trained

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from mmjax.core.config import ConfigError
 from mmjax.core.numerics import broadcast_parameter
 from mmjax.core.row_sharding import constrain_rows
+from mmjax.models.attention import Kernel
 from mmjax.models.block_stack import run_blocks, stack_blocks
 from mmjax.models.config import BlockConfig, MatmulPrecision, Remat, VisionConfig
 from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, Position, Rotation, normal, uniform
@@ -38,6 +39,7 @@ class VisionTower(nnx.Module):
         scan: bool,
         remat: Remat,
         matmul_precision: MatmulPrecision,
+        attention: Kernel = "xla",
         rngs: nnx.Rngs,
         dtype: Any,
         row_sharding: NamedSharding | None = None,
@@ -57,7 +59,7 @@ class VisionTower(nnx.Module):
         self.modality_embed = nnx.Param(init(rngs.params(), (num_modalities, width))) if num_modalities > 1 else None
         self.ln_pre = None if config.no_ln_pre else LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         spec = block_spec(config)
-        trunk_spec = dataclasses.replace(spec, matmul_precision=matmul_precision)
+        trunk_spec = dataclasses.replace(spec, matmul_precision=matmul_precision, attention=attention)
         stack = functools.partial(stack_blocks, trunk_spec, layers=config.layers, rngs=rngs, dtype=dtype)
         self.blocks = stack() if config.layers else None
         self.scan, self.remat = scan, remat

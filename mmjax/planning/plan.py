@@ -76,6 +76,7 @@ def make_plan(experiment: Experiment, topology: Topology, *, explain: bool = Fal
         "precision": experiment.precision,
         "micro_batches": experiment.micro_batches,
         "remat": experiment.model.remat,
+        "attention": {tower: str(choice) for tower, choice in program.attention.items()},
         "state_bytes": state,
         "batch_bytes": batch_bytes,
         "hbm_bytes": topology.device.hbm,

@@ -21,6 +21,7 @@ def format_plan(plan: Plan) -> str:
         f"{plan['topology']}: {plan['chips']} {'chip' if plan['chips'] == 1 else 'chips'}, mesh {mesh}",
         f"global batch {plan['batch_size']}, {plan['batch_size_per_device']} per device, {plan['precision']}, "
         f"{_micro_batches(plan)}remat {plan['remat']}; compiled in {plan['compile_seconds']:.0f} s",
+        "attention: " + ", ".join(f"{tower} {kernel}" for tower, kernel in plan["attention"].items()),
         "",
         *_memory(plan),
     ]

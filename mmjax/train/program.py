@@ -15,10 +15,12 @@ from flax import nnx
 from mmjax.core import plugins, rng
 from mmjax.core.config import ConfigError
 from mmjax.core.numerics import DTYPES
+from mmjax.core.row_sharding import platform_of
 from mmjax.core.state import AugmentState, Params, TrainState, flatten
 from mmjax.core.types import Batch
 from mmjax.evals.common.embedder import Embedder
 from mmjax.experiment import Experiment
+from mmjax.models.attention import choose_kernel
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
 from mmjax.models.lora import add_adapters
@@ -61,6 +63,11 @@ class Program:
             path="objective",
             row_sharding=self.row_sharding,
         )
+        model, dtype, platform = experiment.model, DTYPES[experiment.precision], platform_of(self.row_sharding)
+        self.attention = {
+            "image": choose_kernel(model, model.vision_cfg, dtype=dtype, platform=platform),
+            "text": choose_kernel(model, model.text_cfg, dtype=dtype, platform=platform),
+        }
         self.graph, params = nnx.split(nnx.eval_shape(self._create))
         shapes: Params = nnx.to_pure_dict(params)
         optimizer = experiment.optimizer
@@ -162,7 +169,7 @@ class Program:
 
     def count_flops(self, batch: Batch) -> float:
         """FLOPs of the model's products in one step on all devices, without what remat and micro-batches repeat."""
-        program = Program(_without_recomputation(self.experiment), devices=list(self.mesh.devices.flat))
+        program = Program(self._without_recomputation(), devices=list(self.mesh.devices.flat))
         return count_flops(jax.make_jaxpr(program.step)(program.abstract_state, batch))
 
     def count_flops_beside(self, batch: Batch, *, traced: jax.stages.Traced) -> Callable[[], float | None]:
@@ -171,7 +178,7 @@ class Program:
         A step that repeats nothing is counted in its own trace, which takes no time. Another trace is made in a
         thread, while the step compiles.
         """
-        if _without_recomputation(self.experiment) == self.experiment:
+        if self._without_recomputation() == self.experiment:
             flops = count_flops(traced.jaxpr)
             return lambda: flops
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="mmjax-flops")
@@ -200,6 +207,15 @@ class Program:
             modalities=modalities,
             num_threads=num_threads,
         )
+
+    def _without_recomputation(self) -> Experiment:
+        """The same step with nothing computed twice, and every product in the open."""
+        model = dataclasses.replace(self.experiment.model, remat="none")
+        if any(choice.kernel != "xla" for choice in self.attention.values()):
+            vision = dataclasses.replace(model.vision_cfg, attention="xla")
+            text = dataclasses.replace(model.text_cfg, attention="xla")
+            model = dataclasses.replace(model, vision_cfg=vision, text_cfg=text)
+        return dataclasses.replace(self.experiment, model=model, micro_batches=1)
 
     def _create(self) -> Clip:
         key = rng.key(self.experiment.seed, stream="init")
@@ -240,12 +256,6 @@ def _nearest(devices: Iterable[jax.Device]) -> jax.Device:
     """One of this process, where it has any."""
     candidates = list(devices)
     return next((d for d in candidates if d.process_index == jax.process_index()), candidates[0])
-
-
-def _without_recomputation(experiment: Experiment) -> Experiment:
-    """The same step with nothing computed twice."""
-    model = dataclasses.replace(experiment.model, remat="none")
-    return dataclasses.replace(experiment, model=model, micro_batches=1)
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:

@@ -140,6 +140,7 @@ class Run:
 
     def first_state(self, changes: Sequence[str]) -> TrainState:
         """The initial state, or that of the newest checkpoint; ``changes`` of augmentations are logged."""
+        logger.info("attention: " + ", ".join(f"{tower} {choice}" for tower, choice in self.program.attention.items()))
         if not self.checkpoints.steps:
             with self.timer.measure("compiling", "making the initial state"):
                 state = self.program.initialize()

@@ -4,8 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax._src.cudnn import fused_attention_stablehlo
 
-from mmjax.models.attention import attend
+from mmjax.models import attention
+from mmjax.models.attention import attend, choose_kernel
+from mmjax.models.block_stack import run_blocks, stack_blocks
+from mmjax.models.layers import BlockSpec, normal
 from support import clip_models
 from support.jaxprs import equations
 
@@ -91,3 +96,92 @@ def test_in_bfloat16_nothing_of_the_size_of_the_logits_is_kept_in_float32():
     kept = jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(value, params)[1], shapes))
     square = [leaf.dtype for leaf in kept if leaf.ndim >= 4 and leaf.shape[-1] == leaf.shape[-2]]
     assert square and set(square) == {jnp.dtype("bfloat16")}
+
+
+def stack(kernel, *, width=8, dtype=jnp.float32, **options):
+    spec = BlockSpec(
+        width=width, heads=2, hidden=8, activation="gelu", ln_eps=1e-5, attention=kernel, **options,
+        **{f"init_{name}": normal(0.5) for name in ("qkv", "out", "fc1", "fc2")},
+    )  # fmt: skip
+    return nnx.split(stack_blocks(spec, layers=3, rngs=nnx.Rngs(params=0), dtype=dtype))
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """cuDNN's kernel by the compiler, because there is no cuDNN here."""
+
+    def emulate(*arrays, implementation, **options):
+        assert implementation == "cudnn" and arrays[0].shape[1] % 2 == 0
+        calls.append(options)
+        return dot_product_attention(*arrays, implementation="xla", **options)
+
+    calls, dot_product_attention = [], jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", emulate)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "causal, scan, run",
+    [
+        (False, True, {"position": 0, "record": (1, 2, 3)}),
+        (True, False, {"position": jnp.array([6, 2, 4])}),
+        (False, False, {"rotation": True, "record": (0, 2)}),
+        (True, True, {"valid": jnp.array([[1] * 7, [1] * 5 + [0] * 2, [1] * 3 + [0] * 4], bool)}),
+    ],
+    ids=["one position and taps", "causal", "rotary", "padding is masked"],
+)
+def test_a_fused_kernels_padding_changes_no_value_no_tap_and_no_gradient(causal, scan, run, emulated):
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.normal(size=(3, 7, 8)), jnp.float32)
+    if run.pop("rotation", False):
+        angles = rng.normal(size=(1, 7, 2))
+        run["rotation"] = jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32)
+
+    def evaluate(kernel):
+        graph, state = stack(kernel, causal=causal, qk_norm=scan)
+
+        def value(state, x):
+            y, inputs = run_blocks(nnx.merge(graph, state), x, scan=scan, remat="dots", **run)
+            return jnp.sum(jnp.sin(3 * y)) + sum(jnp.sum(jnp.sin(z)) for z in inputs.values()), (y, inputs)
+
+        return jax.jit(jax.grad(value, argnums=(0, 1), has_aux=True))(state, x)
+
+    expected = evaluate("xla")
+    assert not emulated
+    got = evaluate("cudnn")
+    assert bool(emulated) == ("valid" not in run)
+    for one, other in zip(got, expected, strict=True):
+        scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(other))
+        jax.tree.map(lambda a, b, s=scale: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * s), one, other)
+
+
+@pytest.mark.parametrize("remat, forward", [("none", 1), ("dots", 1), ("offload", 1), ("full", 2)])
+def test_cudnns_forward_kernel_runs_again_only_where_nothing_is_kept(remat, forward, monkeypatch):
+    """As a GPU would be told."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91400)
+    graph, state = stack("cudnn", width=16, causal=True, qk_norm=False, dtype=jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((3, 7, 16), jnp.bfloat16)
+
+    def value(state, x):
+        return jnp.sum(run_blocks(nnx.merge(graph, state), x, scan=True, remat=remat)[0].astype(jnp.float32))
+
+    text = jax.jit(jax.grad(value)).trace(state, x).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@__cudnn$fmhaSoftmax(") == forward
+    assert text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+
+
+def test_a_kernel_is_chosen_by_the_target_and_a_refusal_says_why(monkeypatch):
+    def chosen(platform="gpu", dtype=jnp.bfloat16, text=None, **model):
+        config = clip_models.config(text={"heads": 1, "width": 64} | (text or {}), **model)
+        return str(choose_kernel(config, config.text_cfg, dtype=dtype, platform=platform))
+
+    monkeypatch.setattr(attention, "_cudnn_is_installed", lambda: False)
+    assert chosen() == "xla (no cudnn: cuDNN is not installed)"
+    monkeypatch.setattr(attention, "_cudnn_is_installed", lambda: True)
+    assert chosen() == chosen(attention="cudnn") == "cudnn"
+    assert chosen(attention="xla") == chosen(text={"attention": "xla"}, attention="cudnn") == "xla"
+    assert chosen("cpu") == chosen(None) == "xla"
+    assert chosen("cpu", attention="cudnn") == "xla (no cudnn: the platform is cpu)"
+    assert chosen(dtype=jnp.float32) == "xla (no cudnn: precision is not bfloat16)"
+    assert chosen(text={"pool_type": "mean"}) == "xla (no cudnn: padding is masked)"
+    assert chosen(text={"width": 136}) == "xla (no cudnn: heads are 136 wide)"
