@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmjax.checkpoints.fingerprint import fingerprint
 from mmjax.core.config import ConfigError, build, choose
 from mmjax.core.numerics import DTYPES
 from mmjax.core.state import flatten
 from mmjax.data import tokenizer as tokenizers
-from mmjax.data.eval_view import make_eval_chain
+from mmjax.data.eval_view import EvalView, make_eval_chain
 from mmjax.data.pictures import parse_background
+from mmjax.data.source import Source
 from mmjax.evals.common.embedder import Embedder
 from mmjax.evals.zeroshot import class_embeddings
 from mmjax.experiment import DataConfig, Experiment
@@ -47,6 +49,8 @@ class Model:
     Attributes:
         config: The model.
         batch_sizes: The sizes, in ascending order.
+        modality: The name of the pictures in the examples of a source.
+        precision: Of matrix products.
     """
 
     def __init__(
@@ -59,24 +63,23 @@ class Model:
         tokenizer: Callable[[Sequence[str]], np.ndarray] | ConfigError,
         devices: Sequence[jax.Device],
         batch_size: int,
+        precision: Precision,
     ):
         self.config = config
         self.batch_sizes = _batch_sizes(batch_size, len(devices))
         self._params, self._graphs, self._tokenizer = params, graphs, tokenizer
         self._row_sharding = batch_sharding(make_mesh(MeshConfig(), devices=devices))
-        self._modality = data.modalities[0]
+        self.modality, self.precision = data.modalities[0], precision
         vision = config.vision_cfg
+        self._chain = make_eval_chain(
+            data.preprocess,
+            image_size=vision.image_size,
+            resize=vision.image_resize,
+            modalities=(self.modality,),
+            background=data.background,
+        )
         self._read = functools.partial(
-            read_picture,
-            chain=make_eval_chain(
-                data.preprocess,
-                image_size=vision.image_size,
-                resize=vision.image_resize,
-                modalities=(self._modality,),
-                background=data.background,
-            ),
-            modality=self._modality,
-            background=parse_background(data.background),
+            read_picture, chain=self._chain, modality=self.modality, background=parse_background(data.background)
         )
         self._embedders: dict[int, Embedder] = {}
 
@@ -91,15 +94,12 @@ class Model:
             Unreadable: if one of them is no picture, with its path or its place in the list.
         """
         listed = list_pictures(images)
-        self._require("visual")
-        if self.config.vision_cfg.fusion != "views" and len(self.config.vision_cfg.modalities) > 1:
-            names = ", ".join(self.config.vision_cfg.modalities)
-            raise ConfigError(f"the model's image tower takes {names} together, not single pictures; use `mmjax eval`")
+        self.require("visual")
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with ThreadPoolExecutor(threads) as pool:
 
             def read(start: int, stop: int) -> dict[str, np.ndarray]:
-                return {self._modality: np.stack(list(pool.map(self._read, listed[start:stop], range(start, stop))))}
+                return {self.modality: np.stack(list(pool.map(self._read, listed[start:stop], range(start, stop))))}
 
             return self._encode("embed_images", len(listed), read)
 
@@ -107,11 +107,15 @@ class Model:
         """f32[n, E]: a unit row for each text; texts longer than the model's context are cut."""
         if not isinstance(texts, str) and not len(texts):
             raise ValueError("texts: the list is empty; give at least one text")
-        self._require("text")
+        tokens = self.tokenize(texts)
+        return self._encode("embed_texts", len(tokens), lambda start, stop: tokens[start:stop])
+
+    def tokenize(self, texts: Sequence[str]) -> np.ndarray:
+        """i32[n, L]: the tokens of each text."""
+        self.require("text")
         if isinstance(self._tokenizer, ConfigError):
             raise self._tokenizer
-        tokens = self._tokenizer(texts)
-        return self._encode("embed_texts", len(tokens), lambda start, stop: tokens[start:stop])
+        return self._tokenizer(texts)
 
     def similarity(self, images: Iterable[Picture], texts: Sequence[str]) -> np.ndarray:
         """f32[n, m]: the cosine of each picture's and each text's embedding."""
@@ -147,6 +151,25 @@ class Model:
             return np.asarray(jax.nn.sigmoid(logits + self._scalar("logit_bias")))
         return np.asarray(jax.nn.softmax(logits, axis=-1))
 
+    def view(self, source: Source) -> Source:
+        """``source`` with its pictures as the image tower takes them."""
+        return EvalView(source, self._chain)
+
+    def embed_batch(self, tower: Literal["visual", "text"], rows: Any) -> jax.Array:
+        """Starts a batch of the largest size: f32[B, E], a unit row for each, without waiting for them.
+
+        Args:
+            tower: Which one.
+            rows: Prepared pictures ``{modality: u8[B, H, W, C]}``, or tokens i32[B, L].
+        """
+        embedder = self._embedder(self.batch_sizes[-1])
+        function = embedder.embed_images if tower == "visual" else embedder.embed_texts
+        return function(self._params, jax.tree.map(embedder.host_batch.to_device, rows))
+
+    def fingerprint(self) -> str:
+        """Identifies the parameters: SHA-256 over all of them."""
+        return fingerprint({path: np.asarray(leaf) for path, leaf in flatten(self._params).items()})
+
     def _encode(self, function: str, count: int, read: Callable[[int, int], Any]) -> np.ndarray:
         done: list[np.ndarray] = []
         pending: collections.deque[tuple[jax.Array, int]] = collections.deque()
@@ -171,11 +194,16 @@ class Model:
                 tokenizer=lambda texts: self._tokenizer(texts),  # type: ignore[operator]  # encode_text has checked it
                 batch_size=size,
                 row_sharding=self._row_sharding,
-                modalities=(self._modality,),
+                modalities=(self.modality,),
             )
         return self._embedders[size]
 
-    def _require(self, tower: str) -> None:
+    def require(self, tower: str) -> None:
+        """Raises ConfigError if the model lacks a tower, or an image tower takes no single pictures."""
+        vision = self.config.vision_cfg
+        if tower == "visual" and vision.fusion != "views" and len(vision.modalities) > 1:
+            names = ", ".join(vision.modalities)
+            raise ConfigError(f"the model's image tower takes {names} together, not single pictures; use `mmjax eval`")
         if tower == "visual" and tower not in self._graphs:
             raise ConfigError("the model has no image tower; load one that has, or use encode_text")
         if tower == "text" and tower not in self._graphs and not isinstance(self._tokenizer, ConfigError):
@@ -250,7 +278,10 @@ def load(
     scalars = {name: loaded.params[name] for name in ("logit_scale", "logit_bias") if name in loaded.params}
     trees = {name: shapes[name] for name in towers}
     params = jax.tree.unflatten(jax.tree.structure(trees), [loaded.params[path] for path in flatten(trees)])
-    return Model(config, params | scalars, graphs, data=data, tokenizer=tokens, devices=devices, batch_size=batch_size)
+    return Model(
+        config, params | scalars, graphs, data=data, tokenizer=tokens, devices=devices, batch_size=batch_size,
+        precision=precision,
+    )  # fmt: skip
 
 
 def _preset(name: str) -> ClipConfig:

@@ -1,0 +1,194 @@
+"""Embeds a source shard by shard: pictures are read ahead in threads while the devices work on earlier ones."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import pyarrow as pa
+
+from mmjax.data.sample import Example, Unreadable
+from mmjax.data.source import Source
+from mmjax.inference.model import Model
+from mmjax.inference.shards import UNREADABLE
+
+Kind = Literal["images", "texts"]
+_READ_AHEAD = 3  # batches that are read while the devices work
+_IN_FLIGHT = 2  # batches on the devices
+
+
+class ShardEmbeddings(NamedTuple):
+    """A range of a source's examples, without the unreadable ones."""
+
+    indices: list[int]
+    ids: list[int]
+    keys: list[str]
+    captions: list[list[str]]
+    images: np.ndarray | None  # f32[n, E]
+    texts: np.ndarray | None  # f32[captions, E], one after another
+    unreadable: list[Unreadable]
+
+
+class Embedding:
+    """Both towers over the examples of a source.
+
+    Every batch has the model's largest size, and batches do not cross shards: embeddings do not depend on which process
+    makes a shard, or when.
+
+    Args:
+        model: What embeds.
+        source: The examples as the source gives them; pictures are prepared as evaluation prepares them.
+        kinds: What is embedded.
+        threads: That read pictures; None: one a core.
+    """
+
+    def __init__(self, model: Model, source: Source, *, kinds: Sequence[Kind], threads: int | None = None):
+        self._model, self._kinds = model, kinds
+        # Captions alone need no decoded picture.
+        self._source = model.view(source) if "images" in kinds else source
+        self._threads = threads or _cores()
+
+    def run(self, indices: range, *, progress: Callable[[int], None] = lambda done: None) -> ShardEmbeddings:
+        """The embeddings of the examples at ``indices``; calls ``progress`` with numbers of examples done."""
+        size = self._model.batch_sizes[-1]
+        batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+        examples: list[tuple[int, Example]] = []
+        unreadable: list[Unreadable] = []
+
+        def image_batches() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+            with ThreadPoolExecutor(self._threads) as pool:
+                for batch, results in _read_ahead(pool, batches, self._read):
+                    readable = []
+                    for index, result in zip(batch, results, strict=True):
+                        if isinstance(result, Unreadable):
+                            unreadable.append(result)
+                        else:
+                            readable.append(result)
+                            examples.append((index, _without_pictures(result)))
+                    progress(len(batch))
+                    if readable and "images" in self._kinds:
+                        yield self._stack(readable, size), np.arange(len(readable))
+
+        images = self._embed("visual", image_batches())
+        captions = [list(example["captions"]) for _, example in examples]
+        texts = None
+        if "texts" in self._kinds:
+            texts = self._embed("text", self._text_batches([text for each in captions for text in each], size))
+        return ShardEmbeddings(
+            indices=[index for index, _ in examples],
+            ids=[int(example["id"]) for _, example in examples],
+            keys=[str(example.get("key", index)) for index, example in examples],
+            captions=captions,
+            images=images if "images" in self._kinds else None,
+            texts=texts,
+            unreadable=unreadable,
+        )
+
+    def _read(self, index: int) -> Example | Unreadable:
+        try:
+            return self._source.read(index)
+        except Unreadable as error:
+            return error
+
+    def _stack(self, examples: Sequence[Example], size: int) -> dict[str, np.ndarray]:
+        """Pictures [size, H, W, C]; the last one fills what is left, because a tower may not handle zeros."""
+        name = self._model.modality
+        pictures = [example[name] for example in examples]
+        return {name: np.stack(pictures + pictures[-1:] * (size - len(pictures)))}
+
+    def _text_batches(self, texts: Sequence[str], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if not texts:
+            return
+        tokens = self._model.tokenize(texts)
+        for start in range(0, len(tokens), size):
+            rows = np.arange(start, min(start + size, len(tokens)))
+            yield tokens[np.minimum(np.arange(start, start + size), len(tokens) - 1)], rows - start
+
+    def _embed(self, tower: Literal["visual", "text"], batches: Iterator[tuple[Any, np.ndarray]]) -> np.ndarray:
+        pending: collections.deque[tuple[jax.Array, np.ndarray]] = collections.deque()
+        done: list[np.ndarray] = []
+
+        def finish() -> None:
+            embedded, rows = pending.popleft()
+            done.append(np.asarray(embedded)[rows])
+
+        for batch, rows in batches:
+            pending.append((self._model.embed_batch(tower, batch), rows))
+            if len(pending) > _IN_FLIGHT:
+                finish()
+        while pending:
+            finish()
+        return np.concatenate(done) if done else np.zeros((0, self._model.config.embed_dim), np.float32)
+
+
+def embedding_table(
+    kind: Kind, shard: ShardEmbeddings, *, dtype: str, with_embeddings: bool
+) -> tuple[pa.Table, np.ndarray]:
+    """One kind of a shard as a table, and its embeddings [n, E].
+
+    The table of images has the columns ``index`` (in the source), ``id``, ``key`` and ``captions``, that of texts
+    ``caption`` and its ``number`` in place of the last; and ``embedding``, unless that is stored apart.
+    """
+    columns: dict[str, pa.Array]
+    if kind == "images":
+        assert shard.images is not None
+        embeddings, rows = shard.images, np.arange(len(shard.indices))
+        columns = {"captions": pa.array([[_text(c) for c in each] for each in shard.captions], pa.list_(pa.string()))}
+    else:
+        assert shard.texts is not None
+        counts = [len(each) for each in shard.captions]
+        embeddings, rows = shard.texts, np.repeat(np.arange(len(counts)), counts)
+        columns = {
+            "number": pa.array([number for each in counts for number in range(each)], pa.int32()),
+            "caption": pa.array([_text(caption) for each in shard.captions for caption in each], pa.string()),
+        }
+    embeddings = embeddings.astype(dtype)
+    columns = {
+        "index": pa.array(np.asarray(shard.indices, np.int64)[rows]),
+        "id": pa.array(np.asarray(shard.ids, np.int64)[rows]),
+        "key": pa.array([_text(shard.keys[row]) for row in rows.tolist()], pa.string()),
+        **columns,
+    }
+    if with_embeddings:
+        flat = pa.array(embeddings.reshape(-1))
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
+    return pa.table(columns).replace_schema_metadata({UNREADABLE: unreadable_json(shard.unreadable)}), embeddings
+
+
+def unreadable_json(unreadable: Sequence[Unreadable]) -> bytes:
+    """The entries of a table's metadata."""
+    entries = [[error.key, error.reason, error.detail] for error in unreadable]
+    return json.dumps(entries, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, batches: Sequence[range], read: Callable[[int], Any]
+) -> Iterator[tuple[range, list[Any]]]:
+    """Each batch with what ``read`` returns for its indices; the next few batches are being read meanwhile."""
+    pending: collections.deque[tuple[range, list[Future[Any]]]] = collections.deque()
+    for batch in batches:
+        pending.append((batch, [pool.submit(read, index) for index in batch]))
+        if len(pending) > _READ_AHEAD:
+            first, futures = pending.popleft()
+            yield first, [future.result() for future in futures]
+    for first, futures in pending:
+        yield first, [future.result() for future in futures]
+
+
+def _without_pictures(example: Example) -> Example:
+    return {name: example[name] for name in ("id", "key", "captions") if name in example}
+
+
+def _text(value: str) -> str:
+    """``value`` with what UTF-8 cannot hold (of file names) as escapes."""
+    return value.encode("utf-8", "backslashreplace").decode()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

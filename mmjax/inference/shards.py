@@ -1,0 +1,155 @@
+"""A folder of shards: written by one or several processes, continued after a kill, with the same bytes in any case."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmjax.core.atomic import write_atomically
+from mmjax.core.config import ConfigError
+from mmjax.core.files import read_json_object
+from mmjax.core.locks import Lock
+
+UNREADABLE = b"unreadable"
+"""The key in a table's metadata of the examples that are not in it: a JSON list of [key, reason, detail]."""
+
+Content = pa.Table | np.ndarray
+_SUFFIXES = (".npy", ".parquet")
+
+
+def shard_name(kind: str, number: int, shards: int, suffix: str) -> str:
+    """The name of a shard's file, as ``images-00003-of-00012.parquet``."""
+    return f"{kind}-{number:05d}-of-{shards:05d}{suffix}"
+
+
+class ShardFolder:
+    """The shards of one job.
+
+    Args:
+        path: The folder; made if it is not there.
+        plan_name: The JSON file of the plan.
+        plan: What decides the content of the shards. A folder that was begun with another one is refused.
+        informative: Keys of the plan that may differ: names of things whose content another key identifies.
+        kinds: Of files; each shard has a table ``KIND-NUMBER-of-SHARDS.parquet`` of each.
+        shards: How many shards there are.
+        flag: The flag that names the folder, for errors.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        plan_name: str,
+        plan: Mapping[str, Any],
+        informative: Sequence[str] = (),
+        kinds: Sequence[str],
+        shards: int,
+        flag: str = "--out",
+    ):
+        self.path, self.shards = path, shards
+        self._plan_name, self._plan, self._informative = plan_name, json.loads(json.dumps(plan)), set(informative)
+        self._kinds, self._flag = tuple(kinds), flag
+
+    @contextlib.contextmanager
+    def locked(self, process: int = 0) -> Iterator[None]:
+        """Begins or continues the folder; refuses a folder of something else, and a second process of that number."""
+        with self.write_errors():
+            if self.path.exists() and not self.path.is_dir():
+                raise ConfigError(f"{self._flag}={self.path}: is not a folder; name a new one")
+            begun = self._read_plan()
+            if begun is None and self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir()):
+                raise ConfigError(
+                    f"{self._flag}={self.path}: holds other files, and no {self._plan_name}; name a new folder"
+                )
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = Lock(self.path / f".lock-{process}")
+            except BlockingIOError:
+                raise ConfigError(f"{self._flag}={self.path}: another process is writing it; wait for it") from None
+        with lock:
+            with self.write_errors():
+                for temporary in self.path.glob(f".{process}.*.tmp"):
+                    temporary.unlink(missing_ok=True)
+                if begun is None:
+                    text = json.dumps(self._plan, indent=1, ensure_ascii=False)
+                    write_atomically(self.path / self._plan_name, text.encode("utf-8", "backslashreplace"), sync=True)
+            yield
+
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are not complete."""
+        return [
+            number
+            for number in range(self.shards)
+            if not all(self.table_path(kind, number).is_file() for kind in self._kinds)
+        ]
+
+    def table_path(self, kind: str, number: int) -> Path:
+        """The path of a shard's table."""
+        return self.path / shard_name(kind, number, self.shards, ".parquet")
+
+    def write(self, number: int, files: Mapping[tuple[str, str], Content], *, process: int = 0) -> None:
+        """Writes one shard: its files by kind and suffix. The tables come last, because they mark what is complete."""
+        for suffix in _SUFFIXES:
+            for (kind, ending), content in files.items():
+                if ending == suffix:
+                    self._write(self.path / shard_name(kind, number, self.shards, suffix), content, process)
+
+    def unreadable(self) -> list[list[str]]:
+        """Key, reason and detail of all examples that are in no shard."""
+        kind = self._kinds[0]
+        entries = []
+        for number in range(self.shards):
+            metadata = pq.read_schema(self.table_path(kind, number)).metadata or {}
+            entries += json.loads(metadata.get(UNREADABLE, b"[]"))
+        return entries
+
+    @contextlib.contextmanager
+    def write_errors(self) -> Iterator[None]:
+        """Turns the error of a full disk into one line; the shards that are complete stay."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise ConfigError(
+                f"{self._flag}={self.path}: cannot be written ({cause}); make room there, then the same command "
+                "continues from the complete shards"
+            ) from error
+
+    def _write(self, path: Path, content: Content, process: int) -> None:
+        temporary = self.path / f".{process}.{path.name}.tmp"
+        with self.write_errors():
+            try:
+                with open(temporary, "wb") as file:
+                    if isinstance(content, np.ndarray):
+                        np.save(file, content)
+                    else:
+                        pq.write_table(content, file, compression="zstd")
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _read_plan(self) -> dict[str, Any] | None:
+        path = self.path / self._plan_name
+        if not path.exists():
+            return None
+        try:
+            begun = read_json_object(path)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{self._flag}={self.path}: {self._plan_name} cannot be read ({error})") from None
+        for key in sorted((begun.keys() | self._plan.keys()) - self._informative):
+            if begun.get(key) != self._plan.get(key):
+                raise ConfigError(
+                    f"{self._flag}={self.path}: was begun with {key}={begun.get(key)!r}, now it is "
+                    f"{self._plan.get(key)!r}; name another folder"
+                )
+        return begun
