@@ -28,6 +28,15 @@ class EvalView(SourceView):
         return example | {"captions": sample.captions} | sample.images
 
 
+def view_for_evaluation(source: Source, chain: TransformChain, *, final_size: int | None) -> Source:
+    """``source`` through ``chain``, or as it is if its pictures are pixels of ``final_size`` already; None: never."""
+    if final_size is not None and not is_encoded(source):
+        example = source.first_readable()
+        if all(example[name].shape[:2] == (final_size, final_size) for name in source.modalities if name in example):
+            return source
+    return EvalView(source, chain)
+
+
 def is_encoded(source: Source) -> bool:
     """Whether the source's pictures are encoded bytes, judged by its first readable example."""
     example = source.first_readable()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 
+from mmjax.core.config import ConfigError
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.source import Source
 from mmjax.inference.model import Model
@@ -53,6 +54,12 @@ class Embedding:
         # Captions alone need no decoded picture.
         self._source = model.view(source) if "images" in kinds else source
         self._threads = threads or _cores()
+        self._shape: tuple[int, ...] | None = None  # of every picture
+        if "images" in kinds:
+            first = self._source.first_readable()
+            if model.modality not in first:
+                raise ConfigError(f"the examples have no {model.modality!r}, which the model takes: {', '.join(first)}")
+            self._shape = first[model.modality].shape
 
     def run(self, indices: range, *, progress: Callable[[int], None] = lambda done: None) -> ShardEmbeddings:
         """The embeddings of the examples at ``indices``; calls ``progress`` with numbers of examples done."""
@@ -76,14 +83,14 @@ class Embedding:
                         yield self._stack(readable, size), np.arange(len(readable))
 
         images = self._embed("visual", image_batches())
-        captions = [list(example["captions"]) for _, example in examples]
+        captions = [[text for text in example["captions"] if text] for _, example in examples]
         texts = None
         if "texts" in self._kinds:
             texts = self._embed("text", self._text_batches([text for each in captions for text in each], size))
         return ShardEmbeddings(
             indices=[index for index, _ in examples],
             ids=[int(example["id"]) for _, example in examples],
-            keys=[str(example.get("key", index)) for index, example in examples],
+            keys=[name_of(example, index) for index, example in examples],
             captions=captions,
             images=images if "images" in self._kinds else None,
             texts=texts,
@@ -92,9 +99,14 @@ class Embedding:
 
     def _read(self, index: int) -> Example | Unreadable:
         try:
-            return self._source.read(index)
+            example = self._source.read(index)
         except Unreadable as error:
             return error
+        name = self._model.modality
+        if self._shape is not None and (shape := getattr(example.get(name), "shape", None)) != self._shape:
+            detail = f"{name!r} has the shape {shape}, the first one {self._shape}"
+            return Unreadable("bad row", detail, key=name_of(example, index))
+        return example
 
     def _stack(self, examples: Sequence[Example], size: int) -> dict[str, np.ndarray]:
         """Pictures [size, H, W, C]; the last one fills what is left, because a tower may not handle zeros."""
@@ -127,6 +139,11 @@ class Embedding:
         return np.concatenate(done) if done else np.zeros((0, self._model.config.embed_dim), np.float32)
 
 
+def name_of(example: Mapping[str, Any], index: int) -> str:
+    """What names an example for people and files: its key, or else its index in the source."""
+    return _text(str(example.get("key", index)))
+
+
 def embedding_table(
     kind: Kind, shard: ShardEmbeddings, *, dtype: str, with_embeddings: bool
 ) -> tuple[pa.Table, np.ndarray]:
@@ -152,7 +169,7 @@ def embedding_table(
     columns = {
         "index": pa.array(np.asarray(shard.indices, np.int64)[rows]),
         "id": pa.array(np.asarray(shard.ids, np.int64)[rows]),
-        "key": pa.array([_text(shard.keys[row]) for row in rows.tolist()], pa.string()),
+        "key": pa.array([shard.keys[row] for row in rows.tolist()], pa.string()),
         **columns,
     }
     if with_embeddings:

@@ -14,17 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmjax.core.config import ConfigError, build
+from mmjax.core.config import ConfigError, build, choose
 from mmjax.core.files import check_regular, read_json_object
 from mmjax.data.open_source import open_source
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
-from mmjax.inference.embedding import Kind
+from mmjax.inference.embedding import Kind, name_of
 from mmjax.inference.shards import shard_name
 
 PLAN = "embeddings.json"
 VERSION = 1
 _MAX_DIMENSION = 1 << 16
+_TOLERANCE = 0.01  # of lengths; float16 rounds them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,17 +67,15 @@ class StorePlan:
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise ConfigError(f"version={self.version}: this mmjax reads version {VERSION}; embed again")
-        for name, value in (("examples", self.examples), ("shard_rows", self.shard_rows)):
-            if not 0 < value < 1 << 40:
-                raise ConfigError(f"{name}={value}: is no number of rows")
-        if not 0 < self.dimension <= _MAX_DIMENSION:
-            raise ConfigError(f"dimension={self.dimension}: is no size of an embedding")
-        for name, value, known in (
-            ("format", self.format, ("parquet", "npy")),
-            ("dtype", self.dtype, ("float32", "float16")),
+        for name, number, limit in (
+            ("examples", self.examples, 1 << 40),
+            ("shard_rows", self.shard_rows, 1 << 40),
+            ("dimension", self.dimension, _MAX_DIMENSION),
         ):
-            if value not in known:
-                raise ConfigError(f"{name}={value!r}: must be one of {', '.join(known)}")
+            if not 0 < number <= limit:
+                raise ConfigError(f"{name}={number}: must be from 1 to {limit}")
+        choose(self.format, ("parquet", "npy"), path="format")
+        choose(self.dtype, ("float32", "float16"), path="dtype")
         if not self.kinds or not set(self.kinds) <= set(get_args(Kind)):
             raise ConfigError(f"kinds={self.kinds!r}: must be of images and texts")
 
@@ -96,7 +95,7 @@ class EmbeddingStore:
     Attributes:
         plan: What the folder holds.
         kind: ``images`` or ``texts``.
-        embeddings: f32[n, E], unit rows; f16 where the files have that.
+        embeddings: f32[n, E], unit rows, also where the files have float16.
         indices: i64[n], each row's example in the source.
         ids: i64[n], of the examples.
         paths: Names of the examples for people: files, members of archives, rows of tables.
@@ -114,7 +113,8 @@ class EmbeddingStore:
 
     def captions(self, row: int) -> list[str]:
         """The captions of a row's example, or the text that the row is of."""
-        return self._table["captions"][row].as_py() if self.kind == "images" else [self._table["caption"][row].as_py()]
+        value = self._table["captions" if self.kind == "images" else "caption"][row].as_py()
+        return value if self.kind == "images" else [value]
 
     def read_picture(self, row: int) -> bytes | np.ndarray:
         """The picture of a row, from where it was embedded; raises ``Unreadable`` if it is no longer there."""
@@ -123,13 +123,17 @@ class EmbeddingStore:
                 source = self._source
             except ConfigError as error:
                 raise Unreadable("missing file", str(error), key=self.paths[row]) from None
-        if len(source) != self.plan.examples:
-            raise Unreadable("missing file", "the source has changed since", key=self.paths[row])
-        return source.read(int(self.indices[row]))[self.plan.modality]
+        key = self.paths[row]
+        example = source.read(int(self.indices[row])) if len(source) == self.plan.examples else {}
+        if name_of(example, int(self.indices[row])) != key or self.plan.modality not in example:
+            raise Unreadable("missing file", "the source has changed since", key=key)
+        return example[self.plan.modality]
 
     @functools.cached_property
     def _source(self) -> Source:
         plan = self.plan
+        if "." in str(plan.source.get("name")):  # a folder from elsewhere must not choose code to import
+            raise ConfigError(f"source.name={plan.source['name']!r}: pictures of a plug-in's source are not opened")
         return open_source(plan.source, split=plan.split, modalities=(plan.modality,), path="source")
 
 
@@ -157,8 +161,7 @@ def open_store(folder: str | os.PathLike[str], *, kind: Kind = "images", flag: s
     for number in range(plan.shards):
         name = shard_name(kind, number, plan.shards, ".parquet")
         try:
-            check_regular(path / name)
-            table = pq.read_table(path / name)
+            table = _read_table(path / name, plan)
             embeddings = _read_embeddings(path, table, plan, kind=kind, number=number)
             _check(table, embeddings, plan, kind=kind, number=number)
         except FileNotFoundError:
@@ -170,7 +173,23 @@ def open_store(folder: str | os.PathLike[str], *, kind: Kind = "images", flag: s
             raise ConfigError(f"{flag}={path}: {name} is damaged ({reason}); remove it and embed again") from None
         arrays.append(embeddings)
         tables.append(table.drop_columns(["embedding"]) if plan.format == "parquet" else table)
-    return EmbeddingStore(plan, kind, np.concatenate(arrays), pa.concat_tables(tables))
+    embeddings = np.concatenate(arrays, dtype=np.float32, casting="same_kind")
+    if plan.dtype != "float32":  # rounding has changed lengths
+        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    return EmbeddingStore(plan, kind, embeddings, pa.concat_tables(tables))
+
+
+def _read_table(path: Path, plan: StorePlan) -> pa.Table:
+    """The table of one shard; ValueError for one that would need far more memory than its file."""
+    check_regular(path)
+    with pq.ParquetFile(path, memory_map=True) as file:
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+        if any(column.compression != "UNCOMPRESSED" or "DICTIONARY" in str(column.encodings) for column in columns):
+            raise ValueError("it is compressed, which mmjax embed does not do")
+        if file.metadata.num_rows * (plan.dimension if plan.format == "parquet" else 1) > path.stat().st_size:
+            raise ValueError(f"it claims {file.metadata.num_rows} rows")
+        return file.read()
 
 
 def _read_embeddings(path: Path, table: pa.Table, plan: StorePlan, *, kind: Kind, number: int) -> np.ndarray:
@@ -190,8 +209,9 @@ def _check(table: pa.Table, embeddings: np.ndarray, plan: StorePlan, *, kind: Ki
         raise ValueError(f"embeddings {list(embeddings.shape)}, expected {[len(table), plan.dimension]}")
     if embeddings.dtype != plan.dtype:
         raise ValueError(f"embeddings of {embeddings.dtype}, expected {plan.dtype}")
-    if not np.isfinite(embeddings).all():
-        raise ValueError("embeddings that are not finite")
+    lengths = np.linalg.norm(embeddings.astype(np.float32, copy=False), axis=1)
+    if not ((np.abs(lengths - 1) < _TOLERANCE) | (lengths == 0)).all():  # not of NaN either
+        raise ValueError("embeddings that are not of length one")
     for name, type in (("index", pa.int64()), ("id", pa.int64()), ("key", pa.string())):
         if table[name].type != type or table[name].null_count:
             raise ValueError(f"the column {name} is {table[name].type}, expected {type}")
@@ -199,5 +219,7 @@ def _check(table: pa.Table, embeddings: np.ndarray, plan: StorePlan, *, kind: Ki
     if type != (pa.list_(pa.string()) if kind == "images" else pa.string()):
         raise ValueError(f"the column of captions is {type}")
     indices, expected = table["index"].to_numpy(), plan.range(number)
-    if len(indices) and not (expected.start <= indices.min() and indices.max() < expected.stop):
+    if len(indices) and not (expected.start <= indices[0] and indices[-1] < expected.stop):
         raise ValueError("examples of another shard")
+    if (np.diff(indices) < (1 if kind == "images" else 0)).any():
+        raise ValueError("examples out of order")

@@ -20,7 +20,7 @@ from mmjax.core.config import ConfigError, build, choose
 from mmjax.core.numerics import DTYPES
 from mmjax.core.state import flatten
 from mmjax.data import tokenizer as tokenizers
-from mmjax.data.eval_view import EvalView, make_eval_chain
+from mmjax.data.eval_view import make_eval_chain, view_for_evaluation
 from mmjax.data.pictures import parse_background
 from mmjax.data.source import Source
 from mmjax.evals.common.embedder import Embedder
@@ -78,6 +78,7 @@ class Model:
             modalities=(self.modality,),
             background=data.background,
         )
+        self._final_size = vision.image_size if data.preprocess is None else None
         self._read = functools.partial(
             read_picture, chain=self._chain, modality=self.modality, background=parse_background(data.background)
         )
@@ -152,8 +153,8 @@ class Model:
         return np.asarray(jax.nn.softmax(logits, axis=-1))
 
     def view(self, source: Source) -> Source:
-        """``source`` with its pictures as the image tower takes them."""
-        return EvalView(source, self._chain)
+        """``source`` with its pictures as evaluation gives them to the image tower."""
+        return view_for_evaluation(source, self._chain, final_size=self._final_size)
 
     def embed_batch(self, tower: Literal["visual", "text"], rows: Any) -> jax.Array:
         """Starts a batch of the largest size: f32[B, E], a unit row for each, without waiting for them.

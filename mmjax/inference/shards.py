@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +21,24 @@ from mmjax.core.locks import Lock
 UNREADABLE = b"unreadable"
 """The key in a table's metadata of the examples that are not in it: a JSON list of [key, reason, detail]."""
 
-Content = pa.Table | np.ndarray
+Content: TypeAlias = pa.Table | np.ndarray
 _SUFFIXES = (".npy", ".parquet")
 
 
 def shard_name(kind: str, number: int, shards: int, suffix: str) -> str:
     """The name of a shard's file, as ``images-00003-of-00012.parquet``."""
     return f"{kind}-{number:05d}-of-{shards:05d}{suffix}"
+
+
+def check_plan(begun: Mapping[str, Any], plan: Mapping[str, Any], *, informative: Collection[str], where: str) -> None:
+    """Raises ConfigError, which begins with ``where``, if what was begun has another plan."""
+    for key in sorted((begun.keys() | plan.keys()) - set(informative)):
+        old, new = begun.get(key), plan.get(key)
+        if old != new:
+            # What cannot be told apart by its own value, such as a digest, has a name beside it.
+            names = [key, *(name for name in informative if begun.get(name) != plan.get(name))]
+            first, second = (" ".join(f"{name}={values.get(name)!r}" for name in names) for values in (begun, plan))
+            raise ConfigError(f"{where}: was begun with {first}, now it is {second}; use another name")
 
 
 class ShardFolder:
@@ -39,6 +50,7 @@ class ShardFolder:
         plan: What decides the content of the shards. A folder that was begun with another one is refused.
         informative: Keys of the plan that may differ: names of things whose content another key identifies.
         kinds: Of files; each shard has a table ``KIND-NUMBER-of-SHARDS.parquet`` of each.
+        suffixes: Of the files of each kind.
         shards: How many shards there are.
         flag: The flag that names the folder, for errors.
     """
@@ -51,12 +63,13 @@ class ShardFolder:
         plan: Mapping[str, Any],
         informative: Sequence[str] = (),
         kinds: Sequence[str],
+        suffixes: Sequence[str] = (".parquet",),
         shards: int,
         flag: str = "--out",
     ):
         self.path, self.shards = path, shards
         self._plan_name, self._plan, self._informative = plan_name, json.loads(json.dumps(plan)), set(informative)
-        self._kinds, self._flag = tuple(kinds), flag
+        self._kinds, self._suffixes, self._flag = tuple(kinds), tuple(suffixes), flag
 
     @contextlib.contextmanager
     def locked(self, process: int = 0) -> Iterator[None]:
@@ -79,7 +92,7 @@ class ShardFolder:
                 for temporary in self.path.glob(f".{process}.*.tmp"):
                     temporary.unlink(missing_ok=True)
                 if begun is None:
-                    text = json.dumps(self._plan, indent=1, ensure_ascii=False)
+                    text = json.dumps(self._plan, indent=1, ensure_ascii=False) + "\n"
                     write_atomically(self.path / self._plan_name, text.encode("utf-8", "backslashreplace"), sync=True)
             yield
 
@@ -88,7 +101,11 @@ class ShardFolder:
         return [
             number
             for number in range(self.shards)
-            if not all(self.table_path(kind, number).is_file() for kind in self._kinds)
+            if not all(
+                (self.path / shard_name(kind, number, self.shards, suffix)).is_file()
+                for kind in self._kinds
+                for suffix in self._suffixes
+            )
         ]
 
     def table_path(self, kind: str, number: int) -> Path:
@@ -101,6 +118,10 @@ class ShardFolder:
             for (kind, ending), content in files.items():
                 if ending == suffix:
                     self._write(self.path / shard_name(kind, number, self.shards, suffix), content, process)
+
+    def rows(self, kind: str) -> int:
+        """How many rows all shards of one kind have."""
+        return sum(pq.read_metadata(self.table_path(kind, number)).num_rows for number in range(self.shards))
 
     def unreadable(self) -> list[list[str]]:
         """Key, reason and detail of all examples that are in no shard."""
@@ -131,7 +152,7 @@ class ShardFolder:
                     if isinstance(content, np.ndarray):
                         np.save(file, content)
                     else:
-                        pq.write_table(content, file, compression="zstd")
+                        pq.write_table(content, file, compression="none", use_dictionary=False)
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, path)
@@ -146,10 +167,5 @@ class ShardFolder:
             begun = read_json_object(path)
         except (ValueError, OSError) as error:
             raise ConfigError(f"{self._flag}={self.path}: {self._plan_name} cannot be read ({error})") from None
-        for key in sorted((begun.keys() | self._plan.keys()) - self._informative):
-            if begun.get(key) != self._plan.get(key):
-                raise ConfigError(
-                    f"{self._flag}={self.path}: was begun with {key}={begun.get(key)!r}, now it is "
-                    f"{self._plan.get(key)!r}; name another folder"
-                )
+        check_plan(begun, self._plan, informative=self._informative, where=f"{self._flag}={self.path}")
         return begun

@@ -78,6 +78,7 @@ class Progress(logging.Handler):
         now: Callable[[], float] = time.monotonic,
         live_seconds: float = 0.1,
         plain_seconds: float = 10.0,
+        unit: str = "step",
     ):
         """Args:
         total: The number of steps.
@@ -86,9 +87,10 @@ class Progress(logging.Handler):
         now: Seconds that only increase.
         live_seconds: The shortest time between two drawings on a terminal.
         plain_seconds: The same for lines in a file.
+        unit: What is counted.
         """
         super().__init__(logging.INFO if primary else logging.WARNING)
-        self.total = total
+        self.total, self._unit = total, unit
         self._stream = sys.stdout if stream is None else stream
         _accept_all_characters(self._stream)
         self.setFormatter(_Formatter())
@@ -113,7 +115,7 @@ class Progress(logging.Handler):
         if self._last is not None and step > self._last[0]:
             self._step_seconds.append((now - self._last[1]) / (step - self._last[0]))
         self._last = (step, now)
-        fields = [f"step {step:,}/{self.total:,}"]
+        fields = [f"{self._unit} {step:,}/{self.total:,}"]
         if (loss := metrics.get("train/loss")) is not None:
             fields.append(f"loss {loss:.4g}")
         if rejected := metrics.get("train/rejected_updates"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmjax.core.config import ConfigError, bind, call
 from mmjax.data import autotune, pipeline, tokenizer
-from mmjax.data.eval_view import EvalView, is_encoded, make_eval_chain
+from mmjax.data.eval_view import is_encoded, make_eval_chain, view_for_evaluation
 from mmjax.data.open_source import open_source
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
@@ -77,12 +77,8 @@ def open_eval_split(experiment: Experiment, split: str) -> Source:
     data = dataclasses.replace(experiment.data, modalities=eval_modalities(experiment))
     vision = experiment.model.vision_cfg
     source = open_split(dataclasses.replace(experiment, data=data), split)
-    if data.preprocess is None and not is_encoded(source):
-        size = (vision.image_size, vision.image_size)
-        example = source.first_readable()
-        if all(example[name].shape[:2] == size for name in data.modalities):
-            return source
-    return EvalView(source, make_eval_transforms(data, vision))
+    final_size = vision.image_size if data.preprocess is None else None
+    return view_for_evaluation(source, make_eval_transforms(data, vision), final_size=final_size)
 
 
 def eval_modalities(experiment: Experiment) -> tuple[str, ...]:

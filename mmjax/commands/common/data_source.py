@@ -10,8 +10,8 @@ from mmjax.commands.common import options
 from mmjax.core.config import ConfigError, literal
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """``--config``, or ``--source`` with the flags that go with it, and ``--split``."""
+def add_source(parser: argparse.ArgumentParser, *, modalities: bool = True) -> None:
+    """``--config``, or ``--source`` with the flags that go with it, and ``--split``; ``--modalities`` if asked for."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--config", metavar="FILE[:ARGS]",
@@ -23,22 +23,27 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="a further option of the source; repeatable"
     )
-    parser.add_argument("--modalities", metavar="A,B", help="the kinds of pictures to read (default: image)")
+    if modalities:
+        parser.add_argument("--modalities", metavar="A,B", help="the kinds of pictures to read (default: image)")
     parser.add_argument("--split", default="train", metavar="NAME", help="default: train")
 
 
 def open_source(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The source that the flags name, and its section."""
+    """The source that the flags name, and its section; uses no accelerator."""
     if args.config:
-        experiment = load_experiment(args)
-        from mmjax.train.data import open_split, split_section
-
-        return open_split(experiment, args.split), split_section(experiment.data, args.split)
+        return open_split(load_experiment(args), args.split)
     from mmjax.data import open_source
 
     section = source_section(args)
     source = open_source.open_source(section, split=args.split, modalities=_modalities(args), path="--source")
     return source, section
+
+
+def open_split(experiment: Any, split: str) -> tuple[Any, dict[str, Any]]:
+    """The source of one split of an experiment, and its section."""
+    from mmjax.train import data
+
+    return data.open_split(experiment, split), data.split_section(experiment.data, split)
 
 
 def load_experiment(args: argparse.Namespace) -> Any:

@@ -44,6 +44,7 @@ class Source(source.Source):
       labels: whether folders are classes. None: unless every picture has its own captions.
       caption_norm: how captions are cleaned: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
       max_captions: captions an example, the first ones; all if left out.
+      uncaptioned: pictures with neither captions nor a class are examples too, with an empty caption.
       max_mib: largest file of a picture or its captions in MiB; an example with a larger one is unreadable.
     """
 
@@ -58,6 +59,7 @@ class Source(source.Source):
         labels: bool | None = None,
         caption_norm: Norm = "none",
         max_captions: MaxCaptions = None,
+        uncaptioned: bool = False,
         max_mib: MaxMib = MAX_MIB,
     ):
         self.split = split
@@ -86,7 +88,7 @@ class Source(source.Source):
                 f"class_names={class_names!r}: there are no classes here; leave it out or set labels=True"
             )
         self.templates = classes.templates(templates) or list(classes.DEFAULT_TEMPLATES)
-        usable = [place for place, text in enumerate(beside) if text or self._label(place) is not None]
+        usable = [place for place, text in enumerate(beside) if text or uncaptioned or self._label(place) is not None]
         kept = set(usable)
         self.unreadable: list[source.UnreadableEntry] = [
             (name, "no caption", "no text beside it, and no class")
@@ -114,8 +116,10 @@ class Source(source.Source):
         if end := _BESIDE[self._beside[place]]:
             path = posixpath.join(self._root, posixpath.splitext(name)[0] + end)
             values = _captions(path, key, self._image_files.max_mib)
+        elif label is None:
+            return {**example, "captions": [""]}
         else:
-            assert self.class_names is not None and label is not None
+            assert self.class_names is not None
             values = classes.prompts(self.class_names[label], self.templates)
         example["captions"] = captions_of(values, key, norm=self._norm, most=self._most)
         return example

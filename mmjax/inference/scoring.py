@@ -1,0 +1,73 @@
+"""Cosines of pictures and their captions, as a table by example."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmjax.inference.embedding import ShardEmbeddings, unreadable_json
+from mmjax.inference.shards import UNREADABLE
+
+Reduce = Literal["max", "mean", "each"]
+"""One score an example: that of its best caption, or the mean; or one for each of its captions."""
+
+_LIST = pa.list_(pa.float32())
+
+
+def score_table(shard: ShardEmbeddings) -> pa.Table:
+    """The columns ``id``, ``key`` and ``scores``, a list with the cosine of each caption."""
+    assert shard.images is not None and shard.texts is not None
+    counts = [len(captions) for captions in shard.captions]
+    # A row at a time: equal pairs have equal cosines wherever they lie.
+    cosines = (np.repeat(shard.images, counts, axis=0).astype(np.float64) * shard.texts).sum(axis=1).astype(np.float32)
+    ends = np.cumsum([0, *counts])
+    lists = [cosines[start:end] for start, end in itertools.pairwise(ends.tolist())]
+    columns = {
+        "id": pa.array(shard.ids, pa.int64()),
+        "key": pa.array(shard.keys, pa.string()),
+        "scores": pa.array(lists, _LIST),
+    }
+    return pa.table(columns).replace_schema_metadata({UNREADABLE: unreadable_json(shard.unreadable)})
+
+
+def reduce_scores(tables: Sequence[pa.Table], reduce: Reduce) -> pa.Table:
+    """One table with ``score``, or with ``score_0``, ``score_1``, … (null where an example has fewer captions)."""
+    table = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    lists = [np.asarray(scores, np.float32) for scores in table["scores"].to_pylist()]
+    if reduce == "each":
+        most = max(map(len, lists), default=0)
+        columns = {
+            f"score_{k}": pa.array([float(scores[k]) if k < len(scores) else None for scores in lists], pa.float32())
+            for k in range(most)
+        }
+    else:
+        best = reduce == "max"
+        values = [
+            float(np.max(each) if best else np.mean(each, dtype=np.float64)) if len(each) else None for each in lists
+        ]
+        columns = {"score": pa.array(values, pa.float32())}
+    return pa.table({"id": table["id"], "key": table["key"], **columns})
+
+
+def format_table(table: pa.Table, ending: str) -> bytes:
+    """A file of that ending: parquet, csv or jsonl. All have the same numbers."""
+    if ending == "parquet":
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="none", use_dictionary=False)
+        return sink.getvalue().to_pybytes()
+    rows: list[dict[str, Any]] = table.to_pylist()
+    if ending == "jsonl":
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.column_names)
+    writer.writerows(row.values() for row in rows)
+    return text.getvalue().encode()

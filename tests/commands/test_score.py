@@ -1,0 +1,123 @@
+"""``mmjax score``: cosines by example, and a training run on the best of them."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+import mmjax
+from mmjax import cli
+from mmjax.data.open_source import open_source
+from mmjax.experiment import Experiment
+from mmjax.train.loop import train
+from support import command, models_in_use, pictures, tiny
+
+COUNT, BROKEN = 18, 4
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return models_in_use.write(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Pictures with one or two captions each; one is broken."""
+    root = tmp_path_factory.mktemp("data")
+    rows = []
+    for i in range(COUNT):
+        content = pictures.encoded(pictures.photograph(40, 32 + 3 * i, seed=i))
+        (root / f"{i:02}.jpg").write_bytes(b"no picture" if i == BROKEN else content)
+        rows += [f"{i:02}.jpg,{text}" for text in (("a dog", "a red circle") if i % 2 else ("a blue square",))]
+    (root / "t.csv").write_text("\n".join(["image,caption", *rows]))
+    return root / "t.csv"
+
+
+@pytest.fixture(scope="module")
+def cosines(model, table):
+    """{key: cosines of its captions}, from ``mmjax.load``."""
+    loaded, result = mmjax.load(model, batch_size=8), {}
+    for example in (source := open_source({"name": "tables", "path": str(table)}, split="train")):
+        if example["key"] != f"{BROKEN:02}.jpg":
+            result[example["key"]] = loaded.similarity([example["image"]], example["captions"])[0]
+    assert len(source) == COUNT
+    return result
+
+
+def flags(model, table, out, *more):
+    return [
+        "score",
+        f"--model={model}",
+        f"--path={table}",
+        f"--out={out}",
+        "--batch-size=8",
+        "--max-unreadable=1",
+        *more,
+    ]
+
+
+def test_files_hold_the_cosines_by_key(tmp_path, model, table, cosines, capsys):
+    assert cli.main(flags(model, table, tmp_path / "s.parquet", "--shard-rows=7")) == 0
+    assert "score of 17 examples; 1 unreadable (corrupt image 1)" in capsys.readouterr().out
+    scored = pq.read_table(tmp_path / "s.parquet").to_pydict()
+    assert scored["key"] == list(cosines) and scored["id"] == [i for i in range(COUNT) if i != BROKEN]
+    np.testing.assert_allclose(scored["score"], [each.max() for each in cosines.values()], atol=1e-6)
+    assert json.loads((tmp_path / "s.parquet.unreadable.jsonl").read_text())["key"] == f"{BROKEN:02}.jpg"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "s.parquet", "s.parquet.json", "s.parquet.unreadable.jsonl",
+    ]  # fmt: skip
+
+    assert cli.main(flags(model, table, tmp_path / "each.csv", "--reduce=each", "--shard-rows=7")) == 0
+    each = pyarrow.csv.read_csv(tmp_path / "each.csv").to_pydict()
+    for row, expected in enumerate(cosines.values()):
+        np.testing.assert_allclose([each["score_0"][row], each["score_1"][row] or 0], [*expected, 0][:2], atol=1e-6)
+    best = np.nanmax(np.array([each["score_0"], each["score_1"]], float), axis=0)
+    np.testing.assert_array_equal(best.astype(np.float32), np.float32(scored["score"]))
+
+
+def test_a_file_that_is_there_is_kept_and_another_is_not_overwritten(tmp_path, model, table, capsys):
+    out = tmp_path / "s.jsonl"
+    assert cli.main(flags(model, table, out, "--reduce=mean")) == 0
+    before = out.read_bytes()
+    assert cli.main(flags(model, table, out, "--reduce=mean")) == 0 and out.read_bytes() == before
+    capsys.readouterr()
+    assert cli.main(flags(model, table, out)) == 2
+    assert "was begun with reduce='mean', now it is reduce='max'" in capsys.readouterr().err
+    (tmp_path / "s.jsonl.json").unlink()
+    assert cli.main(flags(model, table, out)) == 2
+    assert "is there already, without a s.jsonl.json" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert cli.main(flags(model, table, tmp_path / "s.txt")) == 2
+    assert "expected a file that ends in" in capsys.readouterr().err
+
+
+def test_a_run_trains_on_the_best_of_what_was_scored(tmp_path, model, table, cosines, capsys):
+    file = tmp_path / "scores.csv"
+    assert cli.main(flags(model, table, file)) == 0
+    section = {"name": "tables", "path": str(table), "selection": {"scores": str(file), "top": 0.5}}
+    best = sorted(cosines, key=lambda key: -cosines[key].max())[:8]  # of the 17 that have a score
+    assert {example["key"] for example in open_source(section, split="train")} == set(best)
+    sections = tiny.sections(steps=1, batch_size=8, eval__tasks=(), eval__final_tasks=(), log__trackers=())
+    sections["data"] |= {"source": section, "train": {}}
+    train(Experiment.from_dict(sections), workdir=tmp_path / "run")
+    output = capsys.readouterr().out
+    assert "8 of 18 examples selected" in output and f"1 have no 'score', such as {BROKEN:02}.jpg" in output
+
+
+@pytest.mark.slow
+def test_a_kill_changes_no_byte(tmp_path, model, table):
+    more = ("--shard-rows=2",)
+    command.run(*flags(model, table, tmp_path / "whole.parquet", *more))
+    killed = tmp_path / "killed.parquet"
+    process = command.start(*flags(model, table, killed, *more))
+    shards = tmp_path / ".killed.parquet.shards"
+    while process.poll() is None and not (shards / "scores-00001-of-00009.parquet").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    command.run(*flags(model, table, killed, *more))
+    assert killed.read_bytes() == (tmp_path / "whole.parquet").read_bytes() and not shards.exists()
