@@ -65,7 +65,7 @@ def test_a_folder_of_pictures(tmp_path, model, folder, capsys, monkeypatch):
     ("more", "message"),
     [
         (["--batch-size=0"], "--batch-size=0: must be at least 1"),
-        (["--kind=text"], "no caption"),
+        (["--kind=text"], "neither captions beside them"),
         (["--path=/nowhere"], "nowhere"),
         (["--model=/nowhere"], "nowhere"),
         (["--out=/dev/null"], "is not a folder"),

@@ -102,7 +102,7 @@ def test_a_run_trains_on_the_best_of_what_was_scored(tmp_path, model, table, cos
     best = sorted(cosines, key=lambda key: -cosines[key].max())[:8]  # of the 17 that have a score
     assert {example["key"] for example in open_source(section, split="train")} == set(best)
     sections = tiny.sections(steps=1, batch_size=8, eval__tasks=(), eval__final_tasks=(), log__trackers=())
-    sections["data"] |= {"source": section, "train": {}}
+    sections["data"] |= {"source": section, "train": {}, "evaluation": {"path": str(table)}}
     train(Experiment.from_dict(sections), workdir=tmp_path / "run")
     output = capsys.readouterr().out
     assert "8 of 18 examples selected" in output and f"1 have no 'score', such as {BROKEN:02}.jpg" in output
