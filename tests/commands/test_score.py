@@ -101,7 +101,7 @@ def test_a_run_trains_on_the_best_of_what_was_scored(tmp_path, model, table, cos
     section = {"name": "tables", "path": str(table), "selection": {"scores": str(file), "top": 0.5}}
     best = sorted(cosines, key=lambda key: -cosines[key].max())[:8]  # of the 17 that have a score
     assert {example["key"] for example in open_source(section, split="train")} == set(best)
-    sections = tiny.sections(steps=1, batch_size=8, eval__tasks=(), eval__final_tasks=(), log__trackers=())
+    sections = tiny.sections(steps=1, batch_size=8, eval__tasks=(), eval__final_tasks=(), eval__final_splits=("val",))
     sections["data"] |= {"source": section, "train": {}, "evaluation": {"path": str(table)}}
     train(Experiment.from_dict(sections), workdir=tmp_path / "run")
     output = capsys.readouterr().out
