@@ -71,14 +71,14 @@ def write_onnx(model: Exported, folder: Path) -> None:
 
 def write_stablehlo(model: Exported, folder: Path) -> None:
     """``image.stablehlo`` and ``text.stablehlo`` beside ``model.safetensors``, whose tensors they take."""
+    if model.dtype != "float32":
+        raise ConfigError(f"--dtype={model.dtype}: the programs take float32; leave it out")
     encoders = make_encoders(model, scan=True)
     for encoder in encoders:
         (batch,) = jax.export.symbolic_shape(_BATCH)
         rows = jax.ShapeDtypeStruct((batch, *encoder.shape), encoder.dtype)
         exported = jax.export.export(jax.jit(encoder.apply), platforms=PLATFORMS)(encoder.params, rows)
         (folder / f"{encoder.name}.stablehlo").write_bytes(exported.serialize())
-    if model.dtype != "float32":
-        raise ConfigError(f"--dtype={model.dtype}: the programs take float32; leave it out")
     tensors = {path: array for encoder in encoders for path, array in encoder.params.items()}
     save_safetensors(tensors, folder / "model.safetensors", dtype=model.dtype)
     _write_description(model, folder, files="image.stablehlo and text.stablehlo")
