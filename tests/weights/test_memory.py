@@ -1,14 +1,18 @@
 """What listing and reading cost: no more than the tensor that was asked for, and neither jax nor torch."""
 
+import os
 import subprocess
 import sys
 import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from mmjax.weights.open_tensors import open_tensors
+from mmjax.weights.place import read_params
+from mmjax.weights.rules import Rule, linear
 from support import weight_files as files
 
 SIZE = 8 * 2**20
@@ -41,6 +45,30 @@ def test_one_tensor_at_a_time_is_in_memory(tmp_path, form):
             assert tracemalloc.get_traced_memory()[1] < 1.1 * SIZE
     finally:
         tracemalloc.stop()
+
+
+def in_memory(key):
+    with open("/proc/self/status") as file:
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith(key))
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak of resident memory")
+def test_onto_eight_devices_there_is_no_copy_of_the_whole(tmp_path):
+    """On simulated devices the parameters lie in the host's memory themselves: once, and not twice."""
+    count, shape = 16, (1024, 2048)
+    size = count * SIZE
+    entries = {f"t{k}": ("F32", list(shape), (k * SIZE, (k + 1) * SIZE)) for k in range(count)}
+    path = files.write_safetensors(tmp_path / "model.safetensors", entries)
+    os.truncate(path, path.stat().st_size + size)  # zeros that take no space
+    sharding = jax.sharding.NamedSharding(jax.make_mesh((8,), ("fsdp",)), jax.sharding.PartitionSpec("fsdp"))
+    leaf = jax.ShapeDtypeStruct(shape[::-1], np.float32, sharding=sharding)
+    rules = [Rule((f"p{k}",), f"t{k}", linear()) for k in range(count)]
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = in_memory("VmRSS")
+    params = read_params(open_tensors(path), rules, {f"p{k}": leaf for k in range(count)})
+    jax.block_until_ready(params)
+    assert size < in_memory("VmHWM") - before < 1.3 * size  # with one tensor, and pages that are not full
 
 
 def test_neither_jax_nor_torch_is_imported():
