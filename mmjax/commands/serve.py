@@ -20,7 +20,10 @@ _WAIT_SECONDS = 10.0  # at the end, for what is being computed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's flags."""
-    parser.add_argument("--model", required=True, metavar="SPEC", help="a run folder, or weights of others")
+    parser.add_argument(
+        "--model", metavar="SPEC", help="a run folder, or weights of others (default: the model that made --in)"
+    )
+    parser.add_argument("--in", dest="embeddings", metavar="DIR", help="what mmjax embed wrote: pictures to search")
     parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000; 0: a free one")
     parser.add_argument(
@@ -34,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from mmjax.commands.common.jax_setup import keep_compiled_programs
 
     keep_compiled_programs()
-    import mmjax
+    from mmjax.commands.common.searching import open_searched
     from mmjax.inference.local_server import LocalServer
     from mmjax.inference.web_page import WebPage
 
@@ -50,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
             logger.warning(
                 f"--host={args.host}: everyone who reaches this machine can use the page; it has no password"
             )
-        page = WebPage(mmjax.load(args.model), title=args.model, max_bytes=int(args.max_mib * 2**20))
+        model, spec, searcher = open_searched(args.model, args.embeddings)
+        page = WebPage(model, title=spec, searcher=searcher, max_bytes=int(args.max_mib * 2**20))
         server.publish(page.files(), page.actions(), max_bytes=page.max_body_bytes)
         print(f"{server.url}  (Ctrl-C ends)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

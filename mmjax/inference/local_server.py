@@ -79,8 +79,9 @@ class LocalServer(ThreadingHTTPServer):
         self._slots = threading.BoundedSemaphore(_MAX_REQUESTS)
         self.address_family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         super().__init__((host, port), _Handler)
-        self._host, self._address = host.lower(), str(self.server_address[0])
+        self._address = str(self.server_address[0])
         self.loopback = ipaddress.ip_address(self._address).is_loopback
+        self._names = {"localhost", host.lower()} | (set() if self.loopback else {socket.gethostname().lower()})
 
     def publish(self, files: Mapping[str, File], actions: Mapping[str, Action], *, max_bytes: int) -> None:
         """Sets what is served.
@@ -103,6 +104,8 @@ class LocalServer(ThreadingHTTPServer):
     def url(self) -> str:
         """Where the page is."""
         host = f"[{self._address}]" if ":" in self._address else self._address
+        if ipaddress.ip_address(self._address).is_unspecified:  # all addresses of the machine
+            host = socket.gethostname()
         return f"http://{host}:{self.server_address[1]}/"
 
     def is_own_name(self, host: str) -> bool:
@@ -112,7 +115,7 @@ class LocalServer(ThreadingHTTPServer):
             name = urllib.parse.urlsplit(f"//{host}").hostname
             address = ipaddress.ip_address(name or "")
         except ValueError:
-            return name in ("localhost", self._host)
+            return name in self._names
         return address.is_loopback or not self.loopback
 
     def process_request(self, request: Any, client_address: Any) -> None:

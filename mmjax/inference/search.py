@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmjax.core.printable import printable
-from mmjax.data.sample import Unreadable
+from mmjax.data.sample import as_unreadable
+from mmjax.inference.embedding_store import EmbeddingStore
 from mmjax.inference.thumbnails import make_thumbnail
 
 _THREADS = 4  # that read pictures
-_CHUNK = 1 << 14  # rows whose cosines are computed in float64 at a time
+_CHUNK = 1 << 10  # rows whose cosines are computed in float64 at a time
 
 
 def find_nearest(embeddings: np.ndarray, query: np.ndarray, *, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,21 +42,9 @@ def find_nearest(embeddings: np.ndarray, query: np.ndarray, *, count: int) -> tu
     exact = np.empty(len(rows))
     for start in range(0, len(rows), _CHUNK):
         chunk = embeddings[rows[start : start + _CHUNK]].astype(np.float64)
-        exact[start : start + _CHUNK] = (chunk * query.astype(np.float64)).sum(axis=1)
+        exact[start : start + _CHUNK] = np.einsum("ij,j->i", chunk, query.astype(np.float64))
     order = np.lexsort((rows, -exact))[:count]
     return rows[order], exact[order]
-
-
-class EmbeddedPictures(Protocol):
-    """Embeddings with the pictures that they are of, by row."""
-
-    embeddings: np.ndarray  # f32[n, E], unit rows
-    ids: Sequence[Any]
-    paths: Sequence[str]  # names for people: files, members of archives, rows of tables
-
-    def read_picture(self, row: int) -> bytes | np.ndarray:
-        """The picture itself; raises ``Unreadable``."""
-        ...
 
 
 class Match(NamedTuple):
@@ -63,7 +52,7 @@ class Match(NamedTuple):
 
     rank: int  # from 1
     cosine: float
-    id: Any
+    id: int
     path: str
     row: int
 
@@ -71,17 +60,17 @@ class Match(NamedTuple):
 class Searcher:
     """Finds and shows the nearest of embedded pictures."""
 
-    def __init__(self, pictures: EmbeddedPictures):
-        self._pictures = pictures
+    def __init__(self, store: EmbeddingStore):
+        self._store = store
 
     def __len__(self) -> int:
-        return len(self._pictures.embeddings)
+        return len(self._store)
 
     def find(self, embedding: np.ndarray, *, count: int) -> list[Match]:
         """The nearest pictures of an embedding f32[E], the nearest first."""
-        rows, cosines = find_nearest(self._pictures.embeddings, embedding, count=count)
+        rows, cosines = find_nearest(self._store.embeddings, embedding, count=count)
         return [
-            Match(rank, cosine, self._pictures.ids[row], self._pictures.paths[row], row)
+            Match(rank, cosine, int(self._store.ids[row]), self._store.paths[row], row)
             for rank, (row, cosine) in enumerate(zip(rows.tolist(), cosines.tolist(), strict=True), start=1)
         ]
 
@@ -91,11 +80,10 @@ class Searcher:
             return list(pool.map(self._show, matches))
 
     def _show(self, match: Match) -> dict[str, Any]:
-        shown = {"id": str(match.id), "path": match.path}
-        shown = {key: printable(text.encode(errors="replace").decode()) for key, text in shown.items()}
+        path = printable(match.path.encode(errors="backslashreplace").decode())
+        shown = {"rank": match.rank, "cosine": match.cosine, "id": str(match.id), "path": path}
         try:
-            thumbnail = make_thumbnail(self._pictures.read_picture(match.row))
-        except Unreadable as error:
-            shown["problem"] = printable(error.reason)
-            return {"rank": match.rank, "cosine": match.cosine, **shown}
-        return {"rank": match.rank, "cosine": match.cosine, **shown, "picture": thumbnail.uri, "small": thumbnail.small}
+            thumbnail = make_thumbnail(self._store.read_picture(match.row))
+        except Exception as error:  # of the source, which may have gone or changed
+            return shown | {"problem": as_unreadable(error, path).reason}
+        return shown | {"picture": thumbnail.uri, "small": thumbnail.small}

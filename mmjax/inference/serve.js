@@ -13,28 +13,28 @@ function choose(file) {
   URL.revokeObjectURL($("preview").src);
   $("preview").hidden = true;
   $("preview").src = URL.createObjectURL(file);
-  $("file-name").textContent = `${file.name}, ${megabytes(file.size)}`;
+  $("file-name").textContent = `${file.name}, ${size(file.size)}`;
   if (canSearch || labels().length) classify();
   else show("Type labels, one a line, then press Classify.");
 }
 
-const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 20 ? 2 : 1)} MiB`;
+const size = (bytes) => (bytes < 2 ** 20 ? `${Math.ceil(bytes / 2 ** 10)} KiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`);
 
 // A model without texts has no field for labels.
 const labels = () => [...new Set(($("labels")?.value ?? "").split("\n").map((line) => line.trim()).filter(Boolean))];
 
 async function classify() {
-  if (!picture) return show("", "Choose a picture first.");
+  if (!picture) return refuse("Choose a picture first.");
   const request = { labels: labels(), template: $("template")?.value ?? "{}" };
-  if (!request.labels.length && !canSearch) return show("", "Type at least one label.");
-  if (request.labels.length > maxLabels) return show("", `At most ${maxLabels} labels at a time.`);
+  if (!request.labels.length && !canSearch) return refuse("Type at least one label.");
+  if (request.labels.length > maxLabels) return refuse(`At most ${maxLabels} labels at a time.`);
   if (picture.size > maxBytes)
-    return show("", `${picture.name} has ${megabytes(picture.size)}; at most ${megabytes(maxBytes)} are taken.`);
+    return refuse(`${picture.name} has ${size(picture.size)}; at most ${size(maxBytes)} are taken.`);
   const file = picture;
   try {
     request.picture = await base64(file);
   } catch {
-    return show("", `${file.name} cannot be read.`);
+    return refuse(`${file.name} cannot be read.`);
   }
   await ask("/classify", request, file.name);
 }
@@ -54,11 +54,10 @@ async function ask(path, request, title) {
     const answer = await response.json();
     if (own !== asking) return;
     if (response.ok) results(answer, title);
-    else results({}, ""), show("", answer.error);
+    else refuse(answer.error);
   } catch (error) {
     if (own !== asking || error.name === "AbortError") return;
-    results({}, "");
-    show("", "The server does not answer; look at its terminal.");
+    refuse("The server does not answer; look at its terminal.");
   }
   $("status").parentElement.setAttribute("aria-busy", "false");
 }
@@ -119,6 +118,13 @@ function element(name, text = "", style = "") {
 function show(status, error = "") {
   $("status").textContent = status;
   $("error").textContent = error;
+  const { top, bottom } = $("results-heading").getBoundingClientRect();
+  if ((status || error) && (top < 0 || bottom > innerHeight)) $("results-heading").scrollIntoView();
+}
+
+function refuse(reason) {
+  results({}, "");
+  show("", reason);
 }
 
 function base64(file) {
@@ -140,7 +146,7 @@ $("text-form")?.addEventListener("submit", (event) => {
   event.preventDefault();
   const query = $("query").value.trim();
   if (query) ask("/search", { query }, query);
-  else show("", "Type what the picture shows.");
+  else refuse("Type what the picture shows.");
 });
 // A picture dropped beside the field must not replace the page.
 for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());

@@ -44,8 +44,8 @@ class WebPage:
         self._model, self._searcher, self._max_bytes = model, searcher, max_bytes
         self._title = title
         self._device = threading.Lock()
-        self._speaks = self._warm_up()
-        if not self._speaks and searcher is None:
+        self._has_texts = self._warm_up()
+        if not self._has_texts and searcher is None:
             raise ConfigError("the model has no texts, so that there is nothing to ask; give --in=EMBEDDINGS to search")
         # The same labels are asked for every picture.
         self._encode_labels = functools.lru_cache(8)(
@@ -58,7 +58,7 @@ class WebPage:
         return self._max_bytes * 4 // 3 + 4 * MAX_LABELS * MAX_CHARACTERS
 
     def _warm_up(self) -> bool:
-        """Compiles both towers before the first request; returns whether there is one for texts."""
+        """Compiles the towers before the first request; returns whether there is one for texts."""
         self._model.encode_image([np.zeros((8, 8, 3), np.uint8)])
         try:
             self._model.encode_text(["a"])
@@ -82,13 +82,13 @@ class WebPage:
             title=printable(self._title),
             highlights=highlights,
             embeddings=self._searcher is not None,
-            texts=self._speaks,
+            texts=self._has_texts,
             formats=_FORMATS,
             max_bytes=self._max_bytes,
             max_mib=f"{self._max_bytes / 2**20:.3g}",
             max_labels=MAX_LABELS,
         )
-        style = STYLE.read_text() + (folder / "serve.css").read_text()
+        style = "".join(path.read_text() for path in (STYLE, folder / "matches.css", folder / "serve.css"))
         return {
             "/": File("text/html; charset=utf-8", page.encode()),
             "/page.css": File("text/css; charset=utf-8", style.encode()),

@@ -244,14 +244,10 @@ def test_a_client_that_goes_away_is_no_error(server, messages):
     assert ask(server)[0] == 200 and not messages
 
 
-def test_another_address_of_this_machine():
+def test_all_addresses_of_this_machine():
     with serving(host="0.0.0.0") as server:
-        assert not server.loopback
-        port = server.server_address[1]
-        for host, status in {
-            "192.168.1.5": 200,
-            "localhost": 200,
-            f"10.1.1.1:{port}": 200,
-            "evil.example": 421,
-        }.items():
+        name, port = socket.gethostname(), server.server_address[1]
+        assert not server.loopback and server.url == f"http://{name}:{port}/"
+        hosts = {"192.168.1.5": 200, "localhost": 200, f"10.1.1.1:{port}": 200, f"{name}:1": 200, "evil.example": 421}
+        for host, status in hosts.items():
             assert ask(server, Host=host)[0] == status

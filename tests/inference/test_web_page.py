@@ -7,13 +7,14 @@ import re
 import struct
 import zlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+import mmjax
 from mmjax.core.config import ConfigError
-from mmjax.data.sample import Unreadable
-from mmjax.inference import web_page
+from mmjax.inference.embedding_store import open_store
 from mmjax.inference.local_server import RefusedRequest
 from mmjax.inference.search import Searcher
 from mmjax.inference.web_page import WebPage
@@ -23,68 +24,73 @@ HOSTILE = "<img src=x onerror=alert(1)>\u202e\x1b[31m.jpg"
 LABELS = ["circle", "ring", "a red square"]
 
 
-class Pictures:
-    """Ten embedded photographs; the names are hostile, and one picture is gone."""
-
-    def __init__(self, model):
-        self.files = [pictures.encoded(pictures.photograph(300, 40 * i + 200, seed=i)) for i in range(9)]
-        self.embeddings = model.encode_image([*self.files, self.files[0]])
-        self.ids = list(range(100, 110))
-        self.paths = [HOSTILE, *(f"{i}.jpg" for i in range(1, 10))]
-
-    def read_picture(self, row):
-        if row == 9:
-            raise Unreadable("missing file", key="9.jpg")
-        return self.files[row]
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    return models_in_use.write(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return models_in_use.load(tmp_path_factory.mktemp("model"))
+def model(spec):
+    return mmjax.load(spec, devices=jax.devices()[:1], batch_size=16)
 
 
 @pytest.fixture(scope="module")
-def stored(model):
-    return Pictures(model)
+def files(tmp_path_factory):
+    """Ten photographs, the last two of the same bytes, in a folder."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for i, name in enumerate([HOSTILE, *(f"{i}.jpg" for i in range(1, 10))]):
+        picture = pictures.photograph(300, 40 * (i % 9) + 200, seed=i % 9)
+        (folder / name).write_bytes(pictures.encoded(picture))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def page(model, stored):
-    return WebPage(model, title=HOSTILE, searcher=Searcher(stored), max_bytes=1 << 20)
+def searcher(spec, files, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "embeddings"
+    return Searcher(open_store(models_in_use.embed(spec, files, out)))
+
+
+@pytest.fixture(scope="module")
+def page(model, searcher):
+    return WebPage(model, title=HOSTILE, searcher=searcher, max_bytes=1 << 20)
 
 
 def asked(picture, **request):
     return {"picture": base64.b64encode(picture).decode(), **request}
 
 
-def test_a_picture_gets_its_probabilities_and_neighbors(model, stored, page):
+def test_a_picture_gets_its_probabilities_and_neighbors(model, files, page):
     answer = json.loads(
-        json.dumps(page.classify(asked(stored.files[3], labels=LABELS, template="a {}")), allow_nan=False)
+        json.dumps(
+            page.classify(asked((files / "3.jpg").read_bytes(), labels=LABELS, template="a {}")), allow_nan=False
+        )
     )
-    expected = model.classify([stored.files[3]], LABELS, templates=["a {}"])[0]
+    expected = model.classify([(files / "3.jpg").read_bytes()], LABELS, templates=["a {}"])[0]
     order = np.argsort(-expected)
     assert [row["label"] for row in answer["probabilities"]] == [LABELS[i] for i in order]
     np.testing.assert_allclose([row["probability"] for row in answer["probabilities"]], expected[order], atol=1e-6)
     best = answer["nearest"][0]
-    assert (best["rank"], best["id"], best["path"]) == (1, "103", "3.jpg") and best["cosine"] == pytest.approx(
-        1, abs=1e-5
-    )
-    assert [match["cosine"] for match in answer["nearest"]] == sorted(
-        (m["cosine"] for m in answer["nearest"]), reverse=True
-    )
+    assert (best["rank"], best["id"], best["path"]) == (1, "2", "3.jpg")
+    cosines = [match["cosine"] for match in answer["nearest"]]
+    assert len(cosines) == 10 and cosines == sorted(cosines, reverse=True)
+    assert best["cosine"] == pytest.approx(1, abs=1e-5)
 
 
-def test_a_text_gets_its_neighbors(model, stored, page):
+def test_a_text_gets_its_neighbors(model, files, page):
     answer = page.search({"query": "a red square"})
-    cosines = stored.embeddings @ model.encode_text(["a red square"])[0]
-    assert [match["id"] for match in answer["nearest"]] == [str(100 + i) for i in np.argsort(-cosines, kind="stable")]
+    cosines = model.similarity(sorted(files.glob("*.jpg")), ["a red square"])[:, 0]
+    np.testing.assert_allclose([match["cosine"] for match in answer["nearest"]], -np.sort(-cosines), atol=1e-6)
+    assert answer["nearest"][0]["id"] == str(cosines.argmax())
 
 
-def test_a_hostile_name_is_text_and_a_picture_that_is_gone_has_a_reason(stored, page):
-    first, second = page.classify(asked(stored.files[0]))["nearest"][:2]
-    assert first["path"] == "<img src=x onerror=alert(1)>\\u202e\\x1b[31m.jpg" and first["cosine"] == second["cosine"]
-    assert second["problem"] == "missing file" and "picture" not in second
-    header, _, data = first["picture"].partition(",")
+def test_a_hostile_name_is_text_and_a_picture_that_is_gone_has_a_reason(files, page):
+    picture = (files / HOSTILE).read_bytes()
+    page.classify(asked(picture))  # opens the source
+    (files / "9.jpg").unlink()
+    first, second = sorted(page.classify(asked(picture))["nearest"][:2], key=lambda match: match["path"])
+    assert second["path"] == "<img src=x onerror=alert(1)>\\u202e\\x1b[31m.jpg"
+    assert first["path"] == "9.jpg" and first["problem"] == "missing file" and "picture" not in first
+    header, _, data = second["picture"].partition(",")
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         assert header == "data:image/jpeg;base64" and image.size == (149, 224)
     html = page.files()["/"].content.decode()
@@ -147,33 +153,35 @@ def test_a_query_that_is_none_is_refused(page, query):
         page.search({"query": query})
 
 
-def test_surrogates_and_empty_labels_do_no_harm(page, stored):
+def test_surrogates_and_empty_labels_do_no_harm(page, files):
     assert page.search({"query": "red \ud800"})["nearest"]
-    answer = page.classify(asked(stored.files[0], labels=[" ", "cat", "cat", "\ud800"]))
+    answer = page.classify(asked((files / HOSTILE).read_bytes(), labels=[" ", "cat", "cat", "\ud800"]))
     assert {row["label"] for row in answer["probabilities"]} == {"cat", "?"}
 
 
-def test_without_embeddings_it_classifies_alone(model, stored):
+def test_without_embeddings_it_classifies_alone(model, files):
     page = WebPage(model, title="runs/x", max_bytes=1 << 20)
     assert set(page.actions()) == {"/classify"} and 'id="query"' not in page.files()["/"].content.decode()
-    assert set(page.classify(asked(stored.files[0], labels=["cat"]))) == {"probabilities", "seconds"}
+    assert set(page.classify(asked((files / HOSTILE).read_bytes(), labels=["cat"]))) == {"probabilities", "seconds"}
     with pytest.raises(RefusedRequest, match="type at least one label"):
-        page.classify(asked(stored.files[0], labels=[" "]))
+        page.classify(asked((files / HOSTILE).read_bytes(), labels=[" "]))
 
 
-def test_a_model_without_texts_searches_alone(model, stored, monkeypatch):
+def test_a_model_without_texts_searches_alone(model, searcher, monkeypatch):
     monkeypatch.setattr(model, "_tokenizer", ConfigError("no tokenizer belongs to these weights"))
-    html = WebPage(model, title="x", searcher=Searcher(stored), max_bytes=1).files()["/"].content.decode()
+    html = WebPage(model, title="x", searcher=searcher, max_bytes=1).files()["/"].content.decode()
     assert 'id="labels"' not in html and 'id="query"' not in html and 'id="file"' in html
     with pytest.raises(ConfigError, match="give --in=EMBEDDINGS"):
         WebPage(model, title="x", max_bytes=1)
 
 
-def test_one_request_at_a_time_uses_the_model(page, stored, monkeypatch):
+def test_one_request_at_a_time_uses_the_model(page, files, monkeypatch):
+    encode = page._model.encode_image
+
     def check_alone(images):
         assert page._device.locked()
-        return stored.embeddings[:1]
+        return encode(images)
 
     monkeypatch.setattr(page._model, "encode_image", check_alone)
-    page.classify(asked(stored.files[0]))
-    assert not page._device.locked() and web_page.NEAREST == 12
+    page.classify(asked((files / HOSTILE).read_bytes()))
+    assert not page._device.locked()
