@@ -27,6 +27,7 @@ OTHER_PROGRAMS = {
     "sphinx-build",
     "pre-commit",
     "tensorboard",
+    "clip_benchmark",
     ".ci/run",
     "source",
 }
