@@ -66,10 +66,10 @@ def explain(error: BaseException) -> str:
 
 
 class _OrbaxFilter(logging.Filter):
-    """Drops the tracebacks that each thread of a failed save logs, and remembers the first error.
+    """Drops warnings about settings that we chose, and the tracebacks that each thread of a failed save logs.
 
-    The error is raised as well, but with several processes only after all their threads have given up waiting for each
-    other, which takes minutes; hence ``first_error``.
+    It remembers the first error. That is raised as well, but with several processes only after all their threads have
+    given up waiting for each other, which takes minutes; hence ``first_error``.
     """
 
     first_error: BaseException | None = None
@@ -77,6 +77,8 @@ class _OrbaxFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name == "asyncio":
             return _UNRETRIEVED not in record.getMessage()
+        if record.levelno <= logging.WARNING and f"{os.sep}orbax{os.sep}" in record.pathname:
+            return False
         trace = record.exc_info[2] if record.exc_info else None
         files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
         if not any(f"{os.sep}orbax{os.sep}" in file for file in files):
@@ -90,7 +92,7 @@ _FILTER = _OrbaxFilter()
 
 
 def filter_orbax_logs() -> None:
-    """Keeps Orbax's tracebacks out of the log and off stderr; ``Checkpoints`` reports failed saves itself."""
+    """Keeps Orbax's tracebacks and warnings out of the log and off stderr; ``Checkpoints`` reports failed saves."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_FILTER)  # adding it again has no effect
     warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)

@@ -17,6 +17,7 @@ import pytest
 import tensorstore as ts
 
 from mmjax.checkpoints import orbax_errors
+from mmjax.checkpoints.manager import Checkpoints
 
 
 def test_explanations_are_short_and_name_the_cause():
@@ -78,6 +79,18 @@ def test_tracebacks_of_failed_saves_stay_out_of_the_log_and_the_first_error_is_k
         logger.exception("something else")
     assert [record.getMessage() for record in caplog.records if record.exc_info] == ["something else"]
     assert orbax_errors.take_logged_error() is first and orbax_errors.take_logged_error() is None
+
+
+def test_opening_to_read_warns_of_nothing(tmp_path, caplog):
+    """Orbax warns of what ``read_only`` means, to whoever loads or exports a run."""
+    (tmp_path / "checkpoints").mkdir()
+    logging.getLogger("absl").removeFilter(orbax_errors._FILTER)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        ocp.CheckpointManager(tmp_path / "checkpoints", options=ocp.CheckpointManagerOptions(read_only=True)).close()
+        assert any("read_only" in record.getMessage() for record in caplog.records)  # else this tests nothing
+        caplog.clear()
+        Checkpoints(tmp_path, read_only=True).close()
+    assert not caplog.records
 
 
 def test_asyncio_still_words_an_unretrieved_exception_like_this(caplog):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -13,7 +12,6 @@ CACHE = "~/.cache/mmjax/compiled"
 
 def keep_compiled_programs() -> None:
     """Turns JAX's compilation cache on: most of a small run's start-up is compilation."""
-    _silence_orbax()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path(CACHE).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -21,9 +19,4 @@ def keep_compiled_programs() -> None:
 
 def use_cpu() -> None:
     """Leaves accelerators alone: a training run that uses one has no memory left for us."""
-    _silence_orbax()
     jax.config.update("jax_platforms", "cpu")
-
-
-def _silence_orbax() -> None:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of settings that we chose on purpose
