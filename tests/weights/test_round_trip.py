@@ -176,7 +176,12 @@ def adapters(config, *layers, rank=2):
 def write_adapters(config, folder, *layers):
     params = random_params(config) | adapters(config, *layers)
     model = Exported(
-        config=config, params=params, tokenizer=None, card="", recipe={}, adapters=Adapters(scale=0.5, base="base")
+        config=config,
+        params=params,
+        tokenizer=None,
+        card="",
+        recipe={},
+        adapters=Adapters(scale=0.5, base="hf-hub:owner/name@v1"),
     )
     folder.mkdir()
     write_peft(model, folder)
@@ -194,6 +199,8 @@ def test_adapters_for_peft_add_up_to_the_merged_tensors(tmp_path, config):
     )
     params = write_adapters(config, tmp_path / "peft", *layers)
     section = json.loads((tmp_path / "peft/adapter_config.json").read_text())
+    assert (section["base_model_name_or_path"], section["revision"]) == ("owner/name", "v1")
+    assert "base_model: owner/name\n" in (tmp_path / "peft/README.md").read_text()
     parts = open_tensors(tmp_path / "peft/adapter_model.safetensors")
     merged = merge_adapters(params, scale=0.5)
     export(config, tmp_path / "plain", format="hf", params={path: params[path] for path in merged})

@@ -36,10 +36,12 @@ def write_peft(model: Exported, folder: Path) -> None:
                 tensors[f"base_model.model.{module}.lora_{letter}.weight"] = tensor
             modules.append(module)
         rank = a.shape[-1]
+    base, _, revision = adapters.base.removeprefix("hf-hub:").removeprefix("local-dir:").partition("@")
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": adapters.base,
+        "base_model_name_or_path": base,
+        "revision": revision or None,
         "r": rank,
         "lora_alpha": adapters.scale * rank,
         "lora_dropout": 0.0,
@@ -51,7 +53,7 @@ def write_peft(model: Exported, folder: Path) -> None:
     }
     write_json(folder / "adapter_config.json", config)
     save_safetensors(tensors, folder / "adapter_model.safetensors", dtype=model.dtype)
-    write_rest(model, folder, library="peft", base=adapters.base)
+    write_rest(model, folder, library="peft", base=base)
 
 
 def _rule(kernel: str, rules: list[Rule]) -> Rule:
