@@ -89,6 +89,7 @@ def test_adapters_train_with_every_augmentation_and_objective_on_any_mesh(object
         lora=LORA,
         augment=tuple((name, {}) for name in names),
         objective={"name": objective},
+        model__init_logit_bias=-10.0 if objective == "sigmoid" else None,
         micro_batches=2,
         optimizer__learning_rate=1e-3,
         **PLAIN | {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2},
