@@ -13,9 +13,10 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding
 
 from mmjax.core.row_sharding import constrain_rows, platform_of
-from mmjax.models.attention import CUDNN_FORWARD, CUDNN_LENGTH_MULTIPLE
+from mmjax.models.attention.kernels import CUDNN_FORWARD, CUDNN_LENGTH_MULTIPLE
 from mmjax.models.config import Remat
-from mmjax.models.layers import Block, BlockSpec, Position, Rotation, take_position
+from mmjax.models.layers import Block, BlockSpec
+from mmjax.models.positions import Position, Rotation, take_position
 
 _OFFLOAD_PRODUCTS = jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],

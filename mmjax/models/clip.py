@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from mmjax.core.row_sharding import platform_of
-from mmjax.models.attention import choose_kernel
+from mmjax.models.attention.choice import choose_kernel
 from mmjax.models.config import ClipConfig, VisionConfig
 from mmjax.models.text import TextTower
 from mmjax.models.vit import VisionTower
@@ -74,7 +74,7 @@ def make_tower(config: ClipConfig, name: str, *, rngs: nnx.Rngs, dtype: Any, row
     section = config.vision_cfg if name == "visual" else config.text_cfg
     shared: dict[str, Any] = {key: getattr(config, key) for key in ("embed_dim", "remat", "matmul_precision")} | {
         "scan": platform != "gpu" if config.scan == "auto" else config.scan,
-        "attention": choose_kernel(config, section, dtype=dtype, platform=platform).kernel,
+        "attention": choose_kernel(config, section, dtype=dtype, row_sharding=row_sharding).kernel,
         "rngs": rngs,
         "dtype": dtype,
         "row_sharding": row_sharding,

@@ -30,9 +30,9 @@ Scan = Literal["auto", True, False]
 writes them out on GPUs, where a loop copies what it keeps.
 """
 
-AttentionKernel = Literal["auto", "xla", "cudnn"]
-"""What computes attention in blocks: the compiler's own products, or cuDNN's fused kernel; ``auto`` takes the fused one
-where it works, see ``attention.choose_kernel``.
+AttentionKernel = Literal["auto", "xla", "cudnn", "pallas"]
+"""What computes attention in blocks: the compiler's own products, cuDNN's fused kernel (GPUs), or ours for short
+sequences (TPUs). ``auto`` takes cuDNN's where it works, see ``attention.choice``.
 """
 
 MatmulPrecision = Literal["full", "int8", "fp8"]
@@ -197,6 +197,12 @@ class VisionConfig(BlockConfig):
     def heads(self) -> int:
         """Attention heads of a block."""
         return self.width // self.head_width
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens that enter a block."""
+        images = len(self.modalities) if self.fusion == "tokens" else 1
+        return images * self.grid**2 + self.class_token + self.registers
 
     @property
     def grid(self) -> int:

@@ -1,4 +1,4 @@
-"""The convolution of stems and ResNets."""
+"""The convolution of stems and ResNets, and the norm between convolutions."""
 
 from __future__ import annotations
 
@@ -40,3 +40,24 @@ class Conv(nnx.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return x if self.bias is None else x + broadcast_parameter(self.bias[...], x.shape, self.dtype)
+
+
+class FixedBatchNorm(nnx.Module):
+    """Batch norm (Ioffe & Szegedy, arXiv:1502.03167) with the statistics of pretrained weights, in f32.
+
+    ``mean`` and ``var`` are parameters without a gradient, and weight decay leaves them alone: an image's embedding
+    does not depend on the rest of its batch, on micro-batches, or on views.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-5, scale: float = 1.0, dtype: Any):
+        self.eps, self.dtype = eps, dtype
+        self.scale = nnx.Param(jnp.full(width, scale))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.mean = nnx.Param(jnp.zeros(width))
+        self.var = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., width] -> the same shape."""
+        mean, var = jax.lax.stop_gradient((self.mean[...], self.var[...]))
+        x = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(var + self.eps)
+        return (x * self.scale[...] + self.bias[...]).astype(self.dtype)

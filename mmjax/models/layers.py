@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,16 +17,15 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from mmjax.core.numerics import broadcast_parameter
-from mmjax.core.row_sharding import constrain_rows
-from mmjax.models.attention import Kernel, attend, attend_fused, mark_saved
+from mmjax.core.row_sharding import constrain_rows, num_shards, platform_of
+from mmjax.models.attention.choice import Kernel
+from mmjax.models.attention.kernels import attend, attend_cudnn, mark_saved
+from mmjax.models.attention.short import attend_short
 from mmjax.models.config import Activation, BlockConfig, BlockNorm, MatmulPrecision, MlpType, QkvBias
 from mmjax.models.low_precision import product
+from mmjax.models.positions import Position, Rotation, rotate, rotation_at, take_position
 
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
-Position = int | jax.Array
-"""One position of each sequence: an int for all, or i32[B]."""
-Rotation = tuple[jax.Array, jax.Array]
-"""Cosines and sines f32[B or 1, N, head_width/2] by which each position's queries and keys are turned, pair by pair."""
 
 
 def normal(sd: float) -> Init:
@@ -75,16 +74,43 @@ class Dense(nnx.Module):
         # The leading axes stay apart: on a TPU joining them is a copy unless tiles divide the second last.
         lead = x.shape[: x.ndim - len(self.inputs)]
         x = x.reshape(*lead, math.prod(self.inputs)).astype(self.dtype)
-        kernel = self.kernel[...].reshape(x.shape[-1], -1)
-        if self.matmul_precision == "full":
-            y = x @ kernel.astype(self.dtype)
-        else:
-            y = product(x, kernel, self.matmul_precision)
+        y = self._multiply(x, self.kernel[...].reshape(x.shape[-1], -1))
         if self.lora is not None:
             y = y + self.lora(x)
         if self.bias is not None:
             y = y + broadcast_parameter(self.bias[...].reshape(-1), y.shape, self.dtype)
         return y.reshape(*lead, *self.outputs)
+
+    def _multiply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if self.matmul_precision == "full":
+            return x @ kernel.astype(self.dtype)
+        return product(x, kernel, self.matmul_precision)
+
+    def join(self, others: Sequence[Dense], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """One product of x with the kernels of several layers like this one side by side, and their biases likewise.
+
+        Args:
+            others: The layers after this one.
+            x: [..., width].
+
+        Returns:
+            [..., all outputs], and f32[all outputs].
+        """
+        layers = (self, *others)
+        kernel = jnp.concatenate([layer.kernel[...].reshape(x.shape[-1], -1) for layer in layers], axis=1)
+        y = self._multiply(x.astype(self.dtype), kernel)
+        sizes = [math.prod(layer.outputs) for layer in layers]
+        if any(layer.lora is not None for layer in layers):
+            added = [
+                jnp.zeros((*x.shape[:-1], size), self.dtype) if layer.lora is None else layer.lora(x)
+                for layer, size in zip(layers, sizes, strict=True)
+            ]
+            y = y + jnp.concatenate(added, axis=-1)
+        biases = [
+            jnp.zeros(size) if layer.bias is None else layer.bias[...].reshape(-1)
+            for layer, size in zip(layers, sizes, strict=True)
+        ]
+        return y, jnp.concatenate(biases)
 
 
 class LayerNorm(nnx.Module):
@@ -100,27 +126,6 @@ class LayerNorm(nnx.Module):
         x = x.astype(jnp.float32)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
-
-
-class FixedBatchNorm(nnx.Module):
-    """Batch norm (Ioffe & Szegedy, arXiv:1502.03167) with the statistics of pretrained weights, in f32.
-
-    ``mean`` and ``var`` are parameters without a gradient, and weight decay leaves them alone: an image's embedding
-    does not depend on the rest of its batch, on micro-batches, or on views.
-    """
-
-    def __init__(self, width: int, *, eps: float = 1e-5, scale: float = 1.0, dtype: Any):
-        self.eps, self.dtype = eps, dtype
-        self.scale = nnx.Param(jnp.full(width, scale))
-        self.bias = nnx.Param(jnp.zeros(width))
-        self.mean = nnx.Param(jnp.zeros(width))
-        self.var = nnx.Param(jnp.ones(width))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., width] -> the same shape."""
-        mean, var = jax.lax.stop_gradient((self.mean[...], self.var[...]))
-        x = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(var + self.eps)
         return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
 
 
@@ -211,6 +216,33 @@ class Attention(nnx.Module):
         Returns:
             [B,Q,D]; without the last linear map, [B,Q,H,D/H].
         """
+        if fused_length is not None and self.kernel == "pallas":
+            heads = self._attend_short(x, row_sharding)
+        else:
+            heads = self._attend_separately(
+                x, keys, mask=mask, fused_length=fused_length, rotations=rotations, row_sharding=row_sharding
+            )
+        if self.ln_inner is not None:
+            heads = self.ln_inner(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
+        return heads if self.out is None else self.out(heads)
+
+    def _attend_short(self, x: jax.Array, row_sharding: NamedSharding | None) -> jax.Array:
+        qkv, bias = self.query.join((self.key, self.value), constrain_rows(x, row_sharding))
+        heads, width = self.query.outputs
+        emulated = platform_of(row_sharding) != "tpu"
+        attended = attend_short(mark_saved(qkv), bias, heads, self.causal, row_sharding, emulated)
+        return mark_saved(attended).reshape(*x.shape[:2], heads, width)
+
+    def _attend_separately(
+        self,
+        x: jax.Array,
+        keys: jax.Array,
+        *,
+        mask: jax.Array | None,
+        fused_length: int | None,
+        rotations: tuple[Rotation, Rotation] | None,
+        row_sharding: NamedSharding | None,
+    ) -> jax.Array:
         # One constraint for each use: the two gradients are separate products until they are added up.
         q, k, v = (
             self.query(x),
@@ -222,12 +254,8 @@ class Attention(nnx.Module):
         if rotations is not None:
             q, k = (rotate(heads, rotation) for heads, rotation in zip((q, k), rotations, strict=True))
         if fused_length is None:
-            heads = attend(q, k, v, mask=mask)
-        else:
-            heads = attend_fused(q, k, v, causal=self.causal, length=fused_length, row_sharding=row_sharding)
-        if self.ln_inner is not None:
-            heads = self.ln_inner(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
-        return heads if self.out is None else self.out(heads)
+            return attend(q, k, v, mask=mask)
+        return attend_cudnn(q, k, v, causal=self.causal, length=fused_length, row_sharding=row_sharding)
 
 
 class Mlp(nnx.Module):
@@ -284,8 +312,9 @@ class Block(nnx.Module):
         queries = keys if position is None else take_position(keys, position)
         x = x if position is None else take_position(x, position)
         fused = self.attn.kernel != "xla" and valid is None and position is None
+        fused = fused and x.shape[0] % num_shards(row_sharding) == 0
         mask = None if fused else self._mask(keys.shape[1], length=length, valid=valid, position=position)
-        rotations = None if rotation is None else (_rotation_at(rotation, position), rotation)
+        rotations = None if rotation is None else (rotation_at(rotation, position), rotation)
         fused_length = length if fused else None
         attended = self.attn(
             queries, keys, mask=mask, fused_length=fused_length, rotations=rotations, row_sharding=row_sharding
@@ -310,26 +339,3 @@ class Block(nnx.Module):
             causal = queries[:, None, :, None] >= positions
             mask = causal if mask is None else mask & causal
         return mask
-
-
-def take_position(x: jax.Array, position: Position) -> jax.Array:
-    """One position of each sequence: [B or 1, N, D] -> [B, 1, D]."""
-    if isinstance(position, int):
-        return x[:, position][:, None]
-    x = jnp.broadcast_to(x, (position.shape[0], *x.shape[1:]))
-    return jnp.take_along_axis(x, position[:, None, None], axis=1)
-
-
-def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
-    """Turns pairs of neighboring numbers (Su et al., arXiv:2104.09864): x [B,N,H,d] -> the same shape."""
-    cos, sin = (table[:, :, None] for table in rotation)
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    a, b = pairs[..., 0], pairs[..., 1]
-    return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
-
-
-def _rotation_at(rotation: Rotation, position: Position | None) -> Rotation:
-    if position is None:
-        return rotation
-    cos, sin = (take_position(table, position) for table in rotation)
-    return cos, sin

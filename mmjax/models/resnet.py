@@ -9,8 +9,7 @@ import jax
 from flax import nnx
 
 from mmjax.models.config import VisionConfig
-from mmjax.models.conv import Conv
-from mmjax.models.layers import FixedBatchNorm
+from mmjax.models.conv import Conv, FixedBatchNorm
 
 
 class ResNet(nnx.Module):

@@ -8,8 +8,8 @@ import jax
 from flax import nnx
 
 from mmjax.models.config import VisionConfig
-from mmjax.models.conv import Conv
-from mmjax.models.layers import Dense, FixedBatchNorm, LayerNorm, activate, uniform
+from mmjax.models.conv import Conv, FixedBatchNorm
+from mmjax.models.layers import Dense, LayerNorm, activate, uniform
 from mmjax.models.resnet import ResNet
 
 

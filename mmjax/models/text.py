@@ -14,10 +14,11 @@ from jax.sharding import NamedSharding
 
 from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import constrain_rows
-from mmjax.models.attention import Kernel
+from mmjax.models.attention.choice import Kernel
 from mmjax.models.block_stack import run_blocks, stack_blocks
 from mmjax.models.config import MatmulPrecision, Remat, TextConfig
-from mmjax.models.layers import BlockSpec, Dense, LayerNorm, Position, activate, normal
+from mmjax.models.layers import BlockSpec, Dense, LayerNorm, activate, normal
+from mmjax.models.positions import Position
 
 
 class TextTower(nnx.Module):

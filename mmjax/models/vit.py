@@ -16,10 +16,11 @@ from jax.sharding import NamedSharding
 from mmjax.core.config import ConfigError
 from mmjax.core.numerics import broadcast_parameter
 from mmjax.core.row_sharding import constrain_rows
-from mmjax.models.attention import Kernel
+from mmjax.models.attention.choice import Kernel
 from mmjax.models.block_stack import run_blocks, stack_blocks
 from mmjax.models.config import BlockConfig, MatmulPrecision, Remat, VisionConfig
-from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, Position, Rotation, normal, uniform
+from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, normal, uniform
+from mmjax.models.positions import Position, Rotation
 from mmjax.models.stems import make_stem
 
 

@@ -15,12 +15,11 @@ from flax import nnx
 from mmjax.core import plugins, rng
 from mmjax.core.config import ConfigError
 from mmjax.core.numerics import DTYPES
-from mmjax.core.row_sharding import platform_of
 from mmjax.core.state import AugmentState, Params, TrainState, flatten
 from mmjax.core.types import Batch
 from mmjax.evals.common.embedder import Embedder
 from mmjax.experiment import Experiment
-from mmjax.models.attention import choose_kernel
+from mmjax.models.attention.choice import choose_kernel
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
 from mmjax.models.lora import add_adapters
@@ -63,10 +62,10 @@ class Program:
             path="objective",
             row_sharding=self.row_sharding,
         )
-        model, dtype, platform = experiment.model, DTYPES[experiment.precision], platform_of(self.row_sharding)
+        model, dtype = experiment.model, DTYPES[experiment.precision]
         self.attention = {
-            "image": choose_kernel(model, model.vision_cfg, dtype=dtype, platform=platform),
-            "text": choose_kernel(model, model.text_cfg, dtype=dtype, platform=platform),
+            "image": choose_kernel(model, model.vision_cfg, dtype=dtype, row_sharding=self.row_sharding),
+            "text": choose_kernel(model, model.text_cfg, dtype=dtype, row_sharding=self.row_sharding),
         }
         self.graph, params = nnx.split(nnx.eval_shape(self._create))
         shapes: Params = nnx.to_pure_dict(params)

@@ -1,5 +1,8 @@
 """Attention's values and gradients against float64, and in which numbers it computes and keeps them."""
 
+import functools
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +10,13 @@ import pytest
 from flax import nnx
 from jax._src.cudnn import fused_attention_stablehlo
 
-from mmjax.models import attention
-from mmjax.models.attention import attend, choose_kernel
+from mmjax.models.attention import choice
+from mmjax.models.attention.choice import choose_kernel
+from mmjax.models.attention.kernels import attend
+from mmjax.models.attention.short import attend_short
 from mmjax.models.block_stack import run_blocks, stack_blocks
 from mmjax.models.layers import BlockSpec, normal
+from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from support import clip_models
 from support.jaxprs import equations
 
@@ -170,14 +176,67 @@ def test_cudnns_forward_kernel_runs_again_only_where_nothing_is_kept(remat, forw
     assert text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
 
 
-def test_a_kernel_is_chosen_by_the_target_and_a_refusal_says_why(monkeypatch):
-    def chosen(platform="gpu", dtype=jnp.bfloat16, text=None, **model):
-        config = clip_models.config(text={"heads": 1, "width": 64} | (text or {}), **model)
-        return str(choose_kernel(config, config.text_cfg, dtype=dtype, platform=platform))
+SHORT = pytest.mark.parametrize("causal", [False, True])
 
-    monkeypatch.setattr(attention, "_cudnn_is_installed", lambda: False)
+
+@SHORT
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_the_kernel_for_short_sequences_is_attention_of_biased_products(causal, dtype, devices):
+    q, k, v, gradient = (x[:2] for x in operands(dtype))
+    q, k, v, gradient = (jnp.concatenate([x, -x[::-1] / 2]) for x in (q, k, v, gradient))
+    rng = np.random.default_rng(4)
+    bias = rng.normal(size=(3, H, D)).astype(np.float32)
+    joined = jnp.concatenate([x.reshape(4, N, H * D) for x in (q, k, v)], axis=-1)
+    rows = batch_sharding(make_mesh(MeshConfig(), devices=jax.devices()[:devices]))
+
+    def both(joined, bias, gradient):
+        result, pull = jax.vjp(lambda x, b: attend_short(x, b, H, causal, rows, True), joined, bias)
+        return result, *pull(gradient)
+
+    result, by_joined, by_bias = jax.jit(both)(joined, bias.ravel(), gradient.reshape(4, N, H * D))
+    double = [jnp.asarray(np.asarray(x, np.float32) + b, jnp.float32) for x, b in zip((q, k, v), bias, strict=True)]
+    mask = masks()["causal"] if causal else None
+    expected, *by_each = reference(*double, gradient, mask=mask)
+    by_each = np.stack([x.reshape(4, N, H * D) for x in by_each], axis=2)
+    assert_near([result], [expected.reshape(4, N, H * D)], dtype)
+    assert_near([by_joined], [by_each.reshape(4, N, -1)], dtype)
+    np.testing.assert_allclose(by_bias, by_each.sum((0, 1)).ravel(), rtol=0, atol=2e-2 * np.abs(by_each).max())
+
+
+@SHORT
+@pytest.mark.parametrize("remat, kernels", [("dots", 2), ("full", 3)])
+def test_blocks_with_the_kernel_for_short_sequences_are_the_same_and_run_it_once(causal, remat, kernels):
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(3, 7, 8)), jnp.float32)
+
+    def program(kernel):
+        graph, state = stack(kernel, causal=causal, qk_norm=False, qkv_bias="qv")
+
+        def value(state, x):
+            y, inputs = run_blocks(nnx.merge(graph, state), x, scan=True, remat=remat, record=(1,), position=2)
+            return jnp.sum(jnp.sin(3 * y)), (y, inputs)
+
+        return jax.jit(jax.grad(value, argnums=(0, 1), has_aux=True)), state
+
+    (function, state), (reference, _) = program("pallas"), program("xla")
+    traced = equations(jax.make_jaxpr(function)(state, x).jaxpr)
+    assert sum(equation.primitive.name == "pallas_call" for equation in traced) == kernels
+    for one, other in zip(function(state, x), reference(state, x), strict=True):
+        scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(other))
+        jax.tree.map(lambda a, b, s=scale: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * s), one, other)
+
+
+def test_a_kernel_is_chosen_by_the_target_and_a_refusal_says_why(monkeypatch):
+    monkeypatch.setattr(choice, "platform_of", lambda row_sharding: row_sharding.platform)
+
+    def chosen(platform="gpu", dtype=jnp.bfloat16, text=None, tensor=1, **model):
+        config = clip_models.config(text={"heads": 1, "width": 64} | (text or {}), **model)
+        rows = types.SimpleNamespace(platform=platform, mesh=types.SimpleNamespace(shape={"tensor": tensor}))
+        return str(choose_kernel(config, config.text_cfg, dtype=dtype, row_sharding=rows))
+
+    monkeypatch.setattr(choice, "_cudnn_is_installed", lambda: False)
     assert chosen() == "xla (no cudnn: cuDNN is not installed)"
-    monkeypatch.setattr(attention, "_cudnn_is_installed", lambda: True)
+    monkeypatch.setattr(choice, "_cudnn_is_installed", lambda: True)
     assert chosen() == chosen(attention="cudnn") == "cudnn"
     assert chosen(attention="xla") == chosen(text={"attention": "xla"}, attention="cudnn") == "xla"
     assert chosen("cpu") == chosen(None) == "xla"
@@ -185,3 +244,11 @@ def test_a_kernel_is_chosen_by_the_target_and_a_refusal_says_why(monkeypatch):
     assert chosen(dtype=jnp.float32) == "xla (no cudnn: precision is not bfloat16)"
     assert chosen(text={"pool_type": "mean"}) == "xla (no cudnn: padding is masked)"
     assert chosen(text={"width": 136}) == "xla (no cudnn: heads are 136 wide)"
+    short = functools.partial(chosen, "tpu", attention="pallas")
+    assert short() == "pallas" and chosen("cpu", attention="pallas") == "pallas (emulated)"
+    assert short(text={"qk_norm": True}) == "xla (no pallas: queries and keys have norms)"
+    assert short(text={"width": 32}) == "xla (no pallas: heads are 32 wide)"
+    assert short(text={"context_length": 5000}) == "xla (no pallas: 5000 positions of width 64)"
+    assert short(text={"mask_padding": True}) == "xla (no pallas: padding is masked)"
+    assert short(tensor=2) == "xla (no pallas: mesh.tensor is 2)"
+    assert chosen(attention="pallas") == "xla (no pallas: the platform is gpu)"

@@ -1,13 +1,13 @@
 """``softmax(q·kᵀ/√d)·v`` (Vaswani et al., arXiv:1706.03762), without the linear maps around it.
 
-``attend`` leaves it to the compiler, ``attend_fused`` takes a kernel of cuDNN that never writes the logits to memory.
+``attend`` leaves it to the compiler. Fused kernels never write the logits to memory: ``attend_cudnn``, and
+``short``, which takes in the linear maps' biases too.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,69 +15,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 
 from mmjax.core.row_sharding import constrain_rows
-from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
-
-Kernel = Literal["xla", "cudnn"]
 
 CUDNN_LENGTH_MULTIPLE = 2
 """jax refuses cuDNN's backward pass for odd lengths."""
 
 CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
 """The name that jax gives to cuDNN's forward kernel as an operation of a traced program."""
-
-
-@dataclasses.dataclass(frozen=True)
-class KernelChoice:
-    """What computes attention in a tower's blocks, and why it is no other; the reason is empty if that was asked for.
-
-    Where a block computes a single query it always is ``xla``.
-    """
-
-    kernel: Kernel
-    reason: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.kernel} ({self.reason})" if self.reason else self.kernel
-
-
-def choose_kernel(
-    model: ClipConfig, tower: VisionConfig | TextConfig, *, dtype: Any, platform: str | None
-) -> KernelChoice:
-    """The kernel for ``tower`` of ``model`` in programs for ``platform``; None: any, so the compiler's products."""
-    wanted = tower.attention or model.attention
-    if wanted == "xla":
-        return KernelChoice("xla")
-    obstacle = _cudnn_obstacle(tower, dtype=dtype, platform=platform)
-    if obstacle is None:
-        return KernelChoice("cudnn")
-    if wanted == "auto" and platform != "gpu":
-        return KernelChoice("xla")
-    return KernelChoice("xla", f"no cudnn: {obstacle}")
-
-
-@functools.cache
-def _cudnn_is_installed() -> bool:
-    x = jax.ShapeDtypeStruct((1, 2, 1, 8), jnp.bfloat16)
-    try:
-        jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), x, x, x)
-    except RuntimeError:
-        return False
-    return True
-
-
-def _cudnn_obstacle(tower: VisionConfig | TextConfig, *, dtype: Any, platform: str | None) -> str | None:
-    head_width = tower.width // tower.heads
-    if platform != "gpu":
-        return f"the platform is {platform or 'unknown'}"
-    if not _cudnn_is_installed():
-        return "cuDNN is not installed"
-    if dtype != jnp.bfloat16:
-        return "precision is not bfloat16"
-    if head_width % 8 or head_width > 128:
-        return f"heads are {head_width} wide"
-    if isinstance(tower, TextConfig) and tower.masks_padding:
-        return "padding is masked"
-    return None
 
 
 def mark_saved(x: jax.Array) -> jax.Array:
@@ -106,7 +49,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None) 
     return mark_saved(jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2))
 
 
-def attend_fused(
+def attend_cudnn(
     q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, length: int, row_sharding: NamedSharding | None
 ) -> jax.Array:
     """``attend`` by cuDNN's kernel: [B,N,H,d] each, of which keys from ``length`` on count for nothing."""
