@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 def num_shards(row_sharding: NamedSharding | None) -> int:
@@ -21,12 +21,27 @@ def platform_of(row_sharding: NamedSharding | None) -> str | None:
     return None if row_sharding is None else row_sharding.mesh.devices.flat[0].platform
 
 
+def from_here(row_sharding: NamedSharding | None) -> NamedSharding | None:
+    """``row_sharding`` as the code being traced sees it.
+
+    Within ``jax.shard_map`` over the axes that split the rows, arrays hold a device's own rows. What is left to say is
+    that no other axis splits them; None if there is no other.
+    """
+    here = jax.sharding.get_abstract_mesh()
+    if row_sharding is None or not here.manual_axes:
+        return row_sharding
+    if all(here.shape[axis] == 1 for axis in here.axis_names if axis not in here.manual_axes):
+        return None
+    return NamedSharding(here, PartitionSpec())
+
+
 def constrain_rows(x: jax.Array, row_sharding: NamedSharding | None) -> jax.Array:
     """``x`` [N, …], with its rows and those of its gradient split over the devices, and no other axis.
 
     Without the constraint the compiler splits activations like parameters, by width, and holds all rows on every
     device. There is no constraint if the rows do not divide evenly, or if there is only one device.
     """
+    row_sharding = from_here(row_sharding)
     if row_sharding is None or row_sharding.mesh.size == 1 or x.shape[0] % num_shards(row_sharding):
         return x
     return jax.lax.with_sharding_constraint(x, row_sharding)

@@ -24,6 +24,7 @@ from mmjax.core.state import AugmentState, Params
 from mmjax.core.types import Metrics
 from mmjax.models.clip import Clip
 from mmjax.train.forward import ChoosePatches, DropTokens, embed_views, keep_every_patch
+from mmjax.train.micro_batches import WHOLE_BATCH, MicroBatches
 
 FOLDER = "mmjax.augment"
 
@@ -158,7 +159,7 @@ class Augmentations:
         clean_loss: jax.Array,
         step: jax.Array,
         choose_patches: ChoosePatches = keep_every_patch,
-        micro_batches: int = 1,
+        micro_batches: MicroBatches = WHOLE_BATCH,
     ) -> tuple[jax.Array, Metrics]:
         """``Σ_a weight_a · (terms of a)``, to be added to the clean loss.
 

@@ -16,7 +16,7 @@ from mmjax.core.sphere import unit
 from mmjax.core.types import Batch, Provenance
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
-from mmjax.train.micro_batches import map_micro_batches
+from mmjax.train.micro_batches import WHOLE_BATCH, MicroBatches
 
 DropTokens = Callable[[jax.Array], jax.Array]
 """Shortens token ids: i32[M, L] -> i32[M, L']."""
@@ -56,33 +56,32 @@ def run_clean(
     taps: Iterable[Tap] = (),
     choose_patches: ChoosePatches = keep_every_patch,
     drop_tokens: DropTokens = lambda ids: ids,
-    micro_batches: int = 1,
+    micro_batches: MicroBatches = WHOLE_BATCH,
 ) -> dict[Tap, Features]:
     """Runs each tower once and returns the features at ``pooled`` and at those of ``taps`` that lie before it.
 
     Args:
         taps: where augmentations make views.
         choose_patches, drop_tokens: what the towers see of images and of texts.
-        micro_batches: how many the batch is split into; the towers run on one at a time.
+        micro_batches: what the batch is split into; the towers run on one at a time.
     """
     blocks = {tap: towers.blocks(tap) for tap in taps if _holds_sequences(tap)}
     ids = drop_tokens(batch.tokens)
     examples = batch.image_source.ids.shape[0]
 
-    def run_images(rows: tuple[Any, Any]) -> tuple[jax.Array, dict[int, jax.Array]]:
+    def run_images(model: Clip, rows: tuple[Any, Any]) -> tuple[jax.Array, dict[int, jax.Array]]:
         tokens = _embed_patches(model, *rows, towers=towers)
         return model.visual.pool_with_block_inputs(tokens, blocks={k for k, _ in blocks.values()})
 
-    def run_texts(ids: jax.Array) -> tuple[jax.Array, dict[int, jax.Array], jax.Array | None]:
+    def run_texts(model: Clip, ids: jax.Array) -> tuple[jax.Array, dict[int, jax.Array], jax.Array | None]:
         tokens = model.text.embed(ids)
         pooled, before_block = model.text.pool_with_block_inputs(tokens, ids, blocks={k for _, k in blocks.values()})
         return pooled, before_block, tokens if "input" in blocks else None
 
     # Chosen for the whole batch, so that an image keeps the same patches in whichever micro-batch it is.
     chosen = _choose_patches(model, batch.images, choose_patches, towers=towers)
-    in_micro_batches = functools.partial(map_micro_batches, micro_batches=micro_batches)
-    pooled_image, images = in_micro_batches(run_images, (batch.images, chosen), count=examples)
-    pooled_text, texts, embedded_text = in_micro_batches(run_texts, ids, count=ids.shape[0])
+    pooled_image, images = micro_batches.map(run_images, model, (batch.images, chosen), count=examples)
+    pooled_text, texts, embedded_text = micro_batches.map(run_texts, model, ids, count=ids.shape[0])
 
     make_features = functools.partial(
         Features,
@@ -116,7 +115,7 @@ def embed_views(
     taps: Mapping[Tap, Features],
     towers: TowerInfo,
     choose_patches: ChoosePatches = keep_every_patch,
-    micro_batches: int = 1,
+    micro_batches: MicroBatches = WHOLE_BATCH,
 ) -> list[Features]:
     """Runs views through the rest of the network; all that enter at one place run in one call.
 
@@ -125,29 +124,28 @@ def embed_views(
         models: the models for views whose projection is ``trained`` or ``frozen``.
         taps: the clean features; at ``embedding`` they are not yet of length one. A side that a view leaves out is
             the clean one.
-        micro_batches: how many the batch is split into; all up to pooling runs on one at a time.
+        micro_batches: what the batch is split into; all up to pooling runs on one at a time.
 
     Returns:
         Unit embeddings of each view, in the order of ``views``.
     """
     clean = taps["embedding"].to_unit()
-    in_micro_batches = functools.partial(map_micro_batches, micro_batches=micro_batches)
 
     def embed_pixels(view: View) -> jax.Array:
         if not isinstance(view.image, Mapping):
             return view.image
         model, pixels = models[view.projection], view.image
         chosen = _choose_patches(model, pixels, choose_patches, towers=towers)
-        embed = lambda rows: _embed_patches(model, *rows, towers=towers)  # noqa: E731
-        return in_micro_batches(embed, (pixels, chosen), count=next(iter(pixels.values())).shape[0])
+        embed = lambda model, rows: _embed_patches(model, *rows, towers=towers)  # noqa: E731
+        return micro_batches.map(embed, model, (pixels, chosen), count=next(iter(pixels.values())).shape[0])
 
     def pool_images(entry: _Entry) -> jax.Array:
-        pool = functools.partial(models[entry.projection].visual.pool, start=entry.block)
-        return in_micro_batches(pool, entry.rows, count=entry.rows.shape[0])
+        pool = lambda model, tokens: model.visual.pool(tokens, start=entry.block)  # noqa: E731
+        return micro_batches.map(pool, models[entry.projection], entry.rows, count=entry.rows.shape[0])
 
     def pool_texts(entry: _Entry) -> jax.Array:
-        pool = functools.partial(models[entry.projection].text.pool, start=entry.block)
-        return in_micro_batches(lambda rows: pool(*rows), entry.rows, count=entry.rows[0].shape[0])
+        pool = lambda model, rows: model.text.pool(*rows, start=entry.block)  # noqa: E731
+        return micro_batches.map(pool, models[entry.projection], entry.rows, count=entry.rows[0].shape[0])
 
     image_entries = {
         i: _Entry(embed_pixels(view), tap, view.projection, towers.blocks(tap)[0])

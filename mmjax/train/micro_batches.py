@@ -2,56 +2,121 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.core.config import ConfigError
+from mmjax.core.row_sharding import num_shards
 
+_Model = TypeVar("_Model", bound=nnx.Module)
 _Result = TypeVar("_Result")
 
 
-def map_micro_batches(f: Callable[[Any], _Result], rows: Any, *, micro_batches: int, count: int) -> _Result:
-    """``f(rows)``, computed one micro-batch at a time, for a function that treats every row alone.
-
-    The backward pass keeps ``rows`` and the result, runs ``f`` once more on each micro-batch, and sums gradients::
-
-        ∂L/∂θ = Σ_p (∂f(x_p)/∂θ)ᵀ ∂L/∂f(x_p)
-
-    With a loss over all rows after it this is GradCache (Gao et al. 2021, arXiv:2101.06983; for CLIP, Pham et al.
-    2021, arXiv:2111.10050): exact, at the cost of one more forward pass of ``f``.
-
-    Micro-batch p takes rows p, p + micro_batches, … of each batch, so that every device splits its own rows and no
-    row moves between devices.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MicroBatches:
+    """How many micro-batches a batch is split into, and how the devices share it.
 
     Args:
-        f: the function.
-        rows: a tree of arrays, each of one or several batches of ``count`` rows, one after another.
-        micro_batches: how many; 1 calls ``f`` directly.
-        count: the rows of one batch, divisible by ``micro_batches``.
-
-    Returns:
-        A tree of arrays with their rows in the order of ``rows``.
+        number: 1 runs functions on the whole batch.
+        row_sharding: of the batch; None: one device.
+        param_shardings: of the parameters of the model; None: every device has all of them.
     """
-    if micro_batches == 1:
-        return f(rows)
-    if count % micro_batches:
-        raise ValueError(f"{count} rows do not divide into {micro_batches} micro-batches")
-    size = count // micro_batches
 
-    def split(x: jax.Array) -> jax.Array:
-        x = x.reshape(-1, size, micro_batches, *x.shape[1:])
-        return jnp.moveaxis(x, 2, 0).reshape(micro_batches, -1, *x.shape[3:])
+    number: int = 1
+    row_sharding: NamedSharding | None = None
+    param_shardings: Any = None
 
-    def join(x: jax.Array) -> jax.Array:
-        x = x.reshape(micro_batches, -1, size, *x.shape[2:])
-        return jnp.moveaxis(x, 0, 2).reshape(-1, *x.shape[3:])
+    def map(self, f: Callable[[_Model, Any], _Result], model: _Model, rows: Any, *, count: int) -> _Result:
+        """``f(model, rows)``, computed one micro-batch at a time, for a function that treats every row alone.
 
-    # Within a loop the compiler cannot merge the two forward passes, so its barrier against that is not needed.
-    result = jax.lax.map(jax.checkpoint(f, prevent_cse=False), jax.tree.map(split, rows))
-    return jax.tree.map(join, result)
+        The backward pass keeps ``rows`` and the result, runs ``f`` once more on each micro-batch, and sums gradients::
+
+            ∂L/∂θ = Σ_p (∂f(x_p)/∂θ)ᵀ ∂L/∂f(x_p)
+
+        With a loss over all rows after it this is GradCache (Gao et al. 2021, arXiv:2101.06983; for CLIP, Pham et al.
+        2021, arXiv:2111.10050): exact, at the cost of one more forward pass of ``f``.
+
+        Micro-batch p takes rows p, p + number, … of a device's part of each batch, so that no row moves between
+        devices. Each device sums the gradients of its own rows; the devices add up their sums once, after the last
+        micro-batch. Parameters that are split over the devices which share the rows are gathered before the first.
+
+        Args:
+            f: the function.
+            model: what has the parameters of ``f``; gradients are taken of these and of ``rows`` alone.
+            rows: a tree of arrays, each of one or several batches of ``count`` rows, one after another.
+            count: the rows of one batch, divisible by ``number`` on each device.
+
+        Returns:
+            A tree of arrays with their rows in the order of ``rows``.
+        """
+        if self.number == 1:
+            return f(model, rows)
+        shards = num_shards(self.row_sharding)
+        size, rest = divmod(count, self.number * shards)
+        if rest:
+            raise ValueError(f"{count} rows on {shards} devices do not divide into {self.number} micro-batches")
+        graph, state = nnx.split(model)
+
+        def split(x: jax.Array) -> jax.Array:
+            x = x.reshape(-1, size, self.number, *x.shape[1:])
+            return jnp.moveaxis(x, 2, 0).reshape(self.number, -1, *x.shape[3:])
+
+        def join(x: jax.Array) -> jax.Array:
+            x = x.reshape(self.number, -1, size, *x.shape[2:])
+            return jnp.moveaxis(x, 0, 2).reshape(-1, *x.shape[3:])
+
+        def run(params: Any, rows: Any) -> _Result:
+            def f_once(rows: Any) -> _Result:
+                return f(nnx.merge(graph, nnx.State(params)), rows)
+
+            # Within a loop the compiler cannot merge the two forward passes, so its barrier against that is not needed.
+            result = jax.lax.map(jax.checkpoint(f_once, prevent_cse=False), jax.tree.map(split, rows))
+            return jax.tree.map(join, result)
+
+        params = nnx.to_pure_dict(state)
+        return run(params, rows) if shards == 1 else self._share(run, params, rows, count=count)
+
+    def _share(self, run: Callable[[Any, Any], _Result], params: Any, rows: Any, *, count: int) -> _Result:
+        """``run``, called on each device with its own rows and all parameters."""
+        assert self.row_sharding is not None
+        mesh, [row_axes] = self.row_sharding.mesh, self.row_sharding.spec
+        manual = {axis for axis in mesh.axis_names if axis in row_axes or mesh.shape[axis] == 1}
+        specs = jax.tree.map(lambda _: PartitionSpec(), params)
+        if self.param_shardings is not None:
+            kept = lambda sharding: PartitionSpec(*(axis if axis in manual else None for axis in sharding.spec))  # noqa: E731
+            specs = jax.tree.map(kept, self.param_shardings)
+
+        def gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+            for dimension, axis in enumerate(spec):
+                x = x if axis is None else jax.lax.all_gather(x, axis, axis=dimension, tiled=True)
+            return x
+
+        @jax.checkpoint  # gathered parameters are not kept for the backward pass
+        def run_here(params: Any, rows: Any) -> _Result:
+            return run(jax.tree.map(gather, params, specs), rows)
+
+        def on_device(params: Any, rows: Any) -> Any:
+            rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+            return jax.tree.map(batches_of(count // num_shards(self.row_sharding)), run_here(params, rows))
+
+        def batches_of(count: int) -> Callable[[jax.Array], jax.Array]:
+            return lambda x: x.reshape(-1, count, *x.shape[1:])
+
+        by_rows = PartitionSpec(None, row_axes)
+        shared = jax.shard_map(
+            on_device, mesh=mesh, in_specs=(specs, by_rows), out_specs=by_rows, axis_names=manual, check_vma=False
+        )
+        result = shared(params, jax.tree.map(batches_of(count), rows))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result)
+
+
+WHOLE_BATCH = MicroBatches()
 
 
 def check_micro_batches(micro_batches: int, *, batch_size: int, rows: int) -> None:

@@ -32,7 +32,7 @@ from mmjax.program.flops import count_flops
 from mmjax.runs.start_weights import load_init
 from mmjax.train.augmentation import Augmentations
 from mmjax.train.forward import make_tower_info
-from mmjax.train.micro_batches import check_micro_batches
+from mmjax.train.micro_batches import MicroBatches, check_micro_batches
 from mmjax.train.optim import frozen_blocks, learning_rate, learning_rate_factors, make_optimizer
 from mmjax.train.step import make_step, merge
 
@@ -76,6 +76,17 @@ class Program:
         self.augmentations = Augmentations.from_config(
             experiment.augment, towers=make_tower_info(experiment.model), seed=experiment.seed
         )
+        state = jax.eval_shape(self._initial)
+        self.shardings = state_shardings(
+            state,
+            self.tx,
+            self.mesh,
+            augment={name: self.augmentations.optimizer(name) for name in state.augment},
+            policy=experiment.mesh.parameters,
+        )
+        self.micro_batches = MicroBatches(
+            number=experiment.micro_batches, row_sharding=self.row_sharding, param_shardings=self.shardings.params
+        )
         self.step = make_step(
             self.graph,
             objective=self.objective,
@@ -85,15 +96,7 @@ class Program:
             max_logit_scale=experiment.model.max_logit_scale,
             ema_decay=optimizer.ema_decay,
             augmentations=self.augmentations,
-            micro_batches=experiment.micro_batches,
-        )
-        state = jax.eval_shape(self._initial)
-        self.shardings = state_shardings(
-            state,
-            self.tx,
-            self.mesh,
-            augment={name: self.augmentations.optimizer(name) for name in state.augment},
-            policy=experiment.mesh.parameters,
+            micro_batches=self.micro_batches,
         )
         self.abstract_state = with_shardings(state, self.shardings)
 

@@ -17,6 +17,7 @@ from mmjax.core.state import Params, TrainState
 from mmjax.core.types import Batch, Metrics
 from mmjax.train import forward
 from mmjax.train.augmentation import Augmentations
+from mmjax.train.micro_batches import WHOLE_BATCH, MicroBatches
 from mmjax.train.optim import (
     complete_gradients,
     join_frozen,
@@ -40,7 +41,7 @@ def make_step(
     max_logit_scale: float,
     ema_decay: float = 0.0,
     augmentations: Augmentations,
-    micro_batches: int = 1,
+    micro_batches: MicroBatches = WHOLE_BATCH,
 ) -> Step:
     """Makes the training step for the model ``graph``; it is not yet jitted.
 
@@ -57,7 +58,7 @@ def make_step(
         trained: for each parameter, whether it is trained: bool[], or for stacked blocks bool[layers, 1, …].
         tx, schedule: the model's optimizer, and its learning rate for the metrics.
         ema_decay: of the moving average of the parameters, if the state has one.
-        micro_batches: how many the batch is split into; the towers run on one at a time.
+        micro_batches: what the batch is split into; the towers run on one at a time.
     """
     loss = make_loss(graph, objective=objective, augmentations=augmentations, micro_batches=micro_batches)
 
@@ -114,7 +115,9 @@ def make_step(
     return step
 
 
-def make_loss(graph: nnx.GraphDef, *, objective: Loss, augmentations: Augmentations, micro_batches: int = 1) -> Loss:
+def make_loss(
+    graph: nnx.GraphDef, *, objective: Loss, augmentations: Augmentations, micro_batches: MicroBatches = WHOLE_BATCH
+) -> Loss:
     """What a step minimizes: the objective of the clean rows, and what the augmentations add.
 
     Returns:

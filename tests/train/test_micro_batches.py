@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
 from mmjax.core.types import Provenance
-from mmjax.parallel.mesh import replicated
+from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 from mmjax.parallel.sharding import batch_shardings
 from mmjax.planning.abstract_data import batch_shapes, resolve_without_data
-from mmjax.train.micro_batches import map_micro_batches
+from mmjax.train.micro_batches import MicroBatches
 from mmjax.train.program import Program
 from mmjax.train.step import make_loss
 from support import tiny
@@ -61,7 +62,10 @@ def made_up(shapes, *, captions=1, seed=0):
 def computed(program, *, micro_batches, captions=1):
     """Loss and metrics, all gradients, those of the augmentations' parameters too, and the program."""
     loss = make_loss(
-        program.graph, objective=program.objective, augmentations=program.augmentations, micro_batches=micro_batches
+        program.graph,
+        objective=program.objective,
+        augmentations=program.augmentations,
+        micro_batches=dataclasses.replace(program.micro_batches, number=micro_batches),
     )
     [drop_rates] = program.augmentations.drop_rate_combinations
     batch = made_up(batch_shapes(program.experiment), captions=captions)
@@ -171,32 +175,39 @@ def test_rows_keep_their_order_whatever_is_made_of_them():
     """Of rows in one or several batches, to the same number, to more batches, and to none."""
     x, y = jnp.arange(24.0).reshape(12, 2), jnp.arange(24)
 
-    def f(rows):
+    def f(_, rows):
         x, y = rows
         return {"same": x * 2, "twice": jnp.concatenate([x[:, 0], x[:, 1]]), "other": (y[: len(y) // 2], y)}
 
-    for micro_batches in (2, 3, 4, 6, 12):
+    model = nnx.Module()
+    for number in (1, 2, 3, 4, 6, 12):
         # In whole batches of 12 the two halves of y are rows of their own.
-        jax.tree.map(
-            np.testing.assert_array_equal,
-            map_micro_batches(f, (x, y), micro_batches=micro_batches, count=12),
-            f((x, y)),
-        )
-    assert map_micro_batches(f, (x, y), micro_batches=1, count=12)["same"].shape == (12, 2)
-    with pytest.raises(ValueError, match="12 rows do not divide into 5 micro-batches"):
-        map_micro_batches(f, (x, y), micro_batches=5, count=12)
+        got = MicroBatches(number=number).map(f, model, (x, y), count=12)
+        jax.tree.map(np.testing.assert_array_equal, got, f(model, (x, y)))
+        if 12 % (2 * number) == 0:
+            spread = MicroBatches(
+                number=number, row_sharding=batch_sharding(make_mesh(MeshConfig(), devices=jax.devices()[:2]))
+            )
+            got = jax.jit(lambda rows, spread=spread: spread.map(f, model, rows, count=12))((x, y))
+            jax.tree.map(np.testing.assert_array_equal, got, f(model, (x, y)))
+    with pytest.raises(ValueError, match="12 rows on 1 devices do not divide into 5 micro-batches"):
+        MicroBatches(number=5).map(f, model, (x, y), count=12)
 
 
 def test_each_micro_batch_is_computed_again_and_one_is_kept():
     kernels = jnp.ones((6, 32, 32)) / 40
 
-    def value(kernels, x, micro_batches):
-        def f(x):
-            for kernel in kernels:
-                x = jnp.tanh(x @ kernel)
-            return x
+    class Layers(nnx.Module):
+        def __init__(self, kernels):
+            self.kernels = nnx.Param(kernels)
 
-        return jnp.sum(map_micro_batches(f, x, micro_batches=micro_batches, count=len(x)) ** 2)
+    def f(layers, x):
+        for kernel in layers.kernels[...]:
+            x = jnp.tanh(x @ kernel)
+        return x
+
+    def value(kernels, x, micro_batches):
+        return jnp.sum(MicroBatches(number=micro_batches).map(f, Layers(kernels), x, count=len(x)) ** 2)
 
     shape = jax.ShapeDtypeStruct((4096, 32), jnp.float32)
     kept = {}
