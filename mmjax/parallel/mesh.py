@@ -34,12 +34,15 @@ class MeshConfig:
         rules. A rule is a pair of a regular expression over parameter paths (``visual/blocks/attn/query/kernel``,
         ``augment/lemda/…``) and a policy or one axis (or None) per dimension. The first rule that matches from the
         start of the path applies; without a match the policy is ``auto``.
+      optimizer: ``parameters`` keeps moments and averages as their parameters; ``zero`` also splits them over ``data``
+        (ZeRO, stages 1 and 2).
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     parameters: Policy | tuple[tuple[str, Policy | Spec], ...] = "auto"
+    optimizer: Literal["parameters", "zero"] = "parameters"
 
     def __post_init__(self) -> None:
         for pattern, spec in () if isinstance(self.parameters, str) else self.parameters:

@@ -10,6 +10,10 @@
     divide the heads (hidden units), the attention (MLP) is replicated over that axis.
 ``replicated``
     Every array is replicated on all devices.
+
+``mesh.optimizer=zero`` is ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054), stages 1 and 2: each device along ``data``
+updates its part of the parameters alone. It receives that part of the gradients, keeps the moments and the average of
+it, and sends the result to the others.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmjax.core.config import ConfigError
 from mmjax.core.state import AugmentState, TrainState, parameter_paths
-from mmjax.parallel.mesh import Policy, Spec, batch_sharding, replicated
+from mmjax.parallel.mesh import MeshConfig, Policy, Spec, batch_sharding, replicated
 
 Rules = Policy | tuple[tuple[str, Policy | Spec], ...]
 
@@ -58,6 +62,26 @@ def parameter_shardings(params: Any, mesh: Mesh, *, policy: Rules = "auto", pref
     return jax.tree.map(sharding, parameter_paths(params), params)
 
 
+def update_shardings(params: Any, shardings: Any, *, optimizer: str) -> Any:
+    """Returns where each parameter is updated: where it lives, or with ``zero`` split over ``data`` too.
+
+    Args:
+      params: arrays or their shapes.
+      shardings: of ``params``.
+      optimizer: ``MeshConfig.optimizer``.
+    """
+
+    def sharding(path: str, leaf: Any, lives: NamedSharding) -> NamedSharding:
+        assert isinstance(lives.mesh, Mesh)
+        if optimizer != "zero" or "data" in lives.spec:
+            return lives
+        axes = [*lives.spec, *[None] * (len(leaf.shape) - len(lives.spec))]
+        _split_largest(path, leaf.shape, axes, lives.mesh, over="data")
+        return NamedSharding(lives.mesh, _without_end(axes))
+
+    return jax.tree.map(sharding, parameter_paths(params), params, shardings)
+
+
 def _policy_of(path: str, rules: Rules) -> Policy | Spec:
     if isinstance(rules, str):
         return rules
@@ -72,7 +96,11 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, policy: Policy | Spec) 
     if policy in ("auto", "tensor"):
         _split_over_tensor(path, shape, axes, mesh, required=policy == "tensor")
     if policy in ("auto", "fsdp"):
-        _split_over_fsdp(path, shape, axes, mesh)
+        _split_largest(path, shape, axes, mesh, over="fsdp")
+    return _without_end(axes)
+
+
+def _without_end(axes: list[Any]) -> PartitionSpec:
     while axes and axes[-1] is None:
         axes.pop()
     return PartitionSpec(*axes)
@@ -93,8 +121,9 @@ def _split_over_tensor(
                 )
 
 
-def _split_over_fsdp(path: str, shape: tuple[int, ...], axes: list[str | None], mesh: Mesh) -> None:
-    size = mesh.shape["fsdp"]
+def _split_largest(path: str, shape: tuple[int, ...], axes: list[Any], mesh: Mesh, *, over: str) -> None:
+    """Splits a large array along its largest dimension that is whole."""
+    size = mesh.shape[over]
     if size == 1 or math.prod(shape) < FSDP_MIN_SIZE:
         return
     first = 1 if _STACKED.search(path) else 0
@@ -103,7 +132,7 @@ def _split_over_fsdp(path: str, shape: tuple[int, ...], axes: list[str | None], 
     ]
     if candidates:
         _, axis = max(candidates)
-        axes[axis] = "fsdp"
+        axes[axis] = over
 
 
 def _check_spec(path: str, shape: tuple[int, ...], mesh: Mesh, spec: Spec) -> None:
@@ -126,9 +155,9 @@ def state_shardings(
     mesh: Mesh,
     *,
     augment: Mapping[str, optax.GradientTransformation],
-    policy: Rules = "auto",
+    config: MeshConfig,
 ) -> Any:
-    """Returns a ``TrainState`` of shardings; moments and averages are sharded as their parameters.
+    """Returns a ``TrainState`` of shardings; moments and averages live where their parameters are updated.
 
     The shardings are explicit, because ``jax.jit(tx.init)`` would put the moments on one device.
 
@@ -138,9 +167,9 @@ def state_shardings(
       mesh: from ``make_mesh``.
       augment: optimizers of the augmentations with parameters, by name; the paths of their parameters start with
         ``augment/NAME/``.
-      policy: a policy for all, or rules by path (``MeshConfig.parameters``).
+      config: how parameters and what the optimizer keeps of them are split.
     """
-    everywhere = replicated(mesh)
+    everywhere, policy = replicated(mesh), config.parameters
     prefixes = {name: f"augment/{name}/" for name in state.augment}
     if not isinstance(policy, str):
         _check_matched(policy, state, prefixes)
@@ -153,13 +182,15 @@ def state_shardings(
     learned = {}
     for name, own in state.augment.items():
         own_params = parameter_shardings(own.params, mesh, policy=policy, prefix=prefixes[name])
-        own_moments = _opt_state_shardings(augment[name], own.opt_state, own_params, everywhere)
+        updated = update_shardings(own.params, own_params, optimizer=config.optimizer)
+        own_moments = _opt_state_shardings(augment[name], own.opt_state, updated, everywhere)
         learned[name] = AugmentState(params=own_params, opt_state=own_moments)
+    updated = update_shardings(state.params, params, optimizer=config.optimizer)
     shardings: dict[str, Any] = {
         "step": everywhere,
         "params": params,
-        "opt_state": _opt_state_shardings(tx, state.opt_state, params, everywhere),
-        "ema_params": None if state.ema_params is None else params,
+        "opt_state": _opt_state_shardings(tx, state.opt_state, updated, everywhere),
+        "ema_params": None if state.ema_params is None else updated,
         "augment": learned,
     }
     return TrainState(**shardings)
@@ -178,7 +209,7 @@ def _check_matched(rules: tuple[tuple[str, Any], ...], state: TrainState, prefix
 def _opt_state_shardings(
     tx: optax.GradientTransformation, opt_state: Any, params: Any, everywhere: NamedSharding
 ) -> Any:
-    """Returns the parameters' shardings for their moments, and ``everywhere`` for other values."""
+    """Returns ``params``, a tree of shardings, for moments, and ``everywhere`` for other values."""
 
     def is_masked(leaf: Any) -> bool:
         return isinstance(leaf, optax.MaskedNode)  # in place of the moments of parameters that ``tx`` does not train

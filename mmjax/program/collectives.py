@@ -91,7 +91,8 @@ def parse_groups(text: str, *, devices: int) -> tuple[tuple[int, ...], ...]:
     """Returns the groups of devices that communicate, parsed from an instruction's attributes.
 
     HLO has four notations: lists ``{{0,1},{2,3}}``, pairs that look the same, iota ``[2,4]<=[4,2]T(1,0)``, and mesh
-    axes ``mesh['a'=2,'b'=4] {'b'}``, where an axis may be split: ``'b':(2)2``.
+    axes ``mesh['a'=2,'b'=4] {'b'}``, where an axis may be split, ``'b':(2)2``, and devices in another order than their
+    numbers', ``mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}``.
     """
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})?\}", text)
     if listed:
@@ -104,10 +105,10 @@ def parse_groups(text: str, *, devices: int) -> tuple[tuple[int, ...], ...]:
         assert shape is not None and dims is not None
         ids = np.arange(math.prod(dims)).reshape(dims)
         return _rows((ids if order is None else ids.transpose(order)).reshape(shape))
-    by_axes = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text)
+    by_axes = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S*)\))? \{([^}]*)\}", text)
     if by_axes:
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", by_axes[1])}
-        entries = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", by_axes[2])
+        entries = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", by_axes[3])
         used = {name: (before, size) for name, before, size in entries}
         shape, group_axes = [], []
         for name, size in sizes.items():
@@ -116,9 +117,20 @@ def parse_groups(text: str, *, devices: int) -> tuple[tuple[int, ...], ...]:
             group_axes += [len(shape) + 1] if name in used else []
             shape += split
         rest = [axis for axis in range(len(shape)) if axis not in group_axes]
-        ids = np.arange(math.prod(shape)).reshape(shape).transpose(rest + group_axes)
+        ids = _device_ids(by_axes[2], devices=math.prod(shape)).reshape(shape).transpose(rest + group_axes)
         return _rows(ids.reshape(-1, math.prod(shape[axis] for axis in group_axes)))
     return (tuple(range(devices)),)
+
+
+def _device_ids(text: str | None, *, devices: int) -> np.ndarray:
+    """The devices of a mesh in its order: a list ``0,2,1,3``, or a transposed iota ``[2,2]T(1,0)``."""
+    if not text:
+        return np.arange(devices)
+    dims, _, order = text.partition("T")
+    values = [int(i) for i in re.findall(r"\d+", dims)]
+    if not dims.startswith("["):
+        return np.array(values)
+    return np.arange(devices).reshape(values).transpose([int(i) for i in re.findall(r"\d+", order)] or None)
 
 
 def _rows(ids: np.ndarray) -> tuple[tuple[int, ...], ...]:

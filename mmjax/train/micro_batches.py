@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -80,39 +81,53 @@ class MicroBatches:
             return jax.tree.map(join, result)
 
         params = nnx.to_pure_dict(state)
-        return run(params, rows) if shards == 1 else self._share(run, params, rows, count=count)
+        return run(params, rows) if shards == 1 else self._run_on_devices(run, params, rows, count=count)
 
-    def _share(self, run: Callable[[Any, Any], _Result], params: Any, rows: Any, *, count: int) -> _Result:
+    def _run_on_devices(self, run: Callable[[Any, Any], _Result], params: Any, rows: Any, *, count: int) -> _Result:
         """``run``, called on each device with its own rows and all parameters."""
         assert self.row_sharding is not None
         mesh, [row_axes] = self.row_sharding.mesh, self.row_sharding.spec
-        manual = {axis for axis in mesh.axis_names if axis in row_axes or mesh.shape[axis] == 1}
-        specs = jax.tree.map(lambda _: PartitionSpec(), params)
-        if self.param_shardings is not None:
-            kept = lambda sharding: PartitionSpec(*(axis if axis in manual else None for axis in sharding.spec))  # noqa: E731
-            specs = jax.tree.map(kept, self.param_shardings)
 
-        def gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-            for dimension, axis in enumerate(spec):
-                x = x if axis is None else jax.lax.all_gather(x, axis, axis=dimension, tiled=True)
+        whole = NamedSharding(mesh, PartitionSpec())
+        shardings = jax.tree.map(lambda _: whole, params) if self.param_shardings is None else self.param_shardings
+
+        def copy_axes(sharding: NamedSharding) -> list[tuple[str, ...]]:
+            """Mesh axes along which a parameter is copied: those together that do not split it, then each other."""
+            splits = [(axis,) for axis in row_axes if axis in sharding.spec]
+            return [tuple(axis for axis in row_axes if (axis,) not in splits), *splits]
+
+        def copy(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+            """One copy for each device that has rows of its own; each group of ``copy_axes`` adds an axis in front.
+
+            Its gradient is the sum over these axes, one after the other: first over the devices that each keep a part.
+            """
+            spec: tuple[Any, ...] = tuple(sharding.spec)
+            for axes in copy_axes(sharding):
+                spec = (axes, *(None if split in axes else split for split in spec))
+                x = jnp.broadcast_to(x, (math.prod(mesh.shape[axis] for axis in axes), *x.shape))
+                x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
             return x
 
-        @jax.checkpoint  # gathered parameters are not kept for the backward pass
-        def run_here(params: Any, rows: Any) -> _Result:
-            return run(jax.tree.map(gather, params, specs), rows)
-
         def on_device(params: Any, rows: Any) -> Any:
-            rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
-            return jax.tree.map(batches_of(count // num_shards(self.row_sharding)), run_here(params, rows))
+            own = jax.tree.map(lambda x, sharding: x.reshape(x.shape[len(copy_axes(sharding)) :]), params, shardings)
+            result = run(own, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows))
+            return jax.tree.map(lambda x: x.reshape(-1, count // num_shards(self.row_sharding), *x.shape[1:]), result)
 
-        def batches_of(count: int) -> Callable[[jax.Array], jax.Array]:
-            return lambda x: x.reshape(-1, count, *x.shape[1:])
-
-        by_rows = PartitionSpec(None, row_axes)
-        shared = jax.shard_map(
-            on_device, mesh=mesh, in_specs=(specs, by_rows), out_specs=by_rows, axis_names=manual, check_vma=False
+        copy_specs = jax.tree.map(lambda sharding: PartitionSpec(*reversed(copy_axes(sharding))), shardings)
+        on_devices = jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(copy_specs, PartitionSpec(None, row_axes)),
+            out_specs=PartitionSpec(None, row_axes),
+            axis_names={axis for axis in mesh.axis_names if axis in row_axes or mesh.shape[axis] == 1},
+            check_vma=False,  # a device's copy is its own, so nothing is to be summed within
         )
-        result = shared(params, jax.tree.map(batches_of(count), rows))
+
+        @jax.checkpoint  # copies of parameters are not kept for the backward pass
+        def share(params: Any, rows: Any) -> Any:
+            return on_devices(jax.tree.map(copy, params, shardings), rows)
+
+        result = share(params, jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), rows))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result)
 
 

@@ -27,7 +27,7 @@ from mmjax.models.low_precision import check_matmul_precision
 from mmjax.parallel.host_memory import keep_freed_memory
 from mmjax.parallel.host_rows import host_rows
 from mmjax.parallel.mesh import batch_sharding, check_batch_size, make_mesh, replicated
-from mmjax.parallel.sharding import batch_shardings, state_shardings
+from mmjax.parallel.sharding import batch_shardings, state_shardings, update_shardings
 from mmjax.program.flops import count_flops
 from mmjax.runs.start_weights import load_init
 from mmjax.train.augmentation import Augmentations
@@ -82,7 +82,7 @@ class Program:
             self.tx,
             self.mesh,
             augment={name: self.augmentations.optimizer(name) for name in state.augment},
-            policy=experiment.mesh.parameters,
+            config=experiment.mesh,
         )
         self.micro_batches = MicroBatches(
             number=experiment.micro_batches, row_sharding=self.row_sharding, param_shardings=self.shardings.params
@@ -97,6 +97,7 @@ class Program:
             ema_decay=optimizer.ema_decay,
             augmentations=self.augmentations,
             micro_batches=self.micro_batches,
+            update_shardings=self._update_shardings(state) if experiment.mesh.optimizer == "zero" else None,
         )
         self.abstract_state = with_shardings(state, self.shardings)
 
@@ -218,6 +219,17 @@ class Program:
             text = dataclasses.replace(model.text_cfg, attention="xla")
             model = dataclasses.replace(model, vision_cfg=vision, text_cfg=text)
         return dataclasses.replace(self.experiment, model=model, micro_batches=1)
+
+    def _update_shardings(self, state: TrainState) -> tuple[Params, dict[str, Params]]:
+        """Where the model's trained parameters are updated, and those of the augmentations."""
+        model = update_shardings(state.params, self.shardings.params, optimizer=self.experiment.mesh.optimizer)
+        lives = self.shardings.params
+        return jax.tree.map(lambda t, new, old: new if t.any() else old, self.trained, model, lives), {
+            name: update_shardings(
+                own.params, self.shardings.augment[name].params, optimizer=self.experiment.mesh.optimizer
+            )
+            for name, own in state.augment.items()
+        }
 
     def _create(self) -> Clip:
         key = rng.key(self.experiment.seed, stream="init")

@@ -42,6 +42,7 @@ def make_step(
     ema_decay: float = 0.0,
     augmentations: Augmentations,
     micro_batches: MicroBatches = WHOLE_BATCH,
+    update_shardings: tuple[Params, dict[str, Params]] | None = None,
 ) -> Step:
     """Makes the training step for the model ``graph``; it is not yet jitted.
 
@@ -59,6 +60,8 @@ def make_step(
         tx, schedule: the model's optimizer, and its learning rate for the metrics.
         ema_decay: of the moving average of the parameters, if the state has one.
         micro_batches: what the batch is split into; the towers run on one at a time.
+        update_shardings: where the parameters are updated, those of the model and of each augmentation; None: where
+            they live.
     """
     loss = make_loss(graph, objective=objective, augmentations=augmentations, micro_batches=micro_batches)
 
@@ -83,6 +86,9 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, augment_grads, metrics = compute_gradients(state, batch)
+        if update_shardings is not None:
+            grads, augment_grads = jax.lax.with_sharding_constraint((grads, augment_grads), update_shardings)
+            state = _move_parameters(state, *update_shardings)
 
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of its integer count
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -113,6 +119,13 @@ def make_step(
         return new, metrics | augment_metrics
 
     return step
+
+
+def _move_parameters(state: TrainState, model: Params, augment: dict[str, Params]) -> TrainState:
+    """The state with its parameters in these shardings."""
+    move = jax.lax.with_sharding_constraint
+    own = {n: dataclasses.replace(s, params=move(s.params, augment[n])) for n, s in state.augment.items()}
+    return dataclasses.replace(state, params=move(state.params, model), augment=own)
 
 
 def make_loss(

@@ -16,10 +16,12 @@ from support import tiny
 
 @pytest.fixture(scope="module")
 def programs():
+    """The same state on a mesh of replicas, on one of three axes, and with the optimizer's part of it split too."""
     ready = {"model__text_cfg__vocab_size": 40, "model__text_cfg__pad_id": 0, "model__text_cfg__eos_id": 2}
     whole = Program(tiny.experiment(optimizer__ema_decay=0.9, mesh__data=8, **ready))
     split = Program(tiny.experiment(optimizer__ema_decay=0.9, mesh={"data": 2, "fsdp": 2, "tensor": 2}, **ready))
-    return whole, split
+    zero = Program(tiny.experiment(optimizer__ema_decay=0.9, mesh={"data": 4, "fsdp": 2, "optimizer": "zero"}, **ready))
+    return whole, split, zero
 
 
 def equal(a, b):
@@ -28,7 +30,7 @@ def equal(a, b):
 
 
 def test_every_part_of_the_state_comes_back_also_on_another_mesh(programs, tmp_path):
-    whole, split = programs
+    whole, split, _ = programs
     state = whole.initialize()
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(state, step=3)

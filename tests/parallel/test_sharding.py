@@ -19,7 +19,7 @@ from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
 from mmjax.models.text import TextTower
 from mmjax.parallel import sharding
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
-from mmjax.parallel.sharding import batch_shardings, parameter_shardings
+from mmjax.parallel.sharding import batch_shardings, parameter_shardings, update_shardings
 from mmjax.planning import abstract_data
 from mmjax.program import collectives
 from mmjax.program.hlo import Module
@@ -175,6 +175,21 @@ def test_a_tensor_axis_that_splits_nothing_is_refused():
     with pytest.raises(ConfigError, match=r"mesh\.tensor=8: .*neither the heads nor the hidden units"):
         narrow = {f"model__{tower}_cfg__mlp_ratio": 3 / 16 for tower in ("vision", "text")}
         Program(tiny.experiment(**READY, **narrow, mesh={"data": 1, "tensor": 8}))
+
+
+def test_zero_splits_the_largest_dimension_that_is_left_over_data(params, all_sizes):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    rules = (("text/token_embed", ("data", None)), ("visual/.*fc2", "replicated"))
+    lives = parameter_shardings(params, mesh, policy=rules)
+    paths = jax.tree.leaves(parameter_paths(params))
+    updated = update_shardings(params, lives, optimizer="zero")
+    found = dict(zip(paths, (s.spec for s in jax.tree.leaves(updated)), strict=True))
+    assert found["visual/blocks/attn/query/kernel"] == P(None, "fsdp", "tensor", "data")
+    assert found["visual/blocks/mlp/fc1/bias"] == P(None, "tensor")  # never by layers
+    assert found["visual/blocks/mlp/fc2/kernel"] == P(None, "data")
+    assert found["text/token_embed/embedding"] == P("data")  # is already
+    assert found["logit_scale"] == P()
+    assert update_shardings(params, lives, optimizer="parameters") == lives
 
 
 RULES = ((r"visual/blocks/mlp/fc1/kernel", (None, "tensor", "fsdp")), ("augment/lemda/.*kernel", (None, "data")))

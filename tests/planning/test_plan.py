@@ -243,6 +243,7 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(topology,
     [
         ({"precision": "bfloat16"}, {"state_bytes": 8 * GIB}, "mesh.fsdp=8"),
         ({"precision": "bfloat16"}, {"state_bytes": 8 * GIB, "mesh": {"data": 4, "fsdp": 2}}, "mesh.fsdp=8"),
+        ({"precision": "bfloat16"}, {"state_bytes": 8 * GIB}, "mesh.optimizer=zero"),
         ({"objective__impl": "dense"}, {"batch_size": 2**17}, "objective.impl=ring"),
     ],
 )

@@ -32,6 +32,12 @@ def mesh():
         ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}, x", (tuple(range(8)),)),
         ("replica_groups=mesh['a'=8] {'a':(2)2}, x", ((0, 2), (1, 3), (4, 6), (5, 7))),
         ("channel_id=1", (tuple(range(8)),)),
+        (
+            "replica_groups=mesh['x'=2,'y'=1,'z'=2,'w'=2], device_ids=([2,2,2]T(0,2,1)) {'z'}",
+            ((0, 1), (2, 3), (4, 5), (6, 7)),
+        ),
+        ("replica_groups=mesh['x'=2,'y'=4], device_ids=([8]) {'x'}", ((0, 4), (1, 5), (2, 6), (3, 7))),
+        ("replica_groups=mesh['x'=2,'y'=4], device_ids=(7,6,5,4,3,2,1,0) {'y'}", ((7, 6, 5, 4), (3, 2, 1, 0))),
     ],
 )
 def test_all_forms_of_groups_are_read(text, expected):

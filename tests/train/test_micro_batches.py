@@ -13,12 +13,16 @@ from flax import nnx
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
 from mmjax.core.types import Provenance
+from mmjax.models.config import TextConfig
+from mmjax.models.text import TextTower
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated
-from mmjax.parallel.sharding import batch_shardings
+from mmjax.parallel.sharding import batch_shardings, parameter_shardings
 from mmjax.planning.abstract_data import batch_shapes, resolve_without_data
+from mmjax.program import collectives
+from mmjax.program.hlo import Module
 from mmjax.train.micro_batches import MicroBatches
 from mmjax.train.program import Program
-from mmjax.train.step import make_loss
+from mmjax.train.step import make_loss, merge
 from support import tiny
 from support.clip_models import random_params
 
@@ -134,6 +138,41 @@ def test_micro_batches_equal_the_whole_batch_on_one_device(objective, impl, micr
         # Between devices go gradients, and the rows that the loss compares: none of pixels or tokens.
         if re.search(r" (all-gather|all-to-all|collective-permute)(-start)?\(", line):
             assert not re.search(r"\[(?!1,)\d+,\d+,\d+", line), line
+
+
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_gradients_go_between_devices_once_a_step(sizes, monkeypatch):
+    """Four micro-batches send what one sends: no loop over them sends anything but Megatron's sums."""
+    monkeypatch.setattr("mmjax.parallel.sharding.FSDP_MIN_SIZE", 1)
+    mesh = make_mesh(MeshConfig(**sizes))
+    rows = batch_sharding(mesh)
+    config = TextConfig(context_length=8, vocab_size=16, width=16, heads=2, layers=3, eos_id=2, pad_id=0)
+    options = {"embed_dim": 16, "scan": True, "remat": "full", "matmul_precision": "full", "dtype": jnp.float32}
+    graph, state = nnx.split(TextTower(config, row_sharding=rows, rngs=nnx.Rngs(0), **options))
+    params = nnx.to_pure_dict(state)
+    places = parameter_shardings(params, mesh)
+    ids = np.random.default_rng(0).integers(3, 16, (64, 8)).astype(np.int32)
+
+    def loss(params, ids, number):
+        spread = MicroBatches(number=number, row_sharding=rows, param_shardings=places)
+        pooled = spread.map(
+            lambda tower, ids: tower.pool(ids=ids, tokens=tower.embed(ids)), merge(graph, params), ids, count=64
+        )
+        return jnp.mean(pooled[:, 0] * pooled[::-1, 1])
+
+    gradients, sent = {}, {}
+    for number in (1, 4):
+        call = jax.jit(jax.grad(loss), static_argnums=2, in_shardings=(places, rows), out_shardings=places)
+        compiled = call.lower(params, ids, number).compile()
+        gradients[number] = jax.device_get(compiled(params, ids))
+        found = collectives.collectives(Module(compiled.as_text()), devices=8)
+        found = [one for one in found if collectives.mesh_axes(one, mesh.shape) != "tensor"]
+        sent[number] = sum(one.times * one.sent for one in found)
+    assert 0 < sent[4] <= 1.05 * sent[1]
+    assert all(one.times == 1 for one in found), found
+    whole = norm(gradients[1])
+    for got, want in zip(*map(jax.tree.leaves, gradients.values()), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6 * whole)
 
 
 def with_and_without(augment, *, micro_batches=4, devices=1, captions=1, **overrides):

@@ -30,8 +30,10 @@ MESHES = [(1, 1, 1, 1), (8, 8, 1, 1), (8, 1, 8, 1), (4, 2, 1, 2), (8, 2, 2, 2)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["contrastive", "sigmoid"])
-def test_losses_and_parameters_are_the_same_on_every_mesh(objective, monkeypatch):
+@pytest.mark.parametrize(
+    ("objective", "optimizer"), [("contrastive", "parameters"), ("sigmoid", "parameters"), ("contrastive", "zero")]
+)
+def test_losses_and_parameters_are_the_same_on_every_mesh(objective, optimizer, monkeypatch):
     monkeypatch.setattr("mmjax.parallel.sharding.FSDP_MIN_SIZE", 1)
     bias = {"model__init_logit_bias": -10.0} if objective == "sigmoid" else {}
     reference = None
@@ -39,7 +41,7 @@ def test_losses_and_parameters_are_the_same_on_every_mesh(objective, monkeypatch
         experiment = tiny.experiment(
             steps=20,
             objective={"name": objective},
-            mesh={"data": data, "fsdp": fsdp, "tensor": tensor},
+            mesh={"data": data, "fsdp": fsdp, "tensor": tensor, "optimizer": optimizer},
             optimizer__ema_decay=0.9,
             optimizer__learning_rate=1e-3,  # a loss that jumps amplifies rounding
             **bias,
@@ -66,6 +68,33 @@ def test_fsdp_really_splits_parameters_moments_and_averages():
         whole, shard = kernel(tree).shape, kernel(tree).addressable_shards[0].data.shape
         assert np.prod(shard) * 8 == np.prod(whole)
         assert tree["logit_scale"].sharding.is_fully_replicated
+
+
+def test_zero_splits_what_the_optimizer_keeps_and_changes_no_number(monkeypatch):
+    """With a clipped gradient, a moving average, frozen parameters, an augmentation of its own, and micro-batches."""
+    monkeypatch.setattr("mmjax.parallel.sharding.FSDP_MIN_SIZE", 64)
+    options = {
+        "augment": (("lemda", {"kind": "mlp"}),),
+        "optimizer__ema_decay": 0.9,
+        "optimizer__clip_norm": 0.1,
+        "optimizer__learning_rate": 1e-3,
+        "optimizer__learning_rate_multipliers": (("text/", 0.0),),
+        "model__vision_cfg__layers": 1,
+        "model__text_cfg__layers": 1,
+    }
+    mesh = {"data": 4, "fsdp": 2, "optimizer": "zero"}
+    want, one = curve(tiny.experiment(**options, mesh={"data": 1}), devices=jax.devices()[:1], steps=2)
+    got, state = curve(tiny.experiment(**options, mesh=mesh, micro_batches=2), devices=jax.devices(), steps=2)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(jax.device_get(a), jax.device_get(b), atol=1e-5), state, one)
+
+    def parts(tree):
+        """How many different parts of an array the devices hold at most."""
+        return max(len({str(shard.index) for shard in x.addressable_shards}) for x in jax.tree.leaves(tree))
+
+    learned = state.augment["lemda"]
+    assert [parts(tree) for tree in (state.params, learned.params)] == [2, 2]
+    assert [parts(tree) for tree in (state.ema_params, state.opt_state, learned.opt_state)] == [8, 8, 8]
 
 
 def test_update_equals_adamw_by_hand():
