@@ -124,10 +124,10 @@ class MicroBatches:
         )
 
         @jax.checkpoint  # copies of parameters are not kept for the backward pass
-        def share(params: Any, rows: Any) -> Any:
+        def run_copies(params: Any, rows: Any) -> Any:
             return on_devices(jax.tree.map(copy, params, shardings), rows)
 
-        result = share(params, jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), rows))
+        result = run_copies(params, jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), rows))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result)
 
 

@@ -146,7 +146,7 @@ def test_gradients_go_between_devices_once_a_step(sizes, monkeypatch):
     monkeypatch.setattr("mmjax.parallel.sharding.FSDP_MIN_SIZE", 1)
     mesh = make_mesh(MeshConfig(**sizes))
     rows = batch_sharding(mesh)
-    config = TextConfig(context_length=8, vocab_size=16, width=16, heads=2, layers=3, eos_id=2, pad_id=0)
+    config = TextConfig(context_length=8, vocab_size=16, width=16, heads=2, layers=6, eos_id=2, pad_id=0)
     options = {"embed_dim": 16, "scan": True, "remat": "full", "matmul_precision": "full", "dtype": jnp.float32}
     graph, state = nnx.split(TextTower(config, row_sharding=rows, rngs=nnx.Rngs(0), **options))
     params = nnx.to_pure_dict(state)
