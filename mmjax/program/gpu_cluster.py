@@ -94,7 +94,6 @@ def make_gpu_cluster(name: str, chip: Gpu, sides: tuple[int, ...]) -> GpuCluster
         raise ConfigError(
             f"--topology={name}: compiling for GPUs needs JAX's CUDA plugin; run: pip install 'mmjax[aot-gpu]'"
         )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # the plugin reports that there is no driver
     try:
         description = topologies.get_topology_desc(
             platform="cuda", target_config=target_config(chip), topology=f"1x{hosts}x{per_host}"
