@@ -221,7 +221,7 @@ def suggest_changes(experiment: Experiment, plan: Plan, *, needed: float) -> lis
         cost = "" if micro_batches > 1 else ", for a third more FLOPs"
         changes.append(f"micro_batches={more}: the towers process {rows // more} of {rows} examples at a time{cost}")
     if plan["mesh"].get("data", 1) > 1 and experiment.mesh.optimizer != "zero" and state > 0.1 * usable:
-        changes.append("mesh.optimizer=zero: splits moments and averages over mesh.data, and sends no more")
+        changes.append("mesh.optimizer=zero: splits moments and averages over mesh.data")
     if plan["mesh"].get("fsdp", 1) < shards and state > 0.1 * usable:
         changes.append(
             f"mesh.fsdp={_more_fsdp(plan)}: shards parameters and moments, now {state / 2**30:.1f} GiB per device"
