@@ -74,8 +74,8 @@ class Setup:
                 f"them by heart; try steps={fewer} or a smaller model, and keep the best by validation "
                 "(checkpoint.best, eval.weights='best')"
             )
-        if not self.tokenizer.has_unknown_words:
-            return
+        if not self.tokenizer.has_unknown_words or not experiment.eval.tasks:
+            return  # without tasks there need be no such split
         split = experiment.eval.split
         captions = itertools.islice(train_data.first_captions(train_data.open_split(experiment, split)), CAPTIONS)
         unknown = self.tokenizer.unknown_fraction(list(captions))

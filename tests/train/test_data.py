@@ -177,6 +177,10 @@ def test_a_run_says_how_many_words_of_the_validation_are_unknown(tmp_path):
     assert "50% of the words of 'val' are unknown" in lines and "data.tokenizer.name=bpe" in lines
     sections["data"]["tokenizer"] = {"name": "bpe", "vocab_size": 300}
     assert "unknown" not in "\n".join(setup(Experiment.from_dict(sections)).advice())
+    del sections["data"]["tokenizer"]
+    (tmp_path / "val.csv").unlink()
+    sections["eval"] |= {"tasks": (), "final_tasks": ()}
+    assert "unknown" not in "\n".join(setup(Experiment.from_dict(sections)).advice())
 
 
 def test_views_of_their_own_need_only_the_first_one_at_evaluation(tables):
