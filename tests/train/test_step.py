@@ -70,6 +70,7 @@ def test_fsdp_really_splits_parameters_moments_and_averages():
         assert tree["logit_scale"].sharding.is_fully_replicated
 
 
+@pytest.mark.slow
 def test_zero_splits_what_the_optimizer_keeps_and_changes_no_number(monkeypatch):
     """With a clipped gradient, a moving average, frozen parameters, an augmentation of its own, and micro-batches."""
     monkeypatch.setattr("mmjax.parallel.sharding.FSDP_MIN_SIZE", 64)
