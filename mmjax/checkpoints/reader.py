@@ -74,9 +74,10 @@ class CheckpointReader:
             handler = ocp.StandardCheckpointHandler()
             shapes = handler.metadata(self.folder / item).tree
             check_memory(shapes)
-            # Without a fallback sharding Orbax would require the devices that saved the arrays.
+            # Each named: Orbax would take the devices that saved the arrays, which may be another process's.
             sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            args = ocp.args.StandardRestore(fallback_sharding=sharding)
+            target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+            args = ocp.args.StandardRestore(target)
             params = jax.tree.map(np.asarray, handler.restore(self.folder / item, args=args))
         except ConfigError:
             raise

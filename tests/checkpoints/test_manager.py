@@ -4,12 +4,14 @@ import contextlib
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from mmjax.checkpoints.fingerprint import fingerprint
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.commands import inspect
 from mmjax.core.config import ConfigError
+from mmjax.core.state import TrainState
 from mmjax.train.program import Program
 from support import tiny
 
@@ -96,3 +98,24 @@ def test_inspection_counts_and_its_fingerprint_sees_one_bit(programs, tmp_path):
     changed.view(np.uint32)[0, 0] ^= 1
     assert fingerprint(flat | {name: changed}) != facts["sha256"]
     assert fingerprint(flat | {name: flat[name].T}) != facts["sha256"]
+
+
+def test_parameters_are_read_onto_a_device_of_this_process(tmp_path, monkeypatch):
+    """Not onto the one that saved them, which another process may have."""
+    last = jax.devices()[-1]
+    numbers = jax.device_put(np.arange(4.0, dtype=np.float32), last)
+    state = TrainState(step=np.int32(1), params={"w": numbers}, opt_state={"m": numbers}, ema_params=None)
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(state, step=1)
+    devices = []
+    restore = ocp.StandardCheckpointHandler.restore
+
+    def spy(*arguments, **options):
+        result = restore(*arguments, **options)
+        devices.extend(device for leaf in jax.tree.leaves(result) for device in leaf.devices())
+        return result
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", spy)
+    with contextlib.closing(Checkpoints(tmp_path, read_only=True)) as checkpoints:
+        assert checkpoints.read_params()["w"].tolist() == [0, 1, 2, 3]
+    assert devices == [jax.local_devices()[0]]

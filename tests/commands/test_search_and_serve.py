@@ -4,6 +4,7 @@ import _thread
 import json
 import re
 import shutil
+import signal
 import socket
 import threading
 import urllib.request
@@ -129,7 +130,10 @@ def visits(monkeypatch):
         serve_forever(server, poll_interval=0.01)
 
     monkeypatch.setattr(LocalServer, "serve_forever", serve)
-    return answers
+    # A suite in a shell's background ignores the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield answers
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_page_until_ctrl_c(embeddings, visits, capsys):
