@@ -95,6 +95,7 @@ def test_a_file_that_is_there_is_kept_and_another_is_not_overwritten(tmp_path, m
     assert "expected a file that ends in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_the_best_of_what_was_scored(tmp_path, model, table, cosines, capsys):
     file = tmp_path / "scores.csv"
     assert cli.main(flags(model, table, file)) == 0

@@ -31,6 +31,7 @@ def my_mix(tmp_path, monkeypatch):
     vars(package).pop("my_mix", None)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_is_all_it_takes(my_mix):
     assert len(my_mix.splitlines()) <= 30
     assert "my_mix" in plugins.names("mmjax.augment")

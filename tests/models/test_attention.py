@@ -130,8 +130,8 @@ def emulated(monkeypatch):
     "causal, scan, run",
     [
         (False, True, {"position": 0, "record": (1, 2, 3)}),
-        (True, False, {"position": jnp.array([6, 2, 4])}),
-        (False, False, {"rotation": True, "record": (0, 2)}),
+        pytest.param(True, False, {"position": jnp.array([6, 2, 4])}, marks=pytest.mark.slow),
+        pytest.param(False, False, {"rotation": True, "record": (0, 2)}, marks=pytest.mark.slow),
         (True, True, {"valid": jnp.array([[1] * 7, [1] * 5 + [0] * 2, [1] * 3 + [0] * 4], bool)}),
     ],
     ids=["one position and taps", "causal", "rotary", "padding is masked"],
@@ -205,7 +205,7 @@ def test_the_kernel_for_short_sequences_is_attention_of_biased_products(causal, 
 
 
 @SHORT
-@pytest.mark.parametrize("remat, kernels", [("dots", 2), ("full", 3)])
+@pytest.mark.parametrize("remat, kernels", [("dots", 2), pytest.param("full", 3, marks=pytest.mark.slow)])
 def test_blocks_with_the_kernel_for_short_sequences_are_the_same_and_run_it_once(causal, remat, kernels):
     x = jnp.asarray(np.random.default_rng(2).normal(size=(3, 7, 8)), jnp.float32)
 

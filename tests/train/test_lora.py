@@ -38,6 +38,7 @@ def assert_only_adapters_moved(before, after):
             np.testing.assert_array_equal(array, arrays(before)[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_and_averages_keep_their_bits_for_fifty_steps():
     experiment = tiny.experiment(lora=LORA, optimizer__ema_decay=0.9, steps=50, **PLAIN)
     program, batches = assembled(experiment, jax.devices()[:1])

@@ -140,7 +140,14 @@ def test_micro_batches_equal_the_whole_batch_on_one_device(objective, impl, micr
             assert not re.search(r"\[(?!1,)\d+,\d+,\d+", line), line
 
 
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
+        pytest.param({"data": 2, "fsdp": 4}, marks=pytest.mark.slow),
+        {"data": 2, "fsdp": 2, "tensor": 2},
+    ],
+)
 def test_gradients_go_between_devices_once_a_step(sizes, monkeypatch):
     """Four micro-batches send what one sends: no loop over them sends anything but Megatron's sums."""
     monkeypatch.setattr("mmjax.parallel.sharding.FSDP_MIN_SIZE", 1)

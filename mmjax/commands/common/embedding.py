@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +82,8 @@ def write_shards(
 ) -> None:
     """Writes this process's missing shards with a progress bar; returns when all processes have written theirs."""
     process, count, main = _process(), _process_count(), collectives.is_main_process()
+    if count > 1:  # jax keeps the signal for checkpoints; shards are complete or not there, so it may end us at once
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not main:
         collectives.barrier("mmjax shards begun")  # the folder is begun by process 0 alone
     with folder.locked(process):
