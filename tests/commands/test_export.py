@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
 from mmjax import cli
@@ -51,21 +52,12 @@ def adapted(run):
             lead, inputs, outputs = shape[:stacked], shape[stacked : stacked + inputs], shape[stacked + inputs :]
             arrays[f"{layer}/lora/a"] = numbers.normal(0, 0.1, (*lead, *inputs, 2)).astype(np.float32)
             arrays[f"{layer}/lora/b"] = numbers.normal(0, 0.1, (*lead, 2, *outputs)).astype(np.float32)
-        state = TrainState(step=np.int32(step), params=unflatten(arrays), opt_state={"m": np.zeros(1)}, ema_params=None)
+        state = TrainState(
+            step=np.int32(step), params=unflatten_dict(arrays, sep="/"), opt_state={"m": np.zeros(1)}, ema_params=None
+        )
         checkpoints.save(jax.tree.map(jnp.asarray, state), step=step)
     checkpoints.close()
     return workdir
-
-
-def unflatten(arrays):
-    tree = {}
-    for path, array in arrays.items():
-        *parents, last = path.split("/")
-        place = tree
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = array
-    return tree
 
 
 def saved(run, step):
