@@ -1,5 +1,7 @@
 """Files of torch.save without torch: views of storages as they were, and no code of a pickle is ever run."""
 
+import contextlib
+import gc
 import os
 import pickle
 import time
@@ -111,6 +113,16 @@ ATTACKS = {
 }
 
 
+@contextlib.contextmanager
+def without_collections():
+    """One collection of all that a suite has in memory takes seconds."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("form", ["plain", "archive", "legacy"])
 def test_a_pickle_that_is_no_state_is_refused_and_not_run(tmp_path, monkeypatch, attack, form):
@@ -122,10 +134,10 @@ def test_a_pickle_that_is_no_state_is_refused_and_not_run(tmp_path, monkeypatch,
         files.write_archive(path, pickled, {})
     else:
         files.write_legacy(path, pickled, {})
-    start = time.process_time()
-    with pytest.raises(WeightsError) as error:
+    with without_collections(), pytest.raises(WeightsError) as error:
+        start = time.thread_time()
         open_tensors(path)
-    assert time.process_time() - start < 1
+    assert time.thread_time() - start < 1
     assert "\n" not in str(error.value) and str(error.value).startswith(f"{path}: ") and len(str(error.value)) < 500
     assert not (tmp_path / MARKER).exists()
 
