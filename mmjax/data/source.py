@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fractions
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,6 +14,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data.sample import Example, Reason, Unreadable, as_unreadable
 
 _TRIED = 32  # examples of which one must be readable
+_SUBSET_SEED = 0  # of the order that subsets are taken from; another number would be other subsets
 
 UnreadableEntry = tuple[str, Reason, str]
 """Key, reason and detail of an example that cannot be used."""
@@ -169,6 +172,44 @@ class SourceView(Source):
     def column(self, name: str) -> np.ndarray:
         """That of the other source."""
         return self._source.column(name)
+
+
+class Subset(SourceView):
+    """A fixed fraction of the examples, the same for every seed of a run; a smaller one lies inside a larger one.
+
+    Of n groups it keeps floor(fraction · n), and of a mixture that of each component, whose weight stays: the first of
+    one random order of all, in the order of the source.
+    """
+
+    def __init__(self, source: Source, fraction: float):
+        super().__init__(source)
+        exact = fractions.Fraction(str(fraction))  # of decimals: 0.29 * 100 is less than 29
+        kept, components, first = [], [], 0
+        for component in source.components or (Component("the source", len(source), 1.0),):
+            groups = component.size // source.group
+            count = math.floor(exact * groups)
+            if not count:
+                raise ConfigError(
+                    f"fraction={fraction}: leaves none of the {component.size:,} examples of {component.name}; set it "
+                    f"to {min(2 / max(groups, 1), 1):.1g} or more"
+                )
+            order = np.random.default_rng(_SUBSET_SEED).permutation(np.arange(groups, dtype=np.uint32))
+            starts = first + np.sort(order[:count]).astype(np.int64) * source.group
+            kept.append((starts[:, None] + np.arange(source.group)).ravel())
+            components.append(component._replace(size=count * source.group))
+            first += component.size
+        self._rows = np.concatenate(kept)
+        self.components = tuple(components) if source.components else ()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[int(self._rows[self.check_index(index)])]
+
+    def column(self, name: str) -> np.ndarray:
+        """A field of the kept examples."""
+        return self._source.column(name)[self._rows]
 
 
 def _name(source: Source) -> str:

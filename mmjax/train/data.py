@@ -16,7 +16,7 @@ from mmjax.data import autotune, pipeline, tokenizer
 from mmjax.data.eval_view import is_encoded, make_eval_chain, view_for_evaluation
 from mmjax.data.open_source import open_source
 from mmjax.data.sample import Unreadable
-from mmjax.data.source import Source
+from mmjax.data.source import Source, Subset
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.transform_chain import TransformChain
 from mmjax.experiment import DataConfig, Experiment
@@ -34,7 +34,7 @@ _STAGES_TO_CROP = ("captions", "geometry")
 
 
 def open_split(experiment: Experiment, split: str) -> Source:
-    """The source of one split, with the options of ``data.train`` or ``data.evaluation``."""
+    """The source of one split, with its options of ``data.train`` or ``data.evaluation``; of train the fraction."""
     data, overrides = experiment.data, "train" if split == "train" else "evaluation"
     source = open_source(
         data.source,
@@ -46,6 +46,8 @@ def open_split(experiment: Experiment, split: str) -> Source:
     )
     if source.ignores_split and split != "train":
         _check_split(experiment, split)
+    if split == "train" and data.fraction < 1:
+        return call(Subset, {"source": source, "fraction": data.fraction}, path="data", paths={})
     return source
 
 

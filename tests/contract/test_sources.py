@@ -14,7 +14,7 @@ from mmjax.data.preparing.prepare import prepare
 from mmjax.data.preparing.reencoding import Reencoding
 from mmjax.data.preparing.split_folder import SplitFolder
 from mmjax.data.sample import Unreadable
-from mmjax.data.source import Source
+from mmjax.data.source import Source, Subset
 from mmjax.data.transform_chain import TransformChain
 from support import formats
 
@@ -82,8 +82,9 @@ def test_the_same_pictures_and_captions_come_out_of_every_format(name, sections)
     assert not expected
 
 
-def batches(name, sections, **options):
+def batches(name, sections, *, fraction=None, **options):
     source = opened(name, sections)
+    source = source if fraction is None else Subset(source, fraction)
     words = tokenizer.load("word", context_length=12, captions=["number the of a few , 0 1 2 3 4 5 6 7 8 9"])
     chain = TransformChain(TRANSFORMS, image_size=16, modalities=source.modalities, token_format=words.format, seed=1)
     return Batches(source, words, batch_size=8, seed=1, chain=chain, **options)
@@ -96,6 +97,19 @@ def arrays(batch):
 def assert_same(a, b):
     for x, y in zip(a, b, strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fraction_of_it_is_some_of_its_examples(name, sections):
+    whole = opened(name, sections)
+    half = pickle.loads(pickle.dumps(Subset(whole, 0.5)))
+    sizes = [component.size // 2 for component in whole.components] or [len(whole) // 2]
+    assert len(half) == sum(sizes)
+    everything = {example["id"]: key_of(example) for example in whole}
+    kept = {example["id"]: key_of(example) for example in half}
+    assert len(kept) == len(half) and kept.items() <= everything.items()
+    ids = np.unique(batches(name, sections, fraction=0.5)[1]["image_ids"])
+    assert set(ids[ids >= 0].tolist()) <= kept.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)

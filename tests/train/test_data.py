@@ -34,6 +34,18 @@ def test_pixels_of_another_size_are_brought_to_the_models_in_evaluation_too():
     assert open_view(plain, "val")[0]["image"].shape == (32, 32, 3)
 
 
+def test_a_fraction_of_the_training_split_alone_is_kept():
+    experiment = tiny.experiment(data__fraction=0.26)
+    assert len(train_data.open_split(experiment, "train")) == 12  # of 48
+    assert len(train_data.open_split(experiment, "val")) == len(train_data.open_split(tiny.experiment(), "val"))
+    assert len(train_data.SplitInspector(experiment, "train").source) == 12
+    with pytest.raises(ConfigError, match=r"^data\.fraction=0\.02: leaves none of the 48 .* set it to 0\.04 or more"):
+        train_data.open_split(tiny.experiment(data__fraction=0.02), "train")
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ConfigError, match=r"data\.fraction"):
+            tiny.experiment(data__fraction=wrong)
+
+
 @pytest.fixture
 def folder(tmp_path):
     items = [(f"{i:03d}", encoded(photograph(40, 48, seed=i)), [f"picture {i}"]) for i in range(16)]
