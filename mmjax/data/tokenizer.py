@@ -99,10 +99,9 @@ class Tokenizer:
             bodies.append(body[1:] if body[:1] == [self.bos_id] else body)
         return [text.strip() for text in self._backend.decode_batch(bodies, skip_special_tokens=False)]
 
-    def truncated_fraction(self, texts: Sequence[str]) -> float:
-        """The fraction of ``texts`` that are longer than ``context_length``."""
-        encodings = self._encode(texts)
-        return sum(bool(encoding.overflowing) for encoding in encodings) / max(len(encodings), 1)
+    def is_truncated(self, texts: Sequence[str]) -> np.ndarray:
+        """bool[n]: which of ``texts`` are longer than ``context_length``, and lose their end."""
+        return np.array([bool(encoding.overflowing) for encoding in self._encode(texts)], bool)
 
     @property
     def has_unknown_words(self) -> bool:

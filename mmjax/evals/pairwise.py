@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import Unreadable
 from mmjax.evals.common.base import Base, OpenSource, open_split
 from mmjax.evals.common.embedder import BoundEmbedder
+from mmjax.evals.common.pairs import metrics_by_kind, score_pairs
 
 
 class Evaluator(Base):
@@ -17,9 +16,10 @@ class Evaluator(Base):
 
     One metric for each kind of the examples' ``negatives`` (``replace_shape``, …): the fraction of pairs in which the
     true caption scores strictly higher; chance is 0.5. ``KIND_blind`` is the same with the mean image of the split:
-    what exceeds 0.5 there comes from the sentences alone. ``macro`` and ``macro_blind`` are means over kinds, ``micro``
-    is over all pairs. ``tie_rate`` is the fraction of pairs with equal scores, which are lost; most of them are
-    captions with equal tokens, such as after truncation.
+    what exceeds 0.5 there comes from the sentences alone. ``macro`` is the mean over kinds, and ``micro`` is over all
+    pairs. ``tie_rate`` is the fraction of pairs with equal scores, which are lost; most of them are captions with equal
+    tokens (``identical_rate``), such as after truncation (``truncation_rate``: one of the captions is longer than the
+    context). Images that cannot be read are counted (``num_missing``) and left out.
     """
 
     def __init__(
@@ -51,30 +51,4 @@ class Evaluator(Base):
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
-        images, items, *_ = embedder.read(self.split.source, key=self.split.key)
-        pairs = [
-            (row, kind, true, false)
-            for row, item in enumerate(items)
-            for kind, true, false in item.get("negatives") or ()
-            if self.kinds is None or kind in self.kinds
-        ]
-        if not pairs:
-            present = sorted({kind for item in items for kind, _, _ in item.get("negatives") or ()})
-            raise ConfigError(f"kinds={self.kinds!r}: no such negatives in the split; it has {', '.join(present)}")
-        rows, kinds, true, false = zip(*pairs, strict=True)
-        # Subtract first: equal embeddings then give exactly 0 for any order of summation.
-        gap = embedder.texts(true).astype(np.float64) - embedder.texts(false)
-        margin = np.einsum("pe,pe->p", images[list(rows)].astype(np.float64), gap)
-        blind = gap @ images.astype(np.float64).mean(0)
-        kind_of_pair = np.asarray(kinds)
-        result: dict[str, float] = {}
-        distinct = sorted(set(kinds))
-        for kind in distinct:
-            pairs_of_kind = kind_of_pair == kind
-            result[kind] = float(np.mean(margin[pairs_of_kind] > 0))
-            result[f"{kind}_blind"] = float(np.mean(blind[pairs_of_kind] > 0))
-        result["macro"] = float(np.mean([result[kind] for kind in distinct]))
-        result["macro_blind"] = float(np.mean([result[f"{kind}_blind"] for kind in distinct]))
-        result["micro"] = float(np.mean(margin > 0))
-        result["tie_rate"] = float(np.mean(margin == 0))
-        return result | {"num_pairs": float(len(pairs))}
+        return metrics_by_kind(score_pairs(embedder, self.split, kinds=self.kinds))

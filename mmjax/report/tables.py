@@ -157,7 +157,7 @@ def _zeroshot(metrics: Record) -> tuple[list[Score], str]:
 
 
 def _pairwise(metrics: Record) -> tuple[list[Score], str]:
-    kinds = sorted(k for k in metrics if f"{k}_blind" in metrics and k != "macro")
+    kinds = sorted(k for k in metrics if f"{k}_blind" in metrics and k not in ("macro", "micro"))
     scores = [Score(k.replace("_", " "), metrics[k], 0.5, metrics[f"{k}_blind"]) for k in kinds]
     if "macro" in metrics:
         scores.append(Score("mean of kinds", metrics["macro"], 0.5, metrics["macro_blind"]))

@@ -85,10 +85,11 @@ class TestTrained:
         np.testing.assert_array_equal(cut[:, :7], full[:, :7])
         np.testing.assert_array_equal(cut[:, 7], short.eos_id)
 
-    def test_the_truncated_fraction(self, name):
+    def test_which_texts_are_truncated(self, name):
         tok = trained(name, context_length=12)
-        assert tok.truncated_fraction(["a red circle", "red " * 10, "red " * 11, "red " * 100]) == 0.5
-        assert tok.truncated_fraction([]) == 0
+        texts = ["a red circle", "red " * 10, "red " * 11, "red " * 100]
+        assert tok.is_truncated(texts).tolist() == [False, False, True, True]
+        assert tok.is_truncated([]).tolist() == []
 
     def test_decoding_gives_the_text_back(self, name):
         tok = trained(name, context_length=64)

@@ -189,7 +189,7 @@ class _Captions:
         self._each.extend(len(several) for several in captions)
         # A text ends at its first EOS; truncated ones count as long as the context.
         self._lengths.extend(((self._tokenizer(texts) == self._tokenizer.eos_id).argmax(axis=1) + 1).tolist())
-        self._truncated += self._tokenizer.truncated_fraction(texts) * len(texts)
+        self._truncated += int(self._tokenizer.is_truncated(texts).sum())
         self._unknown += self._tokenizer.unknown_fraction(texts) * len(texts)
         digests = (hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest() for text in texts)
         self._hashes.extend(int.from_bytes(digest, "little") for digest in digests)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mmjax.core.config import ConfigError
@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
 OpenSource = Callable[..., Source]
 """``open_source(split, **options)``: opens a split of the experiment's data."""
+
+
+class Published(NamedTuple):
+    """Results that others have published, to stand beside measured ones and to be marked as what they are."""
+
+    dataset: str  # the data set's name in metrics, as ``find`` gives it
+    model: str
+    source: str  # the publication
+    metrics: Mapping[str, float]  # by the evaluator's names, and in its units
 
 
 class Base(abc.ABC):
@@ -35,6 +44,9 @@ class Base(abc.ABC):
 
     any_split: ClassVar[bool] = False
     """Whether, if the data has no split made for it, it takes the first of those that are measured."""
+
+    published: ClassVar[Sequence[Published]] = ()
+    """Results of others on its data sets."""
 
     @classmethod
     def metric_names(cls) -> Collection[str] | None:

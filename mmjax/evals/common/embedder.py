@@ -6,7 +6,7 @@ import collections
 import contextlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,14 @@ class Embedded(NamedTuple):
     unreadable: list[Unreadable]
 
 
+@runtime_checkable
+class Truncating(Protocol):
+    """A tokenizer that says which texts it cuts."""
+
+    def is_truncated(self, texts: Sequence[str], /) -> np.ndarray:
+        """bool[n]."""
+
+
 class Embedder:
     """Both towers of a model, compiled once for a whole run; ``bind`` sets the parameters.
 
@@ -41,7 +49,7 @@ class Embedder:
     Args:
         encode_images: A pure function ``(params, {modality: u8[B, H, W, C]}) -> [B, E]``; rows are normalized here.
         encode_texts: A pure function ``(params, i32[B, L]) -> [B, E]``.
-        tokenizer: Texts to i32[n, L].
+        tokenizer: Texts to i32[n, L]; one that is ``Truncating`` lets evaluators report what it cuts.
         batch_size: Rows of a global batch.
         row_sharding: Splits a batch over a mesh; embeddings are replicated. None: one device.
         modalities: The keys of an example that go to the image tower.
@@ -136,6 +144,17 @@ class BoundEmbedder:
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """f32[n, E]: one unit row for each text. Texts with equal tokens share one row, so they tie exactly."""
+        rows = self.text_rows(texts)
+        assert self._texts is not None
+        return self._texts[rows]
+
+    def is_truncated(self, texts: Sequence[str]) -> np.ndarray | None:
+        """bool[n]: which texts are cut at the context length; None if the tokenizer does not say."""
+        tokenizer = self._embedder.tokenizer
+        return tokenizer.is_truncated(texts) if isinstance(tokenizer, Truncating) else None
+
+    def text_rows(self, texts: Sequence[str]) -> np.ndarray:
+        """i64[n]: numbers that are equal for texts with equal tokens; new texts are embedded."""
         if not len(texts):
             raise ValueError("there are no texts to embed")
         new = [text for text in dict.fromkeys(texts) if text not in self._row_of_text]
@@ -151,8 +170,7 @@ class BoundEmbedder:
             if unseen:
                 rows = self._run(self._embedder.embed_texts, self._text_batches(np.stack(unseen)))[: len(unseen)]
                 self._texts = rows if self._texts is None else np.concatenate([self._texts, rows])
-        assert self._texts is not None
-        return self._texts[[self._row_of_text[text] for text in texts]]
+        return np.array([self._row_of_text[text] for text in texts], np.int64)
 
     def _image_batches(self, examples: Source, owned: list[tuple[int, Description]]) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of each batch; appends the descriptions of those that it owns to ``owned``.
