@@ -141,7 +141,7 @@ def entries_of(path: str, kinds: Any = (dict, list)) -> list[tuple[Any, Any]]:
     return list(content.items()) if isinstance(content, dict) else list(enumerate(content))
 
 
-def text_of(entry: Any, key: str, *, norm: Norm = "none") -> str:
+def text_of(entry: Any, key: str | int, *, norm: Norm = "none") -> str:
     """A text of an annotation, cleaned."""
     if not isinstance(entry[key], str):
         raise TypeError(f"{key} is of type {type(entry[key]).__name__}")
