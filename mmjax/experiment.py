@@ -156,6 +156,8 @@ class EvalConfig:
     """What is measured during training (``tasks`` on ``split``) and after it (``final_tasks`` on each of
     ``final_splits``; tasks with a split of their own once).
 
+    ``options`` are those of evaluators, by their names, wherever they run: ``{"retrieval": {"folds": 5}}``.
+
     ``weights`` are those of the final measurement: the last step's, or those of the best checkpoint. With
     ``optimizer.ema_decay`` both are the moving average's.
     """
@@ -166,6 +168,7 @@ class EvalConfig:
     tasks: tuple[str, ...] = ("retrieval",)
     final_splits: tuple[str, ...] = ("test",)
     final_tasks: tuple[str, ...] = ("retrieval", "zeroshot", "pairwise", "winoground")
+    options: Mapping[str, Section] = dataclasses.field(default_factory=dict)
     weights: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
@@ -236,9 +239,9 @@ class Experiment:
     guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
-        for name, tasks in (("eval.tasks", self.eval.tasks), ("eval.final_tasks", self.eval.final_tasks)):
-            for task in tasks:
-                plugins.check("mmjax.evals", task, path=name)
+        for name in ("tasks", "final_tasks", "options"):
+            for task in getattr(self.eval, name):
+                plugins.check("mmjax.evals", task, path=f"eval.{name}")
         for tracker in self.log.trackers:
             plugins.check("mmjax.runs.trackers", tracker, path="log.trackers")
         for name, _ in self.data.transforms:

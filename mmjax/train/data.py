@@ -33,16 +33,24 @@ _NAMES_DATA = {"name", "path", "sources"}  # options of sources that say which d
 _STAGES_TO_CROP = ("captions", "geometry")
 
 
-def open_split(experiment: Experiment, split: str) -> Source:
-    """The source of one split, with its options of ``data.train`` or ``data.evaluation``; of train the fraction."""
+def open_split(experiment: Experiment, split: str, options: Mapping[str, Any] | None = None) -> Source:
+    """The source of one split, with its options of ``data.train`` or ``data.evaluation``; of train the fraction.
+
+    Args:
+        experiment: Whose data it is.
+        split: The split.
+        options: Replace those of the data section; with a ``name`` they are the section of another source.
+    """
     data, overrides = experiment.data, "train" if split == "train" else "evaluation"
+    if options and "name" in options:
+        return open_source(options, split=split, modalities=data.modalities, path="source")
     source = open_source(
         data.source,
         split=split,
         modalities=data.modalities,
         path="data.source",
-        further=getattr(data, overrides),
-        further_path=f"data.{overrides}",
+        further={**getattr(data, overrides), **(options or {})},
+        further_path="source" if options else f"data.{overrides}",
     )
     if source.ignores_split and split != "train":
         _check_split(experiment, split)
@@ -74,11 +82,11 @@ def split_section(data: DataConfig, split: str) -> dict[str, Any]:
     return overrides if "name" in overrides else {**data.source, **overrides}
 
 
-def open_eval_split(experiment: Experiment, split: str) -> Source:
-    """The source of one split with its pictures as evaluation sees them."""
+def open_eval_split(experiment: Experiment, split: str, options: Mapping[str, Any] | None = None) -> Source:
+    """The source of one split with its pictures as evaluation sees them; ``options`` as in ``open_split``."""
     data = dataclasses.replace(experiment.data, modalities=eval_modalities(experiment))
     vision = experiment.model.vision_cfg
-    source = open_split(dataclasses.replace(experiment, data=data), split)
+    source = open_split(dataclasses.replace(experiment, data=data), split, options)
     final_size = vision.image_size if data.preprocess is None else None
     return view_for_evaluation(source, make_eval_transforms(data, vision), final_size=final_size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax
 
 from mmjax.checkpoints.manager import Checkpoints, StepSelector
 from mmjax.core import plugins
-from mmjax.core.config import ConfigError, call
+from mmjax.core.config import ConfigError, bind, call
 from mmjax.core.state import Params
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
@@ -31,12 +32,12 @@ logger = logging.getLogger(__name__)
 class Evaluation:
     """The evaluators of an experiment, opened once, over towers compiled once."""
 
-    def __init__(self, config: EvalConfig, embedder: Embedder, open_split: Callable[[str], Source]):
+    def __init__(self, config: EvalConfig, embedder: Embedder, open_split: Callable[..., Source]):
         self._config = config
         self._embedder = embedder
         self._open_split = open_split
         self._evaluators: dict[tuple[str, str], Any] = {}
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[tuple[str, str], Source] = {}
         self._bound: tuple[Params, BoundEmbedder] | None = None
 
     def open(self) -> None:
@@ -82,19 +83,29 @@ class Evaluation:
         """The evaluator of one task, made at its first use."""
         if (task, split) not in self._evaluators:
             evaluator = load_evaluator(task)
-            options = {} if evaluator.own_split else {"split": split}
             try:
-                self._evaluators[task, split] = evaluator(self._source, **options)
+                self._evaluators[task, split] = self._make(task, None if evaluator.own_split else split)
             except ConfigError as error:
-                if not evaluator.any_split:
+                if not evaluator.any_split or "split" in self._config.options.get(task, {}):
                     raise
                 self._evaluators[task, split] = self._of_any_split(task, split, error)
         return self._evaluators[task, split]
 
+    def _make(self, task: str, split: str | None) -> Any:
+        """An evaluator with its configured options, on ``split`` or on its own one."""
+        evaluator, options, path = load_evaluator(task), self._config.options.get(task, {}), f"eval.options.{task}"
+        if "split" in options and not evaluator.own_split:
+            raise ConfigError(
+                f"{path}.split={options['split']!r}: {task} measures eval.split and eval.final_splits; set these"
+            )
+        injected = {"open_source": self._source} | ({} if split is None else {"split": split})
+        bound = bind(evaluator, options, path=path, injected=injected)
+        return call(evaluator, bound, path=path, paths={} if "split" in options else {"split": "split"})
+
     def _of_any_split(self, task: str, split: str, error: ConfigError) -> Any:
         """The evaluator of ``task`` on ``split``, because its own split has that ``error``."""
         try:
-            evaluator = load_evaluator(task)(self._source, split=split)
+            evaluator = self._make(task, split)
         except ConfigError as other:
             raise ConfigError(f"{error}; {other}") from None
         logger.info("%s is measured on %r (%s)", task, split, error)
@@ -106,10 +117,11 @@ class Evaluation:
             self._bound = params, self._embedder.bind(params)
         return self._bound[1]
 
-    def _source(self, split: str) -> Source:
-        if split not in self._sources:
-            self._sources[split] = self._open_split(split)
-        return self._sources[split]
+    def _source(self, split: str, **options: Any) -> Source:
+        key = split, repr(sorted(options.items()))
+        if key not in self._sources:
+            self._sources[key] = self._open_split(split, options)
+        return self._sources[key]
 
 
 def make_evaluation(experiment: Experiment, program: Program, tokenizer: Tokenizer) -> Evaluation:
@@ -121,7 +133,7 @@ def make_evaluation(experiment: Experiment, program: Program, tokenizer: Tokeniz
         modalities=modalities[:1] if experiment.model.vision_cfg.fusion == "views" else modalities,
         num_threads=train_data.count_threads(experiment.data),
     )
-    return Evaluation(experiment.eval, embedder, lambda split: train_data.open_eval_split(experiment, split))
+    return Evaluation(experiment.eval, embedder, functools.partial(train_data.open_eval_split, experiment))
 
 
 def evaluate_run(

@@ -222,3 +222,34 @@ def test_zero_shot_classifies_a_named_split_if_there_is_none_for_it(tables, capl
     assert "zeroshot is measured on 'style' (split='zeroshot': " in caplog.text
     with pytest.raises(ConfigError, match=r"split='zeroshot'.* no such split.*; split='nope'.* no such split"):
         evaluation.evaluator("zeroshot", "nope")
+
+
+def make(experiment):
+    resolved = setup(experiment)
+    return make_evaluation(resolved.experiment, resolved.program, resolved.tokenizer)
+
+
+def test_evaluators_take_their_options_from_the_configuration_by_name():
+    evaluation = make(tiny.experiment(eval__options={"retrieval": {"folds": 5, "max_captions": 2}}))
+    evaluator = evaluation.evaluator("retrieval", "val")
+    assert (evaluator.folds, evaluator.max_captions) == (5, 2)
+    for options, message in (
+        ({"retrieval": {"fold": 5}}, r"eval.options.retrieval.fold=5: unknown key; did you mean 'folds'\?"),
+        ({"retrieval": {"folds": 0}}, r"eval.options.retrieval.folds=0: must lie between 1 and"),
+        ({"retrieval": {"folds": "5"}}, r"eval.options.retrieval.folds='5': expected int"),
+        ({"retrieval": {"split": "test"}}, r"eval.options.retrieval.split='test': .* eval.final_splits; set these"),
+        ({"retrieval": {"source": {"name": "nope"}}}, r"eval.options.retrieval.source.name='nope': no such name"),
+        ({"retrieved": {}}, r"eval.options='retrieved': no such name; did you mean 'retrieval'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make(tiny.experiment(eval__options=options)).open()
+
+
+def test_an_evaluator_can_be_of_other_data_than_the_experiment(tables):
+    table = {"name": "tables", "path": str(tables / "style.csv")}
+    evaluation = make(tiny.experiment(eval__options={"retrieval": {"source": table}}))
+    split = evaluation.evaluator("retrieval", "val").split
+    assert len(split.source) == 1 and split.source[0]["image"].shape == (32, 32, 3)  # as the model sees pictures
+    assert evaluation.evaluator("retrieval", "test").split.source[0]["captions"] == split.source[0]["captions"]
+    smaller = make(tiny.experiment(eval__options={"retrieval": {"source": {"size": 7}}}))
+    assert len(smaller.evaluator("retrieval", "val").split.source) == 7

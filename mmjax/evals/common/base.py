@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mmjax.core.config import ConfigError
@@ -13,7 +14,12 @@ if TYPE_CHECKING:
     from mmjax.evals.common.embedder import BoundEmbedder
 
 OpenSource = Callable[..., Source]
-"""``open_source(split, **options)``: opens a split of the experiment's data."""
+"""``open_source(split, **options)``: opens a split as the model sees it.
+
+Without options it is a split of the experiment's data. Options replace those of the data's section; with a ``name``,
+that of a source plug-in, they are the section of another source, such as
+``{"name": "webdataset", "path": "/data/wds_cars_test"}``. ``split`` need not be one that the experiment has.
+"""
 
 
 class Published(NamedTuple):
@@ -47,6 +53,23 @@ class Base(abc.ABC):
 
     published: ClassVar[Sequence[Published]] = ()
     """Results of others on its data sets."""
+
+    @classmethod
+    def find(cls, root: Path) -> dict[str, dict[str, Any]]:
+        """The data sets of this family that lie under a folder of benchmarks.
+
+        Looks at names of files and folders only. Nothing is opened: what is damaged is found when it is measured, and
+        then costs no other data set its turn. What is missing is left out.
+
+        Args:
+            root: A folder in which benchmarks lie side by side.
+
+        Returns:
+            For each data set its name, as it stands in results (``coco``, ``vtab/cifar100``), and the options of
+            ``__init__`` that open it, such as ``{"split": "test", "source": {"name": "captions", "path": …}}``.
+        """
+        del root
+        return {}
 
     @classmethod
     def metric_names(cls) -> Collection[str] | None:
