@@ -19,7 +19,7 @@ class Evaluator(Base):
     what exceeds 0.5 there comes from the sentences alone. ``macro`` is the mean over kinds, and ``micro`` is over all
     pairs. ``tie_rate`` is the fraction of pairs with equal scores, which are lost; most of them are captions with equal
     tokens (``identical_rate``), such as after truncation (``truncation_rate``: one of the captions is longer than the
-    context). Images that cannot be read are counted (``num_missing``) and left out.
+    context). Images that cannot be read are counted (``num_unreadable``) and left out.
     """
 
     def __init__(

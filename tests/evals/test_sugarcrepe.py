@@ -62,7 +62,7 @@ def test_it_equals_a_loop_over_the_entries(root):
         assert got[f"{change}_blind"] == pytest.approx(np.mean([np.mean(blind[kind]) for kind in of_change]))
     assert got["macro"] == pytest.approx(np.mean([np.mean(won[kind]) for kind in KINDS]))
     assert got["micro"] == pytest.approx(np.mean([pair for pairs in won.values() for pair in pairs]))
-    assert got["num_pairs"] == sum(2 + i for i in range(7)) and got["num_missing"] == 0
+    assert got["num_pairs"] == sum(2 + i for i in range(7)) and got["num_unreadable"] == 0
 
 
 def test_a_perfect_model_scores_one_and_a_constant_one_nothing(root):
@@ -96,7 +96,7 @@ def test_missing_pictures_are_counted_and_named_and_not_fatal(root, tmp_path, ca
         gray(tmp_path / "coco" / "val2017" / f"{level:012d}.jpg", level)
     got = evaluate(tmp_path, Planted.random(LEVELS, texts("caption") + texts("negative_caption")))
     absent = sum(e["filename"] == f"{LEVELS[0]:012d}.jpg" for kind in KINDS for e in entries(kind).values())
-    assert got["num_missing"] == 1 and got["num_pairs"] == sum(2 + i for i in range(7)) - absent < 35
+    assert got["num_unreadable"] == 1 and got["num_pairs"] == sum(2 + i for i in range(7)) - absent < 35
     assert f"{LEVELS[0]:012d}.jpg: missing file" in caplog.text
 
 

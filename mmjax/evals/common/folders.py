@@ -11,8 +11,6 @@ logger = logging.getLogger(__name__)
 
 COCO_VAL2017 = ("coco/val2017", "coco/images/val2017", "coco2017/val2017", "val2017")
 
-READERS = "mmjax.data.benchmarks"
-
 
 def first_of(root: Path, names: Sequence[str], *, holding: str = "") -> Path | None:
     """The first of the files or folders ``names`` of ``root`` that exists, and has a file ``holding``."""
@@ -20,7 +18,7 @@ def first_of(root: Path, names: Sequence[str], *, holding: str = "") -> Path | N
 
 
 def benchmark(
-    name: str, reader: str, path: Path | None, images: Path | None, *, expected: str, **options: Any
+    name: str, reader: str, path: Path | None, images: Path | dict[str, str] | None, *, expected: str
 ) -> dict[str, dict[str, Any]]:
     """What ``find`` returns of one data set: nothing, with a line in the log, if its annotations are without images.
 
@@ -28,13 +26,13 @@ def benchmark(
         name: The data set's, in metrics.
         reader: A module of ``mmjax.data.benchmarks``.
         path: The annotations, if they are there.
-        images: The folder of images, if it is there.
+        images: The folder of images, or several by name, if they are there.
         expected: Where images may lie, for the log.
-        options: Further options of the reader.
     """
     if path is None:
         return {}
-    if images is None:
+    if not images:
         logger.warning("%s: %s is there, but not its images; put them into %s", name, path, expected)
         return {}
-    return {name: {"source": {"name": f"{READERS}.{reader}", "path": str(path), "image_root": str(images), **options}}}
+    where = {"image_roots": images} if isinstance(images, dict) else {"image_root": str(images)}
+    return {name: {"source": {"name": f"mmjax.data.benchmarks.{reader}", "path": str(path), **where}}}

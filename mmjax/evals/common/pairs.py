@@ -38,7 +38,7 @@ class Pairs(NamedTuple):
     true_blind: np.ndarray  # f64[p]
     identical: np.ndarray  # bool[p]: both captions have the same tokens
     truncated: np.ndarray | None  # bool[p]: one of the captions is cut; None if the tokenizer does not say
-    num_missing: int  # images that cannot be read, with their pairs
+    num_unreadable: int  # images and annotations that cannot be read, and are left out
 
     def select(self, chosen: np.ndarray) -> Pairs:
         """The pairs where ``chosen`` bool[p]."""
@@ -70,7 +70,7 @@ class Pairs(NamedTuple):
         result["identical_rate"] = float(np.mean(self.identical))
         if self.truncated is not None:
             result["truncation_rate"] = float(np.mean(self.truncated))
-        return result | {"num_pairs": float(len(self.margin)), "num_missing": float(self.num_missing)}
+        return result | {"num_pairs": float(len(self.margin)), "num_unreadable": float(self.num_unreadable)}
 
     def _margins(self) -> tuple[tuple[str, np.ndarray], ...]:
         return ("", self.margin), ("_blind", self.blind)
@@ -120,7 +120,7 @@ def score_pairs(embedder: BoundEmbedder, split: Split, *, kinds: Collection[str]
         true_blind=true_blind,
         identical=tokens[t] == tokens[f],
         truncated=None if cut is None else cut[t] | cut[f],
-        num_missing=count_missing(embedder, split),
+        num_unreadable=count_missing(embedder, split),
     )
 
 
