@@ -1,6 +1,8 @@
 """Every test runs on 8 simulated CPU devices, with strict dtype promotion; warnings are errors."""
 
+import fcntl
 import functools
+import gc
 import importlib.metadata
 import logging
 import os
@@ -19,6 +21,10 @@ if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+# Each program that was traced stays on the heap, and Python walks all of it at every full collection: fewer of them.
+gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_configure(config):
@@ -78,3 +84,23 @@ def messages():
     yield collected
     package.removeHandler(handler)
     package.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """The folder of a run of three steps with a moving average and all its checkpoints; workers share it to read it."""
+    from mmjax.experiment import Experiment
+    from mmjax.train.loop import train
+    from support import tiny
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    workdir = root / "finished_run"
+    with (root / "finished_run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (workdir / "report.html").exists():
+            saving = {"checkpoint__every_steps": 1, "checkpoint__keep": 3}
+            sections = tiny.sections(model=tiny.VIT, steps=3, optimizer__ema_decay=0.5, eval__tasks=(), **saving)
+            train(Experiment.from_dict(sections), workdir=workdir)
+    return workdir

@@ -253,16 +253,3 @@ def test_import_is_light_and_quick():
         "assert not heavy, heavy; assert s < 2, s"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-def test_training_imports_neither_tensorflow_nor_torch(tmp_path):
-    words = ["train", f"--config={command.config_file(tmp_path)}", f"--workdir={tmp_path / 'run'}", "--config.steps=2"]
-    code = (
-        f"import sys; from mmjax import cli; status = cli.main({words!r}); "
-        f"heavy = [m for m in {HEAVY} if m in sys.modules]; assert not heavy, heavy; sys.exit(status)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=command.environment(), capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "run" / "report.html").exists()

@@ -129,7 +129,7 @@ def test_a_run_with_another_packages_augmentations_and_source(site, tmp_path):
         "--config.data.source.name=my_package.readers",
         "--config.augment=(('my_mix', {}), ('my_package.my_mix', {}))",
         "--config.augment.my_mix.strength=0.5",
-        "--config.augment.my_package.my_mix.strength=0.125",
+        "--config.augment.my_package.my_mix.strength=0.125", "--config.eval.tasks=()", "--config.eval.final_tasks=()",
     )  # fmt: skip
     lines = [line for line in read_metrics(tmp_path / "run") if "augment/my_mix/strength" in line]
     assert lines[0]["augment/my_mix/strength"] == 0.5

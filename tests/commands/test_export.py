@@ -16,21 +16,15 @@ from mmjax.checkpoints.manager import Checkpoints
 from mmjax.core.state import TrainState
 from mmjax.experiment import Experiment
 from mmjax.runs.start_weights import open_weights, read_arrays
-from mmjax.train.loop import train
-from support import tiny
-
-PATCHES = {
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2},
-    "text_cfg": {"context_length": 22, "vocab_size": None, "width": 16, "heads": 2, "layers": 2},
-    "embed_dim": 16,
-}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    sections = tiny.sections(model=PATCHES, steps=3, checkpoint__every_steps=1, checkpoint__keep=3, eval__every_steps=3)
-    train(Experiment.from_dict(sections), workdir=workdir)
+def run(finished_run, tmp_path_factory):
+    """As a run that keeps no moving average."""
+    workdir = shutil.copytree(finished_run, tmp_path_factory.mktemp("runs") / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["optimizer"]["ema_decay"] = 0.0
+    (workdir / "config.json").write_text(json.dumps(config))
     return workdir
 
 

@@ -1,7 +1,6 @@
 """What every augmentation promises, by walking the plug-in folder."""
 
 import dataclasses
-import functools
 import inspect
 
 import jax
@@ -85,13 +84,9 @@ def test_it_is_a_function_of_seed_and_step(name):
     augmentations, params = features.made(name), features.head_params()
     start, at_tap = learned(augmentations), features.fitting(augmentations)
 
-    @functools.cache
-    def compiled(seed):
-        seeded = dataclasses.replace(augmentations, seed=seed)
-        return jax.jit(lambda step: features.added(seeded, start, params, at_tap, step=step))
-
+    @jax.jit
     def call(seed, step):
-        return compiled(seed)(jnp.int32(step))
+        return features.added(dataclasses.replace(augmentations, seed=seed), start, params, at_tap, step=step)
 
     def same(a, b):
         return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))

@@ -23,26 +23,15 @@ from mmjax.runs import folder
 from mmjax.runs.exporting import export_run
 from mmjax.train.data import load_run_tokenizer
 from mmjax.train.evaluation import make_evaluation
-from mmjax.train.loop import train
 from mmjax.train.program import Program
-from support import pictures, tiny
+from support import pictures
 
-PATCHES = {
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2},
-    "text_cfg": {"context_length": 22, "vocab_size": None, "width": 16, "heads": 2, "layers": 2},
-    "embed_dim": 16,
-}
 TEXTS = ["a red circle", "a blue square left of a green ring", "a red circle", "a ring"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "first"
-    sections = tiny.sections(
-        steps=2, model=PATCHES, optimizer__ema_decay=0.5, eval__tasks=(), eval__final_tasks=(), log__trackers=()
-    )
-    train(Experiment.from_dict(sections), workdir=workdir)
-    return workdir
+def run(finished_run):
+    return finished_run
 
 
 @pytest.fixture(scope="module")

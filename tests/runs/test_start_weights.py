@@ -12,24 +12,16 @@ from mmjax.train.setup import setup
 from mmjax.weights.export.folders import Exported, write_open_clip
 from support import tiny
 
-PATCHES = {
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2},
-    "text_cfg": {"context_length": 22, "vocab_size": None, "width": 16, "heads": 2, "layers": 2},
-    "embed_dim": 16,
-}
+
+@pytest.fixture(scope="module")
+def run(finished_run):
+    return finished_run
 
 
 def start(**overrides):
     """The parameters that a run begins with, by path."""
-    experiment = Experiment.from_dict(tiny.sections(**overrides))
+    experiment = Experiment.from_dict(tiny.sections(**{"model": tiny.VIT} | overrides))
     return {path: np.asarray(leaf) for path, leaf in flatten(setup(experiment).program.initialize().params).items()}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "first"
-    train(tiny.experiment(steps=2, optimizer__ema_decay=0.5), workdir=workdir)
-    return workdir
 
 
 def test_a_run_goes_on_from_another_runs_average(run, messages):
@@ -62,7 +54,7 @@ def test_a_checkpoint_can_be_named(run):
 
 
 def test_the_folder_of_another_library_starts_a_run_on_eight_devices(run, tmp_path):
-    experiment = Experiment.from_dict(tiny.sections(model=PATCHES, data__tokenizer__name=str(run / "tokenizer")))
+    experiment = Experiment.from_dict(tiny.sections(model=tiny.VIT, data__tokenizer__name=str(run / "tokenizer")))
     resolved = setup(experiment)
     params = {path: np.asarray(leaf) for path, leaf in flatten(resolved.program.initialize().params).items()}
     params = {path: np.random.default_rng(0).normal(size=a.shape).astype(np.float32) for path, a in params.items()}

@@ -11,6 +11,13 @@ _MODEL["embed_dim"] = 16
 _MODEL["vision_cfg"] |= {"width": 16, "head_width": 8, "stem_widths": (8, 8, 16)}
 _MODEL["text_cfg"] |= {"width": 16, "heads": 2}
 
+VIT: dict[str, Any] = {
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2},
+    "text_cfg": {"context_length": 22, "vocab_size": None, "width": 16, "heads": 2, "layers": 2},
+    "embed_dim": 16,
+}
+"""A model that other libraries can hold."""
+
 _SECTIONS: dict[str, Any] = {
     "steps": 6,
     "batch_size": 16,

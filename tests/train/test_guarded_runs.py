@@ -121,6 +121,7 @@ def skipping(shared, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_bad_batches_are_skipped_counted_and_shown(skipping, clean, capsys):
     trained = [line for line in lines(skipping) if "train/loss" in line]
     assert [line["step"] for line in trained if line["train/rejected_update"]] == [n + 1 for n in SOME_BAD]

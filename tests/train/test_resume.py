@@ -3,14 +3,18 @@
 import json
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
+from mmjax import cli
 from mmjax.train.metrics import is_speed_metric
 from support import command
 
 STEPS = 24
+IMPORTED = "imported.txt"
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +36,21 @@ def arguments(config, workdir):
 
 @pytest.fixture(scope="module")
 def undisturbed(config, environment, tmp_path_factory):
+    """A run that ended; beside its folder lies the list of what it had imported by then."""
     workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    command.run(*arguments(config, workdir), **environment)
+    code = (
+        "import pathlib, sys; from mmjax import cli; status = cli.main(sys.argv[2:]);"
+        "pathlib.Path(sys.argv[1]).write_text(' '.join(sys.modules)); sys.exit(status)"
+    )
+    words = [sys.executable, "-c", code, str(workdir.parent / IMPORTED), *arguments(config, workdir)]
+    done = subprocess.run(words, env=command.environment(**environment), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
     return workdir
+
+
+def test_training_imports_neither_tensorflow_nor_torch(undisturbed):
+    imported = set((undisturbed.parent / IMPORTED).read_text().split())
+    assert "jax" in imported and not imported & {"tensorflow", "torch", "transformers"}
 
 
 def fingerprint(workdir, environment):
@@ -120,18 +136,17 @@ def test_a_run_says_where_its_time_went(undisturbed):
     assert "Where the time went" in (undisturbed / "report.html").read_text()
 
 
-def test_a_finished_run_stays_as_it_is(config, environment, undisturbed):
+def test_a_finished_run_stays_as_it_is(config, undisturbed, capsys):
     before = {path: path.read_bytes() for path in (undisturbed / "metrics.jsonl", undisturbed / "report.html")}
-    output = command.run(*arguments(config, undisturbed), "--profile=steps:6-9", **environment)
+    assert cli.main([*arguments(config, undisturbed), "--profile=steps:6-9"]) == 0
+    output = capsys.readouterr().out
     assert "already finished" in output and "nothing was left to profile" in output
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_another_experiment_is_refused_with_the_difference(config, environment, undisturbed):
-    process = command.start(*arguments(config, undisturbed), "--config.optimizer.learning_rate=0.5", **environment)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "optimizer.learning_rate: 0.01 there, 0.5 now" in output and "Traceback" not in output
+def test_another_experiment_is_refused_with_the_difference(config, undisturbed, capsys):
+    assert cli.main([*arguments(config, undisturbed), "--config.optimizer.learning_rate=0.5"]) == 2
+    assert "optimizer.learning_rate: 0.01 there, 0.5 now" in capsys.readouterr().err
 
 
 def test_the_folder_holds_what_a_reader_needs(undisturbed):
@@ -153,8 +168,8 @@ def test_the_folder_holds_what_a_reader_needs(undisturbed):
     )
 
 
-def test_eval_repeats_the_final_measurement(environment, undisturbed):
-    words = ("eval", f"--workdir={undisturbed}", "--tasks=retrieval", "--json")
-    again = json.loads(command.run(*words, **environment).splitlines()[-1])
+def test_eval_repeats_the_final_measurement(undisturbed, capsys):
+    assert cli.main(["eval", f"--workdir={undisturbed}", "--tasks=retrieval", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
     last = metrics(undisturbed)[-1]
     assert again["test/rsum"] == pytest.approx(last["test/rsum"], abs=1e-6)

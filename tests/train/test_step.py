@@ -26,6 +26,29 @@ def curve(experiment, *, devices, steps):
     return np.array(losses), state
 
 
+class Plain:
+    """A plain step of one device, compiled once for the tests that need no other; each has states of its own."""
+
+    def __init__(self):
+        experiment = tiny.experiment(
+            mesh__data=1, optimizer__weight_decay=0.3, optimizer__clip_norm=0.05, optimizer__ema_decay=0.5
+        )
+        self.program, batches = assembled(experiment, jax.devices()[:1])
+        self.batches = [next(batches) for _ in range(6)]
+        batches.close()
+        self.step = self.program.compile(self.program.batch_shape(self.batches[0]))
+        self.initial = jax.device_get(self.program.initialize())
+
+    def state(self):
+        """The state before the first step, which the step consumes."""
+        return jax.tree.map(jax.device_put, self.initial, self.program.shardings)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return Plain()
+
+
 MESHES = [(1, 1, 1, 1), (8, 8, 1, 1), (8, 1, 8, 1), (4, 2, 1, 2), (8, 2, 2, 2)]
 
 
@@ -98,14 +121,10 @@ def test_zero_splits_what_the_optimizer_keeps_and_changes_no_number(monkeypatch)
     assert [parts(tree) for tree in (state.ema_params, state.opt_state, learned.opt_state)] == [8, 8, 8]
 
 
-def test_update_equals_adamw_by_hand():
+def test_update_equals_adamw_by_hand(plain):
     """One step in numpy: clip, moments, decay only of matrices, warm-up; gradients from jax.grad of the same loss."""
-    experiment = tiny.experiment(optimizer__weight_decay=0.3, optimizer__clip_norm=0.05, mesh__data=1)
-    program, batches = assembled(experiment, jax.devices()[:1])
-    batch = program.place(next(batches))
-    batches.close()
-    settings, state = program.experiment.optimizer, program.initialize()
-    before = jax.device_get(state.params)
+    program, before = plain.program, plain.initial.params
+    settings, batch = program.experiment.optimizer, program.place(plain.batches[0])
 
     def loss(params):
         from mmjax.objectives.contrastive import Objective
@@ -120,9 +139,9 @@ def test_update_equals_adamw_by_hand():
             scale=jnp.exp(params["logit_scale"]),
         )[0]
 
-    grads = jax.device_get(jax.jit(jax.grad(loss))(state.params))
+    grads = jax.device_get(jax.jit(jax.grad(loss))(before))
     norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in jax.tree.leaves(grads)))
-    state, metrics = jax.jit(program.step)(state, batch)
+    state, metrics = plain.step(plain.state(), batch)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
     rate = settings.learning_rate / settings.warmup_steps
     np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-6)
@@ -145,22 +164,17 @@ def test_update_equals_adamw_by_hand():
     assert decayed > 5
 
 
-def test_the_logit_scale_is_clipped_to_its_maximum():
-    experiment = tiny.experiment(model__init_logit_scale=8.0, mesh__data=1)
-    program, batches = assembled(experiment, jax.devices()[:1])
-    state, _ = jax.jit(program.step)(program.initialize(), program.place(next(batches)))
-    batches.close()
+def test_the_logit_scale_is_clipped_to_its_maximum(plain):
+    state = plain.state()
+    state.params["logit_scale"] = jnp.full_like(state.params["logit_scale"], 8.0)
+    state, _ = plain.step(state, plain.program.place(plain.batches[0]))
     np.testing.assert_allclose(np.exp(state.params["logit_scale"]), 100.0, rtol=1e-5)
 
 
-def test_another_batch_shape_is_an_error_and_not_a_second_compilation():
-    program, batches = assembled(tiny.experiment(mesh__data=1), jax.devices()[:1])
-    arrays = next(batches)
-    batches.close()
-    compiled = program.compile(program.batch_shape(arrays))
-    half = jax.tree.map(lambda x: x[: len(x) // 2], arrays)
+def test_another_batch_shape_is_an_error_and_not_a_second_compilation(plain):
+    half = jax.tree.map(lambda x: x[: len(x) // 2], plain.batches[0])
     with pytest.raises((TypeError, ValueError)):
-        compiled(program.initialize(), program.place(half))
+        plain.step(plain.state(), plain.program.place(half))
 
 
 def test_views_of_further_modalities_are_rows_of_the_same_caption():
@@ -170,12 +184,13 @@ def test_views_of_further_modalities_are_rows_of_the_same_caption():
     program, batches = assembled(experiment, jax.devices()[:1])
     arrays = next(batches)
     batches.close()
-    _, metrics = jax.jit(program.step)(program.initialize(), program.place(arrays))
+    loss = jax.jit(lambda state, batch: program.step(state, batch)[1]["loss"])  # the update is not compiled
+    value = float(loss(program.initialize(), program.place(arrays)))
     # Three views of each caption are three positives of its column: chance is still ln(columns) by rows, and
     # ln(rows) by columns.
     n = len(arrays["image_ids"])
     chance = 0.5 * (np.log(n) + np.log(3 * n))
-    assert abs(float(metrics["loss"]) - chance) < 0.1
+    assert abs(value - chance) < 0.1
 
 
 def test_frozen_parameters_keep_their_bits_and_have_no_moments():
@@ -196,17 +211,12 @@ def test_frozen_parameters_keep_their_bits_and_have_no_moments():
     assert moments == 2 * trained
 
 
-def test_moving_average_follows_its_recurrence():
-    experiment = tiny.experiment(optimizer__ema_decay=0.5, mesh__data=1)
-    program, batches = assembled(experiment, jax.devices()[:1])
-    state = program.initialize()
-    average = jax.device_get(state.params)
-    step = jax.jit(program.step)
-    for t in range(4):
-        state, _ = step(state, program.place(next(batches)))
+def test_moving_average_follows_its_recurrence(plain):
+    state, average = plain.state(), plain.initial.params
+    for t, batch in enumerate(plain.batches[:4]):
+        state, _ = plain.step(state, plain.program.place(batch))
         decay = min(0.5, (1 + t) / (10 + t))
         average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, jax.device_get(state.params))
-    batches.close()
     for a, b in zip(jax.tree.leaves(average), jax.tree.leaves(state.ema_params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
@@ -220,9 +230,12 @@ def test_in_bfloat16_no_gradient_is_a_sum_in_bfloat16():
     assert not low_precision_sums(trace.jaxpr.jaxpr)
 
 
-def test_bfloat16_towers_train_with_float32_parameters():
-    experiment = dataclasses.replace(tiny.experiment(mesh__data=1), precision="bfloat16")
+def test_bfloat16_towers_train_with_float32_parameters(plain):
+    experiment = dataclasses.replace(plain.program.experiment, precision="bfloat16")
     losses, state = curve(experiment, devices=jax.devices()[:1], steps=6)
-    full, _ = curve(tiny.experiment(mesh__data=1), devices=jax.devices()[:1], steps=6)
+    full, own = [], plain.state()
+    for batch in plain.batches:
+        own, metrics = plain.step(own, plain.program.place(batch))
+        full.append(float(metrics["loss"]))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
     np.testing.assert_allclose(losses, full, rtol=0.05)
