@@ -49,3 +49,22 @@ def computed(objective, problem_):
     """The loss and its gradients by images, texts, scale and bias."""
     (value, _), gradients = computing(objective)(*arguments(problem_))
     return value, gradients
+
+
+def hard_problem(seed, *, n=5, captions=2, negatives=2, d=4):
+    """Images with captions and hard negatives of their own, some of them padding, and an image's hard negative."""
+    rng = np.random.default_rng(seed)
+
+    def rows(count):
+        z = rng.normal(size=(count, d))
+        return z / np.linalg.norm(z, axis=1, keepdims=True)
+
+    ids, each = np.arange(n), captions + negatives
+    text_ids = np.repeat(ids, each).astype(np.int32)
+    text_weight = np.tile([1.0] * captions + [0.0] * negatives, n).astype(np.float32)
+    image_ids, image_weight = np.append(ids, 1).astype(np.int32), np.append(np.ones(n), 0).astype(np.float32)
+    for row in (captions - 1, 2 * each - 1, *range(3 * each - negatives, 3 * each)):  # a caption, one negative, two
+        text_ids[row], text_weight[row] = -1, 0
+    order, images = rng.permutation(n * each), rng.permutation(n + 1)
+    image, text = (image_ids[images][:, None], image_weight[images][:, None]), (text_ids[order], text_weight[order])
+    return rows(n + 1), rows(n * each), image, (text[0][:, None], text[1][:, None]), 3.0 + rng.random(), rng.normal()

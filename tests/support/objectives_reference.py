@@ -43,3 +43,59 @@ def sigmoid(image, text, mass, image_valid, text_valid, scale, bias):
     loss = -(mass * np.log(probability) + (1 - mass) * np.log1p(-probability))
     n = image_valid.sum()
     return (loss * pairs).sum() / n, (probability - mass) * pairs / n, logits
+
+
+class Sides:
+    """A problem's logits (without bias), and who is what on both sides: for the losses with hard negatives."""
+
+    def __init__(self, image, text, image_source, text_source, scale):
+        self.image, self.text, self.scale = image, text, scale
+        (ii, iw), (ti, tw) = image_source, text_source
+        self.logits = scale * image @ text.T
+        self.mass = source_mass(ii, iw.astype(np.float64), ti, tw.astype(np.float64))
+        self.image_valid, self.text_valid = ii[:, 0] >= 0, ti[:, 0] >= 0
+        self.image_negative = self.image_valid & (iw.sum(1) == 0)
+        self.text_negative = self.text_valid & (tw.sum(1) == 0)
+        self.captions = self.text_valid & ~self.text_negative
+        same = source_mass(ii, 1.0 * (ii >= 0), ti, 1.0 * (ti >= 0)) > 0
+        self.own_texts = same & self.image_valid[:, None] & self.text_negative[None, :]
+        self.own_images = same & self.text_valid[None, :] & self.image_negative[:, None]
+        self.pairs = self.image_valid[:, None] & self.text_valid[None, :]
+
+
+def softmax_losses(logits, target, among):
+    """Each row's ``log Σ_among e^L - Σ S L / Σ S``, of the rows that have a target."""
+    return np.array(
+        [
+            np.logaddexp.reduce(np.append(row[use], -np.inf)) - t @ row / t.sum()
+            for row, t, use in zip(logits, target, among, strict=True)
+            if t.sum() > 0
+        ]
+    )
+
+
+def clip(s):
+    rows = softmax_losses(s.logits, s.mass, s.pairs)
+    columns = softmax_losses(s.logits.T, s.mass.T, s.pairs.T)
+    return (rows.mean() + columns.mean()) / 2
+
+
+def cft(s, temperature=0.05):
+    return softmax_losses(s.logits / s.scale / temperature, s.mass, s.pairs).mean()
+
+
+def numeric_gradient(loss, values, step=1e-5):
+    """Central differences of a float64 function of several arrays."""
+    gradients = []
+    for k, value in enumerate(values):
+        value = np.asarray(value, np.float64)
+        gradient = np.zeros_like(value)
+        for index in np.ndindex(value.shape):
+            shifted = []
+            for sign in (1, -1):
+                moved = value.copy()
+                moved[index] += sign * step
+                shifted.append(loss(*values[:k], moved, *values[k + 1 :]))
+            gradient[index] = (shifted[0] - shifted[1]) / (2 * step)
+        gradients.append(gradient)
+    return gradients

@@ -50,6 +50,27 @@ def make_targets(image: Labels, text: Labels) -> tuple[jax.Array, jax.Array]:
     return target, pairs
 
 
+def is_negative(side: Labels) -> jax.Array:
+    """bool[N]: the rows of zero weight, which are negatives for the other side and have no loss of their own."""
+    weights = [weight > 0 for _, weight in side.sources]
+    return side.valid & ~jnp.any(jnp.stack(weights), axis=0)
+
+
+def own_negatives(rows: Labels, columns: Labels) -> jax.Array:
+    """bool[N, M]: whether column j is a negative that was made for the example of row i."""
+    same = jnp.zeros((rows.valid.shape[0], columns.valid.shape[0]), bool)
+    for row_ids, _ in rows.sources:
+        for column_ids, _ in columns.sources:
+            same |= (row_ids[:, None] == column_ids[None, :]) & (row_ids[:, None] >= 0)
+    return same & rows.valid[:, None] & is_negative(columns)[None, :]
+
+
+def without_negatives(source: Provenance) -> Provenance:
+    """The same rows with those of zero weight turned into padding."""
+    empty = ~jnp.any(source.weight > 0, axis=1, keepdims=True)
+    return dataclasses.replace(source, ids=jnp.where(empty, -1, source.ids))
+
+
 def source_mass(image: Provenance, text: Provenance) -> jax.Array:
     """How much of image i and text j is the same original: ``S_ij = Σ_k Σ_l w_ik · v_jl · [id_ik == id_jl]``.
 

@@ -66,15 +66,14 @@ def num_rows(tree: Any) -> int:
 
 def pad_rows(tree: Any, rows: int) -> Any:
     """The arrays with rows of zeros (False) appended, up to ``rows`` in total."""
-    more = rows - num_rows(tree)
-    if more == 0:
-        return tree
-    return jax.tree.map(lambda x: jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)), tree)
+    return jax.tree.map(
+        lambda x: x if x.shape[0] == rows else jnp.pad(x, [(0, rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1)), tree
+    )
 
 
 def first_rows(tree: Any, rows: int) -> Any:
     """The first ``rows`` rows of the arrays."""
-    return tree if num_rows(tree) == rows else jax.tree.map(lambda x: x[:rows], tree)
+    return jax.tree.map(lambda x: x if x.shape[0] == rows else x[:rows], tree)
 
 
 def _split(rows: int, chunk: int) -> tuple[int, int]:
