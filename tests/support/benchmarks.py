@@ -17,10 +17,14 @@ TEXTS = 256  # rows of the table of texts
 _CHAIN = make_eval_chain(None, image_size=2, resize="squash", modalities=("image",), background="white")
 
 
-def gray(path, level, size=6):
-    """Writes a picture of one gray level, by which the model knows it."""
+def plain(level):
+    """The file of a picture of one gray level, by which the model knows it."""
+    return encoded(np.full((6, 6, 3), level, np.uint8), "PNG")
+
+
+def gray(path, level):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(np.full((size, size, 3), level, np.uint8), "PNG"))
+    path.write_bytes(plain(level))
 
 
 def write_json(path, content):

@@ -120,17 +120,17 @@ def score_pairs(embedder: BoundEmbedder, split: Split, *, kinds: Collection[str]
         true_blind=true_blind,
         identical=tokens[t] == tokens[f],
         truncated=None if cut is None else cut[t] | cut[f],
-        num_unreadable=count_missing(embedder, split),
+        num_unreadable=count_unreadable(embedder, split),
     )
 
 
-def count_missing(embedder: BoundEmbedder, split: Split) -> int:
-    """How many images of the split cannot be read, or were left out when it was opened; the first one is logged."""
+def count_unreadable(embedder: BoundEmbedder, split: Split) -> int:
+    """How many examples of the split cannot be read, or were left out when it was opened; the first one is logged."""
     left_out = [f"{key}: {reason}" for key, reason, _ in split.source.unreadable]
     missing = left_out + list(map(str, embedder.read(split.source, key=split.key).unreadable))
     if missing:
         logger.warning(
-            "%d images are missing, and what belongs to them is not counted: %s, …", len(missing), missing[0]
+            "%d pictures or annotations cannot be used and do not count, the first: %s", len(missing), missing[0]
         )
     return len(missing)
 
