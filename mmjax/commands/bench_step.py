@@ -37,7 +37,10 @@ def run(args: argparse.Namespace) -> int:
 
     experiment = Experiment.from_dict(load_config(args.config, args.overrides))
     experiment = dataclasses.replace(experiment, init=InitConfig())  # what the weights are changes no time
-    rows = time_steps(experiment, augmentations=options.split_csv(args.augment), repeats=args.repeats)
+    names = options.split_csv(args.augment)
+    experiments = [(name, dataclasses.replace(experiment, augment=_entries(name))) for name in names]
+    own = ("+".join(name for name, _ in experiment.augment) or "none", experiment)
+    rows = time_steps(experiments or [own], repeats=args.repeats)
     options.print_result(rows, format_text, as_json=args.json)
     return 0
 
@@ -63,3 +66,7 @@ def format_text(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     return options.align([header, *cells])
+
+
+def _entries(names: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    return () if names == "none" else tuple((name, {}) for name in names.split("+"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,8 @@ class Objective(Base):
     >>> round(loss.item(), 4), round(metrics["positive_probability"].item(), 4)
     (0.0, 1.0)
     """
+
+    model_options: ClassVar[Mapping[str, float]] = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
 
     def __call__(
         self,

@@ -12,15 +12,21 @@ from markupsafe import Markup
 WIDTH, HEIGHT = 400, 220
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 34
 MAX_DRAWN, MAX_HOVER = 400, 120
+COLORS = 6  # of lines, in the style sheet
 
 Transform = Callable[[float, float], tuple[float, float]]
 
 
 class Series(NamedTuple):
-    """A line through points in the order of x; points that cannot be drawn, such as NaN, leave a gap."""
+    """A line through points in the order of x; points that cannot be drawn, such as NaN, leave a gap.
+
+    ``band`` is drawn behind it: x, lower and upper end, in the order of x. ``color`` is one of 1 to 6; 0: by its place.
+    """
 
     label: str
     points: Sequence[tuple[float, float]]
+    band: Sequence[tuple[float, float, float]] = ()
+    color: int = 0
 
 
 def line_chart(title: str, series: Sequence[Series], *, unit: str = "", x_label: str = "step") -> Markup:
@@ -28,8 +34,10 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "", x_label:
     finite = [p for s in series for p in s.points if _drawable(p)]
     if not finite:
         return Markup("")
+    series = [s._replace(color=s.color or i % COLORS + 1) for i, s in enumerate(series)]
+    ends = [y for s in series for x, low, high in s.band for y in (low, high) if _drawable((x, y))]
     x_ticks = _ticks(min(p[0] for p in finite), max(p[0] for p in finite), 6, whole=True)
-    y_ticks = _ticks(min(p[1] for p in finite), max(p[1] for p in finite), 5)
+    y_ticks = _ticks(min([*ends, *(p[1] for p in finite)]), max([*ends, *(p[1] for p in finite)]), 5)
     x_low, x_high = min(p[0] for p in finite), max(p[0] for p in finite)
     if x_low == x_high:
         x_low, x_high = x_low - 1, x_high + 1
@@ -53,11 +61,9 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "", x_label:
             elements.append(f'<text x="{x}" y="{base + 17}" text-anchor="middle">{number(tick)}</text>')
     elements.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
     elements.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(x_label)}</text>')
-    for i, s in enumerate(series):
-        elements.append(_line(s, to_pixels, color=i % 6 + 1, unit=unit, x_label=x_label))
-    legend = "".join(
-        f'<span><i class="s{i % 6 + 1}"></i>{escape(s.label)}</span>' for i, s in enumerate(series) if len(series) > 1
-    )
+    elements += [_band(s, to_pixels) for s in series]
+    elements += [_line(s, to_pixels, unit=unit, x_label=x_label) for s in series]
+    legend = "".join(f'<span><i class="s{s.color}"></i>{escape(s.label)}</span>' for s in series if len(series) > 1)
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(elements)}</svg>'
     return Markup(f"<figure><figcaption><b>{escape(title)}</b>{legend}</figcaption>{svg}</figure>")
 
@@ -77,7 +83,17 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _line(series: Series, to_pixels: Transform, *, color: int, unit: str, x_label: str) -> str:
+def _band(series: Series, to_pixels: Transform) -> str:
+    ends = [(x, low, high) for x, low, high in series.band if _drawable((x, low)) and _drawable((x, high))]
+    if len(ends) < 2:
+        return ""
+    outline = [(x, high) for x, _, high in ends] + [(x, low) for x, low, _ in reversed(ends)]
+    path = "L".join(f"{across} {down}" for across, down in (to_pixels(x, y) for x, y in outline))
+    return f'<path class="band s{series.color}" d="M{path}Z"/>'
+
+
+def _line(series: Series, to_pixels: Transform, *, unit: str, x_label: str) -> str:
+    color = series.color
     drawn = thin(series.points, MAX_DRAWN)
     path, pen_down, dots = [], False, []
     for i, (x, y) in enumerate(drawn):

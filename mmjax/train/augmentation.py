@@ -243,13 +243,18 @@ class Augmentations:
 
 def _load_constructor(name: str, options: Mapping[str, Any], *, towers: TowerInfo) -> tuple[type, Callable[..., Any]]:
     """The class of ``name``, and a function that makes one of checked options; it takes ``rngs`` in any case."""
+    target, bound = bind_options(name, options, towers=towers)
+    return target, lambda rngs=None: call(
+        target, bound | ({"rngs": rngs} if "rngs" in bound else {}), path=f"augment.{name}"
+    )
+
+
+def bind_options(name: str, options: Mapping[str, Any], *, towers: TowerInfo | None) -> tuple[type, dict[str, Any]]:
+    """The class of ``name`` and the arguments that it takes, with checked names and types."""
     target = plugins.load_class(FOLDER, "Augmentation", name, path="augment")
     parameters = inspect.signature(target.__init__).parameters
     injected = {key: value for key, value in {"towers": towers, "rngs": None}.items() if key in parameters}
-    bound = bind(target, options, path=f"augment.{name}", injected=injected)
-    return target, lambda rngs=None: call(
-        target, bound | ({"rngs": rngs} if "rngs" in parameters else {}), path=f"augment.{name}"
-    )
+    return target, bind(target, options, path=f"augment.{name}", injected=injected)
 
 
 def _with_barrier(features: Features) -> Features:

@@ -1,6 +1,5 @@
 """Comparisons: the statistics against numbers worked out apart, the settings, the children, and whole ones."""
 
-import dataclasses
 import json
 import math
 import os
@@ -9,38 +8,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from mmjax import cli
-from mmjax.commands import compare
-from mmjax.commands.common import comparison, options, trainings
+from mmjax.commands.common import options, trainings
+from mmjax.commands.comparing import runs as runs_module
+from mmjax.commands.comparing.runs import ComparedRun, list_runs, train_all
 from mmjax.core.config import ConfigError
 from mmjax.core.locks import find_owner
 from mmjax.experiment import Experiment
 from mmjax.runs import folder as run_folder
-from support import command, tiny
-
-
-def test_spread_against_a_worked_example():
-    # Ten values with mean 5, sd 3.0277; t(0.975, 9) = 2.26216: half-width 2.26216 * 3.0277 / sqrt(10) = 2.1659.
-    got = comparison.mean_interval(np.arange(10) + 0.5)
-    assert got["mean"] == 5 and got["n"] == 10
-    np.testing.assert_allclose([got["sd"], got["half_width"]], [3.02765, 2.16585], rtol=1e-5)
-    assert np.isnan(comparison.mean_interval(np.array([1.0]))["half_width"])
-
-
-def test_variants_from_words():
-    made = comparison.make_variants(
-        "configs/scenes.py:size=small", [("steps", "50")], augment=["none"], variants=["long:steps=60;seed=1"]
-    )
-    assert [v.name for v in made] == ["none", "long"]
-    assert made[1].spec == "configs/scenes.py:size=small,augment=none"
-    assert made[1].overrides == (("steps", "50"), ("steps", "60"), ("seed", "1"))
-    for wrong in (["long"], ["long:"], ["long:steps"], ["none:steps=60"], ["../up:steps=60"], [":steps=60"]):
-        with pytest.raises(ConfigError, match="--variant"):
-            comparison.make_variants("configs/scenes.py", [], augment=["none"], variants=wrong)
+from support import command
+from support.compared import recipe, write_run
 
 
 @pytest.mark.parametrize(
@@ -53,6 +35,12 @@ def test_variants_from_words():
         (["--first-seed=-1"], ["--first-seed=-1", "at least 0"]),
         (["--first-seed=4294967290"], ["seed=4294967297", "between"]),
         (["--jobs=0"], ["--jobs=0", "at least 1"]),
+        (["--recipes=none,lemdaa"], ["--recipes=lemdaa", "lemda"]),
+        (["--recipes=none,cutswitch"], ["data.modalities", "cutswitch", "two or more"]),
+        (["--fractions=0.5,2k"], ["--fractions=2000", "48 examples"]),
+        (["--fractions=half"], ["--fractions=half", "fraction up to 1"]),
+        (["--fractions=0.01"], ["--fractions", "leaves none of the 48"]),
+        (["--detect=0"], ["--detect=0", "more than 0"]),
     ],
 )
 def test_a_mistake_is_found_before_anything_trains(words, mentions, tmp_path, capfd):
@@ -63,16 +51,13 @@ def test_a_mistake_is_found_before_anything_trains(words, mentions, tmp_path, ca
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("words", [["--workdir=x"], ["--config=scenes"]])
+def test_without_a_diff_config_and_workdir_are_needed(words, capfd):
+    assert cli.main(["compare", *words]) == 2
+    assert "--diff OLD NEW" in capfd.readouterr().err
+
+
 def test_json_has_null_where_there_is_no_number(capsys):
-    rows = [{"variant": "a", "metric": "m", "values": [1.0]} | comparison.mean_interval(np.array([1.0]))]
-    options.print_result(rows, compare.format_markdown, as_json=True)
-
-    def refuse(word):
-        raise AssertionError(word)
-
-    (row,) = json.loads(capsys.readouterr().out, parse_constant=refuse)
-    assert row["sd"] is None and row["half_width"] is None and row["mean"] == 1.0
-    assert compare.format_markdown(rows).endswith("| a | m | 1 | 1 | baseline |")
     options.print_json({"a": (math.inf, {"b": math.nan})}, indent=None)
     assert capsys.readouterr().out == '{"a": [null, {"b": null}]}\n'
 
@@ -80,17 +65,13 @@ def test_json_has_null_where_there_is_no_number(capsys):
 @pytest.fixture
 def finished(tmp_path):
     """The folder of a comparison whose only run looks as training leaves it, and the words of its command."""
-    folder = tmp_path / "runs" / "baseline" / "seed0"
-    (folder / "checkpoints" / "2").mkdir(parents=True)
-    experiment = tiny.experiment(eval__final_splits=("val", "test"), steps=2)
-    text = dataclasses.replace(experiment.model.text_cfg, vocab_size=99, pad_id=0, eos_id=2)  # as of a tokenizer
-    experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, text_cfg=text))
-    (folder / "config.json").write_text(json.dumps(experiment.to_dict()))
-    (folder / "report.html").write_text("")
-    metrics = {"step": 2, "final/weights_of_step": 2.0, "val/rsum": 1.0, "test/rsum": 3.0, "test/modality_gap": 0.5}
-    (folder / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
-    words = [f"--config={command.config_file(tmp_path)}", f"--workdir={tmp_path / 'runs'}", "--seeds=1"]
-    return folder, [*words, "--config.eval.final_splits=val,test", "--config.steps=2"]
+    own = (("eval.final_splits", "val,test"), ("steps", "2"))
+    run = ComparedRun(recipe=recipe("none", str(command.config_file(tmp_path)), **dict(own)), seed=0)
+    final = {"val/rsum": 1.0, "test/rsum": 3.0, "test/modality_gap": 0.5}
+    folder = write_run(run, tmp_path / "runs", curve={}, final=final)
+    overrides = [f"--config.{key}={value}" for key, value in own]
+    words = [f"--config={run.recipe.spec}", f"--workdir={tmp_path / 'runs'}", "--seeds=1"]
+    return folder, [*words, *overrides, "--time-steps=0", "--examples=0"]
 
 
 def test_a_finished_run_is_read_and_not_started(finished, capfd, monkeypatch):
@@ -100,9 +81,16 @@ def test_a_finished_run_is_read_and_not_started(finished, capfd, monkeypatch):
     assert cli.main(["compare", *words, "--json"]) == 0
     assert time.perf_counter() - start < 1
     out, err = capfd.readouterr()
-    rows = json.loads(out)  # and nothing else
+    rows = json.loads(out)["rows"]  # and nothing else
     assert [row["metric"] for row in rows] == ["val/rsum", "test/rsum"] and rows[0]["n"] == 1
-    assert err == "1 of 1 runs are finished already\n"
+    assert rows[0]["sd"] is None and rows[0]["mean"] == 1.0
+    folder = words[1].removeprefix("--workdir=")
+    assert err == f"1 of 1 runs are finished already\nreport: {folder}/report.html\n"
+    assert "| none | 1 | 1 | baseline |" in Path(folder, "report.md").read_text()
+    assert cli.main(["compare", *words]) == 0  # from what it has written itself
+    assert capfd.readouterr().out == Path(folder, "report.md").read_text()
+    assert cli.main(["compare", "--diff", folder, folder]) == 0
+    assert "| none | val/rsum | 1 | 1 | +0 |" in capfd.readouterr().out
 
 
 def test_a_finished_run_of_other_settings_is_refused(finished, capfd):
@@ -173,17 +161,81 @@ def test_a_log_keeps_what_earlier_starts_wrote_and_the_last_line_is_of_this_one(
     assert training.last_line() == "" and log.read_text() == "of an orphan\n"
 
 
+class Recorded(trainings.Training):
+    """In place of a training: writes a finished run, or nothing for those in ``unfinished``."""
+
+    started: ClassVar[list[str]] = []
+    unfinished: ClassVar[set[str]] = set()
+
+    def __init__(self, arguments, *, log, cores):
+        workdir = Path(next(a for a in arguments if a.startswith("--workdir=")).removeprefix("--workdir="))
+        self.run, self.workdir = self.runs[workdir], workdir.parents[1]
+        self.started.append(str(self.run))
+
+    def poll(self):
+        if str(self.run) in self.unfinished:
+            raise KeyboardInterrupt
+        write_run(self.run, self.workdir, curve={}, final={"test/rsum": 1.0})
+        return 0
+
+    @staticmethod
+    def stop(trainings):
+        list(trainings)
+
+
+def test_what_is_finished_when_a_comparison_is_stopped_never_trains_again(tmp_path, monkeypatch):
+    spec = str(command.config_file(tmp_path))
+    recipes = [recipe("none", spec), recipe("slow", spec, optimizer__learning_rate="1e-9")]
+    runs = list_runs(recipes, seeds=range(3))
+    assert [str(run) for run in runs[:3]] == ["none seed 0", "slow seed 0", "none seed 1"]  # whole pairs first
+    Recorded.runs = {run.folder(tmp_path): run for run in runs}
+    Recorded.started, Recorded.unfinished = [], {"none seed 1"}
+    monkeypatch.setattr(runs_module, "Training", Recorded)
+    with pytest.raises(KeyboardInterrupt):
+        train_all(runs, jobs=1, workdir=tmp_path)
+    assert Recorded.started == [str(run) for run in runs[:3]]
+    Recorded.started, Recorded.unfinished = [], set()
+    train_all(runs, jobs=1, workdir=tmp_path)
+    assert Recorded.started == [str(run) for run in runs[2:]]
+    Recorded.started = []
+    train_all(runs, jobs=1, workdir=tmp_path)
+    assert Recorded.started == []
+
+
 @pytest.mark.slow
-def test_paired_differences_of_a_whole_comparison(tmp_path):
+def test_a_whole_comparison_is_killed_and_goes_on_without_repeating_a_run(tmp_path):
+    workdir = tmp_path / "runs"
     words = (
-        "compare", f"--config={command.config_file(tmp_path)}", f"--workdir={tmp_path / 'runs'}", "--seeds=2",
-        "--variant=slow:optimizer.learning_rate=1e-9", "--metrics=test/rsum", "--json",
+        "compare", f"--config={command.config_file(tmp_path)}", f"--workdir={workdir}", "--seeds=2",
+        "--recipes=none,mixgen", "--variant=slow:optimizer.learning_rate=1e-9", "--metrics=test/rsum",
+        "--fractions=24,1", "--time-steps=2", "--examples=4", "--json",
     )  # fmt: skip
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    process = command.start(*words, **cache)
+    while len(list(workdir.rglob("report.html"))) < 3:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.2)
+    process.kill()
+    process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in workdir.rglob("seed*/report.html")}
+    deadline = time.monotonic() + 60
+    while any(find_owner(path) for path in workdir.rglob(run_folder.LOCK)):  # what it has started stops by itself
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
     output = command.run(*words, **cache)
-    rows = json.loads(output[output.index("[\n") :])
-    base, slow = (np.array(row["values"]) for row in rows)
-    np.testing.assert_allclose(rows[1]["difference"]["mean"], (slow - base).mean())
-    assert "| slow | test/rsum | 2 |" in compare.format_markdown(rows)
-    again = command.run(*words, **cache)  # finished runs stay
-    assert json.loads(again[again.index("[\n") :]) == rows
+    results = json.loads(output[output.index("{\n") :])
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert [size["examples"] for size in results["sizes"]] == [24, 48] and results["tests"] == 4
+    for row in results["rows"]:
+        if "difference" in row:
+            base = next(r for r in results["rows"] if r["recipe"] == "none" and r["fraction"] == row["fraction"])
+            expected = np.mean(np.array(row["values"]) - base["values"])
+            np.testing.assert_allclose(row["difference"]["mean"], expected, atol=1e-12)
+    stored = json.loads((workdir / "comparison.json").read_text())
+    assert [row["recipe"] for row in stored["step_times"]] == ["none", "mixgen", "slow"]
+    assert stored["step_times"][0]["ratio"] == 1 and stored["step_times"][2]["seconds"] > 0
+    entries = stored["rank_changes"]["entries"]
+    assert 0 < len(entries) <= 4 and all(entry["image"][0].startswith("data:image/png") for entry in entries)
+    again = command.run(*words, **cache)  # nothing is trained, timed or embedded again
+    assert json.loads(again[again.index("{\n") :]) == results and "timing" not in again
+    assert "12 of 12 runs are finished already" in again

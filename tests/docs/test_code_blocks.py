@@ -7,8 +7,9 @@ import ml_collections
 import pytest
 
 from mmjax import cli
-from mmjax.commands.common.comparison import check, make_variants
 from mmjax.commands.common.options import parse_overrides, split_csv
+from mmjax.commands.comparing.recipes import make_recipes
+from mmjax.commands.comparing.runs import check, list_runs
 from mmjax.config_file import load_config
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
@@ -119,10 +120,16 @@ def check_command(words):
         return
     check_experiment(Experiment.from_dict(load_config(spec, overrides)))
     if args.command == "compare":
-        variants = make_variants(spec, overrides, augment=split_csv(args.augment), variants=args.variant)
-        check(variants, seeds=[0], metrics=split_csv(args.metrics))
-        for variant in variants:
-            check_experiment(variant.experiment())
+        recipes = make_recipes(
+            spec,
+            overrides,
+            names=split_csv(args.recipes),
+            file=args.recipes_file,
+            variants=args.variant,
+        )
+        check(list_runs(recipes, seeds=[0]), metrics=split_csv(args.metrics))
+        for recipe in recipes:
+            check_experiment(recipe.experiment())
 
 
 def check_experiment(experiment):

@@ -14,10 +14,10 @@ from mmjax.core.config import ConfigError, Range, nearest
 from mmjax.core.printable import printable
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """``--config``, which takes overrides."""
     parser.add_argument(
-        "--config", required=True, metavar="FILE[:ARGS]",
+        "--config", required=required, metavar="FILE[:ARGS]",
         help="a config file, or the name of a shipped one, with its arguments; --config.KEY=VALUE overrides any key, "
         "as --config.batch_size=128",
     )  # fmt: skip
@@ -54,14 +54,15 @@ def print_result(result: Any, format_text: Callable[[Any], str], *, as_json: boo
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Prints ``value`` as JSON; numbers that JSON does not have (NaN, infinity) are null."""
-    print(json.dumps(_without_nan(value), indent=indent, allow_nan=False))
+    print(json.dumps(without_nan(value), indent=indent, allow_nan=False))
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """``value`` with None for numbers that JSON does not have."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

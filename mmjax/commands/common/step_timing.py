@@ -1,14 +1,14 @@
-"""Speed and memory of the compiled training step, for one or several augmentations in one process."""
+"""Speed and memory of the compiled training step, for one or several experiments in one process."""
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from mmjax.core.state import TrainState
 from mmjax.core.types import Batch
@@ -17,25 +17,57 @@ from mmjax.program.chips import peak_flops
 from mmjax.train.data import stream_batches
 from mmjax.train.setup import setup
 
+_BATCHES = 5  # that are timed
 
-def time_steps(experiment: Experiment, *, augmentations: Sequence[str], repeats: int) -> list[dict[str, Any]]:
-    """One row for each augmentation: median step time, examples a second, FLOPs, memory, and ratio to the first row.
+
+def time_steps(experiments: Sequence[tuple[str, Experiment]], *, repeats: int) -> list[dict[str, Any]]:
+    """One row for each experiment: median step time, examples a second, FLOPs, memory, and ratio to the first row.
 
     The rows' steps are timed in turn, A B A B …, so that a machine whose speed drifts does not favor one.
 
     Args:
-        experiment: What to train.
-        augmentations: ``NAME[+NAME]`` or ``none``, a row each; if empty, one row with the experiment's own.
+        experiments: What to train, with the name of its row.
         repeats: Timed steps of each row.
     """
-    if augmentations:
-        timers = [_Timer(name, dataclasses.replace(experiment, augment=_entries(name))) for name in augmentations]
-    else:
-        timers = [_Timer("+".join(name for name, _ in experiment.augment) or "none", experiment)]
+    timers = [_Timer(name, experiment) for name, experiment in experiments]
     for _ in range(repeats):
         for timer in timers:
             timer.time()
     return [timer.row(timers[0]) for timer in timers]
+
+
+def compare_steps(experiments: Sequence[tuple[str, Experiment]], *, repeats: int) -> list[dict[str, Any]]:
+    """Step time of each experiment beside the first, two at a time on the device, and the time that its batches take.
+
+    Returns:
+        For each: ``recipe``, ``seconds`` (median of its steps), ``ratio`` to the first's steps, timed in turn, with its
+        quartiles ``low`` and ``high``; ``batch_seconds``, to make a batch in one thread, and ``batch_ratio``.
+    """
+    first = _Timer(*experiments[0])
+    batch_seconds = first.time_batches()
+    rows = []
+    for name, experiment in experiments:
+        timer = first if experiment is experiments[0][1] else _Timer(name, experiment)
+        first.seconds.clear()
+        for _ in range(repeats):
+            first.time()
+            if timer is not first:
+                timer.time()
+        ratios = [a / b for a, b in zip(timer.seconds, first.seconds, strict=True)]
+        low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+        own = batch_seconds if timer is first else timer.time_batches()
+        rows.append(
+            {
+                "recipe": name,
+                "seconds": statistics.median(timer.seconds),
+                "ratio": median,
+                "low": low,
+                "high": high,
+                "batch_seconds": own,
+                "batch_ratio": own / batch_seconds,
+            }
+        )
+    return rows
 
 
 class _Timer:
@@ -48,7 +80,8 @@ class _Timer:
         self.batch_size = experiment.batch_size
         self.devices = jax.device_count()
         self.half = experiment.precision == "bfloat16"
-        batches = stream_batches(experiment.data, resolved.make_batches())
+        self.batches = resolved.make_batches()
+        batches = stream_batches(experiment.data, self.batches)
         arrays = next(iter(batches))
         batches.close()
         self.batch: Batch = program.place(arrays)
@@ -69,6 +102,15 @@ class _Timer:
         self.state, metrics = self.compiled(self.state, self.batch)
         jax.block_until_ready((self.state, metrics))
         self.seconds.append(time.perf_counter() - before)
+
+    def time_batches(self) -> float:
+        """Median seconds to make a batch in this thread, without what only the first one costs."""
+        seconds = []
+        for step in range(_BATCHES + 1):
+            before = time.perf_counter()
+            self.batches[step]
+            seconds.append(time.perf_counter() - before)
+        return statistics.median(seconds[1:])
 
     def row(self, first: _Timer) -> dict[str, Any]:
         """The figures for one device: FLOPs of the model's products, memory by the compiler."""
@@ -94,7 +136,3 @@ class _Timer:
 
 def _peak_bytes() -> int | None:
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
-
-def _entries(names: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
-    return () if names == "none" else tuple((name, {}) for name in names.split("+"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 import jax
 from jax.sharding import NamedSharding
@@ -38,6 +39,9 @@ class Base(abc.ABC):
         chunk: The largest side of a tile.
         row_sharding: Of both sides, set by the program; None: one device.
     """
+
+    model_options: ClassVar[Mapping[str, float]] = {}
+    """What ``mmjax compare`` sets in the section ``model`` of a recipe with this objective, if that has no bias."""
 
     targets: Labeling = "provenance"
     mask_partners: bool = False

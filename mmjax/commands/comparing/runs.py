@@ -1,0 +1,146 @@
+"""The runs of a comparison: every recipe with every size of the data and every seed, several at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mmjax.checkpoints.location import list_steps
+from mmjax.commands.common.trainings import Training, exit_on_sigterm
+from mmjax.commands.comparing.recipes import Recipe, check_plugins
+from mmjax.core.config import ConfigError
+from mmjax.core.locks import find_owner
+from mmjax.evals.common.metric_names import check_metric
+from mmjax.experiment import Experiment
+from mmjax.models.config import take_resolved
+from mmjax.runs.console import duration
+from mmjax.runs.folder import LOCK, differences, read_config
+
+FINAL = "final/weights_of_step"
+"""The key of ``metrics.jsonl`` that only the line of a run's last measurement has."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComparedRun:
+    """One recipe with one seed, on a fraction of its training data (None: whatever the recipe has)."""
+
+    recipe: Recipe
+    seed: int
+    fraction: float | None = None
+
+    def folder(self, workdir: Path) -> Path:
+        """Its run folder."""
+        part = () if self.fraction in (None, 1.0) else (f"fraction{self.fraction:g}",)
+        return workdir.joinpath(self.recipe.name, *part, f"seed{self.seed}")
+
+    @property
+    def overrides(self) -> tuple[tuple[str, str], ...]:
+        """All that it changes of the config file."""
+        size = () if self.fraction is None else (("data.fraction", repr(self.fraction)),)
+        return (*self.recipe.common, *self.recipe.own, *size, ("seed", str(self.seed)))
+
+    def experiment(self) -> Experiment:
+        """The checked experiment."""
+        return dataclasses.replace(self.recipe, common=self.overrides, own=()).experiment()
+
+    def __str__(self) -> str:
+        size = "" if self.fraction is None else f" fraction {self.fraction:g}"
+        return f"{self.recipe.name}{size} seed {self.seed}"
+
+
+def list_runs(
+    recipes: Sequence[Recipe], *, seeds: Sequence[int], fractions: Sequence[float | None] = (None,)
+) -> list[ComparedRun]:
+    """All runs, seeds first, so that a comparison that is stopped early has whole pairs."""
+    return [
+        ComparedRun(recipe=recipe, seed=seed, fraction=fraction)
+        for seed in seeds
+        for fraction in fractions
+        for recipe in recipes
+    ]
+
+
+def check(runs: Iterable[ComparedRun], *, metrics: Sequence[str]) -> None:
+    """Raises ConfigError if a run is no experiment or cannot give a metric: before any has trained."""
+    for run in runs:
+        experiment = run.experiment()
+        check_plugins(experiment)
+        config = experiment.eval
+        for metric in metrics:
+            check_metric(metric, tasks=config.final_tasks, splits=config.final_splits, path="--metrics")
+
+
+def train_all(runs: Sequence[ComparedRun], *, jobs: int, workdir: Path) -> None:
+    """Trains every run, ``jobs`` at a time, each on its own cores.
+
+    Finished runs are left alone and stopped ones resumed.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if not 1 <= jobs <= max(len(cores), 1):
+        raise ConfigError(f"--jobs={jobs}: must be from 1 to the number of cores, {max(len(cores), 1)}")
+    total = len(runs)
+    for run in runs:
+        if owner := find_owner((folder := run.folder(workdir)) / LOCK):
+            raise ConfigError(
+                f"--workdir={workdir}: process {owner} still trains {folder}, perhaps for a command that has ended; "
+                "wait for it, or stop it"
+            )
+    waiting = [run for run in runs if not is_finished(run, workdir=workdir)]
+    if len(waiting) < total:
+        logger.info(f"{total - len(waiting)} of {total} runs are finished already")
+    running: dict[int, tuple[Training, ComparedRun, float]] = {}
+    with exit_on_sigterm():
+        try:
+            while waiting or running:
+                for slot in range(jobs):
+                    if slot not in running and waiting:
+                        run = waiting.pop(0)
+                        training = _start(run, cores=set(cores[slot::jobs]), workdir=workdir)
+                        running[slot] = training, run, time.monotonic()
+                time.sleep(0.2)
+                for slot, (training, run, began) in list(running.items()):
+                    if (status := training.poll()) is None:
+                        continue
+                    del running[slot]
+                    if status:
+                        raise ConfigError(f"{run} failed; the end of {training.log}: {training.last_line()}")
+                    done = total - len(waiting) - len(running)
+                    logger.info(f"{done}/{total}  {run}  {duration(time.monotonic() - began)}")
+        finally:
+            if running:
+                logger.info(f"stopping {len(running)} of the runs; run the same command again to resume")
+            Training.stop(training for training, *_ in running.values())
+
+
+def is_finished(run: ComparedRun, *, workdir: Path) -> bool:
+    """Whether the run has been trained to its end; reads a few small files.
+
+    Raises:
+        ConfigError: if it has, but with other settings.
+    """
+    folder = run.folder(workdir)
+    if not (folder / "report.html").exists() or not (folder / "config.json").exists():
+        return False
+    stored, configured = Experiment.from_dict(read_config(folder)), run.experiment()
+    if list_steps(folder, configured.checkpoint.directory)[-1:] != [configured.steps]:
+        return False
+    configured = dataclasses.replace(configured, model=take_resolved(configured.model, stored.model))
+    if changes := differences(stored.to_dict(), configured.to_dict()):
+        raise ConfigError(
+            f"--workdir={workdir}: {folder} was trained with other settings ({'; '.join(changes)}); use another folder"
+        )
+    return True
+
+
+def _start(run: ComparedRun, *, cores: set[int], workdir: Path) -> Training:
+    folder = run.folder(workdir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    overrides = [f"--config.{key}={value}" for key, value in run.overrides]
+    arguments = [f"--config={run.recipe.spec}", f"--workdir={folder}", *overrides]
+    return Training(arguments, log=folder.with_suffix(".log"), cores=cores)
