@@ -5,5 +5,5 @@ adds its flags, ``run(args)`` returns the exit status (``args.overrides`` has th
 Imports that take time, such as jax, belong into ``run``.
 """
 
-GROUPS = {"bench": "measure speed and memory", "data": "prepare, inspect and time data"}
+GROUPS = {"bench": "measure speed and memory", "data": "fetch, prepare, inspect and time data"}
 """The first words of commands that have two, with their help."""

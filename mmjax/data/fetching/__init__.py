@@ -1,0 +1,1 @@
+"""``mmjax data fetch``: open data sets that are built from packages at fixed versions."""
