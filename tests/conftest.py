@@ -13,8 +13,10 @@ import threading
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the tests' time is compilation, of programs that run for milliseconds: the optimizer stays off.
+# Most of the tests' time is compilation, of programs that run for milliseconds: the optimizer stays off, and a program
+# is one module, whose parts would each repeat the same work.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
 if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
     # The fusion emitters take half of the compile time. Later versions cannot do without and end at the unknown flag.
     FLAGS += " --xla_cpu_use_fusion_emitters=false"

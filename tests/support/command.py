@@ -18,7 +18,7 @@ def environment(**extra: str) -> dict[str, str]:
     """This process's environment with one simulated device and the tests' modules importable."""
     return os.environ | {
         "PYTHONPATH": str(TESTS),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1",
         "PYTHONUNBUFFERED": "1",
         **extra,
     }

@@ -34,7 +34,7 @@ def start(program, count, *, port=None):
         "MMJAX_COORDINATOR": f"127.0.0.1:{port}",
         "MMJAX_PROCESSES": str(count),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1",
         "PYTHONUNBUFFERED": "1",
     }
     return [
