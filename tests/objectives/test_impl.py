@@ -76,7 +76,11 @@ def test_tiles_equal_the_reference_and_the_whole_matrix(name, chunk, k):
 
 @names
 @pytest.mark.parametrize("impl", ["chunked", "ring"])
-@pytest.mark.parametrize("mesh", [(1,), (2,), (4,), (8,), (2, 4), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "mesh",
+    [(1,), *(pytest.param(one, marks=pytest.mark.slow) for one in [(2,), (4,), (2, 4)]), (8,), (2, 2, 2)],
+    ids=str,
+)
 def test_on_any_mesh(name, impl, mesh):
     """Rows over both axes, copies over the third; each device has several tiles, which do not divide its rows."""
     rows = rows_of(*mesh)
