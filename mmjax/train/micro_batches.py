@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -27,11 +28,13 @@ class MicroBatches:
         number: 1 runs functions on the whole batch.
         row_sharding: of the batch; None: one device.
         param_shardings: of the parameters of the model; None: every device has all of them.
+        gradient_dtype: in which devices send each other their sums; None: that of the parameters.
     """
 
     number: int = 1
     row_sharding: NamedSharding | None = None
     param_shardings: Any = None
+    gradient_dtype: Any = None
 
     def map(self, f: Callable[[_Model, Any], _Result], model: _Model, rows: Any, *, count: int) -> _Result:
         """``f(model, rows)``, computed one micro-batch at a time, for a function that treats every row alone.
@@ -44,8 +47,9 @@ class MicroBatches:
         2021, arXiv:2111.10050): exact, at the cost of one more forward pass of ``f``.
 
         Micro-batch p takes rows p, p + number, … of a device's part of each batch, so that no row moves between
-        devices. Each device sums the gradients of its own rows; the devices add up their sums once, after the last
-        micro-batch. Parameters that are split over the devices which share the rows are gathered before the first.
+        devices. Each device sums the gradients of its own rows in the type of the parameters; the devices add up their
+        sums once, after the last micro-batch. Parameters that are split over the devices which share the rows are
+        gathered before the first.
 
         Args:
             f: the function.
@@ -104,7 +108,8 @@ class MicroBatches:
             spec: tuple[Any, ...] = tuple(sharding.spec)
             for axes in copy_axes(sharding):
                 spec = (axes, *(None if split in axes else split for split in spec))
-                x = jnp.broadcast_to(x, (math.prod(mesh.shape[axis] for axis in axes), *x.shape))
+                number = math.prod(mesh.shape[axis] for axis in axes)
+                x = _repeat(x, number, self.gradient_dtype or x.dtype)
                 x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
             return x
 
@@ -130,6 +135,24 @@ class MicroBatches:
         result = run_copies(params, jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), rows))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result)
 
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _repeat(x: jax.Array, number: int, gradient_dtype: Any) -> jax.Array:
+    """``number`` copies along a new first axis, whose gradients are added up in ``gradient_dtype``."""
+    return jnp.broadcast_to(x, (number, *x.shape))
+
+
+def _repeat_forward(x: jax.Array, number: int, gradient_dtype: Any) -> tuple[jax.Array, None]:
+    return _repeat(x, number, gradient_dtype), None
+
+
+def _repeat_backward(number: int, gradient_dtype: Any, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    # Not jnp.sum, which adds up halves in float32.
+    sent = gradient.astype(gradient_dtype)
+    return (jax.lax.reduce(sent, jnp.zeros((), sent.dtype), jax.lax.add, (0,)).astype(gradient.dtype),)
+
+
+_repeat.defvjp(_repeat_forward, _repeat_backward)
 
 WHOLE_BATCH = MicroBatches()
 

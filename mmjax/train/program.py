@@ -85,7 +85,10 @@ class Program:
             config=experiment.mesh,
         )
         self.micro_batches = MicroBatches(
-            number=experiment.micro_batches, row_sharding=self.row_sharding, param_shardings=self.shardings.params
+            number=experiment.micro_batches,
+            row_sharding=self.row_sharding,
+            param_shardings=self.shardings.params,
+            gradient_dtype=dtype,  # as those of a whole batch, which are sent before they are converted
         )
         self.step = make_step(
             self.graph,

@@ -240,6 +240,24 @@ def test_rows_keep_their_order_whatever_is_made_of_them():
         MicroBatches(number=5).map(f, model, (x, y), count=12)
 
 
+@pytest.mark.parametrize(("dtype", "second"), [(None, 258), (jnp.bfloat16, 256)])
+def test_gradients_are_summed_in_the_type_of_parameters_and_sent_in_another(dtype, second):
+    """256 + 1 + 1 is 256 in bfloat16 one after the other, and 258 if only the sum is rounded; 257 is sent as 256."""
+    model = nnx.Module()
+    model.kernel = nnx.Param(jnp.zeros(2))
+    x = jnp.asarray([[256, 256], [1, 1], [1, 0], [0, 0], [0, 1], [0, 0], [0, 0], [0, 0]], jnp.float32)
+    rows = batch_sharding(make_mesh(MeshConfig(), devices=jax.devices()[:2]))
+    spread = MicroBatches(number=4, row_sharding=rows, gradient_dtype=dtype)
+    graph, state = nnx.split(model)
+
+    def loss(params):
+        model = merge(graph, params)
+        return jnp.sum(spread.map(lambda model, x: x * model.kernel[...], model, x, count=8))
+
+    [gradient] = jax.tree.leaves(jax.jit(jax.grad(loss))(nnx.to_pure_dict(state)))
+    assert gradient.dtype == jnp.float32 and gradient.tolist() == [258, second]
+
+
 def test_each_micro_batch_is_computed_again_and_one_is_kept():
     kernels = jnp.ones((6, 32, 32)) / 40
 
