@@ -1,6 +1,7 @@
 """Time the compiled training step.
 
-Prints step time, examples a second, FLOPs, and memory of the compiled step, with the ratio to the first row.
+Prints step time, examples a second, FLOPs, and memory of the compiled step, with the ratio to the first row. On
+accelerators whose published figures are known also the number of kernels and the time that these figures give.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--augment", metavar="A,B+C", help="augmentations to compare, one row each (default: the config's)"
     )
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="timed steps of each row (default: 10)")
+    parser.add_argument("--profile", metavar="DIR", help="also trace some steps, and list the device's time in DIR")
     options.add_json(parser)
 
 
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     names = options.split_csv(args.augment)
     experiments = [(name, dataclasses.replace(experiment, augment=_entries(name))) for name in names]
     own = ("+".join(name for name, _ in experiment.augment) or "none", experiment)
-    rows = time_steps(experiments or [own], repeats=args.repeats)
+    rows = time_steps(experiments or [own], repeats=args.repeats, profile=args.profile)
     options.print_result(rows, format_text, as_json=args.json)
     return 0
 
@@ -48,12 +50,14 @@ def run(args: argparse.Namespace) -> int:
 def format_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of ``time_steps`` as a table."""
     header = (
-        "augment", "ms/step", "ex/s", "GFLOP", "GFLOP/s", "MFU", "state+batch MiB", "temp MiB", "compile s", "ratio"
+        "augment", "ms/step", "modeled", "kernels", "ex/s", "GFLOP", "GFLOP/s", "MFU", "state+batch MiB", "temp MiB",
+        "compile s", "ratio",
     )  # fmt: skip
     cells = [
         (
             row["augment"],
             f"{1e3 * row['seconds']:.1f}",
+            *_modeled(row),
             f"{row['examples_per_second']:.1f}",
             f"{row['flops_per_device'] / 1e9:.1f}",
             f"{row['flops_per_second_per_device'] / 1e9:.1f}",
@@ -70,3 +74,9 @@ def format_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _entries(names: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
     return () if names == "none" else tuple((name, {}) for name in names.split("+"))
+
+
+def _modeled(row: Mapping[str, Any]) -> tuple[str, str]:
+    if row["kernels"] is None:
+        return "-", "-"
+    return f"{1e3 * row['modeled_seconds']:.1f}", str(sum(kind["executions"] for kind in row["kernels"]))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, Self, TypeVar
 
 GIB = 2**30
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,11 +160,21 @@ _OTHER_GPUS = {
 """Dense bfloat16 FLOP/s by the start of ``device_kind``, from data sheets, without the factor for sparsity."""
 
 
+def find_chip(kind: str) -> Chip | None:
+    """Returns the published figures of one device of this kind, or None if they are unknown."""
+    chips: dict[str, Chip | None] = {**dict.fromkeys(_OTHER_GPUS), **{gpu.kind: gpu for gpu in GPUS.values()}}
+    for chip in TPUS.values():  # some versions of libtpu use the short names
+        chips |= dict.fromkeys((chip.kind, f"TPU {chip.name}"), chip.per_device)
+    return _longest_match(kind, chips)
+
+
 def peak_flops(kind: str) -> float | None:
     """Returns the published dense bfloat16 FLOP/s of one device of this kind, or None if it is unknown."""
-    peaks = _OTHER_GPUS | {gpu.kind: gpu.bf16 for gpu in GPUS.values()}
-    for chip in TPUS.values():  # some versions of libtpu use the short names
-        peaks |= {chip.kind: chip.per_device.bf16, f"TPU {chip.name}": chip.per_device.bf16}
-    # The longest name that matches whole words: an A100 is not an A10, and a v5 lite is not a v5.
-    matches = [name for name in peaks if kind == name or kind.startswith((name + " ", name + "-"))]
-    return peaks[max(matches, key=len)] if matches else None
+    chip = find_chip(kind)
+    return _longest_match(kind, _OTHER_GPUS) if chip is None else chip.bf16
+
+
+def _longest_match(kind: str, table: Mapping[str, T]) -> T | None:
+    """Returns the value of the longest name that matches whole words: an A100 is not an A10, a v5 lite is not a v5."""
+    matches = [name for name in table if kind == name or kind.startswith((name + " ", name + "-"))]
+    return table[max(matches, key=len)] if matches else None

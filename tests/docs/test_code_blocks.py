@@ -30,6 +30,7 @@ OTHER_PROGRAMS = {
     "tensorboard",
     "clip_benchmark",
     ".ci/run",
+    "launch/accelerator_report.sh",
     "source",
 }
 PLUGINS = (

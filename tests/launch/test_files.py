@@ -35,6 +35,7 @@ def shellcheck(path):
 def test_they_are_all_there():
     assert {path.name for path in FILES} == {
         "local.sh", "slurm.sbatch", "tpu_vm.sh", "gke_jobset.yaml", "skypilot.yaml", "Dockerfile",
+        "accelerator_report.sh",
     }  # fmt: skip
 
 

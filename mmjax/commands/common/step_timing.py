@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,14 +14,23 @@ import numpy as np
 from mmjax.core.state import TrainState
 from mmjax.core.types import Batch
 from mmjax.experiment import Experiment
-from mmjax.program.chips import peak_flops
+from mmjax.program.chips import Chip, find_chip, peak_flops
+from mmjax.program.flops import count_pallas_flops
+from mmjax.program.hlo import Module
+from mmjax.program.kernels import find_kernels, summarize_by_kind
+from mmjax.program.source_lines import SourceLines
+from mmjax.runs.timing import ActivityTimer
 from mmjax.train.data import stream_batches
+from mmjax.train.profiler import Profiler
 from mmjax.train.setup import setup
 
 _BATCHES = 5  # that are timed
+_PROFILED_STEPS = 3
 
 
-def time_steps(experiments: Sequence[tuple[str, Experiment]], *, repeats: int) -> list[dict[str, Any]]:
+def time_steps(
+    experiments: Sequence[tuple[str, Experiment]], *, repeats: int, profile: str | None = None
+) -> list[dict[str, Any]]:
     """One row for each experiment: median step time, examples a second, FLOPs, memory, and ratio to the first row.
 
     The rows' steps are timed in turn, A B A B …, so that a machine whose speed drifts does not favor one.
@@ -28,11 +38,15 @@ def time_steps(experiments: Sequence[tuple[str, Experiment]], *, repeats: int) -
     Args:
         experiments: What to train, with the name of its row.
         repeats: Timed steps of each row.
+        profile: A folder for traces of some further steps, in a folder for each row; None for none.
     """
     timers = [_Timer(name, experiment) for name, experiment in experiments]
     for _ in range(repeats):
         for timer in timers:
             timer.time()
+    if profile is not None:
+        for timer in timers:
+            timer.profile(Path(profile) / timer.name)
     return [timer.row(timers[0]) for timer in timers]
 
 
@@ -86,10 +100,14 @@ class _Timer:
         batches.close()
         self.batch: Batch = program.place(arrays)
         before = time.perf_counter()
-        self.compiled = program.compile(program.batch_shape(arrays))
+        traced = program.trace(program.batch_shape(arrays))
+        self.compiled = traced.lower().compile()
         self.compile_seconds = time.perf_counter() - before
         # The compiler's own count takes the body of a loop, such as that over layers, once.
         self.flops = program.count_flops(program.batch_shape(arrays)) / self.devices
+        self.attention = {tower: str(choice) for tower, choice in program.attention.items()}
+        chip = find_chip(jax.devices()[0].device_kind)
+        self.kernels = None if chip is None else summarize_kernels(self.compiled, traced, chip)
         self.state: TrainState = program.initialize()
         self.seconds: list[float] = []
         for _ in range(2):  # the first runs allocate and fill caches
@@ -112,8 +130,19 @@ class _Timer:
             seconds.append(time.perf_counter() - before)
         return statistics.median(seconds[1:])
 
+    def profile(self, folder: Path) -> None:
+        profiler = Profiler((1, _PROFILED_STEPS), folder, begin=0, program=self.compiled, timer=ActivityTimer())
+        for step in range(1, _PROFILED_STEPS + 1):
+            profiler.before_step(step, self.state)
+            self.state, metrics = self.compiled(self.state, self.batch)
+            profiler.after_step(step, self.state, metrics)
+
     def row(self, first: _Timer) -> dict[str, Any]:
-        """The figures for one device: FLOPs of the model's products, memory by the compiler."""
+        """The figures for one device: FLOPs of the model's products, memory by the compiler.
+
+        If the device's published figures are known, the program's kernels by kind, as ``mmjax compile`` gives them, and
+        the time of all of them one after the other.
+        """
         seconds = statistics.median(self.seconds)
         memory = self.compiled.memory_analysis()
         peak = peak_flops(jax.devices()[0].device_kind) if self.half else None
@@ -126,12 +155,22 @@ class _Timer:
             "flops_per_device": self.flops,
             "flops_per_second_per_device": self.flops / seconds,
             "mfu": None if peak is None else self.flops / seconds / peak,
+            "modeled_seconds": None if self.kernels is None else sum(kind["seconds"] for kind in self.kernels),
+            "kernels": self.kernels,
+            "attention": self.attention,
             "argument_bytes": getattr(memory, "argument_size_in_bytes", None),
             "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
             "peak_bytes": _peak_bytes(),
             "compile_seconds": self.compile_seconds,
             "ratio": statistics.median(a / b for a, b in zip(self.seconds, first.seconds, strict=True)),
         }
+
+
+def summarize_kernels(compiled: jax.stages.Compiled, traced: jax.stages.Traced, chip: Chip) -> list[dict[str, Any]]:
+    """Executions, bytes, FLOPs and modeled seconds of the program's kernels by kind, the longest first."""
+    text = str(compiled.as_text())
+    pallas = count_pallas_flops(traced.jaxpr)
+    return summarize_by_kind(find_kernels(Module(text), chip, SourceLines(text), pallas=pallas))
 
 
 def _peak_bytes() -> int | None:
