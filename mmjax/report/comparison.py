@@ -58,7 +58,7 @@ def write(workdir: Path, results: Results) -> Path:
         method=METHOD.format(tests=results["tests"]),
         with_interval=with_interval,
         spread=spread,
-        signed=signed,
+        style=_style,
         p_value=p_value,
         json=json.dumps,
     )
@@ -108,10 +108,12 @@ def warnings(results: Results) -> Iterator[str]:
     for recipe in results["recipes"]:
         for line in recipe["unequal"]:
             yield f"Not an equal budget: {line}."
-    for row in results["rows"]:
-        if _is_headline(row, results) and row.get("difference", {}).get("verdict") == "noise":
-            place = f" {_label(results, row['fraction'])}" if len(results["sizes"]) > 1 else ""
-            yield f"Inside the noise: {row['recipe']}{place}. It would take {row['difference']['seeds_sentence']}."
+    for size in results["sizes"]:
+        rows = [row for row in results["rows"] if _is_headline(row, results) and row["fraction"] == size["fraction"]]
+        names = [row["recipe"] for row in rows if row.get("difference", {}).get("verdict") == "noise"]
+        if names:
+            place = f" {size['label']}" if len(results["sizes"]) > 1 else ""
+            yield f"Inside the noise{place}, so no result either way: {', '.join(names)}."
 
 
 def with_interval(d: Row) -> str:
@@ -132,6 +134,11 @@ def signed(value: float) -> str:
 def p_value(p: float | None) -> str:
     """A p value to two digits; a dash if there is none."""
     return "–" if p is None else "<0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def _style(d: Row) -> str:
+    """The class of a difference in the style sheet."""
+    return f"clear {'good' if d['improves'] else 'bad'}" if d["verdict"] == "clear" else d["verdict"]
 
 
 def _cells(row: Row) -> list[str]:
@@ -155,10 +162,6 @@ def _time_cells(row: Row) -> list[str]:
 
 def _is_headline(row: Row, results: Results) -> bool:
     return row["metric"] == results["metrics"][0]
-
-
-def _label(results: Results, fraction: float | None) -> str:
-    return next(size["label"] for size in results["sizes"] if size["fraction"] == fraction)
 
 
 def _tiles(results: Results) -> Iterator[tuple[str, str]]:

@@ -136,7 +136,8 @@ def _judge(row: dict[str, Any], *, detect: float | None) -> None:
     d["detectable"] = statistics.detectable(difference.sd, difference.n)
     d["seeds_needed"] = statistics.seeds_needed(wanted, difference.sd)
     d["seeds_range"] = statistics.seeds_needed_range(wanted, difference.sd, difference.n)
-    d["seeds_sentence"] = "" if d["verdict"] == "unknown" else verdicts.seeds_sentence(row, wanted)
+    d["seeds_sentence"] = verdicts.seeds_sentence(d["seeds_needed"], d["seeds_range"], wanted)
+    d["improves"] = (difference.mean < 0) == verdicts.lower_is_better(row["metric"])
 
 
 def _final_metrics(run: ComparedRun, records: Sequence[Record], workdir: Path) -> Record:

@@ -36,33 +36,30 @@ def sentence(row: Mapping[str, Any], *, baseline: str, tests: int, size: str) ->
     name, metric, mean = row["recipe"], row["metric"], d["mean"]
     if d["verdict"] == "unknown":
         return (
-            f"{name} differs from {baseline} by {mean:+.4g} in {metric}{place} with one seed, which says nothing about "
+            f"{name} differs from {baseline} by {mean:+.3g} in {metric}{place} with one seed, which says nothing about "
             "chance."
         )
-    interval = f"95 % interval {d['low']:+.4g} to {d['high']:+.4g}"
+    interval = f"95 % interval {d['low']:+.3g} to {d['high']:+.3g}"
     seeds = f"{max(d['up'], d['down'])} of {d['n']} seeds"
     if d["verdict"] == "noise":
         return (
-            f"{name} and {baseline} cannot be told apart in {metric}{place}: {mean:+.4g}, {interval}, inside the "
-            f"noise; {d['n']} seeds find differences of {d['detectable']:.3g} and more (power 0.8)."
+            f"{name} and {baseline} cannot be told apart in {metric}{place}: {mean:+.3g}, {interval}, inside the "
+            f"noise; {d['n']} seeds find differences of {d['detectable']:.3g} and more, and it would take "
+            f"{d['seeds_sentence']} (power 0.8)."
         )
-    change = f"{name} {'raises' if mean > 0 else 'lowers'} {metric}{place} by {abs(mean):.4g} against {baseline}"
+    change = f"{name} {'raises' if mean > 0 else 'lowers'} {metric}{place} by {abs(mean):.3g} against {baseline}"
     corrected = f"p = {format_p(d['p'])}, {format_p(d['p_holm'])} after Holm's correction for {tests} comparisons"
     if d["verdict"] == "clear":
         return f"{change} ({interval}, {seeds}; {corrected})."
     return f"{change} if looked at alone ({interval}, {seeds}), but not among all that was compared ({corrected})."
 
 
-def seeds_sentence(row: Mapping[str, Any], difference: float) -> str:
-    """How many seeds a difference needs."""
-    d = row["difference"]
-    low, high = d["seeds_range"]
-    if low is None and d["seeds_needed"] is None:
-        return f"no number of seeds up to {statistics.MOST_SEEDS:,} for a difference of {difference:.4g}"
-    many = f"more than {statistics.MOST_SEEDS:,}"
-    count = many if d["seeds_needed"] is None else f"{d['seeds_needed']:,}"
-    between = f"{many if low is None else f'{low:,}'} to {many if high is None else f'{high:,}'}"
-    return f"{count} seeds for a difference of {difference:.4g} ({between}, as the spread is an estimate)"
+def seeds_sentence(needed: int | None, between: Sequence[int | None], difference: float) -> str:
+    """How many seeds a difference needs, and the range of that, because the spread is an estimate."""
+    count, low, high = (
+        f"more than {statistics.MOST_SEEDS:,}" if number is None else f"{number:,}" for number in (needed, *between)
+    )
+    return f"{count} seeds (between {low} and {high}) for one of {difference:.3g}"
 
 
 def rank_recipes(rows: Sequence[Mapping[str, Any]], *, baseline: str) -> list[dict[str, Any]]:
@@ -105,8 +102,8 @@ def ranking_sentence(ranking: Sequence[Mapping[str, Any]], *, metric: str, basel
         "noise": "inside the noise",
         "unknown": "one seed, so nothing is known of chance",
     }[d["verdict"]]
-    interval = "" if d["verdict"] == "unknown" else f" [{d['low']:+.4g}, {d['high']:+.4g}]"
-    lead = f"{first['recipe']} comes first in {metric}, {d['mean']:+.4g}{interval} against {baseline}"
+    interval = "" if d["verdict"] == "unknown" else f" [{d['low']:+.3g}, {d['high']:+.3g}]"
+    lead = f"{first['recipe']} comes first in {metric}, {d['mean']:+.3g}{interval} against {baseline}"
     return f"{start}{lead}, {certainty}{level}."
 
 
