@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +12,18 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import modality_gap, uniformity
+from mmjax.data.text import MaxCaptions, Norm, clean
 from mmjax.evals.common.base import Base, OpenSource, open_split
+from mmjax.evals.common.caption_benchmarks import find_captions
 from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.evals.common.host_batches import DIGEST
 from mmjax.evals.common.ranks import Ranks, Ties, count_ranks
 
 RECALL_AT = (1, 5, 10)
 _GEOMETRY = ("uniformity_image", "uniformity_text", "modality_gap")
-_COUNTS = ("num_images", "num_captions", "num_repeated_images", "num_repeated_captions", "num_unreadable")
+_COUNTS = (
+    "num_images", "num_captions", "num_repeated_images", "num_repeated_captions", "num_truncated", "num_unreadable",
+)  # fmt: skip
 UNIFORMITY_ROWS = 4096  # uniformity compares all pairs of this many rows
 
 
@@ -47,6 +52,8 @@ class Evaluator(Base):
     Wang and Isola 2020 (arXiv:2005.10242, uniformity); Liang et al. 2022 (arXiv:2203.02053, the gap).
     """
 
+    headline = (*(f"{direction}_R@{k}" for direction in ("image_to_text", "text_to_image") for k in RECALL_AT), "rsum")
+
     def __init__(
         self,
         open_source: OpenSource,
@@ -54,8 +61,10 @@ class Evaluator(Base):
         split: str = "val",
         source: dict[str, Any] | None = None,
         ties: Ties = "pessimistic",
-        max_captions: int | None = None,
+        max_captions: MaxCaptions = None,
+        caption_norm: Norm = "none",
         folds: int = 1,
+        merge_repeats: bool = True,
     ):
         """Opens the split.
 
@@ -64,18 +73,28 @@ class Evaluator(Base):
             split: The split to measure on.
             source: Options for ``open_source``.
             ties: How negatives count that score as high as the positive.
-            max_captions: Use only this many captions of each image.
-            folds: Average over this many equal parts of the images.
+            max_captions: Use only this many captions of each image. Of COCO's test images ten have more than 5.
+            caption_norm: How captions are cleaned: ``none``, ``blip`` or ``albef`` (``mmjax.data.text.clean``).
+            folds: Average over this many equal parts of the images; 5 of COCO are the protocol of 1,000 images.
+            merge_repeats: Equal captions are one caption, and equal pictures one image.
         """
         self.split = open_split(open_source, split, source)
         if max_captions is not None and max_captions < 1:
             raise ConfigError(f"max_captions={max_captions}: must be at least 1; leave it out to keep all captions")
-        self.max_captions = max_captions
+        self.max_captions, self.caption_norm, self.merge_repeats = max_captions, caption_norm, merge_repeats
         size = len(self.split.source)
         if not 1 <= folds <= size:
             raise ConfigError(f"folds={folds}: must lie between 1 and the {size} images of {split!r}")
         self.folds = folds
         self.ties = ties
+
+    @classmethod
+    def find(cls, root: Path) -> dict[str, dict[str, Any]]:
+        """COCO, Flickr30k and Flickr8k below ``root``, and WebDatasets of the type ``retrieval``."""
+        return {
+            name: {"split": "test", "source": source, "merge_repeats": False}
+            for name, source in find_captions(root).items()
+        }
 
     @classmethod
     def metric_names(cls) -> Collection[str]:
@@ -98,8 +117,16 @@ class Evaluator(Base):
             _on_device(uniformity, evenly_spaced(data.texts, UNIFORMITY_ROWS)),
             _on_device(modality_gap, data.images, data.texts),
         )
-        counts = map(float, (len(data.images), len(data.captions), *data.num_repeated, data.num_unreadable))
-        return mean | dict(zip(_GEOMETRY, geometry, strict=True)) | dict(zip(_COUNTS, counts, strict=True))
+        truncated = embedder.is_truncated(data.captions)
+        counts = (
+            len(data.images),
+            len(data.captions),
+            *data.num_repeated,
+            None if truncated is None else truncated.sum(),
+            data.num_unreadable,
+        )
+        result = mean | dict(zip(_GEOMETRY, geometry, strict=True))
+        return result | {name: float(n) for name, n in zip(_COUNTS, counts, strict=True) if n is not None}
 
     def panel(self, embedder: BoundEmbedder, *, rows: Sequence[int], k: int = 5) -> list[dict[str, Any]]:
         """The ``k`` best captions of the whole split for each image of ``rows``.
@@ -146,28 +173,34 @@ class Evaluator(Base):
 
     def _embed(self, embedder: BoundEmbedder) -> _Data:
         images, items, indices, unreadable = embedder.read(self.split.source, key=self.split.key)
-        rows: dict[str, int] = {}  # the first of equal pictures
-        number: dict[str, int] = {}  # of each caption
+        rows: dict[Any, int] = {}  # the first of equal pictures
+        number: dict[Any, int] = {}  # of each caption
         by_id: dict[int, dict[int, None]] = {}  # captions of images with that id
         own: dict[int, dict[int, None]] = {}
         num_captions = 0
         for row, item in enumerate(items):
-            captions = item["captions"][: self.max_captions]
+            captions = [clean(caption, norm=self.caption_norm) for caption in item["captions"]]
+            captions = list(filter(None, captions))[: self.max_captions]
             if not captions:
                 raise ValueError(f"example {row} has no captions; retrieval needs at least one for every image")
+            place = num_captions
             num_captions += len(captions)
-            numbers = [number.setdefault(caption, len(number)) for caption in captions]
-            first = rows.setdefault(item[DIGEST], row)
+            if self.merge_repeats:
+                numbers = [number.setdefault(caption, len(number)) for caption in captions]
+            else:
+                numbers = [number.setdefault((caption, place + i), len(number)) for i, caption in enumerate(captions)]
+            first = rows.setdefault(item[DIGEST] if self.merge_repeats else row, row)
             own[first] = by_id.setdefault(items[first].get("id", first), {})
             own[first].update(dict.fromkeys(numbers))
         firsts = list(own)
         table = np.full((len(own), max(map(len, own.values()))), -1, np.int32)
         for line, numbers_of_picture in zip(table, own.values(), strict=True):
             line[: len(numbers_of_picture)] = list(numbers_of_picture)
+        texts = list(number) if self.merge_repeats else [caption for caption, _ in number]
         return _Data(
             images=images[firsts],
-            captions=list(number),
-            texts=embedder.texts(list(number)),
+            captions=texts,
+            texts=embedder.texts(texts),
             own=table,
             indices=indices[firsts],
             num_repeated=(len(items) - len(own), num_captions - len(number)),

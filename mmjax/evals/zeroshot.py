@@ -25,6 +25,7 @@ class Evaluator(Base):
 
     own_split: ClassVar[bool] = True
     any_split: ClassVar[bool] = True
+    headline = ("acc@1", "acc@5", "mean_per_class", "acc@1_harmonic")
 
     def __init__(
         self,

@@ -96,8 +96,7 @@ class Model:
         """
         listed = list_pictures(images)
         self.require("visual")
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(_cores()) as pool:
 
             def read(start: int, stop: int) -> dict[str, np.ndarray]:
                 return {self.modality: np.stack(list(pool.map(self._read, listed[start:stop], range(start, stop))))}
@@ -156,6 +155,17 @@ class Model:
         """``source`` with its pictures as evaluation gives them to the image tower."""
         return view_for_evaluation(source, self._chain, final_size=self._final_size)
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of the towers by their names, and the scale and bias of the logits."""
+        return self._params
+
+    def embedder(self) -> Embedder:
+        """Both towers for evaluators; batches have the largest size."""
+        self.require("visual")
+        self.tokenize([""])
+        return self._embedder(self.batch_sizes[-1])
+
     def embed_batch(self, tower: Literal["visual", "text"], rows: Any) -> jax.Array:
         """Starts a batch of the largest size: f32[B, E], a unit row for each, without waiting for them.
 
@@ -192,10 +202,11 @@ class Model:
             self._embedders[size] = Embedder(
                 lambda params, images: nnx.merge(graphs["visual"], nnx.State(params["visual"]))(images),
                 lambda params, tokens: nnx.merge(graphs["text"], nnx.State(params["text"]))(tokens),
-                tokenizer=lambda texts: self._tokenizer(texts),  # type: ignore[operator]  # encode_text has checked it
+                tokenizer=self._tokenizer,  # type: ignore[arg-type]  # whoever embeds texts has checked it
                 batch_size=size,
                 row_sharding=self._row_sharding,
                 modalities=(self.modality,),
+                num_threads=_cores(),
             )
         return self._embedders[size]
 
@@ -283,6 +294,10 @@ def load(
         config, params | scalars, graphs, data=data, tokenizer=tokens, devices=devices, batch_size=batch_size,
         precision=precision,
     )  # fmt: skip
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _preset(name: str) -> ClipConfig:

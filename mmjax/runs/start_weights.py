@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -24,6 +25,8 @@ from mmjax.weights.rules import SAME, Rule
 from mmjax.weights.tensors import TensorFile, TensorInfo
 
 logger = logging.getLogger(__name__)
+
+Default = TypeVar("Default", None, StepSelector)
 
 
 class ArrayFile(TensorFile):
@@ -47,13 +50,8 @@ def open_weights(spec: str, *, model: ClipConfig | None = None) -> Pretrained:
     workdir = find_run(spec)
     if workdir is None:
         return open_pretrained(spec, model=model)
-    selector = spec.partition("@")[2]
     experiment = Experiment.from_dict(run_folder.read_config(workdir))
-    step: StepSelector = experiment.eval.weights
-    if selector:
-        if not selector.isdecimal() and selector not in ("last", "best"):
-            raise ConfigError(f"{spec!r}: {selector!r} is no checkpoint; use a step, 'last' or 'best'")
-        step = int(selector) if selector.isdecimal() else "best" if selector == "best" else "last"
+    step = checkpoint_of(spec, default=experiment.eval.weights)
     saving = experiment.checkpoint
     checkpoints = Checkpoints(workdir, directory=saving.directory, best=saving.best, read_only=True)
     try:
@@ -69,6 +67,16 @@ def open_weights(spec: str, *, model: ClipConfig | None = None) -> Pretrained:
         rules=tuple(Rule((path,), path, SAME) for path in arrays),
         tokenizer=str(workdir / run_folder.TOKENIZER_FOLDER),
     )
+
+
+def checkpoint_of(spec: str, *, default: Default) -> StepSelector | Default:
+    """The checkpoint that stands after the ``@`` of a run folder, or ``default``."""
+    selector = spec.partition("@")[2]
+    if not selector:
+        return default
+    if not selector.isdecimal() and selector not in ("last", "best"):
+        raise ConfigError(f"{spec!r}: {selector!r} is no checkpoint; use a step, 'last' or 'best'")
+    return int(selector) if selector.isdecimal() else "best" if selector == "best" else "last"
 
 
 def find_run(spec: str) -> Path | None:

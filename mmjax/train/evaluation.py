@@ -5,28 +5,36 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from mmjax.checkpoints.fingerprint import fingerprint
 from mmjax.checkpoints.manager import Checkpoints, StepSelector
-from mmjax.core import plugins
 from mmjax.core.config import ConfigError, bind, call
-from mmjax.core.state import Params
+from mmjax.core.state import Params, flatten
+from mmjax.data.open_source import open_source
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.evals.common.base import Base
 from mmjax.evals.common.embedder import BoundEmbedder, Embedder
-from mmjax.evals.common.metric_names import FOLDER, load_evaluator, prefix_of, tasks_of_splits
+from mmjax.evals.common.metric_names import load_evaluator, prefix_of, tasks_of_splits
+from mmjax.evals.common.suite import DataSet, make_evaluator
 from mmjax.experiment import EvalConfig, Experiment
+from mmjax.inference.model import load
 from mmjax.models.config import with_tokenizer
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.runs import folder as run_folder
+from mmjax.runs.start_weights import checkpoint_of, find_run
 from mmjax.train import data as train_data
 from mmjax.train.program import Program
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_BATCH_SIZE = 64
 
 
 class Evaluation:
@@ -34,7 +42,7 @@ class Evaluation:
 
     def __init__(self, config: EvalConfig, embedder: Embedder, open_split: Callable[..., Source]):
         self._config = config
-        self._embedder = embedder
+        self.embedder = embedder
         self._open_split = open_split
         self._evaluators: dict[tuple[str, str], Any] = {}
         self._sources: dict[tuple[str, str], Source] = {}
@@ -98,7 +106,7 @@ class Evaluation:
             raise ConfigError(
                 f"{path}.split={options['split']!r}: {task} measures eval.split and eval.final_splits; set these"
             )
-        injected = {"open_source": self._source} | ({} if split is None else {"split": split})
+        injected = {"open_source": self.open_source} | ({} if split is None else {"split": split})
         bound = bind(evaluator, options, path=path, injected=injected)
         return call(evaluator, bound, path=path, paths={} if "split" in options else {"split": "split"})
 
@@ -114,10 +122,11 @@ class Evaluation:
     def _bind(self, params: Params) -> BoundEmbedder:
         """The embedder of ``params``, and with it what was already embedded with these very arrays."""
         if self._bound is None or self._bound[0] is not params:
-            self._bound = params, self._embedder.bind(params)
+            self._bound = params, self.embedder.bind(params)
         return self._bound[1]
 
-    def _source(self, split: str, **options: Any) -> Source:
+    def open_source(self, split: str, **options: Any) -> Source:
+        """A split as the model sees it, of the experiment's data or of another source; opened once."""
         key = split, repr(sorted(options.items()))
         if key not in self._sources:
             self._sources[key] = self._open_split(split, options)
@@ -136,6 +145,109 @@ def make_evaluation(experiment: Experiment, program: Program, tokenizer: Tokeniz
     return Evaluation(experiment.eval, embedder, functools.partial(train_data.open_eval_split, experiment))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A trained model and its evaluators, on whatever devices there are.
+
+    Attributes:
+        name: What the user called it.
+        evaluation: Evaluators over its towers.
+        params: Its parameters.
+        experiment: That of its run, if it is of one.
+    """
+
+    name: str
+    evaluation: Evaluation
+    params: Params
+    experiment: Experiment | None = None
+
+    def bind(self) -> BoundEmbedder:
+        """What evaluators call, without any embeddings yet."""
+        return self.evaluation.embedder.bind(self.params)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the parameters."""
+        return fingerprint({path: np.asarray(leaf) for path, leaf in flatten(self.params).items()})
+
+    def own_data_sets(self, tasks: Sequence[str] | None, splits: Sequence[str]) -> list[DataSet]:
+        """The splits of the run's own data with the evaluators of its configuration, unless others are named."""
+        if self.experiment is None:
+            raise ConfigError(f"--path: is missing, and {self.name!r} is no run with data of its own; give --path=PATH")
+        config = self.experiment.eval
+        return [
+            DataSet(prefix_of(task, split), task, config.options.get(task, {}), split)
+            for split, own in tasks_of_splits(
+                config.final_tasks if tasks is None else tasks, splits or config.final_splits
+            )
+            for task in own
+        ]
+
+    def make_evaluator(self, data_set: DataSet) -> Base:
+        """The evaluator of one data set."""
+        if data_set.split is not None:
+            return self.evaluation.evaluator(data_set.task, data_set.split)
+        return make_evaluator(data_set, self.evaluation.open_source)
+
+
+def open_model(spec: str, *, options: Mapping[str, Mapping[str, Any]], batch_size: int | None = None) -> TrainedModel:
+    """A trained model for evaluation.
+
+    Args:
+        spec: What ``mmjax.load`` takes; of a run folder the checkpoint that ``eval.weights`` says, if none is named.
+        options: Of evaluators, in place of those of the run's configuration.
+        batch_size: Rows of a batch; None: that of the run, and 64 for weights of others.
+    """
+    if (workdir := find_run(spec)) is not None:
+        return open_run(workdir, step=checkpoint_of(spec, default=None), options=options, batch_size=batch_size)
+    model = load(spec, batch_size=batch_size or DEFAULT_BATCH_SIZE, devices=jax.devices())
+
+    def open_split(split: str, section: Mapping[str, Any]) -> Source:
+        if "name" not in section:
+            raise ConfigError(f"source: is missing, and {spec!r} is no run with data of its own; name one")
+        return model.view(open_source(section, split=split, modalities=(model.modality,), path="source"))
+
+    config = EvalConfig(options=options)
+    return TrainedModel(name=spec, evaluation=Evaluation(config, model.embedder(), open_split), params=model.params)
+
+
+def open_run(
+    workdir: str | Path,
+    *,
+    step: StepSelector | None,
+    options: Mapping[str, Mapping[str, Any]],
+    batch_size: int | None = None,
+) -> TrainedModel:
+    """A checkpoint of a run folder, with the run's data, for evaluation.
+
+    Args:
+        workdir: The run folder.
+        step: A step, ``last`` or ``best``; None: what ``eval.weights`` says.
+        options: As in ``open_model``.
+        batch_size: As in ``open_model``.
+    """
+    experiment = Experiment.from_dict(run_folder.read_config(workdir))
+    config = experiment.eval
+    step = config.weights if step is None else step
+    # The mesh that the run was trained on may not fit these devices, nor its batches. Evaluation only splits batches,
+    # and the embedding of a row does not depend on the others.
+    devices = jax.device_count()
+    merged = {task: {**config.options.get(task, {}), **options.get(task, {})} for task in {*config.options, *options}}
+    size = -(-(batch_size or config.batch_size) // devices) * devices
+    config = dataclasses.replace(config, batch_size=size, options=merged)
+    experiment = dataclasses.replace(experiment, mesh=MeshConfig(), batch_size=devices, micro_batches=1, eval=config)
+    saving = experiment.checkpoint
+    checkpoints = Checkpoints(workdir, directory=saving.directory, best=saving.best, read_only=True)
+    context_length = experiment.model.text_cfg.context_length
+    tokenizer = train_data.load_run_tokenizer(workdir, context_length=context_length)
+    experiment = dataclasses.replace(experiment, model=with_tokenizer(experiment.model, tokenizer))
+    program = Program(experiment)
+    ema = experiment.optimizer.ema_decay > 0
+    params = checkpoints.restore_params(program.abstract_state.params, step=step, ema=ema)
+    checkpoints.close()
+    evaluation = make_evaluation(experiment, program, tokenizer)
+    return TrainedModel(name=f"{workdir}@{step}", evaluation=evaluation, params=params, experiment=experiment)
+
+
 def evaluate_run(
     workdir: str | Path,
     *,
@@ -151,24 +263,8 @@ def evaluate_run(
       tasks: evaluators; ``eval.final_tasks`` if left out.
       splits: ``eval.final_splits`` if left out.
     """
-    experiment = Experiment.from_dict(run_folder.read_config(workdir))
-    config = experiment.eval
+    model = open_run(workdir, step=checkpoint, options={})
+    assert model.experiment is not None
+    config = model.experiment.eval
     tasks = config.final_tasks if tasks is None else tasks
-    for task in tasks:
-        plugins.check(FOLDER, task, path="--tasks")
-    # The mesh that the run was trained on may not fit these devices, nor its batches. Evaluation only splits batches,
-    # and the embedding of a row does not depend on the others.
-    devices = jax.device_count()
-    config = dataclasses.replace(config, batch_size=-(-config.batch_size // devices) * devices)
-    experiment = dataclasses.replace(experiment, mesh=MeshConfig(), batch_size=devices, micro_batches=1, eval=config)
-    saving = experiment.checkpoint
-    checkpoints = Checkpoints(workdir, directory=saving.directory, best=saving.best, read_only=True)
-    context_length = experiment.model.text_cfg.context_length
-    tokenizer = train_data.load_run_tokenizer(workdir, context_length=context_length)
-    experiment = dataclasses.replace(experiment, model=with_tokenizer(experiment.model, tokenizer))
-    program = Program(experiment)
-    ema = experiment.optimizer.ema_decay > 0
-    params = checkpoints.restore_params(program.abstract_state.params, step=checkpoint, ema=ema)
-    checkpoints.close()
-    evaluation = make_evaluation(experiment, program, tokenizer)
-    return evaluation.run(params, tasks=tasks, splits=splits or config.final_splits)
+    return model.evaluation.run(model.params, tasks=tasks, splits=splits or config.final_splits)

@@ -16,6 +16,7 @@ README_LINES = 160
 IMAGE_BYTES = 200_000
 SECTIONS = {field.name for field in dataclasses.fields(Experiment)}
 PLUGINS = {
+    "eval.options": ("mmjax.evals", "Evaluator"),
     "objective": ("mmjax.objectives", "Objective"),
     "augment": ("mmjax.augment", "Augmentation"),
     "data.transforms": ("mmjax.data.transforms", "Transform"),
@@ -86,7 +87,16 @@ def test_named_keys_are_in_the_schema(page):
             check_key(match[1])
 
 
-@pytest.mark.parametrize("key", ["guard.bad_steps", "optimizer.average", "augment.mixup.tapp", "data.source.shuffle"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "guard.bad_steps",
+        "optimizer.average",
+        "augment.mixup.tapp",
+        "data.source.shuffle",
+        "eval.options.retrieval.fold",
+    ],
+)
 def test_a_key_that_is_not_there_is_found(key):
     with pytest.raises(AssertionError, match="no such key"):
         check_key(key)
@@ -118,7 +128,7 @@ def check_option(path, key, rest):
         return
     folder, attribute = PLUGINS[path]
     names = plugins.names(folder)
-    if path in ("augment", "data.transforms"):
+    if path in ("augment", "data.transforms", "eval.options"):
         assert rest[0] in names, f"{key}: no such key"
         names, rest = [rest[0]], rest[1:]
     options = {

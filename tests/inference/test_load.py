@@ -71,7 +71,7 @@ def evaluated(workdir, files):
     params = Checkpoints(workdir, read_only=True).restore_params(program.abstract_state.params, ema=True)
     evaluation = make_evaluation(experiment, program, tokens)
     bound = evaluation._bind(params)
-    return bound.images(evaluation._source("test")), bound.texts(TEXTS)
+    return bound.images(evaluation.open_source("test")), bound.texts(TEXTS)
 
 
 def test_embeddings_are_those_of_evaluation(run, model, files):

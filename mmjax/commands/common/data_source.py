@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmjax.commands.common import options
@@ -82,6 +83,18 @@ def source_section(args: argparse.Namespace) -> dict[str, Any]:
     # ``auto`` passes the others to the source that it finds at the path.
     section |= {key: source_options.pop(key) for key in OF_ANY_SOURCE if key in source_options}
     return section | ({"options": source_options} if section["name"] == "auto" and source_options else source_options)
+
+
+def with_absolute_path(section: Mapping[str, Any]) -> dict[str, Any]:
+    """``section`` so that it names the same files from any working directory."""
+
+    def absolute(path: Any) -> Any:
+        if not isinstance(path, str):
+            return [absolute(part) for part in path] if isinstance(path, (list, tuple)) else path
+        pieces = path.split("::")
+        return "::".join(p if "://" in p else os.path.abspath(os.path.expanduser(p)) for p in pieces)
+
+    return {**section, **({"path": absolute(section["path"])} if "path" in section else {})}
 
 
 def _parse_options(texts: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import argparse
 import collections
 import dataclasses
 import json
-import os
 import signal
 import sys
 import time
@@ -149,8 +148,8 @@ def _open_data(args: argparse.Namespace, model: Model, kinds: Sequence[Kind]) ->
         experiment = _experiment(args)
         experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, modalities=modalities))
         source, section = data_source.open_split(experiment, args.split)
-        return source, _with_absolute_path(section)
-    section = _with_absolute_path(data_source.source_section(args))
+        return source, data_source.with_absolute_path(section)
+    section = data_source.with_absolute_path(data_source.source_section(args))
     if section["name"] == "auto" and kinds == ("images",) and recognize(section["path"], args.split)[0] == "folders":
         # A folder of nothing but pictures: embeddings need no captions.
         section["options"] = {"uncaptioned": True, **section.get("options", {})}
@@ -168,18 +167,6 @@ def _experiment(args: argparse.Namespace) -> Experiment:
             f"--path: is missing, and --model={args.model} is no run with data of its own; give --path=PATH"
         )
     return Experiment.from_dict(read_config(workdir))
-
-
-def _with_absolute_path(section: Mapping[str, Any]) -> dict[str, Any]:
-    """``section`` so that it names the same files from any working directory."""
-
-    def absolute(path: Any) -> Any:
-        if not isinstance(path, str):
-            return [absolute(part) for part in path] if isinstance(path, (list, tuple)) else path
-        pieces = path.split("::")
-        return "::".join(p if "://" in p else os.path.abspath(os.path.expanduser(p)) for p in pieces)
-
-    return {**section, **({"path": absolute(section["path"])} if "path" in section else {})}
 
 
 def _process() -> int:

@@ -39,7 +39,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process", type=int, metavar="I", help="this process's index, from 0 (or MMJAX_PROCESS)")
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+def add_json(parser: argparse._ActionsContainer) -> None:
     """``--json``."""
     parser.add_argument("--json", action="store_true", help="print JSON")
 

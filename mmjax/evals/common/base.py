@@ -51,6 +51,9 @@ class Base(abc.ABC):
     any_split: ClassVar[bool] = False
     """Whether, if the data has no split made for it, it takes the first of those that are measured."""
 
+    headline: ClassVar[Collection[str]] = ()
+    """The metrics that tables show if not asked for all; empty: all of them."""
+
     published: ClassVar[Sequence[Published]] = ()
     """Results of others on its data sets."""
 

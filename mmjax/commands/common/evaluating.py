@@ -1,0 +1,145 @@
+"""What ``mmjax eval`` measures: a model on the data that its flags name."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmjax.commands.common import data_source, options
+from mmjax.core import plugins
+from mmjax.core.config import ConfigError, Ge, choose, literal
+from mmjax.core.printable import printable
+from mmjax.data.open_source import open_source
+from mmjax.evals.common.metric_names import FOLDER
+from mmjax.evals.common.result_tables import make_table
+from mmjax.evals.common.results import Result, ResultsFile, make_results
+from mmjax.evals.common.suite import DataSet, check_options, find_data_sets, one_line
+from mmjax.evals.common.suite import measure as measure_all
+from mmjax.parallel import collectives
+from mmjax.train.evaluation import TrainedModel, open_model, open_run
+
+logger = logging.getLogger(__name__)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises ConfigError for flags that do not go together, before anything is loaded."""
+    options.check_ranges(args, batch_size=Ge(1))
+    if args.model is not None and args.step != "last":
+        raise ConfigError(f"--step={args.step}: goes with --workdir; write --model={args.model}@{args.step}")
+    if (args.suite is None) != (args.root is None):
+        flag, other = ("--suite", "--root=DIR") if args.root is None else ("--root", "--suite=NAMES or --suite=all")
+        raise ConfigError(f"{flag}={args.suite or args.root}: goes with {other}; give both")
+    if args.suite is not None and (args.path or args.source or args.tasks or args.split):
+        raise ConfigError(f"--suite={args.suite}: goes without --path, --source, --tasks and --split; leave these out")
+    if args.root is not None and not os.path.isdir(args.root):
+        raise ConfigError(f"--root={args.root}: no such folder; name the one in which the benchmarks lie")
+    for task in options.split_csv(args.tasks):
+        plugins.check(FOLDER, task, path="--tasks")
+    source_options, evaluator_options = split_options(args.option)
+    check_options(evaluator_options, path="--option")
+    if source_options and args.path is None and args.source is None:
+        raise ConfigError(f"--option {source_options[0]}: is of a source; give --path, or write EVALUATOR.KEY=VALUE")
+
+
+def measure(args: argparse.Namespace) -> tuple[list[Result], int]:
+    """The results, and how many data sets could not be measured; results of the file are taken from there.
+
+    Raises:
+        ConfigError: if nothing could be measured.
+    """
+    _, evaluator_options = split_options(args.option)
+    model = _open(args, evaluator_options)
+    data_sets = _data_sets(args, model, evaluator_options)
+    file = ResultsFile(Path(args.output)) if args.output else None
+    weights = model.fingerprint() if file else ""
+    there = {number: file.find(data_set, weights=weights) for number, data_set in enumerate(data_sets)} if file else {}
+    done = {number: results for number, results in there.items() if results}
+    if done:
+        logger.info("%d of %d data sets are in %s already", len(done), len(data_sets), args.output)
+    missing = [number for number in range(len(data_sets)) if number not in done]
+    outcomes = measure_all([data_sets[number] for number in missing], make=model.make_evaluator, embedder=model.bind)
+    failed: list[str] = []
+    for number, outcome in zip(missing, outcomes, strict=True):
+        data_set = outcome.data_set
+        if outcome.error is not None:
+            failed.append(one_line(outcome.error))
+            logger.warning("%s could not be measured by %s: %s", data_set.name, data_set.task, failed[-1])
+            continue
+        if len(data_sets) > 1:
+            logger.info("%s (%s): %.1f s", data_set.name, data_set.task, outcome.seconds)
+        done[number] = make_results(data_set, outcome.metrics, model=model.name, weights=weights)
+        if file and collectives.is_main_process():
+            file.add(done[number])
+    if failed and len(failed) == len(data_sets):
+        raise ConfigError(failed[0])
+    return [result for _, results in sorted(done.items()) for result in results], len(failed)
+
+
+def print_table(args: argparse.Namespace, results: Sequence[Result], against: Sequence[Result]) -> None:
+    """Prints results as a table, or as Markdown."""
+    every = args.all_metrics or (args.suite is None and args.path is None)
+    table = make_table(results, against=against, published=args.published, every=every)
+    print(printable(table.markdown() if args.markdown else table.text(), lines=True))
+
+
+def split_options(flags: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """The words of ``--option`` that are for the source, and the options of evaluators."""
+    source: list[str] = []
+    evaluators: dict[str, dict[str, Any]] = {}
+    for word in flags:
+        key, equals, value = word.partition("=")
+        task, dot, name = key.rpartition(".")
+        if not dot:
+            source.append(word)
+            continue
+        if not equals:
+            raise ConfigError(f"--option {word}: has no value; write EVALUATOR.KEY=VALUE")
+        plugins.check(FOLDER, task, path="--option")
+        evaluators.setdefault(task, {})[name] = literal(value)
+    return source, evaluators
+
+
+def _open(args: argparse.Namespace, evaluator_options: dict[str, dict[str, Any]]) -> TrainedModel:
+    if args.workdir is None:
+        return open_model(args.model, options=evaluator_options, batch_size=args.batch_size)
+    workdir, step = options.local_workdir(args), options.checkpoint_step(args)
+    return open_run(workdir, step=step, options=evaluator_options, batch_size=args.batch_size)
+
+
+def _data_sets(
+    args: argparse.Namespace, model: TrainedModel, evaluator_options: dict[str, dict[str, Any]]
+) -> list[DataSet]:
+    tasks, splits = options.split_csv(args.tasks), options.split_csv(args.split)
+    if args.suite is not None:
+        known = plugins.names(FOLDER)
+        suite = known if args.suite == "all" else [choose(s, known, path="--suite") for s in args.suite.split(",")]
+        data_sets = find_data_sets(suite, Path(args.root).absolute(), evaluator_options)
+        if not data_sets:
+            raise ConfigError(
+                f"--root={args.root}: has none of the data sets of --suite={args.suite}; docs/evaluation.md has their "
+                "layouts"
+            )
+        return data_sets
+    if args.path is None and args.source is None:
+        return model.own_data_sets(tasks or None, splits)
+    args.option, _ = split_options(args.option)
+    section = data_source.with_absolute_path(data_source.source_section(args))
+    data_sets = []
+    for split in splits or ("test",):
+        stem = posixpath.splitext(posixpath.basename((args.path or section["name"]).rstrip("/")))[0]
+        for task in tasks or _fitting_tasks(section, split):
+            own = {**evaluator_options.get(task, {}), "split": split, "source": section}
+            data_sets.append(DataSet(f"{stem}/{split}" if task == "retrieval" else f"{stem}/{split}/{task}", task, own))
+    return data_sets
+
+
+def _fitting_tasks(section: dict[str, Any], split: str) -> list[str]:
+    """The evaluators for which a source has what they need."""
+    source = open_source(section, split=split, path="--source")
+    tasks = ["zeroshot"] if source.class_names else ["retrieval"]
+    return tasks + (["pairwise"] if source.first_readable().get("negatives") else [])

@@ -1,0 +1,107 @@
+"""Tables of results: a model's own, beside those of others, and beside published ones that are marked as such."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mmjax.evals.common.base import Published
+from mmjax.evals.common.metric_names import load_evaluator
+from mmjax.evals.common.results import Result, by_model
+
+
+class Table(NamedTuple):
+    """A head, rows of as many cells, and lines below them."""
+
+    head: list[str]
+    rows: list[list[str]]
+    footer: list[str]
+
+    def text(self) -> str:
+        """For a terminal: the first column aligned left, the others right."""
+        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+            for row in (self.head, *self.rows)
+        ]
+        return "\n".join(line.rstrip() for line in [*lines, *self.footer])
+
+    def markdown(self) -> str:
+        """The same as Markdown."""
+        marks = ["---", *["---:"] * (len(self.head) - 1)]
+        lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (self.head, marks, *self.rows)]
+        return "\n".join([*lines, *(f"\n{line}" for line in self.footer)])
+
+
+def make_table(
+    results: Sequence[Result], *, against: Sequence[Result] = (), published: bool = False, every: bool = False
+) -> Table:
+    """One row for each metric.
+
+    Args:
+        results: Of one model.
+        against: Of others, or of the same one before: their values, and how much those of ``results`` are above.
+        published: With columns of published results of the same data sets, marked as not measured.
+        every: All metrics, not the most important ones alone.
+    """
+    others = by_model(against)
+    anchors = _anchors(results) if published else []
+    shown = [result for result in results if every or is_headline(result)]
+    head = ["", "n", "value"]
+    for number in range(1, len(others) + 1):
+        head += [f"[{number}]", "difference"]
+    head += [f"published [{number}]" for number in range(len(others) + 1, len(others) + len(anchors) + 1)]
+    rows, differing = [], False
+    for result in shown:
+        row = [result.name, "" if result.count is None else str(result.count), _number(result.value)]
+        for own in others.values():
+            other = own.get((result.dataset, result.task, result.metric))
+            if other is None or other.value is None or result.value is None:
+                row += ["" if other is None else _number(other.value), ""]
+                continue
+            same = (other.options, other.count) == (result.options, result.count)
+            differing |= not same
+            row += [_number(other.value) + ("" if same else "*"), f"{result.value - other.value:+.4g}"]
+        row += ["" if (value := _published_value(entry, result)) is None else _number(value) for _, entry in anchors]
+        rows.append(row)
+    footer = [f"[{number}] {model}" for number, model in enumerate(others, 1)]
+    footer += [
+        f"[{number}] {entry.model}: published by {entry.source}, not measured here"
+        for number, (_, entry) in enumerate(anchors, len(others) + 1)
+    ]
+    if differing:
+        footer.append("* measured with other options, or over another number of examples")
+    return Table(head, rows, ["", *footer] if footer else [])
+
+
+def is_headline(result: Result) -> bool:
+    """Whether a metric is one of the most important ones of its evaluator."""
+    headline = load_evaluator(result.task).headline
+    return not headline or result.metric in headline
+
+
+def _anchors(results: Sequence[Result]) -> list[tuple[str, Published]]:
+    """Each published entry of the data sets that were measured, with its evaluator; models in their order."""
+    measured = dict.fromkeys((result.task, result.dataset) for result in results)
+    entries = [
+        (task, entry)
+        for task in dict.fromkeys(task for task, _ in measured)
+        for entry in load_evaluator(task).published
+        if (task, entry.dataset) in measured
+    ]
+    # One column for all data sets of a publication's model.
+    columns: dict[tuple[str, str], tuple[str, Published]] = {}
+    for task, entry in entries:
+        key = entry.model, entry.source
+        metrics = {f"{entry.dataset}/{name}": value for name, value in entry.metrics.items()}
+        before = columns[key][1].metrics if key in columns else {}
+        columns[key] = task, entry._replace(metrics={**before, **metrics})
+    return list(columns.values())
+
+
+def _published_value(entry: Published, result: Result) -> float | None:
+    return entry.metrics.get(result.name)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,102 @@
+"""One model on many data sets: what is missing is skipped, and one that fails costs no other its turn."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmjax.core.config import ConfigError, bind, call
+from mmjax.evals.common.base import Base, OpenSource
+from mmjax.evals.common.embedder import BoundEmbedder
+from mmjax.evals.common.metric_names import load_evaluator
+
+logger = logging.getLogger(__name__)
+
+Options = Mapping[str, Mapping[str, Any]]
+"""Options of evaluators by their names."""
+
+
+class DataSet(NamedTuple):
+    """A data set, the evaluator that measures it, and the evaluator's options."""
+
+    name: str
+    task: str
+    options: Mapping[str, Any]
+    split: str | None = None  # of the experiment's own data; None: the options name the data
+
+
+class Outcome(NamedTuple):
+    """What measuring one data set gave: metrics, or the error."""
+
+    data_set: DataSet
+    metrics: dict[str, float]
+    error: Exception | None
+    seconds: float
+
+
+def find_data_sets(tasks: Sequence[str], root: Path, options: Options) -> list[DataSet]:
+    """The data sets of ``tasks`` below ``root``; those of which nothing is there are logged and left out.
+
+    Args:
+        tasks: Evaluators.
+        root: The folder of benchmarks.
+        options: Replace those with which a data set was found.
+    """
+    data_sets = []
+    for task in tasks:
+        there = load_evaluator(task).find(root)
+        if not there:
+            logger.info("%s: skipped, because none of its data sets lies below %s", task, root)
+        data_sets += [DataSet(name, task, {**own, **options.get(task, {})}) for name, own in there.items()]
+    return data_sets
+
+
+def make_evaluator(data_set: DataSet, open_source: OpenSource) -> Base:
+    """The evaluator of one data set; errors name its options after the data set."""
+    cls = load_evaluator(data_set.task)
+    bound = bind(cls, data_set.options, path=data_set.name, injected={"open_source": open_source})
+    return call(cls, bound, path=data_set.name)
+
+
+def measure(
+    data_sets: Iterable[DataSet], *, make: Callable[[DataSet], Base], embedder: Callable[[], BoundEmbedder]
+) -> Iterator[Outcome]:
+    """Measures each data set, in order.
+
+    Args:
+        data_sets: Those with the same split and source one after another share their embeddings.
+        make: Opens an evaluator.
+        embedder: Makes one without any embeddings, of the model that is measured.
+    """
+    bound, shared = None, None
+    for data_set in data_sets:
+        begin = time.monotonic()
+        own = data_set.split is not None
+        key = "" if own else repr([data_set.options.get(name) for name in ("split", "source")])
+        if bound is None or key != shared:  # the embeddings of data sets that are done would fill the memory
+            bound, shared = embedder(), key
+        try:
+            outcome = Outcome(data_set, make(data_set)(bound), None, time.monotonic() - begin)
+        except Exception as error:  # of files, formats and plug-ins: there is no list of them
+            outcome = Outcome(data_set, {}, error, time.monotonic() - begin)
+        yield outcome
+
+
+def check_options(options: Options, *, path: str) -> None:
+    """Raises ConfigError unless each evaluator has options of these names and types.
+
+    Args:
+        options: Of evaluators that exist.
+        path: The key or flag that an error names.
+    """
+    for task, own in options.items():
+        bind(load_evaluator(task), own, path=f"{path}.{task}", injected={"open_source": None})
+
+
+def one_line(error: Exception) -> str:
+    """An error on one line, with its type if it is none of ours."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"

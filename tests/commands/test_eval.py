@@ -1,0 +1,94 @@
+"""``mmjax eval`` on weights of others: any data, suites, results and their comparison."""
+
+import json
+
+import pytest
+
+from mmjax import cli
+from support import models_in_use, pictures
+
+COUNT = 6
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return models_in_use.write(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """COCO in Karpathy's layout, and one of SugarCrepe's data sets without its images."""
+    root = tmp_path_factory.mktemp("benchmarks")
+    (root / "coco" / "val2014").mkdir(parents=True)
+    images = []
+    for i in range(COUNT):
+        picture = pictures.encoded(pictures.photograph(40, 32 + 3 * i, seed=i))
+        (root / "coco" / "val2014" / f"{i}.jpg").write_bytes(picture)
+        texts = models_in_use.CAPTIONS[i % 4 :][:2]
+        sentences = [{"raw": text} for text in (*texts, f"a red circle {i} and a very long sentence after it all")]
+        images.append({"filepath": "val2014", "filename": f"{i}.jpg", "split": "test", "sentences": sentences})
+    (root / "coco" / "dataset_coco.json").write_text(json.dumps({"images": images}))
+    (root / "flickr8k").mkdir()
+    (root / "flickr8k" / "dataset_flickr8k.json").write_text("{")
+    return root
+
+
+def run(capsys, *words):
+    status = cli.main(["eval", *map(str, words)])
+    return status, capsys.readouterr()
+
+
+def test_a_suite_on_weights_of_others_is_measured_once_and_compared(model, root, tmp_path, capsys):
+    output = tmp_path / "r.jsonl"
+    words = [f"--model={model}", "--suite=retrieval,sugarcrepe", f"--root={root}", "--batch-size=8"]
+    status, printed = run(capsys, *words, f"--output={output}", "--json")
+    assert status == 1  # flickr8k is damaged
+    metrics = json.loads(printed.out)
+    assert {"coco/rsum", "coco/num_truncated"} <= metrics.keys() and metrics["coco/num_images"] == COUNT
+    assert metrics["coco/num_truncated"] == COUNT + sum(i % 4 in (1, 2) for i in range(COUNT))  # of nine tokens
+    assert "sugarcrepe: skipped" in printed.err
+    assert "flickr8k could not be measured by retrieval: flickr8k.source.path=" in printed.err
+    before = output.read_text()
+    assert {json.loads(line)["dataset"] for line in before.splitlines()} == {"coco"}
+    status, printed = run(capsys, *words, f"--output={output}", f"--against={output}")
+    assert "1 of 2 data sets are in" in printed.err and output.read_text() == before
+    head, *rows = [line.split() for line in printed.out.splitlines()]
+    assert head == ["n", "value", "[1]", "difference"]
+    assert rows[0][0] == "coco/image_to_text_R@1" and rows[0][1] == str(COUNT) and rows[0][-1] == "+0"
+
+
+def test_any_data_is_measured_by_what_it_has(model, root, capsys):
+    path = root / "coco" / "dataset_coco.json"
+    words = [f"--model={model}", f"--path={path}", "--option", "max_captions=1", "--batch-size=8", "--markdown"]
+    status, printed = run(capsys, *words, "--option=retrieval.merge_repeats=False")
+    assert status == 0
+    assert f"| dataset_coco/test/text_to_image_R@1 | {COUNT} |" in printed.out and "zeroshot" not in printed.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model=M", "--suite=all"], "--suite=all: goes with --root=DIR; give both"),
+        (["--model=M", "--root=/"], "--root=/: goes with --suite=NAMES or --suite=all; give both"),
+        (["--model=M", "--suite=all", "--root=/", "--path=x"], "--suite=all: goes without --path"),
+        (["--model=M", "--suite=all", "--root=/nope"], "--root=/nope: no such folder"),
+        (["--model=M", "--step=3"], "--step=3: goes with --workdir; write --model=M@3"),
+        (["--model=M", "--tasks=retreival"], "--tasks='retreival': no such name; did you mean 'retrieval'?"),
+        (["--model=M", "--option=retrieval.fold=5"], "--option.retrieval.fold=5: unknown key; did you mean 'folds'?"),
+        (["--model=M", "--option=retrieval.folds=x"], "--option.retrieval.folds='x': expected int, got str"),
+        (["--model=M", "--option=retreival.folds=5"], "--option='retreival': no such name; did you mean 'retrieval'?"),
+        (["--model=M", "--option=retrieval.folds"], "--option retrieval.folds: has no value; write EVALUATOR.KEY"),
+        (["--model=M", "--option=folds=5"], "--option folds=5: is of a source; give --path, or write EVALUATOR.KEY"),
+        (["--model=M", "--against=/nope"], "--against=/nope: cannot be read"),
+        (["--model=M", "--batch-size=0"], "--batch-size=0: must be at least 1"),
+        (["--model=/nope/x"], "/nope/x"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_loaded(capsys, words, message):
+    status, printed = run(capsys, *words)
+    assert status == 2 and message in printed.err and printed.err.count("\n") == 1
+
+
+def test_weights_without_data_ask_for_some(model, capsys):
+    status, printed = run(capsys, f"--model={model}")
+    assert status == 2 and f"--path: is missing, and '{model}' is no run with data of its own" in printed.err
