@@ -6,7 +6,7 @@ with keywords, and a sentence with its classes; queries are names. The last chec
 
 Arguments: ``path=DIR`` (of the data), ``model=NAME`` (a preset), ``tokenizer=NAME`` (``word``, or ``bpe``, which also
 knows the words of unseen names), ``augment=NAME[+NAME]``, ``transforms=NAME[+NAME]``, ``modalities=image[+STYLE]``
-(further styles beside google's pictures, aligned with them, as views of one emoji; ``cutswitch`` needs them).
+(further seen styles beside the first one's pictures, as aligned views of one emoji; ``cutswitch`` needs them).
 """
 
 import ml_collections
@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         modalities="image",
     )  # fmt: skip
     modalities = tuple(args.modalities.split("+"))
-    aligned = {"path": f"{args.path}/aligned_train.csv", "image_column": "google"} if len(modalities) > 1 else {}
+    aligned = {"path": f"{args.path}/aligned_train.csv"} if len(modalities) > 1 else {}
     config = ml_collections.ConfigDict()
     config.steps = 1200
     config.batch_size = 64

@@ -12,7 +12,7 @@ Written to the output folder, the summary last:
 
     images/STYLE/CODE.png   on white
     SPLIT.csv               a row a picture
-    aligned_PARTITION.csv   a row an emoji, with a column a style, for several modalities
+    aligned_PARTITION.csv   a row an emoji, with a column a style (the first is image; of train, the seen ones)
     concepts/LOCALE.csv     English names and those of another language
     classes_group.txt, classes_subgroup.txt, LICENSES.md, licenses/, summary.json
 """
@@ -64,6 +64,11 @@ class Plan:
     def seen(self) -> list[str]:
         """The styles of training."""
         return [style for style in self.styles if style not in (self.held_out, STYLE_VAL)]
+
+    @property
+    def unseen(self) -> list[str]:
+        """The other styles."""
+        return [style for style in self.styles if style not in self.seen]
 
 
 def fetch(
@@ -223,9 +228,14 @@ def _write_tables(emoji: Sequence[Emoji], plan: Plan, output: Path) -> dict[str,
     for name, pairs in splits.items():
         _write_csv(output / f"{name}.csv", ({"filepath": _path(one, s), "style": s} | _row(one) for one, s in pairs))
     for name in ("train", "val", "test"):
-        rows = [one for one in emoji if one.partition == name]
+        first, *others = plan.seen if name == "train" else [*plan.seen, *plan.unseen]
         _write_csv(
-            output / f"aligned_{name}.csv", ({s: _path(one, s) for s in plan.styles} | _row(one) for one in rows)
+            output / f"aligned_{name}.csv",
+            (
+                {"image": _path(one, first)} | {style: _path(one, style) for style in others} | _row(one)
+                for one in emoji
+                if one.partition == name
+            ),
         )
     for locale in plan.locales:
         pairs_of_names = {one.name: one.translations[locale] for one in emoji if one.translations[locale]}

@@ -140,5 +140,5 @@ def to_png(data: bytes, *, svg: bool, size: int) -> bytes:
     square = Image.new("RGB", (side, side), "white")
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2), mask=picture)
     png = io.BytesIO()
-    square.resize((size, size), Image.Resampling.LANCZOS).save(png, "PNG", optimize=True)
+    square.resize((size, size), Image.Resampling.LANCZOS).save(png, "PNG")
     return png.getvalue()

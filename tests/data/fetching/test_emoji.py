@@ -115,12 +115,18 @@ def test_the_existing_sources_read_it(built):
     source = open_source({**section, "id_column": "hexcode"}, split="train")
     assert len(source[3]["captions"]) == 2 and not source.unreadable
     aligned = open_source(
-        {**section, "path": f"{folder}/data/aligned_test.csv", "image_column": "google"},
+        {**section, "path": f"{folder}/data/aligned_test.csv"},
         split="test",
         modalities=("image", "twitter", "fluent_3d"),
     )
     assert len(aligned) == summary["splits"]["both"]
-    assert all(aligned[0][name].startswith(b"\x89PNG") for name in aligned.modalities)
+    for row, example in zip(rows(folder / "data", "aligned_test"), aligned, strict=True):
+        for modality, style in (("image", "google"), ("twitter", "twitter"), ("fluent_3d", "fluent_3d")):
+            assert example[modality] == (folder / f"data/images/{style}/{row['hexcode']}.png").read_bytes()
+    # What training could see has no other style, neither in the rows nor beside them.
+    for table in ("train", "aligned_train"):
+        text = (folder / f"data/{table}.csv").read_text(encoding="utf-8")
+        assert "google" in text and "twitter" not in text and "fluent_3d" not in text
 
 
 def test_svg_is_drawn(tmp_path):
