@@ -22,6 +22,7 @@ from sphinx.util.nodes import nested_parse_with_titles
 UNDERLINES = "=-~^"
 CLASSES = {
     "mmjax.augment": "Augmentation",
+    "mmjax.data.benchmarks": "Source",
     "mmjax.data.sources": "Source",
     "mmjax.data.transforms": "Transform",
     "mmjax.evals": "Evaluator",

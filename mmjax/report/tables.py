@@ -120,9 +120,10 @@ def tasks(records: list[Record]) -> list[Task]:
         for prefix, steps in by_prefix(records, metric).items():
             step, metrics = steps[-1]
             # Keys are "split/task/metric", or "task/metric" where the task has a split of its own.
-            split = prefix.rpartition("/")[0]
+            split, _, task = prefix.rpartition("/")
             scores, remark = read(metrics)
-            result.append(Task(f"{title}, {split}" if split else title, step, scores, remark))
+            details = [name for name in (split, task) if name not in ("", "zeroshot", "pairwise", "winoground")]
+            result.append(Task(", ".join([title, *details]), step, scores, remark))
     return result
 
 
@@ -158,9 +159,10 @@ def _zeroshot(metrics: Record) -> tuple[list[Score], str]:
 
 def _pairwise(metrics: Record) -> tuple[list[Score], str]:
     kinds = sorted(k for k in metrics if f"{k}_blind" in metrics and k not in ("macro", "micro"))
-    scores = [Score(k.replace("_", " "), metrics[k], 0.5, metrics[f"{k}_blind"]) for k in kinds]
+    chance = 1 / 3 if "macro_text" in metrics else 1 / 2  # in SugarCrepe++ two captions must beat the false one
+    scores = [Score(k.replace("_", " "), metrics[k], chance, metrics[f"{k}_blind"]) for k in kinds]
     if "macro" in metrics:
-        scores.append(Score("mean of kinds", metrics["macro"], 0.5, metrics["macro_blind"]))
+        scores.append(Score("mean of kinds", metrics["macro"], chance, metrics["macro_blind"]))
     remark = f"{metrics['num_pairs']:,.0f} pairs. " if "num_pairs" in metrics else ""
     if "tie_rate" in metrics:
         remark += f"{percent(metrics['tie_rate'])} % ties, which count as lost. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmjax.data.benchmarks import base
+from mmjax.data.benchmarks.common import base
 from mmjax.data.storage import filesystem
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmjax.core.config import ConfigError
-from mmjax.data.benchmarks import base
+from mmjax.data.benchmarks.common import base
 from mmjax.data.source import UnreadableEntry
 from mmjax.data.storage import filesystem
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 from mmjax.core.config import ConfigError, Ge
-from mmjax.data.benchmarks import base
+from mmjax.data.benchmarks.common import base
 from mmjax.data.source import UnreadableEntry
 from mmjax.data.storage import filesystem
 

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from mmjax.core.config import ConfigError
-from mmjax.data.benchmarks import base
+from mmjax.data.benchmarks.common import base
 from mmjax.data.storage import filesystem
 
 _COLUMNS = {"cue", "candidates", "associations"}

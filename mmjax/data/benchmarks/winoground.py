@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mmjax.core.config import ConfigError
 from mmjax.data import source
-from mmjax.data.benchmarks.base import read_picture, text_of
+from mmjax.data.benchmarks.common.base import read_picture, text_of
 from mmjax.data.formats.columnar import Parquet
 from mmjax.data.formats.image_files import ImageFiles
 from mmjax.data.formats.json_lines import parse_json_lines

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.data.benchmarks import base
+from mmjax.data.benchmarks.common import base
 from mmjax.data.source import UnreadableEntry
 from mmjax.data.storage import filesystem
 

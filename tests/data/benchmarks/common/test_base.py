@@ -8,7 +8,7 @@ from PIL import Image
 
 from mmjax.core.config import ConfigError
 from mmjax.data import pictures
-from mmjax.data.benchmarks.base import cut
+from mmjax.data.benchmarks.common.base import cut
 from mmjax.data.open_source import open_source
 from mmjax.data.sample import Unreadable
 from support.benchmarks import gray
