@@ -167,6 +167,8 @@ def _begin(output: Path, plan: Plan) -> None:
         write_atomically(path, json.dumps(new), sync=True)
         return
     begun = json.loads(path.read_text(encoding="utf-8"))
+    if begun.pop("packages", None) != list(new.pop("packages")):
+        raise ConfigError(f"--output={output}: was begun with other packages or styles; use another folder")
     for key, value in new.items():
         if begun.get(key) != value:
             raise ConfigError(

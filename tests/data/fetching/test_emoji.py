@@ -1,6 +1,7 @@
 """``mmjax data fetch emoji``, from small packages in npm's layout."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from PIL import Image
 
 from mmjax import cli
 from mmjax.core.config import ConfigError
+from mmjax.core.locks import Lock
 from mmjax.data.fetching import emoji, emoji_styles
 from mmjax.data.fetching.emoji_names import fraction
 from mmjax.data.open_source import open_source
@@ -182,6 +184,7 @@ def test_other_options_need_another_folder(built, tmp_path):
         ({"held_out": "google", "styles": PLAIN}, "held-out: is 'google', but .* was begun with 'twitter'"),
         ({"size": 32}, "size: is 32"),
         ({"locales": ()}, "locales: is .*; use that again, or another --output"),
+        ({"styles": PLAIN[:2]}, "output=.*: was begun with other packages or styles"),
     ):
         with pytest.raises(ConfigError, match=f"^--{key}"):
             build(folder / "data", folder / "packages", **options)
@@ -189,6 +192,15 @@ def test_other_options_need_another_folder(built, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match=r"has thesis.txt, which this command did not write"):
         build(tmp_path, folder / "packages")
+
+
+def test_a_full_disk_and_a_second_process_are_one_line(built, tmp_path):
+    full = mock.patch.object(emoji_styles, "to_png", side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with full, pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\); .* command continues"):
+        build(tmp_path / "data", tmp_path / "packages")
+    with Lock(tmp_path / "data/.lock"), pytest.raises(ConfigError, match=r"another process is writing .*data; wait"):
+        build(tmp_path / "data", tmp_path / "packages")
+    assert build(tmp_path / "data", tmp_path / "packages") == built[1]
 
 
 @pytest.mark.parametrize(
