@@ -1,4 +1,4 @@
-"""Exact ranks by counting scores, block by block: no sorting, no top-k, no whole score matrix."""
+"""Exact ranks by counting scores, block by block in a ring over devices: no sorting, no top-k, no whole matrix."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def count_ranks(
             belong together.
         texts: f32[m, E].
         text_ids: i32[m].
-        row_sharding: Splits the rows of each block over a mesh; None: one device.
+        row_sharding: Splits images and texts over a mesh. Texts, with their counts, go around from device to device, so
+            that none holds all of them. None: one device.
 
     Returns:
         Ranks of the n images and of the m texts.
@@ -70,14 +71,12 @@ def count_ranks(
     # than its middle, which would break ties by position.
     tile = shards * -(-64 // shards)
     image_blocks = _blocks(images, image_ids, chunk=IMAGE_CHUNK, tile=tile)
-    text_blocks = _blocks(texts, text_ids, chunk=TEXT_CHUNK, tile=64)
+    text_blocks = _blocks(texts, text_ids, chunk=TEXT_CHUNK, tile=64 * shards)
     if row_sharding is None:
         result = _compiled(None)(*map(jax.device_put, (*image_blocks, *text_blocks)))
     else:
         split = NamedSharding(row_sharding.mesh, PartitionSpec(None, *row_sharding.spec[:1]))
-        replicated = NamedSharding(row_sharding.mesh, PartitionSpec())
-        arrays = [to_global(x, s) for s, blocks in ((split, image_blocks), (replicated, text_blocks)) for x in blocks]
-        result = _compiled(replicated)(*arrays)
+        result = _compiled(split)(*(to_global(array, split) for array in (*image_blocks, *text_blocks)))
     (above_i, equal_i), (above_t, equal_t) = jax.device_get(result)
     n, m = len(images), len(texts)
     return Ranks(above_i.ravel()[:n], equal_i.ravel()[:n]), Ranks(above_t.ravel()[:m], equal_t.ravel()[:m])
@@ -98,12 +97,29 @@ Counts = tuple[jax.Array, jax.Array]
 
 
 @functools.cache
-def _compiled(out_sharding: NamedSharding | None) -> Callable[..., Any]:
-    return jax.jit(_count_blocks, out_shardings=out_sharding)
+def _compiled(sharding: NamedSharding | None) -> Callable[..., Any]:
+    if sharding is None:
+        return jax.jit(functools.partial(_count_blocks, shards=1, rotate=lambda tree: tree))
+    axes, shards = sharding.spec[1], num_shards(NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[1])))
+    ring = [(i, (i + 1) % shards) for i in range(shards)]
+
+    def rotate(tree: Any) -> Any:
+        return jax.tree.map(lambda array: jax.lax.ppermute(array, axes, ring), tree) if shards > 1 else tree
+
+    counting = jax.shard_map(
+        functools.partial(_count_blocks, shards=shards, rotate=rotate),
+        mesh=sharding.mesh, in_specs=sharding.spec, out_specs=sharding.spec, check_vma=False,
+    )  # fmt: skip
+    return jax.jit(counting, out_shardings=NamedSharding(sharding.mesh, PartitionSpec()))
 
 
-def _count_blocks(zi: jax.Array, ii: jax.Array, zt: jax.Array, it: jax.Array) -> tuple[Counts, Counts]:
-    """From blocks f32[a, C, E], i32[a, C, K] and f32[b, D, E], i32[b, D] to counts i32[a, C] and i32[b, D]."""
+def _count_blocks(
+    zi: jax.Array, ii: jax.Array, zt: jax.Array, it: jax.Array, *, shards: int, rotate: Callable[[Any], Any]
+) -> tuple[Counts, Counts]:
+    """From blocks f32[a, C, E], i32[a, C, K] and f32[b, D, E], i32[b, D] to counts i32[a, C] and i32[b, D].
+
+    These are one device's; ``rotate`` exchanges arrays for those of the device before it in a ring of ``shards``.
+    """
 
     def scores(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.einsum("ce,de->cd", x, y, precision=jax.lax.Precision.HIGHEST)
@@ -112,18 +128,29 @@ def _count_blocks(zi: jax.Array, ii: jax.Array, zt: jax.Array, it: jax.Array) ->
         matches = (ids[:, None] == yi[None, :] for ids in xi.T)  # one after another: [C, D, K] would be large
         return functools.reduce(jnp.logical_or, matches) & (yi[None, :] >= 0)
 
-    def best_positive(best_t: jax.Array, chunk: Any) -> tuple[jax.Array, jax.Array]:
-        x, xi = chunk
+    def best_positives(_: Any, carry: Any) -> Any:
+        (zt, it, best_t), best_i = carry
 
-        def compare(text_chunk: Any) -> tuple[jax.Array, jax.Array]:
-            y, yi = text_chunk
-            s = jnp.where(is_positive(xi, yi), scores(x, y), -jnp.inf)
-            return s.max(1), s.max(0)
+        def step(best_t: jax.Array, chunk: Any) -> tuple[jax.Array, jax.Array]:
+            x, xi, best = chunk
 
-        rows, columns = jax.lax.map(compare, (zt, it))
-        return jnp.maximum(best_t, columns), rows.max(0)
+            def compare(text_chunk: Any) -> tuple[jax.Array, jax.Array]:
+                y, yi = text_chunk
+                s = jnp.where(is_positive(xi, yi), scores(x, y), -jnp.inf)
+                return s.max(1), s.max(0)
 
-    best_t, best_i = jax.lax.scan(best_positive, jnp.full(it.shape, -jnp.inf, jnp.float32), (zi, ii))
+            rows, columns = jax.lax.map(compare, (zt, it))
+            return jnp.maximum(best_t, columns), jnp.maximum(best, rows.max(0))
+
+        best_t, best_i = jax.lax.scan(step, best_t, (zi, ii, best_i))
+        return rotate((zt, it, best_t)), best_i
+
+    def around(body: Callable[[Any, Any], Any], carry: Any) -> Any:
+        """After all steps each device has its own texts again."""
+        return jax.lax.fori_loop(0, shards, body, carry)
+
+    lowest = jnp.full(it.shape, -jnp.inf, jnp.float32), jnp.full(zi.shape[:2], -jnp.inf, jnp.float32)
+    (zt, it, best_t), best_i = around(best_positives, ((zt, it, lowest[0]), lowest[1]))
 
     def count(s: jax.Array, positive: jax.Array, negative: jax.Array, axis: int) -> Counts:
         above = s > positive
@@ -132,18 +159,25 @@ def _count_blocks(zi: jax.Array, ii: jax.Array, zt: jax.Array, it: jax.Array) ->
         above, equal = (jnp.sum(negative & hit, axis=axis, dtype=jnp.int32) for hit in (above, equal))
         return above, equal
 
-    def step(counts_t: Counts, chunk: Any) -> tuple[Counts, Counts]:
-        x, xi, positive_i = chunk
+    def count_all(_: Any, carry: Any) -> Any:
+        (zt, it, best_t, counts_t), counts_i = carry
 
-        def compare(text_chunk: Any) -> tuple[Counts, Counts]:
-            y, yi, positive_t = text_chunk
-            s = scores(x, y)
-            negative = ~is_positive(xi, yi) & (xi[:, :1] >= 0) & (yi[None, :] >= 0)
-            return count(s, positive_i[:, None], negative, 1), count(s, positive_t[None, :], negative, 0)
+        def step(counts_t: Counts, chunk: Any) -> tuple[Counts, Counts]:
+            x, xi, positive_i, counts_i = chunk
 
-        rows, columns = jax.lax.map(compare, (zt, it, best_t))
-        return jax.tree.map(jnp.add, counts_t, columns), jax.tree.map(lambda c: jnp.sum(c, 0, dtype=jnp.int32), rows)
+            def compare(text_chunk: Any) -> tuple[Counts, Counts]:
+                y, yi, positive_t = text_chunk
+                s = scores(x, y)
+                negative = ~is_positive(xi, yi) & (xi[:, :1] >= 0) & (yi[None, :] >= 0)
+                return count(s, positive_i[:, None], negative, 1), count(s, positive_t[None, :], negative, 0)
 
-    zeros = (jnp.zeros(it.shape, jnp.int32), jnp.zeros(it.shape, jnp.int32))
-    counts_t, counts_i = jax.lax.scan(step, zeros, (zi, ii, best_i))
+            rows, columns = jax.lax.map(compare, (zt, it, best_t))
+            rows = jax.tree.map(lambda c: jnp.sum(c, 0, dtype=jnp.int32), rows)
+            return jax.tree.map(jnp.add, counts_t, columns), jax.tree.map(jnp.add, counts_i, rows)
+
+        counts_t, counts_i = jax.lax.scan(step, counts_t, (zi, ii, best_i, counts_i))
+        return rotate((zt, it, best_t, counts_t)), counts_i
+
+    zeros_t, zeros_i = jnp.zeros(it.shape, jnp.int32), jnp.zeros(zi.shape[:2], jnp.int32)
+    (*_, counts_t), counts_i = around(count_all, ((zt, it, best_t, (zeros_t, zeros_t)), (zeros_i, zeros_i)))
     return counts_i, counts_t

@@ -103,3 +103,18 @@ def test_mistakes_are_named():
         count_ranks(z, np.arange(2), z, np.zeros(2, np.int32))
     with pytest.raises(ValueError, match="text_ids has -1"):
         count_ranks(z, np.arange(2), z, np.array([0, -1]))
+
+
+def test_captions_go_around_and_no_device_holds_all_of_them():
+    rng = np.random.default_rng(0)
+    z, ids, sharding = integers(rng, 640), np.arange(640), data_sharding()
+    spec = jax.sharding.PartitionSpec(None, *sharding.spec)
+    split = jax.sharding.NamedSharding(sharding.mesh, spec)
+    blocks = module._blocks(z, ids[:, None], chunk=4096, tile=64 * 8), module._blocks(z, ids, chunk=4096, tile=64 * 8)
+    arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for pair in blocks for x in pair]
+    program = module._compiled(split).lower(*arrays).compile().as_text()
+    assert "collective-permute" in program
+    # What is gathered at the end are the counts; embeddings are floats.
+    assert not [
+        line for line in program.splitlines() if "all-gather(" in line and "f32" in line.split("all-gather(")[0]
+    ]
