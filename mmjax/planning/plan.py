@@ -41,6 +41,9 @@ NUM_EXPLAINED = 20
 LARGEST_MEMORY_FRACTION = 0.9
 """Of a GPU's memory; the rest is for CUDA, its libraries and communication."""
 
+ROWS_MULTIPLE = 8
+"""``fit_batch`` takes multiples of so many rows on each device, if as many fit: products of other sizes are slower."""
+
 TARGET_FRACTION = 0.98
 """Fraction of a device's memory that guesses of ``next_guess`` aim at."""
 
@@ -65,7 +68,8 @@ def make_plan(experiment: Experiment, topology: Topology, *, explain: bool = Fal
     before = time.perf_counter()
     traced = program.trace(batch)
     lowered = traced.lower()
-    state, batch_bytes = (_bytes_per_device(tree) for tree in (program.abstract_state, batch))
+    abstract_state = program.abstract_state
+    state, parameters, batch_bytes = map(_bytes_per_device, (abstract_state, abstract_state.params, batch))
     plan: Plan = {
         "topology": topology.name,
         "chips": devices // topology.chip.devices,
@@ -78,6 +82,7 @@ def make_plan(experiment: Experiment, topology: Topology, *, explain: bool = Fal
         "remat": experiment.model.remat,
         "attention": {tower: str(choice) for tower, choice in program.attention.items()},
         "state_bytes": state,
+        "parameter_bytes": parameters,
         "batch_bytes": batch_bytes,
         "hbm_bytes": topology.device.hbm,
         "usable_bytes": topology.usable_bytes,
@@ -253,10 +258,11 @@ def fit_batch(
     compilations: int = 6,
     explain: bool = False,
 ) -> Plan:
-    """Searches for the largest global batch that fits and returns its plan.
+    """Searches for the largest global batch that fits, a multiple of 8 on each device, and returns its plan.
 
-    Memory is almost linear in the batch size. The search extrapolates through two compiled points, compiles the guess,
-    and bisects when a guess leaves the bracket. A compilation of a large model takes minutes; each one is logged.
+    Memory is almost linear in the batch size, and with no rows it is that of state and gradients. The search
+    extrapolates through that and a compiled point, compiles the guess, and bisects when a guess leaves the bracket. A
+    compilation of a large model takes minutes; each one is logged.
 
     Args:
       experiment: what to train; its batch size is the first guess, within limits.
@@ -270,8 +276,8 @@ def fit_batch(
     shards = num_shards(batch_sharding(make_mesh(experiment.mesh, devices=topology.devices)))
     multiple = shards * experiment.micro_batches
     tried: dict[int, Plan] = {}
-    each = min(max(experiment.batch_size // multiple, MIN_ROWS_PER_DEVICE), MAX_ROWS_PER_DEVICE)
-    while len(tried) < compilations:
+    each: int | None = min(max(experiment.batch_size // multiple, MIN_ROWS_PER_DEVICE), MAX_ROWS_PER_DEVICE)
+    while each is not None and (each := _round_rows(each)) not in tried and len(tried) < compilations:
         tried[each] = plan = make_plan(
             dataclasses.replace(experiment, batch_size=each * multiple), topology, explain=explain
         )
@@ -279,14 +285,11 @@ def fit_batch(
             f"batch_size={each * multiple}: needs {plan['needed_bytes'] / GIB:.2f} GiB of "
             f"{topology.usable_bytes / GIB:.2f}; compiled in {plan['compile_seconds']:.0f} s"
         )
-        guess = next_guess(
+        each = next_guess(
             {size: (plan["fits"], plan["needed_bytes"]) for size, plan in tried.items()},
-            fixed=tried[each]["state_bytes"],
+            fixed=plan["state_bytes"] + plan["parameter_bytes"],  # of which the latter are gradients
             usable=topology.usable_bytes,
         )
-        if guess is None:
-            break
-        each = guess
     fitting = [size for size, plan in tried.items() if plan["fits"]]
     if not fitting:
         raise ConfigError(
@@ -298,6 +301,10 @@ def fit_batch(
         for size, plan in sorted(tried.items())
     ]
     return tried[max(fitting)] | {"tried": history}
+
+
+def _round_rows(each: int) -> int:
+    return each - each % ROWS_MULTIPLE if each > ROWS_MULTIPLE else each
 
 
 def next_guess(tried: dict[int, tuple[bool, float]], *, fixed: float, usable: float) -> int | None:

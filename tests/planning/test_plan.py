@@ -294,22 +294,25 @@ def test_the_search_for_a_batch_needs_few_compilations(start, bend):
 
 
 def test_the_largest_batch_is_that_of_the_plans_tried(topology, monkeypatch, messages):
-    def pretend(experiment, _, explain):
+    def pretend(experiment, on, explain):
         needed = 2e9 + 1e8 * experiment.batch_size / 8
-        made = {"batch_size": experiment.batch_size, "state_bytes": 2e9, "needed_bytes": needed, "compile_seconds": 7}
-        return made | {"fits": needed <= topology.usable_bytes}
+        made = {"batch_size": experiment.batch_size, "needed_bytes": needed, "compile_seconds": 7}
+        return made | {"state_bytes": 1.5e9, "parameter_bytes": 0.5e9, "fits": needed <= on.usable_bytes}
 
     monkeypatch.setattr(plan, "make_plan", pretend)
     found = plan.fit_batch(tiny.experiment(), topology)
     best = int((topology.usable_bytes - 2e9) / 1e8)
     assert found["fits"] and 0.95 * best <= found["batch_size"] / 8 <= best
-    assert len(messages) == len(found["tried"]) <= 3 and f"batch_size={found['batch_size']}: needs" in messages[-1]
+    assert found["batch_size"] / 8 % plan.ROWS_MULTIPLE == 0
+    assert len(messages) == len(found["tried"]) == 2 and f"batch_size={found['batch_size']}: needs" in messages[-1]
     assert [row["batch_size"] for row in found["tried"]] == sorted({row["batch_size"] for row in found["tried"]})
     far = plan.fit_batch(tiny.experiment(batch_size=2**20), topology)  # its first guess is not the configured one
     assert max(row["batch_size"] for row in far["tried"]) == 8 * plan.MAX_ROWS_PER_DEVICE
     assert 0.95 * best <= far["batch_size"] / 8 <= best
+    few = dataclasses.replace(topology, chip=dataclasses.replace(topology.chip, usable_hbm=2.55e9))
+    assert plan.fit_batch(tiny.experiment(batch_size=64), few)["batch_size"] == 4 * 8  # fewer than the multiple
     small = dataclasses.replace(topology, chip=dataclasses.replace(topology.chip, usable_hbm=1e9))
-    monkeypatch.setattr(plan, "make_plan", lambda e, _, explain: pretend(e, _, explain) | {"fits": False})
+    monkeypatch.setattr(plan, "make_plan", lambda e, on, explain: pretend(e, on, explain) | {"fits": False})
     with pytest.raises(ConfigError, match=r"not even batch_size=8 .*mesh\.fsdp"):
         plan.fit_batch(tiny.experiment(), small)
 
