@@ -96,35 +96,39 @@ def fetch(
       The summary, as ``summary.json`` has it.
     """
     plan = _make_plan(styles, held_out, size, locales)
-    chosen = {name: STYLES[name] for name in plan.styles}
-    emoji_styles.check_renderer(chosen)
+    emoji_styles.check_renderer(_chosen(plan))
     _check_folder(output)
     with packages.locked(output, option="output"):
         _begin(output, plan)
-        if (output / _SUMMARY).exists():
-            return json.loads((output / _SUMMARY).read_text(encoding="utf-8"))
-        for style in chosen.values():
-            logger.info(f"{style.package.spec}: {style.author}, {style.license}")
-        logger.info(f"{NAMES.package.spec}: {NAMES.author}, {NAMES.license}")
-        archives = package_folder or output / _PACKAGES
-        packages.fetch([NAMES.package, *(style.package for style in chosen.values())], archives)
-        pictures = {name: style.read(archives / style.package.file) for name, style in chosen.items()}
-        everything = emoji_names.load(archives / NAMES.package.file, plan.locales)
-        emoji = [one for one in everything if all(one.hexcode in pictures[name] for name in chosen)]
-        try:
-            _draw_all(emoji, chosen, pictures, output / "images", size=size, workers=workers)
-            counts = _write_tables(emoji, plan, output)
-            _write_licenses({"names": NAMES} | chosen, archives, output, size=size)
-            summary = _summarize(emoji, plan, counts) | {"sha256": _digest(output)}
-            write_atomically(output / _SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n", sync=True)
-        except OSError as error:
-            raise ConfigError(
-                f"--output: {output} cannot be written ({error.strerror or error}); make room there, then the same "
-                "command continues"
-            ) from error
-        if package_folder is None:
-            shutil.rmtree(archives)
-    return summary
+        if not (output / _SUMMARY).exists():
+            _build(plan, output, package_folder or output / _PACKAGES, workers=workers)
+        shutil.rmtree(output / _PACKAGES, ignore_errors=True)
+        return json.loads((output / _SUMMARY).read_text(encoding="utf-8"))
+
+
+def _build(plan: Plan, output: Path, archives: Path, *, workers: int) -> None:
+    chosen = _chosen(plan)
+    for origin in (NAMES, *chosen.values()):
+        logger.info(f"{origin.package.spec}: {origin.author}, {origin.license}")
+    packages.fetch([NAMES.package, *(style.package for style in chosen.values())], archives)
+    pictures = {name: style.read(archives / style.package.file) for name, style in chosen.items()}
+    everything = emoji_names.load(archives / NAMES.package.file, plan.locales)
+    emoji = [one for one in everything if all(one.hexcode in pictures[name] for name in chosen)]
+    try:
+        _draw_all(emoji, chosen, pictures, output / "images", size=plan.size, workers=workers)
+        counts = _write_tables(emoji, plan, output)
+        _write_licenses({"names": NAMES} | chosen, archives, output, size=plan.size)
+        summary = _summarize(emoji, plan, counts) | {"sha256": _digest(output)}
+        write_atomically(output / _SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n", sync=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output: {output} cannot be written ({error.strerror or error}); make room there, then the same "
+            "command continues"
+        ) from error
+
+
+def _chosen(plan: Plan) -> dict[str, Style]:
+    return {name: STYLES[name] for name in plan.styles}
 
 
 def text(summary: Mapping[str, Any], output: Path) -> str:
