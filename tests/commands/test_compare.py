@@ -207,12 +207,11 @@ def test_a_whole_comparison_is_killed_and_goes_on_without_repeating_a_run(tmp_pa
     workdir = tmp_path / "runs"
     words = (
         "compare", f"--config={command.config_file(tmp_path)}", f"--workdir={workdir}", "--seeds=2",
-        "--recipes=none,mixgen", "--variant=slow:optimizer.learning_rate=1e-9", "--metrics=test/rsum",
-        "--fractions=24,1", "--time-steps=2", "--examples=4", "--json",
+        "--recipes=none,mixgen", "--metrics=test/rsum", "--fractions=24", "--time-steps=2", "--examples=4", "--json",
     )  # fmt: skip
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
     process = command.start(*words, **cache)
-    while len(list(workdir.rglob("report.html"))) < 3:
+    while len(list(workdir.rglob("report.html"))) < 1:
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.2)
     process.kill()
@@ -225,17 +224,14 @@ def test_a_whole_comparison_is_killed_and_goes_on_without_repeating_a_run(tmp_pa
     output = command.run(*words, **cache)
     results = json.loads(output[output.index("{\n") :])
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert [size["examples"] for size in results["sizes"]] == [24, 48] and results["tests"] == 4
-    for row in results["rows"]:
-        if "difference" in row:
-            base = next(r for r in results["rows"] if r["recipe"] == "none" and r["fraction"] == row["fraction"])
-            expected = np.mean(np.array(row["values"]) - base["values"])
-            np.testing.assert_allclose(row["difference"]["mean"], expected, atol=1e-12)
+    assert [size["examples"] for size in results["sizes"]] == [24]
+    base, own = (np.array(row["values"]) for row in results["rows"])
+    np.testing.assert_allclose(results["rows"][1]["difference"]["mean"], np.mean(own - base), atol=1e-12)
     stored = json.loads((workdir / "comparison.json").read_text())
-    assert [row["recipe"] for row in stored["step_times"]] == ["none", "mixgen", "slow"]
-    assert stored["step_times"][0]["ratio"] == 1 and stored["step_times"][2]["seconds"] > 0
+    assert [row["recipe"] for row in stored["step_times"]] == ["none", "mixgen"]
+    assert stored["step_times"][0]["ratio"] == 1 and stored["step_times"][1]["seconds"] > 0
     entries = stored["rank_changes"]["entries"]
     assert 0 < len(entries) <= 4 and all(entry["image"][0].startswith("data:image/png") for entry in entries)
     again = command.run(*words, **cache)  # nothing is trained, timed or embedded again
     assert json.loads(again[again.index("{\n") :]) == results and "timing" not in again
-    assert "12 of 12 runs are finished already" in again
+    assert "4 of 4 runs are finished already" in again
