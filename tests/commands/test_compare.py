@@ -210,12 +210,11 @@ def test_a_whole_comparison_is_killed_and_goes_on_without_repeating_a_run(tmp_pa
         "--recipes=none,mixgen", "--metrics=test/rsum", "--fractions=24", "--time-steps=2", "--examples=4", "--json",
     )  # fmt: skip
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
-    process = command.start(*words, **cache)
-    while len(list(workdir.rglob("report.html"))) < 1:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.2)
-    process.kill()
-    process.wait()
+    with command.start(*words, **cache) as process:
+        while not list(workdir.rglob("report.html")):
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.2)
+        process.kill()
     finished = {path: path.stat().st_mtime_ns for path in workdir.rglob("seed*/report.html")}
     deadline = time.monotonic() + 60
     while any(find_owner(path) for path in workdir.rglob(run_folder.LOCK)):  # what it has started stops by itself

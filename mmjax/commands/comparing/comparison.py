@@ -108,8 +108,6 @@ def fraction_of(count: int, examples: int) -> float:
     """The shortest decimal f with floor(f · examples) = count."""
     if count > examples:
         raise ConfigError(f"--fractions={count}: the training data has {examples:,} examples; name fewer")
-    if count == examples:
-        return 1.0
     digits = 1
     while (ticks := -(-count * 10**digits // examples)) * examples >= (count + 1) * 10**digits:
         digits += 1
