@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmjax import report
-from mmjax.report.chart import Series, line_chart, number, thin
+from mmjax.report.chart import BOTTOM, HEIGHT, TOP, Series, line_chart, number, thin
 from mmjax.runs.metrics_file import MetricsWriter
 from support.html_page import Page
 
@@ -252,3 +252,14 @@ def test_the_page_may_load_and_run_nothing_and_shows_control_characters_as_text(
     assert "default-src 'none'" in policy and "script-src" not in policy and "base-uri 'none'" in policy
     assert page.index("Content-Security-Policy") < page.index("<style>")
     assert r"\x1b[31m\u202eevil\x07" in page and not re.search("[\x00-\x09\x0b-\x1f\u202e]", page)
+
+
+def test_bands_lie_inside_the_axes_and_are_left_out_where_they_cannot_be_drawn():
+    band = [(0, 0.0, 9.0), (1, 1.0, 30.0), (2, math.nan, 2.0)]
+    svg = line_chart("t", [Series("a", [(0, 4.0), (1, 5.0), (2, 2.0)], band), Series("b", [(0, 1.0)], band[:1])])
+    [outline] = re.findall(r'class="band s1" d="M([^Z]*)Z"', svg)
+    points = [tuple(map(float, point.split())) for point in outline.split("L")]
+    assert len(points) == 4  # up along the upper end and back along the lower one
+    assert all(TOP <= y <= HEIGHT - BOTTOM for _, y in points) and points[0][1] < points[3][1]
+    assert 'class="band s2"' not in svg  # one point has no area
+    assert 'class="line s4"' in line_chart("t", [Series("a", [(0, 1.0)], color=4)])
