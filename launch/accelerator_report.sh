@@ -142,31 +142,34 @@ print(parts[last]["line"] if last in parts else f"{out}/report.json and {out}/re
 PYTHON
 }
 
+# finish NAME SECONDS STATUS: one part.
+finish() {
+  echo "$2 $3" >"$out/parts/$1.status"
+  echo "[$((SECONDS / 60)):$(printf %02d $((SECONDS % 60)))] $(summarize "$1")"
+}
+
 # part NAME COMMAND…: the command's JSON is the part's result.
 failed=0
 part() {
-  local name=$1 line started=$SECONDS status=0 left=$((deadline - SECONDS))
-  local file="$out/parts/$name"
+  local name=$1 line status=0 started=$SECONDS left=$((deadline - SECONDS)) file="$out/parts/$1"
   shift
   if ((left < 5)); then
-    echo "0 left out: no time" >"$file.status"
-  else
-    ((left <= limit)) || left=$limit
-    timeout -k 5 "$left" "$@" >"$file.json" 2>"$file.log" || status=$?
-    if ((status == 0)); then
-      echo "$((SECONDS - started)) ok" >"$file.status"
-    elif ((status == 124)) && ((SECONDS >= deadline)); then
-      echo "$((SECONDS - started)) left out: the time was up" >"$file.status"
-    elif ((status == 124)); then
-      failed=1
-      echo "$((SECONDS - started)) failed: took more than PART_SECONDS=$limit" >"$file.status"
-    else
-      failed=1
-      line=$(grep -v '^[[:space:]]*$' "$file.log" | tail -n 1 | cut -c -300)
-      echo "$((SECONDS - started)) failed: ${line:-status $status}" >"$file.status"
-    fi
+    finish "$name" 0 "left out: no time"
+    return
   fi
-  echo "[$((SECONDS / 60)):$(printf %02d $((SECONDS % 60)))] $(summarize "$name")"
+  ((left <= limit)) || left=$limit
+  timeout -k 5 "$left" "$@" >"$file.json" 2>"$file.log" || status=$?
+  if ((status == 0)); then
+    line=ok
+  elif ((status == 124 && SECONDS >= deadline)); then
+    line="left out: the time was up"
+  elif ((status == 124)); then
+    failed=1 line="failed: took more than PART_SECONDS=$limit"
+  else
+    line=$(grep -v '^[[:space:]]*$' "$file.log" | tail -n 1 | cut -c -300)
+    failed=1 line="failed: ${line:-status $status}"
+  fi
+  finish "$name" $((SECONDS - started)) "$line"
 }
 
 overrides=(--config.data.train.size=2048) repeats=20 augment_batch=256
@@ -201,8 +204,12 @@ run() {
       done
       ;;
     peer)
-      part peer-open_clip-ViT-B-16 "$python" "$root/tests/peers/open_clip_step.py" --model=ViT-B-16 --json \
-        --batch="${batches[ViT-B-16]}" "${peer[@]}"
+      if "$python" -c 'import open_clip' 2>/dev/null; then
+        part peer-open_clip-ViT-B-16 "$python" "$root/tests/peers/open_clip_step.py" --model=ViT-B-16 --json \
+          --batch="${batches[ViT-B-16]}" "${peer[@]}"
+      else
+        finish peer-open_clip-ViT-B-16 0 "left out: open_clip is not installed"
+      fi
       ;;
     loader)
       part shards "$python" -m mmjax data prepare --source=scenes --option size="$pictures" --option image_size=384 \

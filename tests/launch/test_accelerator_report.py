@@ -21,6 +21,7 @@ ROW = {
 STAND_IN = """#!/usr/bin/env bash
 case "$*" in
   "- "*) exec "$REAL" "$@" ;;
+  "-c import open_clip") exit 1 ;;
   *"bench device"*) echo '{device}' ;;
   *"bench step"*ViT-L-14*) printf 'loading\\nRESOURCE_EXHAUSTED: out of memory\\n\\n' >&2; exit 1 ;;
   *"bench step"*ViT-B-32*) sleep 60 ;;
@@ -60,13 +61,14 @@ def test_a_part_that_fails_or_has_no_time_is_named_and_the_others_go_on(report):
     done, *_ = report("-m", "0", "-p", "step")
     assert done.returncode == 0 and done.stdout.count("left out: no time") == 3
 
-    done, text, table = report("-p", "device step loader plan")
+    done, text, table = report("-p", "device peer step loader plan")
     parts = json.loads(text)["parts"]
     assert done.returncode == 1
     assert parts["step-ViT-L-14"]["status"] == "failed: RESOURCE_EXHAUSTED: out of memory"
     assert parts["step-ViT-B-32"] | {"line": "", "seconds": 1} == {
         "status": "failed: took more than PART_SECONDS=1", "result": None, "line": "", "seconds": 1,
     }  # fmt: skip
+    assert parts["peer-open_clip-ViT-B-16"]["status"] == "left out: open_clip is not installed"
     assert parts["step-ViT-B-16"]["status"] == "ok" and parts["step-ViT-B-16"]["result"] == [ROW]
     assert parts["plan"]["result"]["needed_bytes"] == 24 * 2**30 and json.loads(text)["machine"] == DEVICE
     assert "| step-ViT-B-16 | 150.0 | 3413 | 40.0% | 50.0% | 25.0 | 640 | 120.0 | 0.80 | 1.250 |" in table
