@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import posixpath
@@ -21,7 +22,12 @@ from mmjax.data.text import MaxCaptions, Norm, captions_of, negatives_of, why_no
 
 logger = logging.getLogger(__name__)
 
-_TEXT, _JSON, _LABEL = ".text", ".json", ".label"  # members besides the modalities, whose names have no dot
+_TEXT, _JSON, _LABEL, _METADATA = (
+    ".text",
+    ".json",
+    ".label",
+    ".metadata",
+)  # members besides the modalities, whose names have no dot
 _CAPTION = "caption"  # the field that img2dataset writes
 _RESERVED = ("id", "key", "captions", "label")
 _LOOKED_AT = 8  # texts, for how many lines they have
@@ -36,7 +42,8 @@ class Source(source.Source):
 
     A folder in CLIP_benchmark's layout also gives ``class_names`` (``classnames.txt``), ``templates``
     (``zeroshot_classification_templates.txt``), the number of shards (``nshards.txt``) and, in ``dataset_type.txt``,
-    whether each line of a text is a caption (``retrieval``).
+    whether each line of a text is a caption (``retrieval``), or a picture has several classes (``multilabel``). Then
+    ``NAME.npy`` has a number for each class, and the example ``labels``, the classes whose number is above 0.
 
     Args:
       split: replaces ``{split}`` in ``path``, and is the name of a folder in a folder of splits.
@@ -49,7 +56,8 @@ class Source(source.Source):
       json_text_key: fields of the json that hold the captions (``a;b``: of both), instead of the text.
       json_fields: fields of the json that examples have as well (scores, captions from elsewhere). ``negatives`` are
         false versions of the first caption.
-      label_key: the extension of a file with a class's number.
+      label_key: the extension of a file with a class's number; if it is ``npy``, with a number for each class.
+      metadata_key: the extension of a numpy file with further numbers, which become ``metadata``, a list.
       caption_lines: every line of a text is a caption. None: where ``dataset_type.txt`` says so; elsewhere texts of
         several lines are pointed out.
       class_names: of labels: names, or a file of them, ``.json`` or one a line.
@@ -70,7 +78,8 @@ class Source(source.Source):
         text_keys: str = "txt",
         json_text_key: str | None = None,
         json_fields: tuple[str, ...] = (),
-        label_key: str = "cls",
+        label_key: str | None = None,
+        metadata_key: str | None = None,
         caption_lines: bool | None = None,
         class_names: str | tuple[str, ...] | None = None,
         templates: str | tuple[str, ...] | None = None,
@@ -81,7 +90,11 @@ class Source(source.Source):
         self.split = split
         self.modalities = tuple(modalities)
         members = _modality_keys(self.modalities, _several(image_keys, "image_keys"), dict(modality_keys or {}))
+        shards = shard_paths.find_shards(path, split)
+        label_key = label_key or ("npy" if shards.multilabel else "cls")
+        self._multilabel = label_key == "npy"
         members |= {_TEXT: _several(text_keys, "text_keys"), _JSON: ["json"], _LABEL: [label_key]}
+        members |= {} if metadata_key is None else {_METADATA: [metadata_key]}
         self._json_text = None if json_text_key is None else _several(json_text_key, "json_text_key")
         self._json_fields = tuple(json_fields)
         for name in self._json_fields:
@@ -91,7 +104,6 @@ class Source(source.Source):
                 )
         self._norm = caption_norm
         self._most = max_captions
-        shards = shard_paths.find_shards(path, split)
         self._lines = shards.lines if caption_lines is None else caption_lines
         names = classes.names(class_names if class_names is not None else shards.class_names)
         if isinstance(names, dict):
@@ -163,23 +175,35 @@ class Source(source.Source):
     def _example(self, place: int, key: str) -> Example:
         samples = self._samples
         wants_json = self._json_text or self._json_fields or not samples.has(_TEXT, place)
-        names = [*self.modalities, _LABEL, *([] if self._json_text else [_TEXT]), *([_JSON] if wants_json else [])]
+        names = [
+            *self.modalities,
+            _LABEL,
+            _METADATA,
+            *([] if self._json_text else [_TEXT]),
+            *([_JSON] if wants_json else []),
+        ]
         data = samples.read(place, names)
         example: Example = {"id": place, "key": key}
         for modality in self.modalities:
             if not data[modality]:
                 raise Unreadable("empty image", f"{modality} has no bytes")
             example[modality] = data[modality]
-        if _LABEL in data:
+        labels: list[int] = []
+        if _LABEL in data and self._multilabel:
+            example["labels"] = labels = np.flatnonzero(_array(data[_LABEL], len(self.class_names or ())) > 0).tolist()
+        elif _LABEL in data:
             example["label"] = self._label(data[_LABEL])
+            labels = [example["label"]]
+        if _METADATA in data:
+            example["metadata"] = _array(data[_METADATA]).tolist()
         fields = _fields(data[_JSON]) if _JSON in data else {}
         example |= {name: fields.get(name) for name in self._json_fields}
-        example["captions"] = self._captions(data, fields, example.get("label"))
+        example["captions"] = self._captions(data, fields, labels)
         if "negatives" in self._json_fields:
             example["negatives"] = negatives_of(fields.get("negatives"), example["captions"], norm=self._norm)
         return example
 
-    def _captions(self, data: dict[str, bytes], fields: dict[str, Any], label: int | None) -> list[str]:
+    def _captions(self, data: dict[str, bytes], fields: dict[str, Any], labels: list[int]) -> list[str]:
         texts: list[Any]
         if self._json_text:
             texts = [text for name in self._json_text for text in _listed(fields.get(name))]
@@ -187,8 +211,10 @@ class Source(source.Source):
             texts = list(data[_TEXT].splitlines()) if self._lines else [data[_TEXT]]
         else:
             texts = _listed(fields.get(_CAPTION))
-        if not texts and label is not None and self.class_names:
-            texts = classes.prompts(self.class_names[label], self.templates)
+        if not texts and _LABEL in data and self.class_names:
+            texts = [text for label in labels for text in classes.prompts(self.class_names[label], self.templates)]
+            if not texts:  # it is of none of the classes, and still an example of what is not
+                return [""]
         return captions_of(texts, norm=self._norm, most=self._most)
 
     def _label(self, data: bytes) -> int:
@@ -225,6 +251,19 @@ class Source(source.Source):
             return _fields(self._samples.read(place, [_JSON])[_JSON])
         except Unreadable:  # counted when the sample itself is read
             return {}
+
+
+def _array(data: bytes, length: int | None = None) -> np.ndarray:
+    """The numbers of a numpy file; never an object, which could run code."""
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False).ravel()
+    except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
+        raise Unreadable("bad row", f"no numpy file: {' '.join(str(error).split())[:80]}") from None
+    if array.dtype.kind not in "biuf" or (length and len(array) != length):
+        raise Unreadable(
+            "bad row", f"{len(array)} numbers of {array.dtype} in place of one for each of {length} classes"
+        )
+    return array
 
 
 def _several(text: str, key: str) -> list[str]:

@@ -16,6 +16,7 @@ class Shards(NamedTuple):
     lines: bool = False  # each line of a text is a caption
     class_names: str | None = None
     templates: str | None = None
+    multilabel: bool = False  # a picture has several classes
     ignores_split: bool = False  # the path names the same shards for any split
 
 
@@ -58,14 +59,12 @@ def _folder(folder: str, split: str, path: Any) -> Shards:
                 "shards; bring the others or correct it"
             )
     kind = filesystem.read(f"{folder}/dataset_type.txt").strip() if "dataset_type.txt" in names else b""
-    if kind == b"multilabel":
-        raise ConfigError(f"path={path!r}: pictures of several classes (multilabel) are not supported; choose another")
     class_names, templates = (
         f"{folder}/{name}" if name in names else None
         for name in ("classnames.txt", "zeroshot_classification_templates.txt")
     )
     ignores_split = tars == folder and not path_patterns.has_split(path)
-    return Shards(paths, kind == b"retrieval", class_names, templates, ignores_split)
+    return Shards(paths, kind == b"retrieval", class_names, templates, kind == b"multilabel", ignores_split)
 
 
 def _tars(folder: str, path: Any) -> list[str]:

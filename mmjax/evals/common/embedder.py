@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
+import hashlib
+import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,7 +20,7 @@ from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import num_shards
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
-from mmjax.evals.common.host_batches import Description, HostBatch, describe, gather_examples
+from mmjax.evals.common.host_batches import Description, HostBatch, describe, gather_examples, to_global
 
 IN_FLIGHT = 16
 """Batches that may wait on the device: enough to keep it busy, few enough to fit its memory."""
@@ -108,6 +111,7 @@ class BoundEmbedder:
         self._row_of_text: dict[str, int] = {}
         self._row_of_tokens: dict[bytes, int] = {}
         self._texts: np.ndarray | None = None  # f32[rows, E]
+        self._means: dict[bytes, np.ndarray] = {}
 
     @property
     def row_sharding(self) -> NamedSharding | None:
@@ -171,6 +175,39 @@ class BoundEmbedder:
                 rows = self._run(self._embedder.embed_texts, self._text_batches(np.stack(unseen)))[: len(unseen)]
                 self._texts = rows if self._texts is None else np.concatenate([self._texts, rows])
         return np.array([self._row_of_text[text] for text in texts], np.int64)
+
+    def text_means(self, groups: Sequence[Sequence[str]]) -> np.ndarray:
+        """f32[len(groups), E]: unit rows of the mean over each group's texts of their unit rows.
+
+        Sums are made on the device, and no row of a single text is kept: a thousand classes have 80,000 prompts. The
+        result is kept.
+        """
+        key = hashlib.sha256(json.dumps(groups).encode()).digest()
+        if key not in self._means:
+            texts = [text for group in groups for text in group]
+            numbers = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
+            self._means[key] = np.asarray(jax.device_get(self._sum_texts(texts, numbers, len(groups))))
+        sums = self._means[key]
+        return sums / np.maximum(np.linalg.norm(sums, axis=-1, keepdims=True), 1e-12)
+
+    def _sum_texts(self, texts: Sequence[str], numbers: np.ndarray, count: int) -> jax.Array:
+        size, row_sharding = self._embedder.batch_size, self._embedder.row_sharding
+        place = None if row_sharding is None else NamedSharding(row_sharding.mesh, PartitionSpec())
+        total: jax.Array | None = None
+        for number, start in enumerate(range(0, len(texts), size)):
+            end = min(start + size, len(texts))
+            # Padding repeats the last text, and belongs to a group that nobody asked for.
+            rows = np.minimum(np.arange(start, start + size), len(texts) - 1)
+            group = np.full(size, count, np.int32)
+            group[: end - start] = numbers[start:end]
+            tokens = self._embedder.tokenizer(texts[start:end])[rows[self._embedder.host_batch.rows] - start]
+            z = self._embedder.embed_texts(self._params, self._embedder.host_batch.to_device(tokens))
+            ids = jax.device_put(group) if place is None else to_global(group, place)
+            total = _add_rows(z, ids, total, count=count)
+            if number % IN_FLIGHT == 0:
+                total.block_until_ready()
+        assert total is not None
+        return total
 
     def _image_batches(self, examples: Source, owned: list[tuple[int, Description]]) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of each batch; appends the descriptions of those that it owns to ``owned``.
@@ -237,6 +274,12 @@ class BoundEmbedder:
                 done.append(np.asarray(jax.device_get(pending.popleft())))
         done.extend(np.asarray(jax.device_get(rows)) for rows in pending)
         return np.concatenate(done)
+
+
+@functools.partial(jax.jit, static_argnames="count", donate_argnums=2)
+def _add_rows(z: jax.Array, group: jax.Array, total: jax.Array | None, *, count: int) -> jax.Array:
+    sums = jax.ops.segment_sum(z, group, num_segments=count + 1)[:count]
+    return sums if total is None else total + sums
 
 
 def _with_unit_rows(encode: Callable[[Any, Any], jax.Array], rows: int, name: str) -> Callable[[Any, Any], jax.Array]:

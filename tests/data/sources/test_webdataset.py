@@ -497,13 +497,38 @@ class TestBenchmarkFolder:
         found = source(tmp_path, "train")
         with pytest.raises(Unreadable, match="class 2 of 2"):
             found[2]
-        (tmp_path / "dataset_type.txt").write_text("multilabel")
-        with pytest.raises(ConfigError, match="multilabel"):
-            source(tmp_path, "train")
-        (tmp_path / "dataset_type.txt").unlink()
         (tmp_path / "zeroshot_classification_templates.txt").write_text("a photo\n")
         with pytest.raises(ConfigError, match="no place for the class"):
             source(tmp_path, "train")
+
+    def test_several_classes_and_metadata(self, tmp_path):
+        def array(*numbers, dtype=np.int64):
+            np.save(file := io.BytesIO(), np.array(numbers, dtype))
+            return file.getvalue()
+
+        bad = [b"", b"\x93NUMPY", array(1, 0), array(None, 0, 0, dtype=object), array("a", "b", "c", dtype=str)]
+        good = [array(1, 0, 1), array(0, 0, 0, dtype=bool), array(0, 0.5, -1, dtype=np.float32)]
+        members = []
+        for i, labels in enumerate((*good, *bad)):
+            members += [
+                (f"{i}.jpg", bytes([i + 1])),
+                (f"{i}.npy", labels),
+                (f"{i}.cls", b"1"),
+                (f"{i}.meta", good[i % 3]),
+            ]
+        write_tar(tmp_path / "test" / "0.tar", members)
+        (tmp_path / "test" / "nshards.txt").write_text("1")
+        (tmp_path / "classnames.txt").write_text("cat\ndog\nowl\n")
+        (tmp_path / "dataset_type.txt").write_text("multilabel")
+        found = source(tmp_path, "test")
+        assert [found[i]["labels"] for i in range(3)] == [[0, 2], [], [1]] and "label" not in found[0]
+        assert found[0]["captions"] == ["a photo of a cat.", "a photo of a owl."] and found[1]["captions"] == [""]
+        for i in range(3, 8):
+            with pytest.raises(Unreadable, match="bad row"):
+                found[i]
+        (tmp_path / "dataset_type.txt").unlink()
+        found = source(tmp_path, "test", metadata_key="meta")
+        assert (found[0]["label"], found[0]["metadata"], found[2]["metadata"]) == (1, [1, 0, 1], [0, 0.5, -1])
 
     @pytest.mark.parametrize("label", [b"", b"x", b"-1", b"1.5", b"9" * 400])
     def test_labels_that_are_none(self, tmp_path, label):
