@@ -35,8 +35,8 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 class Checkpoints:
     """The checkpoints of one run.
 
-    ``params``, ``ema_params`` and the state of each augmentation are separate items, so that evaluation and export read
-    only what they need. A manifest holds the checksums of all arrays.
+    ``params``, ``ema_params``, the state of each augmentation and that of the objective are separate items, so that
+    evaluation and export read only what they need. A manifest holds the checksums of all arrays.
 
     With one process a failed save does not end the run: a warning is logged, partial files are removed, and the next
     ``save`` tries again. With several processes the failing one raises ``CheckpointNotSaved``, because the others
@@ -141,6 +141,8 @@ class Checkpoints:
         trees["training"] = {"step": state.step, "opt_state": state.opt_state}
         if state.ema_params is not None:
             trees["ema_params"] = state.ema_params
+        if state.objective:
+            trees["objective"] = state.objective
         trees |= {_item(name): vars(own) for name, own in state.augment.items()}
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items[MANIFEST] = ocp.args.JsonSave({"checksums": checksums.tree_checksums(trees), **self._manifest})
@@ -181,6 +183,8 @@ class Checkpoints:
         }
         if target.ema_params is not None:
             trees["ema_params"] = target.ema_params
+        if target.objective:
+            trees["objective"] = target.objective
         learned = {_item(name): vars(own) for name, own in target.augment.items()}
         items = self._reader(collectives.broadcast(self.resolve(step))).read_items(trees, optional=learned)
         return TrainState(
@@ -189,6 +193,7 @@ class Checkpoints:
             opt_state=items["training"]["opt_state"],
             ema_params=items.get("ema_params"),
             augment={n: AugmentState(**items[_item(n)]) for n in target.augment if _item(n) in items},
+            objective=items.get("objective", {}),
         )
 
     def restore_newest(self, target: TrainState) -> TrainState:

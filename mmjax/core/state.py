@@ -30,6 +30,7 @@ class TrainState:
     opt_state: Any
     ema_params: Params | None  # exponential moving average of params
     augment: dict[str, AugmentState] = dataclasses.field(default_factory=dict)  # by name, of those that are trained
+    objective: dict[str, jax.Array] = dataclasses.field(default_factory=dict)  # what an objective carries on, by name
 
 
 def flatten(params: Params) -> dict[str, Any]:

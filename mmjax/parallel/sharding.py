@@ -192,6 +192,7 @@ def state_shardings(
         "opt_state": _opt_state_shardings(tx, state.opt_state, updated, everywhere),
         "ema_params": None if state.ema_params is None else updated,
         "augment": learned,
+        "objective": jax.tree.map(lambda _: everywhere, state.objective),
     }
     return TrainState(**shardings)
 

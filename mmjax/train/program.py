@@ -254,6 +254,7 @@ class Program:
             opt_state=self.tx.init(params),
             ema_params=jax.tree.map(jnp.copy, params) if self.experiment.optimizer.ema_decay else None,
             augment=self.augmentations.init_states(),
+            objective=self.objective.init_state(),
         )
 
 

@@ -15,6 +15,7 @@ from flax import nnx
 from mmjax.core.sphere import unit
 from mmjax.core.state import Params, TrainState
 from mmjax.core.types import Batch, Metrics
+from mmjax.objectives.common.base import Base, State
 from mmjax.train import forward
 from mmjax.train.augmentation import Augmentations
 from mmjax.train.micro_batches import WHOLE_BATCH, MicroBatches
@@ -34,7 +35,7 @@ Loss = Callable[..., tuple[jax.Array, Metrics]]
 def make_step(
     graph: nnx.GraphDef,
     *,
-    objective: Loss,
+    objective: Base,
     tx: optax.GradientTransformation,
     trained: Params,
     schedule: optax.Schedule,
@@ -47,8 +48,8 @@ def make_step(
     """Makes the training step for the model ``graph``; it is not yet jitted.
 
     One step: gradients of ``make_loss`` by the model's and the augmentations' parameters, in one backward pass
-    (adversaries reverse theirs); an update of the model, of its moving average, and of each augmentation. By frozen
-    parameters no gradient is computed, and they keep their bits.
+    (adversaries reverse theirs); an update of the model, of its moving average, of each augmentation, and of what the
+    objective carries on. By frozen parameters no gradient is computed, and they keep their bits.
 
     If the loss, or the norm of the model's or of an augmentation's gradient, is not finite, the update is rejected:
     all of the state but ``step`` stays as it was, the place in the schedule included. ``rejected_update`` is then 1,
@@ -76,7 +77,7 @@ def make_step(
             for drop_rates in augmentations.drop_rate_combinations
         ]
         augment_params = {name: own.params for name, own in state.augment.items()}
-        arguments = (*split_frozen(state.params, trained), augment_params, batch, state.step)
+        arguments = (*split_frozen(state.params, trained), augment_params, batch, state.step, state.objective)
         if len(branches) == 1:
             (grads, augment_grads), metrics = branches[0](*arguments)
         else:
@@ -105,7 +106,14 @@ def make_step(
         norm = optax.tree.norm(grads)
         augment_norms = [augment_metrics[f"augment/{name}/gradient_norm"] for name in augment]
         good = functools.reduce(jnp.logical_and, map(jnp.isfinite, [metrics["loss"], norm, *augment_norms]))
-        new = TrainState(step=state.step, params=params, opt_state=opt_state, ema_params=ema_params, augment=augment)
+        new = TrainState(
+            step=state.step,
+            params=params,
+            opt_state=opt_state,
+            ema_params=ema_params,
+            augment=augment,
+            objective=objective.next_state(state.objective, metrics),
+        )
         new = jax.tree.map(functools.partial(jnp.where, good), new, state)
         new = dataclasses.replace(new, step=state.step + 1)
 
@@ -134,8 +142,8 @@ def make_loss(
     """What a step minimizes: the objective of the clean rows, and what the augmentations add.
 
     Returns:
-        A function of the model's parameters, the augmentations' parameters, a batch, the traced step, and
-        ``drop_rates``, one of ``augmentations.drop_rate_combinations``; it returns the loss and the metrics.
+        A function of the model's parameters, the augmentations' parameters, a batch, the traced step, the objective's
+        state, and ``drop_rates``, one of ``augmentations.drop_rate_combinations``; it returns the loss and the metrics.
     """
 
     def loss(
@@ -143,9 +151,11 @@ def make_loss(
         augment_params: dict[str, Params],
         batch: Batch,
         step: jax.Array,
+        objective_state: State | None = None,
         *,
         drop_rates: tuple[float, ...],
     ) -> tuple[jax.Array, Metrics]:
+        compare = functools.partial(objective, state=objective_state) if objective_state else objective
         model = merge(graph, params)
         choose_patches, drop_tokens = augmentations.make_sequence_dropout(drop_rates, step)
         features = forward.run_clean(
@@ -158,7 +168,7 @@ def make_loss(
             micro_batches=micro_batches,
         )
         pooled = features["pooled"]
-        value, metrics = objective(
+        value, metrics = compare(
             unit(model.visual.project(pooled.image)),
             unit(model.text.project(pooled.text)),
             image_source=pooled.image_source,
@@ -174,7 +184,7 @@ def make_loss(
             features,
             make_model=functools.partial(merge, graph),
             model_params=params,
-            objective=objective,
+            objective=compare,
             clean_loss=value,
             step=step,
             choose_patches=choose_patches,

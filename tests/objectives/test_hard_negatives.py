@@ -3,10 +3,12 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmjax.core import plugins
+from mmjax.core.config import ConfigError
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from support import objectives_reference as reference
 from support.objective_problems import arguments, computing, hard_problem
@@ -14,10 +16,21 @@ from support.objective_problems import arguments, computing, hard_problem
 CASES = {
     "negclip": ({}, reference.clip),
     "cft": ({}, reference.cft),
+    "ce_clip": ({"threshold": "fixed", "max_threshold": 0.7}, functools.partial(reference.ce_clip, threshold=0.7)),
+    "hn_nce": ({"schedule": "constant", "alpha": 0.8}, functools.partial(reference.hn_nce, alpha=0.8, beta=0.25)),
+    "hn_nce frozen": (
+        {"schedule": "constant", "beta": 0.5, "weight_gradient": False},
+        functools.partial(reference.hn_nce, beta=0.5, frozen=reference.Sides(*hard_problem(0)[:5])),
+    ),
+    "hn_nce topk": ({"mode": "topk", "k": 4}, functools.partial(reference.hn_nce, k=4)),
+    "hn_nce limit": (
+        {"mode": "topk", "k": 3, "positive_limit": 2.0},
+        functools.partial(reference.hn_nce, k=3, limit=2.0),
+    ),
 }
 """Names (with a suffix where there are several) to options and the loss as a function of ``reference.Sides``."""
 
-WITHOUT_NEGATIVES_CLIP = ("negclip",)
+WITHOUT_NEGATIVES_CLIP = ("negclip", "ce_clip")
 
 
 @functools.cache
@@ -30,12 +43,9 @@ def compiled(case, impl="dense", devices=1):
 
 def expected(case, problem):
     """The float64 loss and its gradients by images, texts and scale."""
-    image, text, image_source, text_source, scale, _ = problem
-
-    def loss(image, text, scale):
-        return CASES[case][1](reference.Sides(image, text, image_source, text_source, scale))
-
-    return loss(image, text, scale), reference.numeric_gradient(loss, (image, text, scale))
+    values = problem[0], problem[1], problem[4]
+    sides = reference.Sides(*problem[:5])
+    return CASES[case][1](sides), reference.numeric_gradient(lambda *moved: CASES[case][1](sides.move(*moved)), values)
 
 
 def assert_close(got, want, *, atol=1e-5):
@@ -52,17 +62,25 @@ cases = pytest.mark.parametrize("case", CASES)
 
 @cases
 def test_loss_and_gradients_equal_the_equations(case):
-    for seed in range(2):
-        problem = hard_problem(seed)
-        assert_close(compiled(case)(*arguments(problem)), expected(case, problem))
+    problem = hard_problem(0)
+    assert_close(compiled(case)(*arguments(problem)), expected(case, problem))
 
 
-@cases
-@pytest.mark.parametrize(("impl", "devices"), [("chunked", 1), ("ring", 8)])
-def test_every_implementation_gives_the_same(case, impl, devices):
+FAST = {("cft", "ring")}
+
+
+@pytest.mark.parametrize(
+    ("case", "impl"),
+    [
+        pytest.param(case, impl, marks=() if (case, impl) in FAST else pytest.mark.slow)
+        for case in CASES
+        for impl in ("chunked", "ring", "dense")
+    ],
+)
+def test_every_implementation_gives_the_same_on_any_number_of_devices(case, impl):
     """Six images and twenty texts: neither tiles nor devices divide them."""
     problem = arguments(hard_problem(0))
-    got, want = compiled(case, impl, devices)(*problem), compiled(case)(*problem)
+    got, want = compiled(case, impl, 1 if impl == "chunked" else 8)(*problem), compiled(case)(*problem)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-6)
 
@@ -107,3 +125,55 @@ def test_rows_without_any_positive_give_finite_numbers(case):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(compiled(case)(*nobody)))
     alone = arguments((image, text, (ii, iw), (np.where(ti == 2, ti, -1), tw), *rest))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(compiled(case)(*alone)))
+
+
+def loss_of(name, problem, state=None, **options):
+    """The objective, its loss and its metrics."""
+    objective = plugins.make("mmjax.objectives", "Objective", {"name": name, **options}, path="objective")
+    (image, text, scale, _), (image_source, text_source) = arguments(problem)
+    state = {} if state is None else {"state": {key: jnp.float32(value) for key, value in state.items()}}
+    sources = {"image_source": image_source, "text_source": text_source}
+    value, metrics = jax.jit(objective)(image, text, **sources, scale=scale, **state)
+    return objective, float(value), metrics
+
+
+class TestCeClip:
+    def test_the_threshold_is_that_of_the_step_before_and_adapts_within_its_limits(self):
+        problem = hard_problem(4)
+        sides = reference.Sides(*problem[:5])
+        objective, value, metrics = loss_of("ce_clip", problem, {"threshold": 0.3})
+        np.testing.assert_allclose(value, reference.ce_clip(sides, threshold=0.3), rtol=1e-5)
+        state = objective.next_state({"threshold": jnp.float32(0.3)}, metrics)
+        np.testing.assert_allclose(state["threshold"], reference.ce_clip_threshold(sides), rtol=1e-5)
+        *_, limited = loss_of("ce_clip", problem, {"threshold": 0.3}, max_threshold=0.01)
+        assert limited["threshold"] <= 0.01
+
+    def test_without_negatives_it_stays(self):
+        image, text, image_source, (ids, weight), *rest = hard_problem(4)
+        ids = np.where(weight == 0, -1, ids)
+        *_, metrics = loss_of("ce_clip", (image, text, image_source, (ids, weight), *rest), {"threshold": 0.3})
+        assert metrics["threshold"] == np.float32(0.3) and metrics["rank_loss"] == metrics["intra_loss"] == 0
+
+
+class TestHnNce:
+    def test_beta_follows_the_moving_average_of_the_gap(self):
+        problem = hard_problem(5)
+        sides = reference.Sides(*problem[:5])
+        for gap, beta in ((-1.0, 0.0), (0.05, 0.125), (1.0, 0.25)):
+            objective, value, metrics = loss_of("hn_nce", problem, {"gap": gap})
+            np.testing.assert_allclose(value, reference.hn_nce(sides, beta=beta), rtol=1e-5)
+            np.testing.assert_allclose(metrics["beta"], beta, rtol=1e-6)
+            state = objective.next_state({"gap": jnp.float32(gap)}, metrics)
+            np.testing.assert_allclose(state["gap"], 0.99 * gap + 0.01 * metrics["gap"], rtol=1e-5, atol=1e-7)
+
+    def test_without_weights_or_with_all_negatives_it_is_clip_and_beta_raises_it(self):
+        problem = hard_problem(6)
+        clip = reference.clip(reference.Sides(*problem[:5]))
+        same = [{"schedule": "constant", "beta": 0.0}, {"mode": "topk", "k": 20}, {}]
+        np.testing.assert_allclose([loss_of("hn_nce", problem, **options)[1] for options in same], clip, rtol=1e-5)
+        losses = [loss_of("hn_nce", problem, schedule="constant", beta=beta)[1] for beta in (0.0, 0.25, 0.5, 1.0)]
+        assert losses == sorted(losses) and losses[0] < losses[-1]
+
+    def test_an_option_of_the_other_mode_is_refused(self):
+        with pytest.raises(ConfigError, match=r"objective\.k=3: mode='reweight' does not use it.*mode=topk"):
+            loss_of("hn_nce", hard_problem(0), k=3)

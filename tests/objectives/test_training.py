@@ -1,10 +1,17 @@
 """A training run does not notice how its objective holds the matrix, with views of an augmentation among the rows."""
 
+import contextlib
+import json
+import signal
+import time
+
 import jax
 import numpy as np
 import pytest
 
-from support import tiny
+from mmjax.checkpoints.manager import Checkpoints
+from mmjax.core import plugins
+from support import command, tiny
 from support.training import assembled, trained
 
 
@@ -34,3 +41,53 @@ def test_the_objective_knows_the_mesh():
     text = str(program.lower(program.batch_shape(next(batches))).as_text())
     batches.close()
     assert "collective_permute" in text
+
+
+HARD = {
+    "data__negatives_per_image": 2,
+    "data__train__negatives": ("swap_color", "replace_shape", "replace_color"),
+    "model__init_logit_bias": -10.0,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", plugins.names("mmjax.objectives"))
+def test_it_trains_on_scenes_by_default(name):
+    experiment = tiny.experiment(objective={"name": name}, steps=40, **HARD)
+    history = trained(experiment, steps=40)
+    losses = [metrics["loss"] for _, metrics in history]
+    assert np.isfinite(losses).all() and not any(metrics["rejected_update"] for _, metrics in history)
+    assert np.mean(losses[-8:]) < np.mean(losses[:8])
+    start, end = ({k: float(v) for k, v in state.objective.items()} for state, _ in (history[0], history[-1]))
+    assert all(start[key] != end[key] for key in start)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ce_clip", "hn_nce"])
+def test_what_it_carries_on_survives_a_kill(name, tmp_path):
+    """A run that is killed with SIGKILL and goes on ends with the bits of one that nothing happened to."""
+    config = command.config_file(tmp_path)
+    arguments = (
+        "train", f"--config={config}", f"--config.objective.name={name}", "--config.steps=60",
+        "--config.data.negatives_per_image=1", "--config.data.train.negatives=swap_color,replace_shape",
+        "--config.checkpoint.every_steps=5", "--config.eval.every_steps=60",
+    )  # fmt: skip
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    command.run(*arguments, f"--workdir={tmp_path / 'whole'}", **cache)
+    killed = command.start(*arguments, f"--workdir={tmp_path / 'killed'}", **cache)
+    deadline = time.monotonic() + 240
+    while not any(path.name.isdigit() for path in (tmp_path / "killed" / "checkpoints").glob("*")):
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert "going on from the checkpoint" in command.run(*arguments, f"--workdir={tmp_path / 'killed'}", **cache)
+    states, curves = [], []
+    for run in ("whole", "killed"):
+        with contextlib.closing(Checkpoints(tmp_path / run)) as checkpoints:
+            manifest = json.loads((tmp_path / run / "checkpoints" / "60" / "manifest" / "metadata").read_text())
+            states.append(manifest["checksums"])
+            assert checkpoints.steps[-1] == 60 and manifest["checksums"]["objective"]
+        lines = map(json.loads, (tmp_path / run / "metrics.jsonl").read_text().splitlines())
+        curves.append({x["step"]: (x["train/loss"], x.get("train/threshold"), x.get("train/gap")) for x in lines})
+    assert states[0] == states[1] and curves[0] == curves[1]

@@ -49,9 +49,8 @@ class Sides:
     """A problem's logits (without bias), and who is what on both sides: for the losses with hard negatives."""
 
     def __init__(self, image, text, image_source, text_source, scale):
-        self.image, self.text, self.scale = image, text, scale
         (ii, iw), (ti, tw) = image_source, text_source
-        self.logits = scale * image @ text.T
+        self.move(image, text, scale)
         self.mass = source_mass(ii, iw.astype(np.float64), ti, tw.astype(np.float64))
         self.image_valid, self.text_valid = ii[:, 0] >= 0, ti[:, 0] >= 0
         self.image_negative = self.image_valid & (iw.sum(1) == 0)
@@ -61,6 +60,11 @@ class Sides:
         self.own_texts = same & self.image_valid[:, None] & self.text_negative[None, :]
         self.own_images = same & self.text_valid[None, :] & self.image_negative[:, None]
         self.pairs = self.image_valid[:, None] & self.text_valid[None, :]
+
+    def move(self, image, text, scale):
+        """The same rows with other embeddings."""
+        self.image, self.text, self.scale, self.logits = image, text, scale, scale * image @ text.T
+        return self
 
 
 def softmax_losses(logits, target, among):
@@ -99,3 +103,47 @@ def numeric_gradient(loss, values, step=1e-5):
             gradient[index] = (shifted[0] - shifted[1]) / (2 * step)
         gradients.append(gradient)
     return gradients
+
+
+def _means(logits, mass):
+    """Each row's mean logit by its targets; nan without any."""
+    with np.errstate(invalid="ignore"):
+        return (mass * logits).sum(1) / mass.sum(1)
+
+
+def ce_clip(s, threshold=0.0, rank_weight=0.2, intra_weight=0.3):
+    hinges = np.maximum(threshold + s.logits - _means(s.logits, s.mass)[:, None], 0)
+    captions = _means(s.logits.T, s.mass.T)[s.captions]
+    negatives = np.exp(s.scale * s.text[s.captions] @ s.text[s.text_negative].T).sum(1)
+    intra = -np.log(np.exp(captions) / (np.exp(captions) + negatives)).mean()
+    return clip(s) + rank_weight * hinges[s.own_texts & (s.mass.sum(1) > 0)[:, None]].mean() + intra_weight * intra
+
+
+def ce_clip_threshold(s, limit=10.0):
+    has = s.mass.sum(1) > 0
+    gap = _means(s.logits, s.mass)[has].mean() - s.logits[s.own_texts & has[:, None]].mean()
+    return np.clip(gap, 0, limit)
+
+
+def hn_nce(s, alpha=1.0, beta=0.0, k=None, limit=None, frozen=None):
+    """``frozen`` are the sides that weights are of, for weights without a gradient."""
+    total = 0.0
+    for turn in (False, True):
+        logits, mass, pairs, of = (
+            x.T if turn else x for x in (s.logits, s.mass, s.pairs, s.logits if frozen is None else frozen.logits)
+        )
+        losses = []
+        for row, t, use, weighted_by in zip(logits, mass, pairs, of, strict=True):
+            if t.sum() == 0:
+                continue
+            positive = t @ row / t.sum()
+            negative = use & (t == 0)
+            if limit is not None:
+                negative &= row <= limit * positive
+            if k is not None:
+                negative &= row >= np.sort(row[negative])[::-1][:k].min(initial=np.inf)
+            weights = np.exp(beta * weighted_by[negative])
+            weights *= len(weights) / max(weights.sum(), 1e-300)
+            losses.append(np.log(alpha * np.exp(row[t > 0]).sum() + weights @ np.exp(row[negative])) - positive)
+        total += np.mean(losses) / 2
+    return total

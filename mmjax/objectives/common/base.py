@@ -21,6 +21,9 @@ DENSE_PAIRS = 2**22
 
 Implementation = Literal["dense", "chunked", "ring"]
 
+State = dict[str, jax.Array]
+"""What an objective carries from step to step, by name; every device has all of it."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base(abc.ABC):
@@ -79,6 +82,14 @@ class Base(abc.ABC):
         Returns:
             The loss f32[], and metrics, which have no gradient.
         """
+
+    def init_state(self) -> State:
+        """The state before the first step. If it is not empty, ``__call__`` takes it as ``state``; None: this one."""
+        return {}
+
+    def next_state(self, state: State, metrics: Metrics) -> State:
+        """The state after a step, of the state before it and of the metrics of the clean rows."""
+        return state
 
     def choose_impl(self, n: int, m: int, shards: int | None = None) -> Implementation:
         """The implementation for ``n`` images and ``m`` texts over ``shards`` devices (None: of ``row_sharding``)."""
