@@ -51,6 +51,7 @@ class Sides:
     def __init__(self, image, text, image_source, text_source, scale):
         (ii, iw), (ti, tw) = image_source, text_source
         self.move(image, text, scale)
+        self.text_ids = ti[:, 0]
         self.mass = source_mass(ii, iw.astype(np.float64), ti, tw.astype(np.float64))
         self.image_valid, self.text_valid = ii[:, 0] >= 0, ti[:, 0] >= 0
         self.image_negative = self.image_valid & (iw.sum(1) == 0)
@@ -86,6 +87,31 @@ def clip(s):
 
 def cft(s, temperature=0.05):
     return softmax_losses(s.logits / s.scale / temperature, s.mass, s.pairs).mean()
+
+
+def tsvlc(s, negative_weight=1.0, positive_weight=1.0):
+    has_own = s.own_texts.any(1)[:, None]
+    own = softmax_losses(s.logits, s.mass * has_own, (s.mass > 0) | s.own_texts)
+    to_captions = softmax_losses(s.logits, s.mass, s.pairs & s.captions)
+    among = s.scale * s.text @ s.text.T
+    itself = np.eye(len(among), dtype=bool)
+    same = s.text_ids[:, None] == s.text_ids[None, :]
+    texts = []
+    for j in np.flatnonzero(s.captions):
+        analogies = same[j] & s.captions & ~itself[j]
+        if not analogies.any():
+            analogies = itself[j]
+        use = analogies | (s.captions & ~itself[j])
+        texts.append(np.logaddexp.reduce(among[j, use]) - among[j, analogies].mean())
+    positive = (to_captions.mean() + np.mean(texts)) / 2
+    return clip(s) + negative_weight * own.mean() + positive_weight * positive
+
+
+def biaug(s):
+    """The bimodal form."""
+    to_text = softmax_losses(s.logits, s.mass, s.pairs & (~s.text_negative[None, :] | s.own_texts))
+    to_image = softmax_losses(s.logits.T, s.mass.T, (s.pairs & (~s.image_negative[:, None] | s.own_images)).T)
+    return (to_text.mean() + to_image.mean()) / 2
 
 
 def numeric_gradient(loss, values, step=1e-5):
