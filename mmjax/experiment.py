@@ -33,8 +33,10 @@ class DataConfig:
     ``source`` names a module of ``mmjax.data.sources`` and its options; ``train`` are further options of the
     training split alone, ``evaluation`` of all others (either with a ``name``: another source). An image has
     ``captions_per_image`` rows of text, and ``negatives_per_image`` more that are nobody's positive. ``distinct``:
-    no example twice in a batch. Training sees a ``fraction`` of the training split: of n examples the same
-    floor(fraction · n) for every seed, and those of a smaller fraction are among those of a larger one.
+    no example twice in a batch. ``groups`` are fields of the examples that make up the group of each, for objectives
+    that compare groups; an example without a value in one of them is of no known group. Training sees a ``fraction`` of
+    the training split: of n examples the same floor(fraction · n) for every seed, and those of a smaller fraction are
+    among those of a larger one.
 
     ``transforms`` are what training does to examples and rows (``mmjax.data.transforms``), ``preprocess`` how
     evaluation brings a picture to the model's size: ``resize_crop`` by the model's own convention, if left out.
@@ -58,6 +60,7 @@ class DataConfig:
     captions_per_image: PositiveInt = 1
     negatives_per_image: Annotated[int, Ge(0)] = 0
     distinct: bool = False
+    groups: tuple[str, ...] = ()
     fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     max_unreadable: Fraction = 0.01
     workers: Count = 0

@@ -137,13 +137,7 @@ class Checkpoints:
             )
         self.wait()
         self._manifest = {"metrics": metrics, "losses": losses}
-        trees: dict[str, Any] = {"params": state.params}
-        trees["training"] = {"step": state.step, "opt_state": state.opt_state}
-        if state.ema_params is not None:
-            trees["ema_params"] = state.ema_params
-        if state.objective:
-            trees["objective"] = state.objective
-        trees |= {_item(name): vars(own) for name, own in state.augment.items()}
+        trees = _required_items(state) | {_item(name): vars(own) for name, own in state.augment.items()}
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items[MANIFEST] = ocp.args.JsonSave({"checksums": checksums.tree_checksums(trees), **self._manifest})
         try:
@@ -177,16 +171,9 @@ class Checkpoints:
             of the result, because they may change between starts.
           step: which checkpoint.
         """
-        trees: dict[str, Any] = {
-            "params": target.params,
-            "training": {"step": target.step, "opt_state": target.opt_state},
-        }
-        if target.ema_params is not None:
-            trees["ema_params"] = target.ema_params
-        if target.objective:
-            trees["objective"] = target.objective
         learned = {_item(name): vars(own) for name, own in target.augment.items()}
-        items = self._reader(collectives.broadcast(self.resolve(step))).read_items(trees, optional=learned)
+        reader = self._reader(collectives.broadcast(self.resolve(step)))
+        items = reader.read_items(_required_items(target), optional=learned)
         return TrainState(
             step=items["training"]["step"],
             params=items["params"],
@@ -348,6 +335,15 @@ class Checkpoints:
     def _best_step(self, steps: Sequence[int]) -> int | None:
         scored = [(self._scores[s], s) for s in steps if s in self._scores and not math.isnan(self._scores[s])]
         return max(scored)[1] if scored else None
+
+
+def _required_items(state: TrainState) -> dict[str, Any]:
+    """The parts of the state that a checkpoint must have: all but those of augmentations."""
+    training = {"step": state.step, "opt_state": state.opt_state}
+    items: dict[str, Any] = {"params": state.params, "training": training}
+    if state.ema_params is not None:
+        items["ema_params"] = state.ema_params
+    return items | ({"objective": state.objective} if state.objective else {})
 
 
 def _item(augmentation: str) -> str:

@@ -31,6 +31,7 @@ class Provenance:
 
     ids: jax.Array  # i32[B, K]
     weight: jax.Array  # f32[B, K]
+    group: jax.Array | None = None  # i32[B], see ``mmjax.core.groups``; None: rows have none
 
     @property
     def valid(self) -> jax.Array:
@@ -67,6 +68,10 @@ class Batch:
         return cls(
             images=dict(arrays["images"]),
             tokens=arrays["tokens"],
-            image_source=Provenance(ids=arrays["image_ids"], weight=arrays["image_weight"]),
-            text_source=Provenance(ids=arrays["text_ids"], weight=arrays["text_weight"]),
+            **{
+                f"{side}_source": Provenance(
+                    ids=arrays[f"{side}_ids"], weight=arrays[f"{side}_weight"], group=arrays.get(f"{side}_group")
+                )
+                for side in ("image", "text")
+            },
         )

@@ -14,6 +14,8 @@ rows, so the arrays of all processes, concatenated along the first axis, equal t
     tokens           i32[N*T, L]
     text_ids         i32[N*T, K]     the image's id; -1 for padding, where an image has fewer texts
     text_weight      f32[N*T, K]     1 for captions; 0 for hard negatives, which match no image, and for padding
+    image_group      i32[N]          with ``text_groups``: the image's group, -1 where it is unknown or mixed
+    text_group       i32[N*T]        its text's, by ``text_groups``
     unreadable       [(key, reason, detail)]: examples that were replaced by others
 """
 
@@ -24,11 +26,12 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from mmjax.core.config import ConfigError, Ge, choose
+from mmjax.core.groups import UNKNOWN, group_number
 from mmjax.data.eval_view import is_encoded
 from mmjax.data.order import Arrangement, Order
 from mmjax.data.reader import Captions, Reader
@@ -65,6 +68,9 @@ class Batches:
       negatives_per_image: hard negative rows per image: false captions, sampled from the example's ``negatives``.
       order: ``shuffled`` yields every example once per epoch, each epoch in another order; ``stored`` keeps the
         source's order. Batches may span two epochs, so no example is dropped.
+      groups: fields of the examples that make up their group (``mmjax.core.groups``); none: all are one group.
+      text_groups: of texts: that of their ``example``, or the ``kind`` of a hard negative (captions have none then);
+        None: batches have no groups.
       distinct: no example twice in a batch, not even in one that spans two epochs. The substitute of an unreadable
         example may still be in the batch already.
       process_index: of this process.
@@ -92,6 +98,8 @@ class Batches:
         negatives_per_image: int = 0,
         order: Arrangement = "shuffled",
         distinct: bool = False,
+        groups: Sequence[str] = (),
+        text_groups: Literal["example", "kind"] | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -100,6 +108,7 @@ class Batches:
         self._seed = seed
         self._caption_rows = captions_per_image
         self._negative_rows = negatives_per_image
+        self._text_groups = text_groups
         for name, value, limits in (
             ("batch_size", batch_size, Ge(1)),
             ("seed", seed, Ge(0)),
@@ -141,6 +150,7 @@ class Batches:
             captions=choose(captions, get_args(Captions), path="captions"),  # type: ignore[arg-type]
             caption_rows=captions_per_image,
             negative_rows=negatives_per_image,
+            groups=groups,
         )
         self._decodes = is_encoded(source)
         self._shapes = {name: image.shape for name, image in self._reader.first().images.items()}
@@ -177,9 +187,11 @@ class Batches:
         chunks = [range(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK)]
         for _ in map(read, chunks) if self._pool is None else self._pool.map(read, chunks):
             pass
-        rows = self._assemble([sample for sample in samples if sample is not None], images)
+        made = [sample for sample in samples if sample is not None]
+        rows = self._assemble(made, images)
         rows = self._chain.apply_batch_transforms(rows, partners=self._partners, start=start)
-        return self._to_arrays(rows) | {"unreadable": [entry for i in self._own_places() for entry in unreadable[i]]}
+        arrays = self._to_arrays(rows) | self._group_arrays(made, rows)
+        return arrays | {"unreadable": [entry for i in self._own_places() for entry in unreadable[i]]}
 
     def stream(self, *, start_step: int = 0, workers: int = 0, threads: int = 1, prefetch: int = 2) -> Stream:
         """The batches of steps ``start_step``, ``start_step + 1``, … without end, prefetched.
@@ -258,7 +270,7 @@ class Batches:
         texts: list[str | None] = []
         for sample in samples:
             texts += _pad(sample.captions, self._caption_rows)
-            texts += _pad(sample.fields["negatives"], self._negative_rows)
+            texts += _pad([text for _, text in sample.fields["negatives"]], self._negative_rows)
         count, each = len(samples), self._caption_rows + self._negative_rows
         ids = np.array([sample.id for sample in samples], np.int32)
         present = np.array([text is not None for text in texts]).reshape(count, each, 1)
@@ -276,6 +288,22 @@ class Batches:
             text_weight=weight,
             captions=self._caption_rows,
         )
+
+    def _group_arrays(self, samples: list[Sample], rows: BatchRows) -> dict[str, np.ndarray]:
+        """The groups of this process's rows, if batches have any."""
+        if self._text_groups is None:
+            return {}
+        places, (count, texts) = self._own_places(), rows.tokens.shape[:2]
+        image = np.array([sample.fields["group"] for sample in samples], np.int32)
+        image = np.where((rows.image_ids[:, 1:] >= 0).any(axis=1), UNKNOWN, image).astype(np.int32)
+        text = np.repeat(image[:, None], texts, axis=1)
+        if self._text_groups == "kind":
+            text = np.full((count, texts), UNKNOWN, np.int32)
+            for row, sample in zip(text, samples, strict=True):
+                kinds = [group_number(kind) for kind, _ in sample.fields["negatives"]]
+                row[self._caption_rows :][: len(kinds)] = kinds
+        own = slice(places.start, places.stop)
+        return {"image_group": image[own], "text_group": text[own].reshape(-1)}
 
     def _own_places(self) -> range:
         """Where this process's rows are among the needed ones."""

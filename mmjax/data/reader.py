@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from mmjax.core.config import ConfigError
+from mmjax.core.groups import group_number
 from mmjax.data.sample import DataError, Example, Sample, Unreadable, as_unreadable
 from mmjax.data.source import Source, UnreadableEntry
 from mmjax.data.transform_chain import TransformChain
 
+T = TypeVar("T")
 Captions = Literal["random", "first"]
 
 _STREAM = 2  # of random numbers; the order has 0, the pipeline 1
@@ -21,7 +23,8 @@ _ATTEMPTS = 32  # examples that are tried for one row
 class Reader:
     """Makes samples with at most ``caption_rows`` captions and ``negative_rows`` hard negatives.
 
-    ``sample.fields["negatives"]`` holds the false captions that were drawn.
+    ``sample.fields["negatives"]`` holds the false captions that were drawn, as (kind, text), and ``"group"`` the number
+    of the sample's group by the fields ``groups``.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class Reader:
         captions: Captions = "random",
         caption_rows: int = 1,
         negative_rows: int = 0,
+        groups: Sequence[str] = (),
     ):
         self._source = source
         self._chain = chain
@@ -40,6 +44,7 @@ class Reader:
         self._captions = captions
         self._caption_rows = caption_rows
         self._negative_rows = negative_rows
+        self._groups = groups
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def first(self) -> Sample:
@@ -56,6 +61,12 @@ class Reader:
                 continue
             if self._negative_rows and "negatives" not in example:
                 raise ConfigError(f"negatives_per_image={self._negative_rows}: the source supplies no negatives; use 0")
+            for name in self._groups:
+                if name not in example:
+                    raise ConfigError(
+                        f"groups={tuple(self._groups)}: the source's examples have no field {name!r}; they have "
+                        f"{', '.join(sorted(map(str, example)))}"
+                    )
             if not sample.images:
                 raise ConfigError(
                     "the source's examples have no images: a modality is an array of uint8[H, W, channels] or an "
@@ -99,8 +110,13 @@ class Reader:
             sample.captions = sample_without_replacement(sample.captions, draws[: self._caption_rows], sample.weights)
         sample = self._chain.decode_and_transform(sample, example, number=number)
         # Some examples of a mixture or a table have no negatives; their rows become padding.
-        negatives = [text for _, _, text in sample.fields.get("negatives", ())] if self._negative_rows else []
-        sample.fields = {"negatives": sample_without_replacement(negatives, draws[self._caption_rows :])}
+        negatives = (
+            [(kind, text) for kind, _, text in sample.fields.get("negatives", ())] if self._negative_rows else []
+        )
+        sample.fields = {
+            "negatives": sample_without_replacement(negatives, draws[self._caption_rows :]),
+            "group": group_number(*(sample.fields.get(name) for name in self._groups)),
+        }
         if not 0 <= sample.id < 1 << 31:
             raise Unreadable("bad row", f"id {sample.id}: ids must be from 0 to 2**31 - 1", key=sample.key)
         for name, shape in self._shapes.items():
@@ -121,8 +137,8 @@ def _check_image(sample: Sample, name: str, shape: tuple[int, ...]) -> None:
 
 
 def sample_without_replacement(
-    pool: Sequence[str], draws: list[float], weights: Sequence[float] | None = None
-) -> list[str]:
+    pool: Sequence[T], draws: list[float], weights: Sequence[float] | None = None
+) -> list[T]:
     """One member of ``pool`` for each draw, none twice; all members if the pool is smaller than that.
 
     Args:

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mmjax.core.config import Ge
+from mmjax.core.config import ConfigError, Ge
+from mmjax.core.groups import group_number
 from mmjax.core.types import Metrics, Provenance
 from mmjax.objectives import contrastive
-from mmjax.objectives.common.base import State
+from mmjax.objectives.common.base import State, TextGroups
 from mmjax.objectives.common.pair_sums import Side, sum_pairs
 from mmjax.objectives.common.row_softmax import row_softmax, weighted_mean
 from mmjax.objectives.common.targets import Labels, is_negative, make_targets, own_negatives, similarity
@@ -26,17 +27,19 @@ class Objective(contrastive.Objective):
     its images, ``H_i`` the hard negatives (text rows of zero weight) of image i, and ``H`` all of them::
 
         loss = negclip + rank_weight · cmr + intra_weight · imc
-        cmr  = mean_(i, j ∈ H_i) max(0, Th + L_ij - p_i)
+        cmr  = mean_(i, j ∈ H_i) max(0, Th_k(j) + L_ij - p_i)
         imc  = mean_(j ∈ captions) -log [e^q_j / (e^q_j + Σ_(h ∈ H) e^(scale · text_j · text_h))]
-        Th  <- clip(mean_i p_i - mean_(i, j ∈ H_i) L_ij, 0, max_threshold), from 0
+        Th_k <- clip(mean_i p_i - mean_(i, j ∈ H_i of kind k) L_ij, 0, max_threshold), from 0
 
-    The threshold is part of the training state: each step uses that of the step before it. It is in units of logits,
-    so that 10 at a scale of 100 is a cosine of 0.1. A batch without negatives leaves it as it is.
+    Each of the ``kinds`` has a threshold of its own, and all other negatives share one. Thresholds are part of the
+    training state: each step uses those of the step before it. They are in units of logits, so that 10 at a scale of
+    100 is a cosine of 0.1. A batch without negatives of a kind leaves its threshold as it is.
 
     The released code has three forms of imc. That of its last version leaves out the positive and so pulls every
     caption towards the first negative of sample 0, and an earlier one has the label on a negative; only commit 7f4433a
-    has the equation above, with the caption's own image as label. There the threshold starts from 0 again in every
-    epoch, and missing negatives count in the mean of cmr and in both normalizers; here they are padding.
+    has the equation above, with the caption's own image as label. There thresholds start from 0 again in every epoch,
+    kinds are the four places of a caption's negatives, and missing negatives count in the mean of cmr and in both
+    normalizers; here they are padding.
 
     For the other options see ``Base``.
 
@@ -45,20 +48,49 @@ class Objective(contrastive.Objective):
         intra_weight: β of the paper.
         threshold: ``adaptive``, or ``fixed`` at ``max_threshold``.
         max_threshold: u of the paper.
+        kinds: Of negatives, as the data names them; the paper's are relations, adjectives, nouns and verbs.
     """
 
     rank_weight: Annotated[float, Ge(0)] = 0.2
     intra_weight: Annotated[float, Ge(0)] = 0.3
     threshold: Literal["adaptive", "fixed"] = "adaptive"
     max_threshold: Annotated[float, Ge(0)] = 10.0
+    kinds: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kinds and self.threshold == "fixed":
+            raise ConfigError(
+                f"objective.kinds={self.kinds}: threshold='fixed' is one for all; leave it out, or use 'adaptive'"
+            )
+
+    @property
+    def text_groups(self) -> TextGroups | None:
+        """The kinds of negatives, if some have thresholds of their own."""
+        return "kind" if self.kinds else None
 
     def init_state(self) -> State:
-        """A threshold of 0, unless it is fixed."""
-        return {"threshold": jnp.zeros((), jnp.float32)} if self.threshold == "adaptive" else {}
+        """Thresholds of 0, unless they are fixed."""
+        if self.threshold == "fixed":
+            return {}
+        return {"threshold": jnp.zeros(len(self._names), jnp.float32)}
 
     def next_state(self, state: State, metrics: Metrics) -> State:
-        """The threshold of the step's logits."""
-        return {name: metrics[name] for name in state}
+        """The thresholds of the step's logits."""
+        return {name: jnp.stack([metrics[threshold] for threshold in self._names]) for name in state}
+
+    @property
+    def _names(self) -> list[str]:
+        """The metrics of the thresholds; the last one is that of all other kinds."""
+        return [f"threshold/{kind}" for kind in (*self.kinds, "other")] if self.kinds else ["threshold"]
+
+    def _kinds_of(self, text: Provenance) -> jax.Array:
+        """i32[M]: each text's place in ``kinds``; their number for other kinds."""
+        kinds = jnp.full(text.ids.shape[0], len(self.kinds), jnp.int32)
+        if text.group is not None:
+            for place, kind in enumerate(self.kinds):
+                kinds = jnp.where(text.group == group_number(kind), place, kinds)
+        return kinds
 
     def __call__(
         self,
@@ -71,29 +103,34 @@ class Objective(contrastive.Objective):
         bias: jax.Array | None = None,
         state: State | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        """The loss f32[], its terms and accuracies, and the next threshold; for the arguments see ``Base``."""
+        """The loss f32[], its terms and accuracies, and the next thresholds; for the arguments see ``Base``."""
         sources = {"image_source": image_source, "text_source": text_source}
         contrast, metrics = super().__call__(image, text, **sources, scale=scale, bias=bias)
         n, m = num_rows(image), num_rows(text)
         images, texts = self.make_labels(image_source), self.make_labels(text_source)
-        threshold = (state or self.init_state()).get("threshold", jnp.float32(self.max_threshold))
+        fixed = jnp.full(len(self._names), self.max_threshold, jnp.float32)
+        thresholds = (state or self.init_state()).get("threshold", fixed)
 
         sweep, scaled = self.make_sweep(n, m), scale * image
         by_image, by_caption = sum_pairs(sweep, _positives, None, (scaled, images), (text, texts))
         rows = (scaled, _mean(by_image)), (images, by_image[1] > 0)
-        (ranking, negative, count), _ = sum_pairs(sweep, _ranking, threshold, rows, (text, texts))
+        columns = text, (texts, self._kinds_of(text_source))
+        by_kind, _ = sum_pairs(sweep, _ranking, thresholds, rows, columns)
+        ranking, negative, count = (jnp.sum(x, axis=0) for x in by_kind)
         rank = jnp.sum(ranking) / jnp.maximum(jnp.sum(count), 1.0)
 
         hard = row_softmax(self.make_sweep(m, m), _to_negatives, (scale * text, texts), (text, texts))
         intra = weighted_mean(jax.nn.softplus(hard.normalizer - _mean(by_caption)), by_caption[1] > 0)
 
-        gap = weighted_mean(_mean(by_image), by_image[1] > 0) - jnp.sum(negative) / jnp.maximum(jnp.sum(count), 1.0)
-        adapted = jnp.where(jnp.sum(count) > 0, jnp.clip(gap, 0.0, self.max_threshold), threshold)
+        if self.threshold == "adaptive":
+            gap = weighted_mean(_mean(by_image), by_image[1] > 0) - negative / jnp.maximum(count, 1.0)
+            adapted = jnp.where(count > 0, jnp.clip(gap, 0.0, self.max_threshold), thresholds)
+            thresholds = jax.lax.stop_gradient(adapted)
         metrics |= {
             "contrastive_loss": contrast,
             "rank_loss": rank,
             "intra_loss": intra,
-            "threshold": jax.lax.stop_gradient(adapted) if self.threshold == "adaptive" else threshold,
+            **{name: thresholds[place] for place, name in enumerate(self._names)},
         }
         return contrast + self.rank_weight * rank + self.intra_weight * intra, metrics
 
@@ -111,13 +148,19 @@ def _positives(_shared: None, image: Side, text: Side) -> tuple[Any, Any]:
     return tuple((jnp.sum(weighted, axis), jnp.sum(target, axis)) for axis in (1, 0))  # type: ignore[return-value]
 
 
-def _ranking(threshold: Any, image: Side, text: Side) -> tuple[Any, tuple[()]]:
-    """Of each image's own negatives: the sums of the hinges and of the logits, and their number."""
+def _ranking(thresholds: Any, image: Side, text: Side) -> tuple[Any, tuple[()]]:
+    """Of each image's own negatives by kind, f32[N, K]: sums of the hinges and of the logits, and their number."""
     (rows, positive), (labels, has_positive) = image
-    own = own_negatives(labels, text[1]) & has_positive[:, None]
+    texts, kinds = text[1]
+    own = own_negatives(labels, texts) & has_positive[:, None]
     logits = similarity(rows, text[0])
-    hinge = jnp.maximum(threshold + logits - positive[:, None], 0.0)
-    return tuple(jnp.sum(jnp.where(own, x, 0.0), axis=1) for x in (hinge, logits, jnp.ones_like(logits))), ()
+    hinge = jnp.maximum(thresholds[kinds] + logits - positive[:, None], 0.0)
+
+    def sum_by_kind(x: jax.Array) -> jax.Array:
+        each = [jnp.sum(jnp.where(own & (kinds == kind), x, 0.0), axis=1) for kind in range(thresholds.shape[0])]
+        return jnp.stack(each, axis=1)
+
+    return tuple(map(sum_by_kind, (hinge, logits, jnp.ones_like(logits)))), ()
 
 
 def _to_negatives(caption: Labels, text: Labels) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmjax.core import plugins
 from mmjax.core.types import Batch
 from mmjax.data.sample import BatchRows
 from mmjax.data.token_format import TokenFormat
@@ -109,6 +110,7 @@ def image_shapes(experiment: Experiment) -> dict[str, tuple[int, int, int]]:
 
 def batch_shapes(experiment: Experiment) -> Batch:
     """Returns the global batch of the data pipeline as shapes; use after ``resolve_without_data``."""
+    text_groups = plugins.make("mmjax.objectives", "Objective", experiment.objective, path="objective").text_groups
     images = experiment.batch_size
     data, length = experiment.data, experiment.model.text_cfg.context_length
     texts = images * (data.captions_per_image + data.negatives_per_image)
@@ -124,4 +126,6 @@ def batch_shapes(experiment: Experiment) -> Batch:
     for side, rows in (("image", images), ("text", texts)):
         arrays[f"{side}_ids"] = shape(rows, sources, dtype=np.int32)
         arrays[f"{side}_weight"] = shape(rows, sources, dtype=np.float32)
+        if text_groups is not None:
+            arrays[f"{side}_group"] = shape(rows, dtype=np.int32)
     return Batch.from_arrays(arrays)

@@ -21,6 +21,7 @@ from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.transform_chain import TransformChain
 from mmjax.experiment import DataConfig, Experiment
 from mmjax.models.config import VisionConfig
+from mmjax.objectives.common.base import TextGroups
 from mmjax.runs.folder import TOKENIZER_FOLDER
 from mmjax.runs.rewinds import Rewinds
 from mmjax.runs.timing import ActivityTimer
@@ -173,6 +174,7 @@ def make_batches(
     batch_size: int,
     seed: int,
     host_rows: tuple[int, int] = (0, 1),
+    text_groups: TextGroups | None = None,
 ) -> pipeline.Batches:
     """The training batches by step.
 
@@ -184,6 +186,7 @@ def make_batches(
       batch_size: images in the global batch.
       seed: of the experiment.
       host_rows: which of how many equal parts of each batch this process makes (``Program.host_rows``).
+      text_groups: which groups batches have (``objective.text_groups``).
 
     Raises:
       ConfigError: if the data cannot make such batches.
@@ -199,6 +202,8 @@ def make_batches(
         "captions_per_image": data.captions_per_image,
         "negatives_per_image": data.negatives_per_image,
         "distinct": data.distinct,
+        "groups": data.groups if text_groups == "example" else (),
+        "text_groups": text_groups,
         "process_index": index,
         "process_count": count,
     }

@@ -260,4 +260,4 @@ def _tile_source(source: Provenance, times: int) -> Provenance:
     """Repeats the sources for further modalities, whose rows follow one another in whole batches."""
     if times == 1:
         return source
-    return Provenance(ids=jnp.tile(source.ids, (times, 1)), weight=jnp.tile(source.weight, (times, 1)))
+    return jax.tree.map(lambda x: jnp.tile(x, (times, *(1,) * (x.ndim - 1))), source)

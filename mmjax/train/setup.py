@@ -58,6 +58,7 @@ class Setup:
             batch_size=experiment.batch_size,
             seed=experiment.seed,
             host_rows=self.program.host_rows,
+            text_groups=self.program.objective.text_groups,
         )
 
     def advice(self) -> Iterator[str]:
@@ -73,6 +74,14 @@ class Setup:
                 f"steps={steps}: each of the {examples:,} examples comes {epochs:,.0f} times, and a large model learns "
                 f"them by heart; try steps={fewer} or a smaller model, and keep the best by validation "
                 "(checkpoint.best, eval.weights='best')"
+            )
+        reads_groups = self.program.objective.text_groups == "example"
+        if reads_groups and not experiment.data.groups:
+            yield "data.groups=(): the objective compares groups, and all examples are of one; name fields that tell"
+        if experiment.data.groups and not reads_groups:
+            yield (
+                f"data.groups={experiment.data.groups}: objective.name={experiment.objective.get('name')!r} reads no "
+                "groups; use objective.name=fscl, or leave it out"
             )
         if not self.tokenizer.has_unknown_words or not experiment.eval.tasks:
             return  # without tasks there need be no such split

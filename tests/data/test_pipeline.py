@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmjax.core.config import ConfigError
+from mmjax.core.groups import group_number
 from mmjax.data import order, pipeline, source, token_cache
 from mmjax.data.pipeline import Batches
 
@@ -382,3 +383,41 @@ def test_a_stream_hands_over_every_option():
     stream = made.stream(start_step=6, threads=2, prefetch=1)
     with closing(stream):
         assert_equal(next(iter(stream)), expected)
+
+
+class TestGroups:
+    class Source(Source):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return example | {"gender": ["f", "m", None][index % 3], "age": np.int64(index % 2)}
+
+    def batch(self, **options):
+        source = self.Source(12, captions=2, negatives=[2, 1])
+        return make(source, 12, order="stored", negatives_per_image=2, **options)[0]
+
+    def test_rows_have_the_number_of_their_examples_combination_of_values(self):
+        batch = self.batch(groups=("gender", "age"), text_groups="example")
+        number = lambda i: -1 if i % 3 == 2 else group_number("fm"[i % 3], str(i % 2))  # noqa: E731
+        wanted = [number(i) for i in range(12)]
+        assert batch["image_group"].dtype == np.int32 and batch["image_group"].tolist() == wanted
+        assert batch["text_group"].reshape(12, 3).tolist() == [[w] * 3 for w in wanted]
+        halves = [
+            make(
+                self.Source(12, captions=2), 12, order="stored", groups=("gender",), text_groups="example",
+                process_index=p, process_count=2,
+            )[0]["image_group"]
+            for p in range(2)
+        ]  # fmt: skip
+        whole = make(self.Source(12, captions=2), 12, order="stored", groups=("gender",), text_groups="example")[0]
+        np.testing.assert_array_equal(np.concatenate(halves), whole["image_group"])
+
+    def test_kinds_are_those_of_hard_negatives_alone(self):
+        batch = self.batch(text_groups="kind")
+        swap = group_number("swap")
+        wanted = [[-1, swap, swap], [-1, swap, -1]] * 6
+        assert batch["text_group"].reshape(12, 3).tolist() == wanted
+
+    def test_batches_have_none_unless_asked_and_a_missing_field_is_named(self):
+        assert "image_group" not in self.batch()
+        with pytest.raises(ConfigError, match=r"groups=\('sex',\).*no field 'sex'; they have age, captions, gender"):
+            self.batch(groups=("sex",), text_groups="example")

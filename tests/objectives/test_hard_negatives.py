@@ -1,5 +1,6 @@
 """Objectives with hard negatives: their equations, and what holds for any of them, in every implementation."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
+from mmjax.core.groups import group_number
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from support import objectives_reference as reference
 from support.objective_problems import arguments, computing, hard_problem
@@ -23,6 +25,7 @@ CASES = {
     ),
     "biaug": ({}, reference.clip),
     "biaug bimodal": ({"mode": "bimodal"}, reference.biaug),
+    "fscl": ({}, lambda s: reference.fscl(s, np.zeros(len(s.image)), np.zeros(len(s.text)))),
     "hn_nce": ({"schedule": "constant", "alpha": 0.8}, functools.partial(reference.hn_nce, alpha=0.8, beta=0.25)),
     "hn_nce frozen": (
         {"schedule": "constant", "beta": 0.5, "weight_gradient": False},
@@ -147,17 +150,41 @@ class TestCeClip:
     def test_the_threshold_is_that_of_the_step_before_and_adapts_within_its_limits(self):
         problem = hard_problem(4)
         sides = reference.Sides(*problem[:5])
-        objective, value, metrics = loss_of("ce_clip", problem, {"threshold": 0.3})
+        objective, value, metrics = loss_of("ce_clip", problem, {"threshold": [0.3]})
         np.testing.assert_allclose(value, reference.ce_clip(sides, threshold=0.3), rtol=1e-5)
-        state = objective.next_state({"threshold": jnp.float32(0.3)}, metrics)
-        np.testing.assert_allclose(state["threshold"], reference.ce_clip_threshold(sides), rtol=1e-5)
-        *_, limited = loss_of("ce_clip", problem, {"threshold": 0.3}, max_threshold=0.01)
+        state = objective.next_state({"threshold": jnp.float32([0.3])}, metrics)
+        np.testing.assert_allclose(state["threshold"], [reference.ce_clip_threshold(sides)], rtol=1e-5)
+        *_, limited = loss_of("ce_clip", problem, {"threshold": [0.3]}, max_threshold=0.01)
         assert limited["threshold"] <= 0.01
+
+    def test_kinds_have_thresholds_of_their_own(self):
+        problem = hard_problem(4)
+        sides = reference.Sides(*problem[:5])
+        kinds = np.random.default_rng(0).choice(["swap", "verb", "noun"], len(sides.text))
+        objective = plugins.make(
+            "mmjax.objectives", "Objective", {"name": "ce_clip", "kinds": ("swap", "verb")}, path="objective"
+        )
+        assert objective.text_groups == "kind"
+        (image, text, scale, _), (images, texts) = arguments(problem)
+        texts = dataclasses.replace(texts, group=jnp.array([group_number(kind) for kind in kinds], jnp.int32))
+        before = {"swap": 0.2, "verb": 1.1, "other": 0.6}
+        state = {"threshold": jnp.float32([*before.values()])}
+        value, metrics = jax.jit(objective)(
+            image, text, image_source=images, text_source=texts, scale=scale, state=state
+        )
+        kinds = np.where(kinds == "noun", "other", kinds)
+        each = np.array([before[kind] for kind in kinds])
+        np.testing.assert_allclose(value, reference.ce_clip(sides, threshold=each), rtol=1e-5)
+        after, own = objective.next_state(state, metrics), sides.own_texts
+        for kind, threshold in zip(before, after["threshold"], strict=True):
+            sides.own_texts = own & (kinds == kind)
+            np.testing.assert_allclose(threshold, reference.ce_clip_threshold(sides), rtol=1e-5)
+            assert metrics[f"threshold/{kind}"] == threshold
 
     def test_without_negatives_it_stays(self):
         image, text, image_source, (ids, weight), *rest = hard_problem(4)
         ids = np.where(weight == 0, -1, ids)
-        *_, metrics = loss_of("ce_clip", (image, text, image_source, (ids, weight), *rest), {"threshold": 0.3})
+        *_, metrics = loss_of("ce_clip", (image, text, image_source, (ids, weight), *rest), {"threshold": [0.3]})
         assert metrics["threshold"] == np.float32(0.3) and metrics["rank_loss"] == metrics["intra_loss"] == 0
 
 
@@ -202,3 +229,44 @@ class TestTsvlc:
         without = image, text, image_source, (np.where(weight == 0, -1, ids), weight), *rest
         clip = reference.clip(reference.Sides(*without[:5]))
         np.testing.assert_allclose(plain["contrastive_loss"], clip, rtol=1e-5)
+
+
+class TestFscl:
+    GROUPS = np.array([3, 8, 3, -1, 8], np.int32)
+    """By example."""
+
+    def loss(self, problem, groups, **options):
+        objective = plugins.make("mmjax.objectives", "Objective", {"name": "fscl", **options}, path="objective")
+        (image, text, scale, _), sources = arguments(problem)
+        sources = [
+            dataclasses.replace(s, group=jnp.where(s.ids[:, 0] >= 0, jnp.asarray(groups)[s.ids[:, 0]], -1))
+            for s in sources
+        ]
+
+        def call(image, text):
+            sources_ = {"image_source": sources[0], "text_source": sources[1]}
+            return objective(image, text, **sources_, scale=scale)[0]
+
+        return jax.jit(jax.value_and_grad(call, argnums=(0, 1)))(image, text)
+
+    @pytest.mark.parametrize("group_norm", [True, False])
+    def test_several_groups_equal_the_equations(self, group_norm):
+        problem = hard_problem(8)
+        groups = [np.where(ids[:, 0] >= 0, self.GROUPS[ids[:, 0]], -1) for ids, _ in problem[2:4]]
+        sides = reference.Sides(*problem[:5])
+
+        def loss(image, text):
+            return reference.fscl(sides.move(image, text, problem[4]), *groups, group_norm=group_norm)
+
+        value, gradients = self.loss(problem, self.GROUPS, group_norm=group_norm)
+        np.testing.assert_allclose(value, loss(*problem[:2]), atol=1e-5)
+        for a, b in zip(gradients, reference.numeric_gradient(loss, problem[:2]), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+    def test_names_of_groups_do_not_matter_and_unknown_ones_have_no_influence(self):
+        problem = hard_problem(8)
+        value, gradients = self.loss(problem, self.GROUPS)
+        renamed, _ = self.loss(problem, np.array([8, 3, 8, -1, 3], np.int32))
+        np.testing.assert_allclose(renamed, value, rtol=1e-6)
+        for (ids, _), gradient in zip(problem[2:4], gradients, strict=True):
+            assert np.any(np.asarray(gradient)) and not np.any(np.asarray(gradient)[ids[:, 0] == 3])

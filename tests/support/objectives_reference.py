@@ -114,6 +114,23 @@ def biaug(s):
     return (to_text.mean() + to_image.mean()) / 2
 
 
+def fscl(s, image_group, text_group, group_norm=True):
+    total = 0.0
+    for turn in (False, True):
+        logits, mass, pairs = (x.T if turn else x for x in (s.logits, s.mass, s.pairs))
+        own, other = (text_group, image_group) if turn else (image_group, text_group)
+        losses, groups = [], []
+        for row, t, use, group in zip(logits, mass, pairs, own, strict=True):
+            t = t * (other >= 0)
+            against = use & (t == 0) & (other == group)
+            if group >= 0 and t.sum() > 0 and against.any():
+                losses.append(np.logaddexp.reduce(row[against]) - t @ row / t.sum())
+                groups.append(group)
+        weights = [1 / groups.count(g) if group_norm else 1 for g in groups]
+        total += np.average(losses, weights=weights) / 2
+    return total
+
+
 def numeric_gradient(loss, values, step=1e-5):
     """Central differences of a float64 function of several arrays."""
     gradients = []

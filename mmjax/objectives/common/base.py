@@ -21,6 +21,9 @@ DENSE_PAIRS = 2**22
 
 Implementation = Literal["dense", "chunked", "ring"]
 
+TextGroups = Literal["example", "kind"]
+"""``example``: a text has the group of its image; ``kind``: a hard negative has its kind, and a caption none."""
+
 State = dict[str, jax.Array]
 """What an objective carries from step to step, by name; every device has all of it."""
 
@@ -82,6 +85,11 @@ class Base(abc.ABC):
         Returns:
             The loss f32[], and metrics, which have no gradient.
         """
+
+    @property
+    def text_groups(self) -> TextGroups | None:
+        """Which groups of texts it reads from ``Provenance.group``; None: it reads no groups."""
+        return None
 
     def init_state(self) -> State:
         """The state before the first step. If it is not empty, ``__call__`` takes it as ``state``; None: this one."""

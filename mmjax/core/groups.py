@@ -1,0 +1,29 @@
+"""Groups of rows by name, such as those of people or kinds of hard negatives, as numbers that need no list of names."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any
+
+UNKNOWN = -1
+"""The group of a row whose group is not known."""
+
+
+def group_number(*values: Any) -> int:
+    """One number, 0 to 2**31 - 1, for a combination of names or numbers; UNKNOWN if any of them is.
+
+    A value is unknown if it is None, empty, not a number, or -1.
+
+    >>> group_number("female", 30) == group_number("female", "30") != group_number("male", 30)
+    True
+    >>> group_number("female", None), group_number(-1)
+    (-1, -1)
+    """
+    names = []
+    for value in values:
+        value = value.item() if hasattr(value, "item") else value
+        if value is None or value in ("", -1) or (isinstance(value, float) and math.isnan(value)):
+            return UNKNOWN
+        names.append(str(value))
+    return zlib.crc32("\0".join(names).encode()) & 0x7FFFFFFF
