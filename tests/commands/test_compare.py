@@ -183,7 +183,7 @@ class Recorded(trainings.Training):
         list(trainings)
 
 
-def test_what_is_finished_when_a_comparison_is_stopped_never_trains_again(tmp_path, monkeypatch):
+def test_what_is_finished_when_a_comparison_is_stopped_never_trains_again(tmp_path, monkeypatch, caplog):
     spec = str(command.config_file(tmp_path))
     recipes = [recipe("none", spec), recipe("slow", spec, optimizer__learning_rate="1e-9")]
     runs = list_runs(recipes, seeds=range(3))
@@ -195,8 +195,13 @@ def test_what_is_finished_when_a_comparison_is_stopped_never_trains_again(tmp_pa
         train_all(runs, jobs=1, workdir=tmp_path)
     assert Recorded.started == [str(run) for run in runs[:3]]
     Recorded.started, Recorded.unfinished = [], set()
-    train_all(runs, jobs=1, workdir=tmp_path)
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        train_all(runs, jobs=1, workdir=tmp_path)
     assert Recorded.started == [str(run) for run in runs[2:]]
+    lines = [line.split("  ") for line in caplog.messages]
+    assert [line[0] for line in lines] == ["2 of 6 runs are finished already", "3/6", "4/6", "5/6", "6/6"]
+    assert all(line[3].startswith("ETA ") for line in lines[1:-1]) and len(lines[-1]) == 3
     Recorded.started = []
     train_all(runs, jobs=1, workdir=tmp_path)
     assert Recorded.started == []

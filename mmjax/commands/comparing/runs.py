@@ -95,6 +95,7 @@ def train_all(runs: Sequence[ComparedRun], *, jobs: int, workdir: Path) -> None:
     if len(waiting) < total:
         logger.info(f"{total - len(waiting)} of {total} runs are finished already")
     running: dict[int, tuple[Training, ComparedRun, float]] = {}
+    seconds: list[float] = []
     with exit_on_sigterm():
         try:
             while waiting or running:
@@ -110,8 +111,10 @@ def train_all(runs: Sequence[ComparedRun], *, jobs: int, workdir: Path) -> None:
                     del running[slot]
                     if status:
                         raise ConfigError(f"{run} failed; the end of {training.log}: {training.last_line()}")
-                    done = total - len(waiting) - len(running)
-                    logger.info(f"{done}/{total}  {run}  {duration(time.monotonic() - began)}")
+                    seconds.append(time.monotonic() - began)
+                    left = len(waiting) + len(running)
+                    eta = f"  ETA {duration(sum(seconds) / len(seconds) * left / jobs)}" if left else ""
+                    logger.info(f"{total - left}/{total}  {run}  {duration(seconds[-1])}{eta}")
         finally:
             if running:
                 logger.info(f"stopping {len(running)} of the runs; run the same command again to resume")

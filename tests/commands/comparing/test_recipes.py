@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from mmjax.commands.comparing import recipes
 from mmjax.commands.comparing.recipes import check_plugins, make_recipes
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
+from mmjax.train.data import SplitInspector
 from support import command
 
 SCENES = "scenes:size=small"
@@ -143,3 +145,14 @@ def test_wrong_options_are_found_before_anything_trains(tmp_path):
         recipe = make_recipes(spec, [], variants=[variant])[-1]
         with pytest.raises(ConfigError, match=message):
             check_plugins(recipe.experiment())
+
+
+def test_all_recipes_see_the_same_examples_in_the_same_order(tmp_path):
+    experiments = made(["none", "mixgen", "flip+lemda", "sigmoid"], spec=str(command.config_file(tmp_path)))
+    orders = []
+    for experiment in experiments.values():
+        batches = SplitInspector(experiment, "train").batches
+        orders.append(np.concatenate([batches[step]["image_ids"].reshape(16, -1)[:, 0] for step in range(4)]))
+    assert len(set(orders[0].tolist())) > 16
+    for order in orders[1:]:
+        np.testing.assert_array_equal(order, orders[0])
