@@ -13,16 +13,17 @@ from mmjax.core.types import Provenance
 
 
 class Augmentation(base.Base):
-    """Makes new pairs of the first rows, with mixed embeddings: MixGen (Hao et al. 2023, arXiv:2206.08358, ablation e).
+    """Makes new pairs of the first rows, with mixed embeddings in place of MixGen's inputs (arXiv:2206.08358).
 
     The first m = ⌊fraction · N⌋ rows become new pairs, each of its own example i and example i + m (modulo N)::
 
         image_i = λ image_i + (1 - λ) image_(i+m),   text_i = ½ (text_i + text_(i+m))
 
-    The other rows stay, so that the view is a batch as MixGen makes it. A joined caption has no embedding of its own
-    here; the mean of both stands for MixGen's concatenation. MixGen labels a new pair as its own example alone
-    (``targets="identity"``); by provenance it is also, in part, example i + m. The released code mixes in place, so
-    that with more than half of the batch later rows are made of mixed ones; here all sources are clean.
+    With ``fraction=1`` it is example i + 1, as i + N is example i itself. The other rows stay, so that the view is a
+    batch as MixGen makes it. A joined caption has no embedding of its own here; the mean of both stands for MixGen's
+    concatenation. MixGen labels a new pair as its own example alone (``targets="identity"``); by provenance it is also,
+    in part, example i + m. The released code mixes in place, so that with more than half of the batch later rows are
+    made of mixed ones; here all sources are clean.
 
     Args:
         weight: the factor on this augmentation's loss.
@@ -52,7 +53,7 @@ class Augmentation(base.Base):
         new = jnp.arange(rows)[:, None] < count
 
         def partner(x: jax.Array) -> jax.Array:
-            return jnp.roll(x, -count, axis=0)
+            return jnp.roll(x, -jnp.where(count < rows, count, 1), axis=0)
 
         def mix(x: jax.Array, source: Provenance, own: jax.Array) -> tuple[jax.Array, Provenance]:
             own = jnp.where(new, own, 1.0)

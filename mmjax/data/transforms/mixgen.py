@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
-from mmjax.core.config import Between, ConfigError, Ge
+from mmjax.core.config import ConfigError, Ge
 from mmjax.data.sample import BatchRows
 from mmjax.data.token_format import TokenBodies, TokenFormat, add_special_tokens, choose_tokens, strip_special_tokens
 from mmjax.data.transforms.common.base import Alpha, Fraction, Stage
@@ -23,7 +23,7 @@ from mmjax.data.transforms.common.base import Alpha, Fraction, Stage
 Variant = Literal["default", "a", "b", "c", "d", "e"]
 Scope = Literal["global", "local"]
 
-_RANDOM_RATIO: tuple[Variant, ...] = ("a", "d")  # λ comes from a Beta distribution
+_RANDOM_RATIO: tuple[Variant, ...] = ("a", "d", "e")  # λ comes from a Beta distribution
 
 
 class Transform:
@@ -37,7 +37,7 @@ class Transform:
     b           mixed                     one of the two, drawn evenly                   ``mix``
     c           one of the two            both                                           none
     d           mixed                     λ n_i of n_i and (1 - λ) n_j of n_j tokens     Beta(α, α)
-    e           mixed                     half of all n_i + n_j tokens                   ``mix``
+    e           mixed                     half of all n_i + n_j tokens                   Beta(α, α)
     =========== ========================= ============================================== ===========
 
     Tokens in d and e are drawn at random and keep their order; counts are rounded half up, and at least one token
@@ -53,7 +53,9 @@ class Transform:
     With ``scope="global"``, M rows of the global batch, spread over pairs of neighboring groups, are mixed with the
     same member of the other group. So the batch does not depend on the number of processes, and twins are not mixed
     with each other. ``scope="local"`` is the layout of the released code: among each process's rows, row k < M is
-    mixed with row k + M.
+    mixed with row k + M. Where M is more than the half that can have a partner of its own, up to the paper's M = B, a
+    row's partner is the same member of the next group (local: the next row), which may be mixed itself, and behind the
+    last one comes the first. The released code for M = B mixes in place, and so mixes rows that were mixed before.
 
     Args:
       token_format: the tokenizer's.
@@ -73,7 +75,7 @@ class Transform:
         token_format: TokenFormat,
         variant: Variant = "default",
         num: Annotated[int, Ge(0)] | None = None,
-        fraction: Annotated[float, Between(0, 0.5, "each mixed row needs its own partner")] | None = None,
+        fraction: Fraction | None = None,
         scope: Scope = "global",
         mix: Fraction | None = None,
         alpha: Alpha | None = None,
@@ -94,10 +96,15 @@ class Transform:
     def partners(self, *, batch_size: int, group: int, host_rows: range) -> Mapping[int, int]:
         """Mixed row to its partner, for those of ``host_rows`` that are mixed."""
         if self._scope == "local":
-            count = self._count(len(host_rows), limit=len(host_rows) // 2, unit="rows in a process")
-            return {host_rows.start + k: host_rows.start + k + count for k in range(count)}
+            size = len(host_rows)
+            count = self._count(size, groups=size, unit="rows in a process")
+            step = count if 2 * count <= size else 1
+            return {host_rows.start + k: host_rows.start + (k + step) % size for k in range(count)}
         slots = group * (batch_size // group // 2)
-        count = self._count(batch_size, limit=slots, unit=f"rows in groups of {group}")
+        count = self._count(batch_size, groups=batch_size // group, unit=f"rows in groups of {group}")
+        if count > slots:
+            mixed = (k * batch_size // count for k in range(count))
+            return {row: (row + group) % batch_size for row in mixed if row in host_rows}
         pairs = {}
         for k in range(count):
             pair, member = divmod(k * slots // count, group)
@@ -137,8 +144,9 @@ class Transform:
         images = {name: blend(pixels, mixed, partner, ratio) for name, pixels in rows.images.items()}
         return rows.replace(images=images, **new)
 
-    def _count(self, size: int, *, limit: int, unit: str) -> int:
+    def _count(self, size: int, *, groups: int, unit: str) -> int:
         count = math.floor(self._fraction * size + 0.5) if self._num is None else self._num
+        limit = size if groups > 1 else 0
         if count > limit:
             option = f"fraction={self._fraction}" if self._num is None else f"num={self._num}"
             raise ConfigError(f"{option}: of {size} {unit} at most {limit} can be mixed; use less")
