@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmjax.evals.common.folders import COCO_VAL2017, first_of
-from mmjax.evals.common.webdatasets import find_webdatasets
+from mmjax.evals.common.folders import COCO_VAL2017, find_webdatasets, first_of
 
 logger = logging.getLogger(__name__)
 

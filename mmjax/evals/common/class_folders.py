@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmjax.evals.common.folders import first_of
-from mmjax.evals.common.webdatasets import find_webdatasets
+from mmjax.evals.common.folders import find_webdatasets, first_of
 
 logger = logging.getLogger(__name__)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
 COCO_VAL2017 = ("coco/val2017", "coco/images/val2017", "coco2017/val2017", "val2017")
+
+WEBDATASETS = ("classification", "multilabel", "retrieval")
+"""Kinds of data sets in CLIP_benchmark's WebDataset layout."""
 
 
 def first_of(root: Path, names: Sequence[str], *, holding: str = "") -> Path | None:
@@ -36,3 +39,33 @@ def benchmark(
         return {}
     where = {"image_roots": images} if isinstance(images, dict) else {"image_root": str(images)}
     return {name: {"source": {"name": f"mmjax.data.benchmarks.{reader}", "path": str(path), **where}}}
+
+
+class WebDataset(NamedTuple):
+    """A data set: its name without ``wds_`` and ``_test``, its folder, and of ``WEBDATASETS`` the one that it is."""
+
+    name: str
+    path: Path
+    kind: str
+
+
+def find_webdatasets(root: Path) -> Iterator[WebDataset]:
+    """The folders in ``root``, or in a folder of it, that have a split ``test`` in this layout, sorted."""
+    for parent in (root, *_folders(root)):
+        for folder in _folders(parent):
+            if (folder / "test" / "nshards.txt").exists() or (folder / "test" / "0.tar").exists():
+                name = folder.name.removeprefix("wds_").removesuffix("_test")
+                yield WebDataset(name, folder, _kind(folder))
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def _kind(folder: Path) -> str:
+    """As ``dataset_type.txt`` says; what cannot be read is found when the data set is opened."""
+    try:
+        text = (folder / "dataset_type.txt").read_text(encoding="utf-8", errors="replace").strip().lower()
+    except OSError:
+        return WEBDATASETS[0]
+    return text if text in WEBDATASETS else WEBDATASETS[0]
