@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, ClassVar
 
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import Unreadable
@@ -21,6 +22,8 @@ class Evaluator(Base):
     tokens (``identical_rate``), such as after truncation (``truncation_rate``: one of the captions is longer than the
     context). Images that cannot be read are counted (``num_unreadable``) and left out.
     """
+
+    headline: ClassVar[Collection[str]] = ("macro", "macro_blind", "micro", "tie_rate")
 
     def __init__(
         self,

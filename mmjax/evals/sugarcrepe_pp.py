@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.core.config import ConfigError
+from mmjax.data.benchmarks.sugarcrepe import KINDS
 from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.evals.common.folders import COCO_VAL2017, benchmark, first_of
 from mmjax.evals.common.pair_benchmark import PairBenchmark
@@ -25,6 +26,8 @@ class Evaluator(PairBenchmark):
     ``macro`` and ``macro_text`` are means over kinds. Ties are lost; ``tie_rate``, ``identical_rate`` and ``num_pairs``
     are about pairs of a true and a false caption, two of each example.
     """
+
+    headline = (*KINDS, *(f"{kind}_text" for kind in KINDS), "macro", "macro_blind", "macro_text", "num_unreadable")
 
     @classmethod
     def find(cls, root: Path) -> dict[str, dict[str, Any]]:

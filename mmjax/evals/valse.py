@@ -46,6 +46,10 @@ class Evaluator(PairBenchmark):
     last word decides: see ``truncation_rate``.
     """
 
+    headline = (
+        *(*PIECES, "counting", "macro", "macro_blind", "macro_auroc"),
+        *("tie_rate", "truncation_rate", "num_unreadable"),
+    )
     published = (
         _published("CLIP ViT-B/32 (OpenAI)", 68.7, 57.1, 61.0, 65.4, 77.8, 71.8, 54.1, 51.0, 89.8, 65.3),
         Published("valse", "NegCLIP ViT-B/32", _CE_CLIP, {"macro": 0.716}),

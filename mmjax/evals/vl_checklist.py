@@ -31,6 +31,10 @@ class Evaluator(PairBenchmark):
     lists, ``num_lists``, of which the published files have 56.
     """
 
+    headline = (
+        *(f"{name}{suffix}" for name in ("attribute", "object", "relation", "macro") for suffix in ("", "_blind")),
+        *("tie_rate", "num_lists", "num_unreadable"),
+    )
     published = (
         _published("CLIP ViT-B/32 (OpenAI)", 67.4, 80.0, 63.0, 69.2),
         _published("NegCLIP ViT-B/32", 70.9, 84.1, 68.9, 73.4),

@@ -16,7 +16,7 @@ from mmjax.evals.common.pairs import count_unreadable
 SIZES = (("", 1, 1000), ("_5-6", 5, 6), ("_10-12", 10, 12))
 """Suffixes of metrics, and the least and largest number of candidates that they are about."""
 
-_FILES = "predictions and answers that the authors publish (github.com/WinoGAViL/WinoGAViL-experiments, assets)"
+_FILES = "Bitton et al. 2022 (arXiv:2207.12576; means of the predictions and answers in their repository)"
 
 
 class Evaluator(Base):
@@ -33,6 +33,7 @@ class Evaluator(Base):
     """
 
     own_split: ClassVar[bool] = True
+    headline = (*(f"jaccard{name}{s}" for name, *_ in SIZES for s in ("", "_blind")), "tie_rate", "num_unreadable")
     published = (
         Published("winogavil", "human", _FILES, {"jaccard_5-6": 0.991, "jaccard_10-12": 0.993}),
         Published("winogavil", "CLIP ViT-B/32 (OpenAI)", _FILES, {"jaccard_5-6": 0.534, "jaccard_10-12": 0.416}),

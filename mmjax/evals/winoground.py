@@ -37,6 +37,7 @@ class Evaluator(Base):
     """
 
     own_split: ClassVar[bool] = True
+    headline = ("text_score", "image_score", "group_score", "tie_rate", "num_unreadable")
     published = (
         _published("human", 89.5, 88.5, 85.5),
         _published("CLIP ViT-B/32 (OpenAI)", 30.75, 10.5, 8.0),

@@ -76,7 +76,7 @@ def test_a_perfect_model_scores_one_and_a_constant_one_nothing(root):
 
 
 def test_captions_that_are_cut_to_equal_tokens_are_lost_and_reported(root, tmp_path):
-    pairs = [("a red dog", "a red cat"), ("red dog", "red cat"), ("a b", "c d")]
+    pairs = [("a red dog", "a red cat"), ("red dog", "red cat"), ("a b", "c d e")]
     content = {
         str(i): {"filename": f"{10:012d}.jpg", "caption": t, "negative_caption": f} for i, (t, f) in enumerate(pairs)
     }
@@ -85,7 +85,8 @@ def test_captions_that_are_cut_to_equal_tokens_are_lost_and_reported(root, tmp_p
     up, down = np.ones(12), -np.ones(12)
     model = Planted({10: up}, {"a red": up, "red dog": up, "a b": up, "red cat": down, "c d": down}, words=2)
     got = evaluate(tmp_path, model)
-    assert got["truncation_rate"] == got["identical_rate"] == got["tie_rate"] == pytest.approx(1 / 3)
+    assert got["identical_rate"] == got["tie_rate"] == pytest.approx(1 / 3)
+    assert got["truncation_rate"] == pytest.approx(2 / 3)  # one caption of a pair is enough
     assert got["add_obj"] == got["add"] == got["macro"] == pytest.approx(2 / 3)
     assert "replace" not in got  # a mean over nothing is no number
 

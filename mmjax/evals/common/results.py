@@ -15,7 +15,7 @@ from mmjax.core.config import ConfigError, build
 from mmjax.core.files import check_regular
 from mmjax.evals.common.suite import DataSet
 
-_COUNTS = ("num_pairs", "num_images")  # what a metric is a mean over, the first that there is
+_COUNTS = ("num_pairs", "num_cues", "num_images")  # what a metric is a mean over, the first that there is
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

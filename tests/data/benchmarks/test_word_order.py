@@ -54,6 +54,8 @@ def test_shuffles_depend_on_the_seed_and_the_caption_alone(opened):
     first, again, other = opened(*several), opened(*several), opened(*several, seed=1)
     assert first[0] == again[0] and first[0]["negatives"] != other[0]["negatives"]
     assert opened(several[0])[0]["negatives"] == first[0]["negatives"][:4]
+    twice = opened({"caption": [CAPTION, CAPTION]})[0]["negatives"]
+    assert twice[:2] != twice[2:]  # each caption has draws of its own
     assert len({false for _, _, false in first[0]["negatives"]}) > 3
 
 
