@@ -39,6 +39,7 @@ class Everything(source.Source):
             "kind": "swap",
             "negatives": [("swap_obj", f"{true} {i}", f"false {i}") for true in ("true", "so")],
             "groups": [str(i)] * 2,
+            "group": "ab"[i // 2 % 2],
             "cues": [(cue, f"cue {cue}", i == cue, 8) for cue in range(3)],
         }
 
