@@ -48,13 +48,14 @@ def run(args: argparse.Namespace) -> int:
 
     keep_compiled_programs()
     from mmjax.commands.common import evaluating
-    from mmjax.evals.common.results import read_results
+    from mmjax.evals.common.results import read_results, summarize
     from mmjax.parallel import collectives, distributed
 
     evaluating.check_flags(args)
-    against = read_results(Path(args.against), flag="--against") if args.against else []
+    against = summarize(read_results(Path(args.against), flag="--against")) if args.against else []
     with distributed.join(**options.processes(args)):
         results, failed = evaluating.measure(args)
+        results = summarize(results)
         first = collectives.is_main_process()
     if not first:
         return int(failed > 0)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.data.formats import classes
-from mmjax.evals.common.base import Base, OpenSource, open_split
+from mmjax.evals.common.base import Base, OpenSource, Published, open_split
 from mmjax.evals.common.class_folders import find_classes
 from mmjax.evals.common.classification import f1_macro, mean_average_precision, predict, worst_group
 from mmjax.evals.common.embedder import BoundEmbedder
@@ -33,6 +33,17 @@ class Evaluator(Base):
 
     own_split: ClassVar[bool] = True
     any_split: ClassVar[bool] = True
+    published = tuple(
+        Published("imagenet1k", model, "open_clip, docs/openclip_results.csv", {"acc@1": percent / 100})
+        for model, percent in (
+            ("CLIP ViT-B/32 (OpenAI)", 63.3),
+            ("CLIP ViT-B/32 (LAION-2B)", 66.6),
+            ("CLIP ViT-B/32 (DataComp XL)", 69.2),
+            ("CLIP ViT-B/16 (OpenAI)", 68.3),
+            ("CLIP ViT-L/14 (OpenAI)", 75.5),
+            ("SigLIP ViT-B/16 (WebLI)", 76.0),
+        )
+    )
     headline = ("acc@1", "acc@5", "mean_per_class", "mAP", "acc@1_harmonic", "acc@1_worst_group")
 
     def __init__(

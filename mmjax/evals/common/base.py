@@ -75,6 +75,16 @@ class Base(abc.ABC):
         return {}
 
     @classmethod
+    def summarize(cls, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """Metrics over all data sets of the family that were measured, such as averages; none by default.
+
+        Args:
+            metrics: Of each data set, by its name.
+        """
+        del metrics
+        return {}
+
+    @classmethod
     def metric_names(cls) -> Collection[str] | None:
         """The names that its metrics can have, or None if they depend on the examples."""
         return None

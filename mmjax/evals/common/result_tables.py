@@ -77,7 +77,7 @@ def make_table(
 def is_headline(result: Result) -> bool:
     """Whether a metric is one of the most important ones of its evaluator."""
     headline = load_evaluator(result.task).headline
-    return not headline or result.metric in headline
+    return not headline or result.metric in headline or result.dataset == result.task  # a summary
 
 
 def _anchors(results: Sequence[Result]) -> list[tuple[str, Published]]:

@@ -13,6 +13,7 @@ import mmjax
 from mmjax.core.atomic import write_atomically
 from mmjax.core.config import ConfigError, build
 from mmjax.core.files import check_regular
+from mmjax.evals.common.metric_names import load_evaluator
 from mmjax.evals.common.suite import DataSet
 
 _COUNTS = ("num_pairs", "num_cues", "num_images")  # what a metric is a mean over, the first that there is
@@ -119,6 +120,21 @@ def read_results(path: Path, *, flag: str) -> list[Result]:
                 "another file, or remove the line"
             ) from None
     return results
+
+
+def summarize(results: Sequence[Result]) -> list[Result]:
+    """The results, and after them what evaluators make of all data sets of a family, of each model by itself."""
+    summaries = []
+    for model, own in by_model(results).items():
+        families: dict[str, dict[str, dict[str, float]]] = {}
+        for (dataset, task, metric), result in own.items():
+            if result.value is not None:
+                families.setdefault(task, {}).setdefault(dataset, {})[metric] = result.value
+        for task, metrics in families.items():
+            weights = next(result.weights for key, result in own.items() if key[1] == task)
+            data_set = DataSet(task, task, {})
+            summaries += make_results(data_set, load_evaluator(task).summarize(metrics), model=model, weights=weights)
+    return [*results, *summaries]
 
 
 def by_model(results: Iterable[Result]) -> dict[str, dict[tuple[str, str, str], Result]]:

@@ -40,6 +40,8 @@ class Outcome(NamedTuple):
 def find_data_sets(tasks: Sequence[str], root: Path, options: Options) -> list[DataSet]:
     """The data sets of ``tasks`` below ``root``; those of which nothing is there are logged and left out.
 
+    Those with the same pictures stand together, so that they share their embeddings.
+
     Args:
         tasks: Evaluators.
         root: The folder of benchmarks.
@@ -51,7 +53,8 @@ def find_data_sets(tasks: Sequence[str], root: Path, options: Options) -> list[D
         if not there:
             logger.info("%s: skipped, because none of its data sets lies below %s", task, root)
         data_sets += [DataSet(name, task, {**own, **options.get(task, {})}) for name, own in there.items()]
-    return data_sets
+    order: dict[str, int] = {}
+    return sorted(data_sets, key=lambda data_set: order.setdefault(_data_of(data_set), len(order)))
 
 
 def make_evaluator(data_set: DataSet, open_source: OpenSource) -> Base:
@@ -74,8 +77,7 @@ def measure(
     bound, shared = None, None
     for data_set in data_sets:
         begin = time.monotonic()
-        own = data_set.split is not None
-        key = "" if own else repr([data_set.options.get(name) for name in ("split", "source")])
+        key = _data_of(data_set)
         if bound is None or key != shared:  # the embeddings of data sets that are done would fill the memory
             bound, shared = embedder(), key
         try:
@@ -83,6 +85,12 @@ def measure(
         except Exception as error:  # of files, formats and plug-ins: there is no list of them
             outcome = Outcome(data_set, {}, error, time.monotonic() - begin)
         yield outcome
+
+
+def _data_of(data_set: DataSet) -> str:
+    """Equal for data sets of the same pictures."""
+    own = data_set.split is not None
+    return "" if own else repr([data_set.options.get(name) for name in ("split", "source")])
 
 
 def check_options(options: Options, *, path: str) -> None:
