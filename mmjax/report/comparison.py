@@ -78,7 +78,7 @@ def format_markdown(results: Results) -> str:
     if sizes := _size_table(results):
         lines += ["", "## Differences by the size of the data", "", *_markdown_table(*sizes)]
     if times := results.get("step_times"):
-        header = ["recipe", "ms a step", "ratio [quartiles]", "ms a batch, one thread", "ratio"]
+        header = ["recipe", "ms a step", "baseline's, in turn", "ratio [quartiles]", "ms a batch, one thread", "ratio"]
         lines += ["", "## Step time", "", *_markdown_table(header, [_time_cells(row) for row in times])]
     if changes := (results.get("rank_changes") or {}).get("entries"):
         lines += ["", "## Captions whose own image moved most: its rank with each seed", ""]
@@ -154,6 +154,7 @@ def _time_cells(row: Row) -> list[str]:
     return [
         row["recipe"],
         f"{1e3 * row['seconds']:.1f}",
+        f"{1e3 * row['first_seconds']:.1f}",
         f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
         f"{1e3 * row['batch_seconds']:.1f}",
         f"{row['batch_ratio']:.2f}",

@@ -9,6 +9,7 @@ class Timer:
     """Its steps get slower with all steps that were timed before, as on a machine that heats up."""
 
     timed: list[str]
+    made: list[str]
 
     def __init__(self, name, experiment):
         self.name, self.factor, self.seconds = name, experiment, []
@@ -17,16 +18,20 @@ class Timer:
         self.timed.append(self.name)
         self.seconds.append(self.factor * (1 + 0.01 * len(self.timed)))
 
-    def time_batches(self):
-        return 2 * self.factor
+    def time_batch(self, step):
+        self.made.append(self.name)
+        return (2 if step else 50) * self.factor * (1 + 0.01 * len(self.made))
 
 
 def test_each_recipe_is_timed_in_turn_with_the_first_so_that_drift_cancels(monkeypatch):
     monkeypatch.setattr(step_timing, "_Timer", Timer)
-    monkeypatch.setattr(Timer, "timed", [], raising=False)
+    for name in ("timed", "made"):
+        monkeypatch.setattr(Timer, name, [], raising=False)
     rows = step_timing.compare_steps([("none", 1.0), ("a", 1.5), ("b", 3.0)], repeats=4)
     assert Timer.timed == ["none"] * 4 + ["none", "a"] * 4 + ["none", "b"] * 4
     assert [row["recipe"] for row in rows] == ["none", "a", "b"] and rows[0]["ratio"] == 1
     np.testing.assert_allclose([row["ratio"] for row in rows], [1, 1.5, 3], rtol=0.02)
+    np.testing.assert_allclose([row["first_seconds"] for row in rows], 1.1, atol=0.15)  # warmer with each turn
     assert all(row["low"] <= row["ratio"] <= row["high"] for row in rows)
-    assert [row["batch_seconds"] for row in rows] == [2, 3, 6] and rows[2]["batch_ratio"] == 3
+    np.testing.assert_allclose([row["batch_ratio"] for row in rows], [1, 1.5, 3], rtol=0.02)
+    assert all(row["batch_seconds"] < 10 for row in rows)  # without the first one

@@ -24,7 +24,7 @@ from mmjax.train.data import stream_batches
 from mmjax.train.profiler import Profiler
 from mmjax.train.setup import setup
 
-_BATCHES = 5  # that are timed
+_BATCHES = 9  # that are timed, after a first one that costs more
 _PROFILED_STEPS = 3
 
 
@@ -54,31 +54,31 @@ def compare_steps(experiments: Sequence[tuple[str, Experiment]], *, repeats: int
     """Step time of each experiment beside the first, two at a time on the device, and the time that its batches take.
 
     Returns:
-        For each: ``recipe``, ``seconds`` (median of its steps), ``ratio`` to the first's steps, timed in turn, with its
-        quartiles ``low`` and ``high``; ``batch_seconds``, to make a batch in one thread, and ``batch_ratio``.
+        For each: ``recipe``, ``seconds`` (median of its steps), ``first_seconds`` and ``ratio`` of the first's steps,
+        timed in turn, with quartiles ``low`` and ``high``; ``batch_seconds``, to make a batch in one thread, and
+        ``batch_ratio``.
     """
     first = _Timer(*experiments[0])
-    batch_seconds = first.time_batches()
     rows = []
-    for name, experiment in experiments:
-        timer = first if experiment is experiments[0][1] else _Timer(name, experiment)
+    for number, (name, experiment) in enumerate(experiments):
+        timer = _Timer(name, experiment) if number else first
         first.seconds.clear()
         for _ in range(repeats):
-            first.time()
-            if timer is not first:
-                timer.time()
+            for one in dict.fromkeys((first, timer)):
+                one.time()
+        batches = [(timer.time_batch(step), first.time_batch(step)) for step in range(_BATCHES + 1)][1:]
         ratios = [a / b for a, b in zip(timer.seconds, first.seconds, strict=True)]
         low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
-        own = batch_seconds if timer is first else timer.time_batches()
         rows.append(
             {
                 "recipe": name,
                 "seconds": statistics.median(timer.seconds),
+                "first_seconds": statistics.median(first.seconds),
                 "ratio": median,
                 "low": low,
                 "high": high,
-                "batch_seconds": own,
-                "batch_ratio": own / batch_seconds,
+                "batch_seconds": statistics.median(own for own, _ in batches),
+                "batch_ratio": statistics.median(own / base for own, base in batches) if number else 1.0,
             }
         )
     return rows
@@ -121,14 +121,11 @@ class _Timer:
         jax.block_until_ready((self.state, metrics))
         self.seconds.append(time.perf_counter() - before)
 
-    def time_batches(self) -> float:
-        """Median seconds to make a batch in this thread, without what only the first one costs."""
-        seconds = []
-        for step in range(_BATCHES + 1):
-            before = time.perf_counter()
-            self.batches[step]
-            seconds.append(time.perf_counter() - before)
-        return statistics.median(seconds[1:])
+    def time_batch(self, step: int) -> float:
+        """Seconds to make the batch of one step in this thread."""
+        before = time.perf_counter()
+        self.batches[step]
+        return time.perf_counter() - before
 
     def profile(self, folder: Path) -> None:
         profiler = Profiler((1, _PROFILED_STEPS), folder, begin=0, program=self.compiled, timer=ActivityTimer())
