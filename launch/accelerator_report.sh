@@ -238,7 +238,7 @@ run() {
       for name in JAX_OPTIMIZATION_LEVEL=O1 XLA_FLAGS=--xla_gpu_{enable_triton_gemm=false,triton_gemm_any=true} \
         XLA_FLAGS=--xla_gpu_{enable_command_buffer=,enable_latency_hiding_scheduler=true}; do
         export "${name?}"
-        step "flag-${name#*=}" ViT-B-16 "${batches[ViT-B-16]}"
+        step "flag-${name##*xla_gpu_}" ViT-B-16 "${batches[ViT-B-16]}"
         unset "${name%%=*}"
       done
       ;;
