@@ -66,9 +66,9 @@ def test_shapes_are_those_that_the_data_pipeline_makes(overrides):
 
 def test_a_transform_that_training_would_refuse_is_refused():
     settled, _ = abstract_data.resolve_without_data(
-        tiny.experiment(data__transforms=(("mixgen", {"num": 9}),)), shards=8
+        tiny.experiment(data__transforms=(("mixgen", {"num": 17}),)), shards=8
     )
-    with pytest.raises(ConfigError, match="num=9"):
+    with pytest.raises(ConfigError, match="num=17"):
         abstract_data.batch_shapes(settled)
 
 
