@@ -12,7 +12,7 @@ class Timer:
     made: list[str]
 
     def __init__(self, name, experiment):
-        self.name, self.factor, self.seconds = name, experiment, []
+        self.name, self.factor, self.seconds, self.steps = name, experiment, [], set()
 
     def time(self):
         self.timed.append(self.name)
@@ -20,7 +20,9 @@ class Timer:
 
     def time_batch(self, step):
         self.made.append(self.name)
-        return (2 if step else 50) * self.factor * (1 + 0.01 * len(self.made))
+        cost = 2 if step in self.steps else 50  # of what has not been read before
+        self.steps.add(step)
+        return cost * self.factor * (1 + 0.01 * len(self.made))
 
 
 def test_each_recipe_is_timed_in_turn_with_the_first_so_that_drift_cancels(monkeypatch):
@@ -34,4 +36,4 @@ def test_each_recipe_is_timed_in_turn_with_the_first_so_that_drift_cancels(monke
     np.testing.assert_allclose([row["first_seconds"] for row in rows], 1.1, atol=0.15)  # warmer with each turn
     assert all(row["low"] <= row["ratio"] <= row["high"] for row in rows)
     np.testing.assert_allclose([row["batch_ratio"] for row in rows], [1, 1.5, 3], rtol=0.02)
-    assert all(row["batch_seconds"] < 10 for row in rows)  # without the first one
+    assert all(row["batch_seconds"] < 20 for row in rows)  # without the first one

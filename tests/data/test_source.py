@@ -4,7 +4,7 @@ from math import floor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjax.core.config import ConfigError
@@ -62,6 +62,7 @@ class Many(source.Source):
 HUNDREDTHS = st.integers(10, 99).map(lambda n: n / 100)
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     groups=st.lists(st.integers(10, 200), min_size=1, max_size=3),
     group=st.sampled_from([1, 2]),
