@@ -66,7 +66,8 @@ def assert_close(got, want, *, atol=1e-5):
     assert all(np.isfinite(m) and m.shape == () for m in metrics.values())
 
 
-cases = pytest.mark.parametrize("case", CASES)
+SLOW = ("biaug", "hn_nce frozen", "hn_nce limit")  # nearly the programs of others
+cases = pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CASES])
 
 
 @cases
