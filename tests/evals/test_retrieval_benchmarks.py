@@ -1,5 +1,7 @@
 """From the files in which COCO and Flickr are passed on to the numbers."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -129,6 +131,35 @@ def test_each_format_gives_the_numbers_of_a_loop(tmp_path, layout):
     assert 0 < got["text_to_image_R@1"] < 1 and got["rsum"] == pytest.approx(100 * sum(expected.values()))
     assert (got["num_images"], got["num_captions"], got["num_repeated_captions"]) == (len(LEVELS), len(TEXTS), 0)
     assert got["num_truncated"] == got["num_unreadable"] == 0
+
+
+LINES = {
+    "token": "".join(f"{n}.jpg#{i}\t{text}\n" for n, texts in CAPTIONS.items() for i, text in enumerate(texts)),
+    "results": "image_name| comment_number| comment\n"
+    + "".join(f"{n}.jpg| {i}| {text}\n" for n, texts in CAPTIONS.items() for i, text in enumerate(texts)),
+    "train list": json.dumps(
+        [
+            {"image": f"{n}.jpg", "caption": text, "image_id": f"c_{n}"}
+            for n, texts in CAPTIONS.items()
+            for text in texts
+        ]
+    ),
+    "negclip": "title\tfilepath\tneg_caption\tneg_image\n"
+    + "".join(f"{text}\t{n}.jpg\t['not {n}']\t[1]\n" for n, texts in CAPTIONS.items() for text in texts),
+    "jsonl": "".join(json.dumps({"filepath": f"{n}.jpg", "captions": texts}) + "\n" for n, texts in CAPTIONS.items()),
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_any_other_caption_file_gives_the_same_numbers(tmp_path, kind):
+    for level in LEVELS:
+        gray(tmp_path / f"{level}.jpg", level)
+    (tmp_path / "captions.txt").write_text(LINES[kind])
+    source = {"name": "auto", "path": str(tmp_path / "captions.txt")}
+    planted = model()
+    got = Evaluator(open_source, split="test", source=source, merge_repeats=False)(planted.bind())
+    expected = by_hand(planted)
+    assert {key: got[key] for key in expected} == pytest.approx(expected)
 
 
 def test_captions_are_cleaned_limited_and_merged_as_the_options_say(tmp_path):
