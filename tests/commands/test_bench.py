@@ -30,6 +30,24 @@ def test_a_step_on_a_known_chip_has_its_kernels_and_the_time_that_published_figu
     assert known.split()[1:4] == ["500.0", "400.0", str(executions)] and unknown.split()[1:4] == ["500.0", "-", "-"]
 
 
+def test_objectives_are_rows_too(monkeypatch, capsys):
+    """With their defaults, in the order of the flag."""
+    seen = []
+
+    def time_steps(experiments, **_):
+        seen.extend((name, experiment.objective) for name, experiment in experiments)
+        return [ROW | {"augment": name, "kernels": None, "modeled_seconds": None} for name, _ in experiments]
+
+    monkeypatch.setattr(step_timing, "time_steps", time_steps)
+    arguments = ["bench", "step", "--config=quickstart", "--objective=contrastive,ce_clip"]
+    assert cli.main(arguments) == 0
+    assert seen == [(name, {"name": name}) for name in ("contrastive", "ce_clip")]
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[0] == "objective" and [row.split()[0] for row in rows] == ["contrastive", "ce_clip"]
+    assert cli.main([*arguments, "--augment=none"]) != 0
+    assert "--objective=contrastive,ce_clip: with --augment" in capsys.readouterr().err
+
+
 def test_a_device_is_measured_beside_its_published_figures(capsys):
     assert cli.main(["bench", "device", "--size=32", "--repeats=2"]) == 0
     shown = capsys.readouterr().out
