@@ -134,10 +134,18 @@ def _count_blocks(
         def step(best_t: jax.Array, chunk: Any) -> tuple[jax.Array, jax.Array]:
             x, xi, best = chunk
 
-            def compare(text_chunk: Any) -> tuple[jax.Array, jax.Array]:
-                y, yi = text_chunk
+            def find(y: jax.Array, yi: jax.Array) -> tuple[jax.Array, jax.Array]:
                 s = jnp.where(is_positive(xi, yi), scores(x, y), -jnp.inf)
                 return s.max(1), s.max(0)
+
+            def compare(text_chunk: Any) -> tuple[jax.Array, jax.Array]:
+                y, yi = text_chunk
+                # Captions stand in the order of their images, so most blocks have no positives.
+                padding = jnp.iinfo(jnp.int32).max
+                first_i, first_t = (jnp.where(ids < 0, padding, ids).min() for ids in (xi, yi))
+                overlap = (first_i <= yi.max()) & (first_t <= xi.max())
+                none = jnp.full(len(x), -jnp.inf), jnp.full(len(y), -jnp.inf)
+                return jax.lax.cond(overlap, find, lambda y, yi: none, y, yi)
 
             rows, columns = jax.lax.map(compare, (zt, it))
             return jnp.maximum(best_t, columns), jnp.maximum(best, rows.max(0))

@@ -118,3 +118,16 @@ def test_captions_go_around_and_no_device_holds_all_of_them():
     assert not [
         line for line in program.splitlines() if "all-gather(" in line and "f32" in line.split("all-gather(")[0]
     ]
+
+
+def test_positives_are_found_in_any_order_of_images_and_captions(monkeypatch):
+    monkeypatch.setattr(module, "IMAGE_CHUNK", 64)
+    monkeypatch.setattr(module, "TEXT_CHUNK", 64)
+    rng = np.random.default_rng(0)
+    ids, order = np.arange(300), rng.permutation(300)
+    images, texts = integers(rng, 300), integers(rng, 300)
+    sorted_i, sorted_t = count_ranks(images, ids, texts, ids)
+    some_i, some_t = count_ranks(images[order], ids[order], texts[order[::-1]], ids[order[::-1]])
+    np.testing.assert_array_equal(some_i.above, sorted_i.above[order])
+    np.testing.assert_array_equal(some_t.equal, sorted_t.equal[order[::-1]])
+    np.testing.assert_array_equal(sorted_i.above, brute_force(images @ texts.T, ids, ids)[0][0])
