@@ -59,8 +59,11 @@ class Reader:
             except Exception as error:
                 first = first or as_unreadable(error, f"example {place}")
                 continue
-            if self._negative_rows and "negatives" not in example:
-                raise ConfigError(f"negatives_per_image={self._negative_rows}: the source supplies no negatives; use 0")
+            if self._negative_rows and "negatives" not in example and not self._chain.adds_negatives:
+                raise ConfigError(
+                    f"negatives_per_image={self._negative_rows}: the source supplies no negatives; use 0, a table of "
+                    "them (data.negatives.path) or the transform negatives_rules"
+                )
             for name in self._groups:
                 if name not in example:
                     raise ConfigError(

@@ -88,6 +88,11 @@ class TransformChain:
         """The transforms in the order in which they act."""
         return [name for stage in STAGES for name, _ in self._stages[stage]]
 
+    @property
+    def adds_negatives(self) -> bool:
+        """Whether one of the transforms makes hard negatives."""
+        return any(getattr(transform, "adds_negatives", False) for _, transform in self._stages["sample"])
+
     @staticmethod
     def stage_of(name: str) -> Stage:
         """The stage of the transform of that name."""
