@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from mmjax.core import config, plugins
 from mmjax.core.config import Between, ConfigError, Ge, Gt, Le
+from mmjax.data.negatives.config import NegativesTable
 from mmjax.models import presets
 from mmjax.models.config import ClipConfig
 from mmjax.parallel.mesh import MeshConfig
@@ -38,6 +39,10 @@ class DataConfig:
     the training split: of n examples the same floor(fraction · n) for every seed, and those of a smaller fraction are
     among those of a larger one.
 
+    ``negatives`` is a table of hard negatives (``path``, and perhaps ``kinds``) that is joined to the source by the
+    examples' keys, in place of negatives of its own: to the training split, or to each if there is ``{split}`` in its
+    path.
+
     ``transforms`` are what training does to examples and rows (``mmjax.data.transforms``), ``preprocess`` how
     evaluation brings a picture to the model's size: ``resize_crop`` by the model's own convention, if left out.
     ``background`` is the color that transparent pictures are put on, a name or ``#rrggbb``; ``keep`` keeps their alpha
@@ -51,6 +56,7 @@ class DataConfig:
     source: Section
     train: Section = dataclasses.field(default_factory=dict)
     evaluation: Section = dataclasses.field(default_factory=dict)
+    negatives: NegativesTable | None = None
     transforms: tuple[tuple[str, Section], ...] = ()
     preprocess: Section | None = None
     background: str = "white"

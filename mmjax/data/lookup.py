@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import array
 import codecs
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mmjax.core.config import ConfigError
 from mmjax.data.formats.csv_text import records
@@ -24,21 +27,21 @@ Row = Mapping[str, Any]
 
 
 def rows(path: str, *, option: str) -> Iterator[tuple[int, Row]]:
-    """Line number and fields of each row of a csv, tsv or jsonl file in UTF-8.
+    """Line number and fields of each row of a csv, tsv or jsonl file in UTF-8, or of a parquet file.
 
     Args:
-      path: of a file; csv and tsv files begin with a line of names.
+      path: of a file; csv and tsv files begin with a line of names. The first row of a parquet file is line 1.
       option: the option that errors name, with the line.
     """
     ending = path.rpartition(".")[2].lower()
-    if ending not in ("csv", "tsv", "jsonl"):
-        raise ConfigError(f"{option}={path!r}: not a table; name a file that ends in .csv, .tsv or .jsonl")
+    if ending not in _READERS:
+        raise ConfigError(f"{option}={path!r}: not a table; name a file that ends in .csv, .tsv, .jsonl or .parquet")
     try:
         file = filesystem.open_file(path)
     except OSError as error:
         raise ConfigError(f"{option}={path!r}: cannot be read ({error.strerror or error}); check the name") from None
     with file:
-        yield from _json(file, path, option) if ending == "jsonl" else _delimited(file, ending, path, option)
+        yield from _READERS[ending](file, path, option)
 
 
 def field(row: Row, name: str, *, where: str) -> Any:
@@ -99,6 +102,11 @@ class Texts:
         first, last = np.searchsorted(self._names, number), np.searchsorted(self._names, number, side="right")
         return [self._blob[self._ends[i] : self._ends[i + 1]].decode() for i in self._order[first:last].tolist()]
 
+    def has(self, names: Sequence[str | int]) -> np.ndarray:
+        """bool[n]: which of ``names`` have texts."""
+        numbers = np.fromiter(map(_number, names), np.int64, len(names))
+        return np.isin(numbers, self._names)
+
 
 def _number(name: str | int) -> int:
     if isinstance(name, str):
@@ -122,9 +130,18 @@ def _json(file: BinaryIO, path: str, option: str) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _delimited(file: BinaryIO, ending: str, path: str, option: str) -> Iterator[tuple[int, Row]]:
+def _parquet(file: BinaryIO, path: str, option: str) -> Iterator[tuple[int, Row]]:
+    try:
+        batches = pq.ParquetFile(file).iter_batches()
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+    except (OSError, ValueError, pa.ArrowException) as error:  # pyarrow's errors have several lines
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{option}={path!r}: cannot be read ({reason}); check it") from None
+
+
+def _delimited(file: BinaryIO, path: str, option: str, *, separator: str = ",") -> Iterator[tuple[int, Row]]:
     names: list[str] | None = None
-    for number, values in records(_lines(file, path, option), "," if ending == "csv" else "\t"):
+    for number, values in records(_lines(file, path, option), separator):
         if isinstance(values, str):
             raise ConfigError(f"{option}={path!r}: line {number}: {values}; correct that line")
         if names is None:
@@ -136,3 +153,11 @@ def _delimited(file: BinaryIO, ending: str, path: str, option: str) -> Iterator[
             )
         else:
             yield number, dict(zip(names, values, strict=True))
+
+
+_READERS: dict[str, Callable[[BinaryIO, str, str], Iterator[tuple[int, Row]]]] = {
+    "csv": _delimited,
+    "tsv": functools.partial(_delimited, separator="\t"),
+    "jsonl": _json,
+    "parquet": _parquet,
+}

@@ -14,6 +14,7 @@ from typing import Any
 from mmjax.core.config import ConfigError, bind, call
 from mmjax.data import autotune, pipeline, tokenizer
 from mmjax.data.eval_view import is_encoded, make_eval_chain, view_for_evaluation
+from mmjax.data.negatives.table import WithNegatives
 from mmjax.data.open_source import open_source
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source, Subset
@@ -55,6 +56,10 @@ def open_split(experiment: Experiment, split: str, options: Mapping[str, Any] | 
     )
     if source.ignores_split and split != "train":
         _check_split(experiment, split)
+    if data.negatives is not None and (table := data.negatives.for_split(split)) is not None:
+        arguments = {"source": source, "table": table}
+        source = call(WithNegatives, arguments, path="data", paths={"negatives": "data.negatives"})
+        logger.info(source.describe())
     if split == "train" and data.fraction < 1:
         return call(Subset, {"source": source, "fraction": data.fraction}, path="data", paths={})
     return source

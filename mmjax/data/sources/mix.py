@@ -105,6 +105,18 @@ class Source(source.Source):
         example["key"] = f"{self.components[number].name}/{example.get('key', index - first)}"
         return example
 
+    def column(self, name: str) -> np.ndarray:
+        """A field of all examples; keys and ids are those of the mixture."""
+        columns = []
+        for number, component in enumerate(self.components):
+            values = self._sources[number].column(name)
+            if name == "id":
+                values = values + self._first_id[number]
+            elif name == "key":
+                values = np.array([f"{component.name}/{key}" for key in values.tolist()], object)
+            columns.append(values)
+        return np.concatenate(columns)
+
 
 def _titles(sections: Sequence[dict[str, Any]]) -> list[str]:
     titles = [str(section.pop("title", section.get("name", "?"))) for section in sections]

@@ -1,0 +1,29 @@
+"""The section ``data.negatives``."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NegativesTable:
+    """A file of hard negatives: parquet, jsonl, csv or tsv, as ``mmjax data negatives`` writes it.
+
+    A row has ``key`` (or ``id``), which names the example, and ``negative``, a false caption of it; in jsonl and
+    parquet also a list of them. It may have ``kind``, ``caption`` (the true one, else the example's first) and
+    ``valid``: where that is false the row is left out, so that checks by hand or by a model need no second file. Other
+    columns, and rows of other examples, are ignored.
+
+    Args:
+      path: of the file. With ``{split}`` in it each split has its own; a file without is of the training split alone.
+      kinds: those that are taken; all if left out.
+    """
+
+    path: str
+    kinds: tuple[str, ...] | None = None
+
+    def for_split(self, split: str) -> NegativesTable | None:
+        """The table of a split, if it has one."""
+        if split != "train" and "{split}" not in self.path:
+            return None
+        return dataclasses.replace(self, path=self.path.replace("{split}", split))
