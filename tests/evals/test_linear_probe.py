@@ -1,8 +1,10 @@
+import itertools
+
 import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.evals.common.linear_models import GRID, fit_logistic, fit_ridge
+from mmjax.evals.common.linear_models import GRID, fit_logistic, fit_ridge, make_folds
 from mmjax.evals.linear_probe import Evaluator
 from support import archives
 from support.benchmarks import Planted, gray, open_source
@@ -17,31 +19,43 @@ def problem(n=40, width=6, classes=3, seed=0):
 
 
 @pytest.mark.parametrize("n", [5, 40])  # fewer images than dimensions, and more
-def test_ridge_solves_the_normal_equations_and_leaving_one_out_is_what_it_says(n):
+def test_ridge_solves_the_normal_equations_and_chooses_by_cross_validation(n):
     x, labels = problem(n)
-    y = np.eye(3)[labels]
+    y, x64 = np.eye(3)[labels], x.astype(np.float64)
 
-    def solve(x, y, penalty):
-        mean = x.mean(0)
-        gram = (x - mean).T @ (x - mean) + penalty * np.eye(x.shape[1])
-        weights = np.linalg.solve(gram, (x - mean).T @ (y - y.mean(0)))
-        return weights, y.mean(0) - mean @ weights
+    def solve(rows, l2):
+        x, target = x64[rows] - x64[rows].mean(0), y[rows] - y[rows].mean(0)
+        gram = x.T @ x
+        weights = np.linalg.solve(gram + l2 * np.trace(gram) / len(gram) * np.eye(len(gram)), x.T @ target)
+        return weights, y[rows].mean(0) - x64[rows].mean(0) @ weights
 
-    x64 = x.astype(np.float64)
-    scale = np.linalg.eigvalsh((x64 - x64.mean(0)).T @ (x64 - x64.mean(0))).clip(0).mean()
-    errors = []
     for l2 in GRID:
         model = fit_ridge(x, labels, 3, grid=(l2,))
-        weights, bias = solve(x64, y, l2 * scale)
-        np.testing.assert_allclose(model.weights, weights, atol=1e-7)
-        np.testing.assert_allclose(model.bias, bias, atol=1e-7)
-        left_out = []
-        for i in range(n):
-            others = np.arange(n) != i
-            weights, bias = solve(x64[others], y[others], l2 * scale)
-            left_out.append(np.mean((x64[i] @ weights + bias - y[i]) ** 2))
-        errors.append(np.mean(left_out))
-    assert fit_ridge(x, labels, 3).l2 == GRID[int(np.argmin(errors))]
+        weights, bias = solve(np.ones(n, bool), l2)
+        np.testing.assert_allclose(model.weights, weights, atol=1e-6)
+        np.testing.assert_allclose(model.bias, bias, atol=1e-6)
+    folds, hits = make_folds(labels), dict.fromkeys(GRID, 0)
+    if not folds.any():  # a class has one image
+        assert fit_ridge(x, labels, 3).l2 == GRID[-1]
+        return
+    for l2, fold in itertools.product(GRID, range(folds.max() + 1)):
+        weights, bias = solve(folds != fold, l2)
+        hits[l2] += sum(np.argmax(x64[folds == fold] @ weights + bias, axis=1) == labels[folds == fold])
+    assert fit_ridge(x, labels, 3).l2 == max(l2 for l2 in GRID if hits[l2] == max(hits.values()))
+    assert len(set(hits.values())) > 1
+
+
+def test_folds_have_equal_numbers_of_each_class():
+    labels = np.random.default_rng(0).permutation(np.repeat([3, 5, 9], [4, 9, 13]))
+    counts = [[np.sum((labels == k) & (make_folds(labels) == fold)) for fold in range(4)] for k in (3, 5, 9)]
+    assert counts == [[1, 1, 1, 1], [3, 2, 2, 2], [4, 3, 3, 3]] and make_folds(labels).max() == 3
+    assert make_folds(np.arange(4)).max() == 0
+
+
+def test_one_image_a_class_takes_the_largest_penalty():
+    x, labels = problem(3)
+    model = fit_ridge(x, labels, 3)
+    assert model.l2 == GRID[-1] and (model.predict(x) == labels).all()
 
 
 def test_logistic_regression_is_at_its_minimum():

@@ -71,7 +71,8 @@ def measure(args: argparse.Namespace) -> tuple[list[Result], int]:
             logger.warning("%s could not be measured by %s: %s", data_set.name, data_set.task, failed[-1])
             continue
         if len(data_sets) > 1:
-            logger.info("%s (%s): %.1f s", data_set.name, data_set.task, outcome.seconds)
+            place = f"{len(done) + len(failed) + 1}/{len(data_sets)}"
+            logger.info("%s  %s (%s): %.1f s", place, data_set.name, data_set.task, outcome.seconds)
         done[number] = make_results(data_set, outcome.metrics, model=model.name, weights=weights)
         if file and collectives.is_main_process():
             file.add(done[number])

@@ -30,7 +30,8 @@ class Table(NamedTuple):
         """The same as Markdown."""
         marks = ["---", *["---:"] * (len(self.head) - 1)]
         lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (self.head, marks, *self.rows)]
-        return "\n".join([*lines, *(f"\n{line}" for line in self.footer)])
+        notes = ["\n" + line.replace("*", r"\*") for line in self.footer if line]
+        return "\n".join([*lines, *notes])
 
 
 def make_table(
