@@ -10,14 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from mmjax.commands.common import embedding_flags, options
-from mmjax.core.config import ConfigError
-
-ENDINGS = ("parquet", "csv", "jsonl")
+from mmjax.commands.common import embedding_flags, options, output_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Scores what is not scored yet; status 1: too many examples were left out."""
     out = Path(args.out)
-    ending = out.suffix.lstrip(".").lower()
-    if ending not in ENDINGS:
-        raise ConfigError(f"--out={out}: expected a file that ends in .parquet, .csv or .jsonl")
+    ending = output_file.parse_ending(out, flag="--out")
     from mmjax.commands.common.jax_setup import keep_compiled_programs
 
     keep_compiled_programs()
@@ -56,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             out.with_name(f".{out.name}.shards"), plan_name="plan.json", plan=plan, informative=("model",),
             kinds=("scores",), shards=job.shards,
         )  # fmt: skip
-        summary = _finished(out, record, plan)
+        summary = output_file.finished(out, record, plan, flag="--out", informative=("model",))
         if summary is None:
             write_shards(job, folder, lambda shard: {("scores", ".parquet"): score_table(shard)})
         if not collectives.is_main_process():
@@ -72,21 +65,3 @@ def run(args: argparse.Namespace) -> int:
         shutil.rmtree(folder.path, ignore_errors=True)
     text = f"{out}: {', '.join(summary['columns'])} of {summary['examples']:,} examples"
     return report(args, summary, text, listed=listed)
-
-
-def _finished(out: Path, record: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The summary of the file if it is there already; raises ConfigError if it is of something else."""
-    from mmjax.core.files import read_json_object
-    from mmjax.inference.shards import check_plan
-
-    if not out.exists():
-        return None
-    try:
-        finished = read_json_object(record)
-        begun, summary = dict(finished["plan"]), dict(finished["summary"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(
-            f"--out={out}: is there already, without a {record.name} of what it is; use another name"
-        ) from None
-    check_plan(begun, json.loads(json.dumps(plan)), informative=("model",), where=f"--out={out}")
-    return summary

@@ -2,7 +2,8 @@
 
 Teaching Structured Vision & Language Concepts (Doveh et al. 2023, arXiv:2211.11733) does this for colors, materials,
 sizes, actions and states. The lists here are our own, ``lists/KIND.txt``: a line holds words of one meaning, separated
-by commas, and a replacement is never of the same line. The released code replaces letters wherever they stand, also
+by commas, and a replacement is never of the same line. An empty line divides a list into parts, such as actions with
+and without an object; a replacement is of the same part. The released code replaces letters wherever they stand, also
 inside words, and never finds entries of several words; here only whole words are found, the longest entry first.
 """
 
@@ -22,11 +23,10 @@ KINDS = ("color", "material", "size", "action", "state")
 
 
 class WordList(NamedTuple):
-    """A list: what finds its entries, the line of each, and all of them with their lines."""
+    """A list: what finds its entries, and each entry's part and line."""
 
     pattern: re.Pattern[str]
-    line_of: dict[str, int]
-    entries: list[tuple[str, int]]
+    line_of: dict[str, tuple[int, int]]
 
 
 def replace_words(caption: str, kind: str, random: np.random.Generator) -> str | None:
@@ -43,9 +43,11 @@ def replace_words(caption: str, kind: str, random: np.random.Generator) -> str |
         return None
     place = places[int(random.integers(len(places)))]
     old = place[0]
-    line = listed.line_of[old.casefold()]
+    part, line = listed.line_of[old.casefold()]
     others = [
-        entry for entry, other in listed.entries if other != line and fits(caption, place.start(), old=old, new=entry)
+        entry
+        for entry, (other_part, other) in listed.line_of.items()
+        if other_part == part and other != line and fits(caption, place.start(), old=old, new=entry)
     ]
     if not others:
         return None
@@ -57,9 +59,11 @@ def replace_words(caption: str, kind: str, random: np.random.Generator) -> str |
 def word_list(kind: str) -> WordList:
     """The list of that kind."""
     file = importlib.resources.files(__package__).joinpath("lists", f"{kind}.txt")
-    lines = file.read_text(encoding="utf-8").splitlines()
-    entries = [(entry.strip(), number) for number, line in enumerate(lines) for entry in line.split(",")]
-    longest_first = sorted((entry for entry, _ in entries), key=len, reverse=True)
+    line_of, part = {}, 0
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
+        part += not line
+        line_of |= {entry.strip(): (part, number) for entry in line.split(",") if line}
+    longest_first = sorted(line_of, key=len, reverse=True)
     # Neither a part of a word nor of one with a hyphen or an apostrophe: "blue-eyed" is no "blue".
     pattern = rf"(?<![\w'’-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w'’-])"
-    return WordList(re.compile(pattern, re.IGNORECASE), dict(entries), entries)
+    return WordList(re.compile(pattern, re.IGNORECASE), line_of)
