@@ -59,7 +59,8 @@ def replace_words(caption: str, kind: str, random: np.random.Generator) -> str |
 def word_list(kind: str) -> WordList:
     """The list of that kind."""
     file = importlib.resources.files(__package__).joinpath("lists", f"{kind}.txt")
-    line_of, part = {}, 0
+    line_of: dict[str, tuple[int, int]] = {}
+    part = 0
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
         part += not line
         line_of |= {entry.strip(): (part, number) for entry in line.split(",") if line}
