@@ -68,7 +68,7 @@ def test_it_trains_on_scenes_by_default(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["ce_clip --config.objective.kinds=swap_color,", "hn_nce"])
+@pytest.mark.parametrize("option", ["ce_clip --config.objective.kinds=swap_color", "hn_nce"])
 def test_what_it_carries_on_survives_a_kill(option, tmp_path):
     """A run that is killed with SIGKILL and goes on ends with the bits of one that nothing happened to."""
     config = command.config_file(tmp_path)
