@@ -89,7 +89,8 @@ def test_a_value_of_another_type_is_one_line_or_does_no_harm(tmp_path, name, kin
 )
 def test_arrays_of_another_shape_than_big_visions_are_one_line(tmp_path, change):
     export(siglip(), tmp_path, format="big_vision")
-    arrays = dict(np.load(tmp_path / "model.npz"))
+    with np.load(tmp_path / "model.npz") as file:
+        arrays = dict(file)
     for name, shape in change.items():
         if shape is None:
             del arrays[f"params/{name}"]

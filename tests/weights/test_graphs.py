@@ -79,7 +79,8 @@ assert "mmjax" not in sys.modules
 np.savez("{tmp_path}/out.npz", **results)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-    out = np.load(tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as file:
+        out = dict(file)
     plain = dataclasses.replace(model, config=dataclasses.replace(model.config, matmul_precision="full"))
     for name, x in rows.items():
         np.testing.assert_allclose(out[name], expected(plain, x), atol=1e-6)

@@ -125,7 +125,8 @@ def test_half_precision_files_are_read_as_float32(tmp_path):
 
 def test_scanned_blocks_of_big_vision_are_taken_apart(tmp_path):
     params = export(siglip(), tmp_path, format="big_vision")
-    arrays = dict(np.load(tmp_path / "model.npz"))
+    with np.load(tmp_path / "model.npz") as file:
+        arrays = dict(file)
     for prefix, layers in (("params/img/Transformer", 3), ("params/txt/Encoder_0", 2)):
         for name in [name for name in arrays if name.startswith(f"{prefix}/encoderblock_0/")]:
             each = [arrays.pop(name.replace("encoderblock_0", f"encoderblock_{k}")) for k in range(layers)]
@@ -145,7 +146,9 @@ def test_an_augreg_file_gives_the_image_tower(tmp_path):
         "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
     }  # fmt: skip
     arrays = {"head/kernel": np.zeros((48, 10)), "head/bias": np.zeros(10)}
-    for name, array in np.load(tmp_path / "model.npz").items():
+    with np.load(tmp_path / "model.npz") as file:
+        written = dict(file)
+    for name, array in written.items():
         if name.startswith("params/img/"):
             pieces = name.removeprefix("params/img/").split("/")
             arrays["/".join(renamed.get(piece, piece) for piece in pieces)] = array

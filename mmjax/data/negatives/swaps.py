@@ -56,8 +56,9 @@ class Tagged:
 
     Example::
 
-        >>> tagged = Tagged("a red cat on a blue mat", find_tags=tagger())  # doctest: +SKIP
-        >>> tagged.swap("adjective", np.random.default_rng(0))  # doctest: +SKIP
+        >>> tags = ["DT", "JJ", "NN", "IN", "DT", "JJ", "NN"]  # what ``tagger`` finds
+        >>> tagged = Tagged("a red cat on a blue mat", find_tags=lambda words: list(zip(words, tags)))
+        >>> tagged.swap("adjective", np.random.default_rng(0))
         'a blue cat on a red mat'
     """
 
