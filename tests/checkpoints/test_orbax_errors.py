@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -93,7 +94,16 @@ def test_opening_to_read_warns_of_nothing(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_asyncio_still_words_an_unretrieved_exception_like_this(caplog):
+@pytest.fixture
+def without_garbage(monkeypatch):
+    """What failed restores of earlier tests have left is collected before, and not heard."""
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(sys, "unraisablehook", lambda entry: None)
+        warnings.simplefilter("ignore")
+        gc.collect()
+
+
+def test_asyncio_still_words_an_unretrieved_exception_like_this(without_garbage, caplog):
     async def forget():
         async def fail():
             raise OSError("lost")
