@@ -226,7 +226,7 @@ def test_rows_keep_their_order_whatever_is_made_of_them():
         return {"same": x * 2, "twice": jnp.concatenate([x[:, 0], x[:, 1]]), "other": (y[: len(y) // 2], y)}
 
     model = nnx.Module()
-    for number in (1, 3, 4, 12):
+    for number in (1, 2, 3, 4, 6, 12):
         # In whole batches of 12 the two halves of y are rows of their own.
         got = MicroBatches(number=number).map(f, model, (x, y), count=12)
         jax.tree.map(np.testing.assert_array_equal, got, f(model, (x, y)))
