@@ -128,4 +128,4 @@ def _read_lines(path: Path) -> frozenset[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"left_out={str(path)!r}: cannot be read ({error}); name a text file") from None
-    return frozenset(line.strip() for line in lines if line.strip())
+    return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))

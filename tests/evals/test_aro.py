@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
+from mmjax.evals import aro
 from mmjax.evals.aro import Evaluator
 from support.benchmarks import Planted, gray, open_source, write_json
 from support.pictures import encoded
@@ -84,6 +87,8 @@ def test_the_list_of_relations_and_the_least_count_are_options(root, tmp_path):
     assert evaluate(root, "aro_attribution", model, min_count=20)["num_groups_macro"] == 2  # of 20 and 40 pairs
     none = evaluate(root, "aro_attribution", model, min_count=61)
     assert none["num_groups_macro"] == 0 and "macro" not in none
+    shipped = aro._read_lines(Path(aro.__file__).parent / "aro_left_out.txt")
+    assert "next to" in shipped and not any("#" in name for name in shipped)  # its source stands above the list
     with pytest.raises(ConfigError, match=r"left_out=.*none\.txt"):
         evaluate(root, "aro_relation", model, left_out=str(tmp_path / "none.txt"))
 
