@@ -12,13 +12,13 @@ from support.pictures import encoded, photograph
 class Source(source.Source):
     """Even examples are JPEG, odd ones PNG; ``broken`` ones cannot be read, ``slow`` seconds pass for each.
 
-    Reading ``fails`` altogether at one of them.
+    Reading ``fails`` altogether at one of them, and never ends at another that ``hangs``.
     """
 
     class_names = ("cat", "dog", "hen")
 
-    def __init__(self, size=12, *, broken=(), slow=0.0, fails=None, height=24, width=36):
-        self.size, self.broken, self.slow, self.fails = size, frozenset(broken), slow, fails
+    def __init__(self, size=12, *, broken=(), slow=0.0, fails=None, hangs=None, height=24, width=36):
+        self.size, self.broken, self.slow, self.fails, self.hangs = size, frozenset(broken), slow, fails, hangs
         self._jpeg = encoded(photograph(height, width), quality=90)
         self._png = encoded(photograph(height, width), "PNG")
 
@@ -28,7 +28,7 @@ class Source(source.Source):
     def __getitem__(self, index):
         if not 0 <= index < self.size:
             raise IndexError(index)
-        time.sleep(self.slow)
+        time.sleep(3600 if index == self.hangs else self.slow)
         if index == self.fails:
             raise KeyboardInterrupt("the machine goes")
         key = f"birds/{index:03d}.jpg"

@@ -33,6 +33,7 @@ _OPTIONS = "group_size:1,uncompressed"
 _REPORTED = 16  # examples between two updates of the progress line
 _PATIENCE_SECONDS = 10.0  # without progress, until workers that are stuck are named
 _STOP = -(1 << 62)  # a value of the shared counter that ends the workers
+_STOP_SECONDS = 10.0  # until workers that do not end, such as ones that wait for a disk, are killed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +225,7 @@ def _write_all(job: Job, numbers: Sequence[int], workers: int, progress: Callabl
         return
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(job, counter)) as pool:
         waiting = {pool.submit(_write, number) for number in numbers}
         before, since, patience = 0, time.monotonic(), _PATIENCE_SECONDS
@@ -240,6 +242,11 @@ def _write_all(job: Job, numbers: Sequence[int], workers: int, progress: Callabl
                     patience *= 2
         except BaseException as error:
             counter.value = _STOP
+            # Nothing is written after this returns: the folder's lock is about to be released.
+            begun = [future for future in waiting if not future.cancel()]
+            if wait(begun, timeout=_STOP_SECONDS).not_done:
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.kill()
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise ConfigError(

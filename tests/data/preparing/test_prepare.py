@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -154,6 +155,18 @@ def test_what_stops_it_leaves_the_finished_shards(workers, tmp_path, messages):
     assert written(Source(300), tmp_path, shards=6).examples == 300
     assert messages == [f"{len(finished)} of 6 shards exist already"]
     assert files(tmp_path).items() > finished.items()
+
+
+def test_a_worker_that_hangs_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_STOP_SECONDS", 0.3)
+    read = evenly_spaced(300, SAMPLED)
+    fails, hangs = (next(index for index in range(first, 300) if index not in read) for first in (20, 170))
+    with pytest.raises(KeyboardInterrupt, match="the machine goes"):
+        written(Source(300, slow=0.001, fails=fails, hangs=hangs), tmp_path, shards=2, workers=2)
+    begun = time.monotonic()
+    while multiprocessing.active_children() and time.monotonic() - begun < 20:
+        time.sleep(0.01)
+    assert not multiprocessing.active_children()
 
 
 KILLED = """
