@@ -1,0 +1,1 @@
+"""Data recipes: training data that other models make or choose, record by record."""

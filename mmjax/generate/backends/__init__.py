@@ -1,0 +1,1 @@
+"""The models behind the blocks: one file a backend."""
