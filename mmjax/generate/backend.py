@@ -2,6 +2,10 @@
 
 Every method takes a batch and returns one result an item in the same order. An item that fails gives a ``Failure`` in
 its place; the others are not touched by it. Results depend on the item and its seed alone, not on its batch.
+
+A backend is a module of ``mmjax/generate/backends`` (or of another package). It has a class for each role that it can
+take, with the role's name: ``Captioner`` of ``hf.py`` is what ``models.captioner = {"name": "hf", ...}`` makes, with
+the section's other keys as keyword arguments. Construction is cheap: weights are loaded with the first call.
 """
 
 from __future__ import annotations
@@ -39,6 +43,22 @@ class Message(NamedTuple):
     role: Literal["system", "user", "assistant"]
     text: str
     picture: Picture | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TextRequest:
+    """What to continue.
+
+    Attributes:
+      messages: the conversation, whose last turn is the user's.
+      task: the prompt's name, such as ``laclip_rewrite``.
+      values: what the prompt's blanks were filled with. ``task`` and ``values`` say the same as the messages, for
+        backends without a language model (``rules``, ``scenes``); the others look at the messages alone.
+    """
+
+    messages: Sequence[Message]
+    task: str = ""
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Entity(NamedTuple):
@@ -125,12 +145,12 @@ class Writer(Model, Protocol):
 
     def write(
         self,
-        conversations: Sequence[Sequence[Message]],
+        requests: Sequence[TextRequest],
         decoding: Decoding,
         seeds: Sequence[int],
         schema: Mapping[str, Any] | None = None,
     ) -> list[list[str] | Failure]:
-        """``decoding.n`` replies a conversation; with a JSON ``schema``, replies that follow it."""
+        """``decoding.n`` replies a request; with a JSON ``schema``, replies that follow it."""
 
 
 @runtime_checkable
