@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fractions
 import math
 from typing import Annotated, Any, Literal
 
@@ -11,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmjax.core.config import Between, ConfigError, Ge
-from mmjax.data.formats.score_table import ScoredSource
+from mmjax.data.formats.score_table import Compat, ScoredSource, top_scores
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.source import Source, SourceView
 from mmjax.data.text import captions_of
@@ -33,9 +32,10 @@ class Selection:
     ``filtered``   the same, of the synthetic ones only those that score at least as high as the last raw one kept
 
     The top is ``top``, exactly floor(top · n) of the n examples that have such a score, ties in the order of their
-    keys; or all that score ``minimum`` or more; or, for raw and synthetic, everything, where neither is given. With
-    top = 0 no raw caption is kept, and no synthetic score passes for ``filtered``. Without a synthetic caption, or a
-    synthetic score that the policy needs, an example is dropped where it would have had it.
+    keys (with ``compat="datacomp"`` one more and its ties, see ``top_scores``); or all that score ``minimum`` or more;
+    or, for raw and synthetic, everything, where neither is given. With top = 0 no raw caption is kept, and no synthetic
+    score passes for ``filtered``. Without a synthetic caption, or a synthetic score that the policy needs, an example
+    is dropped where it would have had it.
 
     ``scores`` is a table (parquet, csv, tsv, jsonl) of numbers, such as cosines by a model, by ``key`` or ``id``. Its
     columns can be named here as those of the source can, and come first. An example that it does not name, or that has
@@ -51,6 +51,7 @@ class Selection:
     synthetic: str | None = None  # the column of synthetic captions
     synthetic_score: str | None = None  # the column of their scores, of the same scorer
     top: Annotated[float, Between(0, 1)] | None = None  # a fraction
+    compat: Compat | None = None  # 'datacomp': as many as DataComp's code takes
     minimum: float | None = None
     min_words: Annotated[int, Ge(0)] = 0
     min_characters: Annotated[int, Ge(0)] = 0
@@ -64,6 +65,8 @@ class Selection:
             raise ConfigError(f"top={self.top}: minimum={self.minimum} decides the same; leave one of them out")
         if self.minimum is not None and math.isnan(self.minimum):
             raise ConfigError(f"minimum={self.minimum}: must be a number")
+        if self.compat is not None and self.top is None:
+            raise ConfigError(f"compat={self.compat!r}: says how many are at the top; set top, or leave it out")
         bounded = self.top is not None or self.minimum is not None
         if self.captions in ("mixed", "filtered") and not bounded:
             raise ConfigError(f"captions={self.captions!r}: which raw ones? set top (the paper: 0.3) or minimum")
@@ -233,19 +236,8 @@ def _top(source: Source, name: str, selection: Selection) -> tuple[np.ndarray, f
     scores = _scores(source, name)
     if selection.minimum is not None:
         return scores >= selection.minimum, selection.minimum
-    known = scores[~np.isnan(scores)]
-    # As a fraction of decimals: 0.29 * 100 is less than 29.
-    count = math.floor(fractions.Fraction(str(selection.top)) * len(known))
-    if count == 0:
-        return np.zeros(len(scores), bool), math.inf
-    threshold = float(np.partition(known, len(known) - count)[len(known) - count])
-    chosen = scores > threshold
-    tied = np.flatnonzero(scores == threshold)
-    room = count - int(chosen.sum())
-    if room < len(tied):
-        tied = tied[np.argsort(_keys(source)[tied], kind="stable")]
-    chosen[tied[:room]] = True
-    return chosen, threshold
+    assert selection.top is not None
+    return top_scores(scores, selection.top, names=lambda: _keys(source), compat=selection.compat)
 
 
 def _by_size(source: Source, selection: Selection) -> np.ndarray:

@@ -11,8 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
 import pyarrow.parquet as pq
 
+from mmjax.data.formats.score_table import Compat, top_scores
 from mmjax.inference.embedding import ShardEmbeddings, unreadable_json
 from mmjax.inference.shards import UNREADABLE
 
@@ -55,6 +58,37 @@ def reduce_scores(tables: Sequence[pa.Table], reduce: Reduce) -> pa.Table:
         ]
         columns = {"score": pa.array(values, pa.float32())}
     return pa.table({"id": table["id"], "key": table["key"], **columns})
+
+
+def mark_kept(
+    table: pa.Table, *, top: float | None = None, minimum: float | None = None, compat: Compat | None = None
+) -> tuple[pa.Table, dict[str, Any]]:
+    """The table with a column ``keep``, 1 or 0, by its ``score``; and how many are kept, from which score on.
+
+    Which are kept is what ``data.source.selection`` takes: the fraction ``top`` of those that have a score, or all
+    that score ``minimum`` or more.
+    """
+    scores = table["score"].to_numpy().astype(np.float64)
+    if top is None:
+        assert minimum is not None
+        kept, threshold = scores >= minimum, minimum
+    else:
+        kept, threshold = top_scores(scores, top, names=table["key"].to_numpy, compat=compat)
+    marked = table.append_column("keep", pa.array(kept.astype(np.int8)))
+    return marked, {"kept": int(kept.sum()), "threshold": threshold if np.isfinite(threshold) else None}
+
+
+def read_table(content: bytes, ending: str) -> pa.Table:
+    """What ``format_table`` made, with its types."""
+    source = pa.BufferReader(content)
+    if ending == "parquet":
+        return pq.read_table(source)
+    types = {"id": pa.int64(), "key": pa.string(), "score": pa.float32()}
+    if ending == "csv":
+        options = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+        return pyarrow.csv.read_csv(source, convert_options=options)
+    schema = pyarrow.json.ParseOptions(explicit_schema=pa.schema(types), unexpected_field_behavior="infer")
+    return pyarrow.json.read_json(source, parse_options=schema)
 
 
 def format_table(table: pa.Table, ending: str) -> bytes:

@@ -4,7 +4,9 @@ import json
 import signal
 import time
 
+import jax
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +15,8 @@ import mmjax
 from mmjax import cli
 from mmjax.data.open_source import open_source
 from mmjax.experiment import Experiment
+from mmjax.inference.embedding import Embedding
+from mmjax.inference.scoring import format_table, mark_kept, read_table, score_table
 from mmjax.train.loop import train
 from support import command, models_in_use, pictures, tiny
 
@@ -93,6 +97,64 @@ def test_a_file_that_is_there_is_kept_and_another_is_not_overwritten(tmp_path, m
     assert out.read_bytes() == before
     assert cli.main(flags(model, table, tmp_path / "s.txt")) == 2
     assert "expected a file that ends in" in capsys.readouterr().err
+
+
+def test_the_kept_are_marked_and_another_fraction_scores_nothing_again(tmp_path, model, table, capsys, monkeypatch):
+    out = tmp_path / "s.csv"
+    assert cli.main(flags(model, table, out, "--keep=0.3")) == 0
+    assert "5 of them kept, from" in capsys.readouterr().out
+    marked = pyarrow.csv.read_csv(out).to_pydict()
+    ranked = np.argsort(-np.array(marked["score"]))
+    assert sum(marked["keep"]) == 5 == int(0.3 * 17) and np.array(marked["keep"])[ranked[:5]].all()
+    section = {"name": "tables", "path": str(table), "selection": {"scores": str(out), "score": "keep", "minimum": 1}}
+    assert len(open_source(section, split="train")) == 5
+    monkeypatch.setattr("mmjax.inference.embedding.Embedding.run", None)
+    assert cli.main(flags(model, table, out, "--keep=0.3", "--compat=datacomp", "--json")) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["kept"]["kept"] == 6
+    again = pyarrow.csv.read_csv(out).to_pydict()
+    assert sum(again["keep"]) == 6 and again["score"] == marked["score"] and again["key"] == marked["key"]
+    assert cli.main(flags(model, table, out)) == 0 and "keep" not in pyarrow.csv.read_csv(out).column_names
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_tables_are_read_back_as_they_were(ending):
+    scores = pa.array([0.1, None, 0.1, -0.25], pa.float32())
+    table = pa.table({"id": pa.array(range(4), pa.int64()), "key": ["1", "", "007", 'a,"b"'], "score": scores})
+    assert read_table(format_table(table, ending), ending).equals(table)
+    marked, summary = mark_kept(table, top=0.4)
+    assert marked["keep"].to_pylist() == [0, 0, 1, 0] and summary == {
+        "kept": 1,
+        "threshold": np.float32(0.1),
+    }  # 007 < 1
+    assert mark_kept(table, minimum=0.1)[0]["keep"].to_pylist() == [1, 0, 1, 0]
+    assert mark_kept(table, top=0)[1] == {"kept": 0, "threshold": None}
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (("--keep=1.5",), "--keep=1.5"),
+        (("--keep=0.3", "--minimum=0.2"), "--minimum=0.2: --keep=0.3 decides the same"),
+        (("--compat=datacomp",), "--compat=datacomp: says how many --keep keeps"),
+        (("--keep=0.3", "--reduce=each"), "--reduce=each"),
+    ],
+)
+def test_what_marks_nothing_is_an_error(tmp_path, model, table, more, problem, capsys):
+    assert cli.main(flags(model, table, tmp_path / "s.csv", *more)) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_one_device_gives_the_numbers_of_eight(model, table):
+    source = open_source({"name": "tables", "path": str(table)}, split="train")
+    lists = []
+    for devices in (jax.devices(), jax.devices()[:1]):
+        loaded = mmjax.load(model, batch_size=8, devices=devices)
+        shard = Embedding(loaded, source, kinds=("images", "texts")).run(range(3, 16))  # no multiple of a batch
+        lists.append(score_table(shard)["scores"].to_pylist())
+    assert [len(scores) for scores in lists[0]] == [1 + i % 2 for i in range(3, 16) if i != BROKEN]
+    many, one = (np.concatenate(scores) for scores in lists)
+    np.testing.assert_allclose(many, one, atol=1e-5)
+    assert (np.abs(many) <= 1 + 1e-6).all()
 
 
 @pytest.mark.slow

@@ -106,6 +106,19 @@ class TestPolicies:
         assert taken(found) == expected
         assert [found[i]["id"] for i in range(len(found))] == sorted(expected)
 
+    @pytest.mark.parametrize("p", [0, 0.29, 0.3, 0.999, 1])
+    def test_datacomp_keeps_one_more_and_its_ties(self, p):
+        scores = np.random.default_rng(1).integers(0, 40, 100) / 40
+        source = Source(key=[str(i) for i in range(100)], raw=scores.tolist())
+        kept = FilteredSource(source, Selection(score="raw", top=p, compat="datacomp"))
+        place = int(100 * p)
+        expected = np.flatnonzero(scores >= -np.sort(-scores)[place]) if place < 100 else np.arange(100)
+        np.testing.assert_array_equal(kept.rows, expected)
+        distinct = Source(key=[str(i) for i in range(100)], raw=np.random.default_rng(2).random(100).tolist())
+        assert len(FilteredSource(distinct, Selection(score="raw", top=p, compat="datacomp"))) == min(place + 1, 100)
+        with pytest.raises(ConfigError, match="compat='datacomp'"):
+            Selection(score="raw", minimum=0.5, compat="datacomp")
+
     def test_the_counts_of_uniform_scores(self):
         source = scored()
         mixed = FilteredSource(source, Selection(captions="mixed", top=0.3, **MIXED))

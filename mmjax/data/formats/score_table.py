@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fractions
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,43 @@ from mmjax.data.source import Source, SourceView
 from mmjax.data.storage import filesystem
 
 _NAMES = ("key", "id")  # columns that name examples, the first that both sides have
+
+Compat = Literal["datacomp"]
+"""Whose rule says how many are at the top, if not ours."""
+
+
+def top_scores(
+    scores: np.ndarray, top: float, *, names: Callable[[], np.ndarray], compat: Compat | None = None
+) -> tuple[np.ndarray, float]:
+    """bool[n]: which scores are at the top; and the least score that is.
+
+    These are exactly floor(top · n) of the n scores that are not NaN, ties in the order of their names. By DataComp's
+    rule (arXiv:2304.14108; its ``baselines``) all that score at least as high as number int(n · top) from the highest,
+    counted from 0: one more than that, and its ties; where there is no such number, all.
+
+    Args:
+        scores: f64[n], larger is better.
+        top: a fraction.
+        names: of the scores, asked for if ties must be broken.
+        compat: ``datacomp``, or None.
+    """
+    known = scores[~np.isnan(scores)]
+    if compat == "datacomp":
+        place = int(len(known) * top)
+        threshold = float(-np.sort(-known)[place]) if place < len(known) else -math.inf
+        return scores >= threshold, threshold
+    # As a fraction of decimals: 0.29 * 100 is less than 29.
+    count = math.floor(fractions.Fraction(str(top)) * len(known))
+    if count == 0:
+        return np.zeros(len(scores), bool), math.inf
+    threshold = float(np.partition(known, len(known) - count)[len(known) - count])
+    chosen = scores > threshold
+    tied = np.flatnonzero(scores == threshold)
+    room = count - int(chosen.sum())
+    if room < len(tied):
+        tied = tied[np.argsort(names()[tied], kind="stable")]
+    chosen[tied[:room]] = True
+    return chosen, threshold
 
 
 class ScoredSource(SourceView):
