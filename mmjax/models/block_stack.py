@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from mmjax.core.row_sharding import constrain_rows, platform_of
 from mmjax.models.attention.kernels import CUDNN_FORWARD, CUDNN_LENGTH_MULTIPLE
-from mmjax.models.config import Remat
+from mmjax.models.block_config import Remat
 from mmjax.models.layers import Block, BlockSpec
 from mmjax.models.positions import Position, Rotation, take_position
 
@@ -41,6 +41,14 @@ _REMAT_POLICIES = {
     "offload": _with_fused_kernel(_OFFLOAD_PRODUCTS),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+class TowerOutput(NamedTuple):
+    """What a tower makes of its tokens."""
+
+    pooled: jax.Array  # [N, width], before the projection
+    block_inputs: dict[int, jax.Array]  # what entered the blocks that were asked for
+    sequence: jax.Array | None  # [N, T, width]: all tokens after the last norm, or before it if that is after pooling
 
 
 def stack_blocks(spec: BlockSpec, *, layers: int, rngs: nnx.Rngs, dtype: Any) -> Block:

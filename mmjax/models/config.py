@@ -9,65 +9,19 @@ import dataclasses
 import math
 from typing import Annotated, Any, Literal, Protocol
 
-from mmjax.core.config import Between, ConfigError, Ge, Gt, Le
-
-PositiveInt = Annotated[int, Ge(1)]
-Size = Annotated[int, Between(1, 2**16)]
-MlpRatio = Annotated[float, Between(0.1, 100)]
-Layers = Annotated[int, Between(1, 1000)]
-PositiveFloat = Annotated[float, Gt(0)]
-
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
-"""Exact (erf) GELU, its tanh approximation (flax's and SigLIP's), or ``x·sigmoid(1.702 x)`` (OpenAI's CLIP)."""
-
-Remat = Literal["none", "dots", "offload", "full"]
-"""What a block keeps for its backward pass: everything (``none``), its matrix products (``dots``), the same in the
-host's memory (``offload``), or its input alone (``full``).
-"""
-
-Scan = Literal["auto", True, False]
-"""Whether a tower's blocks run in one loop, which compiles faster, or are written out one after the other; ``auto``
-writes them out on GPUs, where a loop copies what it keeps.
-"""
-
-AttentionKernel = Literal["auto", "xla", "cudnn", "pallas"]
-"""What computes attention in blocks: the compiler's own products, cuDNN's fused kernel (GPUs), or ours for short
-sequences (TPUs). ``auto`` takes cuDNN's where it works, see ``attention.choice``.
-"""
-
-MatmulPrecision = Literal["full", "int8", "fp8"]
-"""The number format in which the blocks' linear maps multiply; see ``low_precision``."""
-
-BlockNorm = Literal["pre", "post", "res_post"]
-"""Where a block has its norms: ``x + f(norm(x))``, BERT's ``norm(x + f(x))``, or ``x + norm(f(x))``."""
-
-MlpType = Literal["mlp", "swiglu"]
-"""``fc2(act(fc1 x))``, or ``fc2(silu(gate x) · fc1 x)`` (Shazeer, arXiv:2002.05202)."""
-
-QkvBias = Literal["qkv", "qv", "none"]
-"""Which of an attention's queries, keys and values have a bias."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockConfig:
-    """The blocks of a tower."""
-
-    mlp_ratio: MlpRatio = 4.0
-    activation: Activation = "gelu"
-    ln_eps: PositiveFloat = 1e-5
-    attention: AttentionKernel | None = None  # None: model.attention
-    qk_norm: bool = False  # layer norm of each head's queries and keys
-    block_norm: BlockNorm = "pre"
-    mlp_type: MlpType = "mlp"
-    qkv_bias: QkvBias = "qkv"
-    scale_attn_inner: bool = False  # layer norm of the attention's output, before its last linear map
-    scale_fc: bool = False  # layer norm of the MLP's hidden layer (Shleifer et al., arXiv:2110.09456)
-    ls_init_value: PositiveFloat | None = None  # where layer scales start (Touvron et al., arXiv:2103.17239)
+from mmjax.core.config import Between, ConfigError, Ge, Le
+from mmjax.models.block_config import (
+    AttentionKernel,
+    BlockConfig,
+    Layers,
+    MatmulPrecision,
+    PositiveFloat,
+    PositiveInt,
+    Remat,
+    Scan,
+    Size,
+    require,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,41 +69,41 @@ class VisionConfig(BlockConfig):
 
     def __post_init__(self) -> None:
         section = "model.vision_cfg"
-        _require(
+        require(
             self.width % self.head_width == 0,
             f"{section}.head_width={self.head_width}: must divide {section}.width={self.width}",
         )
-        _require(
+        require(
             len(set(self.modalities)) == len(self.modalities),
             f"{section}.modalities={self.modalities}: names one twice; list each once",
         )
-        _require(
+        require(
             self.patch_size <= self.image_size,
             f"{section}.patch_size={self.patch_size}: larger than {section}.image_size={self.image_size}",
         )
-        _require(
+        require(
             self.pool_type != "tok" or self.class_token,
             f"{section}.pool_type='tok': needs {section}.class_token=True; otherwise pool 'avg' or 'map'",
         )
-        _require(
+        require(
             not (self.pool_type == "map" and self.final_ln_after_pool),
             f"{section}.final_ln_after_pool=True: attention pooling has its norm before it; set it to False",
         )
-        _require(
+        require(
             self.rope == "none" or (self.head_width % 4 == 0 and self.fusion != "tokens"),
             f"{section}.rope={self.rope!r}: needs a {section}.head_width={self.head_width} that 4 divides, and "
             f"{section}.fusion={self.fusion!r} other than 'tokens'",
         )
-        _require(
+        require(
             self.pos_embed_type != "sin_cos_2d" or self.width % 4 == 0,
             f"{section}.width={self.width}: sin_cos_2d positions need a multiple of 4",
         )
-        _require(
+        require(
             len(self.modalities) == len(self.modality_channels) > 0,
             f"{section}.modality_channels={self.modality_channels}: give one number for each of {section}.modalities="
             f"{self.modalities}",
         )
-        _require(
+        require(
             self.fusion == "channels" or set(self.modality_channels) <= {1, 3},
             f"{section}.modality_channels={self.modality_channels}: a shared stem takes 1 or 3 channels; "
             f"use {section}.fusion='channels' for others",
@@ -158,37 +112,37 @@ class VisionConfig(BlockConfig):
 
     def _check_stem(self, section: str) -> None:
         resnet = self.stem == "resnet"
-        _require(
+        require(
             (self.pool_type == "attn") == (len(self.stem_layers) == 4) == (self.layers == 0) == resnet,
             f"{section}.stem={self.stem!r}: 'resnet', and it alone, goes with {section}.layers=0, four numbers in "
             f"{section}.stem_layers and {section}.pool_type='attn'",
         )
         if resnet:
-            _require(
+            require(
                 self.class_token and self.no_ln_pre and self.registers == 0 and self.patch_size == 32,
                 f"{section}.stem='resnet': needs class_token=True, no_ln_pre=True, registers=0, patch_size=32",
             )
-            _require(
+            require(
                 self.stem_widths == (self.width // 32,) and self.width % 64 == 0,
                 f"{section}.stem_widths={self.stem_widths}: must be one, an even 32nd of {section}.width={self.width}",
             )
             return
         if self.stem == "patch":
-            _require(
+            require(
                 self.stem_widths == (), f"{section}.stem_widths={self.stem_widths}: unused by stem 'patch'; leave empty"
             )
             return
-        _require(
+        require(
             len(self.stem_widths) > 0 and self.stem_widths[-1] == self.width,
             f"{section}.stem_widths={self.stem_widths}: the last must be {section}.width={self.width}",
         )
         halvings = 2 ** (len(self.stem_widths) - (self.stem == "patch_merge"))
-        _require(
+        require(
             self.patch_size == halvings if self.stem == "conv" else self.patch_size % halvings == 0,
             f"{section}.patch_size={self.patch_size}: a {self.stem!r} stem of {len(self.stem_widths)} steps needs "
             f"{'exactly' if self.stem == 'conv' else 'a multiple of'} {halvings}",
         )
-        _require(
+        require(
             self.image_size % self.patch_size == 0,
             f"{section}.image_size={self.image_size}: must be a multiple of {section}.patch_size={self.patch_size}",
         )
@@ -253,22 +207,22 @@ class TextConfig(BlockConfig):
 
     def __post_init__(self) -> None:
         section = "model.text_cfg"
-        _require(
+        require(
             not (self.block_norm == "post" and self.final_ln_after_pool),
             f"{section}.final_ln_after_pool=True: there is no last norm with {section}.block_norm='post'; set it False",
         )
         first = 0 if not self.positions_from_pad or self.pad_id is None else self.pad_id + 1
-        _require(
+        require(
             self.num_positions is None or self.num_positions >= self.context_length + first,
             f"{section}.num_positions={self.num_positions}: fewer than the {self.context_length + first} of "
             f"{section}.context_length={self.context_length}",
         )
-        _require(
+        require(
             self.width * self.mlp_ratio >= 1,
             f"model.text_cfg.mlp_ratio={self.mlp_ratio}: leaves no hidden unit of model.text_cfg.width={self.width}; "
             "raise it",
         )
-        _require(
+        require(
             self.width % self.heads == 0,
             f"model.text_cfg.heads={self.heads}: must divide model.text_cfg.width={self.width}",
         )
@@ -291,7 +245,7 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         for section, tower in (("model.vision_cfg", self.vision_cfg), ("model.text_cfg", self.text_cfg)):
-            _require(
+            require(
                 tower.proj_type != "none" or tower.width == self.embed_dim,
                 f"{section}.proj_type='none': needs {section}.width={tower.width} equal to "
                 f"model.embed_dim={self.embed_dim}",

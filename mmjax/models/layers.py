@@ -21,7 +21,7 @@ from mmjax.core.row_sharding import constrain_rows, num_shards, platform_of
 from mmjax.models.attention.choice import Kernel
 from mmjax.models.attention.kernels import attend, attend_cudnn, mark_saved
 from mmjax.models.attention.short import attend_short
-from mmjax.models.config import Activation, BlockConfig, BlockNorm, MatmulPrecision, MlpType, QkvBias
+from mmjax.models.block_config import Activation, BlockConfig, BlockNorm, MatmulPrecision, MlpType, QkvBias
 from mmjax.models.low_precision import product
 from mmjax.models.positions import Position, Rotation, rotate, rotation_at, take_position
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.core.config import ConfigError
-from mmjax.models.config import MatmulPrecision
+from mmjax.models.block_config import MatmulPrecision
 
 _TINY = 1e-30  # the smallest scale, so that a row of zeros is not divided by zero
 

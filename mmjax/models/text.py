@@ -15,10 +15,11 @@ from jax.sharding import NamedSharding
 from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import constrain_rows
 from mmjax.models.attention.choice import Kernel
-from mmjax.models.block_stack import run_blocks, stack_blocks
-from mmjax.models.config import MatmulPrecision, Remat, TextConfig
+from mmjax.models.block_config import MatmulPrecision, Remat
+from mmjax.models.block_stack import TowerOutput, run_blocks, stack_blocks
+from mmjax.models.config import TextConfig
 from mmjax.models.layers import BlockSpec, Dense, LayerNorm, activate, normal
-from mmjax.models.positions import Position
+from mmjax.models.positions import Position, take_position
 
 
 class TextTower(nnx.Module):
@@ -100,12 +101,18 @@ class TextTower(nnx.Module):
 
         If one token is pooled, the last block computes that token alone.
         """
-        return self.pool_with_block_inputs(tokens, ids, start=start)[0]
+        return self.run(tokens, ids, start=start).pooled
 
-    def pool_with_block_inputs(
-        self, tokens: jax.Array, ids: jax.Array, *, start: int = 0, blocks: Collection[int] = ()
-    ) -> tuple[jax.Array, dict[int, jax.Array]]:
-        """``pool``, and the inputs of ``blocks`` on the way, by block."""
+    def run(
+        self,
+        tokens: jax.Array,
+        ids: jax.Array,
+        *,
+        start: int = 0,
+        blocks: Collection[int] = (),
+        with_sequence: bool = False,
+    ) -> TowerOutput:
+        """``pool``, with the inputs of ``blocks`` on the way and, if asked for, all tokens of the end."""
         norm_last = self.config.final_ln_after_pool
         valid = self._valid(ids)
         position = self._position(ids)
@@ -117,14 +124,14 @@ class TextTower(nnx.Module):
             scan=self.scan,
             remat=self.remat,
             valid=valid,
-            position=position,
+            position=None if with_sequence else position,
             record=blocks,
             row_sharding=self.row_sharding,
         )
         if self.ln_final is not None and not norm_last:
             tokens = self.ln_final(tokens)
         if position is not None:
-            pooled = tokens[:, 0]
+            pooled = (take_position(tokens, position) if with_sequence else tokens)[:, 0]
         else:
             assert valid is not None
             weight = valid.astype(jnp.float32)[..., None]
@@ -134,7 +141,7 @@ class TextTower(nnx.Module):
             pooled = self.ln_final(pooled)
         if self.pooler is not None:
             pooled = jnp.tanh(self.pooler(pooled))
-        return constrain_rows(pooled, self.row_sharding), block_inputs
+        return TowerOutput(constrain_rows(pooled, self.row_sharding), block_inputs, tokens if with_sequence else None)
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """Projects to the joint space: [M,width] -> f32[M,E]."""

@@ -17,11 +17,12 @@ from mmjax.core.config import ConfigError
 from mmjax.core.numerics import broadcast_parameter
 from mmjax.core.row_sharding import constrain_rows
 from mmjax.models.attention.choice import Kernel
-from mmjax.models.block_stack import run_blocks, stack_blocks
-from mmjax.models.config import BlockConfig, MatmulPrecision, Remat, VisionConfig
+from mmjax.models.block_config import BlockConfig, MatmulPrecision, Remat
+from mmjax.models.block_stack import TowerOutput, run_blocks, stack_blocks
+from mmjax.models.config import VisionConfig
+from mmjax.models.image_stems.stems import make_stem
 from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, normal, uniform
 from mmjax.models.positions import Position, Rotation
-from mmjax.models.stems import make_stem
 
 
 class VisionTower(nnx.Module):
@@ -124,14 +125,14 @@ class VisionTower(nnx.Module):
 
         If one token is pooled, the last block computes that token alone.
         """
-        return self.pool_with_block_inputs(tokens, start=start)[0]
+        return self.run(tokens, start=start).pooled
 
-    def pool_with_block_inputs(
-        self, tokens: jax.Array, *, start: int = 0, blocks: Collection[int] = ()
-    ) -> tuple[jax.Array, dict[int, jax.Array]]:
-        """``pool``, and the inputs of ``blocks`` on the way, by block."""
+    def run(
+        self, tokens: jax.Array, *, start: int = 0, blocks: Collection[int] = (), with_sequence: bool = False
+    ) -> TowerOutput:
+        """``pool``, with the inputs of ``blocks`` on the way and, if asked for, all tokens of the end."""
         config = self.config
-        position: Position | None = 0 if config.pool_type == "tok" else None
+        position: Position | None = 0 if config.pool_type == "tok" and not with_sequence else None
         tokens, block_inputs = run_blocks(
             self.blocks,
             tokens,
@@ -146,25 +147,29 @@ class VisionTower(nnx.Module):
         )
         if self.attn_pool is not None:
             heads = self.attn_pool(tokens[:, :1], tokens)
-            return constrain_rows(heads.reshape(heads.shape[0], -1), self.row_sharding), block_inputs
+            return self._output(heads.reshape(heads.shape[0], -1), block_inputs, tokens if with_sequence else None)
         assert self.ln_post is not None
         if not config.final_ln_after_pool:
             tokens = self.ln_post(tokens)
+        sequence = tokens if with_sequence else None
         if self.map_head is not None:
-            return constrain_rows(self.map_head(tokens), self.row_sharding), block_inputs
+            return self._output(self.map_head(tokens), block_inputs, sequence)
         if config.pool_type == "avg":
             patches = tokens[:, config.class_token + config.registers :]
             pooled = jnp.mean(patches.astype(jnp.float32), axis=1).astype(self.dtype)
         else:
             pooled = tokens[:, 0]
         pooled = self.ln_post(pooled) if config.final_ln_after_pool else pooled
-        return constrain_rows(pooled, self.row_sharding), block_inputs
+        return self._output(pooled, block_inputs, sequence)
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """Projects to the joint space: [N', width] -> f32[N', E]."""
         # The constraint holds for the gradient too: each device receives the sum of its own rows only.
         projected = pooled if self.proj is None else self.proj(pooled)
         return constrain_rows(projected.astype(jnp.float32), self.row_sharding)
+
+    def _output(self, pooled: jax.Array, block_inputs: dict[int, jax.Array], sequence: jax.Array | None) -> TowerOutput:
+        return TowerOutput(constrain_rows(pooled, self.row_sharding), block_inputs, sequence)
 
     def _present(self, images: Mapping[str, jax.Array]) -> list[str]:
         known = self.config.modalities

@@ -23,12 +23,18 @@ from mmjax.core.sphere import modality_gap, uniformity
 from mmjax.core.state import AugmentState, Params
 from mmjax.core.types import Metrics
 from mmjax.models.clip import Clip
+from mmjax.objectives.common.tower_tokens import TowerTokens
 from mmjax.train.forward import ChoosePatches, DropTokens, embed_views, keep_every_patch
 from mmjax.train.micro_batches import WHOLE_BATCH, MicroBatches
 
 FOLDER = "mmjax.augment"
 
 Objective = Callable[..., tuple[jax.Array, Metrics]]
+
+MakeTokens = Callable[..., TowerTokens]
+"""``(model, sequence, name, blended=…)``: of a model, its towers' tokens and the name of the rows, what an objective
+that reads tokens gets.
+"""
 
 UNIFORMITY_ROWS = 1024
 """The rows that uniformity compares: all pairs of a large batch would take more memory than its logits."""
@@ -158,6 +164,7 @@ class Augmentations:
         objective: Objective,
         clean_loss: jax.Array,
         step: jax.Array,
+        make_tokens: MakeTokens | None = None,
         choose_patches: ChoosePatches = keep_every_patch,
         micro_batches: MicroBatches = WHOLE_BATCH,
     ) -> tuple[jax.Array, Metrics]:
@@ -173,6 +180,7 @@ class Augmentations:
             taps: the clean features at ``pooled`` and at the taps before it.
             make_model: makes the model of ``model_params``.
             clean_loss: the objective's value for the clean rows, for metrics.
+            make_tokens: for an objective that reads tokens: makes its argument of a view's.
 
         Returns:
             The loss, and metrics: ``augment/NAME/…``, and uniformity and modality gap of the clean rows.
@@ -224,15 +232,19 @@ class Augmentations:
         }
         for name, module in modules.items():
             answer = answers[name]
-            embedded = list(itertools.islice(embeddings, len(answer.views)))
+            embedded_views = list(itertools.islice(embeddings, len(answer.views)))
+            embedded = [view.embeddings for view in embedded_views]
             compared, measured = module.compare(clean, embedded, similarity=similarity, key=keys[name][1], step=step)
             terms = {**answer.terms, **compared}
             measured = {**answer.metrics, **measured, **terms}
-            for view, rows in zip(answer.views, embedded, strict=True):
+            for view, (rows, sequence) in zip(answer.views, embedded_views, strict=True):
                 measured |= _geometry_metrics(view, rows, clean)
                 if view.role == "task":
-                    sources = {"image_source": rows.image_source, "text_source": rows.text_source}
-                    value, _ = objective(rows.image, rows.text, **sources, **vars(similarity))
+                    read: dict[str, Any] = {"image_source": rows.image_source, "text_source": rows.text_source}
+                    if make_tokens is not None:
+                        run = functools.partial(make_tokens, models[view.projection], blended=view.text is not None)
+                        read["tokens"] = sequence and run(sequence, f"{name}/{view.name}")
+                    value, _ = objective(rows.image, rows.text, **read, **vars(similarity))
                     terms[view.name] = view.factor * value
                     measured |= {view.name: value, f"{view.name}_gap": value - clean_loss}
             weight = schedules.value_at(module.weight, step)

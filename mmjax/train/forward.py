@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from mmjax.augment.common.base import Features, Tap, TokenMask, TowerInfo, View
 from mmjax.augment.common.sequence_dropout import keep_patches
 from mmjax.core.sphere import unit
 from mmjax.core.types import Batch, Provenance
+from mmjax.models.block_stack import TowerOutput
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
 from mmjax.train.micro_batches import WHOLE_BATCH, MicroBatches
@@ -56,6 +57,7 @@ def run_clean(
     taps: Iterable[Tap] = (),
     choose_patches: ChoosePatches = keep_every_patch,
     drop_tokens: DropTokens = lambda ids: ids,
+    with_sequence: bool = False,
     micro_batches: MicroBatches = WHOLE_BATCH,
 ) -> dict[Tap, Features]:
     """Runs each tower once and returns the features at ``pooled`` and at those of ``taps`` that lie before it.
@@ -63,37 +65,38 @@ def run_clean(
     Args:
         taps: where augmentations make views.
         choose_patches, drop_tokens: what the towers see of images and of texts.
+        with_sequence: return at ``sequence`` all tokens of the towers' ends, too.
         micro_batches: what the batch is split into; the towers run on one at a time.
     """
     blocks = {tap: towers.blocks(tap) for tap in taps if _holds_sequences(tap)}
     ids = drop_tokens(batch.tokens)
     examples = batch.image_source.ids.shape[0]
 
-    def run_images(model: Clip, rows: tuple[Any, Any]) -> tuple[jax.Array, dict[int, jax.Array]]:
+    def run_images(model: Clip, rows: tuple[Any, Any]) -> TowerOutput:
         tokens = _embed_patches(model, *rows, towers=towers)
-        return model.visual.pool_with_block_inputs(tokens, blocks={k for k, _ in blocks.values()})
+        return model.visual.run(tokens, blocks={k for k, _ in blocks.values()}, with_sequence=with_sequence)
 
-    def run_texts(model: Clip, ids: jax.Array) -> tuple[jax.Array, dict[int, jax.Array], jax.Array | None]:
+    def run_texts(model: Clip, ids: jax.Array) -> tuple[TowerOutput, jax.Array | None]:
         tokens = model.text.embed(ids)
-        pooled, before_block = model.text.pool_with_block_inputs(tokens, ids, blocks={k for _, k in blocks.values()})
-        return pooled, before_block, tokens if "input" in blocks else None
+        output = model.text.run(tokens, ids, blocks={k for _, k in blocks.values()}, with_sequence=with_sequence)
+        return output, tokens if "input" in blocks else None
 
     # Chosen for the whole batch, so that an image keeps the same patches in whichever micro-batch it is.
     chosen = _choose_patches(model, batch.images, choose_patches, towers=towers)
-    pooled_image, images = micro_batches.map(run_images, model, (batch.images, chosen), count=examples)
-    pooled_text, texts, embedded_text = micro_batches.map(run_texts, model, ids, count=ids.shape[0])
+    images = micro_batches.map(run_images, model, (batch.images, chosen), count=examples)
+    texts, embedded_text = micro_batches.map(run_texts, model, ids, count=ids.shape[0])
 
     make_features = functools.partial(
         Features,
-        image_source=_tile_source(batch.image_source, pooled_image.shape[0] // examples),
+        image_source=_tile_source(batch.image_source, images.pooled.shape[0] // examples),
         text_source=batch.text_source,
         examples=examples,
     )
-    token_mask = TokenMask.from_ids(ids, eos_id=towers.eos_id) if blocks else None
+    token_mask = TokenMask.from_ids(ids, eos_id=towers.eos_id) if blocks or with_sequence else None
     features = {
         tap: make_features(
-            image=images[image_block],
-            text=texts[text_block],
+            image=images.block_inputs[image_block],
+            text=texts.block_inputs[text_block],
             token_mask=token_mask,
             num_prefix_tokens=towers.num_prefix_tokens,
         )
@@ -105,7 +108,10 @@ def run_clean(
         features["input"] = make_features(
             image=pixels, text=embedded_text, image_source=batch.image_source, token_mask=token_mask
         )
-    return features | {"pooled": make_features(image=pooled_image, text=pooled_text)}
+    if with_sequence:
+        assert images.sequence is not None and texts.sequence is not None
+        features["sequence"] = make_features(image=images.sequence, text=texts.sequence, token_mask=token_mask)
+    return features | {"pooled": make_features(image=images.pooled, text=texts.pooled)}
 
 
 def embed_views(
@@ -116,20 +122,21 @@ def embed_views(
     towers: TowerInfo,
     choose_patches: ChoosePatches = keep_every_patch,
     micro_batches: MicroBatches = WHOLE_BATCH,
-) -> list[Features]:
+) -> list[EmbeddedView]:
     """Runs views through the rest of the network; all that enter at one place run in one call.
 
     Args:
         views: each with the tap at which it enters.
         models: the models for views whose projection is ``trained`` or ``frozen``.
         taps: the clean features; at ``embedding`` they are not yet of length one. A side that a view leaves out is
-            the clean one.
+            the clean one. With ``sequence`` among them, views that enter before pooling get theirs.
         micro_batches: what the batch is split into; all up to pooling runs on one at a time.
 
     Returns:
-        Unit embeddings of each view, in the order of ``views``.
+        The views in the order of ``views``.
     """
     clean = taps["embedding"].to_unit()
+    with_sequence = "sequence" in taps
 
     def embed_pixels(view: View) -> jax.Array:
         if not isinstance(view.image, Mapping):
@@ -139,13 +146,13 @@ def embed_views(
         embed = lambda model, rows: _embed_patches(model, *rows, towers=towers)  # noqa: E731
         return micro_batches.map(embed, model, (pixels, chosen), count=next(iter(pixels.values())).shape[0])
 
-    def pool_images(entry: _Entry) -> jax.Array:
-        pool = lambda model, tokens: model.visual.pool(tokens, start=entry.block)  # noqa: E731
-        return micro_batches.map(pool, models[entry.projection], entry.rows, count=entry.rows.shape[0])
+    def pool_images(entry: _Entry) -> TowerOutput:
+        run = lambda model, tokens: model.visual.run(tokens, start=entry.block, with_sequence=with_sequence)  # noqa: E731
+        return micro_batches.map(run, models[entry.projection], entry.rows, count=entry.rows.shape[0])
 
-    def pool_texts(entry: _Entry) -> jax.Array:
-        pool = lambda model, rows: model.text.pool(*rows, start=entry.block)  # noqa: E731
-        return micro_batches.map(pool, models[entry.projection], entry.rows, count=entry.rows[0].shape[0])
+    def pool_texts(entry: _Entry) -> TowerOutput:
+        run = lambda model, rows: model.text.run(*rows, start=entry.block, with_sequence=with_sequence)  # noqa: E731
+        return micro_batches.map(run, models[entry.projection], entry.rows, count=entry.rows[0].shape[0])
 
     image_entries = {
         i: _Entry(embed_pixels(view), tap, view.projection, towers.blocks(tap)[0])
@@ -157,12 +164,32 @@ def embed_views(
         for i, (tap, view) in enumerate(views)
         if view.text is not None
     }
-    images = _run_to_embeddings(image_entries, pool_images, lambda e: models[e.projection].visual.project(e.rows))
-    texts = _run_to_embeddings(text_entries, pool_texts, lambda e: models[e.projection].text.project(e.rows))
-    return [
-        _make_embeddings(view, image=images.get(i), text=texts.get(i), at_tap=taps[tap], clean=clean)
-        for i, (tap, view) in enumerate(views)
-    ]
+    images, image_tokens = _run_to_embeddings(
+        image_entries, pool_images, lambda e: models[e.projection].visual.project(e.rows)
+    )
+    texts, text_tokens = _run_to_embeddings(
+        text_entries, pool_texts, lambda e: models[e.projection].text.project(e.rows)
+    )
+
+    def embedded(i: int, tap: Tap, view: View) -> EmbeddedView:
+        rows = _make_embeddings(view, image=images.get(i), text=texts.get(i), at_tap=taps[tap], clean=clean)
+        if not (with_sequence and _holds_sequences(tap)):
+            return EmbeddedView(rows)
+        whole = taps["sequence"]
+        image, text = image_tokens.get(i, whole.image), text_tokens.get(i, whole.text)
+        token_mask = whole.token_mask
+        if i in text_entries:
+            token_mask = TokenMask.from_ids(text_entries[i].rows[1], eos_id=towers.eos_id)
+        return EmbeddedView(rows, dataclasses.replace(rows, image=image, text=text, token_mask=token_mask))
+
+    return [embedded(i, tap, view) for i, (tap, view) in enumerate(views)]
+
+
+class EmbeddedView(NamedTuple):
+    """A view at the end of the network."""
+
+    embeddings: Features  # of length one
+    sequence: Features | None = None  # all tokens of the towers' ends, if asked for and if the view has them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,29 +209,35 @@ class _Entry:
 
 def _run_to_embeddings(
     entries: Mapping[int, _Entry],
-    pool: Callable[[_Entry], jax.Array],
+    pool: Callable[[_Entry], TowerOutput],
     project: Callable[[_Entry], jax.Array],
-) -> dict[int, jax.Array]:
-    """One side's embeddings by view, not yet of length one: blocks and pooling, then the projection, as needed."""
+) -> tuple[dict[int, jax.Array], dict[int, Any]]:
+    """One side's embeddings by view, not yet of length one: blocks and pooling, then the projection, as needed.
+
+    And the sequences of those that went through blocks.
+    """
     in_blocks = {i: entry for i, entry in entries.items() if _holds_sequences(entry.tap)}
-    pooled = _run_grouped(in_blocks, pool) | {i: e.rows for i, e in entries.items() if e.tap == "pooled"}
+    outputs: dict[int, TowerOutput] = _run_grouped(in_blocks, pool)
+    pooled = {i: output.pooled for i, output in outputs.items()}
+    pooled |= {i: e.rows for i, e in entries.items() if e.tap == "pooled"}
     after_pooling = {i: _Entry(rows, "pooled", entries[i].projection) for i, rows in pooled.items()}
-    return _run_grouped(after_pooling, project) | {i: e.rows for i, e in entries.items() if e.tap == "embedding"}
+    embeddings = _run_grouped(after_pooling, project) | {i: e.rows for i, e in entries.items() if e.tap == "embedding"}
+    return embeddings, {i: output.sequence for i, output in outputs.items()}
 
 
-def _run_grouped(entries: Mapping[int, _Entry], run: Callable[[_Entry], jax.Array]) -> dict[int, jax.Array]:
+def _run_grouped(entries: Mapping[int, _Entry], run: Callable[[_Entry], Any]) -> dict[int, Any]:
     """``run`` of each entry, by view, in one call for all entries of one key."""
     groups: dict[Hashable, list[int]] = {}
     for i, entry in entries.items():
         groups.setdefault(entry.key, []).append(i)
-    results: dict[int, jax.Array] = {}
+    results: dict[int, Any] = {}
     for members in groups.values():
         # Stacked on a new second axis: concatenated along the first, rows would move between devices.
         stacked = jax.tree.map(lambda *rows: jnp.stack(rows, axis=1), *(entries[i].rows for i in members))
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked)
         result = run(dataclasses.replace(entries[members[0]], rows=flat))
-        result = result.reshape(-1, len(members), *result.shape[1:])
-        results |= {i: result[:, place] for place, i in enumerate(members)}
+        result = jax.tree.map(lambda x: x.reshape(-1, len(members), *x.shape[1:]), result)  # noqa: B023
+        results |= {i: jax.tree.map(lambda x: x[:, place], result) for place, i in enumerate(members)}  # noqa: B023
     return {i: results[i] for i in entries}
 
 

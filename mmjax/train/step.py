@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from mmjax.augment.common.base import Features
+from mmjax.core import rng
 from mmjax.core.sphere import unit
 from mmjax.core.state import Params, TrainState
 from mmjax.core.types import Batch, Metrics
 from mmjax.objectives.common.base import Base, State
+from mmjax.objectives.common.tower_tokens import TowerTokens
 from mmjax.train import forward
 from mmjax.train.augmentation import Augmentations
 from mmjax.train.micro_batches import WHOLE_BATCH, MicroBatches
@@ -157,6 +160,21 @@ def make_loss(
     ) -> tuple[jax.Array, Metrics]:
         compare = functools.partial(objective, state=objective_state) if objective_state else objective
         model = merge(graph, params)
+        reads_tokens = isinstance(objective, Base) and bool(objective.modules)
+
+        def make_tokens(model: Any, sequence: Features, name: str, *, blended: bool = False) -> TowerTokens:
+            assert sequence.token_mask is not None
+            return TowerTokens(
+                image=sequence.image,
+                text=sequence.text,
+                ids=sequence.token_mask.ids,
+                blended=blended,
+                examples=sequence.examples,
+                model=model,
+                map=lambda f, rows: micro_batches.map(f, model, rows, count=sequence.examples),
+                key=rng.key(augmentations.seed, stream=f"objective/{name}", step=step),
+            )
+
         choose_patches, drop_tokens = augmentations.make_sequence_dropout(drop_rates, step)
         features = forward.run_clean(
             model,
@@ -165,9 +183,11 @@ def make_loss(
             taps=augmentations.taps,
             choose_patches=choose_patches,
             drop_tokens=drop_tokens,
+            with_sequence=reads_tokens,
             micro_batches=micro_batches,
         )
         pooled = features["pooled"]
+        read = {"tokens": make_tokens(model, features["sequence"], "clean")} if reads_tokens else {}
         value, metrics = compare(
             unit(model.visual.project(pooled.image)),
             unit(model.text.project(pooled.text)),
@@ -175,6 +195,7 @@ def make_loss(
             text_source=pooled.text_source,
             scale=jnp.exp(model.logit_scale[...]),
             bias=None if model.logit_bias is None else model.logit_bias[...],
+            **read,
         )
         metrics = {"loss": value, **metrics, **augmentations.drop_rate_metrics(drop_rates)}
         if not augmentations.modules:
@@ -187,6 +208,7 @@ def make_loss(
             objective=compare,
             clean_loss=value,
             step=step,
+            make_tokens=make_tokens if reads_tokens else None,
             choose_patches=choose_patches,
             micro_batches=micro_batches,
         )

@@ -101,7 +101,7 @@ def test_blocks_that_are_frozen_give_the_same_and_get_no_gradient(scan):
     def run(params, frozen):
         model = clip_models.model(graph, params)
         model.visual.frozen_blocks = frozen
-        pooled, inputs = model.visual.pool_with_block_inputs(model.visual.embed(images), blocks=(0, 2, 3))
+        pooled, inputs, _ = model.visual.run(model.visual.embed(images), blocks=(0, 2, 3))
         return jnp.sum(jnp.square(pooled)), inputs
 
     compiled = jax.jit(jax.value_and_grad(run, has_aux=True), static_argnums=1)

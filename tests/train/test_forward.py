@@ -1,6 +1,7 @@
 """The towers in stages: the same numbers whatever is tapped, and views that come out as if they had come in."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +12,26 @@ from mmjax.augment.common.base import TokenMask, View
 from mmjax.augment.mixup import longer_ids
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit
+from mmjax.objectives import contrastive
 from mmjax.train import forward
-from mmjax.train.step import merge
+from mmjax.train.micro_batches import MicroBatches
+from mmjax.train.step import make_loss, merge
 from support import tiny
 from support.training import assembled, trained
 
 PLACES = ["input", "tokens@0", "tokens@1", "tokens@-1", "tokens@3", "pooled", "embedding"]
 
 
+LAYERS = {
+    "model__vision_cfg__layers": 3, "model__text_cfg__layers": 3,
+    "model__vision_cfg__pool_type": "tok", "model__vision_cfg__class_token": True,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def ready():
     """A model of three blocks with a class token, its parameters, and a batch."""
-    layers = {"model__vision_cfg__layers": 3, "model__text_cfg__layers": 3}
-    pool = {"model__vision_cfg__pool_type": "tok", "model__vision_cfg__class_token": True}
-    program, batches = assembled(tiny.experiment(**layers, **pool), jax.devices()[:1])
+    program, batches = assembled(tiny.experiment(**LAYERS), jax.devices()[:1])
     batch = program.place(next(batches))
     batches.close()
     return program, program.initialize().params, batch
@@ -46,8 +53,8 @@ def embedded_clean(ready, place):
         there = found[place]
         view = View(image=there.image, text=there.text)
         models = {"trained": model}
-        [row] = forward.embed_views([(place, view)], models=models, taps=found, towers=towers)
-        [text] = forward.embed_views([(place, View(text=there.text))], models=models, taps=found, towers=towers)
+        [[row, _]] = forward.embed_views([(place, view)], models=models, taps=found, towers=towers)
+        [[text, _]] = forward.embed_views([(place, View(text=there.text))], models=models, taps=found, towers=towers)
         plain = unit(model.encode_image(batch.images)), unit(model.encode_text(batch.tokens))
         return there, row, text, plain
 
@@ -169,3 +176,40 @@ def test_a_shortened_tower_does_less_work():
         return lowered.cost_analysis()["flops"]
 
     assert flops(0.75) < 0.9 * flops(0.0)
+
+
+def test_an_objective_that_runs_modules_gets_the_towers_tokens_and_the_model(ready):
+    """Those of the clean rows, of views before pooling, and none of views after it; a run without is not changed."""
+    program, params, batch = ready
+    calls = []
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Reads(contrastive.Objective):
+        modules = ("decoder",)
+
+        def __call__(self, image, text, *, tokens, **rows):
+            value, metrics = super().__call__(image, text, **rows)
+            calls.append(tokens)
+            if tokens is None:
+                return value, metrics
+            project = lambda model, rows: model.text.project(model.text.ln_final(rows))  # noqa: E731
+            again = tokens.map(project, tokens.text)
+            assert tokens.images_by_example(tokens.image).shape[:2] == (tokens.examples, 1)
+            assert tokens.texts_by_example(tokens.ids).shape[:2] == (tokens.examples, 1)
+            return value + jnp.sum(again * again), metrics
+
+    augment = (("mixup", {"tap": "tokens@1", "sides": "both"}), ("latent_noise", {"tap": "pooled"}))
+    mixed = assembled(tiny.experiment(**LAYERS, augment=augment), jax.devices()[:1])[0]
+    for micro_batches in (1, 2):
+        loss = make_loss(
+            program.graph,
+            objective=Reads(),
+            augmentations=mixed.augmentations,
+            micro_batches=MicroBatches(number=micro_batches),
+        )
+        call = functools.partial(loss, drop_rates=())
+        jax.eval_shape(jax.grad(call, has_aux=True), params, {}, batch, jnp.int32(0))
+    clean, late, blend = calls[:3]
+    assert (clean.blended, blend.blended, late) == (False, True, None)
+    assert clean.ids.shape == batch.tokens.shape == clean.text.shape[:2] and clean.image.ndim == 3
+    assert blend.image.shape == clean.image.shape

@@ -87,6 +87,14 @@ class Base(abc.ABC):
         """
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """Sections of the model beside its towers that it runs: it is then called with ``tokens``, a ``TowerTokens``.
+
+        A view of an augmentation has tokens if it is made before pooling, or else ``tokens`` is None.
+        """
+        return ()
+
+    @property
     def text_groups(self) -> TextGroups | None:
         """Which groups of texts it reads from ``Provenance.group``; None: it reads no groups."""
         return None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from mmjax.models.config import BlockConfig, ClipConfig, TextConfig, VisionConfig
+from mmjax.models.block_config import BlockConfig
+from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
 from mmjax.weights.layouts import open_clip_towers as towers
 from mmjax.weights.rules import CONV, SAME, SCALAR, Rule, dense, norm, qkv
 

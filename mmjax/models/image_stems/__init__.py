@@ -1,0 +1,1 @@
+"""What turns pixels into the first tokens of an image tower."""

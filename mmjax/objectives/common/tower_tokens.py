@@ -1,0 +1,51 @@
+"""What an objective gets that runs modules of the model on both towers' tokens, not on embeddings alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+Map = Callable[[Callable[[Any, Any], Any], Any], Any]
+"""``map(f, rows)`` is ``f(model, rows)``, one micro-batch of examples at a time, for trees of arrays whose first axis
+counts examples (or several times as many, one batch after another), and an ``f`` that treats every row alone.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerTokens:
+    """The tokens at the towers' ends, and the model to run them through.
+
+    Rows are laid out as in the batch: images one modality after another, ``examples`` rows each; texts with the same
+    number of rows for each example, one example after another.
+
+    Args:
+        image: [N, T, D_image], what ``VisionTower.run`` returns as its sequence.
+        text: [M, L, D_text], likewise of ``TextTower.run``.
+        ids: i32[M, L], the tokens of the texts.
+        blended: Whether a text of several sources is a blend of their tokens, so that its ids are no text; otherwise
+            it is a text like others, such as two captions one after the other.
+        examples: How many examples there are.
+        model: The whole model, for its modules and for the towers once more; ``map`` passes it on.
+        map: Runs a function in micro-batches, and again in the backward pass.
+        key: A random key of this step.
+    """
+
+    image: jax.Array
+    text: jax.Array
+    ids: jax.Array
+    blended: bool
+    examples: int
+    model: Any
+    map: Map
+    key: jax.Array
+
+    def images_by_example(self, rows: jax.Array) -> jax.Array:
+        """An array of image rows [N, …] as [examples, modalities, …]."""
+        return rows.reshape(-1, self.examples, *rows.shape[1:]).swapaxes(0, 1)
+
+    def texts_by_example(self, rows: jax.Array) -> jax.Array:
+        """An array of text rows [M, …] as [examples, texts, …]."""
+        return rows.reshape(self.examples, -1, *rows.shape[1:])
