@@ -1,4 +1,4 @@
-"""The blocks of a tower as one stacked module: how they are made, and how they run (``scan``, ``remat``)."""
+"""Blocks: one of them, and those of a tower as one stacked module, which runs by ``scan`` and ``remat``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding
 
-from mmjax.core.row_sharding import constrain_rows, platform_of
-from mmjax.models.attention.kernels import CUDNN_FORWARD, CUDNN_LENGTH_MULTIPLE
+from mmjax.core.row_sharding import constrain_rows, num_shards, platform_of
+from mmjax.models.attention.kernels import CUDNN_FORWARD, CUDNN_LENGTH_MULTIPLE, mark_saved
 from mmjax.models.block_config import Remat
-from mmjax.models.layers import Block, BlockSpec
-from mmjax.models.positions import Position, Rotation, take_position
+from mmjax.models.layers import Attention, BlockSpec, LayerNorm, LayerScale, Mlp
+from mmjax.models.positions import Position, Rotation, rotation_at, take_position
 
 _OFFLOAD_PRODUCTS = jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],
@@ -51,6 +51,83 @@ class TowerOutput(NamedTuple):
     sequence: jax.Array | None  # [N, T, width]: all tokens after the last norm, or before it if that is after pooling
 
 
+class Block(nnx.Module):
+    """``x += attn(ln_1(x)); x += mlp(ln_2(x))``, or the same with the norms of ``block_norm``.
+
+    With a ``context_width`` there is ``x += cross_attn(ln_cross(x), context)`` between the two.
+    """
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
+        self.causal, self.block_norm = spec.causal, spec.block_norm
+        self.ln_1 = LayerNorm(spec.width, eps=spec.ln_eps, dtype=dtype)
+        self.attn = Attention(spec, rngs=rngs, dtype=dtype)
+        self.ln_2 = LayerNorm(spec.width, eps=spec.ln_eps, dtype=dtype)
+        self.mlp = Mlp(spec, rngs=rngs, dtype=dtype)
+        value, context = spec.ls_init_value, spec.context_width
+        scale = None if value is None else functools.partial(LayerScale, spec.width, value=value, dtype=dtype)
+        self.ls_1 = None if scale is None else scale()
+        self.ls_2 = None if scale is None else scale()
+        cross = context is not None
+        self.ln_cross = LayerNorm(spec.width, eps=spec.ln_eps, dtype=dtype) if cross else None
+        self.cross_attn = Attention(spec, rngs=rngs, dtype=dtype, keys_width=context) if cross else None
+        self.ls_cross = scale() if cross and scale is not None else None
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        valid: jax.Array | None,
+        length: int | None = None,
+        position: Position | None = None,
+        rotation: Rotation | None = None,
+        context: jax.Array | None = None,
+        context_valid: jax.Array | None = None,
+        row_sharding: NamedSharding | None = None,
+    ) -> jax.Array:
+        """x [B,N,D] -> [B,N,D], or [B,1,D] for ``position`` alone; ``valid`` bool[B,N] masks keys.
+
+        ``length``, if any, is that of the sequences without the padding for a fused kernel. Of its ``context``
+        [B,K,context_width] a block with cross-attention sees ``context_valid`` bool[B,K], or all.
+        """
+        length = x.shape[1] if length is None else length
+        keys = self.ln_1(x) if self.block_norm == "pre" else x
+        queries = keys if position is None else take_position(keys, position)
+        x = x if position is None else take_position(x, position)
+        fused = self.attn.kernel != "xla" and valid is None and position is None
+        fused = fused and x.shape[0] % num_shards(row_sharding) == 0
+        mask = None if fused else self._mask(keys.shape[1], length=length, valid=valid, position=position)
+        rotations = None if rotation is None else (rotation_at(rotation, position), rotation)
+        fused_length = length if fused else None
+        attended = self.attn(
+            queries, keys, mask=mask, fused_length=fused_length, rotations=rotations, row_sharding=row_sharding
+        )
+        x = mark_saved(self._add(x, attended, norm=self.ln_1, scale=self.ls_1))
+        if self.cross_attn is not None and self.ln_cross is not None and context is not None:
+            queries = self.ln_cross(x) if self.block_norm == "pre" else x
+            mask = None if context_valid is None else context_valid[:, None, None, :]
+            attended = self.cross_attn(queries, context, mask=mask, row_sharding=row_sharding)
+            x = mark_saved(self._add(x, attended, norm=self.ln_cross, scale=self.ls_cross))
+        return self._add(x, self.mlp(self.ln_2(x) if self.block_norm == "pre" else x), norm=self.ln_2, scale=self.ls_2)
+
+    def _add(self, x: jax.Array, y: jax.Array, *, norm: LayerNorm, scale: LayerScale | None) -> jax.Array:
+        y = norm(y) if self.block_norm == "res_post" else y
+        y = y if scale is None else scale(y)
+        return norm(x + y) if self.block_norm == "post" else x + y
+
+    def _mask(
+        self, padded: int, *, length: int, valid: jax.Array | None, position: Position | None
+    ) -> jax.Array | None:
+        mask = None if valid is None else valid[:, None, None, :]
+        positions = jnp.arange(padded)
+        if length < padded:
+            mask = (positions < length)[None, None, None, :]
+        if self.causal:
+            queries = positions[None] if position is None else take_position(positions[None, :, None], position)[..., 0]
+            causal = queries[:, None, :, None] >= positions
+            mask = causal if mask is None else mask & causal
+        return mask
+
+
 def stack_blocks(spec: BlockSpec, *, layers: int, rngs: nnx.Rngs, dtype: Any) -> Block:
     """``layers`` blocks as one, each parameter [layers, ...]; every layer draws its own values."""
 
@@ -74,6 +151,8 @@ def run_blocks(
     position: Position | None = None,
     rotation: Rotation | None = None,
     record: Collection[int] = (),
+    context: jax.Array | None = None,
+    context_valid: jax.Array | None = None,
     row_sharding: NamedSharding | None = None,
 ) -> tuple[jax.Array, dict[int, jax.Array]]:
     """Runs blocks ``start`` to ``stop`` (not included) of a stack.
@@ -92,6 +171,8 @@ def run_blocks(
         rotation: Of queries and keys, for rotary positions.
         record: Blocks whose inputs to return as well; ``stop`` stands for the output of the last block. Recording
             does not change the rest of the program, whereas several shorter loops would round differently.
+        context: [B,K,context_width], what blocks with cross-attention attend to as well.
+        context_valid: bool[B,K], its keys that they may see; None: all.
         row_sharding: How the sequences lie over devices between blocks.
 
     Returns:
@@ -108,7 +189,14 @@ def run_blocks(
     graph, state = nnx.split(blocks)
     if start < frozen < stop:  # two loops, because of one all layers have a gradient or none
         run = functools.partial(
-            run_blocks, scan=scan, remat=remat, valid=valid, rotation=rotation, row_sharding=row_sharding
+            run_blocks,
+            scan=scan,
+            remat=remat,
+            valid=valid,
+            rotation=rotation,
+            context=context,
+            context_valid=context_valid,
+            row_sharding=row_sharding,
         )
         constant = nnx.merge(graph, jax.lax.stop_gradient(state))
         x, before = run(constant, x, start=start, stop=frozen, record=[k for k in record if k < frozen])
@@ -132,6 +220,8 @@ def run_blocks(
                 "length": length,
                 "position": position,
                 "rotation": rotation,
+                "context": context,
+                "context_valid": context_valid,
                 "row_sharding": row_sharding,
             }
             return nnx.merge(graph, layer)(x, **options)

@@ -1,6 +1,6 @@
 """Layers of a transformer. Parameters, norms and softmax are float32, matrix products run in ``dtype``.
 
-``block_stack`` makes and runs many of these blocks.
+``block_stack`` makes blocks of them and runs many.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from mmjax.core.numerics import broadcast_parameter
-from mmjax.core.row_sharding import constrain_rows, num_shards, platform_of
+from mmjax.core.row_sharding import constrain_rows, platform_of
 from mmjax.models.attention.choice import Kernel
 from mmjax.models.attention.kernels import attend, attend_cudnn, mark_saved
 from mmjax.models.attention.short import attend_short
 from mmjax.models.block_config import Activation, BlockConfig, BlockNorm, MatmulPrecision, MlpType, QkvBias
 from mmjax.models.low_precision import product
-from mmjax.models.positions import Position, Rotation, rotate, rotation_at, take_position
+from mmjax.models.positions import Rotation, rotate
 
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
@@ -168,6 +168,7 @@ class BlockSpec:
     scale_attn_inner: bool = False
     scale_fc: bool = False
     ls_init_value: float | None = None
+    context_width: int | None = None  # of what blocks attend to besides themselves; None: no cross-attention
 
     @classmethod
     def from_config(cls, config: BlockConfig, **sizes: Any) -> BlockSpec:
@@ -179,14 +180,18 @@ class BlockSpec:
 
 
 class Attention(nnx.Module):
-    """``attention.attend`` in ``heads`` heads, between linear maps."""
+    """``attention.attend`` in ``heads`` heads, between linear maps; keys may have another width than queries."""
 
-    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any, with_out: bool = True):
+    def __init__(
+        self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any, with_out: bool = True, keys_width: int | None = None
+    ):
         self.kernel, self.causal = spec.attention, spec.causal
         split = (spec.heads, spec.width // spec.heads)
         dense = functools.partial(Dense, rngs=rngs, dtype=dtype, matmul_precision=spec.matmul_precision)
-        make = functools.partial(dense, (spec.width,), split, init=spec.init_qkv)
-        self.query, self.key, self.value = (make(bias=name in spec.qkv_bias) for name in ("q", "k", "v"))
+        widths = {"q": spec.width, "k": keys_width or spec.width, "v": keys_width or spec.width}
+        self.query, self.key, self.value = (
+            dense((width,), split, init=spec.init_qkv, bias=name in spec.qkv_bias) for name, width in widths.items()
+        )
         self.out = dense(split, (spec.width,), init=spec.init_out) if with_out else None
         norm = functools.partial(LayerNorm, eps=spec.ln_eps, dtype=dtype)
         self.ln_q = norm(split[1]) if spec.qk_norm else None
@@ -207,7 +212,7 @@ class Attention(nnx.Module):
 
         Args:
             x: [B,Q,D].
-            keys: [B,K,D].
+            keys: [B,K,D or keys_width].
             mask: bool [B or 1, 1, Q, K] of the keys to attend to.
             fused_length: Take the fused kernel; x and keys are one, and end with this position.
             rotations: Of queries and of keys.
@@ -278,64 +283,3 @@ class Mlp(nnx.Module):
         else:
             hidden = jax.nn.silu(mark_saved(self.gate(x))) * hidden
         return self.fc2(hidden if self.ln is None else self.ln(hidden))
-
-
-class Block(nnx.Module):
-    """``x += attn(ln_1(x)); x += mlp(ln_2(x))``, or the same with the norms of ``block_norm``."""
-
-    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
-        self.causal, self.block_norm = spec.causal, spec.block_norm
-        self.ln_1 = LayerNorm(spec.width, eps=spec.ln_eps, dtype=dtype)
-        self.attn = Attention(spec, rngs=rngs, dtype=dtype)
-        self.ln_2 = LayerNorm(spec.width, eps=spec.ln_eps, dtype=dtype)
-        self.mlp = Mlp(spec, rngs=rngs, dtype=dtype)
-        value = spec.ls_init_value
-        self.ls_1 = None if value is None else LayerScale(spec.width, value=value, dtype=dtype)
-        self.ls_2 = None if value is None else LayerScale(spec.width, value=value, dtype=dtype)
-
-    def __call__(
-        self,
-        x: jax.Array,
-        *,
-        valid: jax.Array | None,
-        length: int | None = None,
-        position: Position | None = None,
-        rotation: Rotation | None = None,
-        row_sharding: NamedSharding | None = None,
-    ) -> jax.Array:
-        """x [B,N,D] -> [B,N,D], or [B,1,D] for ``position`` alone; ``valid`` bool[B,N] masks keys.
-
-        ``length``, if any, is that of the sequences without the padding for a fused kernel.
-        """
-        length = x.shape[1] if length is None else length
-        keys = self.ln_1(x) if self.block_norm == "pre" else x
-        queries = keys if position is None else take_position(keys, position)
-        x = x if position is None else take_position(x, position)
-        fused = self.attn.kernel != "xla" and valid is None and position is None
-        fused = fused and x.shape[0] % num_shards(row_sharding) == 0
-        mask = None if fused else self._mask(keys.shape[1], length=length, valid=valid, position=position)
-        rotations = None if rotation is None else (rotation_at(rotation, position), rotation)
-        fused_length = length if fused else None
-        attended = self.attn(
-            queries, keys, mask=mask, fused_length=fused_length, rotations=rotations, row_sharding=row_sharding
-        )
-        x = mark_saved(self._add(x, attended, norm=self.ln_1, scale=self.ls_1))
-        return self._add(x, self.mlp(self.ln_2(x) if self.block_norm == "pre" else x), norm=self.ln_2, scale=self.ls_2)
-
-    def _add(self, x: jax.Array, y: jax.Array, *, norm: LayerNorm, scale: LayerScale | None) -> jax.Array:
-        y = norm(y) if self.block_norm == "res_post" else y
-        y = y if scale is None else scale(y)
-        return norm(x + y) if self.block_norm == "post" else x + y
-
-    def _mask(
-        self, padded: int, *, length: int, valid: jax.Array | None, position: Position | None
-    ) -> jax.Array | None:
-        mask = None if valid is None else valid[:, None, None, :]
-        positions = jnp.arange(padded)
-        if length < padded:
-            mask = (positions < length)[None, None, None, :]
-        if self.causal:
-            queries = positions[None] if position is None else take_position(positions[None, :, None], position)[..., 0]
-            causal = queries[:, None, :, None] >= positions
-            mask = causal if mask is None else mask & causal
-        return mask

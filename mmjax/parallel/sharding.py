@@ -38,8 +38,8 @@ FSDP_MIN_SIZE = 2**14
 
 _STACKED = re.compile(r"(^|/)blocks/")  # the first axis is the layer, which a scan iterates over
 _MEGATRON = (  # path, axis that ``tensor`` splits (counted from the end, because stacked blocks add a first axis), unit
-    (re.compile(r".*/attn/(query|key|value)/(kernel|bias|lora/b)$"), -2, "heads"),
-    (re.compile(r".*/attn/out/(kernel|lora/a)$"), -3, "heads"),
+    (re.compile(r".*/(cross_)?attn/(query|key|value)/(kernel|bias|lora/b)$"), -2, "heads"),
+    (re.compile(r".*/(cross_)?attn/out/(kernel|lora/a)$"), -3, "heads"),
     (re.compile(r".*/mlp/fc1/(kernel|bias|lora/b)$"), -1, "hidden units"),
     (re.compile(r".*/mlp/fc2/(kernel|lora/a)$"), -2, "hidden units"),
 )
