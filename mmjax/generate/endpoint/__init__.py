@@ -1,0 +1,1 @@
+"""Requests to a model behind a URL: retries, and a cache of the answers."""
