@@ -16,12 +16,13 @@ from flax import nnx
 
 from mmjax.augment.common import schedules
 from mmjax.augment.common.base import Base, Features, Similarity, Tap, TowerInfo, View
+from mmjax.augment.common.pixel_change import PixelChange
 from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins, rng
 from mmjax.core.config import ConfigError, bind, call
 from mmjax.core.sphere import modality_gap, uniformity
 from mmjax.core.state import AugmentState, Params
-from mmjax.core.types import Metrics
+from mmjax.core.types import Batch, Metrics
 from mmjax.models.clip import Clip
 from mmjax.objectives.common.tower_tokens import TowerTokens
 from mmjax.train.forward import ChoosePatches, DropTokens, embed_views, keep_every_patch
@@ -44,7 +45,8 @@ UNIFORMITY_ROWS = 1024
 class Augmentations:
     """The augmentations of one experiment, by name and without their parameters.
 
-    A step calls ``make_sequence_dropout`` before the clean forward, ``loss`` after it, and ``update`` at its end.
+    A step calls ``change_pixels`` and ``make_sequence_dropout`` before the clean forward, ``loss`` after it, and
+    ``update`` at its end.
     """
 
     modules: Mapping[str, Base]  # of shapes alone
@@ -52,6 +54,7 @@ class Augmentations:
     create: Callable[[], dict[str, Base]]
     towers: TowerInfo
     seed: int
+    pixel_changes: Mapping[str, PixelChange] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_config(
@@ -59,13 +62,16 @@ class Augmentations:
     ) -> Augmentations:
         """From the key ``augment``: names with their options."""
         sequence_dropouts: dict[str, SequenceDropout] = {}
+        pixel_changes: dict[str, PixelChange] = {}
         constructors: dict[str, Callable[..., Base]] = {}
         for name, options in entries:
-            if name in constructors or name in sequence_dropouts:
+            if name in constructors or name in sequence_dropouts or name in pixel_changes:
                 raise ConfigError(f"augment: {name!r} is named twice; leave one, or give both strengths to one")
             kind, make = _load_constructor(name, options, towers=towers)
             if issubclass(kind, SequenceDropout):
                 sequence_dropouts[name] = make()
+            elif issubclass(kind, PixelChange):
+                pixel_changes[name] = make()
             else:
                 constructors[name] = make
 
@@ -76,7 +82,14 @@ class Augmentations:
             }
 
         modules = nnx.eval_shape(create)
-        return cls(modules=modules, sequence_dropouts=sequence_dropouts, create=create, towers=towers, seed=seed)
+        return cls(
+            modules=modules,
+            sequence_dropouts=sequence_dropouts,
+            pixel_changes=pixel_changes,
+            create=create,
+            towers=towers,
+            seed=seed,
+        )
 
     @property
     def taps(self) -> list[Tap]:
@@ -94,6 +107,16 @@ class Augmentations:
         for dropout in self.sequence_dropouts.values():
             index = index * len(dropout.drop_rates) + dropout.level(step)
         return index
+
+    def change_pixels(self, batch: Batch, step: jax.Array) -> tuple[Batch, Metrics]:
+        """The batch with changed pictures, and ``augment/NAME/…`` of what changed them."""
+        metrics: Metrics = {}
+        for name, change in self.pixel_changes.items():
+            key = rng.key(self.seed, stream=f"augment/{name}", step=step)
+            images, measured = change.change_pixels(batch.images, valid=batch.image_source.valid, key=key, step=step)
+            batch = dataclasses.replace(batch, images=images)
+            metrics |= {f"augment/{name}/{metric}": value for metric, value in measured.items()}
+        return batch, metrics
 
     def make_sequence_dropout(self, drop_rates: tuple[float, ...], step: jax.Array) -> tuple[ChoosePatches, DropTokens]:
         """All sequence dropouts in turn: a function that chooses patches, and one that shortens token ids."""

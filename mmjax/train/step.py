@@ -175,6 +175,7 @@ def make_loss(
                 key=rng.key(augmentations.seed, stream=f"objective/{name}", step=step),
             )
 
+        batch, changes = augmentations.change_pixels(batch, step)
         choose_patches, drop_tokens = augmentations.make_sequence_dropout(drop_rates, step)
         features = forward.run_clean(
             model,
@@ -197,7 +198,7 @@ def make_loss(
             bias=None if model.logit_bias is None else model.logit_bias[...],
             **read,
         )
-        metrics = {"loss": value, **metrics, **augmentations.drop_rate_metrics(drop_rates)}
+        metrics = {"loss": value, **metrics, **changes, **augmentations.drop_rate_metrics(drop_rates)}
         if not augmentations.modules:
             return value, metrics
         added, augment_metrics = augmentations.loss(

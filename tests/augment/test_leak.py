@@ -8,8 +8,7 @@ import optax
 import pytest
 
 from mmjax.augment.common import base
-from mmjax.augment.common.base import Augmented, Features, TokenMask, View
-from mmjax.augment.common.sequence_dropout import SequenceDropout
+from mmjax.augment.common.base import Augmented, Base, Features, TokenMask, View
 from mmjax.core import plugins
 from mmjax.core.types import Provenance
 from mmjax.train.augmentation import Augmentations
@@ -75,7 +74,7 @@ def lowest(augmentations):
 
 def with_views(name):
     """What only takes tokens away has nothing of the other side to add."""
-    return not issubclass(plugins.load("mmjax.augment", name, path="augment").Augmentation, SequenceDropout)
+    return issubclass(plugins.load("mmjax.augment", name, path="augment").Augmentation, Base)
 
 
 ATTENTION = {"kind": "attention", "tap": "tokens@0", "z_dim": 3, "layers": 1, "width": 8, "heads": 2, "hidden": 8}

@@ -12,7 +12,6 @@ from flax import nnx
 from mmjax.augment.common import base
 from mmjax.augment.common.mixing import flipped, mixed_source
 from mmjax.augment.common.schedules import Schedule
-from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins
 from mmjax.core.sphere import unit
 from mmjax.core.types import Provenance
@@ -22,7 +21,7 @@ from support import features
 
 FOLDER = "mmjax.augment"
 CLASSES = {name: plugins.load(FOLDER, name, path="augment").Augmentation for name in plugins.names(FOLDER)}
-NAMES = [name for name, cls in CLASSES.items() if not issubclass(cls, SequenceDropout)]
+NAMES = [name for name, cls in CLASSES.items() if issubclass(cls, base.Base)]
 FIXED = {"embedding_mixgen"}  # what draws nothing
 OPTIONS = {"m2mix": {"modes": ("m2", "vl")}, "lemda": {"z_dim": 3, "layers": 1}}
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmjax.augment.common.pixel_change import PixelChange
 from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
@@ -24,7 +25,8 @@ def augmentation(name):
 
 
 SEQUENCE_DROPOUTS = [name for name in NAMES if issubclass(augmentation(name), SequenceDropout)]
-WITH_VIEWS = [name for name in NAMES if name not in SEQUENCE_DROPOUTS]
+PIXEL_CHANGES = [name for name in NAMES if issubclass(augmentation(name), PixelChange)]
+WITH_VIEWS = [name for name in NAMES if name not in SEQUENCE_DROPOUTS + PIXEL_CHANGES]
 # The two with networks of their own compile for 10 s and more.
 LARGE_ONES_SLOW = [
     pytest.param(name, marks=pytest.mark.slow) if name in ("lemda", "tmmda") else name for name in WITH_VIEWS
@@ -40,7 +42,7 @@ def finite(tree):
 
 
 def test_the_folder_is_not_empty_and_shared_modules_are_no_plugins():
-    assert "latent_noise" in WITH_VIEWS and "patch_dropout" in SEQUENCE_DROPOUTS
+    assert "latent_noise" in WITH_VIEWS and "patch_dropout" in SEQUENCE_DROPOUTS and "style" in PIXEL_CHANGES
     assert not {"common", "base"} & set(NAMES)
 
 
@@ -61,7 +63,8 @@ def test_an_augmentation_is_documented_and_every_option_has_a_default(name):
 def test_in_the_step_weights_of_zero_change_no_bit_and_their_schedules_compile_once():
     """All of them at once, in the program that training compiles, whose fusions could round otherwise."""
     late = {"value": 0.5, "start": LATE}
-    augment = tuple((name, {"drop_rate": 0.0} if name in SEQUENCE_DROPOUTS else {"weight": late}) for name in NAMES)
+    off = {name: {"drop_rate": 0.0} for name in SEQUENCE_DROPOUTS} | {name: {"alpha": 0.0} for name in PIXEL_CHANGES}
+    augment = tuple((name, off.get(name, {"weight": late})) for name in NAMES)
     plain = trained(tiny.experiment(), steps=LATE + 1, optimised=True)
     history = trained(tiny.experiment(augment=augment), steps=LATE + 1, optimised=True)
     leaves = lambda step, of: jax.tree.leaves(of[step][0].params)  # noqa: E731

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmjax.augment.common.base import Features, TokenMask, TowerInfo
 from mmjax.core.sphere import unit
-from mmjax.core.types import Provenance
+from mmjax.core.types import Batch, Provenance
 from mmjax.objectives import contrastive
 from mmjax.train.augmentation import Augmentations
 
@@ -173,3 +173,11 @@ def _compiled(by_id):
 
 def replaced(f, image, text):
     return dataclasses.replace(f, image=image, text=text)
+
+
+def batch(images):
+    """A batch of these pictures u8[B, H, W, C], each with one text."""
+    rows = len(images)
+    source = Provenance.from_ids(jnp.arange(rows, dtype=jnp.int32))
+    tokens = jnp.zeros((rows, 4), jnp.int32)
+    return Batch(images={"image": images}, tokens=tokens, image_source=source, text_source=source)
