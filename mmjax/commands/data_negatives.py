@@ -2,8 +2,9 @@
 
 A row is a false version of one caption: key, kind, caption, negative, valid (set it to false to leave a row out) and
 method. --method=rules exchanges a color, material, size, action or state for another; --method=swap exchanges two noun
-phrases, nouns, adjectives, adverbs or verb phrases (needs TextBlob). The same command again continues after a kill, and
-the file has the same bytes as without one.
+phrases, nouns, adjectives, adverbs or verb phrases (needs TextBlob); --method=units finds the entities and relations of
+captions and makes a false version of each (needs TextBlob). The same command again continues after a kill, and the file
+has the same bytes as without one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _SHARD = 4096  # examples between two saves
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's flags."""
     data_source.add_source(parser)
-    parser.add_argument("--method", required=True, choices=("rules", "swap"), help="how captions are changed")
+    parser.add_argument("--method", required=True, choices=("rules", "swap", "units"), help="how captions are changed")
     parser.add_argument("--output", required=True, metavar="FILE", help="the file to write: .parquet, .csv or .jsonl")
     parser.add_argument("--kinds", metavar="A,B", help="kinds of changes (default: all of the method)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choices (default: 0)")

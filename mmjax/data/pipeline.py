@@ -31,10 +31,10 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from mmjax.core.config import ConfigError, Ge, choose
-from mmjax.core.groups import UNKNOWN, group_number
+from mmjax.core.groups import UNKNOWN
 from mmjax.data.eval_view import is_encoded
 from mmjax.data.order import Arrangement, Order
-from mmjax.data.reader import Captions, Reader
+from mmjax.data.reader import Captions, Reader, groups_of_texts
 from mmjax.data.sample import BatchRows, Sample
 from mmjax.data.source import Component, Source, UnreadableEntry
 from mmjax.data.token_cache import TokenCache
@@ -69,8 +69,9 @@ class Batches:
       order: ``shuffled`` yields every example once per epoch, each epoch in another order; ``stored`` keeps the
         source's order. Batches may span two epochs, so no example is dropped.
       groups: fields of the examples that make up their group (``mmjax.core.groups``); none: all are one group.
-      text_groups: of texts: that of their ``example``, or the ``kind`` of a hard negative (captions have none then);
-        None: batches have no groups.
+      text_groups: of texts: that of their ``example``; the ``kind`` of a hard negative (captions have none then); the
+        ``place`` of a caption among those of its image (a hard negative has that of its true caption, or none); None:
+        batches have no groups.
       distinct: no example twice in a batch, not even in one that spans two epochs. The substitute of an unreadable
         example may still be in the batch already.
       process_index: of this process.
@@ -99,7 +100,7 @@ class Batches:
         order: Arrangement = "shuffled",
         distinct: bool = False,
         groups: Sequence[str] = (),
-        text_groups: Literal["example", "kind"] | None = None,
+        text_groups: Literal["example", "kind", "place"] | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -188,7 +189,8 @@ class Batches:
         for _ in map(read, chunks) if self._pool is None else self._pool.map(read, chunks):
             pass
         made = [sample for sample in samples if sample is not None]
-        rows = self._assemble(made, images)
+        made = self._chain.combine_texts(made, rows=self._needed, partners=self._partners, step=step, start=start)
+        rows = self._assemble(made, images, step)
         rows = self._chain.apply_batch_transforms(rows, partners=self._partners, start=start)
         arrays = self._to_arrays(rows) | self._group_arrays(made, rows)
         return arrays | {"unreadable": [entry for i in self._own_places() for entry in unreadable[i]]}
@@ -266,11 +268,11 @@ class Batches:
         random = np.random.default_rng((self._seed, _STREAM, step))
         return random.random((self._batch_size, self._caption_rows + self._negative_rows))[self._needed].tolist()
 
-    def _assemble(self, samples: list[Sample], images: dict[str, np.ndarray]) -> BatchRows:
+    def _assemble(self, samples: list[Sample], images: dict[str, np.ndarray], step: int) -> BatchRows:
         texts: list[str | None] = []
         for sample in samples:
             texts += _pad(sample.captions, self._caption_rows)
-            texts += _pad([text for _, text in sample.fields["negatives"]], self._negative_rows)
+            texts += _pad([false for _, _, false in sample.fields["negatives"]], self._negative_rows)
         count, each = len(samples), self._caption_rows + self._negative_rows
         ids = np.array([sample.id for sample in samples], np.int32)
         present = np.array([text is not None for text in texts]).reshape(count, each, 1)
@@ -287,21 +289,20 @@ class Batches:
             text_ids=np.where(present, ids[:, None, None], -1).astype(np.int32),
             text_weight=weight,
             captions=self._caption_rows,
+            step=step,
         )
 
     def _group_arrays(self, samples: list[Sample], rows: BatchRows) -> dict[str, np.ndarray]:
         """The groups of this process's rows, if batches have any."""
         if self._text_groups is None:
             return {}
-        places, (count, texts) = self._own_places(), rows.tokens.shape[:2]
+        places, texts = self._own_places(), rows.tokens.shape[1]
         image = np.array([sample.fields["group"] for sample in samples], np.int32)
         image = np.where((rows.image_ids[:, 1:] >= 0).any(axis=1), UNKNOWN, image).astype(np.int32)
         text = np.repeat(image[:, None], texts, axis=1)
-        if self._text_groups == "kind":
-            text = np.full((count, texts), UNKNOWN, np.int32)
-            for row, sample in zip(text, samples, strict=True):
-                kinds = [group_number(kind) for kind, _ in sample.fields["negatives"]]
-                row[self._caption_rows :][: len(kinds)] = kinds
+        if self._text_groups != "example":
+            rows_of = (self._text_groups, self._caption_rows, self._negative_rows)
+            text = np.array([groups_of_texts(sample, *rows_of) for sample in samples], np.int32)
         own = slice(places.start, places.stop)
         return {"image_group": image[own], "text_group": text[own].reshape(-1)}
 
@@ -344,4 +345,4 @@ class _PrefetchedStream:
 
 
 def _pad(texts: list[str], count: int) -> list[str | None]:
-    return [*texts, *[None] * (count - len(texts))]
+    return [*texts[:count], *[None] * (count - len(texts))]

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.core.groups import group_number
+from mmjax.core.groups import UNKNOWN, group_number
 from mmjax.data.sample import DataError, Example, Sample, Unreadable, as_unreadable
 from mmjax.data.source import Source, UnreadableEntry
 from mmjax.data.transform_chain import TransformChain
@@ -23,8 +23,8 @@ _ATTEMPTS = 32  # examples that are tried for one row
 class Reader:
     """Makes samples with at most ``caption_rows`` captions and ``negative_rows`` hard negatives.
 
-    ``sample.fields["negatives"]`` holds the false captions that were drawn, as (kind, text), and ``"group"`` the number
-    of the sample's group by the fields ``groups``.
+    ``sample.fields["negatives"]`` holds the false captions that were drawn, as (kind, true caption, false caption), and
+    ``"group"`` the number of the sample's group by the fields ``groups``.
     """
 
     def __init__(
@@ -113,9 +113,8 @@ class Reader:
             sample.captions = sample_without_replacement(sample.captions, draws[: self._caption_rows], sample.weights)
         sample = self._chain.decode_and_transform(sample, example, number=number)
         # Some examples of a mixture or a table have no negatives; their rows become padding.
-        negatives = (
-            [(kind, text) for kind, _, text in sample.fields.get("negatives", ())] if self._negative_rows else []
-        )
+        negatives = list(sample.fields.get("negatives", ())) if self._negative_rows else []
+        sample.captions = sample.captions[: self._caption_rows]
         sample.fields = {
             "negatives": sample_without_replacement(negatives, draws[self._caption_rows :]),
             "group": group_number(*(sample.fields.get(name) for name in self._groups)),
@@ -137,6 +136,17 @@ def _check_image(sample: Sample, name: str, shape: tuple[int, ...]) -> None:
             "as data.transforms=(('resize_crop', {}),) does",
             key=sample.key,
         )
+
+
+def groups_of_texts(sample: Sample, by: Literal["kind", "place"], captions: int, negatives: int) -> list[int]:
+    """The groups of a sample's ``captions`` and ``negatives`` rows of text, by a negative's kind or a text's place."""
+    if by == "kind":
+        groups = [UNKNOWN] * captions + [group_number(kind) for kind, *_ in sample.fields["negatives"][:negatives]]
+    else:
+        place_of = {caption: place for place, caption in reversed(list(enumerate(sample.captions)))}
+        trues = (true for _, true, _ in sample.fields["negatives"][:negatives])
+        groups = [*range(captions), *(place_of.get(true, UNKNOWN) for true in trues)]
+    return groups + [UNKNOWN] * (captions + negatives - len(groups))
 
 
 def sample_without_replacement(

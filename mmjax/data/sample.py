@@ -129,6 +129,7 @@ class BatchRows:
     text_ids: np.ndarray  # i32[n, T, K]; -1 in column 0: padding
     text_weight: np.ndarray  # f32[n, T, K]; 0 in all columns: a hard negative, or padding
     captions: int  # how many of the T texts are captions
+    step: int = 0  # of training
 
     def replace(self, **changes: Any) -> BatchRows:
         """These rows with some arrays replaced."""

@@ -91,7 +91,8 @@ class TransformChain:
     @property
     def adds_negatives(self) -> bool:
         """Whether one of the transforms makes hard negatives."""
-        return any(getattr(transform, "adds_negatives", False) for _, transform in self._stages["sample"])
+        transforms = (*self._stages["sample"], *self._stages["batch"])
+        return any(getattr(transform, "adds_negatives", False) for _, transform in transforms)
 
     @staticmethod
     def stage_of(name: str) -> Stage:
@@ -131,6 +132,28 @@ class TransformChain:
             partners_of.append(pairs)
             needed |= set(pairs.values())
         return partners_of[::-1]
+
+    def combine_texts(
+        self,
+        samples: Sequence[Sample],
+        *,
+        rows: Sequence[int],
+        partners: Sequence[Mapping[int, int]],
+        step: int,
+        start: int,
+    ) -> list[Sample]:
+        """The samples of ``rows`` after the batch transforms that combine captions before they become tokens."""
+        for (name, transform), pairs in zip(self._stages["batch"], partners, strict=True):
+            if not hasattr(transform, "combine_texts"):
+                continue
+            sample_of = dict(zip(rows, samples, strict=True))
+            samples = [
+                transform.combine_texts(
+                    sample_of[row], sample_of.get(pairs.get(row, -1)), step, self.random(f"{name}.texts", start + row)
+                )
+                for row in rows
+            ]
+        return list(samples)
 
     def apply_batch_transforms(
         self, rows: BatchRows, *, partners: Sequence[Mapping[int, int]], start: int

@@ -123,9 +123,9 @@ def test_a_choice_depends_on_seed_key_and_caption_alone():
     )
 
 
-@pytest.mark.parametrize("method", ["rules", "swap"])
+@pytest.mark.parametrize("method", ["rules", "swap", "units"])
 def test_a_thousand_captions_a_second(method, monkeypatch):
-    monkeypatch.setattr(swaps, "tagger", lambda: lambda tokens: [[t, "JJ" if t in COLORS else "NN"] for t in tokens])
+    monkeypatch.setattr(swaps, "tagger", lambda *_: lambda tokens: [[t, "JJ" if t in COLORS else "NN"] for t in tokens])
     random = np.random.default_rng(0)
     captions = [caption(i, random) for i in range(400)]
     generator = generate.Generator(method, generate.KINDS[method], seed=0)

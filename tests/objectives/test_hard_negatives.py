@@ -25,6 +25,8 @@ CASES = {
     ),
     "biaug": ({}, reference.clip),
     "biaug bimodal": ({"mode": "bimodal"}, reference.biaug),
+    "clic": ({}, reference.clic),
+    "cs_clip": ({}, reference.cs_clip),
     "fscl": ({}, lambda s: reference.fscl(s, np.zeros(len(s.image)), np.zeros(len(s.text)))),
     "hn_nce": ({"schedule": "constant", "alpha": 0.8}, functools.partial(reference.hn_nce, alpha=0.8, beta=0.25)),
     "hn_nce frozen": (
@@ -39,7 +41,7 @@ CASES = {
 }
 """Names (with a suffix where there are several) to options and the loss as a function of ``reference.Sides``."""
 
-WITHOUT_NEGATIVES_CLIP = ("negclip", "ce_clip", "biaug")
+WITHOUT_NEGATIVES_CLIP = ("negclip", "ce_clip", "biaug", "clic", "cs_clip")
 
 
 @functools.cache
@@ -230,6 +232,51 @@ class TestTsvlc:
         without = image, text, image_source, (np.where(weight == 0, -1, ids), weight), *rest
         clip = reference.clip(reference.Sides(*without[:5]))
         np.testing.assert_allclose(plain["contrastive_loss"], clip, rtol=1e-5)
+
+
+class TestPlaces:
+    """Captions of several places, each with false versions of its own."""
+
+    PROBLEM = hard_problem(9, captions=3, negatives=2)
+    PLACES = np.random.default_rng(1).integers(0, 4, len(PROBLEM[1]))
+
+    def loss(self, name, problem=PROBLEM, places=PLACES, **options):
+        objective = plugins.make("mmjax.objectives", "Objective", {"name": name, **options}, path="objective")
+        assert objective.text_groups == "place"
+        (image, text, scale, _), (images, texts) = arguments(problem)
+        texts = dataclasses.replace(texts, group=jnp.asarray(places, jnp.int32))
+
+        def call(image, text, scale):
+            return objective(image, text, image_source=images, text_source=texts, scale=scale)
+
+        return jax.jit(jax.value_and_grad(call, argnums=(0, 1, 2), has_aux=True))(image, text, scale)
+
+    @pytest.mark.parametrize("name", ["clic", "cs_clip"])
+    def test_places_equal_the_equations(self, name):
+        sides = reference.Sides(*self.PROBLEM[:5])
+
+        def wanted(image, text, scale):
+            return getattr(reference, name)(sides.move(image, text, scale), self.PLACES)
+
+        (value, metrics), gradients = self.loss(name)
+        values = self.PROBLEM[0], self.PROBLEM[1], self.PROBLEM[4]
+        np.testing.assert_allclose(value, wanted(*values), atol=1e-5)
+        for a, b in zip(gradients, reference.numeric_gradient(wanted, values), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+        assert all(np.isfinite(m) and m.shape == () for m in metrics.values())
+        (tiled, _), _ = self.loss(name, impl="chunked", chunk=3)
+        np.testing.assert_allclose(tiled, value, atol=2e-6)
+
+    def test_false_captions_of_clic_are_in_no_contrast_and_foils_of_units_only_beside_their_unit(self):
+        image, text, image_source, (ids, weight), *rest = self.PROBLEM
+        without = image, text, image_source, (np.where(weight == 0, -1, ids), weight), *rest
+        (_, some), _ = self.loss("clic")
+        (value, none), _ = self.loss("clic", without, uni_weight=0.0)
+        np.testing.assert_allclose([some["contrastive_loss"], value], none["contrastive_loss"], rtol=1e-6)
+        moved = np.where(weight[:, 0] == 0, 3, np.minimum(self.PLACES, 1))  # foils of a place without captions
+        (_, apart), _ = self.loss("cs_clip", places=moved)
+        (_, bare), _ = self.loss("cs_clip", without, places=moved)
+        np.testing.assert_allclose(apart["unit_loss"], bare["unit_loss"], rtol=1e-6)
 
 
 class TestFscl:

@@ -131,6 +131,41 @@ def fscl(s, image_group, text_group, group_norm=True):
     return total
 
 
+def clic(s, places=None, contrast_weight=0.5, negative_weight=0.5, uni_weight=1.0):
+    places = np.zeros(len(s.text), int) if places is None else places
+    rows, choices = [], []
+    for k in range(4):
+        mass = s.mass * (places == k)
+        rows.append(softmax_losses(s.logits, mass, s.pairs & s.captions & (places == k)))
+        for row, t, own in zip(s.logits, mass, s.own_texts, strict=True):
+            if t.sum() > 0 and own.any():
+                choices.append(np.log1p(np.exp(row[own] - t @ row / t.sum()).sum()))
+    contrast = (np.concatenate(rows).mean() + softmax_losses(s.logits.T, s.mass.T, s.pairs.T).mean()) / 2
+    same = (s.text_ids[:, None] == s.text_ids) & np.outer(s.captions & (places == 0), s.captions & (places == 1))
+    distances = [2 - 2 * (s.text[j] @ s.text[same[j]].T).mean() for j in range(len(same)) if same[j].any()]
+    if not choices:
+        return contrast
+    uni = np.mean(distances) if distances else 0.0
+    return contrast_weight * contrast + negative_weight * np.mean(choices) + uni_weight * uni
+
+
+def cs_clip(s, places=None, unit_weight=0.5):
+    places = np.zeros(len(s.text), int) if places is None else places
+    full, units = [], []
+    for k in range(4):
+        foils = s.text_negative[None, :] if k == 0 else s.own_texts
+        among = s.pairs & (places == k) & (s.captions[None, :] | foils)
+        losses = softmax_losses(s.logits, s.mass * (places == k), among)
+        columns = softmax_losses(s.logits.T, s.mass.T * (places == k)[:, None], s.pairs.T)
+        (units if k else full).append((losses, columns))
+    total = 0.0
+    for weight, terms in ((1.0, full), (unit_weight, units)):
+        for side in (0, 1):
+            every = np.concatenate([pair[side] for pair in terms])
+            total += weight * every.mean() / 2 if every.size else 0.0
+    return total
+
+
 def numeric_gradient(loss, values, step=1e-5):
     """Central differences of a float64 function of several arrays."""
     gradients = []

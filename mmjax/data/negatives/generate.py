@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from mmjax.core.config import ConfigError
-from mmjax.data.negatives import rules, swaps
+from mmjax.data.negatives import rules, swaps, units
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
 from mmjax.data.text import captions_of
 
-Method = Literal["rules", "swap"]
-KINDS: dict[Method, tuple[str, ...]] = {"rules": rules.KINDS, "swap": swaps.KINDS}
+Method = Literal["rules", "swap", "units"]
+KINDS: dict[Method, tuple[str, ...]] = {"rules": rules.KINDS, "swap": swaps.KINDS, "units": units.KINDS}
 SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "kind", "caption", "negative")]).append(
     pa.field("valid", pa.bool_())
 ).append(pa.field("method", pa.string()))  # fmt: skip
@@ -27,37 +27,52 @@ Edit = Callable[[str, np.random.Generator], str | None]
 
 
 class Generator:
-    """Makes at most one negative of each kind for each caption: a function of the seed, the key and the caption.
+    """Makes at most one negative of each kind for each caption, or one for each unit of it.
+
+    They are a function of the seed, the key and the caption.
 
     Args:
-      method: ``rules`` exchanges words for others of their list, ``swap`` two spans of a caption.
+      method: ``rules`` exchanges words for others of their list, ``swap`` two spans of a caption, ``units`` makes foils
+        of the entities and relations in it.
       kinds: of the method.
       seed: of the choices.
     """
 
     def __init__(self, method: Method, kinds: Iterable[str], *, seed: int):
         self._method, self._kinds, self._seed = method, tuple(kinds), seed
-        self._find_tags = swaps.tagger() if method == "swap" else None
+        self._find_tags = swaps.tagger(f"--method={method}") if method != "rules" else None
 
     def rows(self, key: str, captions: Sequence[str]) -> list[dict[str, Any]]:
         """The negatives of an example; none equals one of its captions, none comes twice."""
-        known = {caption.casefold() for caption in captions}
-        rows = []
+        edits = []
         for caption in captions:
             digest = hashlib.blake2b(f"{self._seed}\0{key}\0{caption}".encode("utf-8", "backslashreplace"))
             random = np.random.default_rng(int.from_bytes(digest.digest()[:16], "little"))
-            for kind, negative in self._edits(caption, random):
-                if negative is not None and negative.casefold() not in known:
-                    known.add(negative.casefold())
-                    row = {"key": key, "kind": kind, "caption": caption, "negative": negative}
-                    rows.append({**row, "valid": True, "method": self._method})
+            edits += self._edits(caption, random)
+        # A foil may be another unit of the picture, and so be true.
+        known = {text.casefold() for text in (*captions, *(true for _, true, _ in edits))}
+        rows, seen = [], set[str]()
+        for kind, true, negatives in edits:
+            negative = next((text for text in negatives if text.casefold() not in known), None)
+            is_unit = self._method == "units"
+            if negative is not None and not (is_unit and true.casefold() in seen):
+                seen.add(true.casefold())
+                known |= set() if is_unit else {negative.casefold()}
+                row = {"key": key, "kind": kind, "caption": true, "negative": negative}
+                rows.append({**row, "valid": True, "method": self._method})
         return rows
 
-    def _edits(self, caption: str, random: np.random.Generator) -> list[tuple[str, str | None]]:
+    def _edits(self, caption: str, random: np.random.Generator) -> list[tuple[str, str, list[str]]]:
+        """Kind, true text, and what may be a false version of it, in the order of preference."""
         if self._find_tags is None:
-            return [(f"replace_{kind}", rules.replace_words(caption, kind, random)) for kind in self._kinds]
-        tagged = swaps.Tagged(caption, find_tags=self._find_tags)
-        return [(f"swap_{kind}", tagged.swap(kind, random)) for kind in self._kinds]
+            made = [(f"replace_{kind}", rules.replace_words(caption, kind, random)) for kind in self._kinds]
+        elif self._method == "units":
+            found_units = units.find_units(caption, random, find_tags=self._find_tags)
+            return [unit for unit in found_units if unit[0] in self._kinds]
+        else:
+            tagged = swaps.Tagged(caption, find_tags=self._find_tags)
+            made = [(f"swap_{kind}", tagged.swap(kind, random)) for kind in self._kinds]
+        return [(kind, caption, [] if negative is None else [negative]) for kind, negative in made]
 
 
 class CaptionReader:
@@ -91,9 +106,13 @@ def count_kinds(table: pa.Table) -> dict[str, int]:
 
 def without_repeats(table: pa.Table) -> pa.Table:
     """The rows whose key and negative did not come before, as where rows of one image have one key."""
-    known: set[tuple[str, str]] = set()
+    known: set[tuple[str, ...]] = set()
     kept = []
-    for pair in zip(table["key"].to_pylist(), table["negative"].to_pylist(), strict=True):
+    units_only = (
+        caption if kind in units.KINDS else ""
+        for kind, caption in zip(table["kind"].to_pylist(), table["caption"].to_pylist(), strict=True)
+    )
+    for pair in zip(table["key"].to_pylist(), table["negative"].to_pylist(), units_only, strict=True):
         kept.append(pair not in known)
         known.add(pair)
     return table.filter(pa.array(kept, pa.bool_()))
@@ -101,7 +120,8 @@ def without_repeats(table: pa.Table) -> pa.Table:
 
 def revision(method: Method) -> str:
     """What tells one state of the word lists, or of the tagger, from another."""
-    if method == "swap":
-        return f"textblob {importlib.metadata.version('textblob')}"
-    entries = [rules.word_list(kind).line_of for kind in rules.KINDS]
-    return hashlib.blake2b(repr(entries).encode(), digest_size=8).hexdigest()
+    lists = () if method == "swap" else rules.KINDS if method == "rules" else (*rules.KINDS, "relation")
+    entries = [rules.word_list(kind).line_of for kind in lists]
+    digest = [hashlib.blake2b(repr(entries).encode(), digest_size=8).hexdigest()] if lists else []
+    tagger = [f"textblob {importlib.metadata.version('textblob')}"] if method != "rules" else []
+    return " ".join(tagger + digest)

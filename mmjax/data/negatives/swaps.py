@@ -116,12 +116,17 @@ class Tagged:
 
 
 @functools.cache
-def tagger() -> Callable[[list[str]], Any]:
-    """The function from words to (word, tag) pairs; ConfigError if TextBlob is not installed."""
+def tagger(option: str = "--method=swap", otherwise: str = "--method=rules") -> Callable[[list[str]], Any]:
+    """The function from words to (word, tag) pairs; ConfigError if TextBlob is not installed.
+
+    Args:
+      option: that needs it, for the error.
+      otherwise: an option that does not.
+    """
     try:
         return importlib.import_module("textblob.en").parser.find_tags
     except ImportError:
         raise ConfigError(
-            "--method=swap: finds parts of speech with TextBlob, which is not installed; pip install "
-            "'mmjax[negatives]', or use --method=rules"
+            f"{option}: finds parts of speech with TextBlob, which is not installed; pip install "
+            f"'mmjax[negatives]', or use {otherwise}"
         ) from None

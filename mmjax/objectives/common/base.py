@@ -21,8 +21,11 @@ DENSE_PAIRS = 2**22
 
 Implementation = Literal["dense", "chunked", "ring"]
 
-TextGroups = Literal["example", "kind"]
-"""``example``: a text has the group of its image; ``kind``: a hard negative has its kind, and a caption none."""
+TextGroups = Literal["example", "kind", "place"]
+"""``example``: a text has the group of its image; ``kind``: a hard negative has its kind, and a caption none.
+
+``place``: a caption has its place among those of its image, and a hard negative that of the caption it is false for.
+"""
 
 State = dict[str, jax.Array]
 """What an objective carries from step to step, by name; every device has all of it."""

@@ -106,7 +106,7 @@ def test_the_transform_gives_negatives_to_any_source():
     reader.first()
     negatives = [reader.sample(n, 0, [0.0] * 3, component=range(2))[0].fields["negatives"] for n in range(20)]
     assert all(len(one) == 1 and one[0][0] == "replace_color" for one in negatives)
-    assert len({one[0][1] for one in negatives}) > 5  # another one each time
+    assert len({one[0][2] for one in negatives}) > 5  # another one each time
     assert reader.sample(3, 0, [0.0] * 3, component=range(2))[0].fields["negatives"] == negatives[3]
     assert reader.sample(1, 1, [0.0] * 3, component=range(2))[0].fields["negatives"] == []
 

@@ -94,7 +94,11 @@ class SampleTransform(Protocol):
 
 
 class BatchTransform(Protocol):
-    """Changes rows of a batch, each alone or together with a partner row."""
+    """Changes rows of a batch, each alone or together with a partner row.
+
+    It may also have ``combine_texts(sample, partner, step, random) -> Sample``, which is called for every row before
+    its captions and negatives become tokens; a row without a partner gets None.
+    """
 
     stage: ClassVar[Stage]
 
