@@ -2,31 +2,10 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmjax.core.config import ConfigError, nearest
-
-
-def parse_arguments(text: str, /, **defaults: Any) -> types.SimpleNamespace:
-    """The arguments of a config file, as in ``augment=mixup,size=small``.
-
-    Args:
-        text: What follows the colon of ``--config=FILE:…``.
-        defaults: The arguments that the file has. A value has the type of its default.
-    """
-    values = dict(defaults)
-    for word in filter(None, (word.strip() for word in (text or "").split(","))):
-        name, equals, value = word.partition("=")
-        if not equals or name not in defaults:
-            raise ConfigError(f"argument {word!r} of the config file: {nearest(name, defaults)}, as name=value")
-        kind = type(defaults[name])
-        try:
-            values[name] = kind(value)
-        except ValueError:
-            raise ConfigError(f"argument {word!r} of the config file: expected {kind.__name__}") from None
-    return types.SimpleNamespace(**values)
+from mmjax.config_file import parse_arguments as parse_arguments
 
 
 def plugin_entries(names: str, **options: Mapping[str, Any]) -> tuple[tuple[str, dict[str, Any]], ...]:

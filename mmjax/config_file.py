@@ -8,6 +8,7 @@ import importlib
 import runpy
 import sys
 import traceback
+import types
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,16 +20,17 @@ from mmjax.core.config import ConfigError
 from mmjax.experiment import Experiment, expand_init, expand_model
 
 
-def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
+def load_config(spec: str, overrides: Iterable[tuple[str, str]] = (), *, folder: str = "") -> dict[str, Any]:
     """The sections of a config file with overrides applied in order; not yet checked.
 
     Args:
         spec: ``PATH[:ARGUMENT]``, or the name of a shipped file in place of its path (``scenes:size=large``). The
             file's ``get_config(argument)`` returns the configuration. It can import other files of its folder.
         overrides: Pairs of a dotted key and a Python literal (``"none"`` and other plain words are strings).
+        folder: That of the shipped files; ``generate`` has those of recipes.
     """
     name, _, argument = spec.partition(":")
-    shipped = shipped_configs()
+    shipped = shipped_configs(folder)
     path = name if Path(name).is_file() else shipped.get(name)
     if path is None:
         raise ConfigError(
@@ -54,12 +56,12 @@ def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> dict[st
     return sections
 
 
-def shipped_configs() -> dict[str, str]:
+def shipped_configs(subfolder: str = "") -> dict[str, str]:
     """Paths of the configuration files that come with mmjax, by name."""
     package = Path(__file__).parent
     # In an installed package they are inside it, in a checkout beside it (pyproject.toml).
     inside = package / "configs"
-    folder = inside if inside.is_dir() else package.parent / "configs"
+    folder = (inside if inside.is_dir() else package.parent / "configs") / subfolder
     return {path.stem: str(path) for path in sorted(folder.glob("*.py")) if path.stem != "common"}
 
 
@@ -83,7 +85,7 @@ def _importable_neighbors(folder: Path) -> Iterator[None]:
 
 
 def _override(sections: dict[str, Any], key: str, text: str) -> None:
-    for listed in ("augment", "data.transforms"):
+    for listed in ("augment", "data.transforms", "stages"):
         if key.startswith(f"{listed}.") and key.count(".") > listed.count(".") + 1:
             _override_listed(sections, listed, key, text)
             return
@@ -113,6 +115,26 @@ def _section(value: Any, name: str, *, key: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{key}={config.shorten(text)}: {name!r} is not a section but {config.short_repr(value)}")
     return value
+
+
+def parse_arguments(text: str, /, **defaults: Any) -> types.SimpleNamespace:
+    """The arguments of a config file, as in ``augment=mixup,size=small``.
+
+    Args:
+        text: What follows the colon of ``--config=FILE:…``.
+        defaults: The arguments that the file has. A value has the type of its default.
+    """
+    values = dict(defaults)
+    for word in filter(None, (word.strip() for word in (text or "").split(","))):
+        name, equals, value = word.partition("=")
+        if not equals or name not in defaults:
+            raise ConfigError(f"argument {word!r} of the config file: {config.nearest(name, defaults)}, as name=value")
+        kind = type(defaults[name])
+        try:
+            values[name] = kind(value)
+        except ValueError:
+            raise ConfigError(f"argument {word!r} of the config file: expected {kind.__name__}") from None
+    return types.SimpleNamespace(**values)
 
 
 def _default_section(path: list[str]) -> dict[str, Any]:

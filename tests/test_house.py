@@ -33,7 +33,10 @@ FLOORS = (
 BESIDE = {"evals": {"data", "parallel"}, "augment": {"models"}, "weights": {"models"}}
 """Rooms of the same floor that a room may import; there is no other."""
 
-PLUGIN_FOLDERS = {"augment", "commands", "data/sources", "data/transforms", "evals", "generate/backends", "objectives"}
+PLUGIN_FOLDERS = {
+    *("augment", "commands", "data/sources", "data/transforms", "evals", "generate/backends", "generate/blocks"),
+    *("generate/engines", "objectives"),
+}
 MOST_FILES = 16  # of a folder, without __init__.py: what fits a screen
 MOST_LINES = 350  # of a file
 MEDIAN_LINES = 120

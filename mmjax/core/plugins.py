@@ -5,8 +5,8 @@ A name is looked for in this order:
 1. ``mixup`` in ``augment`` is the module ``mmjax/augment/mixup.py``. mmjax's own plug-ins come first, so that no
    installed package changes what a configuration means.
 2. Otherwise it is an entry point of an installed package, here in the group ``mmjax.augment``; the other groups are
-   ``mmjax.sources``, ``mmjax.transforms``, ``mmjax.objectives``, ``mmjax.evals``, ``mmjax.trackers`` and
-   ``mmjax.commands``. Its ``pyproject.toml`` says::
+   ``mmjax.sources``, ``mmjax.transforms``, ``mmjax.objectives``, ``mmjax.evals``, ``mmjax.trackers``,
+   ``mmjax.blocks``, ``mmjax.backends``, ``mmjax.engines`` and ``mmjax.commands``. Its ``pyproject.toml`` says::
 
        [project.entry-points."mmjax.augment"]
        my_mix = "my_package.my_mix"

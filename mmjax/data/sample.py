@@ -16,7 +16,8 @@ Example = dict[str, Any]
 ``captions``  list[str], at least one
 MODALITY      for each name in the source's ``modalities``: bytes of an encoded picture, or u8[H, W, C]
 
-and further fields: ``label`` (int), ``labels`` (several), ``negatives`` (list of (kind, true caption,
+and further fields: ``caption_weights`` (list of float, with which captions are sampled; uniform if left out),
+``label`` (int), ``labels`` (several), ``negatives`` (list of (kind, true caption,
 false caption)), score columns, boxes.
 The source raises ``Unreadable`` if an example cannot be used.
 """

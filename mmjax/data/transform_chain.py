@@ -102,8 +102,10 @@ class TransformChain:
     def apply_caption_transforms(self, example: Example, *, number: int) -> Sample:
         """The example as a sample with all captions that it may get; its pictures are not decoded yet."""
         key = str(example.get("key", example["id"]))
-        fields = {k: v for k, v in example.items() if k not in ("id", "key", "captions", *self._modalities)}
+        fixed = ("id", "key", "captions", "caption_weights", *self._modalities)
+        fields = {k: v for k, v in example.items() if k not in fixed}
         sample = Sample(id=example["id"], key=key, captions=list(example["captions"]), fields=fields)
+        sample.weights = example.get("caption_weights")
         for name, transform in self._stages["captions"]:
             caption_transform: CaptionTransform = transform
             sample = caption_transform(sample, self.random(name, number))

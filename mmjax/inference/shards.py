@@ -21,8 +21,8 @@ from mmjax.core.locks import Lock
 UNREADABLE = b"unreadable"
 """The key in a table's metadata of the examples that are not in it: a JSON list of [key, reason, detail]."""
 
-Content: TypeAlias = pa.Table | np.ndarray
-_SUFFIXES = (".npy", ".parquet")
+Content: TypeAlias = pa.Table | np.ndarray | Sequence[bytes]
+_SUFFIXES = (".npy", ".array_record", ".parquet")
 
 
 def shard_name(kind: str, number: int, shards: int, suffix: str) -> str:
@@ -137,7 +137,7 @@ class ShardFolder:
         """Turns the error of a full disk into one line; the shards that are complete stay."""
         try:
             yield
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, RuntimeError, pa.ArrowException) as error:  # RuntimeError is array_record's
             cause = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise ConfigError(
                 f"{self._flag}={self.path}: cannot be written ({cause}); make room there, then the same command "
@@ -148,10 +148,12 @@ class ShardFolder:
         temporary = self.path / f".{process}.{path.name}.tmp"
         with self.write_errors():
             try:
-                with open(temporary, "wb") as file:
+                if path.suffix == ".array_record":
+                    _write_records(temporary, content)
+                with open(temporary, "ab" if path.suffix == ".array_record" else "wb") as file:
                     if isinstance(content, np.ndarray):
                         np.save(file, content)
-                    else:
+                    elif isinstance(content, pa.Table):
                         pq.write_table(content, file, compression="none", use_dictionary=False)
                     file.flush()
                     os.fsync(file.fileno())
@@ -169,3 +171,15 @@ class ShardFolder:
             raise ConfigError(f"{self._flag}={self.path}: {self._plan_name} cannot be read ({error})") from None
         check_plan(begun, self._plan, informative=self._informative, where=f"{self._flag}={self.path}")
         return begun
+
+
+def _write_records(path: Path, records: Content) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    # Random access needs groups of one record; pictures are compressed already.
+    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    try:
+        for record in records:
+            writer.write(record)
+    finally:
+        writer.close()

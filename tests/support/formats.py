@@ -5,7 +5,10 @@ import json
 import pyarrow.parquet as pq
 from array_record.python import array_record_module
 
+from mmjax.data.formats import generated_records
+from mmjax.data.formats.generated_records import Record, table_of
 from mmjax.data.formats.tf_example import encode
+from mmjax.inference.shards import ShardFolder
 from support import archives, tables
 from support.pictures import encoded, photograph
 
@@ -54,7 +57,26 @@ def sections(folder):
     records = [encode({"image": [data], "captions": captions}) for _, data, captions in items]
     array_record(folder / "records", records)
     made["arrayrecord"] = {"path": str(folder / "records" / "*.array_record")}
+
+    generated(folder / "generated", items)
+    made["generated"] = {"path": str(folder / "generated")}
     return made
+
+
+def generated(path, items, *, shards=2):
+    folder = ShardFolder(
+        path, plan_name=generated_records.PLAN, plan={}, kinds=(generated_records.KIND,),
+        suffixes=(".array_record", ".parquet"), shards=shards,
+    )  # fmt: skip
+    records = [
+        Record(id=key, image=data, captions=[{"text": text, "source": "raw", "weight": 1.0} for text in captions])
+        for key, data, captions in items
+    ]
+    with folder.locked():
+        for number in range(shards):
+            own = records[number * len(records) // shards : (number + 1) * len(records) // shards]
+            content = {".array_record": [record.to_bytes() for record in own], ".parquet": table_of(own)}
+            folder.write(number, {(generated_records.KIND, suffix): value for suffix, value in content.items()})
 
 
 def array_record(folder, records, *, shards=2):

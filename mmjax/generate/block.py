@@ -1,0 +1,104 @@
+"""``Block``: one stage of a recipe, from records to records."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+from mmjax.data.formats.generated_records import Record
+from mmjax.generate.backend import Failure, Picture
+
+FOLDER = "mmjax.generate.blocks"
+Result = Record | list[Record] | Failure
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a stage will cost if no record is dropped before it."""
+
+    requests: Mapping[str, int]  # by model
+    records: int  # that leave it
+
+
+class Tools(Protocol):
+    """What a block may use beside its records."""
+
+    def model(self, name: str) -> Any:
+        """The model of that name, in the role that the block's ``uses`` says."""
+
+    def picture(self, record: Record) -> Picture:
+        """The record's picture, decoded."""
+
+    def encode(self, picture: Picture) -> bytes:
+        """A picture as the output stores it."""
+
+    def seed(self, record: Record, *draw: object) -> int:
+        """A number of 32 bits, from the recipe's seed, the stage, the record and which ``draw`` of it."""
+
+    def origin(self, record: Record, model: Any, *, seed: int = 0, prompt_sha: str = "", **params: Any) -> int:
+        """Adds an entry to the record's provenance; returns its number, which ``by`` names."""
+
+
+class Block:
+    """Base class of blocks, which depend on one record at a time; the class of a module is called ``Block``.
+
+    Options are the constructor's keyword arguments. A block gets batches of records that are kept so far, as copies
+    that it may change, and returns for each, in order, that record, a list of records that take its place, or a
+    ``Failure``, which drops it. If it raises, the batch is tried again record by record.
+
+    Attributes:
+      uses: the models that it asks, by the name that the recipe gives them, and their roles.
+      decides: whether it changes nothing but ``keep``, ``reason``, ``scores`` and the weights of captions; such blocks
+        at the end of a recipe write no records again. They use no models or pictures.
+    """
+
+    decides: ClassVar[bool] = False
+    uses: Mapping[str, type] = {}
+
+    def __call__(self, records: Sequence[Record], tools: Tools) -> list[Result]:
+        """The records after this stage."""
+        raise NotImplementedError
+
+    def estimate(self, records: int) -> Estimate:
+        """What that many records cost: one request each to each model, unless a subclass knows better."""
+        return Estimate(dict.fromkeys(self.uses, records), records)
+
+
+class GlobalBlock(Block):
+    """A block whose decision needs all records: what it collects of each, what follows, and what that does to each."""
+
+    def collect(self, record: Record) -> Any:
+        """What it needs of a record, as plain values; None for nothing."""
+        raise NotImplementedError
+
+    def decide(self, values: Sequence[Any], tools: Tools) -> Any:
+        """The decision, as JSON values, from what was collected of all kept records in order."""
+        raise NotImplementedError
+
+    def apply(self, record: Record, decision: Any, tools: Tools) -> Result:
+        """The record after the decision."""
+        raise NotImplementedError
+
+
+class Filter(Block):
+    """Base class of filters that judge each record by itself."""
+
+    decides = True
+
+    def judge(self, record: Record) -> str | None:
+        """Why the record is dropped; None keeps it. May change weights."""
+        raise NotImplementedError
+
+    def __call__(self, records: Sequence[Record], tools: Tools) -> list[Result]:
+        """The records, some of them dropped."""
+        for record in records:
+            reason = self.judge(record)
+            if reason is not None:
+                record.drop(reason)
+        return list(records)
+
+
+def set_fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are set, for the provenance."""
+    return {name: field for name, field in dataclasses.asdict(value).items() if field is not None}

@@ -1,0 +1,1 @@
+"""The blocks that a recipe's stages name, one a file."""
