@@ -15,6 +15,7 @@ from mmjax.core import plugins
 from mmjax.core.config import ConfigError
 from mmjax.data.open_source import OF_ANY_SOURCE
 from mmjax.experiment import Experiment
+from mmjax.generate.recipe import make_recipe
 from support import documents
 from support.documents import ROOT, Block
 
@@ -118,6 +119,9 @@ def check_command(words):
     overrides = parse_overrides(unknown, args)
     spec = getattr(args, "config", None)
     if spec is None:
+        return
+    if args.command == "generate":
+        make_recipe(load_config(spec, overrides, folder="generate"))
         return
     check_experiment(Experiment.from_dict(load_config(spec, overrides)))
     if args.command == "compare":
