@@ -13,6 +13,7 @@ from mmjax.core.config import Between, ConfigError, Ge, Gt, Le
 from mmjax.data.negatives.config import NegativesTable
 from mmjax.models import presets
 from mmjax.models.config import ClipConfig
+from mmjax.objectives.common.gate import GateConfig
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.weights.config import InitConfig
 
@@ -240,6 +241,7 @@ class Experiment:
     precision: Literal["float32", "bfloat16"] = "float32"
     augment: tuple[tuple[str, Section], ...] = ()
     objective: Section = dataclasses.field(default_factory=lambda: {"name": "contrastive"})
+    gate: GateConfig | None = None
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)

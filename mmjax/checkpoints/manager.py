@@ -35,8 +35,8 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 class Checkpoints:
     """The checkpoints of one run.
 
-    ``params``, ``ema_params``, the state of each augmentation and that of the objective are separate items, so that
-    evaluation and export read only what they need. A manifest holds the checksums of all arrays.
+    ``params``, ``ema_params``, the state of each augmentation, that of the objective and that of the gate are separate
+    items, so that evaluation and export read only what they need. A manifest holds the checksums of all arrays.
 
     With one process a failed save does not end the run: a warning is logged, partial files are removed, and the next
     ``save`` tries again. With several processes the failing one raises ``CheckpointNotSaved``, because the others
@@ -181,6 +181,7 @@ class Checkpoints:
             ema_params=items.get("ema_params"),
             augment={n: AugmentState(**items[_item(n)]) for n in target.augment if _item(n) in items},
             objective=items.get("objective", {}),
+            gate=items.get("gate", {}),
         )
 
     def restore_newest(self, target: TrainState) -> TrainState:
@@ -339,11 +340,10 @@ class Checkpoints:
 
 def _required_items(state: TrainState) -> dict[str, Any]:
     """The parts of the state that a checkpoint must have: all but those of augmentations."""
-    training = {"step": state.step, "opt_state": state.opt_state}
-    items: dict[str, Any] = {"params": state.params, "training": training}
+    items: dict[str, Any] = {"params": state.params, "training": {"step": state.step, "opt_state": state.opt_state}}
     if state.ema_params is not None:
         items["ema_params"] = state.ema_params
-    return items | ({"objective": state.objective} if state.objective else {})
+    return items | {name: own for name in ("objective", "gate") if (own := getattr(state, name))}
 
 
 def _item(augmentation: str) -> str:

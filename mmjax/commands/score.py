@@ -1,7 +1,7 @@
 """Score how well captions fit their pictures, with a trained model.
 
-Writes the cosine of each picture and its captions to FILE, by id and key; data.source.selection
-reads it. --keep=0.3 marks the best 30 % in a column, which another --keep changes without scoring again. The same
+Writes the cosine of each picture and its captions to FILE, by id and key; data.source.selection and the section gate
+read it. --keep=0.3 marks the best 30 % in a column, which another --keep changes without scoring again. The same
 command again continues after a kill, and the file has the same bytes as without one. Without --path, --source and
 --config the data is that of the run. Several processes share the work. Unreadable examples are left out and listed.
 """

@@ -31,6 +31,7 @@ class TrainState:
     ema_params: Params | None  # exponential moving average of params
     augment: dict[str, AugmentState] = dataclasses.field(default_factory=dict)  # by name, of those that are trained
     objective: dict[str, jax.Array] = dataclasses.field(default_factory=dict)  # what an objective carries on, by name
+    gate: dict[str, jax.Array] = dataclasses.field(default_factory=dict)  # the same of the gate
 
 
 def flatten(params: Params) -> dict[str, Any]:

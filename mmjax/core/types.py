@@ -61,6 +61,7 @@ class Batch:
     tokens: jax.Array  # i32[M, L]
     image_source: Provenance  # of N rows
     text_source: Provenance  # of M rows
+    quantile: jax.Array | None = None  # f32[N]: of the examples' scores, if the experiment has a gate
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Batch:
@@ -68,6 +69,7 @@ class Batch:
         return cls(
             images=dict(arrays["images"]),
             tokens=arrays["tokens"],
+            quantile=arrays.get("quantile"),
             **{
                 f"{side}_source": Provenance(
                     ids=arrays[f"{side}_ids"], weight=arrays[f"{side}_weight"], group=arrays.get(f"{side}_group")

@@ -16,6 +16,7 @@ rows, so the arrays of all processes, concatenated along the first axis, equal t
     text_weight      f32[N*T, K]     1 for captions; 0 for hard negatives, which match no image, and for padding
     image_group      i32[N]          with ``text_groups``: the image's group, -1 where it is unknown or mixed
     text_group       i32[N*T]        its text's, by ``text_groups``
+    quantile         f32[N]          of the examples' scores, if the source gives ``score_quantile``
     unreadable       [(key, reason, detail)]: examples that were replaced by others
 """
 
@@ -35,7 +36,7 @@ from mmjax.core.groups import UNKNOWN
 from mmjax.data.eval_view import is_encoded
 from mmjax.data.order import Arrangement, Order
 from mmjax.data.reader import Captions, Reader, groups_of_texts
-from mmjax.data.sample import BatchRows, Sample
+from mmjax.data.sample import BatchRows, Sample, quantile_arrays
 from mmjax.data.source import Component, Source, UnreadableEntry
 from mmjax.data.token_cache import TokenCache
 from mmjax.data.transform_chain import TransformChain
@@ -192,8 +193,9 @@ class Batches:
         made = self._chain.combine_texts(made, rows=self._needed, partners=self._partners, step=step, start=start)
         rows = self._assemble(made, images, step)
         rows = self._chain.apply_batch_transforms(rows, partners=self._partners, start=start)
-        arrays = self._to_arrays(rows) | self._group_arrays(made, rows)
-        return arrays | {"unreadable": [entry for i in self._own_places() for entry in unreadable[i]]}
+        arrays, own = self._to_arrays(rows) | self._group_arrays(made, rows), self._own_places()
+        arrays |= quantile_arrays(made, rows, own)
+        return arrays | {"unreadable": [entry for i in own for entry in unreadable[i]]}
 
     def stream(self, *, start_step: int = 0, workers: int = 0, threads: int = 1, prefetch: int = 2) -> Stream:
         """The batches of steps ``start_step``, ``start_step + 1``, … without end, prefetched.

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.core.groups import UNKNOWN, group_number
-from mmjax.data.sample import DataError, Example, Sample, Unreadable, as_unreadable
+from mmjax.data.sample import QUANTILE, DataError, Example, Sample, Unreadable, as_unreadable
 from mmjax.data.source import Source, UnreadableEntry
 from mmjax.data.transform_chain import TransformChain
 
@@ -25,6 +25,7 @@ class Reader:
 
     ``sample.fields["negatives"]`` holds the false captions that were drawn, as (kind, true caption, false caption), and
     ``"group"`` the number of the sample's group by the fields ``groups``.
+    ``"quantile"`` is that of its score, or None.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Reader:
         sample.captions = sample.captions[: self._caption_rows]
         sample.fields = {
             "negatives": sample_without_replacement(negatives, draws[self._caption_rows :]),
+            "quantile": sample.fields.get(QUANTILE),
             "group": group_number(*(sample.fields.get(name) for name in self._groups)),
         }
         if not 0 <= sample.id < 1 << 31:

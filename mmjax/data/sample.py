@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -37,6 +38,9 @@ Reason = Literal[
     "other error",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
+
+QUANTILE = "score_quantile"
+"""The field of examples that a gate goes by (``mmjax.objectives.common.gate``)."""
 
 
 class Unreadable(ValueError):
@@ -135,3 +139,13 @@ class BatchRows:
     def replace(self, **changes: Any) -> BatchRows:
         """These rows with some arrays replaced."""
         return dataclasses.replace(self, **changes)
+
+
+def quantile_arrays(samples: Sequence[Sample], rows: BatchRows, places: range) -> dict[str, np.ndarray]:
+    """The quantiles of the scores of rows, if examples have any; of a mixed image the least of its examples."""
+    of_id = {sample.id: sample.fields["quantile"] for sample in samples}
+    if None in of_id.values():
+        return {}
+    each = np.array([[of_id.get(i, 1.0) for i in ids] for ids in rows.image_ids.tolist()], np.float32)
+    least = np.where(rows.image_weight > 0, each, np.float32(1)).min(axis=1)
+    return {"quantile": least[places.start : places.stop]}

@@ -193,6 +193,7 @@ def state_shardings(
         "ema_params": None if state.ema_params is None else updated,
         "augment": learned,
         "objective": jax.tree.map(lambda _: everywhere, state.objective),
+        "gate": jax.tree.map(lambda _: everywhere, state.gate),
     }
     return TrainState(**shardings)
 

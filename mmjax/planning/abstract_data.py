@@ -123,6 +123,8 @@ def batch_shapes(experiment: Experiment) -> Batch:
         "images": {name: shape(images, *dims, dtype=np.uint8) for name, dims in image_shapes(experiment).items()},
         "tokens": shape(texts, length, dtype=np.int32),
     }
+    if experiment.gate is not None:
+        arrays["quantile"] = shape(images, dtype=np.float32)
     for side, rows in (("image", images), ("text", texts)):
         arrays[f"{side}_ids"] = shape(rows, sources, dtype=np.int32)
         arrays[f"{side}_weight"] = shape(rows, sources, dtype=np.float32)

@@ -14,6 +14,7 @@ from typing import Any
 from mmjax.core.config import ConfigError, bind, call
 from mmjax.data import autotune, pipeline, tokenizer
 from mmjax.data.eval_view import is_encoded, make_eval_chain, view_for_evaluation
+from mmjax.data.formats.score_table import WithQuantiles
 from mmjax.data.negatives.table import WithNegatives
 from mmjax.data.open_source import open_source
 from mmjax.data.sample import Unreadable
@@ -61,7 +62,11 @@ def open_split(experiment: Experiment, split: str, options: Mapping[str, Any] | 
         source = call(WithNegatives, arguments, path="data", paths={"negatives": "data.negatives"})
         logger.info(source.describe())
     if split == "train" and data.fraction < 1:
-        return call(Subset, {"source": source, "fraction": data.fraction}, path="data", paths={})
+        source = call(Subset, {"source": source, "fraction": data.fraction}, path="data", paths={})
+    if split == "train" and (gate := experiment.gate) is not None:
+        arguments = {"source": source, "scores": gate.scores, "score": gate.score}
+        source = call(WithQuantiles, arguments, path="gate", paths={})
+        logger.info(source.describe())
     return source
 
 

@@ -24,6 +24,7 @@ from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
 from mmjax.models.lora import add_adapters
 from mmjax.models.low_precision import check_matmul_precision
+from mmjax.objectives.common.gate import Gate
 from mmjax.parallel.host_memory import keep_freed_memory
 from mmjax.parallel.host_rows import host_rows
 from mmjax.parallel.mesh import batch_sharding, check_batch_size, make_mesh, replicated
@@ -62,6 +63,7 @@ class Program:
             path="objective",
             row_sharding=self.row_sharding,
         )
+        self.gate = Gate(experiment.gate, self.objective) if experiment.gate else None
         model, dtype = experiment.model, DTYPES[experiment.precision]
         self.attention = {
             "image": choose_kernel(model, model.vision_cfg, dtype=dtype, row_sharding=self.row_sharding),
@@ -93,6 +95,7 @@ class Program:
         self.step = make_step(
             self.graph,
             objective=self.objective,
+            gate=self.gate,
             tx=self.tx,
             trained=self.trained,
             schedule=learning_rate(optimizer, steps=experiment.steps),
@@ -255,6 +258,7 @@ class Program:
             ema_params=jax.tree.map(jnp.copy, params) if self.experiment.optimizer.ema_decay else None,
             augment=self.augmentations.init_states(),
             objective=self.objective.init_state(),
+            gate=self.gate.init_state() if self.gate else {},
         )
 
 

@@ -18,6 +18,7 @@ from mmjax.core.sphere import unit
 from mmjax.core.state import Params, TrainState
 from mmjax.core.types import Batch, Metrics
 from mmjax.objectives.common.base import Base, State
+from mmjax.objectives.common.gate import Gate
 from mmjax.objectives.common.tower_tokens import TowerTokens
 from mmjax.train import forward
 from mmjax.train.augmentation import Augmentations
@@ -39,6 +40,7 @@ def make_step(
     graph: nnx.GraphDef,
     *,
     objective: Base,
+    gate: Gate | None = None,
     tx: optax.GradientTransformation,
     trained: Params,
     schedule: optax.Schedule,
@@ -67,7 +69,7 @@ def make_step(
         update_shardings: where the parameters are updated, those of the model and of each augmentation; None: where
             they live.
     """
-    loss = make_loss(graph, objective=objective, augmentations=augmentations, micro_batches=micro_batches)
+    loss = make_loss(graph, objective=objective, gate=gate, augmentations=augmentations, micro_batches=micro_batches)
 
     def loss_of_trained(params: Params, frozen: Params, *arguments: Any, **options: Any) -> tuple[jax.Array, Metrics]:
         return loss(join_frozen(params, frozen), *arguments, **options)
@@ -80,7 +82,14 @@ def make_step(
             for drop_rates in augmentations.drop_rate_combinations
         ]
         augment_params = {name: own.params for name, own in state.augment.items()}
-        arguments = (*split_frozen(state.params, trained), augment_params, batch, state.step, state.objective)
+        arguments = (
+            *split_frozen(state.params, trained),
+            augment_params,
+            batch,
+            state.step,
+            state.objective,
+            state.gate,
+        )
         if len(branches) == 1:
             (grads, augment_grads), metrics = branches[0](*arguments)
         else:
@@ -116,6 +125,7 @@ def make_step(
             ema_params=ema_params,
             augment=augment,
             objective=objective.next_state(state.objective, metrics),
+            gate=gate.next_state(state.gate, metrics) if gate else {},
         )
         new = jax.tree.map(functools.partial(jnp.where, good), new, state)
         new = dataclasses.replace(new, step=state.step + 1)
@@ -140,13 +150,19 @@ def _move_parameters(state: TrainState, model: Params, augment: dict[str, Params
 
 
 def make_loss(
-    graph: nnx.GraphDef, *, objective: Loss, augmentations: Augmentations, micro_batches: MicroBatches = WHOLE_BATCH
+    graph: nnx.GraphDef,
+    *,
+    objective: Loss,
+    gate: Gate | None = None,
+    augmentations: Augmentations,
+    micro_batches: MicroBatches = WHOLE_BATCH,
 ) -> Loss:
-    """What a step minimizes: the objective of the clean rows, and what the augmentations add.
+    """What a step minimizes: the objective of the clean rows that the gate keeps, and what the augmentations add.
 
     Returns:
-        A function of the model's parameters, the augmentations' parameters, a batch, the traced step, the objective's
-        state, and ``drop_rates``, one of ``augmentations.drop_rate_combinations``; it returns the loss and the metrics.
+        A function of the model's parameters, the augmentations' parameters, a batch, the traced step, the states of the
+        objective and of the gate, and ``drop_rates``, one of ``augmentations.drop_rate_combinations``; it returns the
+        loss and the metrics.
     """
 
     def loss(
@@ -155,6 +171,7 @@ def make_loss(
         batch: Batch,
         step: jax.Array,
         objective_state: State | None = None,
+        gate_state: State | None = None,
         *,
         drop_rates: tuple[float, ...],
     ) -> tuple[jax.Array, Metrics]:
@@ -176,6 +193,10 @@ def make_loss(
             )
 
         batch, changes = augmentations.change_pixels(batch, step)
+        gate_metrics: Metrics = {}
+        if gate is not None:
+            assert gate_state is not None
+            batch, gate_metrics = gate.apply(batch, gate_state)
         choose_patches, drop_tokens = augmentations.make_sequence_dropout(drop_rates, step)
         features = forward.run_clean(
             model,
@@ -188,17 +209,20 @@ def make_loss(
             micro_batches=micro_batches,
         )
         pooled = features["pooled"]
+        image, text = unit(model.visual.project(pooled.image)), unit(model.text.project(pooled.text))
+        sources = {"image_source": pooled.image_source, "text_source": pooled.text_source}
         read = {"tokens": make_tokens(model, features["sequence"], "clean")} if reads_tokens else {}
         value, metrics = compare(
-            unit(model.visual.project(pooled.image)),
-            unit(model.text.project(pooled.text)),
-            image_source=pooled.image_source,
-            text_source=pooled.text_source,
+            image,
+            text,
+            **sources,
             scale=jnp.exp(model.logit_scale[...]),
             bias=None if model.logit_bias is None else model.logit_bias[...],
             **read,
         )
-        metrics = {"loss": value, **metrics, **changes, **augmentations.drop_rate_metrics(drop_rates)}
+        if gate is not None:
+            gate_metrics |= gate.measure(image, text, **sources)
+        metrics = {"loss": value, **metrics, **gate_metrics, **changes, **augmentations.drop_rate_metrics(drop_rates)}
         if not augmentations.modules:
             return value, metrics
         added, augment_metrics = augmentations.loss(

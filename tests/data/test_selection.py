@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import pickle
+import types
 from fractions import Fraction
 
 import numpy as np
@@ -15,10 +16,10 @@ from hypothesis import strategies as st
 from mmjax.core import config
 from mmjax.core.config import ConfigError
 from mmjax.data import source
-from mmjax.data.formats.score_table import ScoredSource
+from mmjax.data.formats.score_table import ScoredSource, WithQuantiles
 from mmjax.data.open_source import open_source
 from mmjax.data.pipeline import Batches
-from mmjax.data.sample import Unreadable
+from mmjax.data.sample import QUANTILE, Sample, Unreadable, quantile_arrays
 from mmjax.data.selection import FilteredSource, Selection
 from support import archives
 from support.pictures import encoded, photograph
@@ -267,6 +268,37 @@ class TestView:
 
         with pytest.raises(ConfigError, match="has no columns"):
             FilteredSource(Bare(), Selection(min_words=1))
+
+
+class TestQuantiles:
+    def test_they_are_the_fraction_of_scores_that_are_not_above(self, tmp_path):
+        source = scored(50)
+        values = np.random.default_rng(2).integers(0, 9, 50).astype(float)
+        source.columns["own"] = np.where(np.arange(50) == 7, np.nan, values).tolist()
+        with_quantiles = WithQuantiles(source, None, "own")
+        known = np.delete(values, 7)
+        expected = [np.mean(known <= value) for value in values]
+        expected[7] = 0
+        np.testing.assert_allclose(with_quantiles.column(QUANTILE), expected, rtol=1e-6)
+        assert with_quantiles[3] == source[3] | {QUANTILE: np.float32(expected[3])}
+        assert max(with_quantiles.column(QUANTILE)) == 1
+        assert with_quantiles.describe().endswith(
+            "49 of 50 examples have a 'own'; the other 1 are the first to be left out"
+        )
+        file = TestScoresInAFile.write(tmp_path / "s.csv", key=source.columns["key"][:9], score=values[:9].tolist())
+        by_file = WithQuantiles(source, file, "score").column(QUANTILE)
+        assert (by_file[:9] > 0).all() and not by_file[9:].any()
+
+    def test_a_mixed_row_has_the_least_of_its_examples(self):
+        samples = [
+            Sample(id=i, key="", captions=[], fields={"quantile": q}) for i, q in ((4, 0.5), (7, 0.25), (9, 1.0))
+        ]
+        ids = np.array([[4, 7], [9, -1], [9, 7]], np.int32)
+        weight = np.array([[0.5, 0.5], [1, 0], [1, 0]], np.float32)
+        rows = types.SimpleNamespace(image_ids=ids, image_weight=weight)
+        np.testing.assert_array_equal(quantile_arrays(samples, rows, range(2))["quantile"], np.float32([0.25, 1]))
+        samples[0].fields["quantile"] = None
+        assert not quantile_arrays(samples, rows, range(2))
 
 
 class TestScoresInAFile:

@@ -137,6 +137,9 @@ def test_rows_without_any_positive_give_finite_numbers(case):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(compiled(case)(*nobody)))
     alone = arguments((image, text, (ii, iw), (np.where(ti == 2, ti, -1), tw), *rest))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(compiled(case)(*alone)))
+    nothing = arguments((image, text, (0 * ii - 1, 0 * iw), (0 * ti - 1, 0 * tw), *rest))
+    (value, metrics), gradients = compiled(case)(*nothing)
+    assert value == 0 and not any(np.any(g) for g in gradients[:2]) and all(map(np.isfinite, metrics.values()))
 
 
 def loss_of(name, problem, state=None, **options):

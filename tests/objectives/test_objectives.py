@@ -124,6 +124,8 @@ def test_rows_without_any_positive_give_finite_loss_and_gradients(name):
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in grads)
     if name == "contrastive":
         assert value == 0
+    value, grads = computed(OBJECTIVES[name], (image, text, (0 * ii - 1, 0 * iw), (0 * ti - 1, 0 * tw), scale, bias))
+    assert value == 0 and not any(np.any(g) for g in grads)
 
 
 class TestMaskPartners:

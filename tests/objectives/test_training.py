@@ -68,10 +68,14 @@ def test_it_trains_on_scenes_by_default(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["ce_clip --config.objective.kinds=swap_color", "hn_nce"])
+@pytest.mark.parametrize(
+    "option", ["ce_clip --config.objective.kinds=swap_color", "hn_nce", "contrastive --config.gate.scores=scores.csv"]
+)
 def test_what_it_carries_on_survives_a_kill(option, tmp_path):
     """A run that is killed with SIGKILL and goes on ends with the bits of one that nothing happened to."""
     config = command.config_file(tmp_path)
+    (tmp_path / "scores.csv").write_text("id,score\n" + "".join(f"{i},{i * 7 % 48}\n" for i in range(48)))
+    option = option.replace("scores.csv", str(tmp_path / "scores.csv"))
     arguments = (
         "train", f"--config={config}", *f"--config.objective.name={option}".split(), "--config.steps=60",
         "--config.data.negatives_per_image=1", "--config.data.train.negatives=swap_color,replace_shape",
@@ -93,9 +97,11 @@ def test_what_it_carries_on_survives_a_kill(option, tmp_path):
         with contextlib.closing(Checkpoints(tmp_path / run)) as checkpoints:
             manifest = json.loads((tmp_path / run / "checkpoints" / "60" / "manifest" / "metadata").read_text())
             states.append(manifest["checksums"])
-            assert checkpoints.steps[-1] == 60 and manifest["checksums"]["objective"]
+            assert checkpoints.steps[-1] == 60 and manifest["checksums"].get(
+                "objective", manifest["checksums"].get("gate")
+            )
         lines = map(json.loads, (tmp_path / run / "metrics.jsonl").read_text().splitlines())
-        shown = ("train/loss", "train/gap", "train/threshold/swap_color")
+        shown = ("train/loss", "train/gap", "train/threshold/swap_color", "train/gate/kept")
         curves.append({x["step"]: [x.get(key) for key in shown] for x in lines if "train/loss" in x})
     assert states[0] == states[1] and curves[0] == curves[1]
 

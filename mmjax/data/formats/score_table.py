@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from mmjax.core.config import ConfigError
 from mmjax.data import lookup
+from mmjax.data.sample import QUANTILE, Example
 from mmjax.data.source import Source, SourceView
 from mmjax.data.storage import filesystem
 
@@ -115,6 +116,43 @@ class ScoredSource(SourceView):
             order[common[part[order]]] for order, part in zip(orders, (in_file, in_source), strict=True)
         )
         return first_side, second_side
+
+
+class WithQuantiles(SourceView):
+    """``source`` with the field ``score_quantile``: the fraction of all scores that are not above an example's.
+
+    The best has 1, equal scores have the same, and an example without a score has 0.
+
+    Args:
+      source: the examples.
+      scores: the file of scores, as in ``ScoredSource``; None: they are a column of the source.
+      score: the column.
+    """
+
+    def __init__(self, source: Source, scores: str | None, score: str):
+        super().__init__(source)
+        column = (source if scores is None else ScoredSource(source, scores)).column(score)
+        values = _as_numbers(column.tolist(), score, scores or "the source")
+        self._missing, self._score = np.flatnonzero(np.isnan(values)), score
+        known = np.sort(values[~np.isnan(values)])
+        if not len(known):
+            raise ConfigError(f"score={score!r}: no example has such a score; name another column, or score this data")
+        # NaN sorts last, above all others.
+        self._quantiles = (np.searchsorted(known, values, side="right") / len(known)).astype(np.float32)
+        self._quantiles[self._missing] = 0
+
+    def __getitem__(self, index: int) -> Example:
+        index = self.check_index(index)
+        return {**self._source[index], QUANTILE: float(self._quantiles[index])}
+
+    def column(self, name: str) -> np.ndarray:
+        """The quantiles, or a field of the source."""
+        return self._quantiles if name == QUANTILE else self._source.column(name)
+
+    def describe(self) -> str:
+        """One line: how many examples have a score."""
+        line = f"gate: {len(self) - len(self._missing):,} of {len(self):,} examples have a {self._score!r}"
+        return f"{line}; the other {len(self._missing):,} are the first to be left out" if len(self._missing) else line
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -101,6 +101,10 @@ class Source(source.Source):
         # The arrays are read-only; the lists are the caller's own.
         return {key: list(value) if isinstance(value, list) else value for key, value in item.items()}
 
+    def column(self, name: str) -> np.ndarray:
+        """``id`` alone, by which tables name scenes; the rest is drawn when it is read."""
+        return np.arange(len(self)) if name == "id" else super().column(name)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the cache: a worker process renders for itself faster than it unpickles."""
         return {**self.__dict__, "_cache": None if self._cache is None else {}}
