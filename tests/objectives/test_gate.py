@@ -85,9 +85,8 @@ def test_what_is_left_out_has_no_loss_and_is_no_negative(rows, objective):
     texts = (own[:, None] * TEXTS + np.arange(TEXTS)).ravel()
     assert 3 < len(own) < N
     fewer = jax.tree.map(lambda x: x[own], batch.image_source), jax.tree.map(lambda x: x[texts], batch.text_source)
-    alone, _ = objective(
-        image[own], text[texts], image_source=fewer[0], text_source=fewer[1], scale=jnp.float32(5), bias=jnp.float32(-1)
-    )
+    sources = {"image_source": fewer[0], "text_source": fewer[1]}
+    alone, _ = jax.jit(objective)(image[own], text[texts], **sources, scale=jnp.float32(5), bias=jnp.float32(-1))
     np.testing.assert_allclose(value, alone, rtol=1e-6)
     assert not np.delete(gradients[0], own, axis=0).any() and not np.delete(gradients[1], texts, axis=0).any()
     cosines = np.asarray(image, np.float64)[own] @ np.asarray(text, np.float64)[texts].T

@@ -1,0 +1,1 @@
+"""Captions against references, against pictures, and as a collection: what the literature's metrics measure."""
