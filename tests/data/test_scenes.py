@@ -1,5 +1,6 @@
 """The source: splits, nesting, pairs, noise knobs, determinism, errors."""
 
+import colorsys
 import dataclasses
 import hashlib
 import pickle
@@ -236,6 +237,44 @@ def test_negatives_can_be_chosen_by_kind_without_changing_the_others():
     assert Source("train", negatives=("replace_shape",), **SMALL)[0]["negatives"]
 
 
+@pytest.mark.parametrize("split", ["val", "test", "zeroshot"])
+def test_shifted_splits_are_the_same_scenes_in_other_colors(split):
+    plain, hue, cast = (
+        Source(name, modalities=("image", "depth")) for name in (split, f"{split}_hue", f"{split}_cast")
+    )
+    again, off = Source(f"{split}_hue"), Source(f"{split}_cast", cast=0.0)
+    gains = []
+    for i in range(40):
+        x, turned, lit = (source[i] for source in (plain, hue, cast))
+        for other in (turned, lit):
+            assert {k: v for k, v in other.items() if k != "image"}.keys() == {k for k in x if k != "image"}
+            assert other["captions"] == x["captions"] and other.get("label") == x.get("label")
+            np.testing.assert_array_equal(other["depth"], x["depth"])
+        np.testing.assert_array_equal(again[i]["image"], turned["image"])
+        np.testing.assert_array_equal(off[i]["image"], x["image"])
+        np.testing.assert_allclose(turned["image"].max(2), x["image"].max(2), atol=1)  # a hue has no say in the value
+        assert not np.array_equal(turned["image"], x["image"])
+        below = lit["image"] < 250
+        pairs = [(lit["image"][..., c][below[..., c]], x["image"][..., c][below[..., c]]) for c in range(3)]
+        gains += [np.sum(a.astype(float)) / np.sum(b.astype(float)) for a, b in pairs if len(a)]
+    assert 0.62 < min(gains) < 0.75 and 1.3 < max(gains) < 1.53
+    if split == "zeroshot":
+        assert hue.class_names == plain.class_names and len(hue) == len(plain)
+
+
+def test_colors_of_the_palette_stay_nearest_to_their_names_up_to_the_default_shift():
+    from mmjax.data.pictures import pixels
+    from mmjax.data.scenes.render import PALETTE
+
+    def hues(turns):
+        return np.array([colorsys.rgb_to_hsv(*c / 255)[0] for c in pixels.hue(palette, turns)[0].astype(float)])
+
+    palette = np.round(PALETTE).astype(np.uint8)[None]
+    for turns in (1 / 36, -1 / 36):
+        distance = np.abs((hues(turns)[:, None] - hues(0.0)[None] + 0.5) % 1 - 0.5)
+        np.testing.assert_array_equal(distance.argmin(axis=1), np.arange(len(PALETTE)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -258,6 +297,9 @@ def test_negatives_can_be_chosen_by_kind_without_changing_the_others():
         ({"split": "winoground", "negatives": ("swap_color",)}, "negatives=.*winoground"),
         ({"image_size": 4}, "image_size=4"),
         ({"seed": -1}, "seed=-1"),
+        ({"split": "test_hues"}, "split='test_hues'.*'test_hue'"),
+        ({"split": "zeroshot_cast", "size": 10}, "size=10.*288.*leave size out"),
+        ({"split": "test_hue", "hue": 0.7}, "hue=0.7.*between 0 and 0.5"),
     ],
 )
 def test_invalid_options_name_the_key_the_value_and_the_way_out(options, message):

@@ -18,7 +18,9 @@ import pytest
 
 import mmjax
 from mmjax import cli
+from mmjax.augment.style import Augmentation
 from mmjax.checkpoints.manager import Checkpoints
+from mmjax.commands.comparing.recipes import check_plugins, make_recipes
 from mmjax.config_file import load_config, shipped_configs
 from mmjax.core.config import ConfigError, bind
 from mmjax.core.state import flatten
@@ -244,3 +246,28 @@ def test_a_real_run_fits_the_slice_that_it_names(name):
     plan = json.loads(said.stdout)
     assert plan["fits"] and plan["topology"] == topology and plan["chips"] == chips
     assert plan["flops"] > plan["model_flops"] > 0
+
+
+def test_every_recipe_of_the_style_grids_is_an_experiment_and_the_ratios_are_those_of_the_paper():
+    ratios, strengths = [], []
+    for recipe in make_recipes(str(FILES[0].parent / "style.py"), (), file=str(FILES[0].parent / "style.toml")):
+        options = dict(recipe.experiment().augment)
+        check_plugins(recipe.experiment())
+        assert ("style" in options) == (recipe.name not in ("none", "traditional"))
+        if recipe.name.startswith("ratio"):
+            ratios.append(Augmentation(**options["style"]).fraction)
+        if recipe.name.startswith("alpha"):
+            strengths.append(options["style"]["alpha"])
+    unchanged_to_changed = [2.0**k for k in range(4, -6, -1)]  # 16:1 to 1:32
+    assert ratios == pytest.approx([1 / (1 + r) for r in unchanged_to_changed])
+    assert strengths == [0.1, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_styles_are_measured_where_the_configuration_says():
+    scenes, emoji = experiment("style"), experiment("style:data=emoji,path=data/other")
+    assert scenes.eval.final_splits == ("test", "test_hue", "test_cast")
+    assert emoji.eval.final_splits == ("style", "style_val", "test") and emoji.data.source["path"].startswith(
+        "data/other"
+    )
+    with pytest.raises(ConfigError, match=r"data='stl'"):
+        experiment("style:data=stl")

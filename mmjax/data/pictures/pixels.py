@@ -86,13 +86,17 @@ def equalize(x: np.ndarray) -> np.ndarray:
     return apply_table(x, table)
 
 
-def warp_affine(x: np.ndarray, matrix: np.ndarray, fill: int) -> np.ndarray:
-    """Bilinear warp: ``matrix`` f64[2, 3] maps pixels of the result to those of ``x``, relative to the center."""
+def warp_affine(x: np.ndarray, matrix: np.ndarray, fill: int | None) -> np.ndarray:
+    """Bilinear warp: ``matrix`` f64[2, 3] maps pixels of the result to those of ``x``, relative to the center.
+
+    Pixels from outside ``x`` have the gray level ``fill``, or if None that of the nearest pixel.
+    """
     height, width = x.shape[:2]
     center = np.array([[(width - 1) / 2], [(height - 1) / 2]])
     linear, shift = matrix[:, :2], matrix[:, 2:]
     whole = np.hstack([linear, center - linear @ center + shift])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    border = cv2.BORDER_REPLICATE if fill is None else cv2.BORDER_CONSTANT
     return cv2.warpAffine(
-        x, whole, (width, height), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=[fill] * 3
+        x, whole, (width, height), flags=flags, borderMode=border, borderValue=[0 if fill is None else fill] * 3
     )

@@ -12,11 +12,14 @@ import numpy as np
 
 from mmjax.core.config import Between, ConfigError, choose
 from mmjax.data import source
+from mmjax.data.pictures import pixels
 from mmjax.data.scenes import edits, language, negatives, render
 from mmjax.data.scenes import world as worlds
 from mmjax.data.scenes.world import Scene
 
 SPLITS = ("train", "val", "test", "zeroshot", "winoground")
+SHIFTS = ("hue", "cast")
+SHIFTED_SPLITS = tuple(f"{split}_{shift}" for split in ("val", "test", "zeroshot") for shift in SHIFTS)
 TRAIN_SIZE, TRAIN_LIMIT = 8192, 32768
 EVAL_SIZE = 1000
 PER_CLASS = 8
@@ -26,7 +29,7 @@ SINGLE_SHARE = 0.2  # of the training scenes: without them one-object images wou
 ELSEWHERE = 1 << 32  # from this index on scenes are no items: their captions serve as caption noise
 
 # Parts of a scene's random stream: where its Philox counter starts. Each has room for both members of a pair.
-_GRAPH, _TWIN, _CAPTIONS, _NEGATIVES, _PIXELS = 0, 2, 4, 6, 8
+_GRAPH, _TWIN, _CAPTIONS, _NEGATIVES, _PIXELS, _SHIFT = 0, 2, 4, 6, 8, 14
 
 
 class Source(source.Source):
@@ -38,8 +41,11 @@ class Source(source.Source):
     same pixel noise, with one caption each in the same words. Held-out combinations of color and shape occur in
     ``test`` and ``zeroshot`` alone (there, ``held_out`` is bool for each class).
 
+    ``val``, ``test`` and ``zeroshot`` exist in two other styles: the items of ``test_hue`` are those of ``test`` with
+    rotated hues, those of ``test_cast`` in light of another color.
+
     Args:
-      split: one of ``SPLITS``.
+      split: one of ``SPLITS`` or ``SHIFTED_SPLITS``.
       world: ``easy`` (4 shapes, 4 colors, 2 textures, 4 relations), ``standard`` (6, 6, 3, 6), ``full`` (8, 8, 3, 6).
       size: how many items of train, val or test; those of a smaller set are the first ones of a larger.
       image_size: height and width in pixels.
@@ -50,6 +56,9 @@ class Source(source.Source):
       caption_noise: probability that a caption of train is another scene's.
       terse: probability that a caption of train is two words, the color and shape of one object.
       negatives: the kinds to supply (``mmjax.data.scenes.negatives.KINDS``); all in val and test, none elsewhere.
+      hue: turns of the color wheel, there or back, in the splits ``…_hue``. Up to 1/36 each color of the palette stays
+        nearest to its own name.
+      cast: in the splits ``…_cast`` each channel is multiplied by ``e^u``, u uniform within plus and minus this.
       cache: keep each item once made, so that later epochs are look-ups; costs ``3 * image_size**2`` bytes an RGB
         image and a third of that for the other modalities.
     """
@@ -67,9 +76,13 @@ class Source(source.Source):
         caption_noise: Annotated[float, Between(0, 1)] = 0.0,
         terse: Annotated[float, Between(0, 1)] = 0.0,
         negatives: tuple[str, ...] | None = None,
+        hue: Annotated[float, Between(0, 0.5)] = 1 / 36,
+        cast: Annotated[float, Between(0, 2)] = 0.4,
         cache: bool = True,
     ):
-        self.split = choose("" if split is None else split, SPLITS, path="split")
+        split = choose("" if split is None else split, (*SPLITS, *SHIFTED_SPLITS), path="split")
+        self.split, _, self.shift = split.partition("_")
+        split = self.split
         self.world = worlds.WORLDS[choose(world, worlds.WORLDS, path="world")]
         self.group = 2 if twins or split == "winoground" else 1
         self.image_size = image_size
@@ -78,6 +91,7 @@ class Source(source.Source):
         self.twins = twins
         self.caption_noise = caption_noise
         self.terse = terse
+        self.hue, self.cast = hue, cast
         self.negatives = _kinds(split, negatives)
         self._check()
         self._size = _size(split, size, world=self.world, group=self.group)
@@ -141,6 +155,8 @@ class Source(source.Source):
         grain = member if self.twins else 0
         noise = {m: self._stream(base, _PIXELS + 2 * render.MODALITIES.index(m) + grain) for m in self.modalities}
         item: dict[str, Any] = {"id": index, **render.render(scene, image_size=self.image_size, noise=noise)}
+        if self.shift and "image" in item:
+            item["image"] = self._shift(item["image"], self._stream(base, _SHIFT).random(3))
         if self.split == "winoground":
             where = "light" if scene.light else "dark"
             item["captions"] = [f"{language.short_caption(scene)} on a {where} background"]
@@ -153,6 +169,14 @@ class Source(source.Source):
             u = self._stream(base, _NEGATIVES + member).random(negatives.UNIFORMS).tolist()
             item["negatives"] = negatives.negatives(self.world, scene, u, self.negatives)
         return item
+
+    def _shift(self, x: np.ndarray, u: np.ndarray) -> np.ndarray:
+        if self.shift == "hue":
+            x = pixels.hue(x, self.hue if u[0] < 0.5 else -self.hue)
+        else:
+            x = pixels.apply_table(x, np.arange(256)[:, None] * np.exp(self.cast * (2 * u - 1)))
+        x.flags.writeable = False
+        return x
 
     def _captions(self, scene: Scene, index: int) -> list[str]:
         captions = language.captions(scene)
