@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from mmjax.core import config, plugins
 from mmjax.core.config import Between, ConfigError, Ge, Gt, Le
+from mmjax.data.clusters.config import ClusterConfig
 from mmjax.data.negatives.config import NegativesTable
 from mmjax.models import presets
 from mmjax.models.config import ClipConfig
@@ -44,6 +45,8 @@ class DataConfig:
     examples' keys, in place of negatives of its own: to the training split, or to each if there is ``{split}`` in its
     path.
 
+    ``clusters`` makes batches of similar examples, from a table of nearest neighbors (``path``).
+
     ``transforms`` are what training does to examples and rows (``mmjax.data.transforms``), ``preprocess`` how
     evaluation brings a picture to the model's size: ``resize_crop`` by the model's own convention, if left out.
     ``background`` is the color that transparent pictures are put on, a name or ``#rrggbb``; ``keep`` keeps their alpha
@@ -58,6 +61,7 @@ class DataConfig:
     train: Section = dataclasses.field(default_factory=dict)
     evaluation: Section = dataclasses.field(default_factory=dict)
     negatives: NegativesTable | None = None
+    clusters: ClusterConfig | None = None
     transforms: tuple[tuple[str, Section], ...] = ()
     preprocess: Section | None = None
     background: str = "white"

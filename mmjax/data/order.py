@@ -20,6 +20,8 @@ from typing import Literal
 import numpy as np
 
 from mmjax.core.config import ConfigError
+from mmjax.data.clusters.order import ClusteredOrder
+from mmjax.data.clusters.table import Clusters
 from mmjax.data.source import Component, Source
 
 Arrangement = Literal["shuffled", "stored"]
@@ -131,6 +133,31 @@ class Order:
             mask = epochs == epoch
             units[mask] = _permuted(size, self._seed, component, epoch, self._window, draws[mask] % size)
         return self._first[component] + units * self._group
+
+
+def make_order(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    arrangement: Arrangement,
+    distinct: bool = False,
+    clusters: Clusters | None = None,
+) -> Order | ClusteredOrder:
+    """The order of a source's examples: that of its ``clusters``, or of ``arrangement``."""
+    if clusters is not None:
+        if arrangement == "stored":
+            raise ConfigError("order='stored': clusters have an order of their own; leave one of them out")
+        return ClusteredOrder(clusters, batch_size=batch_size, seed=seed)
+    return Order(
+        source.components or (Component("the source", len(source), 1.0),),
+        batch_size=batch_size,
+        seed=seed,
+        group=source.group,
+        arrangement=arrangement,
+        one_component_per_batch=source.one_source_per_batch,
+        distinct=distinct,
+    )
 
 
 def mixture_summary(source: Source, *, rows: int) -> list[str]:

@@ -33,11 +33,12 @@ import numpy as np
 
 from mmjax.core.config import ConfigError, Ge, choose
 from mmjax.core.groups import UNKNOWN
+from mmjax.data.clusters.table import Clusters
 from mmjax.data.eval_view import is_encoded
-from mmjax.data.order import Arrangement, Order
+from mmjax.data.order import Arrangement, make_order
 from mmjax.data.reader import Captions, Reader, groups_of_texts
 from mmjax.data.sample import BatchRows, Sample, quantile_arrays
-from mmjax.data.source import Component, Source, UnreadableEntry
+from mmjax.data.source import Source, UnreadableEntry
 from mmjax.data.token_cache import TokenCache
 from mmjax.data.transform_chain import TransformChain
 
@@ -69,6 +70,7 @@ class Batches:
       negatives_per_image: hard negative rows per image: false captions, sampled from the example's ``negatives``.
       order: ``shuffled`` yields every example once per epoch, each epoch in another order; ``stored`` keeps the
         source's order. Batches may span two epochs, so no example is dropped.
+      clusters: neighbors, for batches of similar examples in place of ``order``.
       groups: fields of the examples that make up their group (``mmjax.core.groups``); none: all are one group.
       text_groups: of texts: that of their ``example``; the ``kind`` of a hard negative (captions have none then); the
         ``place`` of a caption among those of its image (a hard negative has that of its true caption, or none); None:
@@ -100,6 +102,7 @@ class Batches:
         negatives_per_image: int = 0,
         order: Arrangement = "shuffled",
         distinct: bool = False,
+        clusters: Clusters | None = None,
         groups: Sequence[str] = (),
         text_groups: Literal["example", "kind", "place"] | None = None,
         process_index: int = 0,
@@ -128,14 +131,9 @@ class Batches:
             raise ConfigError(
                 "distinct=True: rows of one image are separate examples here; group them (the source's group=True)"
             )
-        self._order = Order(
-            source.components or (Component("the source", len(source), 1.0),),
-            batch_size=batch_size,
-            seed=seed,
-            group=source.group,
-            arrangement=choose(order, get_args(Arrangement), path="order"),  # type: ignore[arg-type]
-            one_component_per_batch=source.one_source_per_batch,
-            distinct=distinct,
+        arrangement: Arrangement = choose(order, get_args(Arrangement), path="order")  # type: ignore[assignment]
+        self._order = make_order(
+            source, batch_size=batch_size, seed=seed, arrangement=arrangement, distinct=distinct, clusters=clusters
         )
         rows = batch_size // process_count
         self._host_rows = range(process_index * rows, (process_index + 1) * rows)

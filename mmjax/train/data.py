@@ -13,6 +13,7 @@ from typing import Any
 
 from mmjax.core.config import ConfigError, bind, call
 from mmjax.data import autotune, pipeline, tokenizer
+from mmjax.data.clusters.table import Clusters
 from mmjax.data.eval_view import is_encoded, make_eval_chain, view_for_evaluation
 from mmjax.data.formats.score_table import WithQuantiles
 from mmjax.data.negatives.table import WithNegatives
@@ -184,6 +185,7 @@ def make_batches(
     batch_size: int,
     seed: int,
     host_rows: tuple[int, int] = (0, 1),
+    clusters: Clusters | None = None,
     text_groups: TextGroups | None = None,
 ) -> pipeline.Batches:
     """The training batches by step.
@@ -196,6 +198,7 @@ def make_batches(
       batch_size: images in the global batch.
       seed: of the experiment.
       host_rows: which of how many equal parts of each batch this process makes (``Program.host_rows``).
+      clusters: of the source, if ``data.clusters`` is set.
       text_groups: which groups batches have (``objective.text_groups``).
 
     Raises:
@@ -212,6 +215,7 @@ def make_batches(
         "captions_per_image": data.captions_per_image,
         "negatives_per_image": data.negatives_per_image,
         "distinct": data.distinct,
+        "clusters": clusters,
         "groups": data.groups if text_groups == "example" else (),
         "text_groups": text_groups,
         "process_index": index,

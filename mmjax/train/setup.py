@@ -13,6 +13,7 @@ import jax
 from mmjax.core.config import ConfigError
 from mmjax.core.state import flatten
 from mmjax.data import pictures
+from mmjax.data.clusters.table import Clusters, read_clusters
 from mmjax.data.pipeline import Batches
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
@@ -40,12 +41,14 @@ class Setup:
       source: the training split.
       tokenizer: the run's own, or the one that ``data.tokenizer`` names or trains.
       program: the training step, the initial state and the encoders on a mesh.
+      clusters: of the source, if batches are made of them.
     """
 
     experiment: Experiment
     source: Source
     tokenizer: Tokenizer
     program: Program
+    clusters: Clusters | None = None
 
     def make_batches(self) -> Batches:
         """This process's rows of the training batches by step."""
@@ -58,6 +61,7 @@ class Setup:
             batch_size=experiment.batch_size,
             seed=experiment.seed,
             host_rows=self.program.host_rows,
+            clusters=self.clusters,
             text_groups=self.program.objective.text_groups,
         )
 
@@ -116,12 +120,16 @@ def setup(
         context_length=experiment.model.text_cfg.context_length,
         workdir=None if workdir is None else Path(workdir),
     )
-    experiment = dataclasses.replace(experiment, model=fit_model(experiment.model, data, source, tokenizer))
+    clusters = None if data.clusters is None else read_clusters(data.clusters, source)
+    if clusters is not None:  # its id goes into the run folder, so that a run resumes with the same neighbors alone
+        data = dataclasses.replace(data, clusters=clusters.config)
+    model = fit_model(experiment.model, data, source, tokenizer)
+    experiment = dataclasses.replace(experiment, model=model, data=data)
     program = Program(experiment, devices=devices)
     check_memory(program)
     if workdir is None or not (Path(workdir) / CONFIG).exists():  # a run that goes on has its weights in a checkpoint
         check_init(experiment.init, experiment.model, flatten(program.abstract_state.params))
-    return Setup(experiment=experiment, source=source, tokenizer=tokenizer, program=program)
+    return Setup(experiment=experiment, source=source, tokenizer=tokenizer, program=program, clusters=clusters)
 
 
 def check_memory(program: Program) -> None:

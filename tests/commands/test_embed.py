@@ -8,6 +8,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import mmjax
@@ -59,6 +60,13 @@ def test_a_folder_of_pictures(tmp_path, model, folder, capsys, monkeypatch):
     assert cli.main(flags(model, ".", out, "--max-unreadable=0.1")) == 0
     assert content(out) == before
     assert "39 images in 16 dimensions, 1 shards; 1 unreadable (corrupt image 1)" in capsys.readouterr().out
+    table = tmp_path / "neighbors.parquet"
+    assert cli.main(["neighbors", f"--in={out}", f"--output={table}", "--count=4"]) == 0
+    assert "4 neighbors of each of 39 examples" in capsys.readouterr().out
+    rows = pq.read_table(table).to_pylist()
+    assert [row["key"] for row in rows] == store.paths and rows[3]["index"] == 4
+    cosines = store.embeddings @ store.embeddings[3] - 2 * (np.arange(39) == 3)
+    assert rows[3]["neighbors"] == np.argsort(-cosines)[:4].tolist()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""The section ``data.clusters``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+from mmjax.core.config import Between, ConfigError, Ge, Gt, Le
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Batches of similar examples (SimCLIP, Contrastive learning with hard negatives by similarity, FITML 2024).
+
+    A part ``p`` of a batch of B rows are clusters of ``size``, the rest is drawn at random. A cluster is a random
+    example and ``size - 1`` of the ``among`` nearest to it that are not in the batch yet. p doubles every
+    ``double_every`` steps from ``first_fraction`` until it is ``fraction``; with 0 it is that from the start. The
+    released code's warm-up ends at ½ instead of 1, its ``s=1`` draws from the ``size`` nearest, and with neighbors
+    computed beforehand it repeats rows within a batch.
+
+    ``size=2, among=3`` gives each example a hard image as NegCLIP does: one of its three nearest, as a row of its own.
+
+    Args:
+      path: of the table of neighbors that ``mmjax neighbors`` writes.
+      size: k of the paper.
+      among: of how many nearest ones the others are drawn; ``size - 1`` if left out, which takes the nearest.
+      fraction: p after the warm-up.
+      first_fraction: p of the first steps.
+      double_every: steps.
+      id: the table's fingerprint, which a run keeps so that it resumes with the same neighbors alone.
+    """
+
+    path: str
+    size: Annotated[int, Ge(2)] = 16
+    among: Annotated[int, Ge(1)] | None = None
+    fraction: Annotated[float, Between(0, 1)] = 1.0
+    first_fraction: Annotated[float, Gt(0), Le(1)] = 1 / 512
+    double_every: Annotated[int, Ge(0)] = 0
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.among is not None and self.among < self.size - 1:
+            raise ConfigError(
+                f"data.clusters.among={self.among}: a cluster of size={self.size} takes {self.size - 1} of them; use "
+                "that or more, or leave it out"
+            )
+
+    @property
+    def nearest(self) -> int:
+        """Of how many nearest ones a cluster's others are drawn."""
+        return self.among or self.size - 1
+
+    def fraction_at(self, step: int) -> float:
+        """p of a step."""
+        if not self.double_every:
+            return self.fraction
+        doublings = min(step // self.double_every, 64)
+        return min(self.first_fraction * 2.0**doublings, self.fraction)

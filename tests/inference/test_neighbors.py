@@ -1,0 +1,26 @@
+"""The nearest neighbors of all embeddings are those of float64, on any devices and in any blocks."""
+
+import numpy as np
+import pytest
+
+from mmjax.inference import neighbors
+
+
+def wanted(z, count):
+    cosines = z.astype(np.float64) @ z.astype(np.float64).T
+    np.fill_diagonal(cosines, -np.inf)
+    return np.argsort(-np.round(cosines, 13), axis=1, kind="stable")[:, :count]
+
+
+@pytest.mark.parametrize(("n", "count"), [(300, 5), (40, 39), (2, 4)])
+def test_they_are_exact_with_copies_in_the_order_of_rows(n, count, monkeypatch):
+    monkeypatch.setattr(neighbors, "_BLOCK", 64)
+    random = np.random.default_rng(0)
+    z = random.normal(size=(n, 7)).astype(np.float32)
+    z[n // 2 :] = z[: n - n // 2]  # every row twice
+    z[: n // 5] = z[0]  # and some of them many times, more than the slack
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    done = []
+    found = neighbors.find_neighbors(z, count, progress=done.append)
+    np.testing.assert_array_equal(found, wanted(z, min(count, n - 1)))
+    assert done[-1] == n
