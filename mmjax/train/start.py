@@ -25,6 +25,7 @@ from mmjax.parallel import collectives, distributed
 from mmjax.parallel.preemption import StopRequest, handle_stop_signals
 from mmjax.runs import folder as run_folder
 from mmjax.runs import goodput
+from mmjax.runs.batch_feed import BatchFeed
 from mmjax.runs.console import Progress
 from mmjax.runs.metrics_file import MetricsWriter, NoMetrics
 from mmjax.runs.rewinds import Rewinds
@@ -32,7 +33,6 @@ from mmjax.runs.timing import ActivityTimer
 from mmjax.runs.trackers.common.base import open_trackers
 from mmjax.runs.unreadable_examples import TooManyUnreadable, UnreadableExamples
 from mmjax.train import data as train_data
-from mmjax.train.data import BatchFeed
 from mmjax.train.evaluation import Evaluation
 from mmjax.train.guard import Diverged, Guard, Spike, advise
 from mmjax.train.metrics import Throughput, peak_of
