@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from mmjax.core.row_sharding import platform_of
 from mmjax.models.attention.choice import choose_kernel
 from mmjax.models.config import ClipConfig, VisionConfig
+from mmjax.models.fusion import FusionEncoder
 from mmjax.models.text import TextTower
 from mmjax.models.vit import VisionTower
 
@@ -52,6 +53,7 @@ class Clip(nnx.Module):
     ):
         self.visual = make_tower(config, "visual", rngs=rngs, dtype=dtype, row_sharding=row_sharding)
         self.text = make_tower(config, "text", rngs=rngs, dtype=dtype, row_sharding=row_sharding)
+        self.fusion = make_fusion(config, rngs=rngs, dtype=dtype, row_sharding=row_sharding) if config.fusion else None
         self.logit_scale = nnx.Param(jnp.float32(config.init_logit_scale))
         has_bias = config.init_logit_bias is not None
         self.logit_bias = nnx.Param(jnp.float32(config.init_logit_bias)) if has_bias else None
@@ -68,12 +70,31 @@ class Clip(nnx.Module):
         return self.text(tokens)
 
 
+def make_fusion(config: ClipConfig, *, rngs: nnx.Rngs, dtype: Any, row_sharding: Any = None) -> FusionEncoder:
+    """The fusion encoder of ``Clip``."""
+    assert config.fusion is not None
+    return FusionEncoder(
+        config.fusion,
+        image_width=config.vision_cfg.width,
+        text=config.text_cfg,
+        scan=_scans(config, row_sharding),
+        remat=config.remat,
+        matmul_precision=config.matmul_precision,
+        rngs=rngs,
+        dtype=dtype,
+        row_sharding=row_sharding,
+    )
+
+
+def _scans(config: ClipConfig, row_sharding: Any) -> bool:
+    return platform_of(row_sharding) != "gpu" if config.scan == "auto" else config.scan
+
+
 def make_tower(config: ClipConfig, name: str, *, rngs: nnx.Rngs, dtype: Any, row_sharding: Any = None) -> Any:
     """One tower of ``Clip``: ``visual`` or ``text``."""
-    platform = platform_of(row_sharding)
     section = config.vision_cfg if name == "visual" else config.text_cfg
     shared: dict[str, Any] = {key: getattr(config, key) for key in ("embed_dim", "remat", "matmul_precision")} | {
-        "scan": platform != "gpu" if config.scan == "auto" else config.scan,
+        "scan": _scans(config, row_sharding),
         "attention": choose_kernel(config, section, dtype=dtype, row_sharding=row_sharding).kernel,
         "rngs": rngs,
         "dtype": dtype,

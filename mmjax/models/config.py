@@ -22,6 +22,7 @@ from mmjax.models.block_config import (
     Size,
     require,
 )
+from mmjax.models.joint_config import FusionConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ class VisionConfig(BlockConfig):
     def _check_stem(self, section: str) -> None:
         resnet = self.stem == "resnet"
         require(
-            (self.pool_type == "attn") == (len(self.stem_layers) == 4) == (self.layers == 0) == resnet,
+            (self.pool_type == "attn") == (len(self.stem_layers) == 4) == resnet and (self.layers == 0 or not resnet),
             f"{section}.stem={self.stem!r}: 'resnet', and it alone, goes with {section}.layers=0, four numbers in "
             f"{section}.stem_layers and {section}.pool_type='attn'",
         )
@@ -182,7 +183,7 @@ class TextConfig(BlockConfig):
     eos_id: int | None = None
     width: Size = 512
     heads: Size = 8
-    layers: Layers = 12
+    layers: Annotated[int, Between(0, 1000)] = 12
     no_causal_mask: bool = False
     mask_padding: bool = False  # attention ignores padding, whatever the pooling
     num_positions: Size | None = None  # None: context_length; pretrained tables may have more
@@ -242,13 +243,30 @@ class ClipConfig:
     matmul_precision: MatmulPrecision = "full"
     vision_cfg: VisionConfig = dataclasses.field(default_factory=VisionConfig)
     text_cfg: TextConfig = dataclasses.field(default_factory=TextConfig)
+    fusion: FusionConfig | None = None  # an encoder of both towers' tokens together
 
     def __post_init__(self) -> None:
+        self._check_fusion()
         for section, tower in (("model.vision_cfg", self.vision_cfg), ("model.text_cfg", self.text_cfg)):
             require(
                 tower.proj_type != "none" or tower.width == self.embed_dim,
                 f"{section}.proj_type='none': needs {section}.width={tower.width} equal to "
                 f"model.embed_dim={self.embed_dim}",
+            )
+
+    def _check_fusion(self) -> None:
+        vision, text, fusion = self.vision_cfg, self.text_cfg, self.fusion
+        for section, layers in (("vision_cfg", vision.layers), ("text_cfg", text.layers)):
+            require(
+                layers > 0 or (section == "vision_cfg" and vision.stem == "resnet") or fusion is not None,
+                f"model.{section}.layers=0: a tower without blocks is for model.fusion, which has them; use at least 1",
+            )
+        if fusion is not None:
+            heads = fusion.heads or text.heads
+            require(
+                text.width % heads == 0,
+                f"model.fusion.heads={heads}: must divide the width of the text tower, "
+                f"model.text_cfg.width={text.width}",
             )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from mmjax.core.config import choose
 from mmjax.models import open_clip_json
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
+from mmjax.models.joint_config import FusionConfig
 
 
 def _siglip_base() -> ClipConfig:
@@ -63,6 +64,38 @@ def _plain(*, width: int, text_width: int, heads: int, layers: int) -> ClipConfi
     )  # fmt: skip
 
 
+def _bert(*, layers: int, context_length: int, **options: Any) -> TextConfig:
+    """The first layers of BERT-base; those with cross-attention are the fusion encoder's."""
+    return TextConfig(
+        width=768, heads=12, layers=layers, context_length=context_length, vocab_size=30522, num_positions=512,
+        token_types=2, block_norm="post", ln_eps=1e-12, embed_norm=True, mask_padding=True, no_causal_mask=True,
+        pool_type="first", proj_bias=True, position_init_sd=0.02, **options,
+    )  # fmt: skip
+
+
+def _albef() -> ClipConfig:
+    vision = VisionConfig(
+        image_size=256, no_ln_pre=True, patch_bias=True, ln_eps=1e-6, proj_bias=True, image_resize="squash"
+    )
+    return ClipConfig(
+        embed_dim=256,
+        max_logit_scale=1000.0,
+        vision_cfg=vision,
+        text_cfg=_bert(layers=6, context_length=25),
+        fusion=FusionConfig(block_norm="post", ln_eps=1e-12),
+    )
+
+
+def _vilt() -> ClipConfig:
+    half = (0.5, 0.5, 0.5)
+    vision = VisionConfig(
+        image_size=384, patch_size=32, layers=0, no_ln_pre=True, patch_bias=True, ln_eps=1e-6, image_resize="squash",
+        final_ln_after_pool=True, image_mean=half, image_std=half,
+    )  # fmt: skip
+    fusion = FusionConfig(kind="joint", layers=12, ln_eps=1e-6, pool_tanh=True, word_head="own")
+    return ClipConfig(vision_cfg=vision, text_cfg=_bert(layers=0, context_length=40), fusion=fusion)
+
+
 _PRESETS: dict[str, ClipConfig] = {
     "ViT-B-32": ClipConfig(vision_cfg=VisionConfig(patch_size=32)),
     "ViT-B-16": ClipConfig(),
@@ -73,6 +106,8 @@ _PRESETS: dict[str, ClipConfig] = {
         text_cfg=TextConfig(width=768, heads=12),
     ),
     "ViT-B-16-SigLIP": _siglip_base(),
+    "ALBEF-B-16": _albef(),
+    "ViLT-B-32": _vilt(),
     "scenes-tiny": _small(width=96, text_width=64, heads=4, layers=1),
     "scenes-tiny-clip": _plain(width=96, text_width=64, heads=4, layers=2),
     "scenes-small": _small(width=192, text_width=192, heads=6, layers=4),

@@ -56,7 +56,8 @@ class TextTower(nnx.Module):
         norm = functools.partial(LayerNorm, width, eps=config.ln_eps, dtype=dtype)
         self.ln_embed = norm() if config.embed_norm else None
         spec = dataclasses.replace(block_spec(config), matmul_precision=matmul_precision, attention=attention)
-        self.blocks = stack_blocks(spec, layers=config.layers, rngs=rngs, dtype=dtype)
+        stack = functools.partial(stack_blocks, spec, layers=config.layers, rngs=rngs, dtype=dtype)
+        self.blocks = stack() if config.layers else None
         self.scan, self.remat = scan, remat
         self.frozen_blocks = 0  # how many of the first blocks are not trained
         self.ln_final = None if config.block_norm == "post" else norm()
@@ -70,14 +71,22 @@ class TextTower(nnx.Module):
         """ids i32[M,L] -> f32[M,E], not normalized."""
         return self.project(self.pool(self.embed(ids), ids))
 
-    def embed(self, ids: jax.Array) -> jax.Array:
-        """Token and position embeddings: i32[M,L] -> [M,L,width]; L may be shorter than the context."""
+    def embed(
+        self, ids: jax.Array, *, masked: jax.Array | None = None, mask_vector: jax.Array | None = None
+    ) -> jax.Array:
+        """Token and position embeddings: i32[M,L] -> [M,L,width]; L may be shorter than the context.
+
+        ``masked`` bool[M,L] are words in whose place ``mask_vector`` f32[width] stands.
+        """
         length = ids.shape[1]
         if length > self.config.context_length:
             raise ValueError(
                 f"{length} tokens per text: more than model.text_cfg.context_length={self.config.context_length}"
             )
-        tokens = self.token_embed(ids) + self._positions(ids)
+        tokens = self.token_embed(ids)
+        if masked is not None and mask_vector is not None:
+            tokens = jnp.where(masked[..., None], mask_vector, tokens)
+        tokens = tokens + self._positions(ids)
         if self.type_embed is not None:
             tokens = tokens + self.type_embed[...][0]
         return tokens.astype(self.dtype) if self.ln_embed is None else self.ln_embed(tokens)
@@ -181,7 +190,7 @@ class TokenEmbed(nnx.Module):
 
 def block_spec(config: TextConfig) -> BlockSpec:
     """The text tower's block, with CLIP's initial values."""
-    residual = normal((2 * config.layers * config.width) ** -0.5)
+    residual = normal((2 * max(config.layers, 1) * config.width) ** -0.5)
     return BlockSpec.from_config(
         config,
         width=config.width,

@@ -150,7 +150,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 VISION_RULES = {
     "head_width": ({"width": 100, "head_width": 64}, "vision_cfg.head_width=64", "vision_cfg.width=100"),
-    "layers": ({"layers": 0}, "vision_cfg.layers=0", "stem='patch'"),
+    "layers": ({"stem": "resnet", "layers": 2}, "vision_cfg.layers=0", "stem='resnet'"),
     "negative layers": ({"layers": -1}, "vision_cfg.layers=-1", "between 0 and"),
     "patches of nothing": ({"patch_size": 0}, "vision_cfg.patch_size=0", "between 1 and"),
     "registers": ({"registers": -1}, "vision_cfg.registers=-1", "between 0 and"),
@@ -217,7 +217,7 @@ def test_the_neighbours_of_impossible_towers_are_possible():
 
 @pytest.mark.parametrize(
     ("options", "phrase"),
-    [({"width": 100, "heads": 8}, r"text_cfg\.heads=8.*text_cfg\.width=100"), ({"layers": 0}, r"text_cfg\.layers=0")],
+    [({"width": 100, "heads": 8}, r"text_cfg\.heads=8.*text_cfg\.width=100"), ({"layers": -1}, r"text_cfg\.layers=-1")],
 )
 def test_an_impossible_text_tower_is_refused(options, phrase):
     with pytest.raises(ConfigError, match=phrase):
