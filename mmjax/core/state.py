@@ -30,6 +30,7 @@ class TrainState:
     opt_state: Any
     ema_params: Params | None  # exponential moving average of params
     augment: dict[str, AugmentState] = dataclasses.field(default_factory=dict)  # by name, of those that are trained
+    momentum_params: Params | None = None  # a moving average that the objective compares with
     objective: dict[str, jax.Array] = dataclasses.field(default_factory=dict)  # what an objective carries on, by name
     gate: dict[str, jax.Array] = dataclasses.field(default_factory=dict)  # the same of the gate
 

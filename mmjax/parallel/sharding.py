@@ -28,6 +28,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmjax.core.config import ConfigError
+from mmjax.core.row_sharding import num_shards
 from mmjax.core.state import AugmentState, TrainState, parameter_paths
 from mmjax.parallel.mesh import MeshConfig, Policy, Spec, batch_sharding, replicated
 
@@ -192,10 +193,17 @@ def state_shardings(
         "opt_state": _opt_state_shardings(tx, state.opt_state, updated, everywhere),
         "ema_params": None if state.ema_params is None else updated,
         "augment": learned,
-        "objective": jax.tree.map(lambda _: everywhere, state.objective),
+        "momentum_params": None if state.momentum_params is None else updated,
+        "objective": jax.tree.map(lambda leaf: _of_matrix(leaf, mesh), state.objective),
         "gate": jax.tree.map(lambda _: everywhere, state.gate),
     }
     return TrainState(**shardings)
+
+
+def _of_matrix(leaf: Any, mesh: Mesh) -> NamedSharding:
+    """By rows, of a matrix whose rows divide evenly."""
+    rows = batch_sharding(mesh)
+    return rows if len(leaf.shape) > 1 and leaf.shape[0] % num_shards(rows) == 0 else replicated(mesh)
 
 
 def _check_matched(rules: tuple[tuple[str, Any], ...], state: TrainState, prefixes: Mapping[str, str]) -> None:

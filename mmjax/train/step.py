@@ -17,9 +17,9 @@ from mmjax.core import rng
 from mmjax.core.sphere import unit
 from mmjax.core.state import Params, TrainState
 from mmjax.core.types import Batch, Metrics
-from mmjax.objectives.common.base import Base, State
+from mmjax.objectives.common.base import CARRIED, Base, State
 from mmjax.objectives.common.gate import Gate
-from mmjax.objectives.common.tower_tokens import TowerTokens
+from mmjax.objectives.common.tower_tokens import MomentumFeatures, TowerTokens
 from mmjax.train import forward
 from mmjax.train.augmentation import Augmentations
 from mmjax.train.micro_batches import WHOLE_BATCH, MicroBatches
@@ -82,14 +82,9 @@ def make_step(
             for drop_rates in augmentations.drop_rate_combinations
         ]
         augment_params = {name: own.params for name, own in state.augment.items()}
-        arguments = (
-            *split_frozen(state.params, trained),
-            augment_params,
-            batch,
-            state.step,
-            state.objective,
-            state.gate,
-        )
+        model_params, frozen = split_frozen(state.params, trained)
+        carried = state.objective, state.gate, state.momentum_params
+        arguments = (model_params, frozen, augment_params, batch, state.step, *carried)
         if len(branches) == 1:
             (grads, augment_grads), metrics = branches[0](*arguments)
         else:
@@ -124,9 +119,11 @@ def make_step(
             opt_state=opt_state,
             ema_params=ema_params,
             augment=augment,
+            momentum_params=_next_momentum(state.momentum_params, params, objective.momentum_decay),
             objective=objective.next_state(state.objective, metrics),
             gate=gate.next_state(state.gate, metrics) if gate else {},
         )
+        metrics.pop(CARRIED, None)
         new = jax.tree.map(functools.partial(jnp.where, good), new, state)
         new = dataclasses.replace(new, step=state.step + 1)
 
@@ -140,6 +137,12 @@ def make_step(
         return new, metrics | augment_metrics
 
     return step
+
+
+def _next_momentum(average: Params | None, params: Params, decay: float | None) -> Params | None:
+    if average is None or decay is None:
+        return None
+    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
 
 
 def _move_parameters(state: TrainState, model: Params, augment: dict[str, Params]) -> TrainState:
@@ -172,6 +175,7 @@ def make_loss(
         step: jax.Array,
         objective_state: State | None = None,
         gate_state: State | None = None,
+        momentum_params: Params | None = None,
         *,
         drop_rates: tuple[float, ...],
     ) -> tuple[jax.Array, Metrics]:
@@ -198,20 +202,27 @@ def make_loss(
             assert gate_state is not None
             batch, gate_metrics = gate.apply(batch, gate_state)
         choose_patches, drop_tokens = augmentations.make_sequence_dropout(drop_rates, step)
-        features = forward.run_clean(
-            model,
-            batch,
+        run_clean = functools.partial(
+            forward.run_clean,
             towers=augmentations.towers,
-            taps=augmentations.taps,
             choose_patches=choose_patches,
             drop_tokens=drop_tokens,
-            with_sequence=reads_tokens,
+            with_sequence=reads_tokens or momentum_params is not None,
             micro_batches=micro_batches,
         )
+        features = run_clean(model, batch, taps=augmentations.taps)
         pooled = features["pooled"]
         image, text = unit(model.visual.project(pooled.image)), unit(model.text.project(pooled.text))
         sources = {"image_source": pooled.image_source, "text_source": pooled.text_source}
-        read = {"tokens": make_tokens(model, features["sequence"], "clean")} if reads_tokens else {}
+        read: dict[str, Any] = {"tokens": make_tokens(model, features["sequence"], "clean")} if reads_tokens else {}
+        if momentum_params is not None:
+            average = merge(graph, jax.lax.stop_gradient(momentum_params))
+            seen = run_clean(average, batch)
+            read["momentum"] = MomentumFeatures(
+                image=unit(average.visual.project(seen["pooled"].image)),
+                text=unit(average.text.project(seen["pooled"].text)),
+                tokens=make_tokens(average, seen["sequence"], "clean"),
+            )
         value, metrics = compare(
             image,
             text,

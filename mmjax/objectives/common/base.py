@@ -28,7 +28,10 @@ TextGroups = Literal["example", "kind", "place"]
 """
 
 State = dict[str, jax.Array]
-"""What an objective carries from step to step, by name; every device has all of it."""
+"""What an objective carries from step to step, by name. Matrices whose rows divide evenly are split over devices."""
+
+CARRIED = "carried"
+"""Where the metrics of an objective hold arrays for ``next_state``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,7 @@ class Base(abc.ABC):
             * ``auto``: ``dense`` while that is small; then ``ring`` on several devices and ``chunked`` on one.
         chunk: The largest side of a tile.
         row_sharding: Of both sides, set by the program; None: one device.
+        embed_dim: Of the embeddings, likewise.
     """
 
     model_options: ClassVar[Mapping[str, float]] = {}
@@ -57,6 +61,7 @@ class Base(abc.ABC):
     impl: Literal["auto", "dense", "chunked", "ring"] = "auto"
     chunk: Annotated[int, Ge(1)] = 1024
     row_sharding: NamedSharding | None = None
+    embed_dim: int | None = None
 
     def __post_init__(self) -> None:
         if self.mask_partners and self.targets == "provenance":
@@ -98,6 +103,14 @@ class Base(abc.ABC):
         return ()
 
     @property
+    def momentum_decay(self) -> float | None:
+        """Of a moving average of the model that it compares with; None: it needs none.
+
+        It is then called with ``momentum``, a ``MomentumFeatures``, for the clean rows of a batch.
+        """
+        return None
+
+    @property
     def text_groups(self) -> TextGroups | None:
         """Which groups of texts it reads from ``Provenance.group``; None: it reads no groups."""
         return None
@@ -107,7 +120,10 @@ class Base(abc.ABC):
         return {}
 
     def next_state(self, state: State, metrics: Metrics) -> State:
-        """The state after a step, of the state before it and of the metrics of the clean rows."""
+        """The state after a step, of the state before it and of the metrics of the clean rows.
+
+        What stands in ``metrics`` under ``CARRIED`` is for this function alone.
+        """
         return state
 
     def choose_impl(self, n: int, m: int, shards: int | None = None) -> Implementation:

@@ -49,3 +49,18 @@ class TowerTokens:
     def texts_by_example(self, rows: jax.Array) -> jax.Array:
         """An array of text rows [M, …] as [examples, texts, …]."""
         return rows.reshape(self.examples, -1, *rows.shape[1:])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MomentumFeatures:
+    """What the moving average of the model makes of the same batch; nothing of it has a gradient.
+
+    Args:
+        image: f32[N, D], unit rows.
+        text: f32[M, D], unit rows.
+        tokens: The tokens of its towers, and the model with its parameters.
+    """
+
+    image: jax.Array
+    text: jax.Array
+    tokens: TowerTokens
