@@ -30,7 +30,17 @@ CLASSES = {
 }
 
 
-INJECTED = {"towers", "rngs", "image_size", "token_format", "data_modalities", "background", "split", "row_sharding"}
+INJECTED = {
+    "towers",
+    "rngs",
+    "image_size",
+    "token_format",
+    "data_modalities",
+    "background",
+    "split",
+    "row_sharding",
+    "embed_dim",
+}
 """Arguments that the program passes to plug-ins; a config cannot name them."""
 
 

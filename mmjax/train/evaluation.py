@@ -91,6 +91,8 @@ class Evaluation:
         """The evaluator of one task, made at its first use."""
         if (task, split) not in self._evaluators:
             evaluator = load_evaluator(task)
+            if evaluator.needs_matcher and self.embedder.pair_scorer is None:
+                raise ConfigError(f"eval.tasks: {task!r} scores pairs as wholes; leave it out, or set model.fusion")
             try:
                 self._evaluators[task, split] = self._make(task, None if evaluator.own_split else split)
             except ConfigError as error:

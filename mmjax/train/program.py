@@ -18,6 +18,7 @@ from mmjax.core.numerics import DTYPES
 from mmjax.core.state import AugmentState, Params, TrainState, flatten
 from mmjax.core.types import Batch
 from mmjax.evals.common.embedder import Embedder
+from mmjax.evals.common.pair_scores import Matcher
 from mmjax.experiment import Experiment
 from mmjax.models.attention.choice import choose_kernel
 from mmjax.models.clip import Clip
@@ -62,7 +63,9 @@ class Program:
             experiment.objective,
             path="objective",
             row_sharding=self.row_sharding,
+            embed_dim=experiment.model.embed_dim,
         )
+        _check_modules(self.objective, experiment)
         self.gate = Gate(experiment.gate, self.objective) if experiment.gate else None
         model, dtype = experiment.model, DTYPES[experiment.precision]
         self.attention = {
@@ -134,8 +137,11 @@ class Program:
             return state
         tree = jax.tree.structure(state.params)
         params = jax.tree.unflatten(tree, [loaded.get(path, leaf) for path, leaf in flatten(state.params).items()])
-        ema = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
-        return dataclasses.replace(state, params=params, ema_params=ema)
+        averages = {
+            name: None if getattr(state, name) is None else jax.tree.map(jnp.copy, params)
+            for name in ("ema_params", "momentum_params")
+        }
+        return dataclasses.replace(state, params=params, **averages)
 
     def initialize_augmentations(self) -> dict[str, AugmentState]:
         """Fresh parameters of the augmentations alone."""
@@ -207,6 +213,17 @@ class Program:
         def encode_texts(params: Params, tokens: jax.Array) -> jax.Array:
             return merge(graph, params).encode_text(tokens)
 
+        def encode_image_tokens(params: Params, images: dict[str, jax.Array]) -> jax.Array:
+            visual = merge(graph, params).visual
+            sequence = visual.run(visual.embed(images), with_sequence=True).sequence
+            assert sequence is not None
+            return sequence
+
+        def match(params: Params, image: jax.Array, tokens: jax.Array) -> jax.Array:
+            model = merge(graph, params)
+            text = model.text.run(model.text.embed(tokens), tokens, with_sequence=True).sequence
+            return model.fusion.match(image, text, tokens)[:, 1]
+
         return Embedder(
             encode_images,
             encode_texts,
@@ -215,6 +232,7 @@ class Program:
             row_sharding=self.row_sharding,
             modalities=modalities,
             num_threads=num_threads,
+            matcher=Matcher(encode_image_tokens, match) if self.experiment.model.fusion else None,
         )
 
     def _without_recomputation(self) -> Experiment:
@@ -257,9 +275,20 @@ class Program:
             opt_state=self.tx.init(params),
             ema_params=jax.tree.map(jnp.copy, params) if self.experiment.optimizer.ema_decay else None,
             augment=self.augmentations.init_states(),
+            momentum_params=None if self.objective.momentum_decay is None else jax.tree.map(jnp.copy, params),
             objective=self.objective.init_state(),
             gate=self.gate.init_state() if self.gate else {},
         )
+
+
+def _check_modules(objective: Any, experiment: Experiment) -> None:
+    """Raises unless the model has the sections that the objective runs."""
+    for name in objective.modules:
+        if getattr(experiment.model, name) is None:
+            raise ConfigError(
+                f"objective.name={experiment.objective['name']!r}: runs model.{name}, and the model has none; set "
+                f"model.{name}, as in configs/scenes_fusion.py"
+            )
 
 
 def check_device(model: ClipConfig, device: jax.Device) -> None:

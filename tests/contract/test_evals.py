@@ -11,6 +11,7 @@ import pytest
 from mmjax.core import plugins
 from mmjax.data import source
 from mmjax.evals.common.embedder import Embedder
+from mmjax.evals.common.pair_scores import Matcher
 
 FOLDER = "mmjax.evals"
 
@@ -61,6 +62,10 @@ def compiled():
         lambda p, t: (p["text"][t] * jnp.arange(1, 13, dtype=jnp.float32)[:, None]).sum(1),
         tokenizer=tokenizer,
         batch_size=3,
+        matcher=Matcher(
+            lambda p, x: x["image"].reshape(3, 1, -1).astype(jnp.float32) - 128.0,
+            lambda p, z, t: jnp.sum((z[:, 0] @ p["image"]) * p["text"][t[:, -1]], axis=1),
+        ),
     )
 
 

@@ -51,6 +51,9 @@ class Base(abc.ABC):
     any_split: ClassVar[bool] = False
     """Whether, if the data has no split made for it, it takes the first of those that are measured."""
 
+    needs_matcher: ClassVar[bool] = False
+    """Whether it scores pairs as wholes (``BoundEmbedder.match``), which a model with ``model.fusion`` can."""
+
     headline: ClassVar[Collection[str]] = ()
     """The metrics that tables show if not asked for all; empty: all of them."""
 

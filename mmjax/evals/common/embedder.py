@@ -21,6 +21,7 @@ from mmjax.core.row_sharding import num_shards
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
 from mmjax.evals.common.host_batches import Description, HostBatch, describe, gather_examples, to_global
+from mmjax.evals.common.pair_scores import Matcher, PairScorer
 
 IN_FLIGHT = 16
 """Batches that may wait on the device: enough to keep it busy, few enough to fit its memory."""
@@ -57,6 +58,7 @@ class Embedder:
         row_sharding: Splits a batch over a mesh; embeddings are replicated. None: one device.
         modalities: The keys of an example that go to the image tower.
         num_threads: Threads that read examples; 0: none besides the caller.
+        matcher: Scores pairs as wholes, if the model can.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Embedder:
         row_sharding: NamedSharding | None = None,
         modalities: Sequence[str] = ("image",),
         num_threads: int = 0,
+        matcher: Matcher | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
@@ -87,6 +90,9 @@ class Embedder:
         self.modalities = tuple(modalities)
         self.num_threads = num_threads
         self.host_batch = HostBatch(batch_size, row_sharding)
+        self.pair_scorer = (
+            None if matcher is None else PairScorer(matcher, batch_size=batch_size, row_sharding=row_sharding)
+        )
         shardings: dict[str, Any] = {}
         if row_sharding is not None:
             shardings = {
@@ -151,6 +157,13 @@ class BoundEmbedder:
         rows = self.text_rows(texts)
         assert self._texts is not None
         return self._texts[rows]
+
+    def match(self, examples: Source, images: np.ndarray, texts: Sequence[str], numbers: np.ndarray) -> np.ndarray:
+        """f32[p]: how well image ``images[p]`` of the examples and text ``texts[numbers[p]]`` match as a whole."""
+        scorer = self._embedder.pair_scorer
+        assert scorer is not None  # who needs it says so (``Base.needs_matcher``)
+        ids = self._embedder.tokenizer(texts)
+        return scorer(self._params, self._image_batches(examples, []), images, ids, numbers)
 
     def is_truncated(self, texts: Sequence[str]) -> np.ndarray | None:
         """bool[n]: which texts are cut at the context length; None if the tokenizer does not say."""
