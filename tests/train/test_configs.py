@@ -40,6 +40,8 @@ DEVICES = 8
 
 # Batch, learning rate, weight decay, second beta, and examples seen, as the sources that the files name have them.
 RECIPES = {
+    "albef_b16": (512, 1e-4, 0.02, 0.999, 30 * 5.1e6),
+    "albef_b16:method=tcl": (512, 1e-4, 0.02, 0.999, 30 * 5.1e6),
     "coco_finetune_b16": (256, 1e-6, 0.2, 0.98, 5 * 113_287),
     "datacomp:track=large": (8192, 5e-4, 0.2, 0.98, 1.28e9),
     "datacomp:track=medium": (4096, 5e-4, 0.2, 0.98, 128e6),
@@ -47,7 +49,10 @@ RECIPES = {
     "laclip:data=cc3m": (8192, 1e-3, 0.5, 0.98, 35 * 3_318_333),
     "laion_l14": (32768, 4e-4, 0.2, 0.98, 32 * 407_332_084),
     "siglip_b16": (32768, 1e-3, 1e-4, 0.95, 9e9),
+    "vilt_b32": (4096, 1e-4, 0.01, 0.98, 200_000 * 4096),
 }
+VOCABULARIES = {"siglip_b16": 32000, "albef_b16": 30522, "albef_b16:method=tcl": 30522, "vilt_b32": 30522}
+OBJECTIVES = {"siglip_b16": "sigmoid", "albef_b16": "albef", "albef_b16:method=tcl": "tcl", "vilt_b32": "fusion"}
 
 
 def experiment(name, arg=""):
@@ -135,8 +140,8 @@ def test_a_real_run_is_as_its_docstring_says(name):
     _, notes = resolve_without_data(config, shards=chips)
     assert not notes  # nothing of it is guessed, and evaluation's batches divide over the slice
     text = config.model.text_cfg
-    assert text.vocab_size == (32000 if name == "siglip_b16" else 49408) and "/" in config.data.tokenizer["name"]
-    assert config.objective["name"] == ("contrastive" if config.model.init_logit_bias is None else "sigmoid")
+    assert text.vocab_size == VOCABULARIES.get(name, 49408) and "/" in config.data.tokenizer["name"]
+    assert config.objective["name"] == OBJECTIVES.get(name, "contrastive")
 
 
 def test_every_file_with_a_slice_is_checked():

@@ -1,0 +1,57 @@
+"""ALBEF, TCL and ViLT in small, on scenes: models with a fusion encoder that train in minutes on two cores.
+
+Arguments: ``method=albef|tcl|vilt|clip`` (clip: the same towers without the encoder), ``transforms=NAME[+NAME]`` (of
+which ``mixgen`` is one), ``augment=NAME[+NAME]``, ``world=easy|standard|full``, ``images=N`` (for training),
+``steps=N``. The encoder is two blocks deep, on the towers of ``scenes-tiny`` with two blocks of text; ViLT has four
+blocks and towers without any. Queue and momentum are as short as the run.
+"""
+
+import ml_collections
+from common import parse_arguments, plugin_entries
+
+from mmjax.core.config import choose
+from mmjax.models import presets
+
+SHORT = {"momentum": 0.98, "queue_size": 512, "distillation": 0.4, "distillation_warmup_steps": 300}
+OBJECTIVES = {
+    "clip": {"name": "contrastive"},
+    "albef": {"name": "albef", **SHORT},
+    "tcl": {"name": "tcl", **SHORT},
+    "vilt": {"name": "fusion", "contrastive_weight": 0.0, "negatives": "random"},
+}
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    args = parse_arguments(
+        arg, method="albef", transforms="none", augment="none", world="standard", images=4096, steps=1200
+    )
+    objective = OBJECTIVES[choose(args.method, OBJECTIVES, path="method")]
+    config = ml_collections.ConfigDict()
+    config.steps = args.steps
+    config.batch_size = 64
+    config.model = presets.load("scenes-tiny")
+    if args.method == "vilt":
+        config.model["vision_cfg"] |= {"layers": 0, "final_ln_after_pool": True}
+        config.model["text_cfg"] |= {"layers": 0}
+        config.model["fusion"] = {"kind": "joint", "layers": 4, "pool_tanh": True, "word_head": "own"}
+    elif args.method != "clip":
+        config.model["fusion"] = {"layers": 2}
+    config.objective = dict(objective)
+    config.augment = plugin_entries(args.augment)
+    config.data = {
+        "source": {"name": "scenes", "world": args.world, "image_size": 32},
+        "train": {"size": args.images},
+        "tokenizer": {"name": "word"},
+        "transforms": plugin_entries(args.transforms),
+    }
+    config.optimizer = {
+        "learning_rate": 2e-3,
+        "b2": 0.98,
+        "weight_decay": 0.05,
+        "warmup_steps": 40,
+        "final_fraction": 0.02,
+    }
+    config.log = {"every_steps": 20}
+    config.eval = {"every_steps": 400}
+    config.checkpoint = {"every_steps": 400}
+    return config
