@@ -3,7 +3,7 @@
 Arguments: ``method=albef|tcl|vilt|clip`` (clip: the same towers without the encoder), ``transforms=NAME[+NAME]`` (of
 which ``mixgen`` is one), ``augment=NAME[+NAME]``, ``world=easy|standard|full``, ``images=N`` (for training),
 ``steps=N``. The encoder is two blocks deep, on the towers of ``scenes-tiny`` with two blocks of text; ViLT has four
-blocks and towers without any. Queue and momentum are as short as the run.
+blocks and towers without any. Queue and momentum are as short as the run. Retrieval is among 250 images.
 """
 
 import ml_collections
@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data = {
         "source": {"name": "scenes", "world": args.world, "image_size": 32},
         "train": {"size": args.images},
+        "evaluation": {"size": 250},
         "tokenizer": {"name": "word"},
         "transforms": plugin_entries(args.transforms),
     }
@@ -52,6 +53,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "final_fraction": 0.02,
     }
     config.log = {"every_steps": 20}
-    config.eval = {"every_steps": 400}
+    searches = args.method != "vilt"  # by embeddings; ViLT scores every pair
+    config.eval = {
+        "every_steps": 400,
+        "tasks": ("retrieval",) if searches else (),
+        "final_tasks": {"clip": ("retrieval",), "vilt": ("reranking",)}.get(args.method, ("retrieval", "reranking")),
+        "options": {"reranking": {"k": 32 if searches else None}},
+    }
     config.checkpoint = {"every_steps": 400}
     return config

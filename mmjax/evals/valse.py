@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.benchmarks.valse import PIECES
-from mmjax.evals.common.auroc import auroc
 from mmjax.evals.common.base import Published
+from mmjax.evals.common.classification import auroc
 from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.evals.common.folders import COCO_VAL2017, benchmark, first_of
 from mmjax.evals.common.pair_benchmark import PairBenchmark

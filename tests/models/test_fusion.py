@@ -139,10 +139,17 @@ def test_towers_without_blocks_hand_on_what_they_embed():
     vision = {"layers": 0, "no_ln_pre": True, "final_ln_after_pool": True}
     config = clip_models.config(vision=vision, text={"layers": 0, "block_norm": "post"}, fusion=FusionConfig(**VILT))
     graph, shapes = clip_models.split(config)
-    model = clip_models.model(graph, clip_models.random_params(shapes))
+    params = clip_models.random_params(shapes)
     images = clip_models.images(config)
-    embedded, words = model.visual.embed(images), model.text.embed(TOKENS)
-    vision, text = model.visual.run(embedded, with_sequence=True), model.text.run(words, TOKENS, with_sequence=True)
+
+    @jax.jit
+    def run(params):
+        model = clip_models.model(graph, params)
+        embedded, words = model.visual.embed(images), model.text.embed(TOKENS)
+        vision, text = model.visual.run(embedded, with_sequence=True), model.text.run(words, TOKENS, with_sequence=True)
+        return embedded, words, vision, text
+
+    embedded, words, vision, text = run(params)
     np.testing.assert_array_equal(vision.sequence, embedded)
     np.testing.assert_array_equal(text.sequence, words)
     assert np.isfinite(vision.pooled).all() and np.isfinite(text.pooled).all()

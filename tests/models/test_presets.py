@@ -87,6 +87,8 @@ def test_models_of_scenes_need_a_tokenizer_and_are_small(name):
 def test_the_names_are_these():
     assert presets.names() == sorted(
         [
+            "ALBEF-B-16",
+            "ViLT-B-32",
             "ViT-B-16",
             "ViT-B-16-SigLIP",
             "ViT-B-32",
@@ -121,9 +123,9 @@ def test_a_loaded_section_is_the_callers_own():
 @pytest.mark.parametrize("name", presets.names())
 def test_pixels_are_normalized_as_the_named_model_expects(name):
     vision = config_of(name).vision_cfg
-    siglip = name.endswith("SigLIP")
-    assert vision.image_mean == ((0.5,) * 3 if siglip else OPENAI_MEAN)
-    assert vision.image_std == ((0.5,) * 3 if siglip else OPENAI_STD)
+    half = name.endswith("SigLIP") or name.startswith("ViLT")
+    assert vision.image_mean == ((0.5,) * 3 if half else OPENAI_MEAN)
+    assert vision.image_std == ((0.5,) * 3 if half else OPENAI_STD)
 
 
 def test_temperatures_start_where_the_papers_start_them():

@@ -79,12 +79,13 @@ def test_pairs_follow_provenance_and_similarity(mixed, targets):
 def test_matching_loss_is_the_mean_over_valid_pairs():
     logits = np.random.default_rng(2).normal(size=(5, 2)).astype(np.float32)
     labels, valid = np.array([1, 0, 1, 0, 1]), np.array([True, True, False, True, True])
-    (value, accuracy), gradient = jax.value_and_grad(matching.matching_loss, has_aux=True)(logits, labels, valid)
+    run = jax.jit(jax.value_and_grad(matching.matching_loss, has_aux=True))
+    (value, accuracy), gradient = run(logits, labels, valid)
     probability = np.array([softmax(row) for row in logits.astype(float)])
     np.testing.assert_allclose(value, -np.mean(np.log(probability[np.arange(5), labels])[valid]), atol=1e-6)
     np.testing.assert_allclose(gradient, (probability - np.eye(2)[labels]) * valid[:, None] / 4, atol=1e-6)
     assert accuracy == np.mean((probability.argmax(1) == labels)[valid])
-    assert matching.matching_loss(logits, labels, np.zeros(5, bool)) == (0, 0)
+    assert run(logits, labels, np.zeros(5, bool))[0] == (0, 0)
 
 
 def test_words_are_hidden_as_in_bert():
@@ -107,8 +108,12 @@ def test_losses_of_words_are_the_float64_form():
     logits, soft = rng.normal(size=(2, 3, 5)), np.array([[softmax(x) for x in y] for y in rng.normal(size=(2, 3, 5))])
     ids, chosen = rng.integers(0, 5, (2, 3)).astype(np.int32), np.array([[True, False, True], [False, False, True]])
     arguments = jnp.float32(logits), ids, chosen, jnp.float32(soft), 0.4
-    losses, right = masked_words.word_losses(*arguments)
-    gradient = jax.grad(lambda x: jnp.sum(masked_words.word_losses(x, *arguments[1:])[0]))(arguments[0])
+
+    def total(x):
+        losses, right = masked_words.word_losses(x, *arguments[1:])
+        return jnp.sum(losses), (losses, right)
+
+    gradient, (losses, right) = jax.jit(jax.grad(total, has_aux=True))(arguments[0])
     wanted, wanted_right, by_logit = np.zeros(2), np.zeros(2), np.zeros((2, 3, 5))
     for i, j in zip(*np.nonzero(chosen), strict=True):
         p = softmax(logits[i, j])
@@ -191,7 +196,8 @@ def test_local_terms_are_the_float64_form():
     slopes = [(wanted(rows + step) - wanted(rows - step)) / 2e-6 for step in steps]
     np.testing.assert_allclose(gradient.ravel(), slopes, atol=1e-5)
     patches = np.arange(36.0, dtype=np.float32).reshape(1, 36, 1)  # 6 × 6, windows of 2 × 2
-    np.testing.assert_allclose(local_terms.pool_patches(patches)[0, :, 0][[0, 1, 8]], [3.5, 5.5, 31.5])
+    windows = local_terms.pool_patches(patches)[0, :, 0]
+    np.testing.assert_allclose((windows[0], windows[1], windows[8]), (3.5, 5.5, 31.5))
     assert local_terms.pool_patches(patches[:, :35]).shape == (1, 35, 1)
 
 
@@ -207,9 +213,9 @@ class Encoder:
 
 
 def tokens(rng, **options):
-    image, text = (rng.normal(size=(n, 2, 1)).astype(np.float32) for n in (6, 7))
+    image, text = (jnp.asarray(rng.normal(size=(n, 2, 1)), jnp.float32) for n in (6, 7))
     model = types.SimpleNamespace(fusion=Encoder())
-    shared = {"image": image, "text": text, "ids": np.zeros((7, 2), np.int32), "model": model, "key": jax.random.key(3)}
+    shared = {"image": image, "text": text, "ids": jnp.zeros((7, 2), int), "model": model, "key": jax.random.key(3)}
     return TowerTokens(blended=True, examples=1, map=lambda f, rows: f(model, rows), **shared | options)
 
 
@@ -218,9 +224,16 @@ def test_matching_judges_the_drawn_pairs():
     seen, image, text = tokens(rng), unit_rows(rng, 6, 4), unit_rows(rng, 7, 4)
     objective = fusion.Objective(contrastive_weight=0.0, matching_weight=2.0)
     (source, _), (texts, _) = sides()
-    loss, metrics = objective(image, text, image_source=source, text_source=texts, scale=jnp.float32(2), tokens=seen)
+    rest = {"image_source": source, "text_source": texts, "scale": jnp.float32(2)}
     similarity = 2 * image @ text.T
-    pairs = matching.draw_pairs(jax.random.split(seen.key, 3)[0], (similarity, similarity.T), *sides())
+
+    @jax.jit
+    def run(image, text):
+        pairs = matching.draw_pairs(jax.random.split(seen.key, 3)[0], (similarity, similarity.T), *sides())
+        return objective(image, text, **rest, tokens=seen), [tuple(pair) for pair in pairs]
+
+    (loss, metrics), pairs = run(image, text)
+    pairs = [matching.Pairs(*pair) for pair in pairs]
     wanted = []
     for pair in pairs:
         score = seen.image[pair.image, 0, 0] * seen.text[pair.text, 0, 0]
@@ -257,7 +270,7 @@ def test_tcl_weighs_its_three_contrasts_alike():
     )
     source = Provenance.from_ids(np.arange(4, dtype=np.int32))
     arguments = {"image_source": source, "text_source": source, "scale": jnp.float32(SCALE), "momentum": average}
-    loss, metrics = tcl.Objective(distillation=0.0)(image, text, **arguments)
+    loss, metrics = jax.jit(lambda: tcl.Objective(distillation=0.0)(image, text, **arguments))()
     terms = [metrics[f"{name}_loss"] for name in ("across", "intra", "local")]
     np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-6)
 
@@ -272,7 +285,7 @@ def test_tcl_weighs_its_three_contrasts_alike():
     )
     others = ~np.eye(4, dtype=bool)
     local = [
-        local_terms.local_loss(rows, of_rows, others, np.ones(4, bool), scale=SCALE)
+        jax.jit(local_terms.local_loss)(rows, of_rows, others, np.ones(4, bool), scale=SCALE)
         for rows, of_rows in ((image, local_terms.pool_patches(own["image"][:, 1:])), (text, own["text"][:, 1:]))
     ]
     np.testing.assert_allclose(terms[2], np.mean(local), rtol=1e-6)
