@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmjax import cli
 from mmjax.data.open_source import open_source
-from support import command
+from support import command, generating, models_in_use
 from support.archives import write_webdataset
 from support.pictures import encoded, photograph
 
@@ -82,6 +82,28 @@ def test_inspect_without_a_config(shards, tmp_path, capfd):
     )  # fmt: skip
     assert "20 examples, all of them read" in said.out and "truncated image: 2: " in said.out and "00003" in said.out
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_inspect_reports_on_captions_and_knows_what_is_true_of_scenes(shards, tmp_path, capfd):
+    noisy = ran(capfd, "inspect", *SCENES, "--option", "caption_noise=0.5", "--captions", "--json").out
+    groups = json.loads(noisy)["groups"]
+    assert list(groups) == ["source"] and groups["source"]["captions"] == 120 and 0.3 < groups["source"]["true"] < 0.7
+    said = ran(
+        capfd, "inspect", f"--config={command.config_file(tmp_path)}", "--captions", "--examples=20",
+        "--config.data.train.negatives=swap_color,replace_shape", "--config.data.transforms=(('eda', {}),)",
+    )  # fmt: skip
+    lines = {line.split("  ")[0]: line.split()[-3:] for line in said.out.splitlines()}
+    assert said.out.split()[:3] == ["source", "negatives", "training"]
+    assert lines["true"][:2] == ["100.0%", "0.0%"] and lines["equal to a source caption"][-2] == "0.0%"
+    captioner = {"captioner": {"name": "scenes", "error": 0.3}}
+    generating.run(generating.make_job(tmp_path / "made", (("caption", {"n": 2}),), captioner))
+    made = ran(capfd, "inspect", "--source=generated", f"--path={tmp_path}/made", "--captions", "--json").out
+    groups = json.loads(made)["groups"]
+    assert list(groups) == ["raw", "caption"] and groups["raw"]["true"] == 1 > groups["caption"]["true"]
+    torn = ran(capfd, "inspect", f"--path={shards}", "--captions", f"--model={models_in_use.write(tmp_path / 'model')}")
+    assert "CLIPScore" in torn.out and "of another image's caption" in torn.out and "vocabulary" in torn.out
+    assert "--captions" in ran(capfd, "inspect", *SCENES, "--model=x", status=2).err
+    assert "--sheet=x" in ran(capfd, "inspect", *SCENES, "--captions", "--sheet=x", status=2).err
 
 
 def test_bench(tmp_path, capfd):

@@ -61,7 +61,7 @@ class Embedding:
                 raise ConfigError(f"the examples have no {model.modality!r}, which the model takes: {', '.join(first)}")
             self._shape = first[model.modality].shape
 
-    def run(self, indices: range, *, progress: Callable[[int], None] = lambda done: None) -> ShardEmbeddings:
+    def run(self, indices: Sequence[int], *, progress: Callable[[int], None] = lambda done: None) -> ShardEmbeddings:
         """The embeddings of the examples at ``indices``; calls ``progress`` with numbers of examples done."""
         size = self._model.batch_sizes[-1]
         batches = [indices[start : start + size] for start in range(0, len(indices), size)]
@@ -185,10 +185,10 @@ def unreadable_json(unreadable: Sequence[Unreadable]) -> bytes:
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, batches: Sequence[range], read: Callable[[int], Any]
-) -> Iterator[tuple[range, list[Any]]]:
+    pool: ThreadPoolExecutor, batches: Sequence[Sequence[int]], read: Callable[[int], Any]
+) -> Iterator[tuple[Sequence[int], list[Any]]]:
     """Each batch with what ``read`` returns for its indices; the next few batches are being read meanwhile."""
-    pending: collections.deque[tuple[range, list[Future[Any]]]] = collections.deque()
+    pending: collections.deque[tuple[Sequence[int], list[Future[Any]]]] = collections.deque()
     for batch in batches:
         pending.append((batch, [pool.submit(read, index) for index in batch]))
         if len(pending) > _READ_AHEAD:
