@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from mmjax.core import config, plugins
 from mmjax.core.config import Between, ConfigError, Ge, Gt, Le
 from mmjax.data.clusters.config import ClusterConfig
-from mmjax.data.negatives.config import NegativesTable
+from mmjax.data.negatives.config import NegativesTable, PositivesTable
 from mmjax.models import presets
 from mmjax.models.config import ClipConfig
 from mmjax.objectives.common.gate import GateConfig
@@ -43,7 +43,7 @@ class DataConfig:
 
     ``negatives`` is a table of hard negatives (``path``, and perhaps ``kinds``) that is joined to the source by the
     examples' keys, in place of negatives of its own: to the training split, or to each if there is ``{split}`` in its
-    path.
+    path. ``positives`` is such a table of further true captions (``path``), such as analogies.
 
     ``clusters`` makes batches of similar examples, from a table of nearest neighbors (``path``).
 
@@ -61,6 +61,7 @@ class DataConfig:
     train: Section = dataclasses.field(default_factory=dict)
     evaluation: Section = dataclasses.field(default_factory=dict)
     negatives: NegativesTable | None = None
+    positives: PositivesTable | None = None
     clusters: ClusterConfig | None = None
     transforms: tuple[tuple[str, Section], ...] = ()
     preprocess: Section | None = None

@@ -16,7 +16,7 @@ from mmjax.data import autotune, pipeline, tokenizer
 from mmjax.data.clusters.table import Clusters
 from mmjax.data.eval_view import is_encoded, make_eval_chain, view_for_evaluation
 from mmjax.data.formats.score_table import WithQuantiles
-from mmjax.data.negatives.table import WithNegatives
+from mmjax.data.negatives.table import WithNegatives, WithPositives
 from mmjax.data.open_source import open_source
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source, Subset
@@ -55,10 +55,14 @@ def open_split(experiment: Experiment, split: str, options: Mapping[str, Any] | 
     )
     if source.ignores_split and split != "train":
         _check_split(experiment, split)
-    if data.negatives is not None and (table := data.negatives.for_split(split)) is not None:
-        arguments = {"source": source, "table": table}
-        source = call(WithNegatives, arguments, path="data", paths={"negatives": "data.negatives"})
-        logger.info(source.describe())
+    for name, section, joined in (
+        ("negatives", data.negatives, WithNegatives),
+        ("positives", data.positives, WithPositives),
+    ):
+        table = None if section is None else section.for_split(split)
+        if table is not None:
+            source = call(joined, {"source": source, "table": table}, path="data", paths={name: f"data.{name}"})
+            logger.info(source.describe())
     if split == "train" and data.fraction < 1:
         source = call(Subset, {"source": source, "fraction": data.fraction}, path="data", paths={})
     if split == "train" and (gate := experiment.gate) is not None:

@@ -1,12 +1,26 @@
-"""The section ``data.negatives``."""
+"""The sections ``data.negatives`` and ``data.positives``."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Self
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NegativesTable:
+class TextTable:
+    """A file of texts beside a source, of the training split alone unless ``{split}`` is in its path."""
+
+    path: str
+
+    def for_split(self, split: str) -> Self | None:
+        """The table of a split, if it has one."""
+        if split != "train" and "{split}" not in self.path:
+            return None
+        return dataclasses.replace(self, path=self.path.replace("{split}", split))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NegativesTable(TextTable):
     """A file of hard negatives: parquet, jsonl, csv or tsv, as ``mmjax data negatives`` writes it.
 
     A row has ``key`` (or ``id``), which names the example, and ``negative``, a false caption of it; in jsonl and
@@ -19,11 +33,16 @@ class NegativesTable:
       kinds: those that are taken; all if left out.
     """
 
-    path: str
     kinds: tuple[str, ...] | None = None
 
-    def for_split(self, split: str) -> NegativesTable | None:
-        """The table of a split, if it has one."""
-        if split != "train" and "{split}" not in self.path:
-            return None
-        return dataclasses.replace(self, path=self.path.replace("{split}", split))
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PositivesTable(TextTable):
+    """A file of further true captions, such as analogies and rewrites: parquet, jsonl, csv or tsv.
+
+    A row has ``key`` (or ``id``), which names the example, and ``positive``, another caption of it; in jsonl and
+    parquet also a list of them. Where ``valid`` is false the row is left out. Other columns are ignored.
+
+    Args:
+      path: of the file. With ``{split}`` in it each split has its own; a file without is of the training split alone.
+    """

@@ -1,63 +1,70 @@
-"""Hard negatives from a file beside a source, matched to its examples by name."""
+"""Texts from a file beside a source, matched to its examples by name: hard negatives, and further captions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.data import lookup
-from mmjax.data.negatives.config import NegativesTable
+from mmjax.data.negatives.config import NegativesTable, PositivesTable, TextTable
 from mmjax.data.sample import Example
 from mmjax.data.source import Source, SourceView
 from mmjax.data.text import clean
 
-_OPTION = "negatives.path"
 _SEPARATOR = "\t"  # clean texts have none
 _FALSE = ("false", "no", "0", "0.0")
 
+Entry = Callable[[lookup.Row, str], Iterable[str]]
+"""What is kept of a row, as texts; the second argument begins its errors."""
 
-class WithNegatives(SourceView):
-    """``source`` with the ``negatives`` of a table, in place of its own; examples that it does not name have none."""
 
-    def __init__(self, source: Source, table: NegativesTable):
+class JoinedSource(SourceView):
+    """``source`` with texts of a table; ``add`` says what they are to an example.
+
+    Args:
+      source: the examples.
+      table: of the texts.
+      noun: what they are called.
+      entry: what is kept of a row.
+      detail: of the error where there are none.
+    """
+
+    def __init__(self, source: Source, table: TextTable, *, noun: str, entry: Entry, detail: str = ""):
         super().__init__(source)
-        self._path = table.path
+        self._path, self._noun, self._option = table.path, noun, f"{noun}.path"
         names: list[lookup.By] = []  # by which rows name examples; rows are read only once
-        self._texts = lookup.Texts(_read(table, names))
+        self._texts = lookup.Texts(self._read(entry, names))
         if not len(self._texts):
-            kinds = "" if table.kinds is None else f" of kinds={tuple(table.kinds)}"
-            raise ConfigError(f"{_OPTION}={table.path!r}: holds no negatives{kinds}; check the file")
+            raise ConfigError(f"{self._option}={table.path!r}: holds no {noun}{detail}; check the file")
         self._by = names[0]
         self._missing = self._find_missing()
         if self._missing is not None and len(self._missing) == len(source):
             raise ConfigError(
-                f"{_OPTION}={table.path!r}: names none of the {len(source)} examples, such as {self._missing[0]!r}; "
-                "write it for this data"
+                f"{self._option}={table.path!r}: names none of the {len(source)} examples, such as "
+                f"{self._missing[0]!r}; write it for this data"
             )
 
     def __getitem__(self, index: int) -> Example:
         example = self._source[index]
-        negatives = []
-        for text in self._texts[self._name(example)]:
-            kind, true, false = text.split(_SEPARATOR)
-            negatives.append((kind, true or example["captions"][0], false))
-        return {**example, "negatives": negatives}
+        name = int(example["id"]) if self._by == "id" else _key(example.get("key", example["id"]))
+        return self.add(example, self._texts[name])
+
+    def add(self, example: Example, texts: list[str]) -> Example:
+        """The example with its texts."""
+        raise NotImplementedError
 
     def describe(self) -> str:
-        """One line: how many examples have negatives, and the name of one that has none."""
-        line = f"{len(self._texts):,} negatives in {self._path}"
+        """One line: how many examples have texts, and the name of one that has none."""
+        line = f"{len(self._texts):,} {self._noun} in {self._path}"
         if self._missing is None:
             return f"{line}; the source does not list its keys, so examples without any are not counted"
         line = f"{line} for {len(self) - len(self._missing):,} of {len(self):,} examples"
         return f"{line}; {len(self._missing):,} have none, such as {self._missing[0]}" if self._missing else line
 
-    def _name(self, example: Example) -> str | int:
-        return int(example["id"]) if self._by == "id" else _key(example.get("key", example["id"]))
-
     def _find_missing(self) -> list[str | int] | None:
-        """Names of the examples without negatives; None if the source has no column of names."""
+        """Names of the examples without texts; None if the source has no column of names."""
         try:
             names = self._source.column(self._by)
         except ConfigError:
@@ -65,22 +72,57 @@ class WithNegatives(SourceView):
         known = self._texts.has([int(name) if self._by == "id" else _key(name) for name in names.tolist()])
         return names[~known].tolist()
 
+    def _read(self, entry: Entry, names: list[lookup.By]) -> Iterator[tuple[str | int, str]]:
+        """Names of examples and texts; puts how examples are named into ``names``."""
+        for number, row in lookup.rows(self._path, option=self._option):
+            where = f"{self._option}={self._path!r}: line {number}"
+            if not names:
+                names.append("id" if "key" not in row and "id" in row else "key")
+            name = lookup.name_of(row, names[0], where=where)
+            texts = list(entry(row, where))
+            if not _is_false(row.get("valid")):
+                yield from ((name, text) for text in texts)
 
-def _read(table: NegativesTable, names: list[lookup.By]) -> Iterator[tuple[str | int, str]]:
-    """Name of the example, and kind, true and false caption as one text; puts how examples are named into ``names``."""
-    for number, row in lookup.rows(table.path, option=_OPTION):
-        where = f"{_OPTION}={table.path!r}: line {number}"
-        if not names:
-            names.append("id" if "key" not in row and "id" in row else "key")
-        name = lookup.name_of(row, names[0], where=where)
-        kind, true = (lookup.text_of(row.get(key) or "", where=where) for key in ("kind", "caption"))
-        value = lookup.field(row, "negative", where=where)
-        if _is_false(row.get("valid")) or (table.kinds is not None and kind not in table.kinds):
-            continue
-        for negative in value if isinstance(value, list | np.ndarray) else [value]:
-            false = lookup.text_of("" if negative is None else negative, where=where)
-            if false and false != true:
-                yield name, _SEPARATOR.join((kind or "given", true, false))
+
+class WithNegatives(JoinedSource):
+    """``source`` with the ``negatives`` of a table, in place of its own; examples that it does not name have none."""
+
+    def __init__(self, source: Source, table: NegativesTable):
+        def entry(row: lookup.Row, where: str) -> Iterator[str]:
+            kind, true = (lookup.text_of(row.get(key) or "", where=where) for key in ("kind", "caption"))
+            for false in _texts_of(row, "negative", where):
+                if false != true and (table.kinds is None or kind in table.kinds):
+                    yield _SEPARATOR.join((kind or "given", true, false))
+
+        kinds = "" if table.kinds is None else f" of kinds={tuple(table.kinds)}"
+        super().__init__(source, table, noun="negatives", entry=entry, detail=kinds)
+
+    def add(self, example: Example, texts: list[str]) -> Example:
+        """The example with (kind, true caption, false caption) as its negatives."""
+        entries = (text.split(_SEPARATOR) for text in texts)
+        return {
+            **example,
+            "negatives": [(kind, true or example["captions"][0], false) for kind, true, false in entries],
+        }
+
+
+class WithPositives(JoinedSource):
+    """``source`` with the captions of a table behind its own; examples that it does not name have their own alone."""
+
+    def __init__(self, source: Source, table: PositivesTable):
+        super().__init__(source, table, noun="positives", entry=lambda row, where: _texts_of(row, "positive", where))
+
+    def add(self, example: Example, texts: list[str]) -> Example:
+        """The example with more captions; none comes twice."""
+        return {**example, "captions": list(dict.fromkeys([*example["captions"], *texts]))}
+
+
+def _texts_of(row: lookup.Row, column: str, where: str) -> Iterator[str]:
+    """The texts of a field, which may be a list; none that is empty."""
+    value = lookup.field(row, column, where=where)
+    for text in value if isinstance(value, list | np.ndarray) else [value]:
+        if cleaned := lookup.text_of("" if text is None else text, where=where):
+            yield cleaned
 
 
 def _key(key: object) -> str:

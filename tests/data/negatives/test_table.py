@@ -8,8 +8,8 @@ import pytest
 
 from mmjax.core.config import ConfigError
 from mmjax.data import source
-from mmjax.data.negatives.config import NegativesTable
-from mmjax.data.negatives.table import WithNegatives
+from mmjax.data.negatives.config import NegativesTable, PositivesTable
+from mmjax.data.negatives.table import WithNegatives, WithPositives
 from mmjax.experiment import Experiment
 from mmjax.train.data import open_split
 from support.archives import write_tar
@@ -170,3 +170,26 @@ def test_a_split_has_its_own_table_or_none(tmp_path):
         joined = open_split(experiment({"source": scenes, "negatives": {"path": name}}), "test")
         expected = [("given", one[0]["captions"][0], "a false one")] if negatives is None else negatives
         assert joined[0]["negatives"] == expected
+
+
+def test_positives_stand_behind_the_captions_and_none_comes_twice(tmp_path):
+    rows = [
+        {"key": "b", "positive": ["a cat that is red", "it", ""]},
+        {"key": "a", "positive": "a hatted cat"},
+        {"key": "c", "positive": "a bush", "valid": False},
+    ]
+    view = WithPositives(Source(), PositivesTable(path=write(tmp_path / "p.jsonl", rows)))
+    assert [example["captions"] for example in pickle.loads(pickle.dumps(view))] == [
+        ["a cat in a hat", "a hatted cat"], ["a red cat", "it", "a cat that is red"], ["a tree"],
+    ]  # fmt: skip
+    assert view[1]["negatives"] == [("own", "x", "y")] and "positives" in view.describe()
+    with pytest.raises(ConfigError, match=r"^positives.path=.*holds no positives; check"):
+        WithPositives(Source(), PositivesTable(path=write(tmp_path / "q.jsonl", rows[2:])))
+
+
+def test_positives_are_of_the_training_split_alone(tmp_path):
+    first = open_split(experiment({"source": {"name": "scenes"}}), "train")[0]
+    path = write(tmp_path / "p.csv", [{"key": str(first.get("key", first["id"])), "positive": "one more"}])
+    data = {"source": {"name": "scenes"}, "positives": {"path": path}}
+    assert open_split(experiment(data), "train")[0]["captions"] == [*first["captions"], "one more"]
+    assert "one more" not in open_split(experiment(data), "val")[0]["captions"]
