@@ -2,8 +2,8 @@
 
 Arguments: ``method=albef|tcl|vilt|clip`` (clip: the same towers without the encoder), ``transforms=NAME[+NAME]`` (of
 which ``mixgen`` is one), ``augment=NAME[+NAME]``, ``world=easy|standard|full``, ``images=N`` (for training),
-``steps=N``. The encoder is two blocks deep, on the towers of ``scenes-tiny`` with two blocks of text; ViLT has four
-blocks and towers without any. Queue and momentum are as short as the run. Retrieval is among 250 images.
+``steps=N``. The encoder is two blocks deep, on the towers of ``scenes-tiny``; ViLT has four blocks and towers without
+any. Queue and momentum are as short as the run. Retrieval is among 250 images.
 """
 
 import ml_collections
@@ -31,11 +31,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.batch_size = 64
     config.model = presets.load("scenes-tiny")
     if args.method == "vilt":
-        config.model["vision_cfg"] |= {"layers": 0, "final_ln_after_pool": True}
-        config.model["text_cfg"] |= {"layers": 0}
-        config.model["fusion"] = {"kind": "joint", "layers": 4, "pool_tanh": True, "word_head": "own"}
+        config.model.vision_cfg.update(layers=0, final_ln_after_pool=True)
+        config.model.text_cfg.update(layers=0)
+        config.model.fusion = {"kind": "joint", "layers": 4, "pool_tanh": True, "word_head": "own"}
     elif args.method != "clip":
-        config.model["fusion"] = {"layers": 2}
+        config.model.fusion = {"layers": 2}
     config.objective = dict(objective)
     config.augment = plugin_entries(args.augment)
     config.data = {
