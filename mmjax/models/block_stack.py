@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from mmjax.core.row_sharding import constrain_rows, num_shards, platform_of
 from mmjax.models.attention.kernels import CUDNN_FORWARD, CUDNN_LENGTH_MULTIPLE, mark_saved
 from mmjax.models.block_config import Remat
-from mmjax.models.layers import Attention, BlockSpec, LayerNorm, LayerScale, Mlp
+from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, LayerScale, Mlp
 from mmjax.models.positions import Position, Rotation, rotation_at, take_position
 
 _OFFLOAD_PRODUCTS = jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -210,7 +210,7 @@ def run_blocks(
         rotation = (
             None if rotation is None else (_pad_positions(rotation[0], padding), _pad_positions(rotation[1], padding))
         )
-    params = nnx.to_pure_dict(state)
+    params = _cast_kernels(nnx.to_pure_dict(state), blocks.mlp.fc1)
     pinned = platform_of(row_sharding) == "gpu"
 
     def apply(x: jax.Array, layer: dict[str, Any], *, position: Position | None = None) -> jax.Array:
@@ -260,7 +260,21 @@ def run_blocks(
     inputs = {k: y[:, :length] for k, y in inputs.items()}
     if position is None:
         return x[:, :length], inputs
-    return take_position(x, position) if full == stop else apply(x, _unstack(last), position=position), inputs
+    if full == stop:
+        return take_position(x, position), inputs
+    if pinned:  # otherwise the biases of the last block's keys are made as large as the keys at the very start
+        x, last = jax.lax.optimization_barrier((x, last))
+    return apply(x, _unstack(last), position=position), inputs
+
+
+def _cast_kernels(params: dict[str, Any], dense: Dense) -> dict[str, Any]:
+    """Casts kernels as ``dense`` does in each product, but all layers at once: half as much is kept of them."""
+    if dense.matmul_precision != "full":
+        return params
+    return {
+        name: _cast_kernels(x, dense) if isinstance(x, dict) else x.astype(dense.dtype) if name == "kernel" else x
+        for name, x in params.items()
+    }
 
 
 def _pad_positions(x: jax.Array, padding: int) -> jax.Array:

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 
 from mmjax.core.config import ConfigError
 from mmjax.core.numerics import broadcast_parameter
-from mmjax.core.row_sharding import constrain_rows
+from mmjax.core.row_sharding import constrain_rows, platform_of
 from mmjax.models.attention.choice import Kernel
 from mmjax.models.block_config import BlockConfig, MatmulPrecision, Remat
 from mmjax.models.block_stack import TowerOutput, run_blocks, stack_blocks
@@ -85,10 +85,12 @@ class VisionTower(nnx.Module):
         """
         config = self.config
         present = self._present(images)
-        pixels = [self._normalize(name, images[name]) for name in present]
-        if config.fusion == "channels":
-            pixels = [jnp.concatenate(pixels, axis=-1)]
-        raw = [self._patches(p) for p in pixels]
+        patches_of = self._patches
+        if self.remat != "none" and config.stem == "patch" and platform_of(self.row_sharding) in ("gpu", "tpu"):
+            # Of normalized pixels, larger than what they are made of, nothing is kept; on CPUs time counts for more.
+            patches_of = jax.checkpoint(patches_of, policy=jax.checkpoint_policies.nothing_saveable)
+        groups = [present] if config.fusion == "channels" else [[name] for name in present]
+        raw = [patches_of({name: images[name] for name in group}) for group in groups]
         positions = self._positions()[int(config.class_token and config.class_position) :]
         patches = [p + broadcast_parameter(positions, p.shape, self.dtype) for p in raw]
         if self.modality_embed is not None:
@@ -195,8 +197,8 @@ class VisionTower(nnx.Module):
             mean, sd = mean.mean(keepdims=True), sd.mean(keepdims=True)
         return (pixels.astype(jnp.float32) / 255 - mean) / sd
 
-    def _patches(self, pixels: jax.Array) -> jax.Array:
-        tokens = self.patch_embed(pixels)
+    def _patches(self, images: Mapping[str, jax.Array]) -> jax.Array:
+        tokens = self.patch_embed(jnp.concatenate([self._normalize(*image) for image in images.items()], axis=-1))
         return tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
 
     def _positions(self) -> jax.Array:

@@ -46,6 +46,20 @@ def assert_close(got, expected, *, tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale), got, expected)
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_in_bfloat16_the_backward_pass_keeps_kernels_in_it(scan):
+    config = clip_models.config(**ONE, scan=scan, remat="dots")
+    graph, params = clip_models.split(config, dtype=jnp.bfloat16)
+    tokens = jnp.ones((1, 5, 8), jnp.bfloat16)
+
+    def trunk(params):
+        return clip_models.model(graph, params).visual.trunk(tokens)
+
+    kept = jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(trunk, params)[1], params))
+    kernels = {leaf.dtype for leaf in kept if leaf.size % 64 == 0 and leaf.size}
+    assert kernels == {jnp.dtype("bfloat16")}
+
+
 def test_loops_and_what_is_kept_change_nothing():
     results = {}
     for scan, remat in ((False, "none"), (True, "none"), (True, "dots"), (True, "offload"), (False, "full")):
