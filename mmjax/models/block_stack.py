@@ -101,12 +101,20 @@ class Block(nnx.Module):
         attended = self.attn(
             queries, keys, mask=mask, fused_length=fused_length, rotations=rotations, row_sharding=row_sharding
         )
+        if self.cross_attn is None or context is None:
+            return self.complete(x, attended)
+        mask = None if context_valid is None else context_valid[:, None, None, :]
+        attend_context = functools.partial(self.cross_attn, keys=context, mask=mask, row_sharding=row_sharding)
+        return self.complete(x, attended, attend_context=attend_context)
+
+    def complete(
+        self, x: jax.Array, attended: jax.Array, *, attend_context: Callable[[jax.Array], jax.Array] | None = None
+    ) -> jax.Array:
+        """The rest of the block, of its input, of what attention makes of it, and of attention to a context."""
         x = mark_saved(self._add(x, attended, norm=self.ln_1, scale=self.ls_1))
-        if self.cross_attn is not None and self.ln_cross is not None and context is not None:
+        if attend_context is not None and self.ln_cross is not None:
             queries = self.ln_cross(x) if self.block_norm == "pre" else x
-            mask = None if context_valid is None else context_valid[:, None, None, :]
-            attended = self.cross_attn(queries, context, mask=mask, row_sharding=row_sharding)
-            x = mark_saved(self._add(x, attended, norm=self.ln_cross, scale=self.ls_cross))
+            x = mark_saved(self._add(x, attend_context(queries), norm=self.ln_cross, scale=self.ls_cross))
         return self._add(x, self.mlp(self.ln_2(x) if self.block_norm == "pre" else x), norm=self.ln_2, scale=self.ls_2)
 
     def _add(self, x: jax.Array, y: jax.Array, *, norm: LayerNorm, scale: LayerScale | None) -> jax.Array:
@@ -128,14 +136,49 @@ class Block(nnx.Module):
         return mask
 
 
-def stack_blocks(spec: BlockSpec, *, layers: int, rngs: nnx.Rngs, dtype: Any) -> Block:
+def stack_blocks(spec: BlockSpec, *, layers: int, rngs: nnx.Rngs, dtype: Any, make: Callable[..., Any] = Block) -> Any:
     """``layers`` blocks as one, each parameter [layers, ...]; every layer draws its own values."""
 
     @nnx.vmap(in_axes=0, out_axes=0)
-    def create(key: jax.Array) -> Block:
-        return Block(spec, rngs=nnx.Rngs(params=key), dtype=dtype)
+    def create(key: jax.Array) -> nnx.Module:
+        return make(spec, rngs=nnx.Rngs(params=key), dtype=dtype)
 
     return create(jax.random.split(rngs.params(), layers))
+
+
+def run_joint_blocks(
+    blocks: nnx.Module,
+    x: jax.Array,
+    *,
+    scan: bool,
+    remat: Remat,
+    row_sharding: NamedSharding | None = None,
+    **options: Any,
+) -> jax.Array:
+    """Runs all blocks of a stack of another kind than ``Block``, with the same ``options`` for each.
+
+    Args:
+        blocks: From ``stack_blocks``, called as ``block(x, **options)``.
+        x: [B,N,D].
+        scan, remat, row_sharding: As in ``run_blocks``.
+
+    Returns:
+        [B,N,D].
+    """
+    graph, state = nnx.split(blocks)
+    params = nnx.to_pure_dict(state)
+
+    def block(x: jax.Array, layer: dict[str, Any]) -> jax.Array:
+        return constrain_rows(nnx.merge(graph, layer)(constrain_rows(x, row_sharding), **options), row_sharding)
+
+    if remat != "none":
+        block = jax.checkpoint(block, policy=_REMAT_POLICIES[remat], prevent_cse=not scan)
+    depth = jax.tree.leaves(params)[0].shape[0]
+    if scan and depth > 1:
+        return jax.lax.scan(lambda x, layer: (block(x, layer), None), x, params)[0]
+    for layer in _split_layers(params, (1,) * depth):
+        x = block(x, _unstack(layer))
+    return x
 
 
 def run_blocks(

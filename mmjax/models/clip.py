@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding
 from mmjax.core.row_sharding import platform_of
 from mmjax.models.attention.choice import choose_kernel
 from mmjax.models.config import ClipConfig, VisionConfig
+from mmjax.models.decoder import Decoder
 from mmjax.models.fusion import FusionEncoder
 from mmjax.models.text import TextTower
 from mmjax.models.vit import VisionTower
@@ -57,6 +59,8 @@ class Clip(nnx.Module):
         self.logit_scale = nnx.Param(jnp.float32(config.init_logit_scale))
         has_bias = config.init_logit_bias is not None
         self.logit_bias = nnx.Param(jnp.float32(config.init_logit_bias)) if has_bias else None
+        make_joint = functools.partial(make_tower, config, rngs=rngs, dtype=dtype, row_sharding=row_sharding)
+        self.decoder = make_joint("decoder") if config.decoder is not None else None
 
     def encode_image(self, images: Mapping[str, jax.Array]) -> jax.Array:
         """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalized.
@@ -75,7 +79,7 @@ def make_fusion(config: ClipConfig, *, rngs: nnx.Rngs, dtype: Any, row_sharding:
     assert config.fusion is not None
     return FusionEncoder(
         config.fusion,
-        image_width=config.vision_cfg.width,
+        image_width=config.image_token_width,
         text=config.text_cfg,
         scan=_scans(config, row_sharding),
         remat=config.remat,
@@ -91,13 +95,18 @@ def _scans(config: ClipConfig, row_sharding: Any) -> bool:
 
 
 def make_tower(config: ClipConfig, name: str, *, rngs: nnx.Rngs, dtype: Any, row_sharding: Any = None) -> Any:
-    """One tower of ``Clip``: ``visual`` or ``text``."""
-    section = config.vision_cfg if name == "visual" else config.text_cfg
-    shared: dict[str, Any] = {key: getattr(config, key) for key in ("embed_dim", "remat", "matmul_precision")} | {
+    """One part of ``Clip``: ``visual``, ``text`` or ``decoder``."""
+    shared: dict[str, Any] = {key: getattr(config, key) for key in ("remat", "matmul_precision")} | {
         "scan": _scans(config, row_sharding),
-        "attention": choose_kernel(config, section, dtype=dtype, row_sharding=row_sharding).kernel,
         "rngs": rngs,
         "dtype": dtype,
         "row_sharding": row_sharding,
+    }
+    if name == "decoder":
+        return Decoder(config, **shared)
+    section = config.vision_cfg if name == "visual" else config.text_cfg
+    shared |= {
+        "embed_dim": config.embed_dim,
+        "attention": choose_kernel(config, section, dtype=dtype, row_sharding=row_sharding).kernel,
     }
     return VisionTower(section, **shared) if isinstance(section, VisionConfig) else TextTower(section, **shared)

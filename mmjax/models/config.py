@@ -22,7 +22,7 @@ from mmjax.models.block_config import (
     Size,
     require,
 )
-from mmjax.models.joint_config import FusionConfig
+from mmjax.models.joint_config import DecoderConfig, FusionConfig, check_joint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,11 @@ class VisionConfig(BlockConfig):
 
     ``pool_type`` takes the class token, the mean of the patches, a learned query's attention to all tokens (``map``),
     or the attention of the patches' mean, which is then the class token, to itself and them (``attn``: ResNets).
+
+    With ``attentional_pool`` (CoCa) ``attn_pooler_queries`` learned queries attend to all tokens, and the results are
+    the image tokens that a decoder sees. ``shared``, as open_clip has it: the first of them is pooled (``tok``; the
+    decoder sees the others) or their mean (``avg``). As in the paper one more query is pooled, which attends to the
+    results (``cascade``) or to all tokens (``parallel``).
     """
 
     image_size: Size = 224
@@ -58,6 +63,9 @@ class VisionConfig(BlockConfig):
     pool_type: Literal["tok", "avg", "map", "attn"] = "tok"
     map_heads: Size | None = None  # heads of attention pooling; None: those of the blocks
     map_mlp_ratio: PositiveFloat | None = None  # likewise
+    attentional_pool: Literal["none", "shared", "cascade", "parallel"] = "none"
+    attn_pooler_queries: Annotated[int, Between(2, 2**16)] = 256
+    attn_pooler_heads: Size = 8
     final_ln_after_pool: bool = False
     proj_type: Literal["linear", "none"] = "linear"
     proj_bias: bool = False
@@ -89,6 +97,12 @@ class VisionConfig(BlockConfig):
         require(
             not (self.pool_type == "map" and self.final_ln_after_pool),
             f"{section}.final_ln_after_pool=True: attention pooling has its norm before it; set it to False",
+        )
+        pooler = self.attentional_pool != "none"
+        require(
+            not pooler or (self.pool_type in ("tok", "avg") and not self.final_ln_after_pool),
+            f"{section}.attentional_pool={self.attentional_pool!r}: goes with pool_type 'tok' or 'avg' and with "
+            f"final_ln_after_pool=False, not {self.pool_type!r}",
         )
         require(
             self.rope == "none" or (self.head_width % 4 == 0 and self.fusion != "tokens"),
@@ -192,6 +206,8 @@ class TextConfig(BlockConfig):
     embed_norm: bool = False  # layer norm of the embedded tokens
     pool_type: Literal["argmax", "eos", "first", "last", "mean"] = "argmax"
     pool_tanh: bool = False  # BERT's pooler: a linear map and tanh of what is pooled
+    embed_cls: bool = False  # pool a learned token after the last one, as CoCa does; the last norm is after pooling
+    correct_cls_mask: bool = False  # False: that token's mask as in open_clip's released models, one position off
     final_ln_after_pool: bool = False
     proj_type: Literal["linear", "mlp", "none"] = "linear"  # mlp: over the mean of both widths
     proj_bias: bool = False
@@ -204,13 +220,17 @@ class TextConfig(BlockConfig):
     @property
     def masks_padding(self) -> bool:
         """Whether attention leaves out padding."""
-        return self.mask_padding or self.pool_type == "mean"
+        return self.mask_padding or self.pool_type == "mean" or self.embed_cls
 
     def __post_init__(self) -> None:
         section = "model.text_cfg"
         require(
             not (self.block_norm == "post" and self.final_ln_after_pool),
             f"{section}.final_ln_after_pool=True: there is no last norm with {section}.block_norm='post'; set it False",
+        )
+        require(
+            not self.embed_cls or (self.final_ln_after_pool and not self.positions_from_pad),
+            f"{section}.embed_cls=True: needs final_ln_after_pool=True and positions_from_pad=False",
         )
         first = 0 if not self.positions_from_pad or self.pad_id is None else self.pad_id + 1
         require(
@@ -244,9 +264,10 @@ class ClipConfig:
     vision_cfg: VisionConfig = dataclasses.field(default_factory=VisionConfig)
     text_cfg: TextConfig = dataclasses.field(default_factory=TextConfig)
     fusion: FusionConfig | None = None  # an encoder of both towers' tokens together
+    decoder: DecoderConfig | None = None  # a language model over image tokens
 
     def __post_init__(self) -> None:
-        self._check_fusion()
+        check_joint(self)
         for section, tower in (("model.vision_cfg", self.vision_cfg), ("model.text_cfg", self.text_cfg)):
             require(
                 tower.proj_type != "none" or tower.width == self.embed_dim,
@@ -254,20 +275,10 @@ class ClipConfig:
                 f"model.embed_dim={self.embed_dim}",
             )
 
-    def _check_fusion(self) -> None:
-        vision, text, fusion = self.vision_cfg, self.text_cfg, self.fusion
-        for section, layers in (("vision_cfg", vision.layers), ("text_cfg", text.layers)):
-            require(
-                layers > 0 or (section == "vision_cfg" and vision.stem == "resnet") or fusion is not None,
-                f"model.{section}.layers=0: a tower without blocks is for model.fusion, which has them; use at least 1",
-            )
-        if fusion is not None:
-            heads = fusion.heads or text.heads
-            require(
-                text.width % heads == 0,
-                f"model.fusion.heads={heads}: must divide the width of the text tower, "
-                f"model.text_cfg.width={text.width}",
-            )
+    @property
+    def image_token_width(self) -> int:
+        """The width of the image tower's sequence."""
+        return self.vision_cfg.width if self.vision_cfg.attentional_pool == "none" else self.embed_dim
 
 
 class TokenizerInfo(Protocol):
@@ -275,6 +286,7 @@ class TokenizerInfo(Protocol):
 
     vocab_size: int
     context_length: int
+    bos_id: int | None
     pad_id: int
     eos_id: int
 
@@ -291,6 +303,11 @@ def with_tokenizer(config: ClipConfig, tokenizer: TokenizerInfo) -> ClipConfig:
         raise ConfigError(
             f"model.text_cfg.context_length={text.context_length}: the tokenizer writes {tokenizer.context_length} "
             "tokens; make the two equal"
+        )
+    if config.decoder is not None and config.decoder.inputs == "tower" and tokenizer.bos_id is None:
+        raise ConfigError(
+            "model.decoder.inputs='tower': the tokenizer writes no start token, so the first word would have nothing "
+            "before it; set inputs='ids'"
         )
     special_ids: dict[str, Any] = {}
     for name in ("pad_id", "eos_id"):

@@ -231,6 +231,19 @@ class Attention(nnx.Module):
             heads = self.ln_inner(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
         return heads if self.out is None else self.out(heads)
 
+    def keys_values(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What ``attend_to`` attends to: [B,K,D] -> two of [B,K,H,D/H]."""
+        k, v = self.key(keys), self.value(keys)
+        return (k if self.ln_k is None else self.ln_k(k)), v
+
+    def attend_to(self, x: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """Attends from x [B,Q,D] to keys and values that were computed before, and may be a cache: [B,Q,D]."""
+        q = self.query(x)
+        heads = attend(q if self.ln_q is None else self.ln_q(q), k, v, mask=mask)
+        if self.ln_inner is not None:
+            heads = self.ln_inner(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
+        return heads if self.out is None else self.out(heads)
+
     def _attend_short(self, x: jax.Array, row_sharding: NamedSharding | None) -> jax.Array:
         qkv, bias = self.query.join((self.key, self.value), constrain_rows(x, row_sharding))
         heads, width = self.query.outputs

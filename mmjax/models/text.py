@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 
 from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import constrain_rows
+from mmjax.models.attention.cached import KeyValues, next_of_block, run_next
 from mmjax.models.attention.choice import Kernel
 from mmjax.models.block_config import MatmulPrecision, Remat
 from mmjax.models.block_stack import TowerOutput, run_blocks, stack_blocks
@@ -49,8 +50,10 @@ class TextTower(nnx.Module):
         self.pad_id = _from_tokenizer(config, "pad_id") if self.masked or config.positions_from_pad else None
         self.eos_id = _from_tokenizer(config, "eos_id") if config.pool_type == "eos" else None
         first = self.pad_id + 1 if self.pad_id is not None and config.positions_from_pad else 0
-        positions = config.num_positions or config.context_length + first
+        positions = config.num_positions or config.context_length + first + config.embed_cls
         self.pos_embed = nnx.Param(normal(config.position_init_sd)(rngs.params(), (positions, width)))
+        vector = normal(config.position_init_sd)
+        self.cls_embed = nnx.Param(vector(rngs.params(), (width,))) if config.embed_cls else None
         kinds = config.token_types
         self.type_embed = nnx.Param(normal(config.token_init_sd)(rngs.params(), (kinds, width))) if kinds else None
         norm = functools.partial(LayerNorm, width, eps=config.ln_eps, dtype=dtype)
@@ -76,7 +79,8 @@ class TextTower(nnx.Module):
     ) -> jax.Array:
         """Token and position embeddings: i32[M,L] -> [M,L,width]; L may be shorter than the context.
 
-        ``masked`` bool[M,L] are words in whose place ``mask_vector`` f32[width] stands.
+        With ``embed_cls`` there is one more, the class token at the end. ``masked`` bool[M,L] are words in whose place
+        ``mask_vector`` f32[width] stands.
         """
         length = ids.shape[1]
         if length > self.config.context_length:
@@ -86,10 +90,24 @@ class TextTower(nnx.Module):
         tokens = self.token_embed(ids)
         if masked is not None and mask_vector is not None:
             tokens = jnp.where(masked[..., None], mask_vector, tokens)
+        if self.cls_embed is not None:
+            last = jnp.broadcast_to(self.cls_embed[...], (len(ids), 1, tokens.shape[2]))
+            tokens = jnp.concatenate([tokens, last], axis=1)
         tokens = tokens + self._positions(ids)
         if self.type_embed is not None:
             tokens = tokens + self.type_embed[...][0]
         return tokens.astype(self.dtype) if self.ln_embed is None else self.ln_embed(tokens)
+
+    def next(self, cache: KeyValues, ids: jax.Array, position: jax.Array) -> tuple[jax.Array, KeyValues]:
+        """One token of each text after those of the cache: i32[M] at ``position`` -> its row [M,1,width] of ``run``."""
+        tokens = self.token_embed(ids[:, None]) + jax.lax.dynamic_slice_in_dim(self.pos_embed[...], position, 1)
+        if self.type_embed is not None:
+            tokens = tokens + self.type_embed[...][0]
+        tokens = tokens.astype(self.dtype) if self.ln_embed is None else self.ln_embed(tokens)
+        assert self.blocks is not None
+        step = functools.partial(next_of_block, position=position)
+        tokens, cache = run_next(self.blocks, tokens, cache, step)
+        return self._finish(tokens), cache
 
     def trunk(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
         """Runs blocks ``start`` to ``stop`` (not included; None: to the end): [M,L,width] -> [M,L,width]."""
@@ -122,7 +140,6 @@ class TextTower(nnx.Module):
         with_sequence: bool = False,
     ) -> TowerOutput:
         """``pool``, with the inputs of ``blocks`` on the way and, if asked for, all tokens of the end."""
-        norm_last = self.config.final_ln_after_pool
         valid = self._valid(ids)
         position = self._position(ids)
         tokens, block_inputs = run_blocks(
@@ -137,8 +154,7 @@ class TextTower(nnx.Module):
             record=blocks,
             row_sharding=self.row_sharding,
         )
-        if self.ln_final is not None and not norm_last:
-            tokens = self.ln_final(tokens)
+        tokens = self._finish(tokens)
         if position is not None:
             pooled = (take_position(tokens, position) if with_sequence else tokens)[:, 0]
         else:
@@ -146,11 +162,12 @@ class TextTower(nnx.Module):
             weight = valid.astype(jnp.float32)[..., None]
             total = jnp.sum(tokens.astype(jnp.float32) * weight, axis=1)
             pooled = (total / jnp.maximum(jnp.sum(weight, axis=1), 1)).astype(self.dtype)
-        if self.ln_final is not None and norm_last:
+        if self.ln_final is not None and self.config.final_ln_after_pool:
             pooled = self.ln_final(pooled)
         if self.pooler is not None:
             pooled = jnp.tanh(self.pooler(pooled))
-        return TowerOutput(constrain_rows(pooled, self.row_sharding), block_inputs, tokens if with_sequence else None)
+        sequence = tokens[:, : ids.shape[1]] if with_sequence else None  # without the class token
+        return TowerOutput(constrain_rows(pooled, self.row_sharding), block_inputs, sequence)
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """Projects to the joint space: [M,width] -> f32[M,E]."""
@@ -158,18 +175,28 @@ class TextTower(nnx.Module):
         projected = hidden if self.proj is None else self.proj(hidden)
         return constrain_rows(projected.astype(jnp.float32), self.row_sharding)
 
+    def _finish(self, tokens: jax.Array) -> jax.Array:
+        return tokens if self.ln_final is None or self.config.final_ln_after_pool else self.ln_final(tokens)
+
     def _valid(self, ids: jax.Array) -> jax.Array | None:
-        return jnp.not_equal(ids, self.pad_id) if self.masked and self.pad_id is not None else None
+        valid = jnp.not_equal(ids, self.pad_id) if self.masked and self.pad_id is not None else None
+        if self.cls_embed is None or valid is None:
+            return valid
+        always = jnp.ones_like(valid[:, :1])
+        # As in open_clip: its released models mask the position after each padding token in place of that token.
+        return jnp.concatenate([valid, always] if self.config.correct_cls_mask else [always, valid], axis=1)
 
     def _positions(self, ids: jax.Array) -> jax.Array:
         if not self.config.positions_from_pad:
-            return self.pos_embed[...][: ids.shape[1]]
+            return self.pos_embed[...][: ids.shape[1] + self.config.embed_cls]
         assert self.pad_id is not None
         valid = (ids != self.pad_id).astype(jnp.int32)
         return jnp.take(self.pos_embed[...], jnp.cumsum(valid, axis=1) * valid + self.pad_id, axis=0)
 
     def _position(self, ids: jax.Array) -> Position | None:
         pool = self.config.pool_type
+        if self.config.embed_cls:
+            return ids.shape[1]
         if pool == "argmax":
             return jnp.argmax(ids, axis=1)
         if pool == "eos":

@@ -20,9 +20,10 @@ from mmjax.models.attention.choice import Kernel
 from mmjax.models.block_config import BlockConfig, MatmulPrecision, Remat
 from mmjax.models.block_stack import TowerOutput, run_blocks, stack_blocks
 from mmjax.models.config import VisionConfig
-from mmjax.models.image_stems.stems import make_stem
-from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, Mlp, normal, uniform
+from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, normal, uniform
 from mmjax.models.positions import Position, Rotation
+from mmjax.models.vision.pooling import AttentionalPooler, MapHead
+from mmjax.models.vision.stems import make_stem
 
 
 class VisionTower(nnx.Module):
@@ -67,6 +68,16 @@ class VisionTower(nnx.Module):
         self.scan, self.remat = scan, remat
         self.frozen_blocks = 0  # how many of the first blocks are not trained
         attention_pool = config.pool_type == "attn"
+        pooler = config.attentional_pool
+        pool_spec = dataclasses.replace(
+            map_spec(config), width=embed_dim, heads=config.attn_pooler_heads, qk_norm=False
+        )
+        make_pooler = functools.partial(AttentionalPooler, pool_spec, rngs=rngs, dtype=dtype)
+        queries, context = config.attn_pooler_queries, embed_dim if pooler == "cascade" else width
+        self.attn_pooler = make_pooler(queries, key_width=width) if pooler != "none" else None
+        one_more = pooler in ("cascade", "parallel")
+        self.attn_pooler_contrastive = make_pooler(1, key_width=context) if one_more else None
+        width = width if pooler == "none" else embed_dim
         self.ln_post = None if attention_pool else LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         self.attn_pool = Attention(spec, rngs=rngs, dtype=dtype, with_out=False) if attention_pool else None
         self.map_head = MapHead(map_spec(config), rngs=rngs, dtype=dtype) if config.pool_type == "map" else None
@@ -134,7 +145,8 @@ class VisionTower(nnx.Module):
     ) -> TowerOutput:
         """``pool``, with the inputs of ``blocks`` on the way and, if asked for, all tokens of the end."""
         config = self.config
-        position: Position | None = 0 if config.pool_type == "tok" and not with_sequence else None
+        whole = with_sequence or config.attentional_pool != "none"
+        position: Position | None = 0 if config.pool_type == "tok" and not whole else None
         tokens, block_inputs = run_blocks(
             self.blocks,
             tokens,
@@ -151,6 +163,9 @@ class VisionTower(nnx.Module):
             heads = self.attn_pool(tokens[:, :1], tokens)
             return self._output(heads.reshape(heads.shape[0], -1), block_inputs, tokens if with_sequence else None)
         assert self.ln_post is not None
+        if self.attn_pooler is not None:
+            pooled, tokens = self._pool_by_queries(tokens)
+            return self._output(pooled, block_inputs, tokens if with_sequence else None)
         if not config.final_ln_after_pool:
             tokens = self.ln_post(tokens)
         sequence = tokens if with_sequence else None
@@ -169,6 +184,16 @@ class VisionTower(nnx.Module):
         # The constraint holds for the gradient too: each device receives the sum of its own rows only.
         projected = pooled if self.proj is None else self.proj(pooled)
         return constrain_rows(projected.astype(jnp.float32), self.row_sharding)
+
+    def _pool_by_queries(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        assert self.attn_pooler is not None and self.ln_post is not None
+        sequence = self.ln_post(self.attn_pooler(tokens))
+        if self.attn_pooler_contrastive is not None:
+            context = sequence if self.config.attentional_pool == "cascade" else tokens
+            return self.ln_post(self.attn_pooler_contrastive(context))[:, 0], sequence
+        if self.config.pool_type == "tok":
+            return sequence[:, 0], sequence[:, 1:]
+        return jnp.mean(sequence.astype(jnp.float32), axis=1).astype(self.dtype), sequence
 
     def _output(self, pooled: jax.Array, block_inputs: dict[int, jax.Array], sequence: jax.Array | None) -> TowerOutput:
         return TowerOutput(constrain_rows(pooled, self.row_sharding), block_inputs, sequence)
@@ -230,22 +255,6 @@ class VisionTower(nnx.Module):
         if self.registers is not None:
             prefix.append(self.registers[...])
         return [broadcast_parameter(x, (n, *x.shape), self.dtype) for x in prefix]
-
-
-class MapHead(nnx.Module):
-    """Attention pooling: a learned query attends to all tokens, then an MLP (Zhai et al., arXiv:2106.04560)."""
-
-    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
-        self.dtype = dtype
-        self.probe = nnx.Param(normal(spec.width**-0.5)(rngs.params(), (spec.width,)))
-        self.attn = Attention(spec, rngs=rngs, dtype=dtype)
-        self.ln = LayerNorm(spec.width, eps=spec.ln_eps, dtype=dtype)
-        self.mlp = Mlp(spec, rngs=rngs, dtype=dtype)
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """[N, T, width] -> [N, width]."""
-        x = self.attn(broadcast_parameter(self.probe[...], (tokens.shape[0], 1, tokens.shape[2]), self.dtype), tokens)
-        return (x + self.mlp(self.ln(x)))[:, 0]
 
 
 def block_spec(config: VisionConfig) -> BlockSpec:

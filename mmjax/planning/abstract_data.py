@@ -28,6 +28,7 @@ class _TokenizerInfo:
     context_length: int
     pad_id: int
     eos_id: int
+    bos_id: int | None = 1
 
 
 def resolve_without_data(experiment: Experiment, *, shards: int) -> tuple[Experiment, list[str]]:

@@ -46,6 +46,8 @@ def make_tower_info(config: ClipConfig) -> TowerInfo:
         eos_id=text.eos_id,
         pad_id=text.pad_id,
         num_prefix_tokens=vision.class_token + vision.registers,
+        pooled_image_width=None if vision.attentional_pool == "none" else config.embed_dim,
+        class_after_text=text.embed_cls,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
 from mmjax.models.lora import add_adapters
 from mmjax.models.low_precision import check_matmul_precision
+from mmjax.objectives.common.base import Base
 from mmjax.objectives.common.gate import Gate
 from mmjax.parallel.host_memory import keep_freed_memory
 from mmjax.parallel.host_rows import host_rows
@@ -65,7 +66,9 @@ class Program:
             row_sharding=self.row_sharding,
             embed_dim=experiment.model.embed_dim,
         )
-        _check_modules(self.objective, experiment)
+        check_modules(
+            self.objective, experiment.model, name=experiment.objective["name"], augment=dict(experiment.augment)
+        )
         self.gate = Gate(experiment.gate, self.objective) if experiment.gate else None
         model, dtype = experiment.model, DTYPES[experiment.precision]
         self.attention = {
@@ -281,14 +284,15 @@ class Program:
         )
 
 
-def _check_modules(objective: Any, experiment: Experiment) -> None:
-    """Raises unless the model has the sections that the objective runs."""
-    for name in objective.modules:
-        if getattr(experiment.model, name) is None:
+def check_modules(objective: Base, model: ClipConfig, *, name: str, augment: Collection[str] = ()) -> None:
+    """Raises unless the model has the modules that its objective runs, and the objective accepts it."""
+    for section in objective.modules:
+        if getattr(model, section, None) is None:
             raise ConfigError(
-                f"objective.name={experiment.objective['name']!r}: runs model.{name}, and the model has none; set "
-                f"model.{name}, as in configs/scenes_fusion.py"
+                f"objective.name={name!r}: runs model.{section}, and the model has none; set model.{section}, as in "
+                f"configs/scenes_{section}.py"
             )
+    objective.check_model(model, augment=augment)
 
 
 def check_device(model: ClipConfig, device: jax.Device) -> None:

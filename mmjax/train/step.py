@@ -189,6 +189,7 @@ def make_loss(
                 image=sequence.image,
                 text=sequence.text,
                 ids=sequence.token_mask.ids,
+                valid=sequence.token_mask.valid,
                 blended=blended,
                 examples=sequence.examples,
                 model=model,

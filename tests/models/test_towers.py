@@ -20,6 +20,7 @@ RESNET = {
     "stem": "resnet", "stem_widths": (2,), "stem_layers": (2, 1, 1, 1), "width": 64, "head_width": 32, "layers": 0,
     "image_size": 64, "patch_size": 32, "no_ln_pre": True, "pool_type": "attn", "proj_bias": True,
 }  # fmt: skip
+POOLER = {"attentional_pool": "shared", "attn_pooler_queries": 4, "attn_pooler_heads": 3}
 PAIR = {"modalities": ("image", "depth"), "modality_channels": (3, 1)}
 
 VISION = {
@@ -57,6 +58,10 @@ VISION = {
         "stem": "patch_merge", "stem_widths": (3, 4, 8), "stem_norm": "batch", "patch_size": 8, "image_size": 16,
         "class_position": False,
     },
+    "attentional pool": POOLER,
+    "attentional pool, avg, no class": POOLER | {"pool_type": "avg", "class_token": False},
+    "attentional pool, cascade": POOLER | {"attentional_pool": "cascade"},
+    "attentional pool, parallel": POOLER | {"attentional_pool": "parallel"},
     "resnet": RESNET,
     "resnet of two modalities": RESNET | PAIR,
     "views": PAIR,
@@ -70,6 +75,7 @@ VISION = {
 
 BOTH_WAYS = {"no_causal_mask": True}
 BERT = BOTH_WAYS | {"block_norm": "post", "embed_norm": True, "mask_padding": True, "ln_eps": 1e-12}
+CLASS = {"embed_cls": True, "final_ln_after_pool": True}
 TEXT = {
     "clip": {},
     "quick, one head, narrow mlp": {"activation": "quick_gelu", "heads": 1, "mlp_ratio": 2.6},
@@ -86,6 +92,8 @@ TEXT = {
         "activation": "gelu_tanh", "ln_eps": 1e-6, "no_causal_mask": True, "pool_type": "last", "proj_bias": True,
     },
     "no proj": {"proj_type": "none"},
+    "class token, open_clip's mask": CLASS,
+    "class token, correct mask": CLASS | {"correct_cls_mask": True},
     "bert": BERT | {"token_types": 2, "pool_type": "first", "pool_tanh": True, "num_positions": 9},
     "roberta": BERT | {"positions_from_pad": True, "token_types": 1, "pool_type": "mean", "proj_type": "mlp"},
     "distilbert": BERT | {"pool_type": "first"},

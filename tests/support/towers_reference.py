@@ -5,6 +5,7 @@ the towers' batched products, so that the two share no way of going wrong. Names
 ``visual.blocks.attn.query.kernel``; a parameter of the blocks has the layers as its first axis.
 """
 
+import dataclasses
 import math
 
 import numpy as np
@@ -244,10 +245,31 @@ def vision_tokens(images, p, *, config):
     return x if config.no_ln_pre else layer_norm(x, p.under("ln_pre"), config.ln_eps)
 
 
+def pooler(x, p, *, config):
+    """Learned queries attend to x, in ``attn_pooler_heads`` heads."""
+    queries = layer_norm(p["probe"], p.under("ln_q"), config.ln_eps)
+    plain = dataclasses.replace(config, qk_norm=False)
+    return attention(queries, layer_norm(x, p.under("ln_k"), config.ln_eps), p.under("attn"), config=plain)
+
+
+def vision_sequence(x, p, *, config):
+    """What a decoder sees of the last block's output."""
+    if config.attentional_pool == "none":
+        return layer_norm(x, p.under("ln_post"), config.ln_eps)
+    sequence = layer_norm(pooler(x, p.under("attn_pooler"), config=config), p.under("ln_post"), config.ln_eps)
+    return sequence[1:] if config.attentional_pool == "shared" and config.pool_type == "tok" else sequence
+
+
 def vision_pool(x, p, *, config):
     def norm(x):
         return layer_norm(x, p.under("ln_post"), config.ln_eps)
 
+    if config.attentional_pool == "shared":
+        sequence = norm(pooler(x, p.under("attn_pooler"), config=config))
+        return sequence[0] if config.pool_type == "tok" else sequence.mean(0)
+    if config.attentional_pool in ("cascade", "parallel"):
+        x = vision_sequence(x, p, config=config) if config.attentional_pool == "cascade" else x
+        return norm(pooler(x, p.under("attn_pooler_contrastive"), config=config))[0]
     if config.pool_type == "attn":
         return attention(x[:1], x, p.under("attn_pool"), config=config)[0]
     if config.pool_type == "map":
@@ -259,8 +281,11 @@ def vision_pool(x, p, *, config):
     return norm(x[use].mean(0)) if config.final_ln_after_pool else norm(x[use]).mean(0)
 
 
-def encode_image(params, images, *, config):
-    """{modality: u8[N,H,W,C]} -> float64[N',E], the rows of one modality before those of the next."""
+def encode_image(params, images, *, config, end=None):
+    """{modality: u8[N,H,W,C]} -> float64[N',E], the rows of one modality before those of the next.
+
+    With ``end=vision_sequence`` the sequences [N',T,D].
+    """
     p, tower = Params(params).under("visual"), config.vision_cfg
     n = len(next(iter(images.values())))
     rows = [{m: x[i] for m, x in images.items()} for i in range(n)]
@@ -270,12 +295,12 @@ def encode_image(params, images, *, config):
     for row in rows:
         angles = None if tower.rope == "none" else rotary(tower)
         x = blocks(vision_tokens(row, p, config=tower), p.under("blocks"), config=tower, angles=angles)
-        out.append(project(vision_pool(x, p, config=tower), p, config=tower))
+        out.append(end(x, p, config=tower) if end else project(vision_pool(x, p, config=tower), p, config=tower))
     return np.stack(out)
 
 
-def encode_text(params, ids, *, config):
-    """i32[M,L] -> float64[M,E]."""
+def encode_text(params, ids, *, config, sequence=False):
+    """i32[M,L] -> float64[M,E], or with ``sequence`` [M,L,D]."""
     p, tower = Params(params).under("text"), config.text_cfg
     out = []
     for row in ids:
@@ -286,7 +311,12 @@ def encode_text(params, ids, *, config):
         if tower.positions_from_pad:
             real = [i for i in range(n) if row[i] != tower.pad_id]
             places = [tower.pad_id + 1 + real.index(i) if i in real else tower.pad_id for i in range(n)]
-        x = p["token_embed.embedding"][row] + p["pos_embed"][places]
+        x = p["token_embed.embedding"][row]
+        if tower.embed_cls:
+            x, n, places = np.concatenate([x, p["cls_embed"][None]]), n + 1, [*places, n]
+            masks = [row != tower.pad_id, [True]]  # open_clip's have the two the wrong way round
+            counts = np.concatenate(masks if tower.correct_cls_mask else masks[::-1])
+        x = x + p["pos_embed"][places]
         if tower.token_types:
             x = x + p["type_embed"][0]
         if tower.embed_norm:
@@ -295,7 +325,13 @@ def encode_text(params, ids, *, config):
         if not tower.no_causal_mask:
             seen &= np.tril(np.ones((n, n), bool))
         x = blocks(x, p.under("blocks"), config=tower, seen=seen)
-        if tower.pool_type == "mean":
+        if sequence:
+            last = tower.block_norm != "post" and not tower.final_ln_after_pool
+            out.append((layer_norm(x, p.under("ln_final"), tower.ln_eps) if last else x)[: len(row)])
+            continue
+        if tower.embed_cls:
+            use = [n - 1]
+        elif tower.pool_type == "mean":
             use = np.flatnonzero(counts)
         else:
             first_eos = next((i for i in range(n) if row[i] == tower.eos_id), 0)

@@ -49,9 +49,16 @@ class TowerInfo:
     eos_id: int
     pad_id: int
     num_prefix_tokens: int  # image tokens in front of the patches: class token and registers
+    pooled_image_width: int | None = None  # None: image_width
+    class_after_text: bool = False  # whether the text tower pools a token that it appends itself
 
     def check_tap(self, tap: Tap, *, kinds: Sequence[Kind], path: str) -> None:
         """Raises ConfigError unless the tap is of one of ``kinds`` and within both towers; ``path`` is the option."""
+        if self.class_after_text and tap.startswith(("input", "tokens")):
+            raise ConfigError(
+                f"{path}={tap!r}: model.text_cfg.embed_cls=True appends a token there that no text has; use a later "
+                "tap, or pool_type='eos'"
+            )
         kind, separator, number = tap.partition("@")
         if kind == "tokens" and "tokens" in kinds:
             blocks = min(self.image_layers, self.text_layers)
@@ -65,6 +72,8 @@ class TowerInfo:
         """The widths of image and text features at a tap; at ``input``, those of the embedded pixels and tokens."""
         if tap == "embedding":
             return self.embed_dim, self.embed_dim
+        if tap == "pooled" and self.pooled_image_width is not None:
+            return self.pooled_image_width, self.text_width
         return self.image_width, self.text_width
 
     def blocks(self, tap: Tap) -> tuple[int, int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 from jax.sharding import NamedSharding
@@ -101,6 +101,9 @@ class Base(abc.ABC):
         A view of an augmentation has tokens if it is made before pooling, or else ``tokens`` is None.
         """
         return ()
+
+    def check_model(self, model: Any, *, augment: Collection[str]) -> None:  # noqa: B027  # most accept all
+        """Raises ConfigError if it cannot train this model, a ``ClipConfig``, with augmentations of these names."""
 
     @property
     def momentum_decay(self) -> float | None:

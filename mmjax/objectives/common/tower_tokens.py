@@ -25,6 +25,7 @@ class TowerTokens:
         image: [N, T, D_image], what ``VisionTower.run`` returns as its sequence.
         text: [M, L, D_text], likewise of ``TextTower.run``.
         ids: i32[M, L], the tokens of the texts.
+        valid: bool[M, L], which of them are the text's: up to and with its end token.
         blended: Whether a text of several sources is a blend of their tokens, so that its ids are no text; otherwise
             it is a text like others, such as two captions one after the other.
         examples: How many examples there are.
@@ -36,6 +37,7 @@ class TowerTokens:
     image: jax.Array
     text: jax.Array
     ids: jax.Array
+    valid: jax.Array
     blended: bool
     examples: int
     model: Any

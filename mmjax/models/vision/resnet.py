@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from mmjax.models.config import VisionConfig
-from mmjax.models.image_stems.conv import Conv, FixedBatchNorm
+from mmjax.models.vision.conv import Conv, FixedBatchNorm
 
 
 class ResNet(nnx.Module):

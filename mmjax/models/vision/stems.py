@@ -8,9 +8,9 @@ import jax
 from flax import nnx
 
 from mmjax.models.config import VisionConfig
-from mmjax.models.image_stems.conv import Conv, FixedBatchNorm
-from mmjax.models.image_stems.resnet import ResNet
 from mmjax.models.layers import Dense, LayerNorm, activate, uniform
+from mmjax.models.vision.conv import Conv, FixedBatchNorm
+from mmjax.models.vision.resnet import ResNet
 
 
 class PatchMerge(Dense):

@@ -1,1 +1,0 @@
-"""What turns pixels into the first tokens of an image tower."""

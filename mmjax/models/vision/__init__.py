@@ -1,0 +1,1 @@
+"""What an image tower has before its blocks, stems, and after them, attention pooling."""
