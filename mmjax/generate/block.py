@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from mmjax.data.formats.generated_records import Record
@@ -76,8 +77,8 @@ class GlobalBlock(Block):
         """The decision, as JSON values, from what was collected of all kept records in order."""
         raise NotImplementedError
 
-    def apply(self, record: Record, decision: Any, tools: Tools) -> Result:
-        """The record after the decision."""
+    def apply(self, records: Sequence[Record], decision: Any, tools: Tools) -> list[Result]:
+        """The records after the decision, as ``__call__`` of other blocks."""
         raise NotImplementedError
 
 
@@ -97,6 +98,43 @@ class Filter(Block):
             if reason is not None:
                 record.drop(reason)
         return list(records)
+
+
+def ask(records: Sequence[Record], answers: Sequence[Any], use: Callable[[Record, Any], Result | None]) -> list[Result]:
+    """For each record what ``use`` makes of it and its answer (None: the record itself), or the answer's Failure."""
+    results: list[Result] = []
+    for record, answer in zip(records, answers, strict=True):
+        if isinstance(answer, Failure):
+            results.append(answer)
+            continue
+        result = use(record, answer)
+        results.append(record if result is None else result)
+    return results
+
+
+def child(record: Record, number: int) -> Record:
+    """A record whose picture will be made from this one's: of the same split, without texts."""
+    return Record(
+        id=f"{record.id}.{number}", parent_id=record.id, key=record.key, split=record.split, index=record.index,
+        fields=copy.deepcopy(record.fields),
+    )  # fmt: skip
+
+
+def captions(record: Record, sources: Sequence[str] = ()) -> list[tuple[int, dict[str, Any]]]:
+    """Numbers and captions that have a weight and are of those sources; of all but raw ones if there are none."""
+    return [
+        (number, caption)
+        for number, caption in enumerate(record.captions)
+        if caption.get("weight", 1.0) > 0 and (caption["source"] in sources if sources else caption["source"] != "raw")
+    ]
+
+
+def without(record: Record, is_wrong: Callable[[str], bool], sources: Sequence[str], *, reason: str) -> str | None:
+    """Sets the weights of wrong captions to zero; the reason to drop the record if none has a weight then."""
+    wrong = [caption for _, caption in captions(record, sources) if is_wrong(caption["text"])]
+    for caption in wrong:
+        caption["weight"] = 0.0
+    return reason if wrong and not any(caption.get("weight", 1.0) > 0 for caption in record.captions) else None
 
 
 def set_fields(value: Any) -> dict[str, Any]:

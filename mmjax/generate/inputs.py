@@ -10,6 +10,7 @@ from mmjax.data import pictures
 from mmjax.data.formats.generated_records import Record, jsonable
 from mmjax.data.open_source import open_source
 from mmjax.data.sample import Example, Unreadable
+from mmjax.data.scenes import language
 from mmjax.data.source import Source
 from mmjax.data.sources import generated, scenes
 from mmjax.generate import scene_graph
@@ -68,7 +69,11 @@ class Inputs:
             record.drop(f"unreadable: {error.reason} {error.detail}")
             return record
         if isinstance(source, scenes.Source):
-            record.fields["scene"] = scene_graph.to_json(source.scene(number), source.world)
+            scene = source.scene(number)
+            record.fields["scene"] = scene_graph.to_json(scene, source.world)
+            record.fields.setdefault("class_name", language.name(scene.things[0]))
+        elif source.class_names is not None and "label" in record.fields:
+            record.fields.setdefault("class_name", source.class_names[record.fields["label"]])
         return record
 
 

@@ -135,35 +135,21 @@ class StageRunner:
     def _results(
         self, name: str, block: Block, records: list[Record], decision: Any, tools: StageTools
     ) -> list[Result]:
-        if isinstance(block, GlobalBlock):
-            return [_apply(block, record, decision, tools) for record in records]
         if not records:
             return []
+        copies = [copy.deepcopy(record) for record in records]
         try:
-            results = block([copy.deepcopy(record) for record in records], tools)
+            results = block.apply(copies, decision, tools) if isinstance(block, GlobalBlock) else block(copies, tools)
         except ConfigError:
             raise
         except Exception as error:
             if len(records) > 1:
                 return [self._results(name, block, [record], decision, tools)[0] for record in records]
-            return [_failure(error)]
+            logger.debug("a record failed", exc_info=error)
+            return [Failure(f"{type(error).__name__}: {error}")]
         if len(results) != len(records):
             raise RuntimeError(f"the block {name!r} returned {len(results)} results for {len(records)} records")
         return results
-
-
-def _apply(block: GlobalBlock, record: Record, decision: Any, tools: StageTools) -> Result:
-    try:
-        return block.apply(copy.deepcopy(record), decision, tools)
-    except ConfigError:
-        raise
-    except Exception as error:
-        return _failure(error)
-
-
-def _failure(error: Exception) -> Failure:
-    logger.debug("a record failed", exc_info=error)
-    return Failure(f"{type(error).__name__}: {error}")
 
 
 def _batches(records: Iterable[Record], size: int) -> Iterable[list[Record]]:

@@ -9,7 +9,7 @@ from mmjax.core.config import Ge
 from mmjax.data.formats.generated_records import Record
 from mmjax.generate import block
 from mmjax.generate.backend import Captioner, Decoding, Failure
-from mmjax.generate.block import Estimate, Tools
+from mmjax.generate.block import Tools
 
 
 class Block(block.Block):
@@ -55,21 +55,15 @@ class Block(block.Block):
         answers = captioner.caption(
             [tools.picture(record) for record in records], [self._prompt] * len(records), self._decoding, seeds
         )
-        results: list[block.Result] = []
-        for record, answer, seed in zip(records, answers, seeds, strict=True):
-            if isinstance(answer, Failure):
-                results.append(answer)
-                continue
+
+        def use(record: Record, answer: list[str]) -> block.Result | None:
             texts = [text for text in (" ".join(text.split()) for text in answer) if text]
             if not texts:
-                results.append(Failure("the captioner said nothing"))
-                continue
+                return Failure("the captioner returned nothing")
+            seed = tools.seed(record)
             by = tools.origin(record, captioner, seed=seed, prompt=self._prompt, **block.set_fields(self._decoding))
             new = [{"text": text, "source": self._source, "weight": 1.0, "by": by} for text in texts]
             record.captions = new if self._replace else [*record.captions, *new]
-            results.append(record)
-        return results
+            return None
 
-    def estimate(self, records: int) -> Estimate:
-        """A request a record."""
-        return Estimate({self._model: records}, records)
+        return block.ask(records, answers, use)

@@ -52,8 +52,11 @@ class Block(block.GlobalBlock):
         """τ and, of the records that score exactly τ, those that are kept."""
         return top_threshold(values, self._fraction, compat=self._compat)
 
-    def apply(self, record: Record, decision: Any, tools: Tools) -> block.Result:
-        """The record with the weights of its captions, or dropped."""
+    def apply(self, records: Sequence[Record], decision: Any, tools: Tools) -> list[block.Result]:
+        """The records with the weights of their captions, or dropped."""
+        return [self._apply(record, decision) for record in records]
+
+    def _apply(self, record: Record, decision: Any) -> Record:
         threshold = math.inf if decision["threshold"] is None else decision["threshold"]
         raw, synthetic = self._best(record, raw=True), self._best(record, raw=False)
         takes_raw = raw > threshold or (raw == threshold and record.id not in decision["left_out"])

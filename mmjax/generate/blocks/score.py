@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from mmjax.data.formats.generated_records import Record
 from mmjax.generate import block
-from mmjax.generate.backend import Failure, Scorer
+from mmjax.generate.backend import Scorer
 from mmjax.generate.block import Tools
 
 
@@ -27,16 +29,13 @@ class Block(block.Block):
         scorer: Scorer = tools.model(self._model)
         texts = [record.texts + [negative["text"] for negative in record.negatives] for record in records]
         answers = scorer.score([tools.picture(record) for record in records], texts)
-        results: list[block.Result] = []
-        for record, cosines in zip(records, answers, strict=True):
-            if isinstance(cosines, Failure):
-                results.append(cosines)
-                continue
+
+        def use(record: Record, cosines: np.ndarray) -> None:
             by = tools.origin(record, scorer)
             for scored, cosine in zip([*record.captions, *record.negatives], cosines, strict=True):
                 scored.setdefault("scores", {})[self._name] = float(cosine)
                 scored["scored_by"] = by
             if record.captions:
                 record.scores[self._name] = max(caption["scores"][self._name] for caption in record.captions)
-            results.append(record)
-        return results
+
+        return block.ask(records, answers, use)

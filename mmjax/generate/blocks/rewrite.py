@@ -1,0 +1,117 @@
+"""A writer says captions in other words, after examples (LaCLIP)."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from mmjax.core.config import ConfigError, Ge, nearest
+from mmjax.data.formats.generated_records import Record
+from mmjax.generate import block, parsers
+from mmjax.generate.backend import Decoding, Failure, TextRequest, Writer
+from mmjax.generate.block import Estimate, Tools
+from mmjax.generate.prompt import load_prompt
+
+
+class Block(block.Block):
+    """Adds a rewrite of the first caption for each set of examples (LaCLIP, Fan et al. 2023, arXiv:2305.20088).
+
+    The writer sees some random pairs of a set and completes the last line. A caption is never cut: where the request
+    would be longer than ``max_characters``, there are fewer pairs. A failed rewrite is left out; a record without
+    any is dropped.
+
+    Args:
+      model: the writer's name.
+      prompt: one of ``mmjax/generate/prompts``, or a path.
+      demos: sets of pairs: names in ``prompts/demos``, or tables of a caption and a rewrite, separated by a tab.
+      shots: pairs in a request.
+      n: rewrites for each set.
+      source: what rewrites are called in the record.
+      max_characters: of a request's pairs and caption.
+      temperature: of sampling.
+      top_p: the probability of the tokens that are sampled from.
+      max_tokens: of a rewrite.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str = "writer",
+        prompt: str = "laclip_rewrite",
+        demos: tuple[str, ...] = ("plain", "detailed", "short", "spoken"),
+        shots: Annotated[int, Ge(0)] = 3,
+        n: Annotated[int, Ge(1)] = 1,
+        source: str = "rewrite",
+        max_characters: Annotated[int, Ge(1)] = 2000,
+        temperature: Annotated[float, Ge(0)] | None = 0.9,
+        top_p: float | None = 0.95,
+        max_tokens: int | None = 77,
+    ):
+        if not demos:
+            raise ConfigError("demos=(): there is a rewrite for each set of examples; name one or more")
+        self.uses = {model: Writer}
+        self._model, self._source, self._shots, self._most = model, source, shots, max_characters
+        self._demos = {name: load_demos(name) for name in demos}
+        self._prompt = load_prompt(prompt)
+        self.prompts = [self._prompt]
+        self._decoding = Decoding(n, temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+
+    def __call__(self, records: Sequence[Record], tools: Tools) -> list[block.Result]:
+        """The records with rewrites of their first caption."""
+        writer: Writer = tools.model(self._model)
+        asked = [
+            (record, name, tools.seed(record, name)) for record in records if record.captions for name in self._demos
+        ]
+        replies = writer.write(
+            [self.request(record.texts[0], name, seed) for record, name, seed in asked],
+            self._decoding,
+            [seed for *_, seed in asked],
+        )
+        reasons: dict[str, str] = {}
+        for (record, name, seed), reply in zip(asked, replies, strict=True):
+            if isinstance(reply, Failure):
+                reasons[record.id] = reply.reason
+                continue
+            by = tools.origin(
+                record, writer, seed=seed, prompt_sha=self._prompt.sha, demos=name, **block.set_fields(self._decoding)
+            )
+            for text in filter(None, map(parsers.first_line, reply)):
+                record.captions.append({"text": text, "source": self._source, "weight": 1.0, "by": by})
+        return [
+            record if any(caption["source"] == self._source for caption in record.captions)
+            else Failure(reasons.get(record.id, "no rewrite in any reply"))
+            for record in records
+        ]  # fmt: skip
+
+    def request(self, caption: str, demos: str, seed: int) -> TextRequest:
+        """The request for one rewrite, with as many pairs as fit."""
+        pairs = self._demos[demos]
+        order = np.random.default_rng(seed).permutation(len(pairs))[: self._shots].tolist()
+        lines = [f"{pairs[number][0]} => {pairs[number][1]}" for number in order]
+        while lines and sum(map(len, lines)) + len(caption) > self._most:
+            lines.pop()
+        return self._prompt.fill(pairs=lines, caption=caption)
+
+    def estimate(self, records: int) -> Estimate:
+        """A request for each record and set."""
+        return Estimate({self._model: records * len(self._demos)}, records)
+
+
+@functools.cache
+def load_demos(name: str) -> tuple[tuple[str, str], ...]:
+    """The pairs of a set that ships, or of a file."""
+    folder = importlib.resources.files("mmjax.generate").joinpath("prompts", "demos")
+    known = {file.name.removesuffix(".tsv") for file in folder.iterdir()}
+    try:
+        file = folder.joinpath(f"{name}.tsv") if name in known else Path(name).expanduser()
+        rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"demos={name!r}: neither a set nor a file; {nearest(name, known)}") from None
+    if not rows or any(len(row) != 2 for row in rows):
+        raise ConfigError(f"demos={name!r}: each line needs a caption and a rewrite, separated by one tab")
+    return tuple((first.strip(), second.strip()) for first, second in rows)

@@ -1,0 +1,41 @@
+"""Takes out negatives that fit their picture better than the truth (BiAug)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmjax.data.formats.generated_records import Record
+from mmjax.generate import block
+from mmjax.generate.block import Tools
+
+
+class Block(block.Block):
+    """Removes negatives whose cosine is not below that of their true caption.
+
+    Of a made picture that has none left, nobody knows what it shows: it is dropped, as is one whose scores are missing.
+
+    Args:
+      score: what the cosines are called.
+      margin: by which the true caption must be better.
+    """
+
+    def __init__(self, *, score: str = "clip", margin: float = 0.0):
+        self._score, self._margin = score, margin
+
+    def __call__(self, records: Sequence[Record], tools: Tools) -> list[block.Result]:
+        """The records with the negatives that stay."""
+        for record in records:
+            had = bool(record.negatives)
+            record.negatives = [
+                negative
+                for negative in record.negatives
+                if self._value(record.captions[negative["of"]]) - self._value(negative) > self._margin
+            ]
+            if had and not record.negatives and record.parent_id:
+                record.drop("score_gap: the picture fits the caption that it was made from better than its own")
+        return list(records)
+
+    def _value(self, scored: Mapping[str, Any]) -> float:
+        value = scored.get("scores", {}).get(self._score)
+        return float("nan") if value is None else float(value)

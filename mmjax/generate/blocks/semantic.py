@@ -1,0 +1,60 @@
+"""Takes out made pictures that show nothing of their class (ALIA)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmjax.core.config import ConfigError
+from mmjax.data.formats.generated_records import Record
+from mmjax.generate import block
+from mmjax.generate.backend import Scorer
+from mmjax.generate.block import Tools
+
+
+class Block(block.Block):
+    """Keeps a made picture only if, of all prompts, the one with the highest cosine is one of its class.
+
+    Args:
+      positives: prompts with ``{}`` for the class.
+      negatives: prompts of what a failed picture shows.
+      model: the scorer's name.
+      originals: whether the data's own pictures are judged too.
+    """
+
+    def __init__(
+        self,
+        *,
+        positives: tuple[str, ...] = ("a photo of a {}",),
+        negatives: tuple[str, ...] = (
+            "a picture of something", "abstract shapes", "a plain background", "a blurred picture", "an empty scene",
+        ),
+        model: str = "scorer",
+        originals: bool = False,
+    ):  # fmt: skip
+        if not positives or not negatives:
+            raise ConfigError("positives=(): prompts of the class and others are compared; name both")
+        self.uses = {model: Scorer}
+        self._positives, self._negatives, self._model, self._originals = positives, negatives, model, originals
+
+    def __call__(self, records: Sequence[Record], tools: Tools) -> list[block.Result]:
+        """The records, some of them dropped."""
+        scorer: Scorer = tools.model(self._model)
+        judged = [record for record in records if record.parent_id or self._originals]
+        names = [str(record.fields.get("class_name", "thing")) for record in judged]
+        texts = [[*(text.replace("{}", name) for text in self._positives), *self._negatives] for name in names]
+        answers = scorer.score([tools.picture(record) for record in judged], texts)
+
+        def use(record: Record, cosines: np.ndarray) -> None:
+            tools.origin(record, scorer)
+            if not is_positive(cosines, len(self._positives)):
+                record.drop("semantic: another prompt fits better than the class")
+
+        results = dict(zip((r.id for r in judged), block.ask(judged, answers, use), strict=True))
+        return [results.get(record.id, record) for record in records]
+
+
+def is_positive(cosines: np.ndarray, positives: int) -> bool:
+    """Whether the highest cosine is one of the first ``positives``; NaN is not."""
+    return bool(np.isfinite(cosines).all()) and int(np.argmax(cosines)) < positives

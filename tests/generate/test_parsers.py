@@ -1,0 +1,80 @@
+"""Replies of models: what is asked for is found, and nothing raises."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmjax.generate import parsers
+
+KINDS = ("color", "shape", "material", "other")
+ROW = {"kind": "color", "value": "red", "other": "blue", "caption": "a red ball", "wrong": "a blue ball"}
+PIECES = [
+    *('{"', '":', "[", "]", "{", "}", "```json", "```", "=>", "-", "1.", '"a"', "0.5", "\\", "\n", "\ud800", "null"),
+    *("Question:", "Answer:", "?", "yes", "no", "attributes", "objects"),
+]
+TEXTS = st.text(max_size=60) | st.lists(
+    st.sampled_from(PIECES), max_size=14,
+).map("".join)  # fmt: skip
+PARSERS = (
+    parsers.first_line,
+    parsers.list_lines,
+    parsers.json_object,
+    lambda text: parsers.objects(text, most=3),
+    lambda text: parsers.attributes(text, kinds=KINDS),
+)
+
+
+@settings(max_examples=60)
+@given(TEXTS)
+def test_no_reply_raises(text):
+    for parser in PARSERS:
+        parser(text)
+
+
+@given(st.recursive(st.none() | st.text(max_size=3) | st.integers(), lambda x: st.lists(x, max_size=3), max_leaves=4))
+def test_json_of_other_types_is_refused(value):
+    for name in ("objects", "attributes"):
+        text = json.dumps({name: value})
+        assert parsers.attributes(text, kinds=KINDS) in (None, [])
+        found = parsers.objects(text, most=9)
+        assert found is None or all(isinstance(item, str) and item for item in found)
+
+
+@pytest.mark.parametrize(
+    ("reply", "line"),
+    [
+        ("a dog\nand more", "a dog"),
+        ("a cat => a kitty\na dog => \n  'a puppy' \nx", "a puppy"),
+        ("  \n\n", None),
+        ("“quoted”", "quoted"),
+    ],
+)
+def test_first_line(reply, line):
+    assert parsers.first_line(reply) == line
+
+
+def test_lists_have_no_bullets_and_nothing_twice():
+    reply = "Sure!\n1. a photo of a bird in snow.\n2) A photo of a bird at night\n- a photo of a bird in snow\n* else"
+    assert parsers.list_lines(reply, begin="a photo of a bird") == [
+        "a photo of a bird in snow",
+        "A photo of a bird at night",
+    ]
+
+
+def test_attributes_differ_in_the_value_alone():
+    def found(**changes):
+        reply = f"Of course:\n```json\n{json.dumps({'attributes': [ROW | changes]})}\n```"
+        return parsers.attributes(reply, kinds=KINDS)
+
+    assert found() == [ROW]
+    for wrong in (
+        {"kind": "mood"}, {"other": "red"}, {"wrong": "a red ball"}, {"wrong": "a blue bat"}, {"value": ""},
+        {"caption": "a bored ball", "wrong": "a boblue ball"}, {"other": 3},
+    ):  # fmt: skip
+        assert found(**wrong) == []
+    assert found(caption="a red ball on red ground", wrong="a red ball on blue ground")
+    assert (
+        parsers.attributes("no", kinds=KINDS) is None and parsers.attributes('{"attributes": 1}', kinds=KINDS) is None
+    )
