@@ -95,13 +95,31 @@ def test_inspect_reports_on_captions_and_knows_what_is_true_of_scenes(shards, tm
     lines = {line.split("  ")[0]: line.split()[-3:] for line in said.out.splitlines()}
     assert said.out.split()[:3] == ["source", "negatives", "training"]
     assert lines["true"][:2] == ["100.0%", "0.0%"] and lines["equal to a source caption"][-2] == "0.0%"
+
+
+def test_inspect_compares_captions_of_a_table_and_of_a_recipe(shards, tmp_path, capfd):
     captioner = {"captioner": {"name": "scenes", "error": 0.3}}
     generating.run(generating.make_job(tmp_path / "made", (("caption", {"n": 2}),), captioner))
     made = ran(capfd, "inspect", "--source=generated", f"--path={tmp_path}/made", "--captions", "--json").out
     groups = json.loads(made)["groups"]
     assert list(groups) == ["raw", "caption"] and groups["raw"]["true"] == 1 > groups["caption"]["true"]
-    torn = ran(capfd, "inspect", f"--path={shards}", "--captions", f"--model={models_in_use.write(tmp_path / 'model')}")
+    table = tmp_path / "made.csv"
+    rows = [
+        (example["key"], example["captions"][0])
+        for example in open_source({"name": "webdataset", "path": shards}, split="train")
+    ]
+    table.write_text(
+        "key,caption\n" + "".join(f"{key},{text if n % 2 else 'a dog'}\n" for n, (key, text) in enumerate(rows[:18]))
+    )
+    model = models_in_use.write(tmp_path / "model")
+    torn = ran(capfd, "inspect", f"--path={shards}", f"--captions={table}", f"--model={model}")
+    lines = {line.split("  ")[0]: line.split()[-2:] for line in torn.out.splitlines()}
+    assert lines["captions"] == ["20", "18"] and lines["equal to a source caption"][-1] == "50.0%"
+    assert 4 < float(lines["CIDEr-D"][-1]) < 10 and float(lines["RefCLIPScore"][-1]) > 0
     assert "CLIPScore" in torn.out and "of another image's caption" in torn.out and "vocabulary" in torn.out
+    table.write_text("key,caption\nnobody,a cat\n")
+    nobody = ran(capfd, "inspect", f"--path={shards}", f"--captions={table}", status=2).err
+    assert "names none of the 20 examples by its 'key', such as '" in nobody
     assert "--captions" in ran(capfd, "inspect", *SCENES, "--model=x", status=2).err
     assert "--sheet=x" in ran(capfd, "inspect", *SCENES, "--captions", "--sheet=x", status=2).err
 

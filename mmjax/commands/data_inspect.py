@@ -3,7 +3,8 @@
 Prints fields, pictures, captions against the context length, what is unreadable, and the proportions of a mixture.
 With --sheet draws rows of real training batches, after all transforms. Without --config, as a ViT-B-32 would train on
 it with no transforms but random crops. With --captions reports on the captions alone: lengths, vocabulary, repeats, and
-what transforms, false captions or mmjax generate made of them, beside the source's own.
+what transforms, false captions or mmjax generate made of them, beside the source's own; or captions of any captioner
+(--captions=FILE) with BLEU, ROUGE-L and CIDEr.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--examples", default="2000", metavar="N", help="examples to read, evenly spaced, or 'all' (default: 2000)"
     )
-    parser.add_argument("--captions", action="store_true", help="report on the captions alone, kind by kind")
+    parser.add_argument(
+        "--captions", nargs="?", const=True, metavar="FILE",
+        help="report on the captions alone, kind by kind; with FILE, a table of key or id and caption, also on these, "
+        "with the source's captions as references",
+    )  # fmt: skip
     parser.add_argument("--model", metavar="SPEC", help="with --captions: a run folder or weights, for CLIPScores")
     parser.add_argument("--sheet", metavar="FILE", help="draw a contact sheet to this file (.png)")
     parser.add_argument("--rows", type=int, default=24, metavar="N", help="images on the sheet (default: 24)")

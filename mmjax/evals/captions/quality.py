@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax.core.printable import printable
 from mmjax.evals.captions.diversity import measure_diversity
-from mmjax.evals.captions.overlap import rouge_l
+from mmjax.evals.captions.overlap import bleu, cider, rouge_l
 from mmjax.evals.captions.ptb_tokens import tokenize
 
 _MOST_FREQUENT = 5
@@ -21,10 +21,11 @@ _LINES = (
     ("vocabulary", "vocabulary", "{:,.0f}"), *((f"unique {n}-grams", f"unique_{n}", "{:,.0f}") for n in (2, 3, 4)),
     *((f"  of all {n}-grams", f"distinct_{n}", "{:.1%}") for n in (2, 4)),
     ("repeat another image's", "shared", "{:.1%}"), ("repeat their own image's", "repeated", "{:.1%}"),
-    ("equal to a source caption", "copies", "{:.1%}"), ("ROUGE-L to source captions", "overlap", "{:.3f}"),
-    ("words not in source captions", "new_words", "{:.1%}"),
+    ("equal to a source caption", "copies", "{:.1%}"), ("words not in source captions", "new_words", "{:.1%}"),
+    ("BLEU-4 to source captions", "bleu_4", "{:.3f}"), ("ROUGE-L", "rouge_l", "{:.3f}"), ("CIDEr-D", "cider", "{:.3f}"),
     ("true", "true", "{:.1%}"),
     ("CLIPScore", "clip_score", "{:.3f}"), ("  of another image's caption", "clip_score_shuffled", "{:.3f}"),
+    ("RefCLIPScore", "ref_clip_score", "{:.3f}"),
 )  # fmt: skip
 """Title, key and format of each line of the text."""
 
@@ -34,20 +35,20 @@ def measure_quality(
     *,
     source: str,
     is_true: Callable[[int, str], bool] | None = None,
-    clip_scores: Mapping[str, tuple[float, float]] | None = None,
+    clip_scores: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Statistics of each kind of captions, as JSON values.
 
     Captions are compared as lists of words, without case and punctuation. ``shared`` is the fraction of captions that
     an earlier image has as well, ``repeated`` that of an image's captions that repeat one of its own. Of other kinds,
-    beside the source's captions of the same image: ``copies``, which are equal to one; ``overlap``, their ROUGE-L;
-    ``new_words``, the fraction of words that none of them has.
+    beside the source's captions of the same image: ``copies``, which are equal to one; ``new_words``, the
+    fraction of words that none of them has; and ``bleu_4``, ``rouge_l`` and ``cider``, with these as references.
 
     Args:
         groups: the captions of each image by kind; every kind has the same images, perhaps without captions of some.
         source: the kind that others are compared with.
         is_true: whether a caption of the image of that index is true, where that is known.
-        clip_scores: of each kind, the mean CLIPScore and that with another image's captions.
+        clip_scores: further numbers of kinds: ``clip_score``, ``clip_score_shuffled`` and ``ref_clip_score``.
     """
     tokens = {name: [[tokenize(text) for text in texts] for texts in each] for name, each in groups.items()}
     result = {}
@@ -69,8 +70,7 @@ def measure_quality(
             if is_true is not None:
                 truths = [is_true(row, text) for row, texts in enumerate(groups[name]) for text in texts]
                 summary["true"] = float(np.mean(truths))
-            if clip_scores and name in clip_scores:
-                summary["clip_score"], summary["clip_score_shuffled"] = clip_scores[name]
+            summary |= (clip_scores or {}).get(name, {})
         result[name] = summary
     return result
 
@@ -119,6 +119,8 @@ def _compare(each: Sequence[Sequence[Sequence[str]]], sources: Sequence[Sequence
     new = [sum(word not in vocabulary for word in c) for c, refs in pairs for vocabulary in [set().union(*refs)]]
     return {
         "copies": float(np.mean([caption in refs for caption, refs in pairs])),
-        "overlap": float(rouge_l(candidates, references).mean()),
         "new_words": sum(new) / max(sum(map(len, candidates)), 1),
+        "bleu_4": float(bleu(candidates, references)[0][-1]),
+        "rouge_l": float(rouge_l(candidates, references).mean()),
+        "cider": float(cider(candidates, references).mean()),
     }

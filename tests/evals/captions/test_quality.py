@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmjax.evals.captions.metrics import score_captions
 from mmjax.evals.captions.quality import format_quality, measure_quality
 
 GROUPS = {
@@ -17,7 +18,7 @@ def report():
         GROUPS,
         source="source",
         is_true=lambda image, text: image != 1 and "dog" in text,
-        clip_scores={"source": (0.8, 0.2)},
+        clip_scores={"source": {"clip_score": 0.8, "clip_score_shuffled": 0.2}},
     )
 
 
@@ -36,7 +37,10 @@ def test_other_kinds_are_compared_with_the_source_of_their_image(report):
     assert rewrite["images"] == 2 and rewrite["empty"] == pytest.approx(1 / 3)
     assert rewrite["copies"] == pytest.approx(1 / 3)
     assert rewrite["new_words"] == pytest.approx(1 / 9)  # crimson, of 3 + 6 + 0 words
-    assert rewrite["overlap"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert rewrite["rouge_l"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    candidates, sources = ["a crimson dog", "two birds fly over a lake", "..."], GROUPS["source"]
+    scores, _ = score_captions(candidates, [sources[0], sources[2], sources[2]])
+    assert {name: rewrite[name] for name in ("bleu_4", "cider")} == {name: scores[name] for name in ("bleu_4", "cider")}
     assert rewrite["true"] == pytest.approx(1 / 3) and report["source"]["true"] == pytest.approx(2 / 5)
     assert report["source"]["clip_score_shuffled"] == 0.2 and "clip_score" not in rewrite
     assert report["none"] == {"images": 0} | {key: 0 for key in report["none"] if key != "images"}
