@@ -57,12 +57,16 @@ class Recipe:
         for number, (name, options) in enumerate(self.config.stages):
             identity[f"stages.{number}.{name}"] = dict(options)
         for name, (_, section) in self.models.items():
-            kept = {key: value for key, value in section.items() if key not in _OF_THE_MACHINE}
-            identity[f"models.{name}"] = kept
+            identity[f"models.{name}"] = results_of(section)
         for _, block in self.blocks:
             identity |= {f"prompt {prompt.name}": prompt.sha for prompt in getattr(block, "prompts", ())}
         fixed = ("seed", "shard", "format", "quality", "image_size")
         return identity | {name: getattr(self.config, name) for name in fixed}
+
+
+def results_of(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a model that decide its results."""
+    return {key: value for key, value in section.items() if key not in _OF_THE_MACHINE}
 
 
 def make_recipe(sections: Mapping[str, Any]) -> Recipe:

@@ -13,13 +13,15 @@ from mmjax.data.negatives.edits import fits, with_case_of
 Finder = Literal["tagged", "lists"]
 """``tagged`` finds words by part of speech, with TextBlob; ``lists`` those of the word lists that ship."""
 
-_KINDS = {
+KIND_OF_TAG = {
     **dict.fromkeys(("NN", "NNS", "NNP", "NNPS"), "noun"),
     **dict.fromkeys(("JJ", "JJR", "JJS"), "adjective"),
     **dict.fromkeys(("RB", "RBR", "RBS"), "adverb"),
     **dict.fromkeys(("VB", "VBP", "VBZ", "VBD", "VBG", "VBN"), "verb"),
     **{"IN": "preposition", "CD": "number"},
 }
+"""Tags of the Penn Treebank whose words mean something by themselves."""
+
 _AUXILIARIES = {
     *("is", "are", "was", "were", "am", "be", "been", "being"),
     *("has", "have", "had", "having", "do", "does", "did"),
@@ -63,8 +65,8 @@ def find_words(caption: str, find: Finder) -> WordSpans:
     spans: WordSpans = {}
     if find == "tagged":
         for token in swaps.Tagged(caption, find_tags=swaps.tagger()).tokens:
-            if token.tag in _KINDS and token.text.casefold() not in _AUXILIARIES and token.text[0].isalnum():
-                spans.setdefault((_KINDS[token.tag], token.tag), []).append((token.text, token.start))
+            if is_content(token):
+                spans.setdefault((KIND_OF_TAG[token.tag], token.tag), []).append((token.text, token.start))
         return spans
     for kind in rules.KINDS:
         listed = rules.word_list(kind)
@@ -72,6 +74,11 @@ def find_words(caption: str, find: Finder) -> WordSpans:
             part, _ = listed.line_of[match[0].casefold()]
             spans.setdefault((kind, str(part)), []).append((match[0], match.start()))
     return spans
+
+
+def is_content(token: swaps.Token) -> bool:
+    """Whether it is a word of a kind above, and no auxiliary."""
+    return token.tag in KIND_OF_TAG and token.text.casefold() not in _AUXILIARIES and token.text[0].isalnum()
 
 
 def _can_exchange(name: tuple[str, str], a: str, b: str, own: WordSpans, others: WordSpans) -> bool:
