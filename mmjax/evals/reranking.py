@@ -32,7 +32,7 @@ class Evaluator(retrieval.Evaluator):
     """
 
     published = ()
-    needs_matcher: ClassVar[bool] = True
+    needs_head: ClassVar[str | None] = "match"
 
     def __init__(
         self,

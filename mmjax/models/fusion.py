@@ -75,6 +75,10 @@ class FusionEncoder(nnx.Module):
         self.word_norm = norm() if reads else None
         self.word_out = linear((width,), (text.vocab_size,), bias=False) if config.word_head == "own" else None
         self.word_bias = nnx.Param(jnp.zeros(text.vocab_size)) if reads else None
+        wide = 2 * width
+        self.answer_hidden = linear((width,), (wide,)) if config.answers else None
+        self.answer_norm = LayerNorm(wide, eps=config.ln_eps, dtype=dtype) if config.answers else None
+        self.answer_out = linear((wide,), (config.answers,)) if config.answers else None
 
     def __call__(self, image: jax.Array, text: jax.Array, ids: jax.Array, *, first_only: bool = False) -> jax.Array:
         """The text's tokens after they have met the image's.
@@ -118,10 +122,17 @@ class FusionEncoder(nnx.Module):
 
     def match(self, image: jax.Array, text: jax.Array, ids: jax.Array) -> jax.Array:
         """Logits f32[B, 2] of "no match" and "match"; for the arguments see ``__call__``."""
+        return constrain_rows(self.match_head(self._pooled(image, text, ids)).astype(jnp.float32), self.row_sharding)
+
+    def answer(self, image: jax.Array, text: jax.Array, ids: jax.Array) -> jax.Array:
+        """Logits f32[B, answers] of a question's answers, by ViLT's head; for the arguments see ``__call__``."""
+        assert self.answer_hidden is not None and self.answer_norm is not None and self.answer_out is not None
+        hidden = activate(self.answer_norm(self.answer_hidden(self._pooled(image, text, ids))), "gelu")
+        return constrain_rows(self.answer_out(hidden).astype(jnp.float32), self.row_sharding)
+
+    def _pooled(self, image: jax.Array, text: jax.Array, ids: jax.Array) -> jax.Array:
         first = self(image, text, ids, first_only=True)[:, 0]
-        if self.pooler is not None:
-            first = jnp.tanh(self.pooler(first))
-        return constrain_rows(self.match_head(first).astype(jnp.float32), self.row_sharding)
+        return first if self.pooler is None else jnp.tanh(self.pooler(first))
 
     def word_logits(self, fused: jax.Array, table: jax.Array) -> jax.Array:
         """Logits of each word of the vocabulary, as BERT's: [..., width] -> f32[..., vocab].

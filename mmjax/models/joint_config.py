@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from mmjax.core.config import Between
 from mmjax.models.block_config import BlockConfig, Layers, Size, require
 
 
@@ -23,6 +24,8 @@ class FusionConfig(BlockConfig):
     word_head: Literal["tied", "own", "none"] = (
         "tied"  # vectors that predict words: the text tower's, others, or no head
     )
+
+    answers: Annotated[int, Between(0, 2**20)] = 0  # classes of a head that answers questions; 0: there is none
 
     def __post_init__(self) -> None:
         require(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 import jax
@@ -11,10 +12,12 @@ import jax.numpy as jnp
 from mmjax.core.config import Between, ConfigError, Ge
 from mmjax.core.types import Metrics, Provenance
 from mmjax.objectives import contrastive
-from mmjax.objectives.common.base import CARRIED, State
+from mmjax.objectives.common.answers import answer_labels, read_answers
+from mmjax.objectives.common.base import CARRIED, State, TextGroups
 from mmjax.objectives.common.masked_words import mask_words, word_losses
-from mmjax.objectives.common.matching import Mixed, draw_pairs, draw_positives, matching_loss
+from mmjax.objectives.common.matching import Mixed, draw_pairs, draw_positives
 from mmjax.objectives.common.momentum_queue import SIDES, distilled_loss, empty_queue, push, queued_columns
+from mmjax.objectives.common.row_softmax import class_loss
 from mmjax.objectives.common.targets import Labels, make_targets, similarity
 from mmjax.objectives.common.tower_tokens import MomentumFeatures, TowerTokens
 
@@ -60,6 +63,10 @@ class Objective(contrastive.Objective):
         queue_size: Rows of each queue.
         distillation: The largest a.
         distillation_warmup_steps: Steps until a is reached.
+        answers: Texts are questions, and this lists their answers (or a JSON file does): the cross-entropy of an
+            example's own, the field that ``data.groups`` names, is added, as in ViLT's fine-tuning for VQA (there a
+            binary one with soft scores). Others are left out.
+        answers_weight: Of that term.
     """
 
     contrastive_weight: Annotated[float, Ge(0)] = 1.0
@@ -72,9 +79,12 @@ class Objective(contrastive.Objective):
     queue_size: Annotated[int, Ge(0)] = 0
     distillation: Annotated[float, Between(0, 1)] = 0.0
     distillation_warmup_steps: Annotated[int, Ge(0)] = 0
+    answers: tuple[str, ...] | str = ()
+    answers_weight: Annotated[float, Ge(0)] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "answers", read_answers(self.answers, key="objective.answers"))
         for name in ("queue_size", "distillation"):
             if self.momentum is None and getattr(self, name):
                 raise ConfigError(
@@ -85,12 +95,33 @@ class Objective(contrastive.Objective):
     @property
     def modules(self) -> tuple[str, ...]:
         """The fusion encoder, if there is anything for it to do."""
-        return ("fusion",) if self.matching_weight or self.words_weight else ()
+        return ("fusion",) if self.matching_weight or self.words_weight or self.answers else ()
+
+    @property
+    def text_groups(self) -> TextGroups | None:
+        """That of each example, if questions are answered: its answer."""
+        return "example" if self.answers else None
 
     @property
     def momentum_decay(self) -> float | None:
         """Of the moving average."""
         return self.momentum
+
+    def check_model(self, model: Any, *, augment: Collection[str]) -> None:
+        """Raises unless the encoder has the heads that are trained."""
+        if "fusion" not in self.modules:
+            return
+        fusion = model.fusion
+        if self.words_weight and fusion.word_head == "none":
+            raise ConfigError(
+                f"objective.words_weight={self.words_weight}: model.fusion.word_head='none' has no head for words; use "
+                "'tied', or set objective.words_weight=0"
+            )
+        if len(self.answers) not in (0, fusion.answers):
+            raise ConfigError(
+                f"objective.answers: has {len(self.answers)} answers, and the model's head {fusion.answers}; set "
+                f"model.fusion.answers={len(self.answers)}"
+            )
 
     def init_state(self) -> State:
         """Empty queues, and the number of steps."""
@@ -147,6 +178,10 @@ class Objective(contrastive.Objective):
             value, accuracy = self._predict_words((by_image, by_word), sources, tokens, momentum, state)
             loss = loss + self.words_weight * value
             metrics |= {"words_loss": value, "words_accuracy": accuracy}
+        if self.answers:
+            value, accuracy = self._answer(by_image, sources, tokens)
+            loss = loss + self.answers_weight * value
+            metrics |= {"answers_loss": value, "answers_accuracy": accuracy}
         return loss, metrics
 
     def contrast_with_momentum(
@@ -207,7 +242,17 @@ class Objective(contrastive.Objective):
             scores.append(tokens.map(lambda model, rows: model.fusion.match(*rows), rows))
             labels.append(jnp.tile(jnp.array([p.matches for p in same], jnp.int32), count))
             valid.append(ok)
-        return matching_loss(*map(jnp.concatenate, (scores, labels, valid)))
+        return class_loss(*map(jnp.concatenate, (scores, labels, valid)))
+
+    def _answer(self, key: jax.Array, sources: Sources, tokens: TowerTokens) -> tuple[jax.Array, jax.Array]:
+        """The loss of the answers, and the fraction that is right."""
+        if sources[1].group is None:
+            raise ConfigError("objective.answers: examples have no answers; set data.groups=('answer',), their field")
+        image, has_image = draw_positives(key, *reversed(self._labeled(sources)))
+        labels, is_listed = answer_labels(sources[1].group, tuple(self.answers))
+        rows = tokens.image[image], tokens.text, tokens.ids
+        logits = tokens.map(lambda model, rows: model.fusion.answer(*rows), rows)
+        return class_loss(logits, labels, has_image & is_listed)
 
     def _predict_words(
         self,
@@ -218,11 +263,6 @@ class Objective(contrastive.Objective):
         state: State | None,
     ) -> tuple[jax.Array, jax.Array]:
         """L_mlm and the fraction of hidden words that is predicted right."""
-        if tokens.model.fusion.config.word_head == "none":
-            raise ConfigError(
-                f"objective.words_weight={self.words_weight}: model.fusion.word_head='none' has no head for words; use "
-                "'tied', or set objective.words_weight=0"
-            )
         encoder = tokens.model.fusion
         image, has_image = draw_positives(keys[0], *reversed(self._labeled(sources)))
         texts = mask_words(

@@ -86,4 +86,4 @@ class Objective(albef.Objective):
         vision = model.visual.config
         patches = unit(model.visual.project(tokens.image[:, vision.class_token + vision.registers :]))
         of_text = unit(model.text.project(tokens.text[:, 1:]))
-        return [(pool_patches(patches), None), (of_text, model.fusion.valid(tokens.ids)[:, 1:])]
+        return [(pool_patches(patches), None), (of_text, tokens.valid[:, 1:])]

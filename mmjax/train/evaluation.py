@@ -91,8 +91,10 @@ class Evaluation:
         """The evaluator of one task, made at its first use."""
         if (task, split) not in self._evaluators:
             evaluator = load_evaluator(task)
-            if evaluator.needs_matcher and self.embedder.pair_scorer is None:
-                raise ConfigError(f"eval.tasks: {task!r} scores pairs as wholes; leave it out, or set model.fusion")
+            scorer = self.embedder.pair_scorer
+            if evaluator.needs_head is not None and (scorer is None or evaluator.needs_head not in scorer.heads):
+                key = "model.fusion.answers" if evaluator.needs_head == "answer" else "model.fusion"
+                raise ConfigError(f"eval.tasks: {task!r} reads pairs as wholes; leave it out, or set {key}")
             try:
                 self._evaluators[task, split] = self._make(task, None if evaluator.own_split else split)
             except ConfigError as error:

@@ -222,10 +222,18 @@ class Program:
             assert sequence is not None
             return sequence
 
+        def read_pairs(model: Clip, image: jax.Array, tokens: jax.Array) -> tuple[Any, ...]:
+            return image, model.text.run(model.text.embed(tokens), tokens, with_sequence=True).sequence, tokens
+
         def match(params: Params, image: jax.Array, tokens: jax.Array) -> jax.Array:
             model = merge(graph, params)
-            text = model.text.run(model.text.embed(tokens), tokens, with_sequence=True).sequence
-            return model.fusion.match(image, text, tokens)[:, 1]
+            return model.fusion.match(*read_pairs(model, image, tokens))[:, 1]
+
+        def answer(params: Params, image: jax.Array, tokens: jax.Array) -> jax.Array:
+            model = merge(graph, params)
+            return model.fusion.answer(*read_pairs(model, image, tokens))
+
+        fusion = self.experiment.model.fusion
 
         return Embedder(
             encode_images,
@@ -235,7 +243,7 @@ class Program:
             row_sharding=self.row_sharding,
             modalities=modalities,
             num_threads=num_threads,
-            matcher=Matcher(encode_image_tokens, match) if self.experiment.model.fusion else None,
+            matcher=Matcher(encode_image_tokens, match, answer if fusion.answers else None) if fusion else None,
         )
 
     def _without_recomputation(self) -> Experiment:

@@ -37,6 +37,7 @@ class Everything(source.Source):
             "image": rng.integers(0, 256, (4, 4, 3), dtype=np.uint8),
             "captions": [f"caption {i}", "another"][: 1 + i % 2],
             "label": i % 3,
+            "answer": self.class_names[i % 3],
             "kind": "swap",
             "negatives": [("swap_obj", f"{true} {i}", f"false {i}") for true in ("true", "so")],
             "groups": [str(i)] * 2,
@@ -65,6 +66,7 @@ def compiled():
         matcher=Matcher(
             lambda p, x: x["image"].reshape(3, 1, -1).astype(jnp.float32) - 128.0,
             lambda p, z, t: jnp.sum((z[:, 0] @ p["image"]) * p["text"][t[:, -1]], axis=1),
+            lambda p, z, t: (z[:, 0] @ p["image"] * p["text"][t[:, -1]])[:, :3],
         ),
     )
 

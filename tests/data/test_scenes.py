@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError, build
+from mmjax.data.scenes import world as worlds
+from mmjax.data.scenes.questions import ANSWERS, KINDS
 from mmjax.data.scenes.render import render
 from mmjax.data.scenes.world import WORLDS
 from mmjax.data.sources.scenes import SPLITS, Source
@@ -318,3 +320,47 @@ def test_a_configuration_section_builds_it():
 def test_it_needs_no_jax():
     code = "import sys, mmjax.data.sources.scenes as s; s.Source('test')[0]; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def true_answer(scene, text):
+    """The answer that the words of a question ask for, from the scene graph alone."""
+    words, things = text.split(), scene.things
+    if words[-3:] == ["light", "or", "dark"]:
+        return "light" if scene.light else "dark"
+    colors = [w for w in words if w in worlds.COLORS]
+    shapes = [w for w in words if w in worlds.SHAPES]
+    named = [
+        t
+        for t in things
+        if all(worlds.COLORS[t.color] == c for c in colors) and all(worlds.SHAPES[t.shape] == s for s in shapes)
+    ]
+    if words[:3] == ["is", "there", "a"]:
+        return "yes" if named else "no"
+    (thing,) = named
+    attribute = next(a for a in ("color", "shape", "striped", "small") if a in words)
+    return {
+        "color": worlds.COLORS[thing.color], "shape": worlds.SHAPES[thing.shape],
+        "striped": worlds.TEXTURES[thing.texture], "small": worlds.SIZES[thing.size],
+    }[attribute]  # fmt: skip
+
+
+@pytest.mark.parametrize(("split", "world"), [("train", "full"), ("test", "easy")])
+def test_questions_have_the_answer_of_the_graph(split, world):
+    source = Source(split, questions=True, world=world)
+    items = [source[i] for i in range(600)]
+    assert all(item["answer"] == true_answer(source.scene(i), item["captions"][0]) for i, item in enumerate(items))
+    assert {item["kind"] for item in items} == set(KINDS) and {item["answer"] for item in items} <= set(ANSWERS)
+    assert source.class_names == list(ANSWERS)
+    yes = np.mean([item["answer"] == "yes" for item in items if item["kind"] == "existence"])
+    assert 0.35 < yes < 0.65
+
+
+def test_controls_hide_one_side_and_nothing_else():
+    full, gray, mute = (Source("val", questions=True, hidden=h, size=8) for h in ("nothing", "image", "question"))
+    for a, b, c in zip(full, gray, mute, strict=True):
+        assert a["answer"] == b["answer"] == c["answer"] and a["captions"] == b["captions"]
+        assert (b["image"] == 128).all() and (a["image"] == c["image"]).all() and c["captions"] == ["what"]
+    with pytest.raises(ConfigError, match="hidden='image': is for questions alone"):
+        Source("val", hidden="image")
+    with pytest.raises(ConfigError, match="questions=True: not for split='zeroshot'"):
+        Source("zeroshot", questions=True)

@@ -1,5 +1,6 @@
 """Matching, masked words, queues and local terms: drawn by their laws, and equal to float64 forms."""
 
+import dataclasses
 import types
 
 import jax
@@ -8,11 +9,16 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
+from mmjax.core.groups import group_number
 from mmjax.core.types import Provenance
+from mmjax.models.joint_config import FusionConfig
 from mmjax.objectives import fusion, tcl
-from mmjax.objectives.common import local_terms, masked_words, matching, momentum_queue
+from mmjax.objectives.common import local_terms, masked_words, matching, momentum_queue, row_softmax
+from mmjax.objectives.common.answers import answer_labels
+from mmjax.objectives.common.matching import draw_positives
 from mmjax.objectives.common.targets import Labels, make_targets
 from mmjax.objectives.common.tower_tokens import MomentumFeatures, TowerTokens
+from support import clip_models
 from support.objectives_reference import source_mass
 
 SCALE = 3.0
@@ -79,7 +85,7 @@ def test_pairs_follow_provenance_and_similarity(mixed, targets):
 def test_matching_loss_is_the_mean_over_valid_pairs():
     logits = np.random.default_rng(2).normal(size=(5, 2)).astype(np.float32)
     labels, valid = np.array([1, 0, 1, 0, 1]), np.array([True, True, False, True, True])
-    run = jax.jit(jax.value_and_grad(matching.matching_loss, has_aux=True))
+    run = jax.jit(jax.value_and_grad(row_softmax.class_loss, has_aux=True))
     (value, accuracy), gradient = run(logits, labels, valid)
     probability = np.array([softmax(row) for row in logits.astype(float)])
     np.testing.assert_allclose(value, -np.mean(np.log(probability[np.arange(5), labels])[valid]), atol=1e-6)
@@ -204,7 +210,11 @@ def test_local_terms_are_the_float64_form():
 class Encoder:
     """In place of a model: a pair matches by a number of its image and of its text."""
 
-    eos_id, vocab_size, mask_embed, config = 9, 10, np.zeros(1), types.SimpleNamespace(word_head="tied")
+    eos_id, vocab_size, mask_embed, config = 9, 10, np.zeros(1), types.SimpleNamespace(word_head="tied", answers=3)
+
+    @staticmethod
+    def answer(image, text, ids):
+        return image[:, :, 0] @ jnp.array([[1.0, 0, 2], [0, 1, 1]]) * text[:, :1, 0]
 
     @staticmethod
     def match(image, text, ids):
@@ -215,7 +225,14 @@ class Encoder:
 def tokens(rng, **options):
     image, text = (jnp.asarray(rng.normal(size=(n, 2, 1)), jnp.float32) for n in (6, 7))
     model = types.SimpleNamespace(fusion=Encoder())
-    shared = {"image": image, "text": text, "ids": jnp.zeros((7, 2), int), "model": model, "key": jax.random.key(3)}
+    shared = {
+        "image": image,
+        "text": text,
+        "ids": jnp.zeros((7, 2), int),
+        "valid": jnp.ones((7, 2), bool),
+        "model": model,
+        "key": jax.random.key(3),
+    }
     return TowerTokens(blended=True, examples=1, map=lambda f, rows: f(model, rows), **shared | options)
 
 
@@ -262,9 +279,8 @@ def test_tcl_weighs_its_three_contrasts_alike():
         "visual": types.SimpleNamespace(project=project, config=types.SimpleNamespace(class_token=True, registers=0))
     }
     towers |= {"text": types.SimpleNamespace(project=project)}
-    encoder = types.SimpleNamespace(valid=lambda ids: ids < 9)
-    model = types.SimpleNamespace(fusion=encoder, **towers)
-    own = {"image": unit_rows(rng, 4, 5, 3), "text": unit_rows(rng, 4, 3, 3), "ids": np.zeros((4, 3), np.int32)}
+    model = types.SimpleNamespace(**towers)
+    own = {"image": unit_rows(rng, 4, 5, 3), "text": unit_rows(rng, 4, 3, 3), "valid": np.ones((4, 3), bool)}
     average = MomentumFeatures(
         image=unit_rows(rng, 4, 3), text=unit_rows(rng, 4, 3), tokens=tokens(rng, **own, model=model)
     )
@@ -289,3 +305,44 @@ def test_tcl_weighs_its_three_contrasts_alike():
         for rows, of_rows in ((image, local_terms.pool_patches(own["image"][:, 1:])), (text, own["text"][:, 1:]))
     ]
     np.testing.assert_allclose(terms[2], np.mean(local), rtol=1e-6)
+
+
+def test_the_group_of_an_example_is_its_answer():
+    answers = ("yes", "no", "red")
+    group = np.array([group_number(a) for a in ("no", "red", "blue", "yes")] + [-1, -1, group_number("no")], np.int32)
+    labels, listed = answer_labels(group, answers)
+    assert listed.tolist() == [True, True, False, True, False, False, True]
+    assert [answers[i] for i in labels[np.asarray(listed)]] == ["no", "red", "yes", "no"]
+    rng = np.random.default_rng(8)
+    seen, image, text = tokens(rng), unit_rows(rng, 6, 4), unit_rows(rng, 7, 4)
+    (source, _), (texts, _) = sides()
+    rest = {"image_source": source, "scale": jnp.float32(2), "tokens": seen}
+    weights = {"contrastive_weight": 0.0, "matching_weight": 0.0, "words_weight": 0.0}
+    objective = fusion.Objective(answers=answers, **weights)
+    assert objective.text_groups == "example" and objective.modules == ("fusion",)
+    loss, _ = jax.jit(lambda: objective(image, text, text_source=dataclasses.replace(texts, group=group), **rest))()
+    by_own = draw_positives(jax.random.split(seen.key, 3)[1], *reversed(sides()))[
+        0
+    ]  # rows 0, 1 and 3 have a listed answer
+    rows = np.array([0, 1, 3])  # with an answer of the list
+    logits = (seen.image[by_own, :, 0] @ np.array([[1.0, 0, 2], [0, 1, 1]]) * seen.text[:, :1, 0])[rows]
+    wanted = np.mean([-np.log(softmax(np.float64(x))[i]) for x, i in zip(logits, labels[rows], strict=True)])
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"set model.fusion.answers=2"):
+        fusion.Objective(answers=answers[:2], **weights).check_model(
+            clip_models.config(fusion=FusionConfig()), augment=()
+        )
+    with pytest.raises(ConfigError, match=r"objective.words_weight=1.0: model.fusion.word_head='none'"):
+        fusion.Objective().check_model(clip_models.config(fusion=FusionConfig(word_head="none")), augment=())
+    with pytest.raises(ConfigError, match=r"set data.groups=\('answer',\)"):
+        objective(image, text, text_source=texts, **rest)
+    with pytest.raises(ConfigError, match=r"objective.answers: 'no' is listed twice"):
+        fusion.Objective(answers=("no", "yes", "no"))
+
+
+def test_answers_may_stand_in_a_file(tmp_path):
+    (tmp_path / "answers.json").write_text('["yes", "no"]')
+    assert fusion.Objective(answers=str(tmp_path / "answers.json")).answers == ("yes", "no")
+    (tmp_path / "answers.json").write_text('{"yes": 1}')
+    with pytest.raises(ConfigError, match="expected a JSON list of answers"):
+        fusion.Objective(answers=str(tmp_path / "answers.json"))

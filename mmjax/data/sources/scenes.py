@@ -6,7 +6,7 @@ Every item is a pure function of (seed, split, index); splits are disjoint rando
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from mmjax.core.config import Between, ConfigError, choose
 from mmjax.data import source
 from mmjax.data.pictures import pixels
 from mmjax.data.scenes import edits, language, negatives, render
+from mmjax.data.scenes import questions as scene_questions
 from mmjax.data.scenes import world as worlds
 from mmjax.data.scenes.world import Scene
 
@@ -29,7 +30,7 @@ SINGLE_SHARE = 0.2  # of the training scenes: without them one-object images wou
 ELSEWHERE = 1 << 32  # from this index on scenes are no items: their captions serve as caption noise
 
 # Parts of a scene's random stream: where its Philox counter starts. Each has room for both members of a pair.
-_GRAPH, _TWIN, _CAPTIONS, _NEGATIVES, _PIXELS, _SHIFT = 0, 2, 4, 6, 8, 14
+_GRAPH, _TWIN, _CAPTIONS, _NEGATIVES, _PIXELS, _SHIFT, _QUESTIONS = 0, 2, 4, 6, 8, 14, 16
 
 
 class Source(source.Source):
@@ -59,6 +60,9 @@ class Source(source.Source):
       hue: turns of the color wheel, there or back, in the splits ``…_hue``. Up to 1/36 each color of the palette stays
         nearest to its own name.
       cast: in the splits ``…_cast`` each channel is multiplied by ``e^u``, u uniform within plus and minus this.
+      questions: the caption is a question about the scene, with an ``answer`` and its ``kind``
+        (``mmjax.data.scenes.questions``); ``class_names`` are all answers. Not in ``zeroshot`` and ``winoground``.
+      hidden: of questions, for controls: all pictures are gray, or all questions are the same.
       cache: keep each item once made, so that later epochs are look-ups; costs ``3 * image_size**2`` bytes an RGB
         image and a third of that for the other modalities.
     """
@@ -78,6 +82,8 @@ class Source(source.Source):
         negatives: tuple[str, ...] | None = None,
         hue: Annotated[float, Between(0, 0.5)] = 1 / 36,
         cast: Annotated[float, Between(0, 2)] = 0.4,
+        questions: bool = False,
+        hidden: Literal["nothing", "image", "question"] = "nothing",
         cache: bool = True,
     ):
         split = choose("" if split is None else split, (*SPLITS, *SHIFTED_SPLITS), path="split")
@@ -93,9 +99,12 @@ class Source(source.Source):
         self.terse = terse
         self.hue, self.cast = hue, cast
         self.negatives = _kinds(split, negatives)
+        self.questions, self.hidden = questions, hidden
         self._check()
         self._size = _size(split, size, world=self.world, group=self.group)
         self._cache: dict[int, dict[str, Any]] | None = {} if cache else None
+        if questions:
+            self.class_names = list(scene_questions.ANSWERS)
         if split == "zeroshot":
             classes = self.world.combinations("any")
             self.class_names = [f"{worlds.COLORS[c]} {worlds.SHAPES[s]}" for c, s in classes]
@@ -157,6 +166,8 @@ class Source(source.Source):
         item: dict[str, Any] = {"id": index, **render.render(scene, image_size=self.image_size, noise=noise)}
         if self.shift and "image" in item:
             item["image"] = self._shift(item["image"], self._stream(base, _SHIFT).random(3))
+        if self.questions:
+            return item | self._question(scene, base, member)
         if self.split == "winoground":
             where = "light" if scene.light else "dark"
             item["captions"] = [f"{language.short_caption(scene)} on a {where} background"]
@@ -169,6 +180,15 @@ class Source(source.Source):
             u = self._stream(base, _NEGATIVES + member).random(negatives.UNIFORMS).tolist()
             item["negatives"] = negatives.negatives(self.world, scene, u, self.negatives)
         return item
+
+    def _question(self, scene: Scene, base: int, member: int) -> dict[str, Any]:
+        u = self._stream(base, _QUESTIONS + member).random(scene_questions.UNIFORMS).tolist()
+        asked = scene_questions.question(self.world, scene, u)
+        fields = {"captions": ["what" if self.hidden == "question" else asked.text], "answer": asked.answer}
+        gray = np.full((self.image_size, self.image_size, 3), 128, np.uint8)
+        gray.flags.writeable = False
+        pictures = dict.fromkeys(self.modalities, gray) if self.hidden == "image" else {}
+        return fields | {"kind": asked.kind} | pictures
 
     def _shift(self, x: np.ndarray, u: np.ndarray) -> np.ndarray:
         if self.shift == "hue":
@@ -202,6 +222,10 @@ class Source(source.Source):
         return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, part]))
 
     def _check(self) -> None:
+        if self.questions and self.split in ("zeroshot", "winoground"):
+            raise ConfigError(f"questions=True: not for split={self.split!r}; leave it out, or use train, val or test")
+        if self.hidden != "nothing" and not self.questions:
+            raise ConfigError(f"hidden={self.hidden!r}: is for questions alone; set questions=True, or leave it out")
         for name in self.modalities:
             choose(name, render.MODALITIES, path="modalities")
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):

@@ -51,8 +51,8 @@ class Base(abc.ABC):
     any_split: ClassVar[bool] = False
     """Whether, if the data has no split made for it, it takes the first of those that are measured."""
 
-    needs_matcher: ClassVar[bool] = False
-    """Whether it scores pairs as wholes (``BoundEmbedder.match``), which a model with ``model.fusion`` can."""
+    needs_head: ClassVar[str | None] = None
+    """The head of ``model.fusion`` that it reads pairs with (``BoundEmbedder.match``): ``match`` or ``answer``."""
 
     headline: ClassVar[Collection[str]] = ()
     """The metrics that tables show if not asked for all; empty: all of them."""

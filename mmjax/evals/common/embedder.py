@@ -158,12 +158,17 @@ class BoundEmbedder:
         assert self._texts is not None
         return self._texts[rows]
 
-    def match(self, examples: Source, images: np.ndarray, texts: Sequence[str], numbers: np.ndarray) -> np.ndarray:
-        """f32[p]: how well image ``images[p]`` of the examples and text ``texts[numbers[p]]`` match as a whole."""
+    def match(
+        self, examples: Source, images: np.ndarray, texts: Sequence[str], numbers: np.ndarray, *, head: str = "match"
+    ) -> np.ndarray:
+        """f32[p]: how well image ``images[p]`` of the examples and text ``texts[numbers[p]]`` match as a whole.
+
+        With ``head="answer"``, f32[p, answers]: the logits of a question's answers.
+        """
         scorer = self._embedder.pair_scorer
         assert scorer is not None  # who needs it says so (``Base.needs_matcher``)
         ids = self._embedder.tokenizer(texts)
-        return scorer(self._params, self._image_batches(examples, []), images, ids, numbers)
+        return scorer(self._params, self._image_batches(examples, []), images, ids, numbers, head=head)
 
     def is_truncated(self, texts: Sequence[str]) -> np.ndarray | None:
         """bool[n]: which texts are cut at the context length; None if the tokenizer does not say."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,23 +21,27 @@ class Matcher(NamedTuple):
 
     encode: Callable[[Any, dict[str, jax.Array]], jax.Array]  # (params, {modality: u8[B, H, W, C]}) -> [B, T, D]
     match: Callable[[Any, jax.Array, jax.Array], jax.Array]  # (params, tokens [B, T, D], ids i32[B, L]) -> f32[B]
+    answer: Callable[[Any, jax.Array, jax.Array], jax.Array] | None = None  # the same, -> f32[B, answers]
 
 
 class PairScorer:
     """A ``Matcher``, compiled for batches of one size."""
 
     def __init__(self, matcher: Matcher, *, batch_size: int, row_sharding: NamedSharding | None):
-        def score(params: Any, tokens: jax.Array, places: jax.Array, ids: jax.Array) -> jax.Array:
-            return matcher.match(params, tokens[places], ids)
+        def at_places(head: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+            return lambda params, tokens, places, ids: head(params, tokens[places], ids)
 
+        heads = {name: head for name in ("match", "answer") if (head := getattr(matcher, name)) is not None}
         self._batch_size, self._row_sharding = batch_size, row_sharding
         self._host_batch = HostBatch(batch_size, row_sharding)
         if row_sharding is None:
-            self._encode, self._score = jax.jit(matcher.encode), jax.jit(score)
+            self._encode = jax.jit(matcher.encode)
+            self._heads = {name: jax.jit(at_places(head)) for name, head in heads.items()}
         else:
             rows, whole = row_sharding, NamedSharding(row_sharding.mesh, PartitionSpec())
             self._encode = jax.jit(matcher.encode, in_shardings=(None, rows), out_shardings=rows)
-            self._score = jax.jit(score, in_shardings=(None, rows, rows, rows), out_shardings=whole)
+            shardings: dict[str, Any] = {"in_shardings": (None, rows, rows, rows), "out_shardings": whole}
+            self._heads = {name: jax.jit(at_places(head), **shardings) for name, head in heads.items()}
 
     def __call__(
         self,
@@ -46,8 +50,10 @@ class PairScorer:
         images: np.ndarray,
         ids: np.ndarray,
         texts: np.ndarray,
+        *,
+        head: str = "match",
     ) -> np.ndarray:
-        """f32[p]: how well each pair matches.
+        """f32[p, …]: how well each pair matches, or the scores of answers.
 
         Args:
             params: Of the model.
@@ -55,13 +61,14 @@ class PairScorer:
             images: i64[p], the number of each pair's image in the split.
             ids: i32[n, L], tokens of texts.
             texts: i64[p], which of them is the pair's.
+            head: ``match`` or ``answer``.
         """
-        scores = np.zeros(len(images), np.float32)
+        done: list[tuple[np.ndarray, np.ndarray]] = []
         pending: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
 
         def collect() -> None:
             rows, values = pending.popleft()
-            scores[rows] = np.asarray(jax.device_get(values))[: len(rows)]
+            done.append((rows, np.asarray(jax.device_get(values))[: len(rows)]))
 
         order = np.argsort(images, kind="stable")
         size = self._batch_size
@@ -76,12 +83,18 @@ class PairScorer:
                 padded = rows[np.minimum(np.arange(size), len(rows) - 1)]
                 places = (images[padded] - number * size).astype(np.int32)
                 arrays = (self._place(x) for x in (places, ids[texts[padded]]))
-                pending.append((rows, self._score(params, tokens, *arrays)))
+                pending.append((rows, self._heads[head](params, tokens, *arrays)))
                 if len(pending) > IN_FLIGHT:
                     collect()
         while pending:
             collect()
-        return scores
+        scores = np.concatenate([values for _, values in done])
+        return scores[np.argsort(np.concatenate([rows for rows, _ in done]))]
+
+    @property
+    def heads(self) -> Collection[str]:
+        """Which there are."""
+        return self._heads.keys()
 
     def _place(self, array: np.ndarray) -> jax.Array:
         return jax.device_put(array) if self._row_sharding is None else to_global(array, self._row_sharding)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from mmjax.core.numerics import EXCLUDED
 from mmjax.core.types import Provenance
-from mmjax.objectives.common.row_softmax import weighted_mean
 from mmjax.objectives.common.targets import Labels, make_targets, source_mass
 
 Mixed = Literal["positive", "leave_out"]
@@ -85,19 +84,6 @@ def _relations(
     positive = takes_part & (target > 0)
     negative = takes_part & ~(target > 0) & ~(source_mass(rows[0], columns[0]) > 0)
     return positive, negative, jnp.log(jnp.where(positive, target, 1.0))
-
-
-def matching_loss(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The mean cross-entropy of the valid pairs, and the fraction of them that is told right.
-
-    Args:
-        logits: f32[P, 2] of "no match" and "match".
-        labels: i32[P], 1 for a match.
-        valid: bool[P].
-    """
-    own = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
-    right = (jnp.argmax(logits, axis=1) == labels).astype(jnp.float32)
-    return weighted_mean(-own, valid), weighted_mean(right, valid)
 
 
 def _draw(key: jax.Array, logits: jax.Array, among: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -64,6 +64,13 @@ def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(weight > 0, weight * values, 0.0)) / jnp.where(total > 0, total, 1.0)
 
 
+def class_loss(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean cross-entropy of the ``valid`` rows of f32[N, C] with labels i32[N], and the fraction that is right."""
+    own = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+    right = (jnp.argmax(logits, axis=1) == labels).astype(jnp.float32)
+    return weighted_mean(-own, valid), weighted_mean(right, valid)
+
+
 def row_softmax(sweep: Sweep | None, relation: Relation, rows: Query, columns: Query) -> RowSoftmax:
     """Compares all rows with all columns; with gradients by both.
 
