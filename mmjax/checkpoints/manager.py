@@ -35,8 +35,8 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 class Checkpoints:
     """The checkpoints of one run.
 
-    ``params``, ``ema_params``, the state of each augmentation, that of the objective and that of the gate are separate
-    items, so that evaluation and export read only what they need. A manifest holds the checksums of all arrays.
+    ``params``, each moving average, the state of each augmentation, that of the objective and that of the gate are
+    separate items, so that evaluation and export read no more than they need. A manifest holds checksums of all arrays.
 
     With one process a failed save does not end the run: a warning is logged, partial files are removed, and the next
     ``save`` tries again. With several processes the failing one raises ``CheckpointNotSaved``, because the others
@@ -179,6 +179,7 @@ class Checkpoints:
             params=items["params"],
             opt_state=items["training"]["opt_state"],
             ema_params=items.get("ema_params"),
+            momentum_params=items.get("momentum_params"),
             augment={n: AugmentState(**items[_item(n)]) for n in target.augment if _item(n) in items},
             objective=items.get("objective", {}),
             gate=items.get("gate", {}),
@@ -341,9 +342,8 @@ class Checkpoints:
 def _required_items(state: TrainState) -> dict[str, Any]:
     """The parts of the state that a checkpoint must have: all but those of augmentations."""
     items: dict[str, Any] = {"params": state.params, "training": {"step": state.step, "opt_state": state.opt_state}}
-    if state.ema_params is not None:
-        items["ema_params"] = state.ema_params
-    return items | {name: own for name in ("objective", "gate") if (own := getattr(state, name))}
+    names = ("ema_params", "momentum_params", "objective", "gate")
+    return items | {name: own for name in names if (own := getattr(state, name))}
 
 
 def _item(augmentation: str) -> str:

@@ -50,6 +50,16 @@ def test_every_part_of_the_state_comes_back_also_on_another_mesh(programs, tmp_p
         equal(checkpoints.restore_params(split.abstract_state.params, ema=True), state.ema_params)
 
 
+def test_an_average_that_an_objective_compares_with_comes_back(programs, tmp_path):
+    program, _, _ = programs
+    state, target = program.initialize(), program.abstract_state
+    state = dataclasses.replace(state, momentum_params=state.ema_params)
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(state, step=1)
+        checkpoints.wait()
+        equal(checkpoints.restore(dataclasses.replace(target, momentum_params=target.ema_params)), state)
+
+
 def test_the_latest_and_the_best_are_kept(programs, tmp_path):
     state = programs[0].initialize()
     with contextlib.closing(Checkpoints(tmp_path, keep=2, best="val/rsum")) as checkpoints:
