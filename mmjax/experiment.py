@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from mmjax.core import config, plugins
 from mmjax.core.config import Between, ConfigError, Ge, Gt, Le
 from mmjax.data.clusters.config import ClusterConfig
-from mmjax.data.negatives.config import NegativesTable, PositivesTable
+from mmjax.data.negatives.config import NegativesTable, PositivesTable, TeacherConfig
 from mmjax.models import presets
 from mmjax.models.config import ClipConfig
 from mmjax.objectives.common.gate import GateConfig
@@ -43,7 +43,8 @@ class DataConfig:
 
     ``negatives`` is a table of hard negatives (``path``, and perhaps ``kinds``) that is joined to the source by the
     examples' keys, in place of negatives of its own: to the training split, or to each if there is ``{split}`` in its
-    path. ``positives`` is such a table of further true captions (``path``), such as analogies.
+    path. ``positives`` is such a table of further true captions (``path``), such as analogies,
+    and ``teacher`` a folder of another model's embeddings.
 
     ``clusters`` makes batches of similar examples, from a table of nearest neighbors (``path``).
 
@@ -62,6 +63,7 @@ class DataConfig:
     evaluation: Section = dataclasses.field(default_factory=dict)
     negatives: NegativesTable | None = None
     positives: PositivesTable | None = None
+    teacher: TeacherConfig | None = None
     clusters: ClusterConfig | None = None
     transforms: tuple[tuple[str, Section], ...] = ()
     preprocess: Section | None = None

@@ -32,6 +32,7 @@ class Provenance:
     ids: jax.Array  # i32[B, K]
     weight: jax.Array  # f32[B, K]
     group: jax.Array | None = None  # i32[B], see ``mmjax.core.groups``; None: rows have none
+    teacher: jax.Array | None = None  # f32[B, E]: embeddings by another model, zeros of rows that it does not know
 
     @property
     def valid(self) -> jax.Array:
@@ -72,7 +73,10 @@ class Batch:
             quantile=arrays.get("quantile"),
             **{
                 f"{side}_source": Provenance(
-                    ids=arrays[f"{side}_ids"], weight=arrays[f"{side}_weight"], group=arrays.get(f"{side}_group")
+                    ids=arrays[f"{side}_ids"],
+                    weight=arrays[f"{side}_weight"],
+                    group=arrays.get(f"{side}_group"),
+                    teacher=arrays.get(f"{side}_teacher"),
                 )
                 for side in ("image", "text")
             },

@@ -16,6 +16,8 @@ rows, so the arrays of all processes, concatenated along the first axis, equal t
     text_weight      f32[N*T, K]     1 for captions; 0 for hard negatives, which match no image, and for padding
     image_group      i32[N]          with ``text_groups``: the image's group, -1 where it is unknown or mixed
     text_group       i32[N*T]        its text's, by ``text_groups``
+    image_teacher    f32[N, E]       with ``data.teacher``: its embeddings, zeros where it has none
+    text_teacher     f32[N*T, E]
     quantile         f32[N]          of the examples' scores, if the source gives ``score_quantile``
     unreadable       [(key, reason, detail)]: examples that were replaced by others
 """
@@ -37,7 +39,7 @@ from mmjax.data.clusters.table import Clusters
 from mmjax.data.eval_view import is_encoded
 from mmjax.data.order import Arrangement, make_order
 from mmjax.data.reader import Captions, Reader, groups_of_texts
-from mmjax.data.sample import BatchRows, Sample, quantile_arrays
+from mmjax.data.sample import BatchRows, Sample, quantile_arrays, teacher_arrays
 from mmjax.data.source import Source, UnreadableEntry
 from mmjax.data.token_cache import TokenCache
 from mmjax.data.transform_chain import TransformChain
@@ -192,7 +194,7 @@ class Batches:
         rows = self._assemble(made, images, step)
         rows = self._chain.apply_batch_transforms(rows, partners=self._partners, start=start)
         arrays, own = self._to_arrays(rows) | self._group_arrays(made, rows), self._own_places()
-        arrays |= quantile_arrays(made, rows, own)
+        arrays |= quantile_arrays(made, rows, own) | teacher_arrays(made, rows, own)
         return arrays | {"unreadable": [entry for i in own for entry in unreadable[i]]}
 
     def stream(self, *, start_step: int = 0, workers: int = 0, threads: int = 1, prefetch: int = 2) -> Stream:

@@ -119,6 +119,7 @@ class Reader:
         sample.fields = {
             "negatives": sample_without_replacement(negatives, draws[self._caption_rows :]),
             "quantile": sample.fields.get(QUANTILE),
+            "teacher": sample.fields.get("teacher"),
             "group": group_number(*(sample.fields.get(name) for name in self._groups)),
         }
         if not 0 <= sample.id < 1 << 31:

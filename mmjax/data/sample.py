@@ -119,6 +119,19 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A teacher's embeddings of an example: zeros and no texts where it has none."""
+
+    image: np.ndarray  # f32[E]
+    texts: dict[str, np.ndarray]  # caption -> f32[E]
+
+    @property
+    def blank(self) -> Teacher:
+        """That of an example which has become another one."""
+        return Teacher(image=np.zeros_like(self.image), texts={})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchRows:
     """Rows of a global batch as arrays: n images with T texts each, captions first, hard negatives last.
 
@@ -149,3 +162,25 @@ def quantile_arrays(samples: Sequence[Sample], rows: BatchRows, places: range) -
     each = np.array([[of_id.get(i, 1.0) for i in ids] for ids in rows.image_ids.tolist()], np.float32)
     least = np.where(rows.image_weight > 0, each, np.float32(1)).min(axis=1)
     return {"quantile": least[places.start : places.stop]}
+
+
+def teacher_arrays(samples: Sequence[Sample], rows: BatchRows, places: range) -> dict[str, np.ndarray]:
+    """A teacher's embeddings of rows, if examples have any; zeros for mixed images and texts that it has not seen."""
+    first: Teacher | None = samples[0].fields["teacher"]
+    if first is None:
+        return {}
+    count, texts = rows.tokens.shape[:2]
+    image = np.zeros((count, len(first.image)), np.float32)
+    text = np.zeros((count, texts, len(first.image)), np.float32)
+    for row, sample in enumerate(samples):
+        teacher: Teacher = sample.fields["teacher"]
+        if (rows.image_ids[row, 1:] >= 0).any():
+            continue
+        image[row] = teacher.image
+        false = (negative for _, _, negative in sample.fields["negatives"])
+        for begin, captions in ((0, sample.captions[: rows.captions]), (rows.captions, false)):
+            for place, caption in enumerate(captions, begin):
+                if caption in teacher.texts and place < texts:
+                    text[row, place] = teacher.texts[caption]
+    own = slice(places.start, places.stop)
+    return {"image_teacher": image[own], "text_teacher": text[own].reshape(-1, len(first.image))}

@@ -14,6 +14,7 @@ from mmjax.data.sample import BatchRows
 from mmjax.data.token_format import TokenFormat
 from mmjax.data.transform_chain import TransformChain
 from mmjax.experiment import Experiment
+from mmjax.inference.embedding_store import read_plan
 from mmjax.models.config import with_tokenizer
 
 DEFAULT_VOCAB_SIZE = 8192  # largest vocabulary of a tokenizer trained at the start, unless configured
@@ -131,4 +132,7 @@ def batch_shapes(experiment: Experiment) -> Batch:
         arrays[f"{side}_weight"] = shape(rows, sources, dtype=np.float32)
         if text_groups is not None:
             arrays[f"{side}_group"] = shape(rows, dtype=np.int32)
+        if data.teacher is not None:
+            width = read_plan(data.teacher.path, flag="data.teacher.path").dimension
+            arrays[f"{side}_teacher"] = shape(rows, width, dtype=np.float32)
     return Batch.from_arrays(arrays)

@@ -23,6 +23,7 @@ from mmjax.data.source import Source, Subset
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.transform_chain import TransformChain
 from mmjax.experiment import DataConfig, Experiment
+from mmjax.inference.teacher import WithTeacher
 from mmjax.models.config import VisionConfig
 from mmjax.objectives.common.base import TextGroups
 from mmjax.runs.folder import TOKENIZER_FOLDER
@@ -63,6 +64,8 @@ def open_split(experiment: Experiment, split: str, options: Mapping[str, Any] | 
         if table is not None:
             source = call(joined, {"source": source, "table": table}, path="data", paths={name: f"data.{name}"})
             logger.info(source.describe())
+    if data.teacher is not None and (folder := data.teacher.for_split(split)) is not None:
+        source = WithTeacher(source, folder.path)
     if split == "train" and data.fraction < 1:
         source = call(Subset, {"source": source, "fraction": data.fraction}, path="data", paths={})
     if split == "train" and (gate := experiment.gate) is not None:

@@ -27,6 +27,7 @@ CASES = {
     "biaug bimodal": ({"mode": "bimodal"}, reference.biaug),
     "clic": ({}, reference.clic),
     "cs_clip": ({}, reference.cs_clip),
+    "distill": ({}, reference.clip),
     "fscl": ({}, lambda s: reference.fscl(s, np.zeros(len(s.image)), np.zeros(len(s.text)))),
     "hn_nce": ({"schedule": "constant", "alpha": 0.8}, functools.partial(reference.hn_nce, alpha=0.8, beta=0.25)),
     "hn_nce frozen": (
@@ -41,7 +42,7 @@ CASES = {
 }
 """Names (with a suffix where there are several) to options and the loss as a function of ``reference.Sides``."""
 
-WITHOUT_NEGATIVES_CLIP = ("negclip", "ce_clip", "biaug", "clic", "cs_clip")
+WITHOUT_NEGATIVES_CLIP = ("negclip", "ce_clip", "biaug", "clic", "cs_clip", "distill")
 
 
 @functools.cache
@@ -68,7 +69,7 @@ def assert_close(got, want, *, atol=1e-5):
     assert all(np.isfinite(m) and m.shape == () for m in metrics.values())
 
 
-SLOW = ("biaug", "hn_nce frozen", "hn_nce limit")  # nearly the programs of others
+SLOW = ("biaug", "distill", "hn_nce frozen", "hn_nce limit")  # nearly the programs of others
 cases = pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CASES])
 
 
@@ -280,6 +281,54 @@ class TestPlaces:
         (_, apart), _ = self.loss("cs_clip", places=moved)
         (_, bare), _ = self.loss("cs_clip", without, places=moved)
         np.testing.assert_allclose(apart["unit_loss"], bare["unit_loss"], rtol=1e-6)
+
+
+class TestDistill:
+    PROBLEM = hard_problem(10)
+
+    def loss(self, teachers, **options):
+        section = {"name": "distill", "teacher_weight": 0.7, "teacher_temperature": 0.5, **options}
+        objective = plugins.make("mmjax.objectives", "Objective", section, path="objective")
+        (image, text, scale, _), sources = arguments(self.PROBLEM)
+        sources = [dataclasses.replace(s, teacher=jnp.float32(t)) for s, t in zip(sources, teachers, strict=True)]
+
+        def call(image, text, scale, teachers):
+            image_source, text_source = (
+                dataclasses.replace(s, teacher=t) for s, t in zip(sources, teachers, strict=True)
+            )
+            return objective(image, text, image_source=image_source, text_source=text_source, scale=scale)
+
+        return jax.jit(jax.value_and_grad(call, argnums=(0, 1, 2, 3), has_aux=True))(
+            image, text, scale, [jnp.float32(t) for t in teachers]
+        )
+
+    def teachers(self, width=3):
+        random = np.random.default_rng(2)
+        rows = [random.normal(size=(len(side), width)) for side in self.PROBLEM[:2]]
+        rows = [z / np.linalg.norm(z, axis=1, keepdims=True) for z in rows]
+        rows[0][1], rows[1][[2, 3]] = 0, 0  # unknown
+        return rows
+
+    def test_rows_and_columns_equal_the_equation_and_the_teacher_has_no_gradient(self):
+        teachers, sides = self.teachers(), reference.Sides(*self.PROBLEM[:5])
+
+        def wanted(image, text, scale):
+            moved = sides.move(image, text, scale)
+            return reference.clip(moved) + 0.7 * reference.divergence(moved, *teachers, temperature=0.5)
+
+        (value, _), gradients = self.loss(teachers)
+        values = self.PROBLEM[0], self.PROBLEM[1], self.PROBLEM[4]
+        np.testing.assert_allclose(value, wanted(*values), atol=1e-5)
+        for a, b in zip(gradients, reference.numeric_gradient(wanted, values), strict=False):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+        assert not any(np.any(g) for g in gradients[3])
+        (tiled, _), _ = self.loss(teachers, impl="chunked", chunk=3)
+        np.testing.assert_allclose(tiled, value, atol=2e-6)
+
+    def test_a_student_that_is_its_teacher_has_no_divergence(self):
+        (value, metrics), _ = self.loss(self.PROBLEM[:2], teacher_temperature=float(1 / self.PROBLEM[4]))
+        np.testing.assert_allclose(metrics["teacher_divergence"], 0, atol=1e-6)
+        np.testing.assert_allclose(value, metrics["contrastive_loss"], atol=1e-6)
 
 
 class TestFscl:

@@ -166,6 +166,22 @@ def cs_clip(s, places=None, unit_weight=0.5):
     return total
 
 
+def divergence(s, image_teacher, text_teacher, temperature=0.01):
+    """Mean KL of rows and of columns from a teacher whose rows of zeros are unknown."""
+    teacher = image_teacher @ text_teacher.T / temperature
+    known = np.outer((image_teacher != 0).any(1) & s.image_valid, (text_teacher != 0).any(1) & s.text_valid)
+    total = 0.0
+    for turn in (False, True):
+        p_of, q_of, use_of = (x.T if turn else x for x in (teacher, s.logits, known))
+        each = []
+        for p, q, use in zip(p_of, q_of, use_of, strict=True):
+            if use.any():
+                p, q = (x[use] - np.logaddexp.reduce(x[use]) for x in (p, q))
+                each.append(np.exp(p) @ (p - q))
+        total += np.mean(each) / 2
+    return total
+
+
 def numeric_gradient(loss, values, step=1e-5):
     """Central differences of a float64 function of several arrays."""
     gradients = []

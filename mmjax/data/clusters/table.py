@@ -59,7 +59,7 @@ def read_clusters(config: ClusterConfig, source: Source) -> Clusters:
         )
     if source.group > 1 or source.components:
         raise ConfigError(f"{_OPTION}={config.path!r}: mixtures and groups have an order of their own; use one source")
-    places = _places(keys, indices, source, path=config.path, examples=examples)
+    places = match_rows(keys, indices, source, path=config.path, option=_OPTION, examples=examples)
     of_row = np.append(places, -1)  # the last one is for -1
     neighbors = np.full((len(source), rows.shape[1]), -1, np.int32)
     known = places >= 0
@@ -85,14 +85,25 @@ def _read(path: str) -> tuple[list[str], np.ndarray, np.ndarray, int]:
     return keys, indices, rows, examples
 
 
-def _places(keys: list[str], indices: np.ndarray, source: Source, *, path: str, examples: int) -> np.ndarray:
-    """The example of the source that each row is of; -1: none."""
+def match_rows(
+    keys: list[str], indices: np.ndarray, source: Source, *, path: str, option: str, examples: int
+) -> np.ndarray:
+    """The example of the source that each row of a table is of; -1: none.
+
+    Args:
+      keys: of the rows.
+      indices: of the rows, in the source that they were made of.
+      source: the examples.
+      path: of the table, for errors.
+      option: that names the path.
+      examples: of the source that the rows were made of; if this one has as many, it must be the same.
+    """
     if len(source) == examples:
         for row in np.unique(np.linspace(0, len(keys) - 1, _CHECKED).astype(int)).tolist():
             example = source.read(int(indices[row]))
             if str(example.get("key", example["id"])) != keys[row]:
                 raise ConfigError(
-                    f"{_OPTION}={path!r}: names example {indices[row]} {keys[row]!r}, here it is "
+                    f"{option}={path!r}: names example {indices[row]} {keys[row]!r}, here it is "
                     f"{example.get('key', example['id'])!r}; embed this data"
                 )
         return indices
@@ -100,10 +111,10 @@ def _places(keys: list[str], indices: np.ndarray, source: Source, *, path: str, 
         place_of = {str(key): place for place, key in enumerate(source.column("key").tolist())}
     except ConfigError:
         raise ConfigError(
-            f"{_OPTION}={path!r}: is of {examples} examples, the source has {len(source)} and no column of keys; embed "
+            f"{option}={path!r}: is of {examples} examples, the source has {len(source)} and no column of keys; embed "
             "this data with the same options"
         ) from None
     places = np.array([place_of.get(key, -1) for key in keys], np.int64)
     if (places < 0).all():
-        raise ConfigError(f"{_OPTION}={path!r}: names none of the {len(source)} examples; embed this data")
+        raise ConfigError(f"{option}={path!r}: names none of the {len(source)} examples; embed this data")
     return places

@@ -1,4 +1,4 @@
-"""The sections ``data.negatives`` and ``data.positives``."""
+"""The sections ``data.negatives``, ``data.positives`` and ``data.teacher``."""
 
 from __future__ import annotations
 
@@ -45,4 +45,13 @@ class PositivesTable(TextTable):
 
     Args:
       path: of the file. With ``{split}`` in it each split has its own; a file without is of the training split alone.
+    """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig(TextTable):
+    """A folder of embeddings that ``mmjax embed --kind=both`` wrote of this data, for the objective ``distill``.
+
+    Args:
+      path: of the folder. With ``{split}`` in it each split has its own; one without is of the training split alone.
     """

@@ -71,7 +71,9 @@ class Transform:
             (kind, captions[0], _join(*_shuffled(list(pair), random)))
             for kind, pair in exchange_words(first[0], second[0], self._exchange, random)
         ]
-        return dataclasses.replace(sample, captions=captions, fields={**sample.fields, "negatives": negatives})
+        teacher = sample.fields.get("teacher")
+        fields = {**sample.fields, "negatives": negatives, "teacher": None if teacher is None else teacher.blank}
+        return dataclasses.replace(sample, captions=captions, fields=fields)
 
     def __call__(self, rows: BatchRows, random: Callable[[int], np.random.Generator]) -> BatchRows:
         """The pictures of both."""
