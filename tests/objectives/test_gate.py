@@ -12,7 +12,7 @@ import pytest
 
 from mmjax.core.config import ConfigError
 from mmjax.core.types import Batch, Provenance
-from mmjax.objectives import contrastive, sigmoid
+from mmjax.objectives import contrastive, sigmoid, sluma
 from mmjax.objectives.common.gate import Gate, GateConfig
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from support import tiny
@@ -102,6 +102,17 @@ def test_a_batch_that_is_left_out_altogether_has_a_loss_of_zero_and_moves_nothin
     assert all(np.isfinite(m) for m in metrics.values())
     after = Gate(GateConfig(), DENSE).next_state(state(0.5), metrics)
     assert float(after["performance"]) == 0.5
+
+
+def test_what_is_left_out_can_stay_as_images_without_a_caption(rows):
+    gate = Gate(GateConfig(left_out="unlabeled"), sluma.Objective())
+    batch, _ = gate.apply(rows[0], state(0.8))
+    plain, _ = Gate(GateConfig(), DENSE).apply(rows[0], state(0.8))
+    np.testing.assert_array_equal(batch.image_source.ids, rows[0].image_source.ids)
+    np.testing.assert_array_equal(batch.image_source.weight, plain.image_source.weight)
+    jax.tree.map(np.testing.assert_array_equal, batch.text_source, plain.text_source)
+    with pytest.raises(ConfigError, match=r"gate\.left_out='unlabeled': .*objective\.name=sluma"):
+        Gate(GateConfig(left_out="unlabeled"), DENSE)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9, 0.99, 1.0])

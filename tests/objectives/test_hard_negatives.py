@@ -19,6 +19,7 @@ CASES = {
     "negclip": ({}, reference.clip),
     "cft": ({}, reference.cft),
     "ce_clip": ({"threshold": "fixed", "max_threshold": 0.7}, functools.partial(reference.ce_clip, threshold=0.7)),
+    "sluma": ({"smoothing_weight": 2.0}, functools.partial(reference.sluma, smoothing=2.0)),
     "tsvlc": (
         {"negative_weight": 0.5, "positive_weight": 2.0},
         functools.partial(reference.tsvlc, negative_weight=0.5, positive_weight=2.0),
@@ -151,6 +152,22 @@ def loss_of(name, problem, state=None, **options):
     sources = {"image_source": image_source, "text_source": text_source}
     value, metrics = jax.jit(objective)(image, text, **sources, scale=scale, **state)
     return objective, float(value), metrics
+
+
+class TestSluma:
+    def test_pseudo_labels_need_the_confidence_of_earlier_steps(self):
+        problem = hard_problem(0)  # with one image of zero weight
+        sides = reference.Sides(*problem[:5])
+        logits = sides.logits[sides.image_negative][0, sides.captions]
+        confidence = np.exp(logits.max() - np.logaddexp.reduce(logits))
+        for threshold in (confidence - 0.01, confidence + 0.01):
+            objective, value, metrics = loss_of("sluma", problem, {"confidence": threshold}, decay=0.75)
+            np.testing.assert_allclose(value, reference.sluma(sides, threshold=threshold), rtol=1e-5)
+            assert (float(metrics["self_loss"]) > 0) == (threshold < confidence)
+            state = objective.next_state({"confidence": jnp.float32(threshold)}, metrics)
+            np.testing.assert_allclose(state["confidence"], 0.75 * threshold + 0.25 * confidence, rtol=1e-5)
+        kept = objective.next_state({"confidence": jnp.float32(0.5)}, {"confidence": 0.0, "unlabeled": 0.0})
+        assert float(kept["confidence"]) == 0.5
 
 
 class TestCeClip:

@@ -205,6 +205,31 @@ def _means(logits, mass):
         return (mass * logits).sum(1) / mass.sum(1)
 
 
+def sluma(s, threshold=0.0, smoothing=0.1):
+    """CLIP's loss without images of zero weight, smoothed distances, and pseudo-labels for these images."""
+    unlabeled = s.image_negative
+    labeled = s.pairs & ~unlabeled[:, None]
+    contrast = 0.5 * sum(
+        np.mean(softmax_losses(logits, mass, among))
+        for logits, mass, among in ((s.logits, s.mass, labeled), (s.logits.T, s.mass.T, labeled.T))
+    )
+    smooth = 0.0
+    distance = np.sqrt(2 - 2 * s.image @ s.text.T + 1e-6)
+    for d, mass, among in ((distance, s.mass, labeled), (distance.T, s.mass.T, labeled.T)):
+        rows = []
+        for i in np.flatnonzero(mass.sum(1) > 0):
+            own = mass[i] @ d[i] / mass[i].sum()
+            negatives = d[i][among[i] & (mass[i] == 0)]
+            hinges = [max(0.0, 1 / (1 + np.exp(own - far)) - far) ** 2 for far in negatives]
+            rows.append(mass[i] @ d[i] ** 2 / mass[i].sum() + (np.mean(hinges) if hinges else 0.0))
+        smooth += 0.5 * np.mean(rows)
+    losses = []
+    for row in s.logits[unlabeled][:, s.captions]:
+        loss = np.logaddexp.reduce(row) - row.max()
+        losses.append(loss if np.exp(-loss) >= threshold else 0.0)
+    return contrast + smoothing * smooth + (np.mean(losses) if losses else 0.0)
+
+
 def ce_clip(s, threshold=0.0, rank_weight=0.2, intra_weight=0.3):
     hinges = np.maximum(threshold + s.logits - _means(s.logits, s.mass)[:, None], 0)
     captions = _means(s.logits.T, s.mass.T)[s.captions]

@@ -56,6 +56,9 @@ class Base(abc.ABC):
     model_options: ClassVar[Mapping[str, float]] = {}
     """What ``mmjax compare`` sets in the section ``model`` of a recipe with this objective, if that has no bias."""
 
+    uses_unlabeled: ClassVar[bool] = False
+    """Whether images of zero weight are images without a caption, and not negatives for all texts."""
+
     targets: Labeling = "provenance"
     mask_partners: bool = False
     impl: Literal["auto", "dense", "chunked", "ring"] = "auto"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
-from mmjax.core.config import Between
+from mmjax.core.config import Between, ConfigError
 from mmjax.core.numerics import EXCLUDED
 from mmjax.core.types import Batch, Metrics, Provenance
 from mmjax.objectives.common.base import Base, State
@@ -39,12 +39,15 @@ class GateConfig:
         score: the column.
         decay: of the moving average of the accuracy.
         strictness: the quantile below which a model that is always right leaves pairs out.
+        left_out: what becomes of a pair that is not kept: ``padding``, or, for objectives that learn from such
+            (``sluma``), an image without a caption.
     """
 
     scores: str | None = None
     score: str = "score"
     decay: Annotated[float, Between(0, 1)] = 0.9
     strictness: Annotated[float, Between(0, 1)] = 0.7
+    left_out: Literal["padding", "unlabeled"] = "padding"
 
 
 class Gate:
@@ -53,6 +56,11 @@ class Gate:
     def __init__(self, config: GateConfig, objective: Base):
         """``objective`` is what the gate stands before."""
         self._config, self._objective = config, objective
+        if config.left_out == "unlabeled" and not objective.uses_unlabeled:
+            raise ConfigError(
+                "gate.left_out='unlabeled': the objective does not learn from images without a caption; use "
+                "objective.name=sluma, or left_out='padding'"
+            )
 
     def init_state(self) -> State:
         """Nothing is learned yet."""
@@ -64,8 +72,11 @@ class Gate:
         threshold = self._config.strictness * state["performance"]
         kept = batch.quantile >= threshold
         texts = jnp.repeat(kept, num_rows(batch.tokens) // num_rows(kept))  # an image's texts follow one another
+        unlabeled = self._config.left_out == "unlabeled"
         gated = dataclasses.replace(
-            batch, image_source=_pad(batch.image_source, kept), text_source=_pad(batch.text_source, texts)
+            batch,
+            image_source=_leave_out(batch.image_source, kept, keep_ids=unlabeled),
+            text_source=_leave_out(batch.text_source, texts),
         )
         return gated, {"gate/threshold": threshold, "gate/kept": jnp.mean(kept, dtype=jnp.float32)}
 
@@ -86,9 +97,8 @@ class Gate:
         return {"performance": jnp.where(metrics["gate/kept"] > 0, new, old)}
 
 
-def _pad(source: Provenance, kept: jax.Array) -> Provenance:
-    """Rows that are not kept as padding."""
+def _leave_out(source: Provenance, kept: jax.Array, *, keep_ids: bool = False) -> Provenance:
+    """Rows that are not kept as padding; with ``keep_ids`` as rows of zero weight."""
     column = kept[:, None]
-    return dataclasses.replace(
-        source, ids=jnp.where(column, source.ids, -1), weight=jnp.where(column, source.weight, 0.0)
-    )
+    ids = source.ids if keep_ids else jnp.where(column, source.ids, -1)
+    return dataclasses.replace(source, ids=ids, weight=jnp.where(column, source.weight, 0.0))
