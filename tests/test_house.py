@@ -30,7 +30,7 @@ FLOORS = (
 )
 """From the lowest up. A room imports rooms of lower floors, and on its own floor only those of ``BESIDE``."""
 
-BESIDE = {"evals": {"data", "parallel"}, "augment": {"models"}, "weights": {"models"}}
+BESIDE = {"evals": {"data", "parallel"}, "augment": {"models", "weights"}, "weights": {"models"}}
 """Rooms of the same floor that a room may import; there is no other."""
 
 PLUGIN_FOLDERS = {

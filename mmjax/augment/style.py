@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from mmjax.augment.common import schedules, style_codes
 from mmjax.augment.common.pixel_change import PixelChange, change_leading_rows, parse_ratio
 from mmjax.augment.common.schedules import Fraction, Strength
+from mmjax.augment.common.style_network import LoadedStyleNetwork, StyleNetwork
 from mmjax.core.config import Between, ConfigError, Gt
 from mmjax.core.types import Metrics
 
-Form = Literal["statistics", "mixstyle", "fourier"]
+Form = Literal["statistics", "mixstyle", "fourier", "network"]
 Draw = Literal["fixed", "uniform", "beta"]
 
 _MIXSTYLE_ALPHA = 0.1  # of the Beta distribution in both papers' code
@@ -35,7 +36,10 @@ class Augmentation(PixelChange):
         fourier:   A_z = α A(c') + (1 - α) A(c), with c's phases           Xu et al. 2021, arXiv:2105.14488
 
     where A are the amplitudes of all frequencies, or with a small ``band`` of the low ones (Yang & Soatto 2020,
-    arXiv:2004.05498). The papers mix with ``1 - α ~ Beta(0.1, 0.1)`` or uniformly: ``draw``.
+    arXiv:2004.05498). These papers mix with ``1 - α ~ Beta(0.1, 0.1)`` or uniformly: ``draw``. The form ``network`` is
+    the first paper's own: a trained network draws the picture in a style of 100 numbers (Ghiasi et al. 2017,
+    arXiv:1705.06830), N(μ, Σ) is that of paintings, and P(c) the mean of ImageNet or predicted; see
+    ``mmjax.augment.common.style_network``. At α = 0 it gives the picture as it draws it, not as it was.
 
     A fixed part of the rows is changed: the first of each group of neighbors (``ratio``), since rows come shuffled.
     The partner c' is the next row of the group. Pictures stay in 0 to 255 and are rounded.
@@ -46,6 +50,7 @@ class Augmentation(PixelChange):
         form: what a style is.
         draw: α for each changed row: ``fixed``, ``uniform`` in [0, alpha], or alpha times Beta(0.1, 0.1).
         spread: the factor on N's deviation from its mean, in the form ``statistics``.
+        network: its weights and use, as a section.
         band: the fraction of low frequencies that the form ``fourier`` mixes; 1 mixes all of them.
         modalities: which pictures are changed.
     """
@@ -59,11 +64,18 @@ class Augmentation(PixelChange):
         draw: Draw = "fixed",
         spread: Strength = 1.0,
         band: Annotated[float, Gt(0), Between(0, 1)] = 1.0,
+        network: StyleNetwork | None = None,
         modalities: tuple[str, ...] = ("image",),
     ):
         self.fraction = parse_ratio(ratio, path="augment.style.ratio")
         self.alpha, self.form, self.draw, self.spread, self.band = alpha, form, draw, spread, band
         self.modalities = tuple(modalities)
+        if (form == "network") != (network is not None):
+            raise ConfigError(
+                f"augment.style.form={form!r}: form='network' and network={{'weights': FOLDER}} need each other; set "
+                "both or none"
+            )
+        self.network = None if network is None else LoadedStyleNetwork(network)
 
     def change_pixels(
         self, images: Mapping[str, jax.Array], *, valid: jax.Array, key: jax.Array, step: jax.Array
@@ -81,31 +93,38 @@ class Augmentation(PixelChange):
 
     def restyle(self, x: jax.Array, *, valid: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
         """One modality u8[B, H, W, C] with its leading rows in other styles, on the scale of 0 to 255."""
-        codes = style_codes.style_codes(x) if self.form != "fourier" else None
+        strength_key, noise_key = jax.random.split(key)
+        alpha, spread = (schedules.value_at(strength, step) for strength in (self.alpha, self.spread))
+        codes = style_codes.style_codes(x) if self.form in ("statistics", "mixstyle") else None
 
         def change(groups: jax.Array, count: int) -> jax.Array:
             rows = groups[:, :count].astype(jnp.float32)
             shape = rows.shape[:2]
-            strength_key, noise_key = jax.random.split(key)
-            strength = draw_strength(strength_key, schedules.value_at(self.alpha, step), shape=shape, draw=self.draw)
-            if codes is None:
-                other = jnp.roll(groups, -1, axis=1)[:, :count].astype(jnp.float32)
-                new = style_codes.mix_amplitudes(rows, other, strength[..., None, None, None], band=self.band)
-            else:
-                grouped = codes.reshape(*groups.shape[:2], -1)
-                own, strength = grouped[:, :count], strength[..., None]
+            strength = draw_strength(strength_key, alpha, shape=shape, draw=self.draw)[..., None]
+            if codes is not None:
+                by_group = codes.reshape(*groups.shape[:2], -1)
+                own = by_group[:, :count]
                 if self.form == "mixstyle":
-                    target = jnp.roll(grouped, -1, axis=1)[:, :count]
-                    mixed = style_codes.mix_codes(own, target, strength)
+                    mixed = style_codes.mix_codes(own, _next_rows(by_group, count), strength)
                 else:
                     mean, factor = style_codes.fit_normal(codes, valid)
-                    factor = schedules.value_at(self.spread, step) * factor
-                    target = style_codes.sample_normal(noise_key, mean, factor, shape=shape)
+                    target = style_codes.sample_normal(noise_key, mean, spread * factor, shape=shape)
                     mixed = own + strength * (target - own)
                 new = style_codes.apply_codes(rows, own, mixed)
+            elif self.network is None:
+                other = _next_rows(groups, count).astype(jnp.float32)
+                new = style_codes.mix_amplitudes(rows, other, strength[..., None, None], band=self.band)
+            else:
+                flat = rows.reshape(-1, *rows.shape[2:])
+                new = self.network(flat, strength.reshape(-1, 1), noise_key).reshape(rows.shape)
             return jnp.round(jnp.clip(new, 0, 255)).astype(x.dtype)
 
         return change_leading_rows(x, self.fraction, change, path="augment.style.ratio")
+
+
+def _next_rows(groups: jax.Array, count: int) -> jax.Array:
+    """The partner of each of the first ``count`` rows of a group: the next row."""
+    return jnp.roll(groups, -1, axis=1)[:, :count]
 
 
 def draw_strength(key: jax.Array, alpha: jax.Array, *, shape: tuple[int, ...], draw: Draw) -> jax.Array:

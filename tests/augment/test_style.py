@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from mmjax.augment.common import style_codes
-from mmjax.augment.common.pixel_change import group_rows
+from mmjax.augment.common.pixel_change import change_leading_rows, group_rows
 from mmjax.augment.common.schedules import Schedule
+from mmjax.augment.common.style_network import LoadedStyleNetwork, StyleNetwork
 from mmjax.augment.style import Augmentation, draw_strength
 from mmjax.core.config import ConfigError
 from support import features
+from support import style_reference as reference
 
 FORMS = ("statistics", "mixstyle", "fourier")
 
@@ -149,7 +151,7 @@ def test_degenerate_pictures_stay_in_range(form, case):
     else:
         valid[1 if case == "one valid" else 0 :] = False
     module = Augmentation(form=form, alpha=1.0, spread=4.0, ratio="0:1")
-    got = module.restyle(x, valid=jnp.asarray(valid), key=jax.random.key(0), step=jnp.int32(0))
+    got = restyle(module, x, jnp.asarray(valid), jax.random.key(0), 0)
     assert got.dtype == jnp.uint8 and got.shape == x.shape
     if case == "flat" and form != "statistics":  # other colors, but nothing to see
         assert np.ptp(np.asarray(got), axis=(1, 2)).max() == 0
@@ -161,9 +163,7 @@ def test_degenerate_pictures_stay_in_range(form, case):
 def test_pictures_in_bfloat16_are_close(form):
     x = pictures().astype(jnp.float32)
     whole, half = (
-        Augmentation(form=form, ratio="0:1").restyle(
-            v, valid=jnp.ones(16, bool), key=jax.random.key(0), step=jnp.int32(0)
-        )
+        restyle(Augmentation(form=form, ratio="0:1"), v, jnp.ones(16, bool), jax.random.key(0), 0)
         for v in (x, x.astype(jnp.bfloat16))
     )
     assert half.dtype == jnp.bfloat16
@@ -236,3 +236,96 @@ def test_options_that_cannot_be_used_are_named(options, message):
 def test_a_ratio_that_changes_no_row_is_an_error():
     with pytest.raises(ConfigError, match=r"augment\.style\.ratio: changes no row of 8; raise batch_size"):
         restyled(pictures(8), ratio="32:1")
+
+
+STYLES = 5
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """A folder with small random networks, named as those of the paper's authors."""
+    random = np.random.default_rng(0)
+    root = random.normal(size=(STYLES, STYLES))
+    save = lambda kind, tensors: np.savez(tmp_path / f"checkpoint_{kind}.npz", **tensors)  # noqa: E731
+    save(
+        "embeddings",
+        {
+            "pbn_embedding_mean": random.normal(size=(1, STYLES)).astype(np.float32),
+            "pbn_embedding_covariance": root @ root.T,
+            "imagenet_embedding_mean": random.normal(size=STYLES),
+        },
+    )
+    save("transformer", {f"state_dict_ghiasi.{k}": v for k, v in reference.random_transformer(z=STYLES).items()})
+    save(
+        "stylepredictor", {f"state_dict_stylepredictor.{k}": v for k, v in reference.random_predictor(z=STYLES).items()}
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("base", ["mean", "predictor"])
+def test_a_network_draws_the_changed_rows_as_numpy_does(checkpoints, base):
+    x = pictures(4, height=48, width=44)
+    options = {"form": "network", "alpha": 0.6, "ratio": "1:1"}
+    network = {"weights": str(checkpoints), "base": base, "precision": "float32"}
+    module = features.made("style", **options, network=network).pixel_changes["style"]
+    got = np.asarray(restyle(module, x, jnp.ones(4, bool), jax.random.key(1), 0), np.float64)
+    np.testing.assert_array_equal(got[1::2], x[1::2])
+    styles = {
+        k: np.float64(v).reshape(-1, STYLES) for k, v in np.load(checkpoints / "checkpoint_embeddings.npz").items()
+    }
+    noise = np.float64(jax.random.normal(jax.random.split(jax.random.key(1))[1], (2, STYLES)))
+    factor = module.network.factor.astype(np.float64)
+    np.testing.assert_allclose(factor @ factor.T, styles["pbn_embedding_covariance"], atol=1e-5)
+    rows = np.asarray(x, np.float64)[::2] / 255
+    predictor, transformer = (reference.random_predictor(z=STYLES), reference.random_transformer(z=STYLES))
+    own = styles["imagenet_embedding_mean"] if base == "mean" else reference.predict(predictor, rows, reference.Numpy())
+    z = 0.6 * (styles["pbn_embedding_mean"] + noise @ factor.T) + 0.4 * own
+    want = 255 * np.transpose(reference.transform(transformer, rows, z, reference.Numpy()), (0, 2, 3, 1))
+    assert np.abs(got[::2] - want).max() < 0.51
+
+
+def test_a_network_in_bfloat16_is_close_and_no_gradient_reaches_it(checkpoints):
+    x = pictures(4, height=16, width=16).astype(jnp.float32)
+    make = lambda precision: LoadedStyleNetwork(StyleNetwork(weights=str(checkpoints), precision=precision))  # noqa: E731
+    strength, key = jnp.full((4, 1), 0.5), jax.random.key(0)
+    whole, half = (jax.jit(make(precision))(x, strength, key) for precision in ("float32", "bfloat16"))
+    assert half.dtype == jnp.float32
+    assert np.corrcoef(np.ravel(whole), np.ravel(half))[0, 1] > 0.98
+
+    def loss(x):
+        return jnp.sum(change_leading_rows(x, 1.0, lambda g, n: 2 * g[:, :n], path="ratio"))
+
+    np.testing.assert_array_equal(jax.grad(loss)(x), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "network"}, r"augment\.style\.form='network': .*need each other"),
+        ({"network": {"weights": "."}}, r"augment\.style\.form='statistics': .*need each other"),
+        (
+            {"form": "network", "network": {"weights": "/nowhere"}},
+            r"weights='/nowhere': has no checkpoint_embeddings\.pth",
+        ),
+        ({"form": "network", "network": {"weight": "x"}}, r"augment\.style\.network\.weight='x': unknown key"),
+    ],
+)
+def test_a_network_that_is_not_there_is_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        features.made("style", **options)
+
+
+def test_weights_of_something_else_are_named(checkpoints):
+    config = StyleNetwork(weights=str(checkpoints), base="predictor")
+    np.savez(checkpoints / "checkpoint_stylepredictor.npz", **reference.random_predictor(z=STYLES + 1))
+    with pytest.raises(ConfigError, match=r"vanish in the predictor, which needs 43; use base='mean'"):
+        LoadedStyleNetwork(config)(jnp.zeros((1, 32, 32, 3)), jnp.ones((1, 1)), jax.random.key(0))
+    np.savez(checkpoints / "checkpoint_transformer.npz", **reference.random_transformer(z=STYLES + 1))
+    with pytest.raises(ConfigError, match=r"not this network's weights"):
+        LoadedStyleNetwork(config)
+    np.savez(checkpoints / "checkpoint_transformer.npz", weight=np.zeros((2, 2)))
+    with pytest.raises(ConfigError, match=r"not this network's weights \('layers\.0\.conv\.weight'\)"):
+        LoadedStyleNetwork(config)
+    np.savez(checkpoints / "checkpoint_embeddings.npz", mean=np.zeros(3))
+    with pytest.raises(ConfigError, match=r"the embeddings have no tensor 'pbn_embedding_mean'"):
+        LoadedStyleNetwork(config)
