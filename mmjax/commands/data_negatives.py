@@ -3,9 +3,10 @@
 A row is a false version of one caption: key, kind, caption, negative, valid (set it to false to leave a row out) and
 method. Of the methods, rules exchanges a color, material, size, action or state for another; swap exchanges two noun
 phrases, nouns, adjectives, adverbs or verb phrases; units finds the entities and relations of captions and makes a
-false version of each. Other models are asked by mlm, which masks a word and fills in another; entity, which replaces
-names; and llm, which has captions edited by a language model. swap, units and mlm need TextBlob. The same command again
-continues after a kill, and the file has the same bytes as without one.
+false version of each; triples finds facts about what captions name, and makes them false. Other models are asked by
+mlm, which masks a word and fills in another; entity, which replaces names; and llm, which has captions edited by a
+language model. swap, units and mlm need TextBlob. The same command again continues after a kill, and the file has the
+same bytes as without one.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     section = data_source.with_absolute_path(section)
     plan = {"source": section, "split": args.split, "examples": size, "method": args.method, "seed": args.seed}
     plan |= identity
-    shard = _SHARD if args.method in generate.KINDS else 4 * _BATCH
+    shard = _SHARD if args.method in (*generate.KINDS, "triples") else 4 * _BATCH
     record, listed = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.unreadable.jsonl")
     summary = output_file.finished(out, record, plan, flag="--output")
     # Beside the file, because it may be large, and hidden, because it goes when the file is there.

@@ -70,7 +70,7 @@ def assert_close(got, want, *, atol=1e-5):
     assert all(np.isfinite(m) and m.shape == () for m in metrics.values())
 
 
-SLOW = ("biaug", "distill", "hn_nce frozen", "hn_nce limit")  # nearly the programs of others
+SLOW = ("biaug", "cs_clip", "distill", "hn_nce frozen", "hn_nce limit")  # nearly the programs of others
 cases = pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CASES])
 
 

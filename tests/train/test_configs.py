@@ -268,6 +268,13 @@ def test_every_recipe_of_the_style_grids_is_an_experiment_and_the_ratios_are_tho
     assert strengths == [0.1, 0.25, 0.5, 0.75, 1.0]
 
 
+def test_every_recipe_of_hard_negatives_is_an_experiment():
+    recipes = make_recipes(str(FILES[0].parent / "scenes.py"), (), file=str(FILES[0].parent / "negatives.toml"))
+    for recipe in recipes:
+        check_plugins(recipe.experiment())
+        assert recipe.experiment().objective["name"] == ("contrastive" if recipe.name == "none" else recipe.name)
+
+
 def test_styles_are_measured_where_the_configuration_says():
     scenes, emoji = experiment("style"), experiment("style:data=emoji,path=data/other")
     assert scenes.eval.final_splits == ("test", "test_hue", "test_cast")

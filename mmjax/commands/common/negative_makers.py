@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import collections
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmjax.commands.common import options
 from mmjax.core.config import Between, ConfigError, Ge, choose, literal
 
-METHODS = ("rules", "swap", "units", "mlm", "entity", "llm")
+METHODS = ("rules", "swap", "units", "triples", "mlm", "entity", "llm")
 ROLES = {"filler": "MaskFiller", "tagger": "EntityTagger", "scorer": "Scorer", "writer": "Writer"}
 """The flags that name models, and what these can do."""
 
@@ -43,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, metavar="T", help="of the model's draws (mlm 1, entity 2)")
     parser.add_argument("--tries", type=int, metavar="N", help="until a result is accepted (mlm 5, entity 10)")
     parser.add_argument("--budget", type=float, metavar="FRACTION", help="of a caption that names may be (entity 0.3)")
+    parser.add_argument(
+        "--triples", metavar="A,B", help="tables of head, relation and tail, or ConceptNet's assertions (triples)"
+    )
+    parser.add_argument("--wordnet", metavar="DIR", help="and WordNet's folder dict (triples)")
     parser.add_argument("--prompt", metavar="FILE", help="what the writer is asked, with $caption and $kinds (llm)")
 
 
@@ -76,6 +81,11 @@ def make_maker(args: argparse.Namespace, source: Any) -> tuple[Any, dict[str, An
     for name, value in limits.items():
         if name not in _LIMITS.get(args.method, ()):
             raise ConfigError(f"--{name}={value}: --method={args.method} does not use it; leave it out")
+    for name in ("triples", "wordnet"):
+        if getattr(args, name) is not None and args.method != "triples":
+            raise ConfigError(f"--{name}={getattr(args, name)}: --method={args.method} reads none; leave it out")
+    if args.method == "triples":
+        return _make_fact_maker(args)
     if args.method not in _USED:
         from mmjax.data.negatives import generate
 
@@ -107,6 +117,24 @@ def make_maker(args: argparse.Namespace, source: Any) -> tuple[Any, dict[str, An
 
     known = {name: results_of(section) for name, section in sections.items()}
     return maker, {"kinds": kinds, "models": known, **limits}
+
+
+def _make_fact_maker(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    from mmjax.data.concepts import fact_rows, triples
+    from mmjax.data.concepts.wordnet import WordNet
+
+    paths = options.split_csv(args.triples)
+    if not paths and args.wordnet is None:
+        raise ConfigError("--triples is missing: --method=triples needs facts; name tables, or WordNet by --wordnet")
+    known = [triple for path in paths for triple in triples.read_triples(path, option="--triples")]
+    if args.wordnet is not None:
+        wordnet = WordNet(args.wordnet)
+        known += triples.wordnet_triples(wordnet, wordnet.nouns)
+    if not known:
+        raise ConfigError(f"--triples={args.triples}: holds no facts; check the files")
+    digest = hashlib.blake2b(repr(known).encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
+    kinds = _kinds(args, triples.KINDS)
+    return fact_rows.FactMaker(triples.Graph(known), kinds, seed=args.seed), {"kinds": kinds, "facts": digest}
 
 
 class _Pictures:

@@ -1,0 +1,85 @@
+"""Facts of knowledge graphs as sentences with foils."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mmjax import cli
+from mmjax.core.config import ConfigError
+from mmjax.data.concepts.fact_rows import FactMaker
+from mmjax.data.concepts.triples import Graph, Triple, read_triples
+from mmjax.generate.negatives.makers import CaptionedExample
+
+FACTS = [
+    Triple("dog", "/r/CapableOf", "bark"),
+    Triple("dog", "/r/AtLocation", "kennel"),
+    Triple("hot dog", "/r/AtLocation", "stadium"),
+    Triple("boat", "/r/AtLocation", "harbor"),
+    Triple("boat", "/r/AtLocation", "lake"),
+    Triple("cat", "/r/CapableOf", "purr"),
+]
+
+
+def test_heads_are_whole_words_and_the_longest():
+    graph = Graph(FACTS)
+    assert graph.heads_in("Two dogs eat a hot dog on a Boat.") == ["dog", "hot dog", "boat"]
+    assert graph.heads_in("a catalog") == [] and graph.heads_in("") == []
+
+
+def test_foils_are_facts_that_the_graph_does_not_have():
+    graph = Graph([*FACTS, *FACTS])
+    assert len(graph) == len(FACTS)
+    tails, relations = set(), set()
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        tails.add(graph.false_tail(FACTS[3], random).tail)
+        relations.add(graph.false_relation(FACTS[0], random).sentence)
+    assert tails == {"kennel", "stadium"} and relations == {"dog is found at bark"}
+    alone = Graph(FACTS[:1])
+    assert alone.false_tail(FACTS[0], random) is None and alone.false_relation(FACTS[0], random) is None
+
+
+def test_rows_are_units_of_what_a_caption_names():
+    examples = [CaptionedExample(0, "a", ["a dog runs", "the dog"]), CaptionedExample(1, "b", ["a tree"])]
+    rows = FactMaker(Graph(FACTS), seed=0).rows(examples)
+    assert {row["key"] for row in rows} == {"a"} and {row["kind"] for row in rows} == {"entity", "relation"}
+    assert {row["caption"] for row in rows} == {"dog can bark", "dog is found at kennel"}
+    assert len({(row["kind"], row["caption"]) for row in rows}) == len(rows) == 4
+    assert all(row["negative"] not in {fact.sentence for fact in FACTS} for row in rows)
+    (only,) = FactMaker(Graph(FACTS), ("entity",), seed=0, limit=1).rows([CaptionedExample(0, "c", ["cat"])])
+    assert only["caption"] == "cat can purr" and only["negative"] == "cat can bark"
+
+
+def test_conceptnet_and_tables_are_read(tmp_path):
+    lines = [
+        "/a/1\t/r/CapableOf\t/c/en/guide_dog/n\t/c/en/help/v\t{}",
+        "/a/2\t/r/CapableOf\t/c/fr/chien\t/c/en/help\t{}",
+        "/a/3\t/r/Synonym\t/c/en/dog\t/c/en/hound\t{}",
+    ]
+    (tmp_path / "c.assertions").write_text("\n".join(lines) + "\n")
+    assert list(read_triples(str(tmp_path / "c.assertions"), option="x")) == [
+        Triple("guide dog", "/r/CapableOf", "help")
+    ]
+    (tmp_path / "t.csv").write_text("head,relation,tail\nDog,hasPart,Tail\n")
+    (fact,) = read_triples(str(tmp_path / "t.csv"), option="x")
+    assert fact.sentence == "dog has part tail"
+    (tmp_path / "bad.assertions").write_text("one\ttwo\n")
+    with pytest.raises(ConfigError, match=r"^x='.*bad.assertions': line 1 is not ConceptNet's"):
+        list(read_triples(str(tmp_path / "bad.assertions"), option="x"))
+
+
+def test_the_command_writes_units_for_cs_clip(tmp_path, capsys):
+    (tmp_path / "pairs.csv").write_text("filepath,title\na.jpg,a dog\nb.jpg,a boat\n")
+    for name in "ab":
+        (tmp_path / f"{name}.jpg").write_bytes(b"x")
+    facts = "".join(f"{fact.head},{fact.relation},{fact.tail}\n" for fact in FACTS)
+    (tmp_path / "facts.csv").write_text("head,relation,tail\n" + facts)
+    flags = ["data", "negatives", f"--path={tmp_path / 'pairs.csv'}", f"--output={tmp_path / 'n.parquet'}"]
+    assert cli.main([*flags, "--method=triples", f"--triples={tmp_path / 'facts.csv'}"]) == 0
+    rows = pq.read_table(tmp_path / "n.parquet").to_pylist()
+    assert {row["caption"] for row in rows} > {"dog can bark", "boat is found at lake"}
+    assert "entity:" in capsys.readouterr().out
+    assert cli.main([*flags, "--method=triples"]) != 0
+    assert "--triples is missing: --method=triples needs facts" in capsys.readouterr().err
+    assert cli.main([*flags, "--method=rules", "--wordnet=x"]) != 0
+    assert "--wordnet=x: --method=rules reads none" in capsys.readouterr().err
