@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from mmjax.data.formats.generated_records import Record
 from mmjax.generate.backend import Failure, Picture
@@ -54,7 +54,7 @@ class Block:
         at the end of a recipe write no records again. They use no models or pictures.
     """
 
-    decides: ClassVar[bool] = False
+    decides: bool = False
     uses: Mapping[str, type] = {}
 
     def __call__(self, records: Sequence[Record], tools: Tools) -> list[Result]:

@@ -13,7 +13,7 @@ from mmjax.data.sample import Example, Unreadable
 from mmjax.data.scenes import language
 from mmjax.data.source import Source
 from mmjax.data.sources import generated, scenes
-from mmjax.generate import scene_graph
+from mmjax.generate.scene_oracles import graph
 
 _TESTS = ("test", "zeroshot", "winoground")
 _OWN = ("id", "key", "captions", "caption_weights", "negatives", "boxes", "image")
@@ -70,7 +70,7 @@ class Inputs:
             return record
         if isinstance(source, scenes.Source):
             scene = source.scene(number)
-            record.fields["scene"] = scene_graph.to_json(scene, source.world)
+            record.fields["scene"] = graph.to_json(scene, source.world)
             record.fields.setdefault("class_name", language.name(scene.things[0]))
         elif source.class_names is not None and "label" in record.fields:
             record.fields.setdefault("class_name", source.class_names[record.fields["label"]])

@@ -117,7 +117,9 @@ class Job:
         """
         final = self._folder(self.output, (".array_record",))
         with final.locked():
-            if not (self._tables().missing() or final.missing()):
+            conversations = self.output / "conversations.jsonl"
+            is_written = conversations.exists() or not self.recipe.config.conversations
+            if is_written and not (self._tables().missing() or final.missing()):
                 shutil.rmtree(self._work, ignore_errors=True)
                 return
             before: Path | None = None
@@ -142,7 +144,21 @@ class Job:
                     self._runner, steps, before=self.output, folder=self._tables(), suffixes=(".parquet",), final=False
                 )
                 self._run_phase(phase, engine, count, f"phase {total} of {total}: {self._names([n for n, _ in steps])}")
+            if self.recipe.config.conversations:
+                with final.write_errors():
+                    self._write_conversations()
             shutil.rmtree(self._work, ignore_errors=True)
+
+    def _write_conversations(self) -> None:
+        lines = []
+        for record in self.records():
+            for number, dialog in enumerate(record.fields.get("turns", ()) if record.keep else ()):
+                texts = [text for turn in dialog["turns"] for text in turn]
+                spoken = [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(texts)]
+                line = {"id": f"{record.id}-{number}", "image": record.key, "split": record.split}
+                lines.append(json.dumps(line | {"role": dialog["role"], "conversations": spoken}, ensure_ascii=False))
+        text = "".join(f"{line}\n" for line in lines)
+        write_atomically(self.output / "conversations.jsonl", text.encode("utf-8", "backslashreplace"), sync=True)
 
     def records(self) -> Iterator[Record]:
         """All records of a complete output, as they were decided."""

@@ -73,3 +73,87 @@ def _differ_in_value(one: dict[str, str]) -> bool:
     return len(pieces) > 1 and one["wrong"] in {
         one["value"].join(pieces[:k]) + one["other"] + one["value"].join(pieces[k:]) for k in range(1, len(pieces))
     }
+
+
+_QUESTION = re.compile(r"question\s*:\s*(.+?\?)", re.IGNORECASE | re.DOTALL)
+_ANSWER = re.compile(r"answer\s*:\s*(.+?)(?=\.(?:\s|$)|\n|\bquestion\s*:|$)", re.IGNORECASE | re.DOTALL)
+_TURNS = re.compile(r"(question|answer)\s*:\s*(.*?)(?=\b(?:question|answer)\s*:|\Z)", re.IGNORECASE | re.DOTALL)
+_NAMED = re.compile(r"\[([^\[\]|]+)\|\s*([A-Za-z]+)\s*\]")
+_CALL = re.compile(r"^(.*?),?\s*\[([^\[\]]*)\]\s*\.?\s*$")
+_REFUSAL = re.compile(
+    r"\bI (?:can(?:not|'t|’t)|could not|am (?:sorry|unable|afraid|not able)|won't)\b|\bI'm (?:sorry|unable|afraid)\b"
+    r"|\bas an AI\b",
+    re.IGNORECASE,
+)
+_LEAK = re.compile(
+    r"bounding box|\bcaptions?\b|\bcoordinates?\b|\bboxes\b|\[\s*\d|\(\s*0?\.\d+\s*,|\b0\.\d\d+\b", re.IGNORECASE
+)
+
+
+def question_and_answer(reply: str) -> tuple[str, str] | None:
+    """A question up to its ``?`` and an answer up to its period, in either order (SelTDA); None if one is missing.
+
+    An answer with both yes and no is none.
+    """
+    question, answer = _QUESTION.search(reply), _ANSWER.search(reply)
+    if question is None or answer is None:
+        return None
+    texts = " ".join(question[1].split()), " ".join(answer[1].split()).strip(" .,")
+    answered = set(re.findall(r"\w+", texts[1].lower()))
+    if not all(texts) or {"yes", "no"} <= answered or "question:" in texts[0].lower() or "answer:" in texts[0].lower():
+        return None
+    return texts
+
+
+def turns(reply: str) -> list[tuple[str, str]] | None:
+    """Questions with the answers after them; None if they do not alternate or one is empty."""
+    spans = [(kind.lower(), " ".join(text.split())) for kind, text in _TURNS.findall(reply)]
+    kinds, texts = [kind for kind, _ in spans], [text for _, text in spans]
+    if not spans or kinds != ["question", "answer"] * (len(kinds) // 2) or not all(texts):
+        return None
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def labeled_sentence(reply: str) -> tuple[str, list[tuple[int, int, str]]] | None:
+    """A sentence with names as ``[name | KIND]``: the plain text, and where its names are; None without any name."""
+    line = first_line(reply)
+    if line is None:
+        return None
+    text, entities, last = "", [], 0
+    for match in _NAMED.finditer(line):
+        text += line[last : match.start()]
+        name = match[1].strip()
+        if not name:
+            return None
+        entities.append((len(text), len(text) + len(name), match[2].upper()))
+        text += name
+        last = match.end()
+    text += line[last:]
+    return (text, entities) if entities and not set("[]|") & set(text) else None
+
+
+def tool_call(line: str, *, tool: str, arguments: int, image: str) -> tuple[str, list[str]] | None:
+    """``instruction, [tool, image, …]``: the instruction and the arguments; None if another tool or count is named."""
+    match = _CALL.match(" ".join(_BULLET.sub("", line).split()))
+    if match is None:
+        return None
+    instruction, pieces = match[1].strip(_QUOTES + " ,"), [piece.strip(_QUOTES + " ") for piece in match[2].split(",")]
+    name, *values = pieces
+    if not instruction or _plain(name) != _plain(tool) or len(values) != arguments or not all(values):
+        return None
+    return (instruction, values) if values[0] == image else None
+
+
+def leaks(text: str) -> bool:
+    """Whether a text speaks of captions, boxes or coordinates, which its reader does not have."""
+    return _LEAK.search(text) is not None
+
+
+def is_whole(text: str) -> bool:
+    """Whether a reply ends with a sentence, and is no refusal."""
+    return text.rstrip().endswith((".", "!", "?", '"', "”", ")")) and _REFUSAL.search(text) is None
+
+
+def _plain(name: str) -> str:
+    """The same for spellings of a tool's name."""
+    return re.sub(r"[^a-z]", "", name.lower()).removeprefix("the").removesuffix("tool")

@@ -60,7 +60,7 @@ class Recipe:
             identity[f"models.{name}"] = results_of(section)
         for _, block in self.blocks:
             identity |= {f"prompt {prompt.name}": prompt.sha for prompt in getattr(block, "prompts", ())}
-        fixed = ("seed", "shard", "format", "quality", "image_size")
+        fixed = ("seed", "shard", "format", "quality", "image_size", "conversations")
         return identity | {name: getattr(self.config, name) for name in fixed}
 
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmjax.core.config import ConfigError
-from mmjax.generate import scene_graph
 from mmjax.generate.blocks import confidence, domains, edit
 from mmjax.generate.blocks.semantic import is_positive
+from mmjax.generate.scene_oracles import graph
 from support import generating
 from support.generating import record
 
@@ -119,8 +119,7 @@ def test_pictures_from_texts_and_boxes():
         assert all(r.reason == "edit: only its children are kept" for r in made if not r.parent_id)
         if mode == "text":
             true = [
-                scene_graph.is_true(scene_graph.from_json(r.fields["scene"])[0], r.texts[0].split(" in the ")[0])
-                for r in children
+                graph.is_true(graph.from_json(r.fields["scene"])[0], r.texts[0].split(" in the ")[0]) for r in children
             ]
             assert np.mean(true) > 0.8
         else:

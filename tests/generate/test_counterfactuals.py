@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from mmjax.data import pictures
 from mmjax.data.open_source import open_source
-from mmjax.generate import scene_graph
 from mmjax.generate.backend import Entity
 from mmjax.generate.blocks import score_gap
 from mmjax.generate.blocks.entity_negatives import is_filled, mask
 from mmjax.generate.blocks.inpaint import box_mask, paste
+from mmjax.generate.scene_oracles import graph
 from support import generating
 from support.generating import record
 
@@ -93,8 +93,8 @@ def test_children_show_the_wrong_caption_and_nothing_else_changes(family):
         a, b = true["text"].split(), wrong["text"].split()
         assert len(a) == len(b) and sum(x != y for x, y in zip(a, b, strict=True)) == 1
         assert {wrong["kind"]} <= {"color", "shape", "material", "other"}
-        scene, _ = scene_graph.from_json(child.fields["scene"])
-        assert scene_graph.is_true(scene, true["text"]) and true["scores"]["clip"] > wrong["scores"]["clip"]
+        scene, _ = graph.from_json(child.fields["scene"])
+        assert graph.is_true(scene, true["text"]) and true["scores"]["clip"] > wrong["scores"]["clip"]
         assert child.provenance[true["by"]]["model"] == "scenes.writer"
 
 
@@ -129,8 +129,8 @@ def test_edits_that_did_not_happen_are_filtered():
     children = [one for one in made if one.parent_id]
 
     def is_wrong(one):
-        scene, _ = scene_graph.from_json(one.fields["scene"])
-        return not scene_graph.is_true(scene, one.captions[0]["text"])
+        scene, _ = graph.from_json(one.fields["scene"])
+        return not graph.is_true(scene, one.captions[0]["text"])
 
     wrong, kept = (np.array([check(one) for one in children]) for check in (is_wrong, lambda one: one.keep))
     unchanged = np.array([one.fields["scene"]["edit"] == "unchanged" for one in children])

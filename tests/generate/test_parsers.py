@@ -7,16 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjax.generate import parsers
+from support.generating import REPLIES
 
 KINDS = ("color", "shape", "material", "other")
 ROW = {"kind": "color", "value": "red", "other": "blue", "caption": "a red ball", "wrong": "a blue ball"}
-PIECES = [
-    *('{"', '":', "[", "]", "{", "}", "```json", "```", "=>", "-", "1.", '"a"', "0.5", "\\", "\n", "\ud800", "null"),
-    *("Question:", "Answer:", "?", "yes", "no", "attributes", "objects"),
-]
-TEXTS = st.text(max_size=60) | st.lists(
-    st.sampled_from(PIECES), max_size=14,
-).map("".join)  # fmt: skip
 PARSERS = (
     parsers.first_line,
     parsers.list_lines,
@@ -27,7 +21,7 @@ PARSERS = (
 
 
 @settings(max_examples=60)
-@given(TEXTS)
+@given(REPLIES)
 def test_no_reply_raises(text):
     for parser in PARSERS:
         parser(text)

@@ -2,12 +2,23 @@
 
 import contextlib
 
+from hypothesis import strategies as st
+
 from mmjax.data.formats.generated_records import Record
 from mmjax.generate.engines import local
 from mmjax.generate.inputs import Inputs
 from mmjax.generate.job import Job
 from mmjax.generate.recipe import make_recipe
 from mmjax.generate.stages import StageRunner
+
+PIECES = [
+    *('{"', '":', "[", "]", "{", "}", "```json", "```", "=>", "-", "1.", '"a"', "0.5", "\\", "\n", "\ud800", "null"),
+    *("Question:", "Answer:", "?", "yes", "no", "attributes", "objects"),
+]
+REPLIES = st.text(max_size=60) | st.lists(
+    st.sampled_from(PIECES), max_size=14,
+).map("".join)  # fmt: skip
+"""Texts in which pieces of what models reply stand in any order."""
 
 SCENES = {"name": "scenes", "world": "easy", "size": 24}
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from mmjax.core.config import Between
 from mmjax.data.scenes.world import COLORS, FRAME, SHAPES, WORLDS, Scene, World
-from mmjax.generate import scene_graph, scene_oracle, scene_writer
 from mmjax.generate.backend import (
     Box,
     Decoding,
@@ -25,7 +24,8 @@ from mmjax.generate.backend import (
     PictureRequest,
     TextRequest,
 )
-from mmjax.generate.scene_oracle import captions, random_scene, similarity, stream
+from mmjax.generate.scene_oracles import graph, oracle, writer
+from mmjax.generate.scene_oracles.oracle import random_scene, similarity, stream
 
 T = TypeVar("T")
 Rate = Annotated[float, Between(0, 1)]
@@ -51,11 +51,16 @@ class Oracle:
 
 
 class Captioner(Oracle):
-    """True captions; a wrong one is another scene's.
+    """True captions; a wrong one is another scene's. Prompts for questions or marked names are followed.
 
     Args:
       error: the rate of wrong answers.
+      corrupt: the rate of answers to such prompts that are not as asked for.
     """
+
+    def __init__(self, *, error: Rate = 0.0, corrupt: Rate = 0.0):
+        super().__init__(error=error)
+        self._corrupt = corrupt
 
     def caption(
         self, pictures: Sequence[Picture], prompts: Sequence[str | None], decoding: Decoding, seeds: Sequence[int]
@@ -67,8 +72,11 @@ class Captioner(Oracle):
             order = stream("caption", seed).permutation(5).tolist()
             for draw in range(decoding.n):
                 shown = random_scene(world, seed, draw) if self.is_wrong(seed, draw) else scene
-                known = captions(shown)
-                texts.append(known[order[draw % 5] % len(known)])
+                random = stream("prompted", seed, draw)
+                texts.append(
+                    "" if prompts[number] and random.random() < self._corrupt
+                    else oracle.prompted(prompts[number], scene, shown, world, random, order[draw % 5])
+                )  # fmt: skip
             return texts
 
         return _each(pictures, answer)
@@ -80,11 +88,12 @@ class Writer(Oracle):
     Args:
       error: the rate of replies whose content is wrong.
       corrupt: the rate of replies that are cut off, empty or not as asked for.
+      weak: for a prompt, skills of questions at which half of its replies are wrong.
     """
 
-    def __init__(self, *, error: Rate = 0.0, corrupt: Rate = 0.0):
+    def __init__(self, *, error: Rate = 0.0, corrupt: Rate = 0.0, weak: Mapping[str, tuple[str, ...]] | None = None):
         super().__init__(error=error)
-        self._corrupt = corrupt
+        self._corrupt, self._weak = corrupt, dict(weak or {})
 
     def write(
         self,
@@ -96,14 +105,16 @@ class Writer(Oracle):
         """``decoding.n`` replies a request."""
         return [
             [self._reply(request, seed, number) for number in range(decoding.n)]
-            if request.task in scene_writer.REPLIES
+            if request.task in writer.REPLIES
             else Failure(f"the backend scenes does not know the prompt {request.task!r}")
             for request, seed in zip(requests, seeds, strict=True)
         ]
 
     def _reply(self, request: TextRequest, seed: int, number: int) -> str:
         random = stream("write", request.task, seed, number)
-        reply = scene_writer.REPLIES[request.task](request.values, random, self.is_wrong(request.task, seed, number))
+        is_weak = request.values.get("skill") in self._weak.get(request.task, ())
+        wrong = self.is_wrong(request.task, seed, number) or (is_weak and random.random() < 0.5)
+        reply = writer.REPLIES[request.task](request.values, random, wrong)
         draw = stream("corrupt", seed, number).random(2).tolist()
         if draw[0] >= self._corrupt:
             return reply
@@ -169,7 +180,7 @@ class Detector(Oracle):
                 random = stream("detect", repr(scene), phrase)
                 shown = [t for t in scene.things if _describes(phrase, dataclasses.replace(scene, things=(t,)))]
                 if shown and not wrong:
-                    boxes.append(Box(*scene_graph.box(shown[0]), phrase, 0.6 + 0.4 * random.random()))
+                    boxes.append(Box(*graph.box(shown[0]), phrase, 0.6 + 0.4 * random.random()))
                 elif wrong and not shown:
                     x, y = (0.6 * random.random(2)).tolist()
                     boxes.append(Box(x, y, x + 0.4, y + 0.4, phrase, 0.3 + 0.4 * random.random()))
@@ -199,25 +210,25 @@ class ImageGenerator(Oracle):
     def _make(self, request: PictureRequest, seed: int) -> Picture | Failure:
         random, wrong = stream("make", seed), self.is_wrong("make", seed)
         kind = ("unchanged", "broken", "blank")[int(stream("kind", seed).integers(3))] if wrong else "ok"
-        size = request.size or (request.picture.pixels.shape[:2] if request.picture else (scene_oracle.SIZE,) * 2)
+        size = request.size or (request.picture.pixels.shape[:2] if request.picture else (oracle.SIZE,) * 2)
         original, world = None, self._world
         if request.picture is not None:
             if request.picture.scene is None:
                 return _NO_SCENE
-            original, world = scene_graph.from_json(request.picture.scene)
+            original, world = graph.from_json(request.picture.scene)
         if original is None:
-            scene = scene_oracle.scene_of(request.prompt, world, random, request.boxes)
+            scene = oracle.scene_of(request.prompt, world, random, request.boxes)
         elif kind == "unchanged":
             scene = original
         elif request.mode == "inpaint" and request.mask is not None:
             scene = _inpainted(original, request.prompt, request.mask)
         else:
-            scene = scene_oracle.edited(original, request.prompt, random)
+            scene = oracle.edited(original, request.prompt, random)
         if kind == "blank":
             scene = dataclasses.replace(scene, things=(), relation=None)
         elif kind == "broken" or (kind == "unchanged" and original is None):
-            scene = scene_oracle.wrong_thing(scene, world, random)
-        return scene_oracle.picture_of(scene, world, int(size[0]), seed, edit=kind)
+            scene = oracle.wrong_thing(scene, world, random)
+        return oracle.picture_of(scene, world, int(size[0]), seed, edit=kind)
 
 
 class Labeler(Oracle):
@@ -236,7 +247,7 @@ class Labeler(Oracle):
             place = int(random.integers(len(classes)))
             if scene.things and not self.is_wrong(repr(scene)):
                 first = dataclasses.replace(scene, things=scene.things[:1], relation=None)
-                true = [k for k, name in enumerate(classes) if scene_graph.is_true(first, name)]
+                true = [k for k, name in enumerate(classes) if graph.is_true(first, name)]
                 place = true[0] if true else place
             low, high = (0.5, 0.7) if edit == "ok" else (0.94, 0.99) if edit in ("unchanged", "broken") else (0.8, 0.95)
             best = low + (high - low) * random.random() if scene.things else 1 / len(classes)
@@ -279,24 +290,24 @@ _NO_SCENE = Failure("the picture has no scene graph; the backend scenes needs da
 def _each(pictures: Sequence[Picture], answer: Callable[[Scene, World, int], T]) -> list[T | Failure]:
     """For each picture, the answer to its scene, world and number; a Failure without a scene."""
     return [
-        _NO_SCENE if picture.scene is None else answer(*scene_graph.from_json(picture.scene), number)
+        _NO_SCENE if picture.scene is None else answer(*graph.from_json(picture.scene), number)
         for number, picture in enumerate(pictures)
     ]
 
 
 def _describes(phrase: str, scene: Scene) -> bool:
-    claimed = scene_graph.claims(phrase)
-    return bool(claimed.things) and scene_graph.true_claims(scene, claimed) == claimed.count
+    claimed = graph.claims(phrase)
+    return bool(claimed.things) and graph.true_claims(scene, claimed) == claimed.count
 
 
 def _inpainted(scene: Scene, prompt: str, mask: np.ndarray) -> Scene:
     """The scene whose masked things are as the prompt's first one."""
-    claimed = scene_graph.claims(prompt).things
+    claimed = graph.claims(prompt).things
     rows, columns = mask.shape
     things = list(scene.things)
     for number, thing in enumerate(things):
         row, column = int(thing.y / FRAME * rows), int(thing.x / FRAME * columns)
         if claimed and mask[min(row, rows - 1), min(column, columns - 1)]:
-            things[number] = scene_oracle.with_claims(thing, claimed[0])
+            things[number] = oracle.with_claims(thing, claimed[0])
             break
     return dataclasses.replace(scene, things=tuple(things))

@@ -79,7 +79,9 @@ class Block(block.Block):
                 continue
             child = block.child(records[row], number)
             child.image, child.size = tools.encode(picture), (picture.pixels.shape[0], picture.pixels.shape[1])
-            child.fields.pop("scene", None)
+            # A text may have another subject.
+            for name in ("scene", *(("class_name", "label") if self._sources else ())):
+                child.fields.pop(name, None)
             if picture.scene is not None:
                 child.fields["scene"] = dict(picture.scene)
             by = tools.origin(child, generator, seed=seed, mode=self._mode, prompt=prompt, **self._options)

@@ -11,7 +11,7 @@ import numpy as np
 from mmjax.core.config import Ge
 from mmjax.data.formats.generated_records import Record
 from mmjax.generate import block
-from mmjax.generate.backend import Failure, ImageGenerator, Picture, PictureRequest
+from mmjax.generate.backend import Failure, ImageGenerator, PictureRequest
 from mmjax.generate.block import Estimate, Tools
 
 
@@ -118,6 +118,3 @@ def _resized(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
     height, width = pixels.shape[:2]
     return resampled(pixels, (0.0, 0.0, float(height), float(width)), size=(size[0], size[1]), resample="bicubic")
-
-
-__all__ = ["Block", "Picture", "box_mask", "paste"]

@@ -19,7 +19,7 @@ from mmjax.generate.prompt import load_prompt
 
 
 class Block(block.Block):
-    """Adds a rewrite of the first caption for each set of examples (LaCLIP, Fan et al. 2023, arXiv:2305.20088).
+    """Adds a rewrite of one caption for each set of examples (LaCLIP, Fan et al. 2023, arXiv:2305.20088).
 
     The writer sees some random pairs of a set and completes the last line. A caption is never cut: where the request
     would be longer than ``max_characters``, there are fewer pairs. A failed rewrite is left out; a record without
@@ -32,6 +32,7 @@ class Block(block.Block):
       shots: pairs in a request.
       n: rewrites for each set.
       source: what rewrites are called in the record.
+      sources: which captions are rewritten, the first one of a record; any if left out.
       max_characters: of a request's pairs and caption.
       temperature: of sampling.
       top_p: the probability of the tokens that are sampled from.
@@ -47,6 +48,7 @@ class Block(block.Block):
         shots: Annotated[int, Ge(0)] = 3,
         n: Annotated[int, Ge(1)] = 1,
         source: str = "rewrite",
+        sources: tuple[str, ...] = (),
         max_characters: Annotated[int, Ge(1)] = 2000,
         temperature: Annotated[float, Ge(0)] | None = 0.9,
         top_p: float | None = 0.95,
@@ -55,7 +57,8 @@ class Block(block.Block):
         if not demos:
             raise ConfigError("demos=(): there is a rewrite for each set of examples; name one or more")
         self.uses = {model: Writer}
-        self._model, self._source, self._shots, self._most = model, source, shots, max_characters
+        self._model, self._source, self._sources = model, source, sources
+        self._shots, self._most = shots, max_characters
         self._demos = {name: load_demos(name) for name in demos}
         self._prompt = load_prompt(prompt)
         self.prompts = [self._prompt]
@@ -68,7 +71,7 @@ class Block(block.Block):
             (record, name, tools.seed(record, name)) for record in records if record.captions for name in self._demos
         ]
         replies = writer.write(
-            [self.request(record.texts[0], name, seed) for record, name, seed in asked],
+            [self.request(self._first(record), name, seed) for record, name, seed in asked],
             self._decoding,
             [seed for *_, seed in asked],
         )
@@ -87,6 +90,10 @@ class Block(block.Block):
             else Failure(reasons.get(record.id, "no rewrite in any reply"))
             for record in records
         ]  # fmt: skip
+
+    def _first(self, record: Record) -> str:
+        texts = [c["text"] for c in record.captions if not self._sources or c["source"] in self._sources]
+        return texts[0] if texts else record.texts[0]
 
     def request(self, caption: str, demos: str, seed: int) -> TextRequest:
         """The request for one rewrite, with as many pairs as fit."""

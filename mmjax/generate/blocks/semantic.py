@@ -20,6 +20,7 @@ class Block(block.Block):
       positives: prompts with ``{}`` for the class.
       negatives: prompts of what a failed picture shows.
       model: the scorer's name.
+      field: which of the record's ``fields`` names the class: ``class_name``, or ``predicted`` of a stage ``classify``.
       originals: whether the data's own pictures are judged too.
     """
 
@@ -31,18 +32,20 @@ class Block(block.Block):
             "a picture of something", "abstract shapes", "a plain background", "a blurred picture", "an empty scene",
         ),
         model: str = "scorer",
+        field: str = "class_name",
         originals: bool = False,
     ):  # fmt: skip
         if not positives or not negatives:
             raise ConfigError("positives=(): prompts of the class and others are compared; name both")
         self.uses = {model: Scorer}
         self._positives, self._negatives, self._model, self._originals = positives, negatives, model, originals
+        self._field = field
 
     def __call__(self, records: Sequence[Record], tools: Tools) -> list[block.Result]:
         """The records, some of them dropped."""
         scorer: Scorer = tools.model(self._model)
         judged = [record for record in records if record.parent_id or self._originals]
-        names = [str(record.fields.get("class_name", "thing")) for record in judged]
+        names = [str(record.fields.get(self._field, "thing")) for record in judged]
         texts = [[*(text.replace("{}", name) for text in self._positives), *self._negatives] for name in names]
         answers = scorer.score([tools.picture(record) for record in judged], texts)
 

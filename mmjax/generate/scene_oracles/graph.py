@@ -19,6 +19,16 @@ _THING = re.compile(
     rf"(?: in the (?P<row>{'|'.join(_ROWS)}) (?P<column>{'|'.join(_COLUMNS)})\b)?",
     re.IGNORECASE,
 )
+_STATEMENTS = tuple(
+    (re.compile(pattern, re.IGNORECASE), plain)
+    for pattern, plain in (
+        (r"the color of the (\w+) is (\w+)", r"a \2 \1"),
+        (r"the shape of the (\w+) thing is (\w+)", r"a \1 \2"),
+        (r"the (\w+ \w+) is (small|large)", r"a \2 \1"),
+        (r"the brightness of the background is (\w+)", r"a \1 background"),
+    )
+)
+"""Answers to questions in plain words."""
 _WHERE = re.compile(r"\b(dark|light) background\b", re.IGNORECASE)
 _RELATION = re.compile(rf"^\W*(?:is )?(?P<relation>{'|'.join(language.RELATION_PHRASES)}) an?\s+$", re.IGNORECASE)
 
@@ -54,6 +64,8 @@ def from_json(graph: Mapping[str, Any]) -> tuple[Scene, World]:
 
 def claims(text: str) -> Claims:
     """What ``text`` claims; words outside the vocabularies claim nothing."""
+    for pattern, plain in _STATEMENTS:
+        text = pattern.sub(plain, text)
     matches = list(_THING.finditer(text))
     things, relations = [], []
     for match, following in itertools.zip_longest(matches, matches[1:]):

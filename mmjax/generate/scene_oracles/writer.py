@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.scenes import language
 from mmjax.data.scenes.world import COLORS, SHAPES, SIZES, TEXTURES
-from mmjax.generate.scene_graph import claims
+from mmjax.generate.scene_oracles.graph import claims
 
 Reply = Callable[[Mapping[str, Any], np.random.Generator, bool], str]
 """From a prompt's values, random draws, and whether the content shall be wrong."""
@@ -78,12 +77,70 @@ def _exchange(text: str, name: str, random: np.random.Generator) -> str | None:
     return " ".join(terms)
 
 
+def _modify(values: Mapping[str, Any], random: np.random.Generator, wrong: bool) -> str:
+    text = str(values["caption"])
+    return _exchange(text, "color", random) or _exchange(text, "shape", random) or text
+
+
+def _explain(values: Mapping[str, Any], random: np.random.Generator, wrong: bool) -> str:
+    """Speaks for the right answer; a wrong explanation argues for another choice before its end."""
+    choices = [choice for choice in str(values["choices"]).split("; ") if choice != values["answer"]]
+    argued = choices[int(random.integers(len(choices)))] if wrong else values["answer"]
+    begin = f"By the plan, {values['plan'][0]}. " if values.get("plan") else ""
+    return f"{begin}What one sees is {argued}. So the answer is {values['answer']}."
+
+
+def _answer(values: Mapping[str, Any], random: np.random.Generator, wrong: bool) -> str:
+    """The choice that the explanation argues for."""
+    choices = str(values["choices"]).split("; ")
+    argued = str(values["rationale"]).partition("What one sees is ")[2].partition(".")[0]
+    if wrong or argued not in choices:
+        return choices[int(random.integers(len(choices)))]
+    return argued
+
+
+def _instructions(values: Mapping[str, Any], random: np.random.Generator, wrong: bool) -> str:
+    things = [phrase for thing in claims(values["caption"]).things if (phrase := _phrase(thing))] or ["it"]
+    names = str(values["arguments"]).split(", ")
+    lines = []
+    for number in range(int(values["count"])):
+        arguments = [str(values["image"]), *(things[(number + k) % len(things)] for k in range(len(names) - 1))]
+        tool = "Magic Wand" if wrong else values["tool"]
+        order = (
+            f"{values['description']}: please do this for {values['image']} and {' and '.join(arguments[1:]) or 'all'}"
+        )
+        lines.append(f"{number + 1}. {order}, [{', '.join([str(tool), *arguments])}]")
+    return "\n".join(lines)
+
+
+def _talk(values: Mapping[str, Any], random: np.random.Generator, wrong: bool) -> str:
+    things = [phrase for text in values["captions"] for t in claims(text).things if (phrase := _phrase(t))]
+    names = list(dict.fromkeys(things))[: int(values["count"])] or ["nothing"]
+    if wrong:
+        return f"Question: Where is {names[0]}? Answer: The bounding box of {names[0]} is [0.1, 0.2, 0.3, 0.4]."
+    return " ".join(f"Question: Is there {name}? Answer: Yes, I can see {name} here." for name in names)
+
+
+def _detail(values: Mapping[str, Any], random: np.random.Generator, wrong: bool) -> str:
+    if wrong:
+        return f"The caption mentions this: {values['captions'][0]}."
+    return f"Here is {values['captions'][0]}."
+
+
 REPLIES: dict[str, Reply] = {
     "laclip_rewrite": _rewrite,
     "alia_domains": _domains,
     "biaug_objects": _objects,
     "biaug_attributes": _attributes,
+    "promptmix_modify": _modify,
+    "tsciq_cot": _explain,
+    "tsciq_pcot": _explain,
+    "tsciq_lecture": lambda values, random, wrong: f"One must look at the {values['skill']}.",
+    "tsciq_plan": lambda values, random, wrong: f"1. find the thing\n2. look at its {values['skill']}\n3. compare",
+    "tsciq_answer": _answer,
+    "gpt4tools_instructions": _instructions,
+    "llava_conversation": _talk,
+    "llava_reasoning": _talk,
+    "llava_detail": _detail,
 }
 """By the names of prompts."""
-
-assert language.SYNONYMS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,12 @@ from mmjax.data.scenes import language, render
 from mmjax.data.scenes import world as worlds
 from mmjax.data.scenes.world import FRAME, Scene, Thing, World
 from mmjax.generate.backend import Box, Picture
-from mmjax.generate.scene_graph import Claims, claims, to_json, true_claims
+from mmjax.generate.scene_oracles.graph import Claims, claims, to_json, true_claims
+from mmjax.generate.scene_oracles.questions import question
 
 SIZE = 32  # of pictures that are drawn from a text alone
 _CLAIMED = ("shape", "color", "texture", "size")
+_NAME = re.compile(rf"\b(?:{'|'.join(worlds.SHAPES)})\b")
 _EMPTY = ("plain background", "empty scene", "nothing")
 
 
@@ -36,6 +39,25 @@ def captions(scene: Scene) -> list[str]:
     if scene.things:
         return language.captions(scene)
     return [f"a plain {'light' if scene.light else 'dark'} background"]
+
+
+def prompted(
+    prompt: str | None, scene: Scene, shown: Scene, world: World, random: np.random.Generator, number: int
+) -> str:
+    """What a captioner replies about ``scene`` that takes it for ``shown``: a question, marked names, or a caption."""
+    known = captions(shown)
+    text = known[number % len(known)]
+    if prompt is not None and prompt.lower().startswith("question"):
+        one = question(scene, world, random)
+        if one is None:
+            return "Question: what is here? Answer: nothing."
+        others = [choice for choice in one["choices"] if choice != one["a"]]
+        answer = one["a"] if shown is scene else others[int(random.integers(len(others)))]
+        return f"Question: {one['q']} Answer: {answer}."
+    if prompt is not None and "[name | KIND]" in prompt:
+        # A mistake is another scene's sentence, in which one name alone is marked.
+        return _NAME.sub(lambda match: f"[{match[0]} | PERSON]", text, count=0 if shown is scene else 1)
+    return text
 
 
 def similarity(scene: Scene, text: str) -> float:
