@@ -9,6 +9,7 @@ command again continues after a kill, and the file has the same bytes as without
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -25,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reduce", default="max", choices=("max", "mean", "each"),
         help="of several captions: the best, the mean, or a column for each, score_0, score_1, … (default: max)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--field", metavar="NAME", help="score the texts of this field of the examples, such as synthetic captions, in "
+        "a column NAME_score",
     )  # fmt: skip
     parser.add_argument(
         "--keep", type=float, metavar="FRACTION", help="mark exactly this fraction, the best, in a column 'keep'"
@@ -47,14 +52,17 @@ def run(args: argparse.Namespace) -> int:
 
     from mmjax.commands.common.embedding import open_job, report, write_shards, write_unreadable
     from mmjax.core.atomic import write_atomically
-    from mmjax.inference.scoring import format_table, mark_kept, read_table, reduce_scores, score_table
+    from mmjax.inference.scoring import FieldAsCaptions, format_table, mark_kept, read_table, reduce_scores, score_table
     from mmjax.inference.shards import ShardFolder
     from mmjax.parallel import collectives, distributed
 
     record, listed = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.unreadable.jsonl")
     with distributed.join(**options.processes(args)):
         job = open_job(args, ("images", "texts"))
-        plan = {**job.plan, "reduce": args.reduce}
+        plan, name = {**job.plan, "reduce": args.reduce}, "score"
+        if args.field:
+            job = dataclasses.replace(job, source=FieldAsCaptions(job.source, args.field))
+            plan, name = plan | {"field": args.field}, f"{args.field}_score"
         # Beside the file, because it may be large, and hidden, because it goes when the file is there.
         folder = ShardFolder(
             out.with_name(f".{out.name}.shards"), plan_name="plan.json", plan=plan, informative=("model",),
@@ -68,20 +76,20 @@ def run(args: argparse.Namespace) -> int:
         if summary is None:
             tables = [pq.read_table(folder.table_path("scores", number)) for number in range(job.shards)]
             with folder.write_errors():
-                table = reduce_scores(tables, args.reduce)
+                table = reduce_scores(tables, args.reduce, name=name)
                 summary = {"out": str(out), "examples": len(table), "columns": table.column_names[2:]}
                 summary["unreadable"] = write_unreadable(listed, job.source, folder.unreadable())
                 if marks:
-                    table, summary["kept"] = mark_kept(table, **marks)
+                    table, summary["kept"] = mark_kept(table, name=name, **marks)
                 summary["marks"] = marks
                 write_atomically(record, json.dumps({"plan": plan, "summary": summary}, indent=1) + "\n")
                 write_atomically(out, format_table(table, ending), sync=True)
         elif summary.get("marks", {}) != marks:
-            table = read_table(out.read_bytes(), ending)
+            table = read_table(out.read_bytes(), ending, name=name)
             table = table.drop_columns([name for name in table.column_names if name == "keep"])
             summary = {key: value for key, value in summary.items() if key != "kept"} | {"marks": marks}
             if marks:
-                table, summary["kept"] = mark_kept(table, **marks)
+                table, summary["kept"] = mark_kept(table, name=name, **marks)
             with folder.write_errors():  # the record last: after a kill between the two this happens once more
                 write_atomically(out, format_table(table, ending), sync=True)
                 write_atomically(record, json.dumps({"plan": plan, "summary": summary}, indent=1) + "\n")

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmjax.core.config import Between, ConfigError, Ge
-from mmjax.data.formats.score_table import Compat, ScoredSource, top_scores
+from mmjax.data.formats.score_table import Compat, join_scores, top_scores
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.source import Source, SourceView
 from mmjax.data.text import captions_of
@@ -37,9 +37,9 @@ class Selection:
     score passes for ``filtered``. Without a synthetic caption, or a synthetic score that the policy needs, an example
     is dropped where it would have had it.
 
-    ``scores`` is a table (parquet, csv, tsv, jsonl) of numbers, such as cosines by a model, by ``key`` or ``id``. Its
-    columns can be named here as those of the source can, and come first. An example that it does not name, or that has
-    no number there, has no score.
+    ``scores`` is a table (parquet, csv, tsv, jsonl) of numbers, such as cosines by a model, by ``key`` or ``id``, or
+    several joined by ``::``. Its columns can be named here as those of the source can, and come first. An example that
+    it does not name, or that has no number there, has no score.
 
     The other options are DataComp's basic rules (arXiv:2304.14108), there 3 words, 6 characters, 200 pixels and 3.0;
     they hold for each of the captions that an example would have. 0 leaves a rule out.
@@ -107,7 +107,7 @@ class FilteredSource(SourceView):
             )
         if source.components:
             raise ConfigError("selection: the source is a mixture; give the selection to each of its sources")
-        super().__init__(source if selection.scores is None else ScoredSource(source, selection.scores))
+        super().__init__(source if selection.scores is None else join_scores(source, selection.scores))
         self._selection = selection
         self.rows, self.synthetic = _select(self._source, selection)
         if not len(self.rows):

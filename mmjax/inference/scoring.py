@@ -15,7 +15,11 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from mmjax.core.config import ConfigError
 from mmjax.data.formats.score_table import Compat, top_scores
+from mmjax.data.sample import Example
+from mmjax.data.source import Source, SourceView
+from mmjax.data.text import clean
 from mmjax.inference.embedding import ShardEmbeddings, unreadable_json
 from mmjax.inference.shards import UNREADABLE
 
@@ -23,6 +27,25 @@ Reduce = Literal["max", "mean", "each"]
 """One score an example: that of its best caption, or the mean; or one for each of its captions."""
 
 _LIST = pa.list_(pa.float32())
+
+
+class FieldAsCaptions(SourceView):
+    """``source`` with the texts of a field, one or several, as captions; an example without that field has none."""
+
+    def __init__(self, source: Source, field: str):
+        super().__init__(source)
+        self._field = field
+        if field not in (first := source.first_readable()):
+            raise ConfigError(
+                f"--field={field}: the first example has no such field; it has {', '.join(map(str, first))}; name a "
+                "further column of a table with --option columns=NAME"
+            )
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        value = example.get(self._field)
+        texts = [value] if isinstance(value, str) else [] if value is None else list(value)
+        return {**example, "captions": [clean(text) for text in texts if isinstance(text, str)]}
 
 
 def score_table(shard: ShardEmbeddings) -> pa.Table:
@@ -41,14 +64,17 @@ def score_table(shard: ShardEmbeddings) -> pa.Table:
     return pa.table(columns).replace_schema_metadata({UNREADABLE: unreadable_json(shard.unreadable)})
 
 
-def reduce_scores(tables: Sequence[pa.Table], reduce: Reduce) -> pa.Table:
-    """One table with ``score``, or with ``score_0``, ``score_1``, … (null where an example has fewer captions)."""
+def reduce_scores(tables: Sequence[pa.Table], reduce: Reduce, *, name: str = "score") -> pa.Table:
+    """One table with ``score``, or with ``score_0``, ``score_1``, … (null where an example has fewer captions).
+
+    ``name`` is used in place of ``score``.
+    """
     table = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
     lists = [np.asarray(scores, np.float32) for scores in table["scores"].to_pylist()]
     if reduce == "each":
         most = max(map(len, lists), default=0)
         columns = {
-            f"score_{k}": pa.array([float(scores[k]) if k < len(scores) else None for scores in lists], pa.float32())
+            f"{name}_{k}": pa.array([float(scores[k]) if k < len(scores) else None for scores in lists], pa.float32())
             for k in range(most)
         }
     else:
@@ -56,19 +82,25 @@ def reduce_scores(tables: Sequence[pa.Table], reduce: Reduce) -> pa.Table:
         values = [
             float(np.max(each) if best else np.mean(each, dtype=np.float64)) if len(each) else None for each in lists
         ]
-        columns = {"score": pa.array(values, pa.float32())}
+        columns = {name: pa.array(values, pa.float32())}
     return pa.table({"id": table["id"], "key": table["key"], **columns})
 
 
 def mark_kept(
-    table: pa.Table, *, top: float | None = None, minimum: float | None = None, compat: Compat | None = None
+    table: pa.Table,
+    *,
+    name: str = "score",
+    top: float | None = None,
+    minimum: float | None = None,
+    compat: Compat | None = None,
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """The table with a column ``keep``, 1 or 0, by its ``score``; and how many are kept, from which score on.
+    """The table with a column ``keep``, 1 or 0, by its scores, those of the
+    column ``name``; and how many are kept, from which score on.
 
     Which are kept is what ``data.source.selection`` takes: the fraction ``top`` of those that have a score, or all
     that score ``minimum`` or more.
     """
-    scores = table["score"].to_numpy().astype(np.float64)
+    scores = table[name].to_numpy().astype(np.float64)
     if top is None:
         assert minimum is not None
         kept, threshold = scores >= minimum, minimum
@@ -78,12 +110,12 @@ def mark_kept(
     return marked, {"kept": int(kept.sum()), "threshold": threshold if np.isfinite(threshold) else None}
 
 
-def read_table(content: bytes, ending: str) -> pa.Table:
-    """What ``format_table`` made, with its types."""
+def read_table(content: bytes, ending: str, *, name: str = "score") -> pa.Table:
+    """What ``format_table`` made, with its types; ``name`` is the column of scores."""
     source = pa.BufferReader(content)
     if ending == "parquet":
         return pq.read_table(source)
-    types = {"id": pa.int64(), "key": pa.string(), "score": pa.float32()}
+    types = {"id": pa.int64(), "key": pa.string(), name: pa.float32()}
     if ending == "csv":
         options = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
         return pyarrow.csv.read_csv(source, convert_options=options)

@@ -116,6 +116,34 @@ def test_the_kept_are_marked_and_another_fraction_scores_nothing_again(tmp_path,
     assert cli.main(flags(model, table, out)) == 0 and "keep" not in pyarrow.csv.read_csv(out).column_names
 
 
+def test_a_field_of_synthetic_captions_is_scored_for_the_policies(tmp_path, model, table, cosines):
+    own = table.with_name("with_field.csv")
+    lines = [f"{i:02}.jpg,a dog,{'' if i % 3 else 'a red circle'}" for i in range(COUNT) if i != BROKEN]
+    own.write_text("\n".join(["image,caption,blip", *lines]))
+    raw, synthetic = tmp_path / "raw.csv", tmp_path / "synthetic.parquet"
+    assert cli.main(flags(model, own, raw)) == 0
+    assert cli.main(flags(model, own, synthetic, "--field=blip", "--option=columns=blip", "--keep=0.5")) == 0
+    scored = pq.read_table(synthetic).to_pydict()
+    assert [score is None for score in scored["blip_score"]] == [bool(int(key[:2]) % 3) for key in scored["key"]]
+    by_key = dict(zip(scored["key"], scored["blip_score"], strict=True))
+    np.testing.assert_allclose(by_key["03.jpg"], cosines["03.jpg"][1], atol=1e-6)  # of the same text
+    assert sum(scored["keep"]) == 3  # of six
+    section = {"name": "tables", "path": str(own), "columns": ("blip",)}
+    policy = {"captions": "filtered", "synthetic": "blip", "synthetic_score": "blip_score", "top": 0.5}
+    source = open_source(section | {"selection": policy | {"scores": f"{raw}::{synthetic}"}}, split="train")
+    captions = {example["key"]: example["captions"] for example in source}
+    best = pyarrow.csv.read_csv(raw).to_pydict()
+    least = sorted(best["score"])[-8]  # of 17
+    wanted = {key: ["a dog"] for key, score in zip(best["key"], best["score"], strict=True) if score >= least}
+    wanted |= {k: ["a red circle"] for k, score in by_key.items() if k not in wanted and score and score >= least}
+    assert captions == wanted
+
+
+def test_a_field_that_is_not_there_is_named(tmp_path, model, table, capsys):
+    assert cli.main(flags(model, table, tmp_path / "s.csv", "--field=blip")) == 2
+    assert "--field=blip: the first example has no such field; it has" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
 def test_tables_are_read_back_as_they_were(ending):
     scores = pa.array([0.1, None, 0.1, -0.25], pa.float32())

@@ -118,6 +118,13 @@ class ScoredSource(SourceView):
         return first_side, second_side
 
 
+def join_scores(source: Source, paths: str) -> Source:
+    """``source`` with the columns of one file, or of several whose paths are joined by ``::``."""
+    for path in paths.split("::"):
+        source = ScoredSource(source, path)
+    return source
+
+
 class WithQuantiles(SourceView):
     """``source`` with the field ``score_quantile``: the fraction of all scores that are not above an example's.
 
@@ -125,13 +132,13 @@ class WithQuantiles(SourceView):
 
     Args:
       source: the examples.
-      scores: the file of scores, as in ``ScoredSource``; None: they are a column of the source.
+      scores: the file of scores, as in ``join_scores``; None: they are a column of the source.
       score: the column.
     """
 
     def __init__(self, source: Source, scores: str | None, score: str):
         super().__init__(source)
-        column = (source if scores is None else ScoredSource(source, scores)).column(score)
+        column = (source if scores is None else join_scores(source, scores)).column(score)
         values = _as_numbers(column.tolist(), score, scores or "the source")
         self._missing, self._score = np.flatnonzero(np.isnan(values)), score
         known = np.sort(values[~np.isnan(values)])
