@@ -25,11 +25,11 @@ CASES = {
 }
 
 
-def make(image_width=IMAGE_WIDTH, **options):
+def make(image_width=IMAGE_WIDTH, *, scan=False, remat="none", **options):
     """The encoder's structure, its random parameters, and the inputs."""
     config = FusionConfig(**{"layers": 2} | options)
     text = TextConfig(width=WIDTH, heads=2, context_length=7, vocab_size=VOCAB, pad_id=PAD, eos_id=EOS)
-    shared = {"scan": False, "remat": "none", "matmul_precision": "full", "dtype": jnp.float32}
+    shared = {"scan": scan, "remat": remat, "matmul_precision": "full", "dtype": jnp.float32}
 
     def create():
         return FusionEncoder(config, image_width=image_width, text=text, rngs=nnx.Rngs(0), **shared)
@@ -115,6 +115,21 @@ def test_what_follows_the_end_of_a_text_counts_for_nothing(kind):
         other[row, end_of(ids) :] = 9.0
     np.testing.assert_array_equal(match(image, other), match(image, words))
     assert np.abs(match(image[::-1], words) - match(image, words)).max() > 1e-2  # but the image does
+
+
+def test_loops_and_what_is_kept_change_no_gradient_also_of_the_image():
+    results = []
+    for options in ({}, {"scan": True, "remat": "dots"}):
+        _, graph, params, image, words = make(**ALBEF, **options)
+
+        def total(params, image, graph=graph, words=words):
+            return jnp.sum(jnp.sin(nnx.merge(graph, nnx.State(params)).match(image, words, TOKENS)))
+
+        results.append(jax.jit(jax.grad(total, (0, 1)))(params, image))
+    assert all(
+        np.abs(leaf).max() > 1e-4 for leaf in (results[0][1], results[0][0]["blocks"]["cross_attn"]["key"]["kernel"])
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *results)
 
 
 def test_a_model_has_it_by_its_section_alone_and_says_what_does_not_fit():

@@ -253,7 +253,7 @@ def test_matching_judges_the_drawn_pairs():
     pairs = [matching.Pairs(*pair) for pair in pairs]
     wanted = []
     for pair in pairs:
-        score = seen.image[pair.image, 0, 0] * seen.text[pair.text, 0, 0]
+        score = np.asarray(seen.image)[pair.image, 0, 0] * np.asarray(seen.text)[pair.text, 0, 0]
         wanted += np.log1p(np.exp(-2 * score if pair.matches else 2 * score))[pair.valid].tolist()
     np.testing.assert_allclose(loss, 2 * np.mean(wanted), rtol=1e-5)
     np.testing.assert_allclose(metrics["matching_loss"], np.mean(wanted), rtol=1e-5)
@@ -310,9 +310,9 @@ def test_tcl_weighs_its_three_contrasts_alike():
 def test_the_group_of_an_example_is_its_answer():
     answers = ("yes", "no", "red")
     group = np.array([group_number(a) for a in ("no", "red", "blue", "yes")] + [-1, -1, group_number("no")], np.int32)
-    labels, listed = answer_labels(group, answers)
+    labels, listed = (np.asarray(x) for x in jax.jit(answer_labels, static_argnums=1)(group, answers))
     assert listed.tolist() == [True, True, False, True, False, False, True]
-    assert [answers[i] for i in labels[np.asarray(listed)]] == ["no", "red", "yes", "no"]
+    assert [answers[i] for i in labels[listed]] == ["no", "red", "yes", "no"]
     rng = np.random.default_rng(8)
     seen, image, text = tokens(rng), unit_rows(rng, 6, 4), unit_rows(rng, 7, 4)
     (source, _), (texts, _) = sides()
@@ -321,13 +321,12 @@ def test_the_group_of_an_example_is_its_answer():
     objective = fusion.Objective(answers=answers, **weights)
     assert objective.text_groups == "example" and objective.modules == ("fusion",)
     loss, _ = jax.jit(lambda: objective(image, text, text_source=dataclasses.replace(texts, group=group), **rest))()
-    by_own = draw_positives(jax.random.split(seen.key, 3)[1], *reversed(sides()))[
-        0
-    ]  # rows 0, 1 and 3 have a listed answer
-    rows = np.array([0, 1, 3])  # with an answer of the list
-    logits = (seen.image[by_own, :, 0] @ np.array([[1.0, 0, 2], [0, 1, 1]]) * seen.text[:, :1, 0])[rows]
-    wanted = np.mean([-np.log(softmax(np.float64(x))[i]) for x, i in zip(logits, labels[rows], strict=True)])
-    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    image_of = jax.jit(lambda: draw_positives(jax.random.split(seen.key, 3)[1], *reversed(sides()))[0])()
+    wanted = []
+    for row in (0, 1, 3):  # those with an answer of the list
+        first, second = np.asarray(seen.image, np.float64)[image_of[row], :, 0] * float(seen.text[row, 0, 0])
+        wanted.append(-np.log(softmax(np.array([first, second, 2 * first + second]))[labels[row]]))
+    np.testing.assert_allclose(loss, np.mean(wanted), rtol=1e-5)
     with pytest.raises(ConfigError, match=r"set model.fusion.answers=2"):
         fusion.Objective(answers=answers[:2], **weights).check_model(
             clip_models.config(fusion=FusionConfig()), augment=()
