@@ -134,4 +134,5 @@ def test_an_average_that_an_objective_compares_with_comes_back(tmp_path):
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(state, step=1)
+        checkpoints.wait()
         equal(checkpoints.restore(target), state)

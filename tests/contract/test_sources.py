@@ -19,7 +19,7 @@ from mmjax.data.transform_chain import TransformChain
 from support import formats
 
 NAMES = plugins.names("mmjax.data.sources")
-FILES = [name for name in NAMES if name not in ("scenes", "mix")]
+FILES = [name for name in NAMES if name not in ("scenes", "mix", "questions")]
 TRANSFORMS = (("random_resized_crop", {"scale": (0.4, 1.0)}), ("flip", {}), ("mixgen", {"variant": "d"}))
 
 
@@ -33,6 +33,7 @@ def sections(tmp_path_factory):
         prepare(opened("tables", made), target, asked={}, reencoding=Reencoding(), shards=2)
         made["tfds"] = {"path": str(target.path)}
         made["scenes"] = {"size": 16}
+        made["questions"] = made["captions"] | {"path": formats.write_questions(folder / "table")}
         made["mix"] = {"sources": tuple({"name": name, **made[name]} for name in FILES)}
         yield made
 

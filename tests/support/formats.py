@@ -27,6 +27,13 @@ def examples():
     ]
 
 
+def write_questions(folder):
+    """A question of each picture, in a file beside those of ``sections``."""
+    items = [{"image": f"images/{key}.png", "question": texts[0], "answer": "yes"} for key, _, texts in examples()]
+    (folder / "questions.json").write_text(json.dumps(items))
+    return str(folder / "questions.json")
+
+
 def sections(folder):
     """For each file-based source, its options for the examples, written below ``folder``; alike under every split."""
     items = examples()
