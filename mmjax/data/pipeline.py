@@ -75,8 +75,8 @@ class Batches:
       clusters: neighbors, for batches of similar examples in place of ``order``.
       groups: fields of the examples that make up their group (``mmjax.core.groups``); none: all are one group.
       text_groups: of texts: that of their ``example``; the ``kind`` of a hard negative (captions have none then); the
-        ``place`` of a caption among those of its image (a hard negative has that of its true caption, or none); None:
-        batches have no groups.
+        ``place`` of a caption among those of its image (a hard negative has that of its true caption); None: batches
+        have no groups.
       distinct: no example twice in a batch, not even in one that spans two epochs. The substitute of an unreadable
         example may still be in the batch already.
       process_index: of this process.

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.core.groups import UNKNOWN, group_number
+from mmjax.core.groups import UNKNOWN, group_number, place_number
 from mmjax.data.sample import QUANTILE, DataError, Example, Sample, Unreadable, as_unreadable
 from mmjax.data.source import Source, UnreadableEntry
 from mmjax.data.transform_chain import TransformChain
@@ -143,12 +143,15 @@ def _check_image(sample: Sample, name: str, shape: tuple[int, ...]) -> None:
 
 def groups_of_texts(sample: Sample, by: Literal["kind", "place"], captions: int, negatives: int) -> list[int]:
     """The groups of a sample's ``captions`` and ``negatives`` rows of text, by a negative's kind or a text's place."""
+    sample.captions = sample.captions[:captions]
     if by == "kind":
         groups = [UNKNOWN] * captions + [group_number(kind) for kind, *_ in sample.fields["negatives"][:negatives]]
     else:
         place_of = {caption: place for place, caption in reversed(list(enumerate(sample.captions)))}
-        trues = (true for _, true, _ in sample.fields["negatives"][:negatives])
-        groups = [*range(captions), *(place_of.get(true, UNKNOWN) for true in trues)]
+        groups = [place_number(place, caption) for place, caption in enumerate(sample.captions)]
+        groups += [UNKNOWN] * (captions - len(groups))
+        for _, true, false in sample.fields["negatives"][:negatives]:
+            groups.append(place_number(place_of.get(true, 0), false))
     return groups + [UNKNOWN] * (captions + negatives - len(groups))
 
 

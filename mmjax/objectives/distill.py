@@ -60,15 +60,27 @@ class Objective(contrastive.Objective):
         """The loss f32[], its terms and accuracies; for the arguments see ``Base``."""
         sources = {"image_source": image_source, "text_source": text_source}
         contrast, metrics = super().__call__(image, text, **sources, scale=scale, bias=bias)
-        divergence = jnp.zeros((), jnp.float32)
-        if image_source.teacher is not None and text_source.teacher is not None:
-            sides = [_teacher_side(source) for source in (image_source, text_source)]
-            n, m = num_rows(image), num_rows(text)
-            rows = self._divergence(self.make_sweep(n, m), scale * image, text, *sides)
-            columns = self._divergence(self.make_sweep(m, n), scale * text, image, *sides[::-1])
-            divergence = 0.5 * (rows + columns)
+        divergence = self.divergence(image, text, **sources, scale=scale)
         metrics |= {"contrastive_loss": contrast, "teacher_divergence": divergence}
         return self.contrast_weight * contrast + self.teacher_weight * divergence, metrics
+
+    def divergence(
+        self,
+        image: jax.Array,
+        text: jax.Array,
+        *,
+        image_source: Provenance,
+        text_source: Provenance,
+        scale: jax.Array,
+    ) -> jax.Array:
+        """``kd`` f32[]; 0 without a teacher."""
+        if image_source.teacher is None or text_source.teacher is None:
+            return jnp.zeros((), jnp.float32)
+        sides = [_teacher_side(source) for source in (image_source, text_source)]
+        n, m = num_rows(image), num_rows(text)
+        rows = self._divergence(self.make_sweep(n, m), scale * image, text, *sides)
+        columns = self._divergence(self.make_sweep(m, n), scale * text, image, *sides[::-1])
+        return 0.5 * (rows + columns)
 
     def _divergence(
         self,

@@ -10,7 +10,7 @@ import pytest
 
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
-from mmjax.core.groups import group_number
+from mmjax.core.groups import group_number, place_number
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from support import objectives_reference as reference
 from support.objective_problems import arguments, computing, hard_problem
@@ -29,6 +29,7 @@ CASES = {
     "clic": ({}, reference.clic),
     "cs_clip": ({}, reference.cs_clip),
     "distill": ({}, reference.clip),
+    "knowledge": ({}, reference.knowledge),
     "fscl": ({}, lambda s: reference.fscl(s, np.zeros(len(s.image)), np.zeros(len(s.text)))),
     "hn_nce": ({"schedule": "constant", "alpha": 0.8}, functools.partial(reference.hn_nce, alpha=0.8, beta=0.25)),
     "hn_nce frozen": (
@@ -43,7 +44,7 @@ CASES = {
 }
 """Names (with a suffix where there are several) to options and the loss as a function of ``reference.Sides``."""
 
-WITHOUT_NEGATIVES_CLIP = ("negclip", "ce_clip", "biaug", "clic", "cs_clip", "distill")
+WITHOUT_NEGATIVES_CLIP = ("negclip", "ce_clip", "biaug", "clic", "cs_clip", "distill", "knowledge")
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def assert_close(got, want, *, atol=1e-5):
     assert all(np.isfinite(m) and m.shape == () for m in metrics.values())
 
 
-SLOW = ("biaug", "cs_clip", "distill", "hn_nce frozen", "hn_nce limit")  # nearly the programs of others
+SLOW = ("biaug", "cs_clip", "distill", "knowledge", "hn_nce frozen", "hn_nce limit")  # nearly the programs of others
 cases = pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CASES])
 
 
@@ -260,24 +261,30 @@ class TestPlaces:
 
     PROBLEM = hard_problem(9, captions=3, negatives=2)
     PLACES = np.random.default_rng(1).integers(0, 4, len(PROBLEM[1]))
+    for _id in range(5):  # an image has one caption of a place
+        _rows = np.flatnonzero((PROBLEM[3][0][:, 0] == _id) & (PROBLEM[3][1][:, 0] > 0))
+        PLACES[_rows] = (np.arange(len(_rows)) + _id) % 4
+    NUMBERS = np.random.default_rng(2).integers(0, 12, len(PROBLEM[1]))  # texts of several images
 
     def loss(self, name, problem=PROBLEM, places=PLACES, **options):
         objective = plugins.make("mmjax.objectives", "Objective", {"name": name, **options}, path="objective")
         assert objective.text_groups == "place"
         (image, text, scale, _), (images, texts) = arguments(problem)
-        texts = dataclasses.replace(texts, group=jnp.asarray(places, jnp.int32))
+        numbers = [place_number(place, f"text {number}") for place, number in zip(places, self.NUMBERS, strict=True)]
+        texts = dataclasses.replace(texts, group=jnp.asarray(numbers, jnp.int32))
 
         def call(image, text, scale):
             return objective(image, text, image_source=images, text_source=texts, scale=scale)
 
         return jax.jit(jax.value_and_grad(call, argnums=(0, 1, 2), has_aux=True))(image, text, scale)
 
-    @pytest.mark.parametrize("name", ["clic", "cs_clip"])
+    @pytest.mark.parametrize("name", ["clic", "cs_clip", "knowledge"])
     def test_places_equal_the_equations(self, name):
         sides = reference.Sides(*self.PROBLEM[:5])
 
         def wanted(image, text, scale):
-            return getattr(reference, name)(sides.move(image, text, scale), self.PLACES)
+            numbers = () if name == "clic" else (self.NUMBERS,)
+            return getattr(reference, name)(sides.move(image, text, scale), self.PLACES, *numbers)
 
         (value, metrics), gradients = self.loss(name)
         values = self.PROBLEM[0], self.PROBLEM[1], self.PROBLEM[4]

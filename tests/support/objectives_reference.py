@@ -53,6 +53,7 @@ class Sides:
         self.move(image, text, scale)
         self.text_ids = ti[:, 0]
         self.mass = source_mass(ii, iw.astype(np.float64), ti, tw.astype(np.float64))
+        self.image_mass = source_mass(ii, iw.astype(np.float64), ii, iw.astype(np.float64))
         self.image_valid, self.text_valid = ii[:, 0] >= 0, ti[:, 0] >= 0
         self.image_negative = self.image_valid & (iw.sum(1) == 0)
         self.text_negative = self.text_valid & (tw.sum(1) == 0)
@@ -149,20 +150,39 @@ def clic(s, places=None, contrast_weight=0.5, negative_weight=0.5, uni_weight=1.
     return contrast_weight * contrast + negative_weight * np.mean(choices) + uni_weight * uni
 
 
-def cs_clip(s, places=None, unit_weight=0.5):
+def cs_clip(s, places=None, numbers=None, unit_weight=0.5):
     places = np.zeros(len(s.text), int) if places is None else places
+    numbers = np.arange(len(s.text)) if numbers is None else numbers
+    own = [[set(numbers[(t > 0) & (places == k)]) for t in s.mass] for k in range(4)]
     full, units = [], []
     for k in range(4):
         foils = s.text_negative[None, :] if k == 0 else s.own_texts
-        among = s.pairs & (places == k) & (s.captions[None, :] | foils)
+        equal = np.array([[number in mine for number in numbers] for mine in own[k]]) & (s.mass == 0)
+        among = s.pairs & (places == k) & (s.captions[None, :] | foils) & ~equal
         losses = softmax_losses(s.logits, s.mass * (places == k), among)
-        columns = softmax_losses(s.logits.T, s.mass.T * (places == k)[:, None], s.pairs.T)
+        has_equal = np.array([[any(number in o[i] for o in own) for i in range(len(s.mass))] for number in numbers])
+        candidates = s.pairs.T & ~(has_equal & (s.mass.T == 0))
+        columns = softmax_losses(s.logits.T, s.mass.T * (places == k)[:, None], candidates)
         (units if k else full).append((losses, columns))
     total = 0.0
     for weight, terms in ((1.0, full), (unit_weight, units)):
         for side in (0, 1):
             every = np.concatenate([pair[side] for pair in terms])
             total += weight * every.mean() / 2 if every.size else 0.0
+    return total
+
+
+def knowledge(s, places=None, numbers=None):
+    places = np.zeros(len(s.text), int) if places is None else places
+    sums = (s.mass * (places > 0)) @ s.text
+    has = np.linalg.norm(sums, axis=1) > 0
+    total = cs_clip(s, places, numbers, unit_weight=1.0)
+    if has.any():
+        means = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+        same = s.image_mass * np.outer(has, has)
+        among = np.outer(has, has) & np.outer(s.image_valid, s.image_valid)
+        logits = s.scale * s.image @ means.T
+        total += (softmax_losses(logits, same, among).mean() + softmax_losses(logits.T, same, among).mean()) / 2
     return total
 
 

@@ -24,7 +24,8 @@ Implementation = Literal["dense", "chunked", "ring"]
 TextGroups = Literal["example", "kind", "place"]
 """``example``: a text has the group of its image; ``kind``: a hard negative has its kind, and a caption none.
 
-``place``: a caption has its place among those of its image, and a hard negative that of the caption it is false for.
+``place``: a caption has its place among those of its image, and a hard negative that of the caption it is false for
+(the first one, if none); equal texts are known by it, too (``mmjax.core.groups.place_number``).
 """
 
 State = dict[str, jax.Array]

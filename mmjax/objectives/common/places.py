@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mmjax.core.groups import split_place
 from mmjax.core.types import Provenance
 from mmjax.objectives.common.targets import Labels, make_targets
 
@@ -18,7 +19,12 @@ def places_of(text: Provenance, count: int) -> jax.Array:
     """i32[M]: each text's place, below ``count``; 0 for all if texts have none."""
     if text.group is None:
         return jnp.zeros(text.ids.shape[0], jnp.int32)
-    return jnp.clip(text.group, 0, count - 1)
+    return jnp.minimum(split_place(text.group)[0], count - 1)
+
+
+def numbers_of(text: Provenance) -> jax.Array:
+    """i32[M]: the same number for equal texts; different ones for all if texts have no places."""
+    return jnp.arange(text.ids.shape[0], dtype=jnp.int32) if text.group is None else split_place(text.group)[1]
 
 
 def repeat_rows(rows: Any, count: int) -> Any:
