@@ -154,7 +154,8 @@ def test_tables_are_read_back_as_they_were(ending):
         "kept": 1,
         "threshold": np.float32(0.1),
     }  # 007 < 1
-    assert mark_kept(table, minimum=0.1)[0]["keep"].to_pylist() == [1, 0, 1, 0]
+    assert mark_kept(table, minimum=-0.25)[0]["keep"].to_pylist() == [1, 0, 1, 1]
+    assert mark_kept(table, minimum=0.0)[0]["keep"].to_pylist() == [1, 0, 1, 0]
     assert mark_kept(table, top=0)[1] == {"kept": 0, "threshold": None}
 
 

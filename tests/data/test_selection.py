@@ -297,6 +297,7 @@ class TestQuantiles:
         weight = np.array([[0.5, 0.5], [1, 0], [1, 0]], np.float32)
         rows = types.SimpleNamespace(image_ids=ids, image_weight=weight)
         np.testing.assert_array_equal(quantile_arrays(samples, rows, range(2))["quantile"], np.float32([0.25, 1]))
+        np.testing.assert_array_equal(quantile_arrays(samples, rows, range(2, 3))["quantile"], [1])
         samples[0].fields["quantile"] = None
         assert not quantile_arrays(samples, rows, range(2))
 

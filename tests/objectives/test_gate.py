@@ -15,6 +15,7 @@ from mmjax.core.types import Batch, Provenance
 from mmjax.objectives import contrastive, sigmoid, sluma
 from mmjax.objectives.common.gate import Gate, GateConfig
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
+from mmjax.planning import abstract_data
 from support import tiny
 from support.training import assembled, trained
 
@@ -142,11 +143,14 @@ def scored(path, **options):
 
 
 def test_a_step_goes_by_its_state_and_carries_it_on(tmp_path):
-    program, batches = assembled(scored(tmp_path / "s.parquet"), jax.devices()[:1])
+    experiment = scored(tmp_path / "s.parquet")
+    program, batches = assembled(experiment, jax.devices()[:1])
     arrays = next(batches)
     batches.close()
     quantile = arrays["quantile"]
     assert quantile.shape == (16,) and ((quantile == 0) == (arrays["image_ids"][:, 0] % 3 == 0)).all()
+    planned = abstract_data.batch_shapes(abstract_data.resolve_without_data(experiment, shards=1)[0]).quantile
+    assert planned is not None and (planned.shape, planned.dtype) == (quantile.shape, quantile.dtype)
     step, initial = program.compile(program.batch_shape(arrays)), jax.device_get(program.initialize())
 
     def run(performance, quantile):

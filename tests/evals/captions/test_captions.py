@@ -60,6 +60,8 @@ class TestByHand:
         np.testing.assert_allclose(short[:2], math.exp(1 - 4 / 2), rtol=1e-6)
         # Of two lengths that are equally near the shorter counts, so that there is no penalty.
         np.testing.assert_allclose(bleu(lists("a b c"), [lists("a b c d", "a b")])[0][0], 1.0, rtol=1e-6)
+        # A word counts as often as the one reference that has it most often.
+        np.testing.assert_allclose(bleu(lists("the the"), [lists("the cat", "the dog")])[0][0], 0.5, rtol=1e-6)
         # The whole sums matches and lengths: 3 of 4 words, and not the mean of 1 and 1/2.
         np.testing.assert_allclose(bleu(lists("a b", "c x"), [lists("a b"), lists("c d")])[0][0], 0.75, rtol=1e-6)
 
@@ -175,3 +177,4 @@ def test_clip_scores():
     references = [np.array([[0, 1.0, 0], [1, 0, 0]]), np.array([[0, 1.0, 0]]), np.array([[0, 0, 1.0]])]
     expected = [2 * 1.5 * 0.8 / (1.5 + 0.8), 0, 2 * 2.5 / 3.5]
     np.testing.assert_allclose(ref_clip_scores(image, caption, references), expected)
+    assert ref_clip_scores(image[:1], caption[:1], [np.array([[-1.0, 0, 0]])]).tolist() == [0]
