@@ -24,3 +24,10 @@ def test_they_are_exact_with_copies_in_the_order_of_rows(n, count, monkeypatch):
     found = neighbors.find_neighbors(z, count, progress=done.append)
     np.testing.assert_array_equal(found, wanted(z, min(count, n - 1)))
     assert done[-1] == n
+
+
+def test_what_float32_cannot_tell_apart_is_in_the_order_of_float64():
+    random = np.random.default_rng(1)
+    z = np.ones((80, 6)) + 1e-4 * random.normal(size=(80, 6))  # cosines differ by 1e-8
+    z = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
+    np.testing.assert_array_equal(neighbors.find_neighbors(z, 3), wanted(z, 3))

@@ -11,6 +11,7 @@ from mmjax.data.clusters.config import ClusterConfig
 from mmjax.data.clusters.order import ClusteredOrder
 from mmjax.data.clusters.table import Clusters, make_table, read_clusters
 from mmjax.data.pipeline import Batches
+from mmjax.runs.folder import claim
 from mmjax.train.setup import setup
 from support import tiny
 
@@ -181,7 +182,7 @@ def test_a_run_keeps_the_id_of_its_table(tmp_path):
     experiment = tiny.experiment()
     source = setup(experiment).source
     keys = [str(source[i].get("key", source[i]["id"])) for i in range(48)]
-    path, configs = tmp_path / "table.parquet", []
+    path, configs, experiments = tmp_path / "table.parquet", [], []
     for distance in (1, 2):
         neighbors = (np.arange(48)[:, None] + [distance, distance + 8, distance + 16]) % 48
         pq.write_table(make_table(keys, np.arange(48), neighbors, examples=48), path)
@@ -189,4 +190,12 @@ def test_a_run_keeps_the_id_of_its_table(tmp_path):
         configs.append(resolved.experiment.to_dict()["data"]["clusters"])
         pairs = np.array(resolved.make_batches()[0]["image_ids"]).reshape(-1, 2)
         assert pairs.shape == (8, 2) and len(np.unique(pairs)) == 16
+        experiments.append(resolved.experiment)
     assert configs[0].pop("id") != configs[1].pop("id") and configs[0] == configs[1]
+    with claim(tmp_path / "run", experiments[0], overrides=()):
+        pass
+    with (
+        pytest.raises(ConfigError, match=r"another experiment \(data\.clusters\.id: '\w+' there, '\w+' now\)"),
+        claim(tmp_path / "run", experiments[1], overrides=()),
+    ):
+        pass

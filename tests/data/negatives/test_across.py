@@ -47,6 +47,7 @@ class TestExchange:
         [
             ("a cat", "a cat"),
             ("a cat is", "a Cat holds"),  # auxiliaries stay
+            ("a cat near a dog", "the dog"),  # both have it
             ("a cat", "dogs"),  # number
             ("a cat", "the apple"),  # the article
             ("", "a cat"),
