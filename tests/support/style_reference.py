@@ -236,3 +236,47 @@ def predict(tensors, pictures, ops, *, training=False):
             outputs.append(layer(ops.mean_pool(x, 3, 1, 1), f"Mixed_{block}.branch_pool"))
         x = ops.concatenate(outputs)
     return ops.mean(x) @ p["fc.weight"].T + p["fc.bias"]
+
+
+VGG = []
+for _block, _count in enumerate((2, 2, 4, 4, 4), 1):
+    VGG += [*(f"conv{_block}_{n + 1}" for n in range(_count)), "P"]
+
+
+def random_vgg(seed=0, *, width=3):
+    """Tensors by torchvision's names of VGG-19, every convolution with ``width`` outputs."""
+    random, tensors, place, before = np.random.default_rng(seed), {}, 0, 3
+    for layer in VGG:
+        if layer != "P":
+            kernel = random.normal(size=(width, before, 3, 3)) * np.sqrt(2 / (9 * before))
+            tensors[f"features.{place}.weight"] = kernel.astype(np.float32)
+            tensors[f"features.{place}.bias"] = (0.1 * random.normal(size=width)).astype(np.float32)
+            before = width
+        place += 1 if layer == "P" else 2
+    return tensors
+
+
+def vgg(tensors, picture, ops, *, pooling):
+    """Features [C, H, W] by layer of one picture [H, W, 3] from 0 to 1."""
+    p = {name: ops.array(x) for name, x in tensors.items()}
+    x = (np.float64(picture) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    x, place, features = ops.array(np.transpose(x[None], (0, 3, 1, 2)).astype(np.float32)), 0, {}
+    for layer in VGG:
+        if layer == "P":
+            x = ops.max_pool(x, 2, 2) if pooling == "max" else ops.mean_pool(x, 2, 2)
+        else:
+            weight, bias = (p[f"features.{place}.{kind}"] for kind in ("weight", "bias"))
+            x = features[layer] = ops.relu(ops.conv(x, weight, bias, 1, (1, 1)))
+        place += 1 if layer == "P" else 2
+    return {layer: f[0] for layer, f in features.items()}
+
+
+def gatys_loss(tensors, x, content, style, ops, *, content_layer, style_layers, alpha, beta, pooling):
+    """The paper's loss, equation by equation, for a style of the picture's size."""
+    new, p, a = (vgg(tensors, v, ops, pooling=pooling) for v in (x, content, style))
+    loss = alpha * 0.5 * np.sum((new[content_layer] - p[content_layer]) ** 2)
+    for layer in style_layers:
+        f, s = (v[layer].reshape(len(v[layer]), -1) for v in (new, a))
+        n, m = f.shape
+        loss += beta / len(style_layers) / (4 * n**2 * m**2) * np.sum((f @ f.T - s @ s.T) ** 2)
+    return loss

@@ -56,12 +56,12 @@ def normalize_instances(x: jax.Array) -> jax.Array:
 
 def pool_max(x: jax.Array, size: int, stride: int) -> jax.Array:
     """The largest number of each window; no padding."""
-    low = jnp.asarray(-jnp.inf, x.dtype)
+    low = np.array(-np.inf, x.dtype)  # not of jax, or there would be no gradient
     return jax.lax.reduce_window(x, low, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), "VALID")
 
 
 def pool_mean(x: jax.Array, size: int, stride: int, *, padding: int = 0) -> jax.Array:
     """The mean of each window, which counts padding as zeros."""
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    zero = jnp.zeros((), x.dtype)
+    zero = np.zeros((), x.dtype)
     return jax.lax.reduce_window(x, zero, jax.lax.add, (1, size, size, 1), (1, stride, stride, 1), pads) / size**2
