@@ -50,12 +50,12 @@ def random_transformer(seed=0, *, channels=(4, 6, 8), z=5, blocks=2):
     return tensors
 
 
-def random_predictor(seed=0, *, width=3, z=5):
+def random_predictor(seed=0, *, width=3, z=5, gain=3):
     """The same of the predictor; every convolution has ``width`` outputs."""
     random, tensors = np.random.default_rng(seed), {}
 
     def conv(name, before, kernel):
-        scale = np.sqrt(3 / (before * np.prod(kernel)))  # so that pictures differ at the end
+        scale = np.sqrt(gain / (before * np.prod(kernel)))  # so that pictures differ at the end
         tensors[f"{name}.conv.weight"] = (scale * random.normal(size=(width, before, *kernel))).astype(np.float32)
         for kind, low in (("weight", 0.5), ("bias", -0.5), ("running_mean", -0.5), ("running_var", 0.5)):
             tensors[f"{name}.bn.{kind}"] = random.uniform(low, low + 1, width).astype(np.float32)

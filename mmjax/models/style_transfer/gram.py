@@ -76,7 +76,7 @@ def transfer_style(
 ) -> tuple[jax.Array, jax.Array]:
     """The content f32[H, W, 3] from 0 to 1 in the style of another picture, and the loss before and after: f32[2]."""
     content, style = content[None], style[None]
-    x = content if config.start == "content" else jax.random.uniform(key, content.shape)
+    start = content if config.start == "content" else jax.random.uniform(key, content.shape)
 
     def loss(x: jax.Array) -> jax.Array:
         return gram_loss(params, x, content, style, config)
@@ -94,6 +94,6 @@ def transfer_style(
         return jnp.asarray(optax.apply_updates(x, updates)), state
 
     with jax.numpy_dtype_promotion("standard"):  # optax mixes float32 with Python's and numpy's numbers
-        found, _ = jax.lax.fori_loop(0, config.steps, step, (x, tx.init(x)))
-    found = jnp.clip(found, 0, 1)
-    return found[0], jnp.stack([loss(x), loss(found)])
+        x, _ = jax.lax.fori_loop(0, config.steps, step, (start, tx.init(start)))
+    x = jnp.clip(x, 0, 1)
+    return x[0], jnp.stack([loss(start), loss(x)])
