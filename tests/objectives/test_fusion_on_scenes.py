@@ -1,0 +1,36 @@
+"""What models with a fusion encoder learn on scenes: to look at a pair once more, and to answer questions."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support import command
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def metrics(workdir, name, arguments):
+    """Of the test split, after a run of one of the shipped configurations on one device."""
+    config = f"--config={CONFIGS / name}:{arguments}"
+    command.run("train", config, f"--workdir={workdir}", "--config.eval.every_steps=5000", XLA_FLAGS="")
+    return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_second_look_at_the_nearest_improves_retrieval(tmp_path):
+    got = metrics(tmp_path / "run", "scenes_fusion.py", "method=albef,world=easy,images=4096,steps=900")
+    assert got["test/reranking/rsum_gain"] > 0
+    assert got["test/reranking/image_to_text_R@1_gain"] + got["test/reranking/text_to_image_R@1_gain"] > 0
+
+
+@pytest.mark.slow
+def test_answers_need_the_question_and_the_picture(tmp_path):
+    """The controls train and measure without one of them."""
+    got = {
+        hidden: metrics(tmp_path / hidden, "scenes_vqa.py", f"hidden={hidden},world=easy,images=16384,steps={steps}")
+        for hidden, steps in (("nothing", 2500), ("image", 500), ("question", 500))
+    }
+    seeing = got["nothing"]["test/vqa/accuracy"]
+    others = (got["image"]["test/vqa/accuracy"], got["question"]["test/vqa/accuracy"])
+    assert seeing > max(*others, got["nothing"]["test/vqa/accuracy_other_image"]) + 0.1
