@@ -139,7 +139,8 @@ def scored(path, **options):
     """The tiny experiment with a file of scores; every third example has none."""
     ids = np.arange(48)[np.arange(48) % 3 > 0]
     pq.write_table(pa.table({"id": ids, "score": np.random.default_rng(5).random(len(ids))}), path)
-    return tiny.experiment(gate={"scores": str(path)}, data__captions_per_image=2, **options)
+    layers = {"model__vision_cfg__layers": 1, "model__text_cfg__layers": 1}
+    return tiny.experiment(gate={"scores": str(path)}, data__captions_per_image=2, **layers, **options)
 
 
 def test_a_step_goes_by_its_state_and_carries_it_on(tmp_path):
