@@ -12,7 +12,7 @@ from mmjax.data.preparing.reencoding import Format
 from mmjax.generate.block import FOLDER, Block
 
 BACKENDS = "mmjax.generate.backends"
-_OF_THE_MACHINE = {"device", "concurrency", "cache", "timeout", "retries", "batch_size", "threads"}
+_OF_THE_MACHINE = {"device", "concurrency", "cache", "timeout", "retries", "batch_size", "url", "key_env"}
 """Options of models that do not change their results; another value continues the same output."""
 
 

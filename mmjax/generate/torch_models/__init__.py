@@ -1,0 +1,1 @@
+"""Models of transformers and diffusers, a file a role; torch is imported when the first one is loaded."""
