@@ -10,6 +10,7 @@ import numpy as np
 from mmjax.augment.common.base import Features, TokenMask, TowerInfo
 from mmjax.core.sphere import unit
 from mmjax.core.types import Batch, Provenance
+from mmjax.models.block_stack import TowerOutput
 from mmjax.objectives import contrastive
 from mmjax.train.augmentation import Augmentations
 
@@ -83,6 +84,9 @@ class Head:
             valid = TokenMask.from_ids(ids, eos_id=TOWERS.eos_id).valid[..., None]
             total = jnp.sum(jnp.where(valid, tokens.astype(jnp.float32), 0.0), axis=1)
             return (total / jnp.sum(valid, axis=1, dtype=jnp.float32)).astype(tokens.dtype)
+
+        def run(self, tokens, ids=None, *, start=0, with_sequence=False):
+            return TowerOutput(self.pool(tokens, ids, start=start), {}, tokens if with_sequence else None)
 
         def project(self, x):
             return (x.astype(jnp.float32) @ self.kernel).astype(jnp.float32)
