@@ -15,6 +15,7 @@ from mmjax.generate.negatives.entities import EntityMaker, mask_spans
 from mmjax.generate.negatives.fills import FillMaker
 from mmjax.generate.negatives.makers import CaptionedExample
 from support import fake_models
+from support.model_service import reply, serve
 from support.pictures import encoded, photograph
 
 FAKE = "support.fake_models:x"
@@ -191,3 +192,28 @@ def test_unknown_kinds_of_fills_are_refused(data, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(swaps, "tagger", lambda *_: find_tags)
     assert run(data, tmp_path / "n.csv", "--method=mlm", f"--filler={FAKE}", "--kinds=color") != 0
     assert "--kinds='color'" in capsys.readouterr().err
+
+
+def test_a_service_writes_them(data, tmp_path, capsys):
+    def answer(path, asked, number):
+        text = asked["messages"][-1]["content"]
+        caption = text.partition("True caption: ")[2].partition("\n")[0]
+        assert path.endswith("/chat/completions") and asked["response_format"]["json_schema"]["schema"]["required"]
+        if caption.endswith(" 3"):
+            return reply('{"object": 3}')
+        return reply(json.dumps({"object": caption.replace("mat", "roof"), "relation": caption}))
+
+    output = tmp_path / "n.jsonl"
+    with serve(answer) as server:
+        flags = [
+            "--writer=openai:m",
+            f"--url={server.url}",
+            "--kinds=object,relation",
+            "--model-option=writer.cache=None",
+        ]
+        assert run(data, output, "--method=llm", *flags) == 0
+        assert len(server.requests) == 20
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 19 and {row["kind"] for row in rows} == {"edit_object"}  # what repeats the caption is none
+    assert all(row["negative"] == row["caption"].replace("mat", "roof") for row in rows)
+    assert "failed: 1 (the reply does not follow the schema" in capsys.readouterr().out
