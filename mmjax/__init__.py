@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmjax.inference.model import load
+    from mmjax.inference.loading import load
 
 __all__ = ["load"]
 __version__ = "0.1.0"
@@ -15,6 +15,6 @@ def __getattr__(name: str) -> Any:
     # Imported at its first use, because it takes jax with it.
     if name != "load":
         raise AttributeError(f"module 'mmjax' has no attribute {name!r}")
-    from mmjax.inference.model import load
+    from mmjax.inference.loading import load
 
     return load

@@ -5,7 +5,7 @@ import zlib
 import jax
 
 
-def key(seed: int, *, stream: str, step: jax.Array | int = 0) -> jax.Array:
+def key(seed: int | jax.Array, *, stream: str, step: jax.Array | int = 0) -> jax.Array:
     """A key for one named stream at one step; the same on every device and in every process.
 
     CRC-32 hashes the stream's name, because Python's ``hash`` differs between processes.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,29 +10,24 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from mmjax.checkpoints.fingerprint import fingerprint
-from mmjax.core.config import ConfigError, build, choose
-from mmjax.core.numerics import DTYPES
+from mmjax.core.config import ConfigError, build
 from mmjax.core.state import flatten
-from mmjax.data import tokenizer as tokenizers
 from mmjax.data.eval_view import make_eval_chain, view_for_evaluation
 from mmjax.data.pictures import parse_background
 from mmjax.data.source import Source
+from mmjax.data.tokenizer import Tokenizer
 from mmjax.evals.common.embedder import Embedder
 from mmjax.evals.zeroshot import class_embeddings
-from mmjax.experiment import DataConfig, Experiment
+from mmjax.experiment import DataConfig
+from mmjax.inference.captioning import Captioner
+from mmjax.inference.decoding import DecodingConfig
 from mmjax.inference.images import Picture, list_pictures, read_picture
-from mmjax.models import presets
-from mmjax.models.clip import make_tower
-from mmjax.models.config import ClipConfig, with_tokenizer
-from mmjax.models.low_precision import check_matmul_precision
-from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated
-from mmjax.runs import folder as run_folder
-from mmjax.runs.start_weights import find_run, open_weights
+from mmjax.models.config import ClipConfig
+from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 
 Precision = Literal["float32", "bfloat16"]
 _BUCKET_FACTOR = 4  # between one batch size and the next: at most so many rows are computed for one that was asked for
@@ -60,7 +54,7 @@ class Model:
         graphs: dict[str, Any],
         *,
         data: DataConfig,
-        tokenizer: Callable[[Sequence[str]], np.ndarray] | ConfigError,
+        tokenizer: Tokenizer | ConfigError,
         devices: Sequence[jax.Device],
         batch_size: int,
         precision: Precision,
@@ -83,6 +77,7 @@ class Model:
             read_picture, chain=self._chain, modality=self.modality, background=parse_background(data.background)
         )
         self._embedders: dict[int, Embedder] = {}
+        self._captioners: dict[Any, Captioner] = {}
 
     def encode_image(self, images: Iterable[Picture]) -> np.ndarray:
         """f32[n, E]: a unit row for each picture, which is prepared as evaluation does it.
@@ -116,6 +111,41 @@ class Model:
         if isinstance(self._tokenizer, ConfigError):
             raise self._tokenizer
         return self._tokenizer(texts)
+
+    def caption(self, images: Iterable[Picture], *, seed: int = 0, **options: Any) -> list[str]:
+        """A text for each picture, by the model's decoder.
+
+        Args:
+            images: As in ``encode_image``.
+            seed: Of draws with ``method="sample"``.
+            options: Of ``DecodingConfig``: ``method`` (``greedy``, ``beam``, ``sample``), ``max_length``, …
+        """
+        return [texts[0] for texts in self.captions(images, count=1, seed=seed, **options)]
+
+    def captions(self, images: Iterable[Picture], *, count: int, seed: int = 0, **options: Any) -> list[list[str]]:
+        """``count`` texts for each picture; several need ``method="sample"``. For the options see ``caption``."""
+        listed = list_pictures(images)
+        captioner = self.captioner(count=count, **options)
+        with ThreadPoolExecutor(_cores()) as pool:
+
+            def read(start: int, stop: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+                rows = list(pool.map(self._read, listed[start:stop], range(start, stop)))
+                return {self.modality: np.stack(rows)}, np.arange(start, stop, dtype=np.int32)
+
+            def run(embedder: Embedder, rows: Any) -> jax.Array:
+                return captioner(self._params, *rows, seed=seed)[0]
+
+            return captioner.decode(self._run_batches(run, len(listed), read))
+
+    def captioner(self, *, count: int = 1, **options: Any) -> Captioner:
+        """What ``captions`` runs batches with; the same options have the same compiled program."""
+        self.require("decoder")
+        key = (count, *sorted(options.items()))
+        if key not in self._captioners:
+            decoding = build(DecodingConfig, options, path="caption") if options else DecodingConfig()
+            assert not isinstance(self._tokenizer, ConfigError)  # a model with a decoder has one
+            self._captioners[key] = Captioner(self._graphs, self._tokenizer, decoding, count=count)
+        return self._captioners[key]
 
     def similarity(self, images: Iterable[Picture], texts: Sequence[str]) -> np.ndarray:
         """f32[n, m]: the cosine of each picture's and each text's embedding."""
@@ -182,6 +212,11 @@ class Model:
         return fingerprint({path: np.asarray(leaf) for path, leaf in flatten(self._params).items()})
 
     def _encode(self, function: str, count: int, read: Callable[[int, int], Any]) -> np.ndarray:
+        return self._run_batches(lambda embedder, rows: getattr(embedder, function)(self._params, rows), count, read)
+
+    def _run_batches(
+        self, run: Callable[[Embedder, Any], jax.Array], count: int, read: Callable[[int, int], Any]
+    ) -> np.ndarray:
         done: list[np.ndarray] = []
         pending: collections.deque[tuple[jax.Array, int]] = collections.deque()
         for start, stop, size in _batches(count, self.batch_sizes):
@@ -189,7 +224,7 @@ class Model:
             # Padding repeats the last row, because a tower may not handle zeros.
             fill = np.minimum(np.arange(size), stop - start - 1)
             rows = jax.tree.map(lambda array: embedder.host_batch.to_device(array[fill]), read(start, stop))  # noqa: B023
-            pending.append((getattr(embedder, function)(self._params, rows), stop - start))
+            pending.append((run(embedder, rows), stop - start))
             if len(pending) > _IN_FLIGHT:
                 embedded, length = pending.popleft()
                 done.append(np.asarray(embedded)[:length])
@@ -218,6 +253,8 @@ class Model:
             raise ConfigError(f"the model's image tower takes {names} together, not single pictures; use `mmjax eval`")
         if tower == "visual" and tower not in self._graphs:
             raise ConfigError("the model has no image tower; load one that has, or use encode_text")
+        if tower == "decoder" and tower not in self._graphs:
+            raise ConfigError("the model has no decoder; load one that was trained with objective.name='caption'")
         if tower == "text" and tower not in self._graphs and not isinstance(self._tokenizer, ConfigError):
             raise ConfigError("the model has no text tower; load one that has, or use encode_image")
 
@@ -227,102 +264,8 @@ class Model:
         return np.float32(self._params[name])
 
 
-def load(
-    spec: str | os.PathLike[str],
-    *,
-    model: str | ClipConfig | None = None,
-    tokenizer: str | None = None,
-    precision: Precision | None = None,
-    batch_size: int = 64,
-    devices: Sequence[jax.Device] | None = None,
-) -> Model:
-    """Loads a trained model.
-
-    Example::
-
-        import mmjax
-
-        model = mmjax.load("runs/quickstart@best")
-        model.classify(["cat.jpg"], ["cat", "dog"], templates=["a photo of a {}"])
-
-    Args:
-        spec: A run folder, with ``@STEP``, ``@last`` or ``@best`` after it or not; a folder in transformers' or
-            open_clip's layout; a file of weights; or a name of the Hugging Face hub.
-        model: The model that a file of weights alone belongs to: a preset's name, or its configuration.
-        tokenizer: A folder or hub name, if not the one that belongs to the weights.
-        precision: Of matrix products; None: that of the run, and ``float32`` for weights of others.
-        batch_size: The largest batch; more pictures or texts go through in several.
-        devices: Rows are split over them; None: all of this process.
-    """
-    spec = os.fspath(spec)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size}: must be at least 1")
-    devices = list(jax.local_devices() if devices is None else devices)
-    workdir = find_run(spec)
-    experiment = None if workdir is None else Experiment.from_dict(run_folder.read_config(workdir))
-    data = DataConfig(source={}) if experiment is None else experiment.data
-    precision = precision or ("float32" if experiment is None else experiment.precision)
-    choose(precision, DTYPES, path="precision")
-    weights = open_weights(spec, model=_preset(model) if isinstance(model, str) else model)
-    config = dataclasses.replace(weights.config, remat="none")
-    check_matmul_precision(config.matmul_precision, devices[0])
-    towers = [name for name in weights.towers if name == "visual"]
-    tokens: Any = None
-    if "text" in weights.towers:
-        try:
-            tokens = _load_tokenizer(spec, tokenizer or weights.tokenizer, config)
-            config = with_tokenizer(config, tokens)
-            towers.append("text")
-        except ConfigError as error:
-            if not towers:
-                raise
-            tokens = error  # pictures can be encoded without; texts raise it
-    mesh = make_mesh(MeshConfig(), devices=devices)
-    graphs, shapes = _abstract(config, towers, dtype=DTYPES[precision], row_sharding=batch_sharding(mesh))
-    shapes |= {"logit_scale": jax.ShapeDtypeStruct((), jnp.float32)}
-    if config.init_logit_bias is not None:
-        shapes |= {"logit_bias": jax.ShapeDtypeStruct((), jnp.float32)}
-    target = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh))
-        for path, leaf in flatten(shapes).items()
-    }
-    loaded = weights.read(config, target)
-    scalars = {name: loaded.params[name] for name in ("logit_scale", "logit_bias") if name in loaded.params}
-    trees = {name: shapes[name] for name in towers}
-    params = jax.tree.unflatten(jax.tree.structure(trees), [loaded.params[path] for path in flatten(trees)])
-    return Model(
-        config, params | scalars, graphs, data=data, tokenizer=tokens, devices=devices, batch_size=batch_size,
-        precision=precision,
-    )  # fmt: skip
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _preset(name: str) -> ClipConfig:
-    return build(ClipConfig, presets.load(name), path="model")
-
-
-def _load_tokenizer(spec: str, name: str | None, config: ClipConfig) -> tokenizers.Tokenizer:
-    if name is None:
-        raise ConfigError(f"{spec!r}: no tokenizer belongs to these weights; name one, as load(…, tokenizer='DIR')")
-    text = config.text_cfg
-    options = tokenizers.published_options(name, clean=text.tokenizer_clean, strip_sep=text.tokenizer_strip_sep)
-    return tokenizers.load(name, context_length=text.context_length, **options)
-
-
-def _abstract(
-    config: ClipConfig, towers: Sequence[str], *, dtype: Any, row_sharding: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The graph definitions of the towers, and the shapes of their parameters."""
-    graphs: dict[str, Any] = {}
-    shapes: dict[str, Any] = {}
-    for name in towers:
-        create: Any = functools.partial(make_tower, config, name, dtype=dtype, row_sharding=row_sharding)
-        graphs[name], state = nnx.split(nnx.eval_shape(lambda create=create: create(rngs=nnx.Rngs(0))))
-        shapes[name] = nnx.to_pure_dict(state)
-    return graphs, shapes
 
 
 def _batch_sizes(largest: int, devices: int) -> tuple[int, ...]:

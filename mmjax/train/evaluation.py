@@ -24,7 +24,7 @@ from mmjax.evals.common.embedder import BoundEmbedder, Embedder
 from mmjax.evals.common.metric_names import load_evaluator, prefix_of, tasks_of_splits
 from mmjax.evals.common.suite import DataSet, make_evaluator
 from mmjax.experiment import EvalConfig, Experiment
-from mmjax.inference.model import load
+from mmjax.inference.loading import load
 from mmjax.models.config import with_tokenizer
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.runs import folder as run_folder

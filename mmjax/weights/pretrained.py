@@ -42,6 +42,8 @@ _FREE_OF_BERT = {"context_length", "pool_type", "pool_tanh", "proj_type", "proj_
 """Keys that are free too where the weights are of BERT or a relative, which was trained to embed no texts."""
 
 TOWERS = {"visual": "vision_cfg", "text": "text_cfg"}
+MODULES = ("decoder", "fusion")
+SECTIONS = TOWERS | {name: name for name in MODULES}
 
 
 class Loaded(NamedTuple):
@@ -82,6 +84,12 @@ class Pretrained:
             )
         ]
 
+    @property
+    def modules(self) -> list[str]:
+        """Sections of the model beside the towers that the file has: ``decoder``, ``fusion``."""
+        roots = dict.fromkeys(rule.ours[0].split("/")[0] for rule in self.rules if self._holds(rule))
+        return [root for root in roots if root in MODULES]
+
     def _holds(self, rule: Rule) -> bool:
         return rule.names(1)[0] in self.file.tensors
 
@@ -117,6 +125,7 @@ class Pretrained:
         wanted = {path: leaf for path, leaf in target.items() if not any(pattern.match(path) for pattern in dropped)}
         towers = self.check(model, [t for t in TOWERS if any(path.startswith(f"{t}/") for path in target)])
         self._check_sizes(model, wanted)
+        self._check_modules(model, wanted)
         params = read_params(self.file, self.rules, wanted, adapted=self._adapted(model, wanted))
         known = {path: rule.theirs for rule in self.rules for path in rule.ours}
         gaps = [path for path in wanted if path in known and path not in params and path.split("/")[0] in towers]
@@ -145,6 +154,16 @@ class Pretrained:
                         f"model.{section}.{field.name}={mine!r}: the weights of {self.spec!r} are of a model "
                         f"with {other!r}; set model='init' to take theirs"
                     )
+
+    def _check_modules(self, model: ClipConfig, wanted: Iterable[str]) -> None:
+        """Raises if a module beside the towers is wanted and there, but is another's."""
+        for name in self.modules:
+            ours, theirs = getattr(model, name), getattr(self.config, name)
+            if ours != theirs and any(path.startswith(f"{name}/") for path in wanted):
+                raise ConfigError(
+                    f"model.{name}: the weights of {self.spec!r} have another, {theirs}; set model='init' to take it, "
+                    f"or init.drop=('{name}/.*',) to start at random"
+                )
 
     def _check_sizes(self, model: ClipConfig, wanted: Mapping[str, Any]) -> None:
         text, other = model.text_cfg.vocab_size, self.config.text_cfg.vocab_size
@@ -180,7 +199,7 @@ class Pretrained:
         for rule in self.rules:
             if any(path in params for path in rule.ours):
                 tower = rule.ours[0].split("/")[0]
-                taken.update(rule.names(getattr(model, TOWERS[tower]).layers if rule.stacked else 1))
+                taken.update(rule.names(getattr(model, SECTIONS[tower]).layers if rule.stacked else 1))
         return [name for name in self.file.tensors if name not in taken and not _NOT_PARAMETERS.fullmatch(name)]
 
 

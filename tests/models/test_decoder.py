@@ -48,11 +48,11 @@ def prepared(name):
     return config, graph, params, images, all_at_once
 
 
-SLOW = ("coca as in the paper", "on a tower of another kind")
-EACH = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
+def quick(*names):
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", quick("coca", "cappa"))
 def test_the_decoder_is_its_reference(name):
     config, _, params, images, all_at_once = prepared(name)
     parallel = np.array([False, True, True, False]) if config.decoder.mask_token else None
@@ -63,7 +63,7 @@ def test_the_decoder_is_its_reference(name):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", quick("coca", "prefix"))
 def test_word_by_word_is_all_at_once(name):
     _, graph, params, images, all_at_once = prepared(name)
     image, expected = all_at_once(params, images, None)

@@ -79,7 +79,7 @@ def reference(params, name, weights):
     return decoder_reference.caption_loss(logits, IDS, weights, eos_id=EOS, **options)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["cappa", *(pytest.param(n, marks=pytest.mark.slow) for n in ("coca", "prefix"))])
 def test_loss_and_gradients_are_those_of_the_reference(name):
     _, graph, params, images, objective = prepared(name)
 

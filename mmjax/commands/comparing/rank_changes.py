@@ -15,7 +15,7 @@ from mmjax.data.sample import Example, Unreadable
 from mmjax.data.source import Source
 from mmjax.evals.retrieval import evenly_spaced
 from mmjax.experiment import Experiment
-from mmjax.inference.model import load
+from mmjax.inference.loading import load
 from mmjax.inference.thumbnails import make_thumbnail
 from mmjax.train import data as train_data
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from mmjax.core.config import Ge
 from mmjax.generate.backend import Failure, Picture
-from mmjax.inference.model import Model, load
+from mmjax.inference.loading import load
+from mmjax.inference.model import Model
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -1,0 +1,79 @@
+"""Texts for pictures by a model's decoder: the towers, the decoder and the decoding loop in one compiled program."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmjax.core import rng
+from mmjax.core.config import ConfigError
+from mmjax.data.tokenizer import Tokenizer
+from mmjax.inference.decoding import DecodingConfig, Loop, Special
+
+
+class Captioner:
+    """Writes texts for pictures.
+
+    Args:
+        graphs: The model's parts without parameters: ``visual``, ``text`` and ``decoder``.
+        tokenizer: That of the texts.
+        decoding: How words are chosen.
+        count: How many texts for a picture.
+    """
+
+    def __init__(
+        self,
+        graphs: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        decoding: DecodingConfig,
+        *,
+        count: int = 1,
+    ):
+        if count < 1 or (count > 1 and decoding.method != "sample"):
+            raise ConfigError(f"count={count}: several texts for a picture need method='sample'; others give one")
+        special = Special(end=tokenizer.eos_id, pad=tokenizer.pad_id, start=tokenizer.bos_id)
+        around = 1 + (special.start is not None)
+        body = min(decoding.max_length or tokenizer.context_length, tokenizer.context_length - around)
+        if decoding.min_length > body:
+            raise ConfigError(
+                f"min_length={decoding.min_length}: the model's context holds {body} tokens beside start and end"
+            )
+        first = int(special.start is not None)
+        loop = Loop(decoding, special, length=body + around, first=first)
+
+        def caption(params: Any, images: Any, numbers: jax.Array, seed: jax.Array) -> tuple[jax.Array, jax.Array]:
+            visual, text, decoder = (
+                nnx.merge(graphs[name], nnx.State(params[name])) for name in ("visual", "text", "decoder")
+            )
+            tokens = visual.run(visual.embed(images), with_sequence=True).sequence
+            cache = decoder.start(jnp.repeat(tokens, count, axis=0), text, length=loop.length)
+            if first > decoder.first:  # the start token is the first that this decoder would write
+                start = jnp.zeros(len(tokens) * count, jnp.int32)
+                _, cache = decoder.next(cache, start, jnp.int32(decoder.first), text)
+            step = lambda cache, previous, position: decoder.next(cache, previous, position, text)  # noqa: E731
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(rng.key(seed, stream="caption"), numbers)
+            keys = jax.vmap(functools.partial(jax.random.split, num=count))(keys).reshape(-1)
+            texts, log_p = loop(step, cache, keys)
+            return texts.reshape(len(tokens), count, -1), log_p.reshape(len(tokens), count)
+
+        self._tokenizer, self._run = tokenizer, jax.jit(caption)
+
+    def __call__(self, params: Any, images: Any, numbers: Any, *, seed: int = 0) -> tuple[jax.Array, jax.Array]:
+        """Starts a batch of prepared pictures: tokens i32[B, count, L], and each text's log p f32[B, count].
+
+        ``log p`` is the model's, before temperature and cuts. What is drawn for a picture depends on ``seed`` and its
+        number (i32[B]) alone.
+        """
+        return self._run(params, images, numbers, jnp.uint32(seed))
+
+    def decode(self, tokens: np.ndarray) -> list[list[str]]:
+        """The texts of i32[n, count, L]."""
+        texts = self._tokenizer.decode(tokens.reshape(-1, tokens.shape[-1]))
+        count = tokens.shape[1]
+        return [texts[start : start + count] for start in range(0, len(texts), count)]
