@@ -23,17 +23,17 @@ from mmjax.models.named_towers import hf_text, timm_vision
 _UNSUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
     "": {"custom_text": (True, False), "output_dict": (True, False), "nonscalar_logit_scale": (True, False)},
     "vision_cfg": {
-        "attentional_pool": (False,), "attn_pooler_queries": (256,),
-        "attn_pooler_heads": (8,), "output_tokens": (False,), "block_type": (None, "default", "custom"),
+        "output_tokens": (False, True), "block_type": (None, "default", "custom"),
         "scaled_cosine_attn": (False,), "scale_heads": (False,), "scale_attn": (False,), "image_seq_len": (None,),
         "in_chans": (3,),
     },
     "text_cfg": {
-        "text_arch": ("clip",), "variable_text": (False,), "tokenizer_mode": (None,), "embed_cls": (False,),
-        "bos_id": (None,), "tokenizer_type": ("",), "output_tokens": (False,),
+        "text_arch": ("clip",), "variable_text": (False,), "tokenizer_mode": (None,),
+        "bos_id": (None,), "tokenizer_type": ("",), "output_tokens": (False, True),
         "block_type": (None, "default", "custom"), "scaled_cosine_attn": (False,), "scale_heads": (False,),
         "scale_attn": (False,),
     },
+    "multimodal_cfg": {"mlp_ratio": (4, 4.0)},
 }  # fmt: skip
 
 # timm's options that change training alone, or nothing at these values.
@@ -66,6 +66,7 @@ def convert(section: Mapping[str, Any], *, path: str = "model") -> ClipConfig:
     """
     section = _mapping(section, path=path)
     vision, text = (_mapping(section.pop(k, {}), path=f"{path}.{k}") for k in ("vision_cfg", "text_cfg"))
+    decoder = section.pop("multimodal_cfg", None)
     _drop(section, _UNSUPPORTED[""], path=path)
     quick = section.pop("quick_gelu", False)
     named = vision.pop("timm_model_name", None)
@@ -107,6 +108,14 @@ def convert(section: Mapping[str, Any], *, path: str = "model") -> ClipConfig:
         )
     _drop(vision, _UNSUPPORTED["vision_cfg"], path=f"{path}.vision_cfg")
     _drop(text, _UNSUPPORTED["text_cfg"], path=f"{path}.text_cfg")
+    if decoder is not None:
+        section["decoder"] = _decoder(_mapping(decoder, path=f"{path}.multimodal_cfg"), vision, text, quick, path=path)
+    if "attentional_pool" in vision:
+        vision["attentional_pool"] = {True: "shared", False: "none"}.get(
+            vision["attentional_pool"], vision["attentional_pool"]
+        )
+    if text.get("embed_cls"):
+        text = {"pad_id": 0, **text, "final_ln_after_pool": True}
     if section.get("init_logit_bias") is not None:
         section.setdefault("init_logit_scale", math.log(10.0))
     defaults = dataclasses.asdict(ClipConfig())
@@ -120,6 +129,21 @@ def convert(section: Mapping[str, Any], *, path: str = "model") -> ClipConfig:
         },
         path=path,
     )
+
+
+def _decoder(
+    section: dict[str, Any], vision: Mapping[str, Any], text: Mapping[str, Any], quick: bool, *, path: str
+) -> dict[str, Any]:
+    """CoCa's decoder: on the text tower's tokens, with cross-attention to those of attentional pooling."""
+    where = f"{path}.multimodal_cfg"
+    if not vision.get("attentional_pool"):
+        raise ConfigError(f"{where}: without vision_cfg.attentional_pool the decoder of open_clip is not supported")
+    for key in ("context_length", "vocab_size"):
+        if section.pop(key, text.get(key)) != text.get(key):
+            raise ConfigError(f"{where}.{key}: must be that of text_cfg, {text.get(key)}")
+    _drop(section, _UNSUPPORTED["multimodal_cfg"], path=where)
+    used = {key: value for key, value in section.items() if key not in ("dim_head", "n_queries", "attn_pooler_heads")}
+    return {"activation": "quick_gelu" if quick else "gelu", **used}  # open_clip reads those three nowhere
 
 
 def _mapping(value: Any, *, path: str) -> dict[str, Any]:

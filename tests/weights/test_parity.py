@@ -152,7 +152,14 @@ def open_clip_folder(folder, section):
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": section, "preprocess_cfg": {}}))
     custom = section.get("custom_text") or "timm_model_name" in section["vision_cfg"]
     kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    model = randomize(kind(**{key: value for key, value in section.items() if key != "custom_text"}))
+    kind = open_clip.CoCa if "multimodal_cfg" in section else kind
+    model = kind(**{key: value for key, value in section.items() if key != "custom_text"})
+    for name, parameter in model.named_parameters():
+        if name.endswith(
+            ("_proj_weight", "in_proj_bias", "text_projection")
+        ):  # which open_clip leaves as the memory was
+            torch.nn.init.normal_(parameter, std=0.1)
+    randomize(model)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return model
 
@@ -181,6 +188,41 @@ def test_open_clip(tmp_path, section):
         )
     for mine, other in pairs:
         assert np.abs(np.asarray(mine) - other.numpy()).max() <= TOLERANCE
+
+
+COCA = {
+    "embed_dim": 32,
+    "vision_cfg": PLAIN["vision_cfg"]
+    | {"attentional_pool": True, "attn_pooler_queries": 6, "attn_pooler_heads": 4, "output_tokens": True},
+    "text_cfg": PLAIN["text_cfg"] | {"embed_cls": True, "output_tokens": True},
+    "multimodal_cfg": {"context_length": 12, "vocab_size": 99, "width": 32, "heads": 4, "layers": 2},
+    "custom_text": True,
+}
+
+
+@pytest.mark.parametrize("width", [64, 32], ids=["pooler of another width", "pooler as wide as the tower"])
+def test_coca_of_open_clip(tmp_path, width):
+    """Both embeddings and the decoder's logits."""
+    section = COCA | {"vision_cfg": COCA["vision_cfg"] | {"width": width}}
+    theirs = open_clip_folder(tmp_path, section)
+    ours, pretrained = load(tmp_path)
+    images, pixel_values = pixels(pretrained.config)
+    ids = tokens(pretrained.config, eos=98)
+    with torch.no_grad():
+        other = theirs(pixel_values, torch.from_numpy(ids))
+    image = ours.visual.run(ours.visual.embed(images), with_sequence=True)
+    text = ours.text.run(ours.text.embed(jnp.asarray(ids)), jnp.asarray(ids), with_sequence=True)
+    unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    logits = ours.decoder.logits(ours.decoder(image.sequence, text.sequence, jnp.asarray(ids)))
+    for mine, name in (
+        (unit(ours.visual.project(image.pooled)), "image_features"),
+        (unit(ours.text.project(text.pooled)), "text_features"),
+        (logits, "logits"),
+    ):
+        expected = other[name][:, : mine.shape[1]].numpy()  # the last word has nothing to predict
+        assert np.abs(np.asarray(mine) - expected).max() <= TOLERANCE * max(1, np.abs(expected).max()), name
+    write(pretrained, ours, tmp_path / "ours", write_open_clip)
+    import_open_clip().create_model_and_transforms(f"local-dir:{tmp_path / 'ours'}")
 
 
 def write(pretrained, model, folder, writer):

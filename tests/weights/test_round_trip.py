@@ -15,6 +15,7 @@ from mmjax.core.state import flatten
 from mmjax.experiment import Experiment
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
+from mmjax.models.joint_config import DecoderConfig
 from mmjax.models.lora import merge_adapters
 from mmjax.weights.export.folders import FORMATS, Adapters, Exported
 from mmjax.weights.export.peft import write_peft
@@ -50,6 +51,14 @@ def siglip(**both):
     return clip(embed_dim=48, bias=-10.0, vision=SIGLIP_VISION, text=SIGLIP_TEXT, **GOOGLE, **both)
 
 
+def coca():
+    vision = {"attentional_pool": "shared", "attn_pooler_queries": 5}
+    text = {"embed_cls": True, "final_ln_after_pool": True, "pad_id": 0}
+    return dataclasses.replace(
+        clip(embed_dim=32, vision=vision, text=text), decoder=DecoderConfig(width=32, heads=4, layers=2)
+    )
+
+
 def random_params(config):
     shapes = flatten(nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(0))))[1]))
     numbers = np.random.default_rng(0)
@@ -83,6 +92,7 @@ def spec_of(folder, format):
         ("open_clip", clip(activation="quick_gelu")),
         ("open_clip", clip(activation="gelu_tanh", ln_eps=1e-6)),
         ("open_clip", clip(bias=-10.0, vision={"pool_type": "avg", "no_ln_pre": True}, text={"no_causal_mask": True})),
+        ("open_clip", coca()),
         ("big_vision", siglip()),
         ("big_vision", clip(**GOOGLE, vision=SIGLIP_VISION | AVERAGED, text=SIGLIP_TEXT)),
     ],

@@ -13,9 +13,28 @@ from mmjax.weights.layouts.open_clip import uses_timm, uses_transformers
 _VISION_KEYS = ("image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio")
 _TEXT_KEYS = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
 _BLOCKS = ("ls_init_value", "scale_attn_inner", "scale_fc")
-_OPTIONAL = {  # keys of open_clip's towers that are written where they differ from its defaults, which are ours
-    "vision_cfg": ("no_ln_pre", "pos_embed_type", "final_ln_after_pool", "pool_type", *_BLOCKS),
-    "text_cfg": ("no_causal_mask", "pool_type", "proj_bias", "pad_id", "eos_id", *_BLOCKS),
+_OPTIONAL: dict[
+    str, tuple[str, ...]
+] = {  # keys of open_clip's towers that are written where they differ from its defaults, which are ours
+    "vision_cfg": (
+        "no_ln_pre",
+        "pos_embed_type",
+        "final_ln_after_pool",
+        "pool_type",
+        "attn_pooler_queries",
+        "attn_pooler_heads",
+        *_BLOCKS,
+    ),
+    "text_cfg": (
+        "no_causal_mask",
+        "pool_type",
+        "proj_bias",
+        "pad_id",
+        "eos_id",
+        "embed_cls",
+        "correct_cls_mask",
+        *_BLOCKS,
+    ),
 }
 
 
@@ -32,6 +51,10 @@ def write_model_cfg(config: ClipConfig, *, has_tokenizer: bool) -> dict[str, Any
     section["text_cfg"] = (
         named_towers.hf_section(config.text_cfg) if uses_transformers(config) else _tower(config.text_cfg, _TEXT_KEYS)
     )
+    if config.decoder is not None:
+        section["multimodal_cfg"] = _decoder(config)
+        section["vision_cfg"] |= {"attentional_pool": True, "output_tokens": True}
+        section["text_cfg"]["output_tokens"] = custom = True
     if custom or config.init_logit_bias is not None:
         section |= {"custom_text": True, "init_logit_bias": config.init_logit_bias}
     section["init_logit_scale"] = config.init_logit_scale
@@ -42,6 +65,14 @@ def write_model_cfg(config: ClipConfig, *, has_tokenizer: bool) -> dict[str, Any
         section["text_cfg"]["tokenizer_kwargs"] = options
     _check(section, config)
     return section
+
+
+def _decoder(config: ClipConfig) -> dict[str, Any]:
+    assert config.decoder is not None
+    sizes = {key: getattr(config.decoder, key) for key in ("width", "heads", "layers")}
+    scale = {} if config.decoder.ls_init_value is None else {"ls_init_value": config.decoder.ls_init_value}
+    text = config.text_cfg
+    return sizes | scale | {"context_length": text.context_length, "vocab_size": text.vocab_size}
 
 
 def _tower(tower: VisionConfig | TextConfig, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -75,7 +106,7 @@ def _check(section: dict[str, Any], config: ClipConfig) -> None:
         raise ConfigError(f"--format=open_clip: open_clip cannot express this model: {error}") from None
     differences = [
         f"model.{kind}.{key}={value!r}"
-        for kind in ("vision_cfg", "text_cfg")
+        for kind in ("vision_cfg", "text_cfg", *(["decoder"] if wanted["decoder"] else []))
         for key, value in wanted[kind].items()
         if key not in _NOT_THE_MODEL and back[kind][key] != value
     ]
