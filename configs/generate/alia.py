@@ -13,7 +13,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     args = parse_arguments(arg, backend="scenes", subject="thing", mode="image", n=2)
     image = {"strength": 0.6, "guidance": 7.5} if args.mode == "image" else {"guidance": 5.0, "image_guidance": 1.3}
     config = ml_collections.ConfigDict()
-    config.models = models(args.backend, "captioner", "writer", "image_generator", "scorer", "labeler")
+    roles = ("captioner", "writer", "image_generator", "scorer", "labeler")
+    editor = {} if args.mode == "image" else {"model": "timbrooks/instruct-pix2pix"}
+    config.models = models(args.backend, *roles, image_generator=editor)
     config.stages = (
         ("caption", {}),
         ("repeat", {"most": 5}),

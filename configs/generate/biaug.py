@@ -12,7 +12,9 @@ from mmjax.config_file import parse_arguments
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     args = parse_arguments(arg, backend="scenes", most=2)
     config = ml_collections.ConfigDict()
-    config.models = models(args.backend, "writer", "detector", "image_generator", "scorer")
+    inpainting = {"model": "stable-diffusion-v1-5/stable-diffusion-inpainting"}
+    roles = ("writer", "detector", "image_generator", "scorer")
+    config.models = models(args.backend, *roles, image_generator=inpainting)
     config.stages = (
         ("objects", {"count": 3}),
         ("detect", {"threshold": 0.35}),

@@ -1,6 +1,6 @@
 """Captions with exchanged names as hard negatives (CFT-CLIP, arXiv:2402.11159), for the objective ``cft``.
 
-Arguments: ``backend=scenes|rules|hf|openai``, ``budget=F`` (of characters that are masked), ``tries=N``.
+Arguments: ``backend=scenes|rules|hf``, ``budget=F`` (of characters that are masked), ``tries=N``.
 """
 
 import ml_collections

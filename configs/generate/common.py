@@ -1,38 +1,51 @@
-"""What recipes share: the models of each backend, by their role."""
+"""What recipes share: a model for each role, by backend."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mmjax.core.config import ConfigError, choose
+from mmjax.core.config import choose
 
-HF = {
-    "captioner": {"model": "Salesforce/blip2-opt-2.7b"},
-    "scorer": {"name": "clip", "model": "open_clip:ViT-L-14"},
+HUB = {
+    "captioner": {"name": "hf", "model": "Salesforce/blip-image-captioning-large"},
+    "writer": {"name": "hf", "model": "Qwen/Qwen2.5-7B-Instruct"},
+    "student": {"name": "hf", "model": "Qwen/Qwen2.5-1.5B-Instruct"},
+    "mask_filler": {"name": "hf", "model": "google-bert/bert-base-cased"},
+    "tagger": {"name": "hf", "model": "dslim/bert-base-NER"},
+    "detector": {"name": "hf", "model": "IDEA-Research/grounding-dino-base"},
+    "image_generator": {"name": "hf", "model": "stable-diffusion-v1-5/stable-diffusion-v1-5"},
+    "scorer": {"name": "clip", "model": "openai/clip-vit-large-patch14"},
+    "labeler": {"name": "clip", "model": "openai/clip-vit-large-patch14"},
 }
-"""Models of the Hugging Face hub for each role; a recipe's paper may use others."""
+"""A model of the Hugging Face hub for each role; papers' own ones stand in the recipes, where they are public."""
 
-BACKENDS = ("scenes", "hf", "openai")
+SERVED = {
+    "captioner": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "writer": "Qwen/Qwen2.5-7B-Instruct",
+    "student": "Qwen/Qwen2.5-1.5B-Instruct",
+    "image_generator": "stable-diffusion-3.5-medium",
+}
+"""Roles that a service can take, at ``localhost:8000``; the others have models of the hub then."""
+
+BACKENDS = ("scenes", "rules", "hf", "openai")
 
 
-def models(backend: str, *roles: str, **options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def models(backend: str, *roles: str, **hub: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """A section for each role.
 
     Args:
-        backend: ``scenes`` (an oracle, no model), ``hf`` or ``openai``.
+        backend: ``scenes`` (oracles, for pictures of the source scenes), ``rules`` (for writers and taggers, beside
+            models of the hub), ``hf``, or ``openai``.
         roles: Which models the recipe asks.
-        options: Of ``hf``, options of a role that differ from those of ``HF``.
+        hub: Options of roles that differ from those of ``HUB``.
     """
     choose(backend, BACKENDS, path="backend")
     if backend == "scenes":
         return {role: {"name": "scenes"} for role in roles}
-    sections = {}
+    sections = {role: {**HUB[role], **hub.get(role, {})} for role in roles}
     for role in roles:
-        section = {"name": "hf", **HF[role], **options.get(role, {})}
-        if backend == "openai" and role in ("captioner", "writer", "image_generator"):
-            section = {"name": "openai", "model": "default"}
-        sections[role] = section
+        if backend == "openai" and role in SERVED:
+            sections[role] = {"name": "openai", "url": "http://localhost:8000/v1", "model": SERVED[role]}
+        if backend == "rules" and role in ("writer", "tagger"):
+            sections[role] = {"name": "rules"}
     return sections
-
-
-__all__ = ["ConfigError", "models"]

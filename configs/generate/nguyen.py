@@ -12,7 +12,7 @@ from mmjax.config_file import parse_arguments
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     args = parse_arguments(arg, backend="scenes", fraction=0.3, filtered=1)
     config = ml_collections.ConfigDict()
-    config.models = models(args.backend, "captioner", "scorer")
+    config.models = models(args.backend, "captioner", "scorer", captioner={"model": "Salesforce/blip2-opt-2.7b"})
     config.stages = (
         ("caption", {"top_k": 50, "temperature": 0.75, "min_tokens": 5, "max_tokens": 40}),
         ("score", {}),

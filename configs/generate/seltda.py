@@ -13,7 +13,9 @@ from mmjax.config_file import parse_arguments
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     args = parse_arguments(arg, backend="scenes", n=2, most=34000)
     config = ml_collections.ConfigDict()
-    config.models = models(args.backend, "captioner", "scorer")
+    # A teacher that was trained on a few questions; this captioner has not seen any.
+    teacher = {"model": "Salesforce/blip-image-captioning-base"}
+    config.models = models(args.backend, "captioner", "scorer", captioner=teacher)
     config.stages = (
         ("ask", {"n": args.n, "top_p": 0.9, "min_tokens": 5, "max_tokens": 30}),
         ("statements", {}),

@@ -154,6 +154,8 @@ def test_every_shipped_config_is_documented():
         ("mmjax.data.sources", "data.md"),
         ("mmjax.evals", "evaluation.md"),
         ("mmjax.objectives", "objectives.md"),
+        ("mmjax.generate.blocks", "generation.md"),
+        ("mmjax.generate.backends", "generation.md"),
     ],
 )
 def test_every_plugin_is_in_its_guide(folder, guide):
