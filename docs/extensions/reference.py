@@ -26,6 +26,7 @@ CLASSES = {
     "mmjax.data.sources": "Source",
     "mmjax.data.transforms": "Transform",
     "mmjax.evals": "Evaluator",
+    "mmjax.generate.blocks": "Block",
     "mmjax.objectives": "Objective",
 }
 
