@@ -141,3 +141,23 @@ def test_pixels_of_the_right_size_pass_untouched_where_nothing_crops(source):
     sample = made.decode_and_transform(made.apply_caption_transforms(example, number=0), example, number=0)
     assert all(sample.images[m] is example[m] for m in MODALITIES)
     assert sample.crop is None and sample.key == "3" and sample.captions == example["captions"]
+
+
+def test_captions_are_sampled_by_the_weights_that_an_example_gives_them(source, words):
+    class Weighted(scenes.Source):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return {**example, "caption_weights": [0.0, 3.0, 1.0, 0.0, 0.0]}
+
+    weighted = Weighted("train", size=64, image_size=32, world="easy")
+    texts = Batches(
+        weighted, words, batch_size=64, seed=0, chain=chain((), words, size=32, modalities=("image",)),
+        captions_per_image=1,
+    )  # fmt: skip
+    drawn = [row.tolist() for step in range(4) for row in texts[step]["tokens"]]
+    allowed = [{tuple(words([c])[0].tolist()) for c in weighted[i]["captions"][1:3]} for i in range(64)]
+    numbers = [int(i) for step in range(4) for i in texts[step]["image_ids"][:, 0]]
+    assert all(tuple(row) in allowed[i] for row, i in zip(drawn, numbers, strict=True))
+    firsts = [tuple(words([weighted[i]["captions"][1]])[0].tolist()) for i in range(64)]
+    count = sum(tuple(row) == firsts[i] for row, i in zip(drawn, numbers, strict=True))
+    assert abs(count / 256 - 0.75) < 3 * (0.75 * 0.25 / 256) ** 0.5

@@ -213,3 +213,34 @@ def test_own_prompts_and_demos_are_files(tmp_path):
 def test_no_pair_of_the_sets_is_in_two_of_them():
     sets = [set(rewrite.load_demos(name)) for name in ("plain", "detailed", "short", "spoken")]
     assert all(len(s) == 8 for s in sets) and not any(a & b for a, b in itertools.combinations(sets, 2))
+
+
+def test_options_of_decoding_reach_the_captioner_and_each_picture_gets_n_texts():
+    from mmjax.generate.blocks import caption
+
+    class Recorder:
+        model, revision = "m", "r"
+
+        def caption(self, pictures, prompts, decoding, seeds):
+            self.asked = prompts, decoding, seeds
+            return [[f"{p} {k} {n}" for k in range(decoding.n)] for n, p in enumerate(pictures)]
+
+    class Tools:
+        model = lambda self, name: recorder  # noqa: E731
+        picture = lambda self, one: f"picture {one.id}"  # noqa: E731
+        seed = lambda self, one, *draw: int(one.id)  # noqa: E731
+        origin = lambda self, one, model, **values: 0  # noqa: E731
+
+    recorder = Recorder()
+    block = caption.Block(n=3, prompt="a photo of", top_k=50, temperature=0.75, min_tokens=5, max_tokens=40)
+    made = block([record(id="1"), record(id="2")], Tools())
+    assert [one.texts[1:] for one in made] == [[f"picture {i} {k} {i - 1}" for k in range(3)] for i in (1, 2)]
+    prompts, decoding, seeds = recorder.asked
+    assert list(prompts) == ["a photo of"] * 2 and seeds == [1, 2]
+    assert (decoding.n, decoding.top_k, decoding.temperature, decoding.min_tokens, decoding.max_tokens) == (
+        3,
+        50,
+        0.75,
+        5,
+        40,
+    )
