@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from mmjax.core.atomic import write_atomically
 from mmjax.core.config import ConfigError
 from mmjax.data.formats.generated_records import KIND, PLAN, Record, table_of
@@ -160,14 +162,17 @@ class Job:
         text = "".join(f"{line}\n" for line in lines)
         write_atomically(self.output / "conversations.jsonl", text.encode("utf-8", "backslashreplace"), sync=True)
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The tables' rows of a complete output."""
+        for number in range(self.shards):
+            yield from pq.read_table(self._tables().table_path(KIND, number)).to_pylist()
+
     def records(self) -> Iterator[Record]:
         """All records of a complete output, as they were decided."""
-        import pyarrow.parquet as pq
-
+        rows = self.rows()
         for number in range(self.shards):
-            rows = pq.read_table(self._tables().table_path(KIND, number)).to_pylist()
-            for record, row in zip(read_shard(self.output, number, self.shards), rows, strict=True):
-                record.decide(row)
+            for record in read_shard(self.output, number, self.shards):
+                record.decide(next(rows))
                 yield record
 
     def _steps(

@@ -56,14 +56,14 @@ def summarize(job: Job) -> dict[str, Any]:
     reasons: collections.Counter[str] = collections.Counter()
     captions: collections.Counter[str] = collections.Counter()
     counts: collections.Counter[str] = collections.Counter(records=0, kept=0, negatives=0)
-    for record in job.records():
+    for row in job.rows():
         counts["records"] += 1
-        if not record.keep:
-            reasons[record.reason] += 1
+        if not row["keep"]:
+            reasons[row["reason"]] += 1
             continue
         counts["kept"] += 1
-        counts["negatives"] += len(record.negatives)
-        captions.update(caption["source"] for caption in record.captions if caption.get("weight", 1.0) > 0)
+        counts["negatives"] += row["negatives"]
+        captions.update(name for name, weight in zip(row["sources"], row["weights"], strict=True) if weight > 0)
     return {
         "output": str(job.output),
         **counts,

@@ -25,6 +25,7 @@ _FIXED = {
     "split": pa.string(),
     "keep": pa.bool_(),
     "reason": pa.string(),
+    "sources": pa.list_(pa.string()),
     "weights": pa.list_(pa.float64()),
     "negatives": pa.int32(),
 }
@@ -128,6 +129,7 @@ def table_of(records: Sequence[Record]) -> pa.Table:
             "split": record.split,
             "keep": record.keep,
             "reason": record.reason,
+            "sources": [caption["source"] for caption in record.captions],
             "weights": [float(caption.get("weight", 1.0)) for caption in record.captions],
             "negatives": len(record.negatives),
         }
