@@ -2,7 +2,9 @@
 
 import pickle
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mmjax.config_file import load_config, shipped_configs
 from mmjax.core import plugins
@@ -17,8 +19,18 @@ NAMES = sorted(shipped_configs("generate"))
 SIZE = 6
 
 
+def recipe(name, folder):
+    """A recipe's sections; styles are two plain pictures."""
+    if name != "style":
+        return load_config(name, folder="generate")
+    (folder / "styles").mkdir(exist_ok=True)
+    for value in (40, 200):
+        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(folder / "styles" / f"{value}.png")
+    return load_config(f"style:styles={folder / 'styles'}", folder="generate")
+
+
 def made(output, name, **keys):
-    sections = load_config(name, folder="generate")
+    sections = recipe(name, output.parent)
     splits = ("train", "val") if name == "t_sciq" else ("train",)
     keys = {key: value for key, value in sections.items() if key not in ("stages", "models")} | keys
     job = generating.make_job(
@@ -50,11 +62,11 @@ def test_batches_change_nothing_and_all_that_was_made_says_by_what(tmp_path, nam
 
 @pytest.mark.parametrize("name", NAMES)
 def test_forecasts_are_upper_bounds_and_models_of_the_hub_are_named(tmp_path, name):
-    recipe = make_recipe(load_config(name, folder="generate"))
-    result = forecast(recipe, SIZE)
-    assert set(result["requests"]) == set(recipe.models) and all(n > 0 for n in result["requests"].values())
-    content, deciding = phases(recipe)
-    assert sorted(n for group in (*content, *deciding) for n in group) == list(range(len(recipe.blocks)))
+    checked = make_recipe(recipe(name, tmp_path))
+    result = forecast(checked, SIZE)
+    assert set(result["requests"]) == set(checked.models) and all(n > 0 for n in result["requests"].values())
+    content, deciding = phases(checked)
+    assert sorted(n for group in (*content, *deciding) for n in group) == list(range(len(checked.blocks)))
 
 
 @pytest.mark.parametrize("name", plugins.names(block.FOLDER))
