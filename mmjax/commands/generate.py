@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="DIR", help="the folder of records")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N examples of each split")
-    parser.add_argument("--engine", default="local", metavar="NAME", help="where shards are made (default: local)")
+    parser.add_argument(
+        "--engine", default="local", metavar="NAME", help="where shards are made: local or ray (default: local)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
     options.add_json(parser)
 
