@@ -6,7 +6,8 @@ import pytest
 
 import mmjax
 from mmjax.core import plugins
-from mmjax.generate.backend import Picture
+from mmjax.core.config import ConfigError
+from mmjax.generate.backend import Decoding, Picture
 from support import models_in_use
 
 FOLDER = "mmjax.generate.backends"
@@ -48,3 +49,37 @@ def test_classes_are_the_models_zero_shot_probabilities(folder):
     np.testing.assert_allclose(labeler.probabilities(pictures(3), classes), expected, atol=1e-6)
     np.testing.assert_allclose(labeler.probabilities(pictures(3)[:1], classes)[0], expected[0], atol=1e-6)
     assert labeler.probabilities([], classes) == []
+
+
+@pytest.mark.parametrize(
+    ("decoding", "options"),
+    [
+        (Decoding(), {"method": "greedy"}),
+        (Decoding(temperature=0, max_tokens=9), {"method": "greedy", "max_length": 9}),
+        (Decoding(beams=3, min_tokens=2), {"method": "beam", "beams": 3, "min_length": 2}),
+        (Decoding(n=2), {"method": "sample"}),
+        (
+            Decoding(top_k=50, temperature=0.75, top_p=0.9),
+            {"method": "sample", "top_k": 50, "temperature": 0.75, "top_p": 0.9},
+        ),
+    ],
+)
+def test_captions_are_the_decoders_with_a_seed_for_each_picture(decoding, options):
+    asked = []
+
+    class Decoder:
+        def captions(self, images, *, count, seed=0, **own):
+            asked.append((len(images), count, seed, own))
+            return [[f"{image.shape[0]} {k}" for k in range(count)] for image in images]
+
+    captioner = make("Captioner", "nowhere")
+    captioner.__dict__["_loaded"] = Decoder()
+    texts = captioner.caption(pictures(3), [None] * 3, decoding, [7, 8, 2**32 - 1])
+    assert texts == [[f"{20 + i} {k}" for k in range(decoding.n)] for i in range(3)]
+    assert all(own == options for *_, own in asked)
+    if options["method"] == "sample":
+        assert [(n, seed) for n, _, seed, _ in asked] == [(1, 3), (1, 4), (1, 2**31 - 1)]
+    else:
+        assert [n for n, *_ in asked] == [3]
+    with pytest.raises(ConfigError, match="prompt='Question:': a decoder of mmjax takes none"):
+        captioner.caption(pictures(1), ["Question:"], decoding, [0])
