@@ -10,7 +10,7 @@ from typing import Any
 from mmjax.core.config import choose
 from mmjax.models import open_clip_json
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
-from mmjax.models.joint_config import FusionConfig
+from mmjax.models.joint_config import DecoderConfig, FusionConfig
 
 
 def _siglip_base() -> ClipConfig:
@@ -96,6 +96,31 @@ def _vilt() -> ClipConfig:
     return ClipConfig(vision_cfg=vision, text_cfg=_bert(layers=0, context_length=40), fusion=fusion)
 
 
+def _coca() -> ClipConfig:
+    return ClipConfig(
+        vision_cfg=VisionConfig(attentional_pool="shared"),
+        text_cfg=TextConfig(context_length=76, embed_cls=True, final_ln_after_pool=True),
+        decoder=DecoderConfig(),
+    )
+
+
+def _cappa() -> ClipConfig:
+    half = (0.5, 0.5, 0.5)
+    vision = VisionConfig(
+        class_token=False, no_ln_pre=True, patch_bias=True, pool_type="avg", ln_eps=1e-6, activation="gelu_tanh",
+        image_mean=half, image_std=half, image_resize="squash",
+    )  # fmt: skip
+    return ClipConfig(
+        embed_dim=768,
+        vision_cfg=vision,
+        text_cfg=dataclasses.replace(_siglip_base().text_cfg, layers=1),
+        decoder=DecoderConfig(
+            width=768, heads=12, layers=6, inputs="ids", cross_mlp=False, mask_token=True, qkv_bias="none",
+            activation="gelu_tanh", ln_eps=1e-6,
+        ),
+    )  # fmt: skip
+
+
 _PRESETS: dict[str, ClipConfig] = {
     "ViT-B-32": ClipConfig(vision_cfg=VisionConfig(patch_size=32)),
     "ViT-B-16": ClipConfig(),
@@ -108,6 +133,8 @@ _PRESETS: dict[str, ClipConfig] = {
     "ViT-B-16-SigLIP": _siglip_base(),
     "ALBEF-B-16": _albef(),
     "ViLT-B-32": _vilt(),
+    "CoCa-B-16": _coca(),
+    "CapPa-B-16": _cappa(),
     "scenes-tiny": _small(width=96, text_width=64, heads=4, layers=1),
     "scenes-tiny-clip": _plain(width=96, text_width=64, heads=4, layers=2),
     "scenes-small": _small(width=192, text_width=192, heads=6, layers=4),

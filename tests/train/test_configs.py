@@ -42,6 +42,8 @@ DEVICES = 8
 RECIPES = {
     "albef_b16": (512, 1e-4, 0.02, 0.999, 30 * 5.1e6),
     "albef_b16:method=tcl": (512, 1e-4, 0.02, 0.999, 30 * 5.1e6),
+    "cappa_b16": (8192, 1e-3, 1e-4, 0.999, 366_500 * 8192),
+    "coca_b16": (90_112, 1e-3, 0.2, 0.98, 13e9),
     "coco_finetune_b16": (256, 1e-6, 0.2, 0.98, 5 * 113_287),
     "datacomp:track=large": (8192, 5e-4, 0.2, 0.98, 1.28e9),
     "datacomp:track=medium": (4096, 5e-4, 0.2, 0.98, 128e6),
@@ -51,8 +53,26 @@ RECIPES = {
     "siglip_b16": (32768, 1e-3, 1e-4, 0.95, 9e9),
     "vilt_b32": (4096, 1e-4, 0.01, 0.98, 200_000 * 4096),
 }
-VOCABULARIES = {"siglip_b16": 32000, "albef_b16": 30522, "albef_b16:method=tcl": 30522, "vilt_b32": 30522}
-OBJECTIVES = {"siglip_b16": "sigmoid", "albef_b16": "albef", "albef_b16:method=tcl": "tcl", "vilt_b32": "fusion"}
+VOCABULARIES = {
+    "siglip_b16": 32000, "cappa_b16": 32000, "albef_b16": 30522, "albef_b16:method=tcl": 30522, "vilt_b32": 30522,
+}  # fmt: skip
+    "siglip_b16": 32000,
+    "cappa_b16": 32000,
+    "albef_b16": 30522,
+    "albef_b16:method=tcl": 30522,
+    "vilt_b32": 30522,
+}
+OBJECTIVES = {
+    "siglip_b16": "sigmoid", "coca_b16": "caption", "cappa_b16": "caption", "albef_b16": "albef",
+    "albef_b16:method=tcl": "tcl", "vilt_b32": "fusion",
+}  # fmt: skip
+    "siglip_b16": "sigmoid",
+    "coca_b16": "caption",
+    "cappa_b16": "caption",
+    "albef_b16": "albef",
+    "albef_b16:method=tcl": "tcl",
+    "vilt_b32": "fusion",
+}
 
 
 def experiment(name, arg=""):
