@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data = paired_data(
         args.train,
         args.val,
-        tokenizer="clip",
+        tokenizer="openai/clip-vit-base-patch16",
         transforms=plugin_entries(args.transforms, random_resized_crop={"scale": (0.9, 1.0)}),
     )
     config.objective = {"name": "caption"}

@@ -31,7 +31,7 @@ class ShardEmbeddings(NamedTuple):
     ids: list[int]
     keys: list[str]
     captions: list[list[str]]
-    images: np.ndarray | None  # f32[n, E]
+    images: Any  # f32[n, E], or what else was made of them; None: nothing
     texts: np.ndarray | None  # f32[captions, E], one after another
     unreadable: list[Unreadable]
 
@@ -47,10 +47,20 @@ class Embedding:
         source: The examples as the source gives them; pictures are prepared as evaluation prepares them.
         kinds: What is embedded.
         threads: That read pictures; None: one a core.
+        run_images: What is made of a batch of prepared pictures, of which the first has this index in the source: a
+            tree of arrays [size, …]; None: the embeddings.
     """
 
-    def __init__(self, model: Model, source: Source, *, kinds: Sequence[Kind], threads: int | None = None):
-        self._model, self._kinds = model, kinds
+    def __init__(
+        self,
+        model: Model,
+        source: Source,
+        *,
+        kinds: Sequence[Kind],
+        threads: int | None = None,
+        run_images: Callable[[Any, int], Any] | None = None,
+    ):
+        self._model, self._kinds, self._run_images = model, kinds, run_images
         # Captions alone need no decoded picture.
         self._source = model.view(source) if "images" in kinds else source
         self._threads = threads or _cores()
@@ -68,7 +78,7 @@ class Embedding:
         examples: list[tuple[int, Example]] = []
         unreadable: list[Unreadable] = []
 
-        def image_batches() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        def image_batches() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, int]]:
             with ThreadPoolExecutor(self._threads) as pool:
                 for batch, results in _read_ahead(pool, batches, self._read):
                     readable = []
@@ -80,13 +90,15 @@ class Embedding:
                             examples.append((index, _without_pictures(result)))
                     progress(len(batch))
                     if readable and "images" in self._kinds:
-                        yield self._stack(readable, size), np.arange(len(readable))
+                        yield self._stack(readable, size), np.arange(len(readable)), batch[0]
 
-        images = self._embed("visual", image_batches())
+        run_images = self._run_images or (lambda batch, first: self._model.embed_batch("visual", batch))
+        images = self._run_batches(run_images, image_batches())
         captions = [[text for text in example["captions"] if text] for _, example in examples]
         texts = None
         if "texts" in self._kinds:
-            texts = self._embed("text", self._text_batches([text for each in captions for text in each], size))
+            batches_of_texts = self._text_batches([text for each in captions for text in each], size)
+            texts = self._run_batches(lambda batch, first: self._model.embed_batch("text", batch), batches_of_texts)
         return ShardEmbeddings(
             indices=[index for index, _ in examples],
             ids=[int(example["id"]) for _, example in examples],
@@ -114,29 +126,32 @@ class Embedding:
         pictures = [example[name] for example in examples]
         return {name: np.stack(pictures + pictures[-1:] * (size - len(pictures)))}
 
-    def _text_batches(self, texts: Sequence[str], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _text_batches(self, texts: Sequence[str], size: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         if not texts:
             return
         tokens = self._model.tokenize(texts)
         for start in range(0, len(tokens), size):
             rows = np.arange(start, min(start + size, len(tokens)))
-            yield tokens[np.minimum(np.arange(start, start + size), len(tokens) - 1)], rows - start
+            yield tokens[np.minimum(np.arange(start, start + size), len(tokens) - 1)], rows - start, start
 
-    def _embed(self, tower: Literal["visual", "text"], batches: Iterator[tuple[Any, np.ndarray]]) -> np.ndarray:
-        pending: collections.deque[tuple[jax.Array, np.ndarray]] = collections.deque()
-        done: list[np.ndarray] = []
+    def _run_batches(self, run: Callable[[Any, int], Any], batches: Iterator[tuple[Any, np.ndarray, int]]) -> Any:
+        """What ``run`` makes of each batch and its first index, without what fills batches up; one after another."""
+        pending: collections.deque[tuple[Any, np.ndarray]] = collections.deque()
+        done: list[Any] = []
 
         def finish() -> None:
-            embedded, rows = pending.popleft()
-            done.append(np.asarray(embedded)[rows])
+            made, rows = pending.popleft()
+            done.append(jax.tree.map(lambda x: np.asarray(x)[rows], made))
 
-        for batch, rows in batches:
-            pending.append((self._model.embed_batch(tower, batch), rows))
+        for batch, rows, first in batches:
+            pending.append((run(batch, first), rows))
             if len(pending) > _IN_FLIGHT:
                 finish()
         while pending:
             finish()
-        return np.concatenate(done) if done else np.zeros((0, self._model.config.embed_dim), np.float32)
+        if not done:
+            return np.zeros((0, self._model.config.embed_dim), np.float32)
+        return jax.tree.map(lambda *pieces: np.concatenate(pieces), *done)
 
 
 def name_of(example: Mapping[str, Any], index: int) -> str:
@@ -176,6 +191,28 @@ def embedding_table(
         flat = pa.array(embeddings.reshape(-1))
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
     return pa.table(columns).replace_schema_metadata({UNREADABLE: unreadable_json(shard.unreadable)}), embeddings
+
+
+def caption_table(shard: ShardEmbeddings, decode: Callable[[np.ndarray], list[list[str]]]) -> pa.Table:
+    """A row for each caption: the columns ``index``, ``id``, ``key``, ``number``, ``caption`` and ``log_probability``.
+
+    ``shard.images`` are here what a ``Captioner`` returns, and ``decode`` its method.
+    """
+    texts: list[list[str]] = []
+    log_p = np.zeros((0, 1), np.float32)
+    if shard.indices:
+        tokens, log_p = shard.images
+        texts = decode(tokens)
+    rows = np.repeat(np.arange(len(shard.indices)), log_p.shape[1])
+    columns = {
+        "index": pa.array(np.asarray(shard.indices, np.int64)[rows]),
+        "id": pa.array(np.asarray(shard.ids, np.int64)[rows]),
+        "key": pa.array([shard.keys[row] for row in rows.tolist()], pa.string()),
+        "number": pa.array(np.tile(np.arange(log_p.shape[1], dtype=np.int32), len(texts))),
+        "caption": pa.array([text for each in texts for text in each], pa.string()),
+        "log_probability": pa.array(log_p.reshape(-1)),
+    }
+    return pa.table(columns).replace_schema_metadata({UNREADABLE: unreadable_json(shard.unreadable)})
 
 
 def unreadable_json(unreadable: Sequence[Unreadable]) -> bytes:

@@ -207,6 +207,10 @@ class Model:
         function = embedder.embed_images if tower == "visual" else embedder.embed_texts
         return function(self._params, jax.tree.map(embedder.host_batch.to_device, rows))
 
+    def place(self, rows: Any) -> Any:
+        """Arrays of the largest batch size on the devices, split by rows."""
+        return jax.tree.map(self._embedder(self.batch_sizes[-1]).host_batch.to_device, rows)
+
     def fingerprint(self) -> str:
         """Identifies the parameters: SHA-256 over all of them."""
         return fingerprint({path: np.asarray(leaf) for path, leaf in flatten(self._params).items()})

@@ -56,23 +56,10 @@ RECIPES = {
 VOCABULARIES = {
     "siglip_b16": 32000, "cappa_b16": 32000, "albef_b16": 30522, "albef_b16:method=tcl": 30522, "vilt_b32": 30522,
 }  # fmt: skip
-    "siglip_b16": 32000,
-    "cappa_b16": 32000,
-    "albef_b16": 30522,
-    "albef_b16:method=tcl": 30522,
-    "vilt_b32": 30522,
-}
 OBJECTIVES = {
     "siglip_b16": "sigmoid", "coca_b16": "caption", "cappa_b16": "caption", "albef_b16": "albef",
     "albef_b16:method=tcl": "tcl", "vilt_b32": "fusion",
 }  # fmt: skip
-    "siglip_b16": "sigmoid",
-    "coca_b16": "caption",
-    "cappa_b16": "caption",
-    "albef_b16": "albef",
-    "albef_b16:method=tcl": "tcl",
-    "vilt_b32": "fusion",
-}
 
 
 def experiment(name, arg=""):
@@ -168,7 +155,7 @@ def test_every_file_with_a_slice_is_checked():
     assert {path.stem for path in FILES if "Slice" in DOCS[path.stem]} == {name.partition(":")[0] for name in RECIPES}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"cappa_b16"}))  # which embeds no texts to evaluate
 def test_paths_augmentations_and_transforms_reach_the_run(name):
     config = experiment(name, "train=/a/{00..09}.tar,val=/b/{split},augment=m2mix,batch=512,transforms=flip")
     assert config.data.source["path"] == "/a/{00..09}.tar" and config.data.evaluation["path"] == "/b/{split}"

@@ -77,9 +77,16 @@ def open_job(args: argparse.Namespace, kinds: tuple[Kind, ...]) -> Job:
 
 
 def write_shards(
-    job: Job, folder: ShardFolder, make_files: Callable[[ShardEmbeddings], Mapping[tuple[str, str], Content]]
+    job: Job,
+    folder: ShardFolder,
+    make_files: Callable[[ShardEmbeddings], Mapping[tuple[str, str], Content]],
+    *,
+    run_images: Callable[[Any, int], Any] | None = None,
 ) -> None:
-    """Writes this process's missing shards with a progress bar; returns when all processes have written theirs."""
+    """Writes this process's missing shards with a progress bar; returns when all processes have written theirs.
+
+    ``run_images`` is that of ``Embedding``.
+    """
     process, count, main = _process(), _process_count(), collectives.is_main_process()
     if count > 1:  # jax keeps the signal for checkpoints; shards are complete or not there, so it may end us at once
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -94,7 +101,8 @@ def write_shards(
         done = already = total - sum(len(job.range(number)) for number in missing)
         if missing:
             with Progress(total, stream=sys.stderr, primary=main, unit="example") as progress:
-                embedding, start = Embedding(job.model, job.source, kinds=job.kinds), time.monotonic()
+                embedding = Embedding(job.model, job.source, kinds=job.kinds, run_images=run_images)
+                start = time.monotonic()
 
                 def advance(more: int) -> None:
                     nonlocal done
