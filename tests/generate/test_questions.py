@@ -182,8 +182,8 @@ def test_the_policy_finds_the_better_explanation_of_each_skill(tmp_path):
     right = []
     for seed in range(3):
         errors = {"writer": {"weak": WEAK}, "student": {"error": 0.05}}
-        job, records = recipe(tmp_path / f"{seed}", "t_sciq", errors, splits=("train", "val"), limit=60, seed=seed,
-                              source={"size": 60})  # fmt: skip
+        job, records = recipe(tmp_path / f"{seed}", "t_sciq", errors, splits=("train", "val"), limit=40, seed=seed,
+                              source={"size": 40})  # fmt: skip
         (path,) = (job.output / "decisions").glob("*policy_mix.json")
         methods = json.loads(path.read_text())["methods"]
         right += [methods[skill] == ("cot" if skill in ("shape", "size") else "pcot") for skill in methods]
