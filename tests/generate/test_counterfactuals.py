@@ -65,6 +65,14 @@ def test_negatives_change_names_alone_and_fit_less():
             assert one.provenance[negative["by"]]["model"] == "scenes.maskfiller"
 
 
+def test_what_does_not_fit_less_is_no_negative():
+    made = generating.make_records(
+        (("entity_negatives", {"tries": 2}),), NAMES | {"scorer": {"name": "scenes", "error": 1.0}}
+    )
+    negatives = [negative["scores"] for one in made for negative in one.negatives]
+    assert 20 < len(negatives) < 120 and all(scores["clip"] < scores["clip_true"] for scores in negatives)
+
+
 def test_pieces_of_words_are_never_taken_and_texts_without_names_have_no_negative():
     models = NAMES | {"mask_filler": {"name": "scenes", "error": 0.8}}
     made = generating.make_records((("entity_negatives", {"tries": 3}),), models)

@@ -1,5 +1,6 @@
 """Jobs: phases, kills, resuming, errors of single items, and what is refused."""
 
+import itertools
 import os
 import signal
 import warnings
@@ -12,6 +13,7 @@ from mmjax.generate.blocks import caption as caption_block
 from mmjax.generate.inputs import Inputs
 from mmjax.generate.job import Job, phases
 from mmjax.generate.recipe import make_recipe
+from mmjax.generate.stages import StageRunner
 from support import generating
 from support.pictures import encoded, photograph
 
@@ -137,6 +139,16 @@ def test_several_splits_stay_apart(tmp_path):
     assert [record.split for record in records] == ["train"] * 5 + ["val"] * 5
     assert len({record.id for record in records}) == 10
     assert len(open_source({"name": "generated", "path": str(tmp_path / "out")}, split="val")) == 5
+
+
+def test_draws_differ_by_record_draw_stage_and_seed():
+    seeds = set()
+    for seed in (0, 1):
+        recipe = make_recipe({"stages": STAGES, "models": ORACLES, "seed": seed})
+        runner = StageRunner(recipe, Inputs(generating.SCENES, splits=("train",)))
+        for stage, name, draw in itertools.product((0, 1), ("1", "2"), ((), (0,), (1,))):
+            seeds.add(runner.tools(stage).seed(generating.record(id=name), *draw))
+    assert len(seeds) == 24 and all(0 <= seed < 1 << 32 for seed in seeds)
 
 
 def test_an_item_that_fails_is_dropped_with_its_reason_and_the_others_are_not(tmp_path, monkeypatch):
