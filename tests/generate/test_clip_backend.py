@@ -14,38 +14,41 @@ FOLDER = "mmjax.generate.backends"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return models_in_use.write(tmp_path_factory.mktemp("model"))
+def model(tmp_path_factory):
+    folder = models_in_use.write(tmp_path_factory.mktemp("model"))
+    return folder, mmjax.load(folder, devices=jax.devices()[:1], batch_size=4)
 
 
 def pictures(n):
     return [Picture(np.random.default_rng(i).integers(0, 256, (20 + i, 32, 3), dtype=np.uint8)) for i in range(n)]
 
 
-def make(role, folder, **options):
-    return plugins.make(
-        FOLDER, role, {"name": "clip", "model": str(folder), "batch_size": 16, **options}, path="models.x"
-    )
+def make(role, model, **options):
+    section = {"name": "clip", "model": str(model[0]), "batch_size": 4, **options}
+    backend = plugins.make(FOLDER, role, section, path="models.x")
+    backend.__dict__["_loaded"] = model[1]  # what it would load, already compiled
+    return backend
 
 
-def test_scores_are_the_models_cosines_in_order(folder):
-    model = mmjax.load(folder, devices=jax.devices()[:1], batch_size=16)
+def test_scores_are_the_models_cosines_in_order(model):
     texts = [["a red circle", "a dog"], [], ["a dog", "a dog", "a blue square"]]
-    scores = make("Scorer", folder).score(pictures(3), texts)
+    scores = make("Scorer", model).score(pictures(3), texts)
     for picture, several, values in zip(pictures(3), texts, scores, strict=True):
         assert values.dtype == np.float32 and values.shape == (len(several),)
         if several:
-            expected = model.encode_text(several) @ model.encode_image([picture.pixels])[0]
+            expected = model[1].encode_text(several) @ model[1].encode_image([picture.pixels])[0]
             np.testing.assert_allclose(values, expected, atol=1e-6)
     assert scores[2][0] == scores[2][1]
-    assert make("Scorer", "nowhere").score(pictures(1), [[]])[0].shape == (0,)  # nothing is loaded for nothing
+    idle = plugins.make(FOLDER, "Scorer", {"name": "clip", "model": "nowhere"}, path="models.x")
+    assert idle.score(pictures(1), [[]])[0].shape == (0,)  # nothing is loaded for nothing
+    with pytest.raises(ConfigError, match="nowhere"):
+        idle.score(pictures(1), [["a"]])
 
 
-def test_classes_are_the_models_zero_shot_probabilities(folder):
-    model = mmjax.load(folder, devices=jax.devices()[:1], batch_size=16)
+def test_classes_are_the_models_zero_shot_probabilities(model):
     classes, templates = ["red circle", "dog"], ("a {}", "the {}")
-    labeler = make("Labeler", folder, templates=templates)
-    expected = model.classify([p.pixels for p in pictures(3)], classes, templates=templates)
+    labeler = make("Labeler", model, templates=templates)
+    expected = model[1].classify([p.pixels for p in pictures(3)], classes, templates=templates)
     np.testing.assert_allclose(labeler.probabilities(pictures(3), classes), expected, atol=1e-6)
     np.testing.assert_allclose(labeler.probabilities(pictures(3)[:1], classes)[0], expected[0], atol=1e-6)
     assert labeler.probabilities([], classes) == []
@@ -72,8 +75,7 @@ def test_captions_are_the_decoders_with_a_seed_for_each_picture(decoding, option
             asked.append((len(images), count, seed, own))
             return [[f"{image.shape[0]} {k}" for k in range(count)] for image in images]
 
-    captioner = make("Captioner", "nowhere")
-    captioner.__dict__["_loaded"] = Decoder()
+    captioner = make("Captioner", ("nowhere", Decoder()))
     texts = captioner.caption(pictures(3), [None] * 3, decoding, [7, 8, 2**32 - 1])
     assert texts == [[f"{20 + i} {k}" for k in range(decoding.n)] for i in range(3)]
     assert all(own == options for *_, own in asked)
@@ -83,3 +85,11 @@ def test_captions_are_the_decoders_with_a_seed_for_each_picture(decoding, option
         assert [n for n, *_ in asked] == [3]
     with pytest.raises(ConfigError, match="prompt='Question:': a decoder of mmjax takes none"):
         captioner.caption(pictures(1), ["Question:"], decoding, [0])
+
+
+def test_it_loads_its_model_by_itself(model):
+    folder, _ = model
+    [scores] = plugins.make(FOLDER, "Scorer", {"name": "clip", "model": str(folder)}, path="models.x").score(
+        pictures(1), [["a dog"]]
+    )
+    assert scores.shape == (1,) and abs(scores[0]) <= 1 + 1e-6

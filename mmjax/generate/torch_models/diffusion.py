@@ -35,6 +35,7 @@ class Diffusion:
     def __init__(self, options: TorchModel, *, variant: str | None, side: int | None):
         torch, diffusers = import_torch(), import_diffusers()
         self._options, self._side = options, side
+        diffusers.utils.logging.disable_progress_bar()  # the command has its own
         self._device = options.torch_device()
         self._loaded = options.from_pretrained(
             diffusers.DiffusionPipeline, dtype=getattr(torch, options.dtype), variant=variant
