@@ -165,6 +165,10 @@ def test_an_item_that_fails_is_dropped_with_its_reason_and_the_others_are_not(tm
     assert [record.id for record in records if not record.keep] == ["4", "9"]
     assert records[4].reason == "caption: RuntimeError: out of luck"
     assert [r for r in records if r.keep] == [r for r in expected if r.id not in ("4", "9")]
+    # Nor do they count where a stage decides by all records: half of 22 keep their raw captions.
+    mix = ("caption_mix", {"fraction": 0.5, "filtered": False})
+    mixed = generating.run(generating.make_job(tmp_path / "c", (*STAGES[:2], mix), ORACLES))
+    assert sum(r.keep and any(c["weight"] > 0 and c["source"] == "raw" for c in r.captions) for r in mixed) == 11
 
 
 def test_pictures_that_cannot_be_read_are_dropped_with_their_reason(tmp_path):
