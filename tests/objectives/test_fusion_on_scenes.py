@@ -1,4 +1,4 @@
-"""What models with a fusion encoder learn on scenes: to look at a pair once more, and to answer questions."""
+"""What models with a fusion encoder learn on scenes: to answer questions."""
 
 import json
 from pathlib import Path
@@ -18,18 +18,11 @@ def metrics(workdir, name, arguments):
 
 
 @pytest.mark.slow
-def test_a_second_look_at_the_nearest_improves_retrieval(tmp_path):
-    got = metrics(tmp_path / "run", "scenes_fusion.py", "method=albef,world=easy,images=4096,steps=900")
-    assert got["test/reranking/rsum_gain"] > 0
-    assert got["test/reranking/image_to_text_R@1_gain"] + got["test/reranking/text_to_image_R@1_gain"] > 0
-
-
-@pytest.mark.slow
 def test_answers_need_the_question_and_the_picture(tmp_path):
     """The controls train and measure without one of them."""
     got = {
         hidden: metrics(tmp_path / hidden, "scenes_vqa.py", f"hidden={hidden},world=easy,images=16384,steps={steps}")
-        for hidden, steps in (("nothing", 2500), ("image", 500), ("question", 500))
+        for hidden, steps in (("nothing", 600), ("image", 150), ("question", 150))
     }
     seeing = got["nothing"]["test/vqa/accuracy"]
     others = (got["image"]["test/vqa/accuracy"], got["question"]["test/vqa/accuracy"])
