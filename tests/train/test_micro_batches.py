@@ -123,7 +123,6 @@ EACH = [
     ("contrastive", "dense", 4, 4),
     ("contrastive", "ring", 2, 8),
     ("sigmoid", "chunked", 4, 1),
-    ("caption", "dense", 2, 8),
 ]
 CAPTION = [("caption", "dense", micro_batches, devices) for micro_batches, devices in ((2, 8), (4, 1), (1, 8))]
 EVERY = [
