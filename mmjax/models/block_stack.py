@@ -253,7 +253,9 @@ def run_blocks(
         rotation = (
             None if rotation is None else (_pad_positions(rotation[0], padding), _pad_positions(rotation[1], padding))
         )
-    params = _cast_kernels(nnx.to_pure_dict(state), blocks.mlp.fc1)
+    params = nnx.to_pure_dict(state)
+    if not scan:  # a loop casts a layer's kernels in its products, which moves fewer bytes on TPUs
+        params = _cast_kernels(params, blocks.mlp.fc1)
     pinned = platform_of(row_sharding) == "gpu"
 
     def apply(x: jax.Array, layer: dict[str, Any], *, position: Position | None = None) -> jax.Array:

@@ -97,8 +97,8 @@ class VisionTower(nnx.Module):
         config = self.config
         present = self._present(images)
         patches_of = self._patches
-        if self.remat != "none" and config.stem == "patch" and platform_of(self.row_sharding) in ("gpu", "tpu"):
-            # Of normalized pixels, larger than what they are made of, nothing is kept; on CPUs time counts for more.
+        if self.remat != "none" and config.stem == "patch" and platform_of(self.row_sharding) == "gpu":
+            # Normalized pixels are larger than what they are made of, and a GPU has many rows of them.
             patches_of = jax.checkpoint(patches_of, policy=jax.checkpoint_policies.nothing_saveable)
         groups = [present] if config.fusion == "channels" else [[name] for name in present]
         raw = [patches_of({name: images[name] for name in group}) for group in groups]

@@ -46,9 +46,8 @@ def assert_close(got, expected, *, tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale), got, expected)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_in_bfloat16_the_backward_pass_keeps_kernels_in_it(scan):
-    config = clip_models.config(**ONE, scan=scan, remat="dots")
+def test_in_bfloat16_the_backward_pass_keeps_kernels_in_it():
+    config = clip_models.config(**ONE, scan=False, remat="dots")
     graph, params = clip_models.split(config, dtype=jnp.bfloat16)
     tokens = jnp.ones((1, 5, 8), jnp.bfloat16)
 
