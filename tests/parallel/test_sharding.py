@@ -14,6 +14,7 @@ from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import constrain_rows, num_shards
 from mmjax.core.state import parameter_paths
 from mmjax.experiment import Experiment
+from mmjax.models import block_stack
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig, TextConfig, VisionConfig
 from mmjax.models.text import TextTower
@@ -254,9 +255,17 @@ class TestRows:
         assert "sharding_constraint" not in self.lowered(given, devices=1).as_text()
         assert "sharding_constraint" in self.lowered(tiny.experiment(**READY), devices=8).as_text()
 
-    @pytest.mark.parametrize("sizes", [{"data": 1, "fsdp": 8}, {"data": 1, "fsdp": 4, "tensor": 2}])
-    def test_what_devices_send_does_not_grow_with_their_rows(self, sizes, all_sizes):
+    @pytest.mark.parametrize(
+        ("sizes", "platform"),
+        [
+            ({"data": 1, "fsdp": 8}, "cpu"),
+            ({"data": 1, "fsdp": 4, "tensor": 2}, "cpu"),
+            ({"data": 1, "fsdp": 4, "tensor": 2}, "gpu"),
+        ],
+    )
+    def test_what_devices_send_does_not_grow_with_their_rows(self, sizes, platform, all_sizes, monkeypatch):
         """But for Megatron's sums over ``tensor``. Were rows not spread, activations would go over ``fsdp`` too."""
+        monkeypatch.setattr(block_stack, "platform_of", lambda rows: platform)
         mesh = make_mesh(MeshConfig(**sizes))
         rows = batch_sharding(mesh)
         config = dataclasses.replace(CONFIG, text_cfg=dataclasses.replace(CONFIG.text_cfg, heads=2))
