@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding, PartitionSpec
 
 
@@ -45,3 +47,35 @@ def constrain_rows(x: jax.Array, row_sharding: NamedSharding | None) -> jax.Arra
     if row_sharding is None or row_sharding.mesh.size == 1 or x.shape[0] % num_shards(row_sharding):
         return x
     return jax.lax.with_sharding_constraint(x, row_sharding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def pin_layout(x: jax.Array, row_sharding: NamedSharding | None) -> jax.Array:
+    """``x`` [B,N,D] and its gradient with D innermost in memory, each device its own rows.
+
+    On GPUs the compiler otherwise takes B, and norms become slow. The constraint is not partitioned: without
+    ``shard_map`` every device would gather all rows for it.
+    """
+    if platform_of(row_sharding) != "gpu":
+        return x
+    pin = functools.partial(with_layout_constraint, layouts=Layout((0, 1, 2)))
+    local = from_here(row_sharding)
+    if local is None or local.mesh.size == 1:
+        return pin(x)
+    if x.shape[0] % num_shards(local):
+        return x
+    free = set(local.mesh.axis_names) - set(jax.sharding.get_abstract_mesh().manual_axes)
+    return jax.shard_map(
+        pin, mesh=local.mesh, in_specs=local.spec, out_specs=local.spec, axis_names=free, check_vma=False
+    )(x)
+
+
+def _pin_forward(x: jax.Array, row_sharding: NamedSharding | None) -> tuple[jax.Array, None]:
+    return pin_layout(x, row_sharding), None
+
+
+def _pin_backward(row_sharding: NamedSharding | None, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (pin_layout(gradient, row_sharding),)
+
+
+pin_layout.defvjp(_pin_forward, _pin_backward)

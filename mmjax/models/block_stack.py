@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding
 
-from mmjax.core.row_sharding import constrain_rows, from_here, num_shards, platform_of
+from mmjax.core.row_sharding import constrain_rows, num_shards, pin_layout, platform_of
 from mmjax.models.attention.kernels import CUDNN_FORWARD, CUDNN_LENGTH_MULTIPLE, mark_saved
 from mmjax.models.block_config import Remat
 from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, LayerScale, Mlp
@@ -272,8 +271,8 @@ def run_blocks(
 
         if remat != "none":
             block = jax.checkpoint(block, policy=_REMAT_POLICIES[remat], prevent_cse=not scan)
-        x = block(_pin_layout(constrain_rows(x, row_sharding), row_sharding), layer)
-        return _pin_layout(constrain_rows(x, row_sharding), row_sharding)
+        x = block(pin_layout(constrain_rows(x, row_sharding), row_sharding), layer)
+        return pin_layout(constrain_rows(x, row_sharding), row_sharding)
 
     full = stop - (position is not None and stop > start)  # the blocks before this one compute every position
     inputs = {}
@@ -325,38 +324,6 @@ def _cast_kernels(params: dict[str, Any], dense: Dense) -> dict[str, Any]:
 
 def _pad_positions(x: jax.Array, padding: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _pin_layout(x: jax.Array, row_sharding: NamedSharding | None) -> jax.Array:
-    """``x`` [B,N,D] and its gradient with D innermost in memory, each device its own rows.
-
-    On GPUs the compiler otherwise takes B, and norms become slow. The constraint is not partitioned: without
-    ``shard_map`` every device would gather all rows for it.
-    """
-    if platform_of(row_sharding) != "gpu":
-        return x
-    pin = functools.partial(with_layout_constraint, layouts=Layout((0, 1, 2)))
-    local = from_here(row_sharding)
-    if local is None or local.mesh.size == 1:
-        return pin(x)
-    if x.shape[0] % num_shards(local):
-        return x
-    free = set(local.mesh.axis_names) - set(jax.sharding.get_abstract_mesh().manual_axes)
-    return jax.shard_map(
-        pin, mesh=local.mesh, in_specs=local.spec, out_specs=local.spec, axis_names=free, check_vma=False
-    )(x)
-
-
-def _pin_forward(x: jax.Array, row_sharding: NamedSharding | None) -> tuple[jax.Array, None]:
-    return _pin_layout(x, row_sharding), None
-
-
-def _pin_backward(row_sharding: NamedSharding | None, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (_pin_layout(gradient, row_sharding),)
-
-
-_pin_layout.defvjp(_pin_forward, _pin_backward)
 
 
 def _split_layers(params: dict[str, Any], sizes: tuple[int, ...]) -> list[dict[str, Any]]:

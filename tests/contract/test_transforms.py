@@ -30,7 +30,7 @@ FILES = {
         "concepts": written(folder / "c.jsonl", [{"source concept": "cat", "target concept": "paka"}])
     },
     "caption_fields": lambda folder: {"fields": ("alt",)},
-    "clic": lambda folder: {"exchange": "lists"},
+    "side_by_side": lambda folder: {"exchange": "lists"},
 }
 """Options of those that cannot do without any."""
 

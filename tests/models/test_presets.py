@@ -88,6 +88,8 @@ def test_the_names_are_these():
     assert presets.names() == sorted(
         [
             "ALBEF-B-16",
+            "CapPa-B-16",
+            "CoCa-B-16",
             "ViLT-B-32",
             "ViT-B-16",
             "ViT-B-16-SigLIP",
@@ -123,7 +125,7 @@ def test_a_loaded_section_is_the_callers_own():
 @pytest.mark.parametrize("name", presets.names())
 def test_pixels_are_normalized_as_the_named_model_expects(name):
     vision = config_of(name).vision_cfg
-    half = name.endswith("SigLIP") or name.startswith("ViLT")
+    half = name.endswith("SigLIP") or name.startswith(("CapPa", "ViLT"))
     assert vision.image_mean == ((0.5,) * 3 if half else OPENAI_MEAN)
     assert vision.image_std == ((0.5,) * 3 if half else OPENAI_STD)
 

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from mmjax.core import row_sharding
 from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import constrain_rows, num_shards
 from mmjax.core.state import parameter_paths
@@ -265,7 +266,8 @@ class TestRows:
     )
     def test_what_devices_send_does_not_grow_with_their_rows(self, sizes, platform, all_sizes, monkeypatch):
         """But for Megatron's sums over ``tensor``. Were rows not spread, activations would go over ``fsdp`` too."""
-        monkeypatch.setattr(block_stack, "platform_of", lambda rows: platform)
+        for module in (block_stack, row_sharding):
+            monkeypatch.setattr(module, "platform_of", lambda rows: platform)
         mesh = make_mesh(MeshConfig(**sizes))
         rows = batch_sharding(mesh)
         config = dataclasses.replace(CONFIG, text_cfg=dataclasses.replace(CONFIG.text_cfg, heads=2))

@@ -20,8 +20,8 @@ class PictureReader:
     def __init__(self, options: TorchModel):
         transformers = import_transformers()
         self._options = options
-        config = options.from_pretrained(transformers.AutoConfig)
-        self._processor = options.from_pretrained(transformers.AutoProcessor)
+        config = options.read(transformers.AutoConfig)
+        self._processor = options.read(transformers.AutoProcessor)
         if "BlipForQuestionAnswering" in (config.architectures or ()):
             loader = transformers.BlipForQuestionAnswering
         else:

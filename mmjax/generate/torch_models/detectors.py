@@ -19,10 +19,10 @@ class PhraseDetector:
     def __init__(self, options: TorchModel):
         transformers = import_transformers()
         self._options = options
-        self._kind = options.from_pretrained(transformers.AutoConfig).model_type
+        self._kind = options.read(transformers.AutoConfig).model_type
         if self._kind not in _KINDS:
             raise ConfigError(f"model={options.model!r}: is of type {self._kind}; detectors are {', '.join(_KINDS)}")
-        self._processor = options.from_pretrained(transformers.AutoProcessor)
+        self._processor = options.read(transformers.AutoProcessor)
         self._network = options.load(transformers.AutoModelForZeroShotObjectDetection)
 
     def detect(

@@ -37,9 +37,7 @@ class Diffusion:
         self._options, self._side = options, side
         diffusers.utils.logging.disable_progress_bar()  # the command has its own
         self._device = options.torch_device()
-        self._loaded = options.from_pretrained(
-            diffusers.DiffusionPipeline, dtype=getattr(torch, options.dtype), variant=variant
-        )
+        self._loaded = options.read(diffusers.DiffusionPipeline, dtype=getattr(torch, options.dtype), variant=variant)
         self._loaded.set_progress_bar_config(disable=True)
         self._loaded.to(self._device)
         self._pipelines: dict[str, Any] = {}

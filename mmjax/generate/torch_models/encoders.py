@@ -21,7 +21,7 @@ class BlankFiller:
     def __init__(self, options: TorchModel):
         torch, transformers = import_torch(), import_transformers()
         self._options = options
-        self._tokenizer = options.from_pretrained(transformers.AutoTokenizer)
+        self._tokenizer = options.read(transformers.AutoTokenizer)
         if self._tokenizer.mask_token is None:
             raise ConfigError(f"model={options.model!r}: its tokenizer has no mask token; name a masked language model")
         self._network = options.load(transformers.AutoModelForMaskedLM)
@@ -88,7 +88,7 @@ class Tagger:
     def __init__(self, options: TorchModel):
         transformers = import_transformers()
         self._options = options
-        self._tokenizer = options.from_pretrained(transformers.AutoTokenizer)
+        self._tokenizer = options.read(transformers.AutoTokenizer)
         if not self._tokenizer.is_fast:
             raise ConfigError(f"model={options.model!r}: its tokenizer has no offsets; name a model with a fast one")
         self._network = options.load(transformers.AutoModelForTokenClassification)

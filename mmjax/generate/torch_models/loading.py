@@ -37,11 +37,11 @@ class TorchModel:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_size: Annotated[int, Ge(1)] = 8
 
-    def from_pretrained(self, loader: Any, **options: Any) -> Any:
+    def read(self, loader: Any, **options: Any) -> Any:
         """``loader.from_pretrained``; errors become a ConfigError."""
         try:
             with _without_progress_bars():
-                return loader.from_pretrained(self.model, revision=self.revision, **options)
+                return loader.from_pretrained(self.model, revision=self.revision, trust_remote_code=False, **options)
         except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
             reason = shorten(" ".join(str(error).split()), 240)
             raise ConfigError(
@@ -52,7 +52,7 @@ class TorchModel:
     def load(self, loader: Any, **options: Any) -> Any:
         """A network, on its device and ready for inference."""
         torch = import_torch()
-        network = self.from_pretrained(loader, dtype=getattr(torch, self.dtype), **options)
+        network = self.read(loader, dtype=getattr(torch, self.dtype), **options)
         commit = getattr(getattr(network, "config", None), "_commit_hash", None)
         if commit and commit != self.revision:
             _log.info("%s: %r is commit %s now; revision=%s pins it", self.model, self.revision, commit, commit)

@@ -20,7 +20,7 @@ class LanguageModel:
     def __init__(self, options: TorchModel):
         transformers = import_transformers()
         self._options = options
-        self._tokenizer = options.from_pretrained(transformers.AutoTokenizer, padding_side="left")
+        self._tokenizer = options.read(transformers.AutoTokenizer, padding_side="left")
         self._network = options.load(transformers.AutoModelForCausalLM)
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token

@@ -221,7 +221,7 @@ class TestCaptions:
                 found.read(place)
         reader = Reader(found, TransformChain((), image_size=4, modalities=()), seed=0, negative_rows=1)
         sample, unreadable = reader.sample(0, 0, [0.0, 0.0], component=range(1))
-        assert sample.fields["negatives"] == [("given", "a lie")] and unreadable == []
+        assert sample.fields["negatives"] == [("given", "the truth", "a lie")] and unreadable == []
 
     def test_members_above_the_limit_are_unreadable(self, tmp_path):
         path = write_tar(tmp_path / "a.tar", [("a.jpg", bytes((1 << 20) + 1)), ("a.txt", b"a")])

@@ -10,7 +10,7 @@ from mmjax.data.pipeline import Batches
 from mmjax.data.sample import Sample
 from mmjax.data.transform_chain import TransformChain
 from mmjax.data.transforms.caption_units import Transform as Units
-from mmjax.data.transforms.clic import Transform
+from mmjax.data.transforms.side_by_side import Transform
 
 COLORS = ("red", "blue", "green", "black", "white", "pink", "brown", "purple")
 
@@ -44,7 +44,7 @@ class Tokens(list):
 def batches(captions=4, *, own=2, process=(0, 1), **options):
     tokens = Tokens()
     chain = TransformChain(
-        [("clic", {"exchange": "lists", **options})], image_size=4, modalities=("image",),
+        [("side_by_side", {"exchange": "lists", **options})], image_size=4, modalities=("image",),
         token_format=None,
     )  # fmt: skip
     index, count = process
@@ -107,7 +107,7 @@ def test_processes_make_the_same_rows():
 
 
 def test_a_batch_of_one_group_has_no_next_row():
-    with pytest.raises(ConfigError, match=r"batch_size=2: clic combines rows of two groups of 2"):
+    with pytest.raises(ConfigError, match=r"batch_size=2: side_by_side combines rows of two groups of 2"):
         Transform(exchange="lists").partners(batch_size=2, group=2, host_rows=range(2))
 
 

@@ -54,7 +54,7 @@ class Transform:
         """Every row to the same member of the next group."""
         if batch_size < 2 * group:
             raise ConfigError(
-                f"batch_size={batch_size}: clic combines rows of two groups of {group}; use larger batches"
+                f"batch_size={batch_size}: side_by_side combines rows of two groups of {group}; use larger batches"
             )
         return {row: (row + group) % batch_size for row in host_rows}
 
