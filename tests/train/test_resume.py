@@ -48,6 +48,7 @@ def undisturbed(config, environment, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_training_imports_neither_tensorflow_nor_torch(undisturbed):
     imported = set((undisturbed.parent / IMPORTED).read_text().split())
     assert "jax" in imported and not imported & {"tensorflow", "torch", "transformers"}
