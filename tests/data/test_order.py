@@ -1,5 +1,7 @@
+import functools
 import itertools
 
+import grain.experimental
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -93,6 +95,7 @@ def test_distinct_batches_hold_nothing_twice_across_the_end_of_an_epoch(monkeypa
     order._swaps.cache_clear()
     if not table:
         monkeypatch.setattr(order, "_LARGEST_TABLE", 0)
+        monkeypatch.setattr(grain.experimental, "index_shuffle", functools.cache(grain.experimental.index_shuffle))
     plain = Order(components(size), batch_size=batch, seed=5)
     made = Order(components(size), batch_size=batch, seed=5, distinct=True)
     rows = made.places(0, 40 * size)

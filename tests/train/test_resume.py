@@ -121,6 +121,7 @@ def test_a_profile_changes_no_bit(config, environment, undisturbed, tmp_path):
     assert fingerprint(workdir, environment)["sha256"] == fingerprint(undisturbed, environment)["sha256"]
 
 
+@pytest.mark.slow
 def test_a_run_says_where_its_time_went(undisturbed):
     lines = metrics(undisturbed)
     assert lines[0]["train/compile_seconds"] > 0
@@ -137,6 +138,7 @@ def test_a_run_says_where_its_time_went(undisturbed):
     assert "Where the time went" in (undisturbed / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_run_stays_as_it_is(config, undisturbed, capsys):
     before = {path: path.read_bytes() for path in (undisturbed / "metrics.jsonl", undisturbed / "report.html")}
     assert cli.main([*arguments(config, undisturbed), "--profile=steps:6-9"]) == 0
@@ -169,6 +171,7 @@ def test_the_folder_holds_what_a_reader_needs(undisturbed):
     )
 
 
+@pytest.mark.slow
 def test_eval_repeats_the_final_measurement(undisturbed, capsys):
     assert cli.main(["eval", f"--workdir={undisturbed}", "--tasks=retrieval", "--json"]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
