@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -42,11 +43,7 @@ class Tools(Protocol):
 
 
 class Block:
-    """Base class of blocks, which depend on one record at a time; the class of a module is called ``Block``.
-
-    Options are the constructor's keyword arguments. A block gets batches of records that are kept so far, as copies
-    that it may change, and returns for each, in order, that record, a list of records that take its place, or a
-    ``Failure``, which drops it. If it raises, the batch is tried again record by record.
+    """What blocks of both kinds have; the class of a module is called ``Block``, its options are keyword arguments.
 
     Attributes:
       uses: the models that it asks, by the name that the recipe gives them, and their roles.
@@ -57,39 +54,48 @@ class Block:
     decides: bool = False
     uses: Mapping[str, type] = {}
 
-    def __call__(self, records: Sequence[Record], tools: Tools) -> list[Result]:
-        """The records after this stage."""
-        raise NotImplementedError
-
     def estimate(self, records: int) -> Estimate:
         """What that many records cost: one request each to each model, unless a subclass knows better."""
         return Estimate(dict.fromkeys(self.uses, records), records)
 
 
-class GlobalBlock(Block):
-    """A block whose decision needs all records: what it collects of each, what follows, and what that does to each."""
+class RecordBlock(Block, abc.ABC):
+    """Base class of blocks that depend on one record at a time.
 
+    A block gets batches of records that are kept so far, as copies that it may change, and returns for each, in order,
+    that record, a list of records that take its place, or a ``Failure``, which drops it. If it raises, the batch is
+    tried again record by record.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, records: Sequence[Record], tools: Tools) -> list[Result]:
+        """The records after this stage."""
+
+
+class GlobalBlock(Block, abc.ABC):
+    """Base class of blocks whose decision needs all records."""
+
+    @abc.abstractmethod
     def collect(self, record: Record) -> Any:
         """What it needs of a record, as plain values; None for nothing."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decide(self, values: Sequence[Any], tools: Tools) -> Any:
         """The decision, as JSON values, from what was collected of all kept records in order."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def apply(self, records: Sequence[Record], decision: Any, tools: Tools) -> list[Result]:
-        """The records after the decision, as ``__call__`` of other blocks."""
-        raise NotImplementedError
+        """The records after the decision, as ``RecordBlock`` returns them."""
 
 
-class Filter(Block):
+class Filter(RecordBlock):
     """Base class of filters that judge each record by itself."""
 
     decides = True
 
+    @abc.abstractmethod
     def judge(self, record: Record) -> str | None:
         """Why the record is dropped; None keeps it. May change weights."""
-        raise NotImplementedError
 
     def __call__(self, records: Sequence[Record], tools: Tools) -> list[Result]:
         """The records, some of them dropped."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from mmjax.core import plugins
 from mmjax.core.config import Between, ConfigError, Ge, bind, call, choose
 from mmjax.data.preparing.reencoding import Format
-from mmjax.generate.block import FOLDER, Block
+from mmjax.generate.block import FOLDER, GlobalBlock, RecordBlock
 
 BACKENDS = "mmjax.generate.backends"
 _OF_THE_MACHINE = {"device", "concurrency", "cache", "timeout", "retries", "batch_size", "url", "key_env"}
@@ -48,7 +48,7 @@ class Recipe:
     """A checked recipe: the stages by name, and of each model that they use the role and the section."""
 
     config: RecipeConfig
-    blocks: tuple[tuple[str, Block], ...]
+    blocks: tuple[tuple[str, RecordBlock | GlobalBlock], ...]
     models: Mapping[str, tuple[type, Mapping[str, Any]]]
 
     def identity(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mmjax.data.formats.generated_records import Record
 from mmjax.data.preparing.reencoding import Reencoding
 from mmjax.data.sample import Unreadable
 from mmjax.generate.backend import Failure, Picture
-from mmjax.generate.block import Block, GlobalBlock, Result
+from mmjax.generate.block import GlobalBlock, RecordBlock, Result
 from mmjax.generate.inputs import Inputs
 from mmjax.generate.recipe import BACKENDS, Recipe
 
@@ -133,7 +133,7 @@ class StageRunner:
         return after
 
     def _results(
-        self, name: str, block: Block, records: list[Record], decision: Any, tools: StageTools
+        self, name: str, block: RecordBlock | GlobalBlock, records: list[Record], decision: Any, tools: StageTools
     ) -> list[Result]:
         if not records:
             return []

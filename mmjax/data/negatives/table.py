@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -51,9 +52,9 @@ class JoinedSource(SourceView):
         name = int(example["id"]) if self._by == "id" else _key(example.get("key", example["id"]))
         return self.add(example, self._texts[name])
 
+    @abc.abstractmethod
     def add(self, example: Example, texts: list[str]) -> Example:
         """The example with its texts."""
-        raise NotImplementedError
 
     def describe(self) -> str:
         """One line: how many examples have texts, and the name of one that has none."""

@@ -14,7 +14,7 @@ from mmjax.generate.blocks.rationales import blanks
 from mmjax.generate.prompt import load_prompt
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Puts into each explanation's caption whether the student's answer by it is ``right``; others are wrong.
 
     Args:

@@ -12,7 +12,7 @@ from mmjax.generate.backend import Captioner, Decoding, Failure
 from mmjax.generate.block import Tools
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Adds questions and answers to ``qa`` (SelTDA, Khan et al. 2023, arXiv:2306.03932).
 
     The captioner is a teacher that was trained on a small set of questions to continue ``Question:``. Texts without a

@@ -31,7 +31,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """For each box: a caption with an attribute's value and the same with a wrong one, in ``fields["edits"]``.
 
     Replies whose two captions differ in more than the value are left out. A record without boxes stays as it is.

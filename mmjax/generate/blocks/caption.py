@@ -12,7 +12,7 @@ from mmjax.generate.backend import Captioner, Decoding, Failure
 from mmjax.generate.block import Tools
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Adds ``n`` captions of the picture to each record.
 
     Args:

@@ -10,7 +10,7 @@ from mmjax.generate.backend import EntityTagger, Failure
 from mmjax.generate.block import Tools
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Removes captions with ``entities`` that differ from the tagger's; a record that has no others is dropped.
 
     Args:

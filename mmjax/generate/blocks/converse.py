@@ -13,7 +13,7 @@ from mmjax.generate.block import Tools
 from mmjax.generate.prompt import load_prompt
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Adds what the writer replies in one of LLaVA's three roles (Liu et al. 2023, arXiv:2304.08485).
 
     ``conversation`` and ``reasoning`` add questions and answers to ``qa``, ``detail`` a caption of source ``detail``;

@@ -12,7 +12,7 @@ from mmjax.generate.backend import Box, Detector
 from mmjax.generate.block import Tools
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Gives records the boxes of objects that can be seen, best first; those of no area are left out.
 
     Args:

@@ -14,7 +14,7 @@ from mmjax.generate.backend import Box, Failure, ImageGenerator, Picture, Pictur
 from mmjax.generate.block import Estimate, Tools
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Makes ``n`` children of each record, with their prompts as captions (source ``edit``).
 
     Prompts are those of ``prompts``, or of ``fields["domains"]``, with the record's class for ``{}``; or, with

@@ -33,7 +33,7 @@ class Search:
     seed: int = 0
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Adds a negative to each caption with names (CFT-CLIP, Yoon et al. 2024, arXiv:2402.11159).
 
     Names of the wanted kinds are masked, without random ones until at most int(budget · characters without spaces) are;

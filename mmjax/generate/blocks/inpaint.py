@@ -15,7 +15,7 @@ from mmjax.generate.backend import Failure, ImageGenerator, PictureRequest
 from mmjax.generate.block import Estimate, Tools
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Makes a child of each of a record's edits (BiAug, Wu et al. 2023, arXiv:2310.01330).
 
     The child's picture is its parent's with the wrong caption's content inside the box; outside of the mask each pixel

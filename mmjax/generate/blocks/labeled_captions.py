@@ -13,7 +13,7 @@ from mmjax.generate.block import Estimate, Tools
 from mmjax.generate.prompt import load_prompt
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Adds ``n`` captions (source ``caption``) with ``entities``, lists of begin, end and kind (GMDA, ACM MM 2024).
 
     The tagger finds the names in the first caption; the captioner, one that follows instructions, gets them.

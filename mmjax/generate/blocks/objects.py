@@ -20,7 +20,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Puts candidates for objects, mentioned in the first caption or not, into ``fields["objects"]``.
 
     Args:

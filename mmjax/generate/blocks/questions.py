@@ -15,7 +15,7 @@ from mmjax.generate.scene_oracles import graph
 from mmjax.generate.scene_oracles.questions import question
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Puts a question into ``qa``: ``q``, ``choices``, ``a`` (the right choice), ``context`` and ``skill``.
 
     Scenes of the procedural world get a question about their graph instead.

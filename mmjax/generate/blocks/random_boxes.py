@@ -14,7 +14,7 @@ from mmjax.generate.backend import Failure
 from mmjax.generate.block import Tools
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Gives each of ``fields["objects"]`` a random box; boxes overlap by at most half of the smaller one if they can.
 
     Args:

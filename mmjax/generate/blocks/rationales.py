@@ -13,7 +13,7 @@ from mmjax.generate.block import Tools
 from mmjax.generate.prompt import load_prompt
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Adds a caption (source ``detail``) with the explanation of each question's answer; ``method`` names its kind.
 
     An explanation that is empty, or does not end with the right answer, fails its record: later stages compare kinds.

@@ -13,7 +13,7 @@ from mmjax.generate.backend import Failure, ImageGenerator, PictureRequest
 from mmjax.generate.block import Estimate, Tools
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Makes ``n`` children of each record, each in another style, with its captions, boxes and class.
 
     Captions that name colors may no longer be true.

@@ -18,7 +18,7 @@ from mmjax.generate.block import Estimate, Tools
 from mmjax.generate.prompt import load_prompt
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Adds a rewrite of one caption for each set of examples (LaCLIP, Fan et al. 2023, arXiv:2305.20088).
 
     The writer sees some random pairs of a set and completes the last line. A caption is never cut: where the request

@@ -12,7 +12,7 @@ from mmjax.generate.backend import Scorer
 from mmjax.generate.block import Tools
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Gives each caption and each negative the cosine with the picture, and the record the best one of its captions.
 
     Args:

@@ -10,7 +10,7 @@ from mmjax.generate import block
 from mmjax.generate.block import Tools
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Removes negatives whose cosine is not below that of their true caption, or the caption too.
 
     Of a made picture that has none left, nobody knows what it shows: it is dropped, as is one whose scores are missing.

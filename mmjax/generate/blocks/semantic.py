@@ -13,7 +13,7 @@ from mmjax.generate.backend import Scorer
 from mmjax.generate.block import Tools
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Keeps a made picture only if, of all prompts, the one with the highest cosine is one of its class.
 
     Args:

@@ -18,7 +18,7 @@ from mmjax.generate.blocks.converse import box_lines
 from mmjax.generate.prompt import load_prompt
 
 
-class Block(block.Block):
+class Block(block.RecordBlock):
     """Adds dialogs with tool calls to ``fields["turns"]`` (GPT4Tools, Yang et al. 2023, arXiv:2305.18752).
 
     Each record gets instructions for some random tools of our table. A reply's line counts only if it names the tool,
