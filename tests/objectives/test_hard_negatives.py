@@ -312,7 +312,8 @@ class TestDistill:
 
     def loss(self, teachers, **options):
         section = {"name": "distill", "teacher_weight": 0.7, "teacher_temperature": 0.5, **options}
-        objective = plugins.make("mmjax.objectives", "Objective", section, path="objective")
+        row_sharding = section.pop("row_sharding", None)
+        objective = plugins.make("mmjax.objectives", "Objective", section, path="objective", row_sharding=row_sharding)
         (image, text, scale, _), sources = arguments(self.PROBLEM)
         sources = [dataclasses.replace(s, teacher=jnp.float32(t)) for s, t in zip(sources, teachers, strict=True)]
 
@@ -348,6 +349,21 @@ class TestDistill:
         assert not any(np.any(g) for g in gradients[3])
         (tiled, _), _ = self.loss(teachers, impl="chunked", chunk=3)
         np.testing.assert_allclose(tiled, value, atol=2e-6)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("impl", ["chunked", "ring"])
+    def test_eight_devices_equal_one(self, impl, monkeypatch):
+        monkeypatch.setattr(self.__class__, "PROBLEM", hard_problem(16))
+        teachers = self.teachers()
+        (value, metrics), gradients = self.loss(teachers)
+        (spread, measured), spread_gradients = self.loss(
+            teachers, impl=impl, chunk=3, row_sharding=batch_sharding(make_mesh(MeshConfig()))
+        )
+        np.testing.assert_allclose(spread, value, atol=2e-6)
+        np.testing.assert_allclose(measured["teacher_divergence"], metrics["teacher_divergence"], atol=2e-6)
+        for a, b in zip(jax.tree.leaves(spread_gradients), jax.tree.leaves(gradients), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-6)
+        assert metrics["teacher_divergence"] > 0.01
 
     def test_a_student_that_is_its_teacher_has_no_divergence(self):
         (value, metrics), _ = self.loss(self.PROBLEM[:2], teacher_temperature=float(1 / self.PROBLEM[4]))
