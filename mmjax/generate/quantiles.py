@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+
+from mmjax.data.formats.score_table import top_scores
 
 
 def top_threshold(
@@ -25,15 +26,16 @@ def top_threshold(
       ``threshold`` (None: nobody) and ``left_out``, ids that score exactly that and are not at the top.
     """
     scores = np.array([score for _, score in values], np.float64)
-    order = np.argsort(np.where(np.isfinite(scores), -scores, np.inf), kind="stable")
-    count = math.floor(round(fraction * len(scores), 9))
-    last = min(count, len(scores) - 1) if compat == "datacomp" else count - 1
-    usable = int(np.isfinite(scores).sum())
-    last = min(last, usable - 1)
-    if last < 0:
+    finite = np.isfinite(scores)
+    chosen, _ = top_scores(
+        np.where(finite, scores, -np.inf),
+        fraction,
+        names=lambda: np.arange(len(scores)),
+        compat="datacomp" if compat == "datacomp" else None,
+    )
+    chosen &= finite
+    if not chosen.any():
         return {"threshold": None, "left_out": []}
-    threshold = float(scores[order[last]])
-    equal = np.flatnonzero(scores == threshold)
-    inside = set(order[: last + 1].tolist())
-    left_out = [] if compat == "datacomp" else [values[row][0] for row in equal.tolist() if row not in inside]
+    threshold = float(scores[chosen].min())
+    left_out = [values[row][0] for row in np.flatnonzero((scores == threshold) & ~chosen).tolist()]
     return {"threshold": threshold, "left_out": left_out}
