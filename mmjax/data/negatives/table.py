@@ -21,7 +21,7 @@ Entry = Callable[[lookup.Row, str], Iterable[str]]
 """What is kept of a row, as texts; the second argument begins its errors."""
 
 
-class JoinedSource(SourceView):
+class JoinedSource(SourceView, abc.ABC):
     """``source`` with texts of a table; ``add`` says what they are to an example.
 
     Args:
