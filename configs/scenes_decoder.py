@@ -2,7 +2,8 @@
 
 Arguments: ``method=coca|cappa|prefix``, ``transforms=NAME[+NAME]`` (of which ``mixgen`` is one),
 ``augment=NAME[+NAME]``, ``world=easy|standard|full``, ``images=N`` (for training), ``steps=N``. The decoder is two
-blocks deep, on the towers of ``scenes-tiny``, of which CoCa's text tower is causal.
+blocks deep, on the towers of ``scenes-tiny``, of which CoCa's text tower is causal. Its captions are measured at the
+end (``captioning``).
 """
 
 import ml_collections
@@ -55,6 +56,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.optimizer["unlocked_text_groups"] = 0  # nothing trains it
     config.log = {"every_steps": 20}
     tasks = ("retrieval",) if contrast else ()
-    config.eval = {"every_steps": 400, "tasks": tasks, "final_tasks": tasks}
+    config.eval = {"every_steps": 400, "tasks": tasks, "final_tasks": (*tasks, "captioning")}
     config.checkpoint = {"every_steps": 400}
     return config

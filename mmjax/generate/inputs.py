@@ -10,10 +10,9 @@ from mmjax.data import pictures
 from mmjax.data.formats.generated_records import Record, jsonable
 from mmjax.data.open_source import open_source
 from mmjax.data.sample import Example, Unreadable
-from mmjax.data.scenes import language
+from mmjax.data.scenes import graph, language
 from mmjax.data.source import Source
 from mmjax.data.sources import generated, scenes
-from mmjax.generate.scene_oracles import graph
 
 _TESTS = ("test", "zeroshot", "winoground")
 _OWN = ("id", "key", "captions", "caption_weights", "negatives", "boxes", "image")
@@ -69,8 +68,7 @@ class Inputs:
             record.drop(f"unreadable: {error.reason} {error.detail}")
             return record
         if isinstance(source, scenes.Source):
-            scene = source.scene(number)
-            record.fields["scene"] = graph.to_json(scene, source.world)
+            scene, _ = graph.from_json(record.fields["scene"])
             record.fields.setdefault("class_name", language.name(scene.things[0]))
         elif source.class_names is not None and "label" in record.fields:
             record.fields.setdefault("class_name", source.class_names[record.fields["label"]])

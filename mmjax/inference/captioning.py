@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from mmjax.core import rng
 from mmjax.core.config import ConfigError
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.evals.captions.writer import CaptionWriter
 from mmjax.inference.decoding import DecodingConfig, Loop, Special
 
 
@@ -21,7 +21,7 @@ class Captioner:
     """Writes texts for pictures.
 
     Args:
-        graphs: The model's parts without parameters: ``visual``, ``text`` and ``decoder``.
+        merge: The model with parameters: its ``visual``, ``text`` and ``decoder``.
         tokenizer: That of the texts.
         decoding: How words are chosen.
         count: How many texts for a picture.
@@ -29,7 +29,7 @@ class Captioner:
 
     def __init__(
         self,
-        graphs: Mapping[str, Any],
+        merge: Callable[[Any], Any],
         tokenizer: Tokenizer,
         decoding: DecodingConfig,
         *,
@@ -48,9 +48,8 @@ class Captioner:
         loop = Loop(decoding, special, length=body + around, first=first)
 
         def caption(params: Any, images: Any, numbers: jax.Array, seed: jax.Array) -> tuple[jax.Array, jax.Array]:
-            visual, text, decoder = (
-                nnx.merge(graphs[name], nnx.State(params[name])) for name in ("visual", "text", "decoder")
-            )
+            model = merge(params)
+            visual, text, decoder = model.visual, model.text, model.decoder
             tokens = visual.run(visual.embed(images), with_sequence=True).sequence
             cache = decoder.start(jnp.repeat(tokens, count, axis=0), text, length=loop.length)
             if first > decoder.first:  # the start token is the first that this decoder would write
@@ -62,7 +61,7 @@ class Captioner:
             texts, log_p = loop(step, cache, keys)
             return texts.reshape(len(tokens), count, -1), log_p.reshape(len(tokens), count)
 
-        self._tokenizer, self._run = tokenizer, jax.jit(caption)
+        self._tokenizer, self._caption, self._run = tokenizer, caption, jax.jit(caption)
 
     def __call__(self, params: Any, images: Any, numbers: Any, *, seed: int = 0) -> tuple[jax.Array, jax.Array]:
         """Starts a batch of prepared pictures: tokens i32[B, count, L], and each text's log p f32[B, count].
@@ -71,6 +70,15 @@ class Captioner:
         number (i32[B]) alone.
         """
         return self._run(params, images, numbers, jnp.uint32(seed))
+
+    def writer(self) -> CaptionWriter:
+        """Its first text for each picture, not compiled."""
+
+        def write(params: Any, images: Any) -> jax.Array:
+            numbers = jnp.arange(len(jax.tree.leaves(images)[0]), dtype=jnp.int32)
+            return self._caption(params, images, numbers, jnp.uint32(0))[0][:, 0]
+
+        return CaptionWriter(write, self._tokenizer.decode)
 
     def decode(self, tokens: np.ndarray) -> list[list[str]]:
         """The texts of i32[n, count, L]."""

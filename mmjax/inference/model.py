@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import os
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -144,7 +145,7 @@ class Model:
         if key not in self._captioners:
             decoding = build(DecodingConfig, options, path="caption") if options else DecodingConfig()
             assert not isinstance(self._tokenizer, ConfigError)  # a model with a decoder has one
-            self._captioners[key] = Captioner(self._graphs, self._tokenizer, decoding, count=count)
+            self._captioners[key] = Captioner(self._merge, self._tokenizer, decoding, count=count)
         return self._captioners[key]
 
     def similarity(self, images: Iterable[Picture], texts: Sequence[str]) -> np.ndarray:
@@ -246,8 +247,14 @@ class Model:
                 row_sharding=self._row_sharding,
                 modalities=(self.modality,),
                 num_threads=_cores(),
+                make_writer=(lambda **decoding: self.captioner(**decoding).writer()) if "decoder" in graphs else None,
             )
         return self._embedders[size]
+
+    def _merge(self, params: dict[str, Any]) -> types.SimpleNamespace:
+        """All towers and the decoder with these parameters."""
+        merged = {name: nnx.merge(graph, nnx.State(params[name])) for name, graph in self._graphs.items()}
+        return types.SimpleNamespace(**merged)
 
     def require(self, tower: str) -> None:
         """Raises ConfigError if the model lacks a tower, or an image tower takes no single pictures."""

@@ -35,6 +35,7 @@ from mmjax.train.program import Program
 logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 64
+_KEYS_OF_HEADS = {"match": "model.fusion", "answer": "model.fusion.answers", "caption": "model.decoder"}
 
 
 class Evaluation:
@@ -91,10 +92,11 @@ class Evaluation:
         """The evaluator of one task, made at its first use."""
         if (task, split) not in self._evaluators:
             evaluator = load_evaluator(task)
-            scorer = self.embedder.pair_scorer
-            if evaluator.needs_head is not None and (scorer is None or evaluator.needs_head not in scorer.heads):
-                key = "model.fusion.answers" if evaluator.needs_head == "answer" else "model.fusion"
-                raise ConfigError(f"eval.tasks: {task!r} reads pairs as wholes; leave it out, or set {key}")
+            if evaluator.needs_head is not None and evaluator.needs_head not in self.embedder.heads:
+                key = _KEYS_OF_HEADS[evaluator.needs_head]
+                raise ConfigError(
+                    f"eval.tasks: {task!r} needs {key}, which the model lacks; leave it out, or set {key}"
+                )
             try:
                 self._evaluators[task, split] = self._make(task, None if evaluator.own_split else split)
             except ConfigError as error:

@@ -13,13 +13,16 @@ import numpy as np
 from flax import nnx
 
 from mmjax.core import plugins, rng
-from mmjax.core.config import ConfigError
+from mmjax.core.config import ConfigError, build
 from mmjax.core.numerics import DTYPES
 from mmjax.core.state import AugmentState, Params, TrainState, flatten
 from mmjax.core.types import Batch
+from mmjax.evals.captions.writer import CaptionWriter
 from mmjax.evals.common.embedder import Embedder
 from mmjax.evals.common.pair_scores import Matcher
 from mmjax.experiment import Experiment
+from mmjax.inference.captioning import Captioner
+from mmjax.inference.decoding import DecodingConfig
 from mmjax.models.attention.choice import choose_kernel
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
@@ -233,7 +236,11 @@ class Program:
             model = merge(graph, params)
             return model.fusion.answer(*read_pairs(model, image, tokens))
 
-        fusion = self.experiment.model.fusion
+        def make_writer(**decoding: Any) -> CaptionWriter:
+            config = build(DecodingConfig, decoding, path="decoding")
+            return Captioner(lambda params: merge(graph, params), tokenizer, config).writer()
+
+        fusion, decoder = self.experiment.model.fusion, self.experiment.model.decoder
 
         return Embedder(
             encode_images,
@@ -244,6 +251,7 @@ class Program:
             modalities=modalities,
             num_threads=num_threads,
             matcher=Matcher(encode_image_tokens, match, answer if fusion.answers else None) if fusion else None,
+            make_writer=make_writer if decoder else None,
         )
 
     def _without_recomputation(self) -> Experiment:

@@ -10,6 +10,7 @@ import pytest
 
 from mmjax.core import plugins
 from mmjax.data import source
+from mmjax.evals.captions.writer import CaptionWriter
 from mmjax.evals.common.embedder import Embedder
 from mmjax.evals.common.pair_scores import Matcher
 
@@ -67,6 +68,10 @@ def compiled():
             lambda p, x: x["image"].reshape(3, 1, -1).astype(jnp.float32) - 128.0,
             lambda p, z, t: jnp.sum((z[:, 0] @ p["image"]) * p["text"][t[:, -1]], axis=1),
             lambda p, z, t: (z[:, 0] @ p["image"] * p["text"][t[:, -1]])[:, :3],
+        ),
+        make_writer=lambda **_: CaptionWriter(
+            lambda p, x: jnp.argsort((x["image"].reshape(3, -1).astype(jnp.float32) - 128.0) @ p["image"], axis=1),
+            lambda tokens: ["caption " + " ".join(map(str, row)) for row in tokens.tolist()],
         ),
     )
 

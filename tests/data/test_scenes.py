@@ -312,7 +312,7 @@ def test_invalid_options_name_the_key_the_value_and_the_way_out(options, message
 def test_a_configuration_section_builds_it():
     section = {"split": "train", "world": "easy", "modalities": ["image", "depth"], "twins": True, "size": 64}
     source = build(Source, section, path="data.train")
-    assert len(source) == 64 and set(source[0]) == {"id", "image", "depth", "captions"}
+    assert len(source) == 64 and set(source[0]) == {"id", "image", "depth", "captions", "scene"}
     with pytest.raises(ConfigError, match=r"data\.train\.world=3: expected str"):
         build(Source, {"split": "train", "world": 3}, path="data.train")
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmjax.core.config import ConfigError
+from mmjax.data.scenes import graph
 from mmjax.generate.blocks import confidence, domains, edit
 from mmjax.generate.blocks.semantic import is_positive
-from mmjax.generate.scene_oracles import graph
 from support import generating
 from support.generating import record
 

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from mmjax.data import pictures
 from mmjax.data.open_source import open_source
+from mmjax.data.scenes import graph
 from mmjax.generate.backend import Entity
 from mmjax.generate.blocks import score_gap
 from mmjax.generate.blocks.entity_negatives import is_filled, mask
 from mmjax.generate.blocks.inpaint import box_mask, paste
-from mmjax.generate.scene_oracles import graph
 from support import generating
 from support.generating import record
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from mmjax.data.scenes import graph
 from mmjax.generate.blocks import caption_mix
 from mmjax.generate.inputs import Inputs
 from mmjax.generate.recipe import make_recipe
-from mmjax.generate.scene_oracles import graph
 from mmjax.generate.stages import StageRunner
 from support import generating
 

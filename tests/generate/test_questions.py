@@ -8,10 +8,10 @@ from hypothesis import given, settings
 
 from mmjax.config_file import load_config, shipped_configs
 from mmjax.core.config import ConfigError
+from mmjax.data.scenes import graph
 from mmjax.generate import parsers
 from mmjax.generate.blocks import policy_mix, take
 from mmjax.generate.blocks.tool_instructions import dialog, read_table
-from mmjax.generate.scene_oracles import graph
 from mmjax.generate.statement import statement
 from support import generating
 from support.generating import REPLIES, record

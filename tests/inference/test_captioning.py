@@ -18,6 +18,7 @@ from mmjax.models.config import with_tokenizer
 from mmjax.models.joint_config import DecoderConfig
 from support import clip_models, pictures
 from support.models_in_use import CAPTIONS
+from support.towers import Source
 
 CASES = {
     "ids": ({"inputs": "ids", "cross_mlp": False}, {}),
@@ -89,6 +90,13 @@ def test_draws_do_not_depend_on_batches_and_come_in_any_number():
     assert model.captions(PICTURES[:1], count=3, **options) == several[:1]
     assert model.captions(PICTURES, count=3, **options | {"seed": 4}) != several
     assert sum(key[0] == 3 for key in model._captioners) == 1  # compiled once for all seeds
+
+
+def test_evaluators_see_the_same_captions():
+    model, _ = prepared("ids")
+    examples = Source({"id": i, "image": picture, "captions": ["?"]} for i, picture in enumerate(PICTURES))
+    bound = model.embedder().bind(model.params)
+    assert bound.captions(model.view(examples), method="greedy") == model.caption(PICTURES)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def _kinds(source: Source, number: int, example: dict[str, Any]) -> dict[str, li
 
 def _truth(source: Source, numbers: Sequence[int]) -> Callable[[int, str], bool] | None:
     """Whether captions are true, of scenes, whose content is known."""
-    from mmjax.generate.scene_oracles.graph import from_json, is_true
+    from mmjax.data.scenes.graph import from_json, is_true
 
     if (scene := getattr(source, "scene", None)) is not None:
         return lambda row, text: is_true(scene(numbers[row]), text)

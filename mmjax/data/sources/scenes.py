@@ -13,7 +13,7 @@ import numpy as np
 from mmjax.core.config import Between, ConfigError, choose
 from mmjax.data import source
 from mmjax.data.pictures import pixels
-from mmjax.data.scenes import edits, language, negatives, render
+from mmjax.data.scenes import edits, graph, language, negatives, render
 from mmjax.data.scenes import questions as scene_questions
 from mmjax.data.scenes import world as worlds
 from mmjax.data.scenes.world import Scene
@@ -35,6 +35,8 @@ _GRAPH, _TWIN, _CAPTIONS, _NEGATIVES, _PIXELS, _SHIFT, _QUESTIONS = 0, 2, 4, 6, 
 
 class Source(source.Source):
     """Random access to one split; items have ``image`` (and ``depth``, ``thermal``), ``captions`` and ``id``.
+
+    ``scene`` is what the picture shows, as plain values (``mmjax.data.scenes.graph``).
 
     ``train``: up to 32,768 scenes (8,192), a fifth of them of one object. ``val`` and ``test``: 1,000 scenes of two
     objects, with ``negatives``: (kind, true caption, false caption). ``zeroshot``: one object, 8 for each color and
@@ -164,6 +166,7 @@ class Source(source.Source):
         grain = member if self.twins else 0
         noise = {m: self._stream(base, _PIXELS + 2 * render.MODALITIES.index(m) + grain) for m in self.modalities}
         item: dict[str, Any] = {"id": index, **render.render(scene, image_size=self.image_size, noise=noise)}
+        item["scene"] = graph.to_json(scene, self.world)
         if self.shift and "image" in item:
             item["image"] = self._shift(item["image"], self._stream(base, _SHIFT).random(3))
         if self.questions:

@@ -52,7 +52,7 @@ class Base(abc.ABC):
     """Whether, if the data has no split made for it, it takes the first of those that are measured."""
 
     needs_head: ClassVar[str | None] = None
-    """The head of ``model.fusion`` that it reads pairs with (``BoundEmbedder.match``): ``match`` or ``answer``."""
+    """What it needs of the model: ``match`` or ``answer`` (``BoundEmbedder.match``), or ``caption`` (``captions``)."""
 
     headline: ClassVar[Collection[str]] = ()
     """The metrics that tables show if not asked for all; empty: all of them."""

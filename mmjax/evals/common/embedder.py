@@ -20,7 +20,8 @@ from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import num_shards
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
-from mmjax.evals.common.host_batches import Description, HostBatch, describe, gather_examples, to_global
+from mmjax.evals.captions.writer import CaptionWriter, MakeWriter
+from mmjax.evals.common.host_batches import Description, HostBatch, describe, gather_examples, stack_pictures, to_global
 from mmjax.evals.common.pair_scores import Matcher, PairScorer
 
 IN_FLIGHT = 16
@@ -59,6 +60,7 @@ class Embedder:
         modalities: The keys of an example that go to the image tower.
         num_threads: Threads that read examples; 0: none besides the caller.
         matcher: Scores pairs as wholes, if the model can.
+        make_writer: Makes what writes captions, if the model can.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Embedder:
         modalities: Sequence[str] = ("image",),
         num_threads: int = 0,
         matcher: Matcher | None = None,
+        make_writer: MakeWriter | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
@@ -93,14 +96,31 @@ class Embedder:
         self.pair_scorer = (
             None if matcher is None else PairScorer(matcher, batch_size=batch_size, row_sharding=row_sharding)
         )
-        shardings: dict[str, Any] = {}
+        self._make_writer, self._writers = make_writer, dict[str, CaptionWriter]()
+        self._shardings: dict[str, Any] = {}
         if row_sharding is not None:
-            shardings = {
+            self._shardings = {
                 "in_shardings": (None, row_sharding),
                 "out_shardings": NamedSharding(row_sharding.mesh, PartitionSpec()),
             }
-        self.embed_images = jax.jit(_with_unit_rows(encode_images, batch_size, "encode_images"), **shardings)
-        self.embed_texts = jax.jit(_with_unit_rows(encode_texts, batch_size, "encode_texts"), **shardings)
+        self.embed_images = jax.jit(_with_unit_rows(encode_images, batch_size, "encode_images"), **self._shardings)
+        self.embed_texts = jax.jit(_with_unit_rows(encode_texts, batch_size, "encode_texts"), **self._shardings)
+
+    @property
+    def heads(self) -> set[str]:
+        """What the model can do beside embeddings: ``match``, ``answer``, ``caption``."""
+        heads = set() if self.pair_scorer is None else set(self.pair_scorer.heads)
+        return heads | ({"caption"} if self._make_writer else set())
+
+    def writer(self, **decoding: Any) -> CaptionWriter:
+        """What writes captions, compiled once for the same options."""
+        if self._make_writer is None:
+            raise ConfigError("the model has no decoder, which captions need; set model.decoder, or measure others")
+        key = repr(sorted(decoding.items()))
+        if key not in self._writers:
+            writer = self._make_writer(**decoding)
+            self._writers[key] = writer._replace(write=jax.jit(writer.write, **self._shardings))
+        return self._writers[key]
 
     def bind(self, params: Any) -> BoundEmbedder:
         """The embedder of one set of parameters, with its own caches."""
@@ -166,9 +186,15 @@ class BoundEmbedder:
         With ``head="answer"``, f32[p, answers]: the logits of a question's answers.
         """
         scorer = self._embedder.pair_scorer
-        assert scorer is not None  # who needs it says so (``Base.needs_matcher``)
+        assert scorer is not None  # who needs it says so (``Base.needs_head``)
         ids = self._embedder.tokenizer(texts)
         return scorer(self._params, self._image_batches(examples, []), images, ids, numbers, head=head)
+
+    def captions(self, examples: Source, *, key: Hashable = None, **decoding: Any) -> list[str]:
+        """A text for each example of ``read``, by the model's decoder; ``decoding`` says how words are chosen."""
+        writer = self._embedder.writer(**decoding)
+        rows = self.read(examples, key=key).indices
+        return writer.decode(self._run(writer.write, self._image_batches(examples, []))[rows])
 
     def is_truncated(self, texts: Sequence[str]) -> np.ndarray | None:
         """bool[n]: which texts are cut at the context length; None if the tokenizer does not say."""
@@ -268,7 +294,7 @@ class BoundEmbedder:
                 yield images
 
     def _stack(self, examples: Sequence[Any], indices: Sequence[int]) -> dict[str, np.ndarray]:
-        return {m: _stack(examples, m, indices) for m in self.modalities}
+        return {m: stack_pictures(examples, m, indices) for m in self.modalities}
 
     def _first_readable(self, examples: Source) -> dict[str, np.ndarray]:
         """The pictures of the first readable example."""
@@ -310,22 +336,6 @@ def _with_unit_rows(encode: Callable[[Any, Any], jax.Array], rows: int, name: st
         return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
 
     return embed
-
-
-def _stack(examples: Sequence[Any], modality: str, indices: Sequence[int]) -> np.ndarray:
-    for index, example in zip(indices, examples, strict=True):
-        if modality not in example:
-            raise ValueError(
-                f"example {index} has no {modality!r}; it has {', '.join(map(repr, example))}: "
-                "change the evaluation's modalities or the source"
-            )
-        shape, first = example[modality].shape, examples[0][modality].shape
-        if shape != first:
-            raise ValueError(
-                f"example {index}: {modality!r} has the shape {shape}, others of its batch have {first}; "
-                "let the source resize images to one size"
-            )
-    return np.stack([example[modality] for example in examples])
 
 
 def _all_unreadable() -> ConfigError:

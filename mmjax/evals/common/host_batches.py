@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -121,3 +121,20 @@ def _to_json(value: Any) -> Any:
 
 def _is_picture(value: Any) -> bool:
     return isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.ndim == 3)
+
+
+def stack_pictures(examples: Sequence[Any], modality: str, indices: Sequence[int]) -> np.ndarray:
+    """One array of the examples' pictures of a modality; ``indices`` are for messages."""
+    for index, example in zip(indices, examples, strict=True):
+        if modality not in example:
+            raise ValueError(
+                f"example {index} has no {modality!r}; it has {', '.join(map(repr, example))}: "
+                "change the evaluation's modalities or the source"
+            )
+        shape, first = example[modality].shape, examples[0][modality].shape
+        if shape != first:
+            raise ValueError(
+                f"example {index}: {modality!r} has the shape {shape}, others of its batch have {first}; "
+                "let the source resize images to one size"
+            )
+    return np.stack([example[modality] for example in examples])

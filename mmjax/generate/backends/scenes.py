@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 
 from mmjax.core.config import Between
+from mmjax.data.scenes import graph
 from mmjax.data.scenes.world import COLORS, FRAME, SHAPES, WORLDS, Scene, World
 from mmjax.generate.backend import (
     Box,
@@ -24,7 +25,7 @@ from mmjax.generate.backend import (
     PictureRequest,
     TextRequest,
 )
-from mmjax.generate.scene_oracles import graph, oracle, writer
+from mmjax.generate.scene_oracles import oracle, writer
 from mmjax.generate.scene_oracles.oracle import random_scene, similarity, stream
 
 T = TypeVar("T")

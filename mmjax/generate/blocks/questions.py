@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.formats.generated_records import Record
+from mmjax.data.scenes import graph
 from mmjax.generate import block
 from mmjax.generate.backend import Failure
 from mmjax.generate.block import Tools
-from mmjax.generate.scene_oracles import graph
 from mmjax.generate.scene_oracles.questions import question
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from mmjax.data.scenes import language, render
 from mmjax.data.scenes import world as worlds
+from mmjax.data.scenes.graph import Claims, claims, to_json, true_claims
 from mmjax.data.scenes.world import FRAME, Scene, Thing, World
 from mmjax.generate.backend import Box, Picture
-from mmjax.generate.scene_oracles.graph import Claims, claims, to_json, true_claims
 from mmjax.generate.scene_oracles.questions import question
 
 SIZE = 32  # of pictures that are drawn from a text alone

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.data.scenes.graph import claims
 from mmjax.data.scenes.world import COLORS, SHAPES, SIZES, TEXTURES
-from mmjax.generate.scene_oracles.graph import claims
 
 Reply = Callable[[Mapping[str, Any], np.random.Generator, bool], str]
 """From a prompt's values, random draws, and whether the content shall be wrong."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import re
@@ -29,6 +30,8 @@ _STATEMENTS = tuple(
     )
 )
 """Answers to questions in plain words."""
+ATTRIBUTES = ("shape", "color", "texture", "size")
+KINDS = (*ATTRIBUTES, "place", "relation", "background")
 _WHERE = re.compile(r"\b(dark|light) background\b", re.IGNORECASE)
 _RELATION = re.compile(rf"^\W*(?:is )?(?P<relation>{'|'.join(language.RELATION_PHRASES)}) an?\s+$", re.IGNORECASE)
 
@@ -42,10 +45,17 @@ class Claims:
     light: bool | None
 
     @property
+    def kinds(self) -> collections.Counter[str]:
+        """How many facts of each of ``KINDS`` are claimed."""
+        kinds = collections.Counter(name for thing in self.things for name in thing)
+        kinds["relation"] = sum(relation is not None for relation in self.relations)
+        kinds["background"] = int(self.light is not None)
+        return kinds
+
+    @property
     def count(self) -> int:
         """How many facts are claimed."""
-        relations = sum(relation is not None for relation in self.relations)
-        return sum(map(len, self.things)) + relations + (self.light is not None)
+        return self.kinds.total()
 
 
 def to_json(scene: Scene, world: World) -> dict[str, Any]:
@@ -84,14 +94,21 @@ def claims(text: str) -> Claims:
     return Claims(tuple(things), tuple(relations), None if where is None else where[1].lower() == "light")
 
 
-def true_claims(scene: Scene, claimed: Claims) -> int:
-    """How many of the facts hold, with claimed things matched to the scene's as well as possible."""
-    slots = [*range(len(scene.things)), *[None] * max(len(claimed.things) - len(scene.things), 0)]
-    best = max(
-        (_count(scene, claimed, chosen) for chosen in set(itertools.permutations(slots, len(claimed.things)))),
-        default=0,
+def true_kinds(scene: Scene, claimed: Claims) -> collections.Counter[str]:
+    """How many facts of each kind hold, with claimed things matched to the scene's as well as possible."""
+    numbers = [*range(len(claimed.things)), *[None] * len(scene.things)]
+    matches = (
+        {number: thing for thing, number in zip(scene.things, chosen, strict=True) if number is not None}
+        for chosen in itertools.permutations(numbers, len(scene.things))
     )
-    return best + (claimed.light is not None and claimed.light == scene.light)
+    best = max((_true(scene, claimed, own) for own in matches), key=collections.Counter.total)
+    best["background"] = int(claimed.light is not None and claimed.light == scene.light)
+    return best
+
+
+def true_claims(scene: Scene, claimed: Claims) -> int:
+    """How many of the facts hold."""
+    return true_kinds(scene, claimed).total()
 
 
 def is_true(scene: Scene, text: str) -> bool:
@@ -106,26 +123,23 @@ def box(thing: Thing) -> tuple[float, float, float, float]:
     return max(x - r, 0.0), max(y - r, 0.0), min(x + r, 1.0), min(y + r, 1.0)
 
 
-def relation_holds(scene: Scene, first: int, second: int, relation: int) -> bool:
-    """Whether thing ``first`` has the relation to thing ``second``."""
-    if scene.relation is None or first == second:
+def relation_holds(scene: Scene, first: Thing, second: Thing, relation: int) -> bool:
+    """Whether thing ``first`` of the scene has the relation to thing ``second``."""
+    if scene.relation is None or first is second:
         return False
-    return relation == (scene.relation if (first, second) == (0, 1) else scene.relation ^ 1)
+    return relation == (scene.relation if first is scene.things[0] else scene.relation ^ 1)
 
 
-def _count(scene: Scene, claimed: Claims, chosen: tuple[int | None, ...]) -> int:
-    total = 0
-    for thing, place in zip(claimed.things, chosen, strict=True):
-        if place is not None:
-            own = scene.things[place]
-            has = {"place": language.place(own), **{name: getattr(own, name) for name in _ATTRIBUTES}}
-            total += sum(has[name] == value for name, value in thing.items())
-    for number, relation in enumerate(claimed.relations):
-        if relation is not None and None not in (first := chosen[number], second := chosen[number + 1]):
-            assert first is not None and second is not None
-            total += relation_holds(scene, first, second, relation)
-    return total
+def _true(scene: Scene, claimed: Claims, match: Mapping[int, Thing]) -> collections.Counter[str]:
+    """The facts that hold but for the background; ``match`` has the things by the claimed ones' numbers."""
+    kinds: collections.Counter[str] = collections.Counter()
+    for number, own in match.items():
+        has = {"place": language.place(own), **{name: getattr(own, name) for name in ATTRIBUTES}}
+        kinds.update(name for name, value in claimed.things[number].items() if has[name] == value)
+        relation = claimed.relations[number]
+        if relation is not None and number + 1 in match:
+            kinds["relation"] += relation_holds(scene, own, match[number + 1], relation)
+    return kinds
 
 
-_ATTRIBUTES = ("shape", "color", "texture", "size")
 assert len(RELATIONS) == len(language.RELATION_PHRASES)
