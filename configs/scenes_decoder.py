@@ -1,9 +1,9 @@
 """CoCa, CapPa and a prefix language model in small, on scenes: models that write captions, in minutes on two cores.
 
-Arguments: ``method=coca|cappa|prefix``, ``transforms=NAME[+NAME]`` (of which ``mixgen`` is one),
-``augment=NAME[+NAME]``, ``world=easy|standard|full``, ``images=N`` (for training), ``steps=N``. The decoder is two
-blocks deep, on the towers of ``scenes-tiny``, of which CoCa's text tower is causal. Its captions are measured at the
-end (``captioning``).
+Arguments: ``method=coca|cappa|prefix``, ``texts=captions|questions`` (with their answers: SelTDA's teacher),
+``transforms=NAME[+NAME]`` (of which ``mixgen`` is one), ``augment=NAME[+NAME]``, ``world=easy|standard|full``,
+``images=N`` (for training), ``steps=N``. The decoder is two blocks deep, on the towers of ``scenes-tiny``, of which
+CoCa's text tower is causal. What it writes is measured at the end (``captioning``).
 """
 
 import ml_collections
@@ -25,9 +25,17 @@ METHODS = {  # decoder, objective
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     args = parse_arguments(
-        arg, method="coca", transforms="none", augment="none", world="standard", images=4096, steps=1200
+        arg,
+        method="coca",
+        texts="captions",
+        transforms="none",
+        augment="none",
+        world="standard",
+        images=4096,
+        steps=1200,
     )
     decoder, objective = METHODS[choose(args.method, METHODS, path="method")]
+    asks = choose(args.texts, ("captions", "questions"), path="texts") == "questions"
     config = ml_collections.ConfigDict()
     config.steps = args.steps
     config.batch_size = 64
@@ -40,7 +48,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.objective = dict(objective)
     config.augment = plugin_entries(args.augment)
     config.data = {
-        "source": {"name": "scenes", "world": args.world, "image_size": 32},
+        "source": {"name": "scenes", "world": args.world, "image_size": 32, "questions": asks, "answered": asks},
         "train": {"size": args.images},
         "tokenizer": {"name": "word"},
         "transforms": plugin_entries(args.transforms),

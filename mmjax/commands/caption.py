@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, metavar="P", help="sample: among the fewest words of probability P")
     parser.add_argument("--min-length", type=int, metavar="N", help="tokens of a caption at least (default: 0)")
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a caption at most (default: all)")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="how each caption begins, such as 'Question:'")
     parser.add_argument("--seed", type=int, default=0, help="of draws (default: 0)")
 
 
@@ -64,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     decoding = {name: value for name in _DECODING if (value := getattr(args, name)) is not None}
     with distributed.join(**options.processes(args)):
         job = open_job(args, ("images",))
-        captioner = job.model.captioner(count=args.count, **decoding)
-        plan = {**job.plan, **decoding, "count": args.count, "seed": args.seed}
+        captioner = job.model.captioner(count=args.count, prompt=args.prompt, **decoding)
+        plan = {**job.plan, **decoding, "count": args.count, "prompt": args.prompt, "seed": args.seed}
         # Beside the file, because it may be large, and hidden, because it goes when the file is there.
         folder = ShardFolder(
             out.with_name(f".{out.name}.shards"), plan_name="plan.json", plan=plan, informative=("model",),

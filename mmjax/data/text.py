@@ -141,6 +141,15 @@ def negatives_of(values: object, true: object, key: str = "", *, norm: Norm = "n
         return []
 
 
+def with_answer(question: str, answer: str) -> str:
+    """A question and its answer in one text, as those are trained on it that shall write both.
+
+    >>> with_answer("what color is the cat", "black")
+    'Question: what color is the cat? Answer: black.'
+    """
+    return f"Question: {question.rstrip(' ?')}? Answer: {answer.rstrip(' .')}."
+
+
 def get_cleaning(name: str | None) -> Callable[[str], str]:
     """What a published tokenizer does to a text first, by open_clip's name for it.
 

@@ -23,10 +23,11 @@ class Evaluator(Base):
 
     Where examples have a ``scene``, as those of the source ``scenes``, captions are read for what they claim about it:
     ``attribute_accuracy`` is the fraction of all claims that are true, ``accuracy_KIND`` that of shapes, colors,
-    textures, sizes, places, relations and the background, if any are claimed; ``all_true`` the fraction of captions
-    that claim something, and nothing false; ``attributes_named`` the fraction of the scenes' shapes, colors, textures,
-    sizes and relations that captions name rightly. The things of a caption are matched to those of the scene as well as
-    possible, so ``attribute_accuracy_other_image``, of the same captions with the next example's scene, is not zero.
+    textures, sizes, places, relations, the background, and absence, if any are claimed; ``all_true`` the fraction of
+    captions that claim something, and nothing false; ``attributes_named`` the fraction of the scenes' shapes, colors,
+    textures, sizes and relations that captions name rightly. The things of a caption are matched to those of the scene
+    as well as possible, so ``attribute_accuracy_other_image``, of the same captions with the next example's scene, is
+    not zero.
 
     It needs a model with ``model.decoder``.
     """

@@ -98,7 +98,7 @@ def question_and_answer(reply: str) -> tuple[str, str] | None:
     question, answer = _QUESTION.search(reply), _ANSWER.search(reply)
     if question is None or answer is None:
         return None
-    texts = " ".join(question[1].split()), " ".join(answer[1].split()).strip(" .,")
+    texts = " ".join(question[1].split()).replace(" ?", "?"), " ".join(answer[1].split()).strip(" .,")
     answered = set(re.findall(r"\w+", texts[1].lower()))
     if not all(texts) or {"yes", "no"} <= answered or "question:" in texts[0].lower() or "answer:" in texts[0].lower():
         return None

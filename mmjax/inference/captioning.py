@@ -25,6 +25,7 @@ class Captioner:
         tokenizer: That of the texts.
         decoding: How words are chosen.
         count: How many texts for a picture.
+        prompt: How each begins; it is a part of them.
     """
 
     def __init__(
@@ -34,27 +35,31 @@ class Captioner:
         decoding: DecodingConfig,
         *,
         count: int = 1,
+        prompt: str = "",
     ):
         if count < 1 or (count > 1 and decoding.method != "sample"):
             raise ConfigError(f"count={count}: several texts for a picture need method='sample'; others give one")
         special = Special(end=tokenizer.eos_id, pad=tokenizer.pad_id, start=tokenizer.bos_id)
         around = 1 + (special.start is not None)
-        body = min(decoding.max_length or tokenizer.context_length, tokenizer.context_length - around)
-        if decoding.min_length > body:
+        begun = _prompt_tokens(prompt, tokenizer) if prompt else ()
+        room = tokenizer.context_length - around - len(begun)
+        if max(decoding.min_length, 1) > room:
+            name, value = ("min_length", decoding.min_length) if decoding.min_length > room else ("prompt", prompt)
             raise ConfigError(
-                f"min_length={decoding.min_length}: the model's context holds {body} tokens beside start and end"
+                f"{name}={value!r}: the model's context holds {max(room, 0)} tokens beside start, prompt and end"
             )
-        first = int(special.start is not None)
-        loop = Loop(decoding, special, length=body + around, first=first)
+        first = int(special.start is not None) + len(begun)
+        length = min(decoding.max_length or room, room) + around + len(begun)
+        loop = Loop(decoding, special, length=length, first=first, prompt=begun)
 
         def caption(params: Any, images: Any, numbers: jax.Array, seed: jax.Array) -> tuple[jax.Array, jax.Array]:
             model = merge(params)
             visual, text, decoder = model.visual, model.text, model.decoder
             tokens = visual.run(visual.embed(images), with_sequence=True).sequence
             cache = decoder.start(jnp.repeat(tokens, count, axis=0), text, length=loop.length)
-            if first > decoder.first:  # the start token is the first that this decoder would write
-                start = jnp.zeros(len(tokens) * count, jnp.int32)
-                _, cache = decoder.next(cache, start, jnp.int32(decoder.first), text)
+            for place in range(decoder.first, first):  # start and prompt, which this decoder would write itself
+                previous = jnp.full(len(tokens) * count, loop.begin[place - 1] if place else 0, jnp.int32)
+                _, cache = decoder.next(cache, previous, jnp.int32(place), text)
             step = lambda cache, previous, position: decoder.next(cache, previous, position, text)  # noqa: E731
             keys = jax.vmap(jax.random.fold_in, (None, 0))(rng.key(seed, stream="caption"), numbers)
             keys = jax.vmap(functools.partial(jax.random.split, num=count))(keys).reshape(-1)
@@ -85,3 +90,13 @@ class Captioner:
         texts = self._tokenizer.decode(tokens.reshape(-1, tokens.shape[-1]))
         count = tokens.shape[1]
         return [texts[start : start + count] for start in range(0, len(texts), count)]
+
+
+def _prompt_tokens(prompt: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    if tokenizer.unknown_fraction([prompt]):
+        raise ConfigError(
+            f"prompt={prompt!r}: has words that the model's tokenizer does not know; leave it out, or take a model "
+            "whose training had them"
+        )
+    [row] = tokenizer([prompt]).tolist()
+    return tuple(row[int(tokenizer.bos_id is not None) : row.index(tokenizer.eos_id)])

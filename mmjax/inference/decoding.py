@@ -28,7 +28,7 @@ class DecodingConfig:
     draws from the ``top_k`` most probable tokens (None: all), and of these from the fewest that together have the
     probability ``top_p`` (Holtzman et al. 2020, arXiv:1904.09751), after logits are divided by ``temperature``.
 
-    Texts have ``min_length`` to ``max_length`` tokens beside start and end; None: as many as the model's context holds.
+    Texts have ``min_length`` to ``max_length`` tokens beside start, prompt and end; None: as many as the context holds.
     """
 
     method: Literal["greedy", "beam", "sample"] = "greedy"
@@ -72,13 +72,20 @@ class Loop:
         config: How tokens are chosen.
         special: Start, end and padding.
         length: Positions of a text, with start and end.
-        first: The first position that is chosen; those before it hold the start token.
+        first: The first position that is chosen; those before it hold the start token and the prompt.
+        prompt: Tokens of all texts after their start.
     """
 
     config: DecodingConfig
     special: Special
     length: int
     first: int
+    prompt: tuple[int, ...] = ()
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """What all texts begin with."""
+        return (*(() if self.special.start is None else (self.special.start,)), *self.prompt)
 
     def __call__(self, step: Step, cache: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Texts for N rows, each with a random key of its own.
@@ -93,7 +100,7 @@ class Loop:
 
     def _start(self, rows: int) -> jax.Array:
         tokens = jnp.full((rows, self.length), self.special.pad, jnp.int32)
-        return tokens if self.special.start is None else tokens.at[:, 0].set(self.special.start)
+        return tokens.at[:, : len(self.begin)].set(jnp.array(self.begin, jnp.int32)) if self.begin else tokens
 
     def _log_p(self, logits: jax.Array, position: jax.Array) -> jax.Array:
         """log p f32[N, V] of the tokens that may come here; very small for others."""

@@ -113,39 +113,54 @@ class Model:
             raise self._tokenizer
         return self._tokenizer(texts)
 
-    def caption(self, images: Iterable[Picture], *, seed: int = 0, **options: Any) -> list[str]:
+    def caption(self, images: Iterable[Picture], *, seed: int = 0, prompt: str = "", **options: Any) -> list[str]:
         """A text for each picture, by the model's decoder.
 
         Args:
             images: As in ``encode_image``.
             seed: Of draws with ``method="sample"``.
+            prompt: How each text begins, for models whose captions began so, such as ``Question:``.
             options: Of ``DecodingConfig``: ``method`` (``greedy``, ``beam``, ``sample``), ``max_length``, …
         """
-        return [texts[0] for texts in self.captions(images, count=1, seed=seed, **options)]
+        return [texts[0] for texts in self.captions(images, count=1, seed=seed, prompt=prompt, **options)]
 
-    def captions(self, images: Iterable[Picture], *, count: int, seed: int = 0, **options: Any) -> list[list[str]]:
-        """``count`` texts for each picture; several need ``method="sample"``. For the options see ``caption``."""
+    def captions(
+        self,
+        images: Iterable[Picture],
+        *,
+        count: int,
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+        prompt: str = "",
+        **options: Any,
+    ) -> list[list[str]]:
+        """``count`` texts for each picture; several need ``method="sample"``. For the options see ``caption``.
+
+        What is drawn for a picture depends on ``seed`` and its number alone: its place in the list, if ``numbers``
+        (0 to 2**31 - 1) are left out.
+        """
         listed = list_pictures(images)
-        captioner = self.captioner(count=count, **options)
+        numbered = np.arange(len(listed)) if numbers is None else np.asarray(numbers)
+        captioner = self.captioner(count=count, prompt=prompt, **options)
         with ThreadPoolExecutor(_cores()) as pool:
 
             def read(start: int, stop: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
                 rows = list(pool.map(self._read, listed[start:stop], range(start, stop)))
-                return {self.modality: np.stack(rows)}, np.arange(start, stop, dtype=np.int32)
+                return {self.modality: np.stack(rows)}, numbered[start:stop].astype(np.int32)
 
             def run(embedder: Embedder, rows: Any) -> jax.Array:
                 return captioner(self._params, *rows, seed=seed)[0]
 
             return captioner.decode(self._run_batches(run, len(listed), read))
 
-    def captioner(self, *, count: int = 1, **options: Any) -> Captioner:
+    def captioner(self, *, count: int = 1, prompt: str = "", **options: Any) -> Captioner:
         """What ``captions`` runs batches with; the same options have the same compiled program."""
         self.require("decoder")
-        key = (count, *sorted(options.items()))
+        key = (count, prompt, *sorted(options.items()))
         if key not in self._captioners:
             decoding = build(DecodingConfig, options, path="caption") if options else DecodingConfig()
             assert not isinstance(self._tokenizer, ConfigError)  # a model with a decoder has one
-            self._captioners[key] = Captioner(self._merge, self._tokenizer, decoding, count=count)
+            self._captioners[key] = Captioner(self._merge, self._tokenizer, decoding, count=count, prompt=prompt)
         return self._captioners[key]
 
     def similarity(self, images: Iterable[Picture], texts: Sequence[str]) -> np.ndarray:

@@ -362,5 +362,10 @@ def test_controls_hide_one_side_and_nothing_else():
         assert (b["image"] == 128).all() and (a["image"] == c["image"]).all() and c["captions"] == ["what"]
     with pytest.raises(ConfigError, match="hidden='image': is for questions alone"):
         Source("val", hidden="image")
+    both = Source("val", questions=True, answered=True, size=8)
+    for one, text in zip(both, full, strict=True):
+        assert one["captions"] == [f"Question: {text['captions'][0]}? Answer: {text['answer']}."]
+    with pytest.raises(ConfigError, match="answered=True: is for questions alone"):
+        Source("val", answered=True)
     with pytest.raises(ConfigError, match="questions=True: not for split='zeroshot'"):
         Source("zeroshot", questions=True)

@@ -34,6 +34,15 @@ SCENE = graph.to_json(world.Scene(THINGS, 0, True, (0.0, 0.0, 0.0)), world.WORLD
         ("there is a little red circle in the top left", 4, 4, 3),
         ("a red circle and a red circle and a red circle", 2, 6, 2),  # each thing counts once
         ("nothing here", 0, 0, 0),
+        ("question : what color is the circle ? answer : red .", 2, 2, 2),
+        ("Question: what shape is the blue object? Answer: circle.", 1, 2, 1),
+        ("Question: is the blue object plain striped or dotted? Answer: striped.", 2, 2, 2),
+        ("the shape of the red object is circle", 2, 2, 2),
+        ("is the blue object small or large? small", 1, 2, 1),
+        ("Question: is there a red circle? Answer: yes.", 2, 2, 2),
+        ("Question: is there a green circle? Answer: no.", 1, 1, 0),
+        ("there is no red circle", 0, 1, 0),
+        ("Question: is the background light or dark? Answer: light.", 1, 1, 0),
         ("", 0, 0, 0),
     ],
 )
@@ -60,6 +69,14 @@ def test_true_captions_are_true_and_those_of_other_scenes_are_not():
     assert captioning.judge([item["captions"][0] for item in items], graphs)["attributes_named"] == 1
     rolled = captioning.judge([item["captions"][0] for item in items[1:] + items[:1]], graphs)
     assert 0.2 < rolled["attribute_accuracy"] < 0.6 and rolled["all_true"] < 0.05
+
+
+def test_right_answers_are_true_and_others_are_not():
+    items = list(scenes.Source("val", size=300, questions=True, answered=True))
+    truths = [captioning.judge(item["captions"], [item["scene"]]) for item in items]
+    assert min(truth["all_true"] for truth in truths) == 1 and {item["kind"] for item in items} >= {"existence"}
+    got = captioning.judge([item["captions"][0] for item in items[1:] + items[:1]], [item["scene"] for item in items])
+    assert got["all_true"] < 0.5
 
 
 def test_a_text_of_many_things_is_read_in_no_time():

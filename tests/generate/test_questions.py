@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from mmjax.config_file import load_config, shipped_configs
 from mmjax.core.config import ConfigError
+from mmjax.data.open_source import open_source
 from mmjax.data.scenes import graph
 from mmjax.generate import parsers
 from mmjax.generate.blocks import policy_mix, take
@@ -53,6 +54,7 @@ def test_no_reply_raises(text):
     [
         ("Question: what is it? Answer: a cat.", ("what is it?", "a cat")),
         ("question: What is\nit? answer: a cat", ("What is it?", "a cat")),
+        ("question : what is it ? answer : a cat .", ("what is it?", "a cat")),
         ("Answer: a cat. Question: what is it?", ("what is it?", "a cat")),
         ("Question: is it? Answer: yes, no", None),
         ("Question: is it? Answer: No. Yes.", ("is it?", "No")),
@@ -135,6 +137,25 @@ def test_seltda_statements_are_truer_than_what_the_teacher_said(tmp_path):
     assert any(one.reason == "ask: no text has a question and an answer" for one in records)
     negatives = [(one, negative) for one in records if one.keep for negative in one.negatives]
     assert negatives and np.mean([is_true(one, negative["text"]) for one, negative in negatives]) < 0.1
+    # As a source of questions: those whose statement stays, each with its own picture and answer.
+    asked = open_source({"name": "generated", "path": str(tmp_path / "out"), "questions": True}, split="train")
+    by_key = {one.id: one for one in records if one.keep}
+    staying = [
+        (one.id, caption["text"])
+        for one in by_key.values()
+        for caption in one.captions
+        if caption["source"] == "qa" and caption["weight"] > 0
+    ]
+    told_apart = [(e["key"].rpartition(".")[0], statement(e["captions"][0], e["answer"])) for e in asked]
+    assert (
+        told_apart == staying
+        and asked.rows_share_images
+        and asked.id_limit == len(by_key) > asked[-1 + len(asked)]["id"]
+    )
+    assert asked.column("answer").tolist() == [example["answer"] for example in asked]
+    assert all(asked[i]["image"] == by_key[key].image for i, (key, _) in enumerate(staying))
+    captions = open_source({"name": "generated", "path": str(tmp_path / "out")}, split="train")
+    assert [example["id"] for example in captions] == list(range(len(by_key)))
 
 
 def test_gmda_keeps_marked_names_that_the_tagger_finds(tmp_path):

@@ -92,6 +92,37 @@ def test_draws_do_not_depend_on_batches_and_come_in_any_number():
     assert sum(key[0] == 3 for key in model._captioners) == 1  # compiled once for all seeds
 
 
+@pytest.mark.parametrize("name", ["ids", pytest.param("tower", marks=pytest.mark.slow)])
+def test_a_prompt_is_how_texts_begin_and_the_rest_follows_from_it(name):
+    model, log_p = prepared(name)
+    [text] = model.caption(PICTURES[:1], prompt="a blue", max_length=1)
+    tokenizer, rows = model._tokenizer, {"image": model._read(PICTURES[0], 0)[None]}
+    ids = tokenizer(["a blue"])
+    for place in (3, 4):  # after start and prompt, to where the end stands at most
+        row = np.array(log_p(rows, ids))[0, place]
+        row[[tokenizer.pad_id, tokenizer.bos_id]] = -np.inf
+        ids[0, place:] = tokenizer.pad_id
+        ids[0, place] = row.argmax()
+        if ids[0, place] == tokenizer.eos_id:
+            break
+    assert text.startswith("a blue") and text == tokenizer.decode(ids[:, :5])[0]
+    with pytest.raises(ConfigError, match="prompt='a zebra': has words that the model's tokenizer does not know"):
+        model.caption(PICTURES, prompt="a zebra")
+    with pytest.raises(ConfigError, match="prompt='a dog a dog a dog': the model's context holds 0 tokens"):
+        model.caption(PICTURES, prompt="a dog a dog a dog")
+
+
+def test_draws_are_those_of_a_pictures_number():
+    model, _ = prepared("ids")
+    options = {"count": 2, "method": "sample", "temperature": 2.0}
+    there = model.captions(PICTURES, numbers=[7, 8, 2**31 - 1, 7, 0], **options)
+    assert (
+        model.captions(PICTURES[2:3], numbers=[2**31 - 1], **options)
+        == there[2:3]
+        != model.captions(PICTURES[2:3], **options)
+    )
+
+
 def test_evaluators_see_the_same_captions():
     model, _ = prepared("ids")
     examples = Source({"id": i, "image": picture, "captions": ["?"]} for i, picture in enumerate(PICTURES))

@@ -16,40 +16,51 @@ _SIZE = {**{name: number for number, name in enumerate(SIZES)}, **{n: k for k, n
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 _THING = re.compile(
     rf"(?:\b(?P<size>{'|'.join(_SIZE)}) )?(?:\b(?P<texture>{'|'.join(TEXTURES)}) )?"
-    rf"(?:\b(?P<color>{'|'.join(COLORS)}) )?\b(?P<shape>{'|'.join(SHAPES)})\b"
+    rf"(?:\b(?P<color>{'|'.join(COLORS)}) )?\b(?:(?P<shape>{'|'.join(SHAPES)})|object)\b"
     rf"(?: in the (?P<row>{'|'.join(_ROWS)}) (?P<column>{'|'.join(_COLUMNS)})\b)?",
     re.IGNORECASE,
 )
 _STATEMENTS = tuple(
     (re.compile(pattern, re.IGNORECASE), plain)
     for pattern, plain in (
+        (r"(?:question\s*:\s*|^)(\w[^?]*\w)\s*\? (?:answer\s*:\s*)?(\w+)", r"\1? \2"),
+        (r"is there (an? [^?]+)\? yes", r"\1"),
+        (r"is there an? ([^?]+)\? no", r"there is no \1"),
+        (r"what color is the (\w+)\? (\w+)", r"a \2 \1"),
+        (r"what shape is the (\w+) (?:thing|object)\? (\w+)", r"a \1 \2"),
+        (r"is the background light or dark\? (\w+)", r"a \1 background"),
+        (r"is the (\w+(?: object)?) (?:plain striped or dotted|small or large)\? (\w+)", r"a \2 \1"),
         (r"the color of the (\w+) is (\w+)", r"a \2 \1"),
-        (r"the shape of the (\w+) thing is (\w+)", r"a \1 \2"),
+        (r"the shape of the (\w+) (?:thing|object) is (\w+)", r"a \1 \2"),
         (r"the (\w+ \w+) is (small|large)", r"a \2 \1"),
         (r"the brightness of the background is (\w+)", r"a \1 background"),
     )
 )
-"""Answers to questions in plain words."""
+"""Questions with answers, and statements made of them, in plain words."""
 ATTRIBUTES = ("shape", "color", "texture", "size")
-KINDS = (*ATTRIBUTES, "place", "relation", "background")
+KINDS = (*ATTRIBUTES, "place", "relation", "background", "absence")
+_ABSENT = re.compile(r"there is no ([^.?]+)", re.IGNORECASE)
 _WHERE = re.compile(r"\b(dark|light) background\b", re.IGNORECASE)
 _RELATION = re.compile(rf"^\W*(?:is )?(?P<relation>{'|'.join(language.RELATION_PHRASES)}) an?\s+$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-    """What a text says: attributes of things by name, relations between neighboring ones, and the background."""
+    """What a text says: attributes of things by name, relations between neighboring ones, the background, and things
+    that are not there.
+    """
 
     things: tuple[Mapping[str, Any], ...]
     relations: tuple[int | None, ...]  # of each thing to the next
     light: bool | None
+    absent: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def kinds(self) -> collections.Counter[str]:
         """How many facts of each of ``KINDS`` are claimed."""
         kinds = collections.Counter(name for thing in self.things for name in thing)
         kinds["relation"] = sum(relation is not None for relation in self.relations)
-        kinds["background"] = int(self.light is not None)
+        kinds["background"], kinds["absence"] = int(self.light is not None), len(self.absent)
         return kinds
 
     @property
@@ -76,22 +87,16 @@ def claims(text: str) -> Claims:
     """What ``text`` claims; words outside the vocabularies claim nothing."""
     for pattern, plain in _STATEMENTS:
         text = pattern.sub(plain, text)
+    absent = tuple(_thing(one) for named in _ABSENT.findall(text) for one in _THING.finditer(named))
+    text = _ABSENT.sub("", text)
     matches = list(_THING.finditer(text))
-    things, relations = [], []
+    relations = []
     for match, following in itertools.zip_longest(matches, matches[1:]):
-        thing: dict[str, Any] = {"shape": SHAPES.index(match["shape"].lower())}
-        for name, vocabulary in (("color", COLORS), ("texture", TEXTURES)):
-            if match[name]:
-                thing[name] = vocabulary.index(match[name].lower())
-        if match["size"]:
-            thing["size"] = _SIZE[match["size"].lower()]
-        if match["row"]:
-            thing["place"] = f"in the {match['row']} {match['column']}".lower()
-        things.append(thing)
         between = _RELATION.match(text[match.end() : following.start()]) if following else None
         relations.append(language.RELATION_PHRASES.index(between["relation"].lower()) if between else None)
     where = _WHERE.search(text)
-    return Claims(tuple(things), tuple(relations), None if where is None else where[1].lower() == "light")
+    light = None if where is None else where[1].lower() == "light"
+    return Claims(tuple(map(_thing, matches)), tuple(relations), light, absent)
 
 
 def true_kinds(scene: Scene, claimed: Claims) -> collections.Counter[str]:
@@ -103,6 +108,7 @@ def true_kinds(scene: Scene, claimed: Claims) -> collections.Counter[str]:
     )
     best = max((_true(scene, claimed, own) for own in matches), key=collections.Counter.total)
     best["background"] = int(claimed.light is not None and claimed.light == scene.light)
+    best["absence"] = sum(not any(_has(own).items() >= one.items() for own in scene.things) for one in claimed.absent)
     return best
 
 
@@ -131,15 +137,31 @@ def relation_holds(scene: Scene, first: Thing, second: Thing, relation: int) -> 
 
 
 def _true(scene: Scene, claimed: Claims, match: Mapping[int, Thing]) -> collections.Counter[str]:
-    """The facts that hold but for the background; ``match`` has the things by the claimed ones' numbers."""
+    """The facts that hold about things; ``match`` has the things by the claimed ones' numbers."""
     kinds: collections.Counter[str] = collections.Counter()
     for number, own in match.items():
-        has = {"place": language.place(own), **{name: getattr(own, name) for name in ATTRIBUTES}}
+        has = _has(own)
         kinds.update(name for name, value in claimed.things[number].items() if has[name] == value)
         relation = claimed.relations[number]
         if relation is not None and number + 1 in match:
             kinds["relation"] += relation_holds(scene, own, match[number + 1], relation)
     return kinds
+
+
+def _has(own: Thing) -> dict[str, Any]:
+    return {"place": language.place(own), **{name: getattr(own, name) for name in ATTRIBUTES}}
+
+
+def _thing(match: re.Match[str]) -> dict[str, Any]:
+    thing: dict[str, Any] = {}
+    for name, vocabulary in (("shape", SHAPES), ("color", COLORS), ("texture", TEXTURES)):
+        if match[name]:
+            thing[name] = vocabulary.index(match[name].lower())
+    if match["size"]:
+        thing["size"] = _SIZE[match["size"].lower()]
+    if match["row"]:
+        thing["place"] = f"in the {match['row']} {match['column']}".lower()
+    return thing
 
 
 assert len(RELATIONS) == len(language.RELATION_PHRASES)

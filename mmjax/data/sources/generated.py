@@ -26,11 +26,15 @@ class Source(source.Source):
     Captions have the weights that the recipe gave them (``caption_weights``); those of weight zero are left out. False
     captions are hard negatives, as ``data.negatives_per_image`` asks for them. ``column`` has the recipe's scores.
 
+    With ``questions`` each question that the recipe ``seltda`` made is an example: the caption is the question, and
+    ``answer`` its answer. Those of a picture have its ``id``; those whose statement has the weight zero are left out.
+
     Args:
       split: of the recipe's input.
       path: the folder.
       modalities: ``image`` alone.
       sources: which captions: ``raw``, ``caption``, ``rewrite``, ``qa``, ``edit``, ``detail``; all if left out.
+      questions: questions in place of captions.
       max_mib: largest record in MiB; a larger one is unreadable.
     """
 
@@ -41,6 +45,7 @@ class Source(source.Source):
         path: str,
         modalities: tuple[str, ...] = ("image",),
         sources: tuple[str, ...] | None = None,
+        questions: bool = False,
         max_mib: MaxMib = MAX_MIB,
     ):
         if tuple(modalities) != ("image",):
@@ -71,13 +76,27 @@ class Source(source.Source):
         self._places = [spans[row] for row in rows]
         self._table = self._table.take(rows)
         self._has_negatives = bool(self._table["negatives"].to_numpy().any())
+        self._rows, self._numbers = np.arange(len(rows)), None
+        if questions:
+            self._rows, self._numbers = self._find_questions()
+            self.rows_share_images = True
+            if not len(self._rows):
+                raise ConfigError(f"questions=True: {path} has none with a statement; the recipe seltda makes them")
+
+    @property
+    def id_limit(self) -> int:
+        """The number of records."""
+        return len(self._places)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
         index = self.check_index(index)
-        record = self.record(index)
+        row = int(self._rows[index])
+        record = self._record(row)
+        if self._numbers is not None:
+            return self._question(record, row, int(self._numbers[index]))
         chosen = [
             (number, caption)
             for number, caption in enumerate(record.captions)
@@ -90,7 +109,7 @@ class Source(source.Source):
         if record.image is None:
             raise Unreadable("empty image", "the record has none", key=record.key)
         example: Example = {name: value for name, value in record.fields.items() if name != "scene"}
-        example |= {"id": index, "key": record.id, "captions": [text for text, _ in texts], "image": record.image}
+        example |= {"id": row, "key": record.id, "captions": [text for text, _ in texts], "image": record.image}
         weights = [float(caption.get("weight", 1.0)) for _, caption in texts]
         if len(set(weights)) > 1:
             example["caption_weights"] = weights
@@ -105,27 +124,55 @@ class Source(source.Source):
 
     def record(self, index: int) -> Record:
         """The whole record of that index, with what was decided about it."""
+        return self._record(int(self._rows[index]))
+
+    def _find_questions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and numbers of questions whose statement, the caption of the same number, has a weight."""
+        places = [
+            (row, number)
+            for row, (sources, weights) in enumerate(
+                zip(self._table["sources"].to_pylist(), self._table["weights"].to_pylist(), strict=True)
+            )
+            for number, weight in enumerate(w for source, w in zip(sources, weights, strict=True) if source == "qa")
+            if weight > 0
+        ]
+        chosen, numbers = np.array(places, np.int64).reshape(-1, 2).T
+        return chosen, numbers
+
+    def _question(self, record: Record, row: int, number: int) -> Example:
+        if record.image is None:
+            raise Unreadable("empty image", "the record has none", key=record.key)
+        one = record.qa[number]
+        return {
+            "id": row,
+            "key": f"{record.id}.{number}",
+            "captions": captions_of(one["q"], record.key),
+            "answer": one["a"].lower(),
+            "image": record.image,
+        }
+
+    def _record(self, row: int) -> Record:
         try:
-            record = Record.from_bytes(self._files.read(*self._places[index]))
+            record = Record.from_bytes(self._files.read(*self._places[row]))
         except ValueError as error:
             if isinstance(error, Unreadable):
                 raise
             raise Unreadable("bad row", str(error)) from None
-        record.decide(self._table.slice(index, 1).to_pylist()[0])
+        record.decide(self._table.slice(row, 1).to_pylist()[0])
         return record
 
     def column(self, name: str) -> np.ndarray:
         """``key``, ``id``, ``parent_id``, or a score by its name, of all examples."""
         if name == "id":
-            return np.arange(len(self))
+            return self._rows
         columns = {"key": "id", "parent_id": "parent_id", "source_key": "key"} | self._scores()
-        if name == "captions":
+        if name in ("captions", "answer"):
             texts = np.empty(len(self), object)
-            texts[:] = [self[index]["captions"] for index in range(len(self))]
+            texts[:] = [self[index][name] for index in range(len(self))]
             return texts
         if name not in columns:
             raise ConfigError(f"column={name!r}: generated records have no such column; {nearest(name, columns)}")
-        values: Any = self._table[columns[name]].to_numpy()
+        values: Any = self._table[columns[name]].to_numpy()[self._rows]
         return values
 
     def _scores(self) -> dict[str, str]:

@@ -18,6 +18,7 @@ from mmjax.data.formats.row_builder import BadRow, Row
 from mmjax.data.sample import Example, Unreadable
 from mmjax.data.storage import filesystem, path_patterns
 from mmjax.data.storage.filesystem import MAX_MIB, MaxMib
+from mmjax.data.text import with_answer
 
 Format = Literal["auto", "vqa", "snli_ve", "list"]
 
@@ -46,6 +47,8 @@ class Source(source.Source):
       image_root: the folder that images are named from; the file's own if left out.
       image_name: how VQA and SNLI-VE name the picture of an id, with ``{image}`` and ``{subtype}``; left out:
         ``COCO_{subtype}_{image:012d}.jpg`` and ``{image}.jpg``.
+      answered: the caption is the question with its answer, for models that shall write both; questions without
+        an answer are unreadable.
       modalities: one name, for the images.
       format: as above; ``auto`` looks at the content.
       protocols: of URLs that rows may name, as in the source ``captions``.
@@ -62,6 +65,7 @@ class Source(source.Source):
         annotations: str | tuple[str, ...] | None = None,
         image_root: str | None = None,
         image_name: str | None = None,
+        answered: bool = False,
         modalities: tuple[str, ...] = ("image",),
         format: Format = "auto",
         protocols: tuple[str, ...] = (),
@@ -69,6 +73,7 @@ class Source(source.Source):
     ):
         self.modalities = one_modality(modalities)
         paths = path_patterns.expand(path, split=split)
+        self._answered = answered
         self._files = ImageFiles.from_options(paths, image_root, protocols, max_mib)
         noted = path_patterns.expand(annotations, split=split, key="annotations") if annotations is not None else []
         answers = {question: entry for file in noted for question, entry in _annotations(file)}
@@ -90,6 +95,10 @@ class Source(source.Source):
         answers = example.pop("answers")
         given_answers = {"answers": answers.split(_SEPARATOR)} if answers else {}
         fields = {name: value for name, value in example.items() if value is not None}
+        if self._answered:
+            if "answer" not in fields:
+                raise Unreadable("no caption", "the question has no answer", key=key)
+            fields["captions"] = [with_answer(question, fields["answer"]) for question in fields["captions"]]
         return {**fields, **given_answers, self.modalities[0]: self._files.read(key, key=key)}
 
     def column(self, name: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from mmjax.data.scenes import edits, graph, language, negatives, render
 from mmjax.data.scenes import questions as scene_questions
 from mmjax.data.scenes import world as worlds
 from mmjax.data.scenes.world import Scene
+from mmjax.data.text import with_answer
 
 SPLITS = ("train", "val", "test", "zeroshot", "winoground")
 SHIFTS = ("hue", "cast")
@@ -64,6 +65,7 @@ class Source(source.Source):
       cast: in the splits ``…_cast`` each channel is multiplied by ``e^u``, u uniform within plus and minus this.
       questions: the caption is a question about the scene, with an ``answer`` and its ``kind``
         (``mmjax.data.scenes.questions``); ``class_names`` are all answers. Not in ``zeroshot`` and ``winoground``.
+      answered: of questions, the caption is the question with its answer, for models that shall write both.
       hidden: of questions, for controls: all pictures are gray, or all questions are the same.
       cache: keep each item once made, so that later epochs are look-ups; costs ``3 * image_size**2`` bytes an RGB
         image and a third of that for the other modalities.
@@ -85,6 +87,7 @@ class Source(source.Source):
         hue: Annotated[float, Between(0, 0.5)] = 1 / 36,
         cast: Annotated[float, Between(0, 2)] = 0.4,
         questions: bool = False,
+        answered: bool = False,
         hidden: Literal["nothing", "image", "question"] = "nothing",
         cache: bool = True,
     ):
@@ -101,7 +104,7 @@ class Source(source.Source):
         self.terse = terse
         self.hue, self.cast = hue, cast
         self.negatives = _kinds(split, negatives)
-        self.questions, self.hidden = questions, hidden
+        self.questions, self.answered, self.hidden = questions, answered, hidden
         self._check()
         self._size = _size(split, size, world=self.world, group=self.group)
         self._cache: dict[int, dict[str, Any]] | None = {} if cache else None
@@ -187,7 +190,8 @@ class Source(source.Source):
     def _question(self, scene: Scene, base: int, member: int) -> dict[str, Any]:
         u = self._stream(base, _QUESTIONS + member).random(scene_questions.UNIFORMS).tolist()
         asked = scene_questions.question(self.world, scene, u)
-        fields = {"captions": ["what" if self.hidden == "question" else asked.text], "answer": asked.answer}
+        text = with_answer(asked.text, asked.answer) if self.answered else asked.text
+        fields = {"captions": ["what" if self.hidden == "question" else text], "answer": asked.answer}
         gray = np.full((self.image_size, self.image_size, 3), 128, np.uint8)
         gray.flags.writeable = False
         pictures = dict.fromkeys(self.modalities, gray) if self.hidden == "image" else {}
@@ -227,6 +231,10 @@ class Source(source.Source):
     def _check(self) -> None:
         if self.questions and self.split in ("zeroshot", "winoground"):
             raise ConfigError(f"questions=True: not for split={self.split!r}; leave it out, or use train, val or test")
+        if self.answered and (not self.questions or self.hidden == "question"):
+            raise ConfigError(
+                "answered=True: is for questions alone; set questions=True and not hidden, or leave it out"
+            )
         if self.hidden != "nothing" and not self.questions:
             raise ConfigError(f"hidden={self.hidden!r}: is for questions alone; set questions=True, or leave it out")
         for name in self.modalities:

@@ -7,6 +7,7 @@ import pytest
 
 from mmjax.core.config import ConfigError
 from mmjax.data.open_source import open_source
+from mmjax.data.sample import Unreadable
 from mmjax.data.sources.questions import Source
 from mmjax.evals.vqa import Evaluator
 from support import tables
@@ -46,6 +47,10 @@ def test_vqa_joins_questions_and_answers(folder):
     assert third["answer"] == "dog" and third["image"] == first["image"] == tables.png(0) != second["image"]
     assert first["id"] == third["id"] != second["id"] and source.rows_share_images
     assert source.column("answer").tolist() == ["yes", "2", "dog"]
+    both = Source("val", **options, annotations=str(folder / "annotations.json"), answered=True)
+    assert both[0]["captions"] == ["Question: Is it red? Answer: yes."] and both[0]["answer"] == "yes"
+    with pytest.raises(Unreadable, match="no answer"):
+        Source("test", **options, answered=True)[0]
     unanswered = Source("test", **options)[0]
     assert unanswered["captions"] == ["Is it red?"] and not {"answer", "answers", "kind"} & unanswered.keys()
 

@@ -24,7 +24,7 @@ def pictures(n):
 
 
 def make(role, model, **options):
-    section = {"name": "clip", "model": str(model[0]), "batch_size": 4, **options}
+    section = {"name": "mmjax", "model": str(model[0]), "batch_size": 4, **options}
     backend = plugins.make(FOLDER, role, section, path="models.x")
     backend.__dict__["_loaded"] = model[1]  # what it would load, already compiled
     return backend
@@ -39,7 +39,7 @@ def test_scores_are_the_models_cosines_in_order(model):
             expected = model[1].encode_text(several) @ model[1].encode_image([picture.pixels])[0]
             np.testing.assert_allclose(values, expected, atol=1e-6)
     assert scores[2][0] == scores[2][1]
-    idle = plugins.make(FOLDER, "Scorer", {"name": "clip", "model": "nowhere"}, path="models.x")
+    idle = plugins.make(FOLDER, "Scorer", {"name": "mmjax", "model": "nowhere"}, path="models.x")
     assert idle.score(pictures(1), [[]])[0].shape == (0,)  # nothing is loaded for nothing
     with pytest.raises(ConfigError, match="nowhere"):
         idle.score(pictures(1), [["a"]])
@@ -67,29 +67,24 @@ def test_classes_are_the_models_zero_shot_probabilities(model):
         ),
     ],
 )
-def test_captions_are_the_decoders_with_a_seed_for_each_picture(decoding, options):
+def test_captions_are_the_decoders_with_a_number_for_each_picture(decoding, options):
     asked = []
 
     class Decoder:
-        def captions(self, images, *, count, seed=0, **own):
-            asked.append((len(images), count, seed, own))
-            return [[f"{image.shape[0]} {k}" for k in range(count)] for image in images]
+        def captions(self, images, *, count, numbers, prompt, **own):
+            asked.append((numbers, prompt, own))
+            return [[f"{prompt}{image.shape[0]} {k}" for k in range(count)] for image in images]
 
     captioner = make("Captioner", ("nowhere", Decoder()))
-    texts = captioner.caption(pictures(3), [None] * 3, decoding, [7, 8, 2**32 - 1])
-    assert texts == [[f"{20 + i} {k}" for k in range(decoding.n)] for i in range(3)]
-    assert all(own == options for *_, own in asked)
-    if options["method"] == "sample":
-        assert [(n, seed) for n, _, seed, _ in asked] == [(1, 3), (1, 4), (1, 2**31 - 1)]
-    else:
-        assert [n for n, *_ in asked] == [3]
-    with pytest.raises(ConfigError, match="prompt='Question:': a decoder of mmjax takes none"):
-        captioner.caption(pictures(1), ["Question:"], decoding, [0])
+    texts = captioner.caption(pictures(3), [None, "Question:", None], decoding, [7, 8, 2**32 - 1])
+    assert texts == [[f"{'Question:' if i == 1 else ''}{20 + i} {k}" for k in range(decoding.n)] for i in range(3)]
+    assert asked == [([3, 2**31 - 1], "", options), ([4], "Question:", options)]
+    assert captioner.caption([], [], decoding, []) == [] and len(asked) == 2
 
 
 def test_it_loads_its_model_by_itself(model):
     folder, _ = model
-    [scores] = plugins.make(FOLDER, "Scorer", {"name": "clip", "model": str(folder)}, path="models.x").score(
+    [scores] = plugins.make(FOLDER, "Scorer", {"name": "mmjax", "model": str(folder)}, path="models.x").score(
         pictures(1), [["a dog"]]
     )
     assert scores.shape == (1,) and abs(scores[0]) <= 1 + 1e-6

@@ -1,4 +1,4 @@
-"""CLIP-like models of mmjax: cosines of pictures with texts, zero-shot classes, and captions by a decoder."""
+"""Models that ``mmjax.load`` takes: cosines of pictures with texts, zero-shot classes, and captions by a decoder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from mmjax.core.config import ConfigError, Ge
+from mmjax.core.config import Ge
 from mmjax.generate.backend import Decoding, Failure, Picture
 from mmjax.inference.loading import load
 from mmjax.inference.model import Model
@@ -38,14 +38,15 @@ class Judge:
 
 @dataclasses.dataclass(kw_only=True)
 class Captioner(Judge):
-    """Texts by the model's own decoder, as CoCa's; the options are those of ``Judge``. It takes no prompts."""
+    """Texts by the model's own decoder, as those of ``objective.name='caption'``; the options are those of ``Judge``.
+
+    A prompt is how texts begin, so the model must have been trained on texts that begin so.
+    """
 
     def caption(
         self, pictures: Sequence[Picture], prompts: Sequence[str | None], decoding: Decoding, seeds: Sequence[int]
     ) -> list[list[str] | Failure]:
-        """``decoding.n`` texts a picture; several, or a temperature, top_k or top_p, are draws."""
-        if prompt := next(filter(None, prompts), None):
-            raise ConfigError(f"prompt={prompt!r}: a decoder of mmjax takes none; use the backend hf or openai")
+        """``decoding.n`` texts a picture, with the prompt; several, or a temperature, top_k or top_p, are draws."""
         names = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_tokens": "min_length"}
         names |= {"max_tokens": "max_length", "beams": "beams"}
         options = {name: value for key, name in names.items() if (value := getattr(decoding, key)) is not None}
@@ -53,14 +54,18 @@ class Captioner(Judge):
             del options["temperature"]
         draws = options.keys() & {"temperature", "top_k", "top_p"} or decoding.n > 1
         options["method"] = "sample" if draws else "beam" if "beams" in options else "greedy"
-        images = [picture.pixels for picture in pictures]
-        if not draws:
-            return list(self._loaded.captions(images, count=1, **options)) if images else []
-        # One by one, because draws depend on the place in a batch. Seeds are 32 bits, of which JAX takes 31.
-        return [
-            self._loaded.captions([image], count=decoding.n, seed=seed >> 1, **options)[0]
-            for image, seed in zip(images, seeds, strict=True)
-        ]
+        results: dict[int, list[str] | Failure] = {}
+        for prompt in dict.fromkeys(prompts):
+            rows = [row for row, own in enumerate(prompts) if own == prompt]
+            texts = self._loaded.captions(
+                [pictures[row].pixels for row in rows],
+                count=decoding.n,
+                numbers=[seeds[row] >> 1 for row in rows],  # of 32 bits, where JAX takes 31
+                prompt=prompt or "",
+                **options,
+            )
+            results |= zip(rows, texts, strict=True)
+        return [results[row] for row in range(len(pictures))]
 
 
 @dataclasses.dataclass(kw_only=True)
