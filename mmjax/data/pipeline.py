@@ -35,11 +35,12 @@ import numpy as np
 
 from mmjax.core.config import ConfigError, Ge, choose
 from mmjax.core.groups import UNKNOWN
+from mmjax.data.clusters.order import ClusteredOrder
 from mmjax.data.clusters.table import Clusters
 from mmjax.data.eval_view import is_encoded
 from mmjax.data.order import Arrangement, make_order
 from mmjax.data.reader import Captions, Reader, groups_of_texts
-from mmjax.data.sample import BatchRows, Sample, quantile_arrays, teacher_arrays
+from mmjax.data.sample import BatchRows, Sample, pad, quantile_arrays, teacher_arrays
 from mmjax.data.source import Source, UnreadableEntry
 from mmjax.data.token_cache import TokenCache
 from mmjax.data.transform_chain import TransformChain
@@ -62,7 +63,7 @@ class Batches:
 
     Args:
       source: the examples; all must have the modalities and image sizes of the first one. Groups of ``source.group``
-        neighbors are shuffled as one and stay together in a batch. A mixture has ``components``.
+        neighbors stay together. A mixture has ``components``.
       tokenizer: texts to i32[n, L].
       batch_size: images in the global batch. If it exceeds the source, an example comes twice, under one id.
       seed: 0 or more.
@@ -74,11 +75,9 @@ class Batches:
         source's order. Batches may span two epochs, so no example is dropped.
       clusters: neighbors, for batches of similar examples in place of ``order``.
       groups: fields of the examples that make up their group (``mmjax.core.groups``); none: all are one group.
-      text_groups: of texts: that of their ``example``; the ``kind`` of a hard negative (captions have none then); the
-        ``place`` of a caption among those of its image (a hard negative has that of its true caption); None: batches
-        have no groups.
-      distinct: no example twice in a batch, not even in one that spans two epochs. The substitute of an unreadable
-        example may still be in the batch already.
+      text_groups: of texts: that of their ``example``; the ``kind`` of a hard negative (captions have none); the
+        ``place`` of a caption, or of a negative's true caption, among those of its image; None: there are no groups.
+      distinct: no example twice in a batch, also of two epochs; the substitute of an unreadable one may be there.
       process_index: of this process.
       process_count: number of processes, which divides ``batch_size``.
 
@@ -204,8 +203,7 @@ class Batches:
           start_step: the first batch's step.
           workers: processes that make batches, for sources that are bound by Python; a script that uses them needs
             ``if __name__ == "__main__":``.
-          threads: how many read the rows of a batch in parallel, in each process. More than one helps sources that
-            wait for files or decode pictures. With 0 ``next`` makes the batch and nothing is prefetched.
+          threads: how many read the rows of a batch in parallel, in each process; with 0 nothing is prefetched.
           prefetch: batches that each process keeps ready.
         """
         # Grain imports jax, so it is imported only here: indexing batches needs neither.
@@ -229,6 +227,12 @@ class Batches:
                 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which only absl's own main parses
             stream = stream.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch))
         return _PrefetchedStream(iter(stream), batches)
+
+    def with_clusters(self, clusters: Clusters) -> Batches:
+        """The same batches in the order of other neighbors."""
+        other = copy.copy(self)
+        other._order = ClusteredOrder(clusters, batch_size=self._batch_size, seed=self._seed)
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None}
@@ -273,8 +277,8 @@ class Batches:
     def _assemble(self, samples: list[Sample], images: dict[str, np.ndarray], step: int) -> BatchRows:
         texts: list[str | None] = []
         for sample in samples:
-            texts += _pad(sample.captions, self._caption_rows)
-            texts += _pad([false for _, _, false in sample.fields["negatives"]], self._negative_rows)
+            texts += pad(sample.captions, self._caption_rows)
+            texts += pad([false for _, _, false in sample.fields["negatives"]], self._negative_rows)
         count, each = len(samples), self._caption_rows + self._negative_rows
         ids = np.array([sample.id for sample in samples], np.int32)
         present = np.array([text is not None for text in texts]).reshape(count, each, 1)
@@ -344,7 +348,3 @@ class _PrefetchedStream:
         self._iterator.close()
         if self._batches._pool is not None:
             self._batches._pool.shutdown(cancel_futures=True)
-
-
-def _pad(texts: list[str], count: int) -> list[str | None]:
-    return [*texts[:count], *[None] * (count - len(texts))]

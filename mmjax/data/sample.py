@@ -184,3 +184,8 @@ def teacher_arrays(samples: Sequence[Sample], rows: BatchRows, places: range) ->
                     text[row, place] = teacher.texts[caption]
     own = slice(places.start, places.stop)
     return {"image_teacher": image[own], "text_teacher": text[own].reshape(-1, len(first.image))}
+
+
+def pad(texts: list[str], count: int) -> list[str | None]:
+    """``count`` texts: None stands for those that are missing."""
+    return [*texts[:count], *[None] * (count - len(texts))]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.inference.search import find_nearest
@@ -23,12 +24,12 @@ def find_neighbors(
 
     Devices find candidates in float32, and their cosines are computed again in float64. Where more rows than these may
     be as near as the last one, such as copies of one picture, all cosines of that row are. So the result is the same
-    on any devices.
+    on any devices. Of several processes each finds those of a part of the rows, and all have the result.
 
     Args:
         embeddings: f32[n, E], rows of length one.
         count: At most n - 1.
-        progress: Called with the number of rows that are done.
+        progress: Called with the number of rows that are done; those of this process.
     """
     n, count = len(embeddings), min(count, len(embeddings) - 1)
     wide = min(count + 1 + _SLACK, n)
@@ -36,9 +37,11 @@ def find_neighbors(
     table = jax.device_put(embeddings, NamedSharding(mesh, PartitionSpec()))
     split, block = NamedSharding(mesh, PartitionSpec("rows")), -(-_BLOCK // mesh.size) * mesh.size
     rounding = embeddings.shape[1] * np.finfo(np.float32).eps  # of two cosines
+    own_rows = -(-n // jax.process_count())
+    begin, end = (min(index * own_rows, n) for index in (jax.process_index(), jax.process_index() + 1))
     neighbors = np.empty((n, count), np.int32)
-    for start in range(0, n, block):
-        queries = embeddings[start : start + block]
+    for start in range(begin, end, block):
+        queries = embeddings[start : min(start + block, end)]
         padded = np.zeros((block, embeddings.shape[1]), np.float32)
         padded[: len(queries)] = queries
         values, rows = jax.device_get(_candidates(table, jax.device_put(padded, split), wide))
@@ -53,8 +56,12 @@ def find_neighbors(
             for row in numbers[values[:, -1] >= last - 2 * rounding].tolist():
                 nearest = find_nearest(embeddings, embeddings[row], count=count + 1)[0]
                 neighbors[row] = nearest[nearest != row][:count]
-        progress(start + len(queries))
-    return neighbors
+        progress(start + len(queries) - begin)
+    if jax.process_count() == 1:
+        return neighbors
+    own = np.zeros((own_rows, count), np.int32)
+    own[: end - begin] = neighbors[begin:end]
+    return np.asarray(multihost_utils.process_allgather(own)).reshape(-1, count)[:n]
 
 
 @functools.partial(jax.jit, static_argnums=2)

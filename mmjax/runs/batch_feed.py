@@ -20,12 +20,14 @@ class BatchFeed:
         open_stream: Callable[[int], pipeline.Stream],
         *,
         rewinds: Rewinds,
+        next_refresh: Callable[[int], int],
         timer: ActivityTimer,
         unreadable: UnreadableExamples,
     ):
-        """``open_stream`` gives the batches from a number on."""
+        """``open_stream`` gives the batches from a number on; it is called again at each ``next_refresh`` of a step."""
         self._open_stream = open_stream
         self._rewinds = rewinds
+        self._next_refresh = next_refresh
         self._timer = timer
         self._unreadable = unreadable
 
@@ -35,7 +37,7 @@ class BatchFeed:
 
     def _numbered(self, step: int) -> Iterator[dict[str, Any]]:
         while True:
-            end = self._rewinds.next_rewind(step)
+            end = min(self._rewinds.next_rewind(step), self._next_refresh(step))
             with contextlib.closing(self._open_stream(self._rewinds.next_batch(step))) as stream:
                 while step < end:
                     yield next(stream)

@@ -25,6 +25,7 @@ LABELS = {
     "data": "waiting for data",
     "compiling": "compiling",
     "evaluation": "evaluation",
+    "neighbors": "finding similar examples",
     "checkpoint": "saving checkpoints",
     "restoring": "reading checkpoints",
     "lost": "steps lost and done again",

@@ -14,7 +14,7 @@ from mmjax.core.processes import stuck_workers
 
 logger = logging.getLogger(__name__)
 
-Activity = Literal["steps", "data", "compiling", "evaluation", "checkpoint", "restoring", "other"]
+Activity = Literal["steps", "data", "compiling", "evaluation", "neighbors", "checkpoint", "restoring", "other"]
 ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 
 WARN_AFTER_SECONDS: dict[Activity, float] = {
@@ -24,6 +24,7 @@ WARN_AFTER_SECONDS: dict[Activity, float] = {
     "steps": 60.0,
     "compiling": 600.0,
     "evaluation": 600.0,
+    "neighbors": 600.0,
     "other": math.inf,
 }
 """Seconds until the first warning about an activity; each further one comes after twice the time."""
@@ -36,6 +37,7 @@ WARNINGS: dict[Activity, str] = {
     "steps": "a step has taken {seconds:.0f} s; the device hangs, or another process waits; see its output",
     "compiling": "{description} has taken {seconds:.0f} s; model.scan=True compiles a stack of layers as one",
     "evaluation": "{description} has taken {seconds:.0f} s; it depends on eval.tasks and the size of eval.split",
+    "neighbors": "{description} has taken {seconds:.0f} s; it reads and embeds all training examples",
 }
 _POLL_SECONDS = 0.5
 _TICK_SECONDS = 60.0

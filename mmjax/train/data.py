@@ -233,12 +233,19 @@ def count_threads(data: DataConfig) -> int:
     return data.threads if data.threads is not None else len(os.sched_getaffinity(0))
 
 
+def tune(data: DataConfig, batches: pipeline.Batches) -> DataConfig:
+    """The data section with the numbers of workers and threads that are best here, if it asks for them."""
+    if not data.autotune:
+        return data
+    workers, threads = autotune.tune(batches, cores=len(os.sched_getaffinity(0)))
+    return dataclasses.replace(data, workers=workers, threads=threads, autotune=False)
+
+
 def stream_batches(data: DataConfig, batches: pipeline.Batches, *, start_step: int = 0) -> pipeline.Stream:
     """The batches from ``start_step`` on, read ahead as ``data`` says."""
-    workers, threads = data.workers, count_threads(data) if data.threads is not None or batches.decodes else 1
-    if data.autotune:
-        workers, threads = autotune.tune(batches, cores=len(os.sched_getaffinity(0)))
-    return batches.stream(start_step=start_step, workers=workers, threads=threads, prefetch=data.prefetch)
+    data = tune(data, batches)
+    threads = count_threads(data) if data.threads is not None or batches.decodes else 1
+    return batches.stream(start_step=start_step, workers=data.workers, threads=threads, prefetch=data.prefetch)
 
 
 class SplitInspector:

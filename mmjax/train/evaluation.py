@@ -7,15 +7,17 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
+import pyarrow as pa
 
 from mmjax.checkpoints.fingerprint import fingerprint
 from mmjax.checkpoints.manager import Checkpoints, StepSelector
 from mmjax.core.config import ConfigError, bind, call
 from mmjax.core.state import Params, flatten
+from mmjax.data.clusters.table import make_table
 from mmjax.data.open_source import open_source
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
@@ -25,6 +27,7 @@ from mmjax.evals.common.metric_names import load_evaluator, prefix_of, tasks_of_
 from mmjax.evals.common.suite import DataSet, make_evaluator
 from mmjax.experiment import EvalConfig, Experiment
 from mmjax.inference.loading import load
+from mmjax.inference.neighbors import find_neighbors
 from mmjax.models.config import with_tokenizer
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.runs import folder as run_folder
@@ -78,6 +81,24 @@ class Evaluation:
                 evaluator = self.evaluator(task, split)
                 metrics |= {f"{prefix_of(task, split)}/{name}": value for name, value in evaluator(bound).items()}
         return metrics
+
+    def neighbors(self, params: Params, *, split: str, kind: Literal["image", "text"], count: int) -> pa.Table:
+        """The ``count`` nearest of each example of a split, by its image or its first caption, as a table.
+
+        Examples without it, or whose embedding is not finite, are left out.
+        """
+        source = self.open_source(split)
+        bound = self.embedder.bind(params)
+        embeddings, items, indices, _ = bound.read(source)
+        if kind == "text":
+            captions = [next(filter(None, item["captions"]), "") for item in items]
+            embeddings = bound.texts(captions)
+            embeddings[[not caption for caption in captions]] = np.nan
+        rows = np.flatnonzero(np.isfinite(embeddings).all(axis=1))
+        if len(rows) < 2:
+            raise ConfigError(f"data.clusters.kind={kind!r}: {len(rows)} examples of {split!r} have an embedding")
+        keys = [str(items[row].get("key", items[row]["id"])) for row in rows.tolist()]
+        return make_table(keys, indices[rows], find_neighbors(embeddings[rows], count), examples=len(source))
 
     def panels(self, params: Params, *, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Validation images with the captions that the model retrieves for them, and captions with images."""

@@ -107,6 +107,7 @@ def train(
 def train_steps(run: Run, state: TrainState) -> TrainState:
     """Takes all steps that are left, or those until the run is asked to stop; a callback may raise."""
     begin = steps_done(state)
+    run.refresh_neighbors(begin, state, resumed=True)
     with run.feed.open(begin) as batches, contextlib.ExitStack() as stack:
         batch = batches.next()
         train_step = run.compile(batch)
@@ -121,6 +122,7 @@ def train_steps(run: Run, state: TrainState) -> TrainState:
                     callback.before_step(step, state)
                 state, metrics = train_step(state, run.program.place(batch))
                 if step < run.steps:
+                    run.refresh_neighbors(step, state)
                     batch = batches.next(running=metrics)  # while the devices work
                 for callback in callbacks:
                     callback.after_step(step, state, metrics)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from mmjax.checkpoints.manager import Checkpoints
 from mmjax.checkpoints.orbax_errors import CheckpointNotSaved
 from mmjax.core.config import ConfigError
 from mmjax.core.state import TrainState
+from mmjax.data import pipeline
 from mmjax.data.order import mixture_summary
-from mmjax.data.pipeline import Batches
 from mmjax.data.sample import DataError
 from mmjax.data.selection import FilteredSource
 from mmjax.data.source import UnreadableEntry
@@ -28,6 +29,7 @@ from mmjax.runs import goodput
 from mmjax.runs.batch_feed import BatchFeed
 from mmjax.runs.console import Progress
 from mmjax.runs.metrics_file import MetricsWriter, NoMetrics
+from mmjax.runs.neighbors import NeighborSnapshots
 from mmjax.runs.rewinds import Rewinds
 from mmjax.runs.timing import ActivityTimer
 from mmjax.runs.trackers.common.base import open_trackers
@@ -40,6 +42,8 @@ from mmjax.train.profiler import Profiler
 from mmjax.train.setup import Setup
 
 logger = logging.getLogger(__name__)
+
+_MORE_NEIGHBORS = 4  # times those that a cluster is drawn from: some are in the batch already
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ class Run:
         evaluation: Evaluation,
         folder: ClaimedFolder,
         *,
-        batches: Batches,
+        batches: pipeline.Batches,
         progress: Progress,
         timer: ActivityTimer,
         time_log: goodput.TimeLog,
@@ -105,9 +109,14 @@ class Run:
         self.time_log = time_log
         self.unreadable = unreadable
         self.rewinds = Rewinds(self.workdir, directory=experiment.checkpoint.directory)
+        self.neighbors = self._open_neighbors()
+        self._batches, self._data = batches, experiment.data
         self.feed = BatchFeed(
-            lambda number: train_data.stream_batches(experiment.data, batches, start_step=number),
+            self._stream_batches,
             rewinds=self.rewinds,
+            next_refresh=experiment.data.clusters.next_refresh
+            if experiment.data.clusters
+            else lambda step: sys.maxsize,
             timer=timer,
             unreadable=unreadable,
         )
@@ -137,6 +146,49 @@ class Run:
         """Writes the run folder's own files again if it was deleted; see ``Claim.restore``."""
         self.claim.restore(required=required)
         self.rewinds.restore()
+        if self.neighbors is not None:
+            self.neighbors.restore()
+
+    def refresh_neighbors(self, step: int, state: TrainState, *, resumed: bool = False) -> None:
+        """Makes the batches after ``step`` of the neighbors by the weights of that step, if it is time to.
+
+        A run that goes on from ``step`` takes those that were in force there.
+        """
+        snapshots = self.neighbors
+        if snapshots is None or not (resumed or snapshots.config.refreshes_at(step)):
+            return
+        start = time.perf_counter()
+        activity = f"finding similar examples after step {step}"
+        with self.timer.measure("neighbors", activity), jax.transfer_guard("allow"):
+            is_new = not resumed or snapshots.resume(step, state.params)
+            if not resumed:
+                snapshots.refresh(step, state.params, saved=self.checkpoints.steps)
+        if is_new:
+            logger.info(
+                f"batches after step {step} are of the neighbors by its weights "
+                f"({time.perf_counter() - start:.1f} s, id {snapshots.current.config.id})"
+            )
+
+    def _open_neighbors(self) -> NeighborSnapshots | None:
+        setup = self.setup
+        if setup.clusters is None or setup.clusters.config.refresh_every is None:
+            return None
+        config = setup.clusters.config
+        return NeighborSnapshots(
+            self.workdir,
+            directory=setup.experiment.checkpoint.directory,
+            initial=setup.clusters,
+            source=setup.source,
+            find=lambda params: self.evaluation.neighbors(
+                params, split="train", kind=config.kind, count=_MORE_NEIGHBORS * config.nearest
+            ),
+        )
+
+    def _stream_batches(self, number: int) -> pipeline.Stream:
+        """The batches from a number on, of the neighbors that are in force now."""
+        batches = self._batches if self.neighbors is None else self._batches.with_clusters(self.neighbors.current)
+        self._data = train_data.tune(self._data, batches)  # once
+        return train_data.stream_batches(self._data, batches, start_step=number)
 
     def first_state(self, changes: Sequence[str]) -> TrainState:
         """The initial state, or that of the newest checkpoint; ``changes`` of augmentations are logged."""
@@ -222,7 +274,7 @@ def open_run(
     evaluation: Evaluation,
     folder: ClaimedFolder,
     *,
-    batches: Batches,
+    batches: pipeline.Batches,
     timer: ActivityTimer,
     left_out: Sequence[UnreadableEntry],
     profile: tuple[int, int] | None,

@@ -131,7 +131,7 @@ def test_a_run_says_where_its_time_went(undisturbed):
     assert any("train/checkpoint_seconds" in line for line in lines)
     assert any("train/checkpoint_disk_seconds" in line for line in lines)
     times = {key.removeprefix("goodput/"): value for key, value in lines[-1].items() if is_speed_metric(key)}
-    parts = ("steps", "data", "compiling", "evaluation", "checkpoint", "restoring", "lost", "other")
+    parts = ("steps", "data", "compiling", "evaluation", "neighbors", "checkpoint", "restoring", "lost", "other")
     assert sum(times[f"{part}_seconds"] for part in parts) == pytest.approx(times["total_seconds"], abs=1e-6)
     assert 0 < times["goodput"] < 1 and times["lost_seconds"] == 0 and times["starts"] == 1
     assert all(times[f"{part}_seconds"] > 0 for part in ("steps", "compiling", "evaluation", "checkpoint", "other"))

@@ -1,7 +1,7 @@
 """A table of nearest neighbors, and whose examples of a source they are.
 
 A row has ``key`` and ``index`` of an example, and ``neighbors``: rows of the table, the nearest first, -1 for none. The
-file's metadata says of how many examples the source was.
+file's metadata says of how many examples the source was, and has the fingerprint of the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmjax.data.source import Source
 from mmjax.data.storage import filesystem
 
 _OPTION = "data.clusters.path"
-_EXAMPLES = b"examples"
+_EXAMPLES, _ID = b"examples", b"id"
 _CHECKED = 8  # examples whose keys are compared with the table's
 
 
@@ -43,13 +43,27 @@ def make_table(keys: list[str], indices: np.ndarray, neighbors: np.ndarray, *, e
         "index": pa.array(indices, pa.int64()),
         "neighbors": pa.FixedSizeListArray.from_arrays(pa.array(neighbors.ravel(), pa.int32()), neighbors.shape[1]),
     }
-    return pa.table(columns).replace_schema_metadata({_EXAMPLES: str(examples).encode()})
+    metadata = {_EXAMPLES: str(examples), _ID: _fingerprint(keys, neighbors)}
+    return pa.table(columns).replace_schema_metadata(metadata)
+
+
+def no_neighbors(config: ClusterConfig, source: Source) -> Clusters:
+    """Clusters without any neighbors, whose batches are random."""
+    _check_order(source)
+    if config.nearest >= len(source):
+        raise ConfigError(
+            f"data.clusters: size={config.size} with among={config.nearest} needs more than the {len(source)} examples "
+            "that there are; use a smaller one"
+        )
+    return Clusters(config=config, neighbors=np.empty((len(source), 0), np.int32))
 
 
 def read_clusters(config: ClusterConfig, source: Source) -> Clusters:
     """The neighbors of the examples of ``source``; those that the table does not name have none."""
-    keys, indices, rows, examples = _read(config.path)
-    name = hashlib.blake2b(rows.tobytes() + "\0".join(keys).encode(), digest_size=8).hexdigest()
+    if config.path is None:
+        return no_neighbors(config, source)
+    _check_order(source)
+    keys, indices, rows, examples, name = _read(config.path)
     if config.id not in (None, name):
         raise ConfigError(f"{_OPTION}={config.path!r}: its id is {name}, not data.clusters.id={config.id!r}")
     if rows.shape[1] < config.nearest:
@@ -57,8 +71,6 @@ def read_clusters(config: ClusterConfig, source: Source) -> Clusters:
             f"{_OPTION}={config.path!r}: has {rows.shape[1]} neighbors of an example, and size={config.size} with "
             f"among={config.nearest} needs more; write it with --count={4 * config.nearest}"
         )
-    if source.group > 1 or source.components:
-        raise ConfigError(f"{_OPTION}={config.path!r}: mixtures and groups have an order of their own; use one source")
     places = match_rows(keys, indices, source, path=config.path, option=_OPTION, examples=examples)
     of_row = np.append(places, -1)  # the last one is for -1
     neighbors = np.full((len(source), rows.shape[1]), -1, np.int32)
@@ -67,22 +79,37 @@ def read_clusters(config: ClusterConfig, source: Source) -> Clusters:
     return Clusters(config=dataclasses.replace(config, id=name), neighbors=neighbors)
 
 
-def _read(path: str) -> tuple[list[str], np.ndarray, np.ndarray, int]:
+def _check_order(source: Source) -> None:
+    if source.group > 1 or source.components:
+        raise ConfigError("data.clusters: mixtures and groups have an order of their own; use one source")
+
+
+def _fingerprint(keys: list[str], neighbors: np.ndarray) -> str:
+    return hashlib.blake2b(neighbors.astype("<i4").tobytes() + "\0".join(keys).encode(), digest_size=8).hexdigest()
+
+
+def _read(path: str) -> tuple[list[str], np.ndarray, np.ndarray, int, str]:
     try:
         with filesystem.open_file(path) as file:
             table = pq.read_table(file)
         neighbors = table["neighbors"].combine_chunks()
         rows = neighbors.flatten().to_numpy().reshape(len(table), -1)
         keys, indices = table["key"].to_pylist(), table["index"].to_numpy()
-        examples = int((table.schema.metadata or {})[_EXAMPLES])
+        metadata = table.schema.metadata or {}
+        examples = int(metadata[_EXAMPLES])
     except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"{_OPTION}={path!r}: is no table of neighbors ({reason}); write it by mmjax neighbors"
         ) from None
-    if not len(rows) or rows.min() < -1 or rows.max() >= len(rows) or indices.min() < 0 or indices.max() >= examples:
+    name = _fingerprint(keys, rows)
+    if (
+        not len(rows) or rows.min() < -1 or rows.max() >= len(rows)
+        or indices.min() < 0 or indices.max() >= examples
+        or metadata.get(_ID) not in (None, name.encode())
+    ):  # fmt: skip
         raise ConfigError(f"{_OPTION}={path!r}: is damaged; write it again")
-    return keys, indices, rows, examples
+    return keys, indices, rows, examples, name
 
 
 def match_rows(

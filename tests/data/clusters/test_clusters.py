@@ -1,5 +1,7 @@
 """Batches of similar examples, from a table of neighbors."""
 
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -84,6 +86,31 @@ def test_the_warm_up_doubles_and_reaches_all():
     assert config.fraction_at(10**9) == 1 and ClusterConfig(path="").fraction_at(0) == 1
 
 
+def test_refreshes_come_at_defined_steps():
+    never, later, from_start = ClusterConfig(path=""), ClusterConfig(refresh_every=4), ClusterConfig(
+        refresh_every=4, first_refresh=0)  # fmt: skip
+    assert never.next_refresh(10**9) == sys.maxsize and never.last_refresh(10**9) is None
+    assert [later.last_refresh(step) for step in range(10)] == [None] * 4 + [4] * 4 + [8] * 2
+    assert [from_start.last_refresh(step) for step in range(5)] == [0, 0, 0, 0, 4]
+    for config in (later, from_start, ClusterConfig(refresh_every=3, first_refresh=7)):
+        steps = [step for step in range(40) if config.refreshes_at(step)]
+        for step in range(30):
+            assert config.next_refresh(step) == next(other for other in steps if other > step)
+
+
+def test_before_the_first_refresh_batches_are_random_and_then_of_the_new_neighbors():
+    tokens = lambda texts: np.array([[int(text)] for text in texts], np.int32)  # noqa: E731
+    config = ClusterConfig(refresh_every=5, size=8)
+    batches = Batches(Source(), tokens, batch_size=64, seed=0, clusters=read_clusters(config, Source()))
+    stream = batches.stream(threads=2, prefetch=4)
+    before = [next(stream)["tokens"][:, 0].tolist() for _ in range(2)]
+    stream.close()
+    assert all(len(set(rows)) == 64 for rows in before)
+    found = Clusters(config=config, neighbors=NEAREST[:, :24])
+    assert batches.with_clusters(found)[3]["tokens"][:, 0].tolist() == batch(order(neighbors=NEAREST[:, :24]), 3)
+    assert batches[1]["tokens"][:, 0].tolist() == before[1]
+
+
 def test_a_small_table_of_neighbors_gives_smaller_clusters_and_rows_without_any_are_drawn_at_random():
     few = NEAREST[:, :7].copy()
     few[100:] = -1
@@ -155,13 +182,18 @@ def test_rows_are_matched_by_their_keys_if_the_source_is_another_part_of_the_dat
         ({"key": pa.array(["x"] * SIZE)}, {}, r"names example 0 'x', here it is 'k0'; embed this data"),
         ({"index": pa.array(np.arange(SIZE) + 1)}, {}, "is damaged"),
         ({"neighbors": None}, {}, "is no table of neighbors"),
+        ({"neighbors": NEAREST[:, 23::-1]}, {}, "is damaged"),
     ],
 )
 def test_another_table_is_refused(table, tmp_path, change, options, message):
     made, path = pq.read_table(table), tmp_path / "changed.parquet"
     for name, column in change.items():
         made = made.drop_columns([name])
+        if isinstance(column, np.ndarray) and column.ndim == 2:
+            column = pa.FixedSizeListArray.from_arrays(pa.array(column.ravel(), pa.int32()), column.shape[1])
         made = made if column is None else made.append_column(name, column)
+    if "key" in change:  # of other data, and not damaged
+        made = made.replace_schema_metadata({"examples": str(SIZE)})
     pq.write_table(made, path)
     with pytest.raises(ConfigError, match=message):
         read_clusters(ClusterConfig(path=str(path), **options), Source())
@@ -173,6 +205,12 @@ def test_settings_that_cannot_be(table):
         ClusteredOrder(clusters, batch_size=8, seed=0)
     with pytest.raises(ConfigError, match=r"data\.clusters\.among=3: a cluster of size=16 takes 15"):
         ClusterConfig(path="", among=3)
+    with pytest.raises(ConfigError, match=r"data\.clusters: has no neighbors; name a table.*or set refresh_every"):
+        ClusterConfig()
+    with pytest.raises(ConfigError, match=r"data\.clusters\.first_refresh=0: nothing is embedded again"):
+        ClusterConfig(path="", first_refresh=0)
+    with pytest.raises(ConfigError, match=r"among=400 needs more than the 400 examples"):
+        read_clusters(ClusterConfig(refresh_every=5, among=400), Source())
     with pytest.raises(ConfigError, match=r"order='stored'"):
         Batches(Source(), lambda texts: np.zeros((len(texts), 1), np.int32), batch_size=16, seed=0, order="stored",
                 clusters=clusters)  # fmt: skip
