@@ -7,8 +7,9 @@ Both towers, the pooling by 256 queries, the decoder of twelve layers and the lo
 ``laion2b_s13b_b90k``, as their names and LAION's notes have them. CoCa-Base (arXiv:2205.01917, section 4.1) has images
 of 288 pixels in patches of 18, a decoder as wide as the towers, batch 65,536, learning rate 8e-4 and weight decay 0.01.
 
-Our own choices: b2 = 0.98 and weight decay 0.2, open_clip's defaults for CLIP; a warm-up of 10,000 steps; bfloat16; and
-how often it is evaluated and saved.
+Our own choices: b2 = 0.98 and weight decay 0.2, open_clip's defaults for CLIP; a warm-up of 10,000 steps; bfloat16; all
+of a block is computed again in the backward pass, without which 352 images do not fit a chip; and how often it is
+evaluated and saved.
 
 Arguments: ``train=PATH`` (as ``/data/pairs/{00000..41407}.tar``), ``val=PATH`` (left out: no evaluation), ``batch=N``
 (global), ``augment=NAME[+NAME]``, ``transforms=NAME[+NAME]``.
@@ -29,6 +30,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.batch_size = args.batch
     config.precision = "bfloat16"
     config.model = presets.load("CoCa-B-16")
+    config.model.remat = "full"
     config.augment = plugin_entries(args.augment)
     config.data = paired_data(
         args.train,

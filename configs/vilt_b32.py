@@ -1,6 +1,6 @@
 """ViLT-B/32 from scratch: patches and words in one transformer of twelve layers, without towers.
 
-Slice: v5e:8x8 (64 chips, 64 images each).
+Slice: v5e:8x16 (128 chips, 32 images each).
 
 200,000 steps at batch 4,096, images of 384 pixels in patches of 32, texts of 40 tokens, learning rate 1e-4, weight
 decay 0.01, betas 0.9 and 0.98, and words masked at 15 % are ViLT's (arXiv:2102.03334, section 4.2, ``vilt/config.py``
