@@ -45,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tries", type=int, metavar="N", help="until a result is accepted (mlm 5, entity 10)")
     parser.add_argument("--budget", type=float, metavar="FRACTION", help="of a caption that names may be (entity 0.3)")
     parser.add_argument(
-        "--triples", metavar="A,B", help="tables of head, relation and tail, or ConceptNet's assertions (triples)"
-    )
+        "--triples", metavar="A,B",
+        help="tables of head, relation and tail, VisualSem's tuples.v2.json or ConceptNet's assertions (triples)",
+    )  # fmt: skip
     parser.add_argument("--wordnet", metavar="DIR", help="and WordNet's folder dict (triples)")
     parser.add_argument("--prompt", metavar="FILE", help="what the writer is asked, with $caption and $kinds (llm)")
 

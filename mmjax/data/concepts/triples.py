@@ -16,6 +16,7 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.data import lookup
+from mmjax.data.concepts.visualsem import is_visualsem, read_facts
 from mmjax.data.concepts.wordnet import WordNet
 from mmjax.data.storage import filesystem
 
@@ -25,9 +26,13 @@ _PHRASES = {
     "IsA": "is a kind of", "UsedFor": "is used for", "AtLocation": "is found at", "CapableOf": "can", "HasA": "has",
     "PartOf": "is part of", "MadeOf": "is made of", "HasProperty": "is", "ReceivesAction": "can be",
     "Causes": "causes", "Desires": "wants", "CreatedBy": "is made by", "LocatedNear": "is found near",
-    "DefinedAs": "is defined as", "MannerOf": "is a way of", "InstanceOf": "is an example of",
+    "DefinedAs": "is defined as", "UsedBy": "is used by", "SubjectOf": "is the subject of",
+    "MannerOf": "is a way of", "InstanceOf": "is an example of",
 }  # fmt: skip
-_SYMMETRIC = {"RelatedTo", "Synonym", "Antonym", "SimilarTo", "DistinctFrom", "EtymologicallyRelatedTo", "FormOf"}
+_SYMMETRIC = {
+    "RelatedTo", "Synonym", "Antonym", "SimilarTo", "DistinctFrom", "EtymologicallyRelatedTo", "FormOf", "GlossRelated",
+    "AlsoSee",
+}  # fmt: skip
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _LONGEST = 4  # words of a head
 _TRIED = 16  # draws of a false tail
@@ -55,15 +60,15 @@ class Triple(NamedTuple):
 
 
 def read_triples(path: str, *, option: str, language: str = "en") -> Iterator[Triple]:
-    """The facts of a file: a table with ``head``, ``relation`` and ``tail``, or ConceptNet's assertions.
+    """The facts of a file: a table with ``head``, ``relation`` and ``tail``, VisualSem's, or ConceptNet's assertions.
 
-    Of ConceptNet, facts of another ``language`` are left out, and so are relations that hold both ways.
+    Of the latter two relations that hold both ways are left out, and of ConceptNet facts of another ``language``.
 
     Args:
-      path: csv, tsv, jsonl or parquet of a table; any other ending is ConceptNet's (assertions-5.7.0.csv has one of its
-        own, but no line of names: call it .assertions).
+      path: csv, tsv, jsonl or parquet of a table; ``tuples.v2.json`` of VisualSem; any other ending is ConceptNet's
+        (assertions-5.7.0.csv has one of its own, but no line of names: call it .assertions).
       option: that names the path, for errors.
-      language: of both entities.
+      language: of both entities; of VisualSem, of the descriptions.
     """
     if path.rpartition(".")[2].lower() in ("csv", "tsv", "jsonl", "parquet"):
         for number, row in lookup.rows(path, option=option):
@@ -71,6 +76,11 @@ def read_triples(path: str, *, option: str, language: str = "en") -> Iterator[Tr
             names = ("head", "relation", "tail")
             head, relation, tail = (lookup.text_of(lookup.field(row, name, where=where), where=where) for name in names)
             yield Triple(head.lower(), relation, tail.lower())
+        return
+    if is_visualsem(path):
+        for head, relation, tail in read_facts(path, option=option, language=language):
+            if relation not in _SYMMETRIC:
+                yield Triple(head.lower(), relation, tail.lower())
         return
     try:
         with filesystem.open_file(path) as file:

@@ -1,5 +1,7 @@
 """Facts of knowledge graphs as sentences with foils."""
 
+import json
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -66,6 +68,59 @@ def test_conceptnet_and_tables_are_read(tmp_path):
     (tmp_path / "bad.assertions").write_text("one\ttwo\n")
     with pytest.raises(ConfigError, match=r"^x='.*bad.assertions': line 1 is not ConceptNet's"):
         list(read_triples(str(tmp_path / "bad.assertions"), option="x"))
+
+
+def visualsem(folder, **changes):
+    """VisualSem's files with four entities; ``changes`` replace whole files."""
+    nodes = {
+        "bn:1n": {"ms": "WN:EN:dog", "se": ["dog", "Canis_familiaris"], "ims": ["a1"]},
+        "bn:2n": {"ms": "domestic_animal#n#1", "se": [], "ims": []},
+        "bn:3n": {"ms": "WIKI:EN:Leash_(tool)", "se": [], "ims": []},
+        "bn:4n": {"ms": None, "se": ["Kennel"], "ims": []},
+    }
+    tuples = {
+        "bn:2n": [{"s": "bn:1n", "r": "is-a", "r_id": 0}, {"s": "bn:1n", "r": "related-to", "r_id": 1}],
+        "bn:4n": [{"s": "bn:1n", "r": "AtLocation", "r_id": 2}],
+        "bn:1n": [{"s": "bn:3n", "r": "used-for", "r_id": 3}, {"s": "bn:2n", "r": "gloss_related", "r_id": 4}],
+    }
+    glosses = [{"available_languages": ["en", "de"]}, {"bn:1n": {"en": ["A pet that barks."], "de": ["Ein Tier."]}}]
+    files = {"nodes.v2.json": nodes, "tuples.v2.json": tuples, "gloss_files/nodes.glosses.json": glosses} | changes
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(folder / "tuples.v2.json")
+
+
+def test_visualsem_is_read_with_its_descriptions(tmp_path):
+    path = visualsem(tmp_path)
+    facts = list(read_triples(path, option="x"))
+    assert facts == [
+        Triple("dog", "IsA", "domestic animal"), Triple("dog", "AtLocation", "kennel"),
+        Triple("leash", "UsedFor", "dog"), Triple("dog", "DefinedAs", "a pet that barks"),
+    ]  # fmt: skip
+    assert facts[0].sentence == "dog is a kind of domestic animal" and Graph(facts).heads_in("Dogs on a leash")
+    assert list(read_triples(path, option="x", language="de"))[-1].tail == "ein tier"
+    (tmp_path / "gloss_files" / "nodes.glosses.json").unlink()
+    assert list(read_triples(path, option="x")) == facts[:3]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("nodes.v2.json", '{"bn:1n": ', r"^x='.*nodes\.v2\.json': is no JSON"),
+        ("nodes.v2.json", "[]", r"nodes\.v2\.json': is no object, as in VisualSem's files"),
+        ("nodes.v2.json", {"bn:1n": {"ms": "dog"}}, r"tuples\.v2\.json': 'bn:2n': 'bn:2n' is not in .*of one version"),
+        ("tuples.v2.json", {"bn:1n": {"s": "bn:2n"}}, r"'bn:1n': is no list"),
+        ("tuples.v2.json", {"bn:1n": [{"s": "bn:2n"}]}, r"'bn:1n': has no relation r"),
+        ("gloss_files/nodes.glosses.json", [3], r"nodes\.glosses\.json': is no object"),
+    ],
+)
+def test_damaged_files_of_visualsem_are_refused(tmp_path, file, content, message):
+    with pytest.raises(ConfigError, match=message):
+        list(read_triples(visualsem(tmp_path, **{file: content}), option="x"))
+    (tmp_path / "nodes.v2.json").unlink()
+    with pytest.raises(ConfigError, match=r"nodes\.v2\.json': cannot be read"):
+        list(read_triples(str(tmp_path / "tuples.v2.json"), option="x"))
 
 
 def test_the_command_writes_units_for_cs_clip(tmp_path, capsys):
