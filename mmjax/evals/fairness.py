@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from mmjax.evals.common.ranks import count_ranks
 class Evaluator(Base):
     """Metrics by group; images whose group is not known take no part.
 
-    ``recall@1_GROUP`` is the fraction of a group's images whose best text among all captions of the split is their own;
+    ``recall@1_GROUP`` is the fraction of a group's images whose best text among all captions of the split is their own,
+    with equal captions as one; where captions are prompts of classes it is the accuracy.
     ``recall@1_worst_group`` is the lowest, ``recall@1_gap`` the highest minus the lowest.
 
     ``max_skew@k`` is the mean over queries of ``max_g log(p_g / q_g)``, with p_g the part of group g among the k best
@@ -52,6 +54,17 @@ class Evaluator(Base):
         self.split = open_split(open_source, split, source)
         self.groups, self.k = groups, k
 
+    @classmethod
+    def find(cls, root: Path) -> dict[str, dict[str, Any]]:
+        """FairFace and UTKFace below ``root``: gender by race, and race by gender."""
+        data_sets: dict[str, dict[str, Any]] = {}
+        for folder in sorted(child for child in root.iterdir() if child.is_dir()):
+            if (folder / "fairface_label_val.csv").exists() or folder.name.lower().startswith("utkface"):
+                for label, group in (("gender", "race"), ("race", "gender")):
+                    source = {"name": "faces", "path": str(folder), "label": label}
+                    data_sets[f"{folder.name}/{label}"] = {"split": "val", "source": source, "groups": (group,)}
+        return data_sets
+
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
         images, items, *_ = embedder.read(self.split.source, key=self.split.key)
@@ -83,10 +96,17 @@ class Evaluator(Base):
     ) -> dict[str, float]:
         ids = np.array([item["id"] for item in items])
         numbers = np.unique(ids, return_inverse=True)[1].astype(np.int32)
-        captions = [(number, text) for number, item in zip(numbers, items, strict=True) for text in item["captions"]]
-        texts = embedder.texts([text for _, text in captions])
-        text_ids = np.array([number for number, _ in captions], np.int32)
-        ranks, _ = count_ranks(images, numbers, texts, text_ids, row_sharding=embedder.row_sharding)
+        row_of = {
+            text: row for row, text in enumerate(dict.fromkeys(text for item in items for text in item["captions"]))
+        }
+        own = [set[int]() for _ in range(numbers.max() + 1)]
+        for number, item in zip(numbers, items, strict=True):
+            own[number] |= {row_of[text] for text in item["captions"]}
+        texts, widest = embedder.texts(list(row_of)), max(map(len, own))
+        ids = np.array([[*sorted(rows), *[-1] * (widest - len(rows))] for rows in own], np.int32)[numbers]
+        ranks, _ = count_ranks(
+            images, ids, texts, np.arange(len(texts), dtype=np.int32), row_sharding=embedder.row_sharding
+        )
         hit = ranks.rank("pessimistic") < 1
         recalls = {name: float(hit[known & (group == name)].mean()) for name in sorted(set(group[known]))}
         lowest, highest = min(recalls.values()), max(recalls.values())

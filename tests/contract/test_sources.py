@@ -19,7 +19,7 @@ from mmjax.data.transform_chain import TransformChain
 from support import formats
 
 NAMES = plugins.names("mmjax.data.sources")
-FILES = [name for name in NAMES if name not in ("scenes", "mix", "questions")]
+FILES = [name for name in NAMES if name not in ("scenes", "mix", "questions", "faces")]
 TRANSFORMS = (("random_resized_crop", {"scale": (0.4, 1.0)}), ("flip", {}), ("mixgen", {"variant": "d"}))
 
 
@@ -34,6 +34,7 @@ def sections(tmp_path_factory):
         made["tfds"] = {"path": str(target.path)}
         made["scenes"] = {"size": 16}
         made["questions"] = made["captions"] | {"path": formats.write_questions(folder / "table")}
+        made["faces"] = {"path": formats.write_faces(folder / "faces")}
         made["mix"] = {"sources": tuple({"name": name, **made[name]} for name in FILES)}
         yield made
 

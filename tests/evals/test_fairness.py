@@ -40,6 +40,14 @@ def test_recalls_of_groups_and_their_gap():
     assert both["recall@1_f_1"] == 1 and both["recall@1_m_1"] == 0.5
 
 
+def test_equal_captions_are_one_text():
+    items = examples(["f", "f", "m", "m"])
+    for item, text in zip(items, ["text 0", "text 0", "text 1", "text 0"], strict=True):
+        item["captions"] = [text]
+    metrics = measured(items, [AXES[0], AXES[1], AXES[1], AXES[0]], {"text 0": AXES[0], "text 1": AXES[1]})
+    assert metrics["recall@1_f"] == 0.5 and metrics["recall@1_m"] == 1
+
+
 def test_classes_are_judged_by_equalized_odds_and_their_prompts_by_skew():
     """Women of class 0 are all taken for it, men never; class 0's search shows women alone."""
     labels = [0, 0, 0, 0, 1, 1, 1, 1]
