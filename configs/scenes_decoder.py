@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.objective = dict(objective)
     config.augment = plugin_entries(args.augment)
     config.data = {
-        "source": {"name": "scenes", "world": args.world, "image_size": 32, "questions": asks, "answered": asks},
+        "source": {"name": "scenes", "world": args.world, "image_size": 32, "task": args.texts, "answered": asks},
         "train": {"size": args.images},
         "tokenizer": {"name": "word"},
         "transforms": plugin_entries(args.transforms),

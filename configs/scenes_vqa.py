@@ -1,12 +1,14 @@
-"""Questions about scenes, answered by classification with a fusion encoder, in minutes on two cores.
+"""Questions and statements about scenes, classified with a fusion encoder, in minutes on two cores.
 
-Questions are for color, shape, texture, size, existence and the background, made from the scene graph. Each answer of a
-kind is as frequent as the others, so neither the question nor the picture alone says it. The controls train and measure
-without one of them: ``hidden=image`` has gray pictures, ``hidden=question`` one question for all.
+``task=questions`` asks for color, shape, texture, size, existence and the background (as VQA), ``task=entailment`` says
+something of the picture that follows from it, contradicts it or is left open (as SNLI-VE), and ``task=pairs`` something
+of two pictures that is true or false (as NLVR2). All come from the scene graph. Each answer of a kind is as frequent as
+the others, so neither the text nor the picture alone says it. The controls train and measure without one of them:
+``hidden=image`` has gray pictures, ``hidden=question`` one text for all.
 
-Arguments: ``kind=cross|joint`` (text attends to the image, or both are one sequence),
-``hidden=nothing|image|question``, ``transforms=NAME[+NAME]``, ``augment=NAME[+NAME]``, ``world=easy|standard|full``,
-``images=N`` (for training), ``steps=N``.
+Arguments: ``task=questions|entailment|pairs``, ``kind=cross|joint`` (text attends to the image, or both are one
+sequence), ``hidden=nothing|image|question``, ``transforms=NAME[+NAME]``, ``augment=NAME[+NAME]``,
+``world=easy|standard|full``, ``images=N`` (for training), ``steps=N``.
 """
 
 import ml_collections
@@ -14,12 +16,21 @@ from common import parse_arguments, plugin_entries
 
 from mmjax.core.config import choose
 from mmjax.data.scenes.questions import ANSWERS
+from mmjax.data.scenes.statements import ENTAILMENT_LABELS, PAIR_LABELS
 from mmjax.models import presets
+
+TASKS = {
+    "questions": (ANSWERS, "vqa"),
+    "entailment": (ENTAILMENT_LABELS, "snli_ve"),
+    "pairs": (PAIR_LABELS, "nlvr2"),
+}
+"""Answers and evaluator."""
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     args = parse_arguments(
         arg,
+        task="questions",
         kind="cross",
         hidden="nothing",
         transforms="none",
@@ -29,25 +40,30 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         steps=3000,
     )
     config = ml_collections.ConfigDict()
+    answers, evaluator = TASKS[choose(args.task, TASKS, path="task")]
     config.steps = args.steps
     config.batch_size = 64
     config.model = presets.load("scenes-tiny")
     kind = choose(args.kind, ("cross", "joint"), path="kind")
-    config.model.fusion = {"kind": kind, "layers": 3, "word_head": "none", "answers": len(ANSWERS)}
+    config.model.fusion = {"kind": kind, "layers": 3, "word_head": "none", "answers": len(answers)}
+    if args.task == "pairs":
+        config.model.fusion["images"] = 2
+        config.model.vision_cfg.modality_embed = False
     config.objective = {
         "name": "fusion",
         "contrastive_weight": 0.0,
         "matching_weight": 0.0,
         "words_weight": 0.0,
-        "answers": ANSWERS,
+        "answers": answers,
     }
     config.augment = plugin_entries(args.augment)
     config.data = {
-        "source": {"name": "scenes", "world": args.world, "image_size": 32, "questions": True, "hidden": args.hidden},
+        "source": {"name": "scenes", "world": args.world, "image_size": 32, "task": args.task, "hidden": args.hidden},
         "train": {"size": args.images},
         "tokenizer": {"name": "word"},
         "transforms": plugin_entries(args.transforms),
         "groups": ("answer",),
+        "modalities": ("left", "right") if args.task == "pairs" else ("image",),
     }
     config.optimizer = {
         "learning_rate": 1e-3,
@@ -57,6 +73,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "final_fraction": 0.02,
     }
     config.log = {"every_steps": 50}
-    config.eval = {"every_steps": 1000, "tasks": ("vqa",), "final_tasks": ("vqa",)}
+    config.eval = {"every_steps": 1000, "tasks": (evaluator,), "final_tasks": (evaluator,)}
     config.checkpoint = {"every_steps": 1000}
     return config

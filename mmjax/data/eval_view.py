@@ -44,14 +44,25 @@ def is_encoded(source: Source) -> bool:
 
 
 def make_eval_chain(
-    preprocess: Mapping[str, Any] | None, *, image_size: int, resize: str, modalities: tuple[str, ...], background: str
+    preprocess: Mapping[str, Any] | None,
+    *,
+    image_size: int,
+    resize: str,
+    modalities: tuple[str, ...],
+    background: str,
+    aligned: bool = True,
 ) -> TransformChain:
     """What evaluation does to a picture: the section ``data.preprocess``, or the model's own way to ``resize``."""
     options = dict(preprocess or {"name": "resize_crop", "mode": resize})
     name = options.pop("name", "resize_crop")
     path = "data.preprocess"
     chain = TransformChain(
-        ((name, options),), image_size=image_size, modalities=modalities, background=background, path=path
+        ((name, options),),
+        image_size=image_size,
+        modalities=modalities,
+        background=background,
+        path=path,
+        aligned=aligned,
     )
     if chain.geometry is None:
         raise ConfigError(f"{path}.name={name!r}: is no geometry; use 'resize_crop'")

@@ -65,6 +65,9 @@ class Source:
     modalities: tuple[str, ...] = ("image",)
     """Names of the pictures of an example."""
 
+    aligned: bool = True
+    """Whether the pictures of an example show the same, so that they are cropped alike; otherwise each on its own."""
+
     unreadable: Sequence[UnreadableEntry] = ()
     """Examples that were left out when the source was opened; ``len(source)`` does not count them."""
 
@@ -144,6 +147,7 @@ class SourceView(Source):
         self._source = source
         self.group = source.group
         self.modalities = source.modalities
+        self.aligned = source.aligned
         self.unreadable = source.unreadable
         self.class_names = source.class_names
         self.templates = source.templates

@@ -39,6 +39,7 @@ class TransformChain:
       seed: of all draws.
       background: the color that transparent pictures are put on; ``keep``: pictures have alpha as a fourth channel.
       path: the config key that error messages name.
+      aligned: crop all pictures of an example alike (``Source.aligned``).
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class TransformChain:
         seed: int = 0,
         background: str = "white",
         path: str = "data.transforms",
+        aligned: bool = True,
     ):
         self._modalities = modalities
+        self._aligned = aligned
         self._seed = seed
         self._background = pictures.parse_background(background)
         injected = {
@@ -179,7 +182,8 @@ class TransformChain:
 
     def _decode(self, example: Example, key: str, number: int) -> tuple[dict[str, np.ndarray], Crop | None]:
         crop = None
-        first = next((example[name] for name in self._modalities if example.get(name) is not None), None)
+        present = [name for name in self._modalities if example.get(name) is not None]
+        first = example[present[0]] if present else None
         if self._stages["geometry"] and first is not None:
             name, geometry = self._stages["geometry"][0]
             height, width = _size(first, key)
@@ -190,8 +194,12 @@ class TransformChain:
             if picture is None:
                 continue  # the pipeline raises if a batch needs it
             own_crop = crop
-            if crop is not None and picture is not first:
-                own_crop = _scale_crop(crop, (height, width), _size(picture, key))
+            if crop is not None and modality != present[0]:
+                size = _size(picture, key)
+                if self._aligned:
+                    own_crop = _scale_crop(crop, (height, width), size)
+                else:
+                    own_crop = geometry(*size, self.random(f"{name}.{modality}", number))
             is_final = isinstance(picture, np.ndarray) and crop is None
             images[modality] = (
                 picture if is_final else pictures.decode(picture, own_crop, key=key, background=self._background)

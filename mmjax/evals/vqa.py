@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.data.formats import classes
+from mmjax.evals.answers.normalization import vqa_accuracy
 from mmjax.evals.common.base import Base, OpenSource, open_split
 from mmjax.evals.common.embedder import BoundEmbedder
+from mmjax.evals.common.folders import annotated_files, first_of
 
-_ANNOTATORS = 3
-"""Of ten people so many must agree that an answer counts fully."""
+
+class Answered(NamedTuple):
+    """The questions of a split, and how right a model's answers are."""
+
+    items: list[dict[str, Any]]
+    chosen: list[str]
+    own: list[list[str]]  # what people answered
+    scores: np.ndarray  # f64[n], from 0 to 1
+    other_scores: np.ndarray  # f64[n], where each question is asked of another picture
+
+    def by(self, field: str) -> dict[str, float]:
+        """The mean score for each value of a field that examples have."""
+        values = np.array([str(item.get(field, "")) for item in self.items])
+        return {value: float(self.scores[values == value].mean()) for value in sorted(set(values) - {""})}
 
 
 class Evaluator(Base):
     """Accuracy over examples with a question for a caption, and an ``answer`` or the ``answers`` of several people.
 
-    Several answers count as in VQA v2 (Goyal et al. 2017, arXiv:1612.00837): ``min(1, n / 3)`` with n the people who
-    gave the answer, averaged over all choices of one person less. One answer counts if it is the same.
+    Several answers count as in the official evaluation of VQA v2 (Goyal et al. 2017, arXiv:1612.00837), without
+    articles, punctuation and the like: ``min(1, n / 3)`` with n the people who gave the answer, averaged over all
+    choices of one person less (``mmjax.evals.answers.normalization``). One answer counts if it is the same.
 
     ``accuracy`` is the mean, ``accuracy_KIND`` that of a ``kind`` of questions, if examples name it.
-    ``accuracy_other_image`` asks each question of the next example's picture: what the question alone is good for to
-    this model. ``unlisted`` is the fraction of the questions of which no answer is in the list.
+    ``accuracy_other_image`` asks each question of the picture of the next example that has another: what the question
+    alone is good for to this model. ``unlisted`` is the fraction of the questions of which no answer is in the list.
 
     It needs a model with ``model.fusion.answers``.
     """
 
     needs_head: ClassVar[str | None] = "answer"
+    labels: ClassVar[tuple[str, ...]] = ()
+    """The answers if neither an option nor the source says which there are."""
+
+    headline: ClassVar[Collection[str]] = ("accuracy", "accuracy_other_image")
 
     def __init__(
         self,
@@ -45,34 +66,70 @@ class Evaluator(Base):
             split: The split to measure on.
             source: Options for ``open_source``.
             answers: The answers in the order of the model's head, ``objective.answers`` of its training, or a file;
-                left out: the source's ``class_names``.
+                left out: the source's ``class_names``, or those of the task.
         """
         self.split = open_split(open_source, split, source)
         listed = classes.names(answers, key="answers") if answers else self.split.source.class_names
-        self.answers = list(listed or [])
+        self.answers = list(listed or self.labels)
 
-    def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
-        """The metrics of one set of parameters."""
+    @classmethod
+    def find(cls, root: Path) -> dict[str, dict[str, Any]]:
+        """VQA v2 below ``root``: ``vqa/v2_OpenEnded_mscoco_val2014_questions.json``, annotations and ``coco/val2014``.
+
+        The answers, in the order of the model's head, are ``vqa/answers.json`` if it is there.
+        """
+        questions = root / "vqa/v2_OpenEnded_mscoco_val2014_questions.json"
+        annotations = root / "vqa/v2_mscoco_val2014_annotations.json"
+        listed = first_of(root, ("vqa/answers.json", "vqa/answer_list.json"))
+        more = {"answers": str(listed)} if listed else {}
+        source = {"annotations": str(annotations)}
+        images = first_of(root, ("coco/val2014", "vqa/val2014"))
+        path = questions if questions.exists() and annotations.exists() else None
+        found = annotated_files("questions", path, images, expected="coco/val2014", **source)
+        return {"vqa": {"split": "val", **more, **found}} if found else {}
+
+    def ask(self, embedder: BoundEmbedder) -> Answered:
+        """All questions, of their own pictures and of others."""
         _, items, indices, _ = embedder.read(self.split.source, key=self.split.key)
         questions = [item["captions"][0] for item in items]
-        given_answers = [_answers_of(item, row) for row, item in enumerate(items)]
-        numbers = np.arange(len(items))
-        result, rights = {}, {}
-        for name, images in (("accuracy", indices), ("accuracy_other_image", np.roll(indices, -1))):
-            logits = embedder.match(self.split.source, images, questions, numbers, head="answer")
+        own = [_answers_of(item, row) for row, item in enumerate(items)]
+        answers = []
+        for images in (indices, indices[_next_other([item["id"] for item in items])]):
+            logits = embedder.match(
+                self.split.source, images, questions, np.arange(len(items)), head=self.needs_head or "answer"
+            )
             if logits.shape[1] != len(self.answers):
                 raise ConfigError(
                     f"answers: lists {len(self.answers)}, and the model has {logits.shape[1]}; set "
-                    "eval.options.vqa.answers to objective.answers of its training"
+                    f"eval.options.{type(self).__module__.rpartition('.')[2]}.answers to objective.answers of its "
+                    "training"
                 )
-            chosen = [self.answers[i] for i in logits.argmax(axis=1)]
-            rights[name] = np.array([_score(c, own) for c, own in zip(chosen, given_answers, strict=True)])
-            result[name] = float(rights[name].mean())
-        kinds = np.array([str(item.get("kind", "")) for item in items])
-        for kind in sorted(set(kinds) - {""}):
-            result[f"accuracy_{kind}"] = float(rights["accuracy"][kinds == kind].mean())
+            answers.append([self.answers[i] for i in logits.argmax(axis=1)])
+        scores = (np.array([_score(c, o) for c, o in zip(chosen, own, strict=True)]) for chosen in answers)
+        return Answered(items, answers[0], own, *scores)
+
+    def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
+        """The metrics of one set of parameters."""
+        asked = self.ask(embedder)
+        result = accuracies(asked) | {f"accuracy_{kind}": value for kind, value in asked.by("kind").items()}
         known = set(self.answers)
-        return result | {"unlisted": float(np.mean([known.isdisjoint(own) for own in given_answers]))}
+        return result | {"unlisted": float(np.mean([known.isdisjoint(own) for own in asked.own]))}
+
+
+def accuracies(asked: Answered) -> dict[str, float]:
+    """Of the questions with their own pictures, and with others."""
+    return {
+        "accuracy": float(asked.scores.mean()),
+        "accuracy_other_image": float(asked.other_scores.mean()),
+    }
+
+
+def _next_other(ids: list[int]) -> np.ndarray:
+    """i64[n]: for each row the next one of another picture, or itself if there is none."""
+    count = len(ids)
+    return np.array(
+        [next((j % count for j in range(i + 1, i + count) if ids[j % count] != ids[i]), i) for i in range(count)]
+    )
 
 
 def _answers_of(item: dict[str, Any], row: int) -> list[str]:
@@ -85,5 +142,4 @@ def _answers_of(item: dict[str, Any], row: int) -> list[str]:
 def _score(chosen: str, answers: list[str]) -> float:
     if len(answers) == 1:
         return float(chosen == answers[0])
-    same = [answer == chosen for answer in answers]
-    return float(np.mean([min(1.0, (sum(same) - one) / _ANNOTATORS) for one in same]))
+    return vqa_accuracy(chosen, answers)

@@ -72,6 +72,7 @@ class VisionConfig(BlockConfig):
     modalities: tuple[str, ...] = ("image",)
     modality_channels: tuple[Size, ...] = (3,)
     fusion: Literal["views", "channels", "tokens"] = "views"
+    modality_embed: bool = True  # several modalities have a learned vector each; False: they are of one kind
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     image_resize: Literal["shortest", "squash", "longest"] = "shortest"  # how evaluation resizes images

@@ -13,10 +13,27 @@ from jax.sharding import NamedSharding
 from mmjax.core.numerics import broadcast_parameter
 from mmjax.core.row_sharding import constrain_rows
 from mmjax.models.block_config import MatmulPrecision, Remat
-from mmjax.models.block_stack import run_blocks, stack_blocks
+from mmjax.models.block_stack import Block, run_blocks, run_joint_blocks, stack_blocks
 from mmjax.models.config import TextConfig
 from mmjax.models.joint_config import FusionConfig
 from mmjax.models.layers import BlockSpec, Dense, LayerNorm, activate, normal
+
+
+class PairBlock(nnx.Module):
+    """A block of ALBEF for two images: the text goes through one block with the first, and one with the second.
+
+    The two cross-attentions have the same keys and values (Li et al. 2021, arXiv:2107.07651, section 4).
+    """
+
+    def __init__(self, first: Block, second: Block):
+        self.first, self.second = first, second
+
+    def __call__(self, x: jax.Array, *, images: tuple[jax.Array, jax.Array], **options: Any) -> jax.Array:
+        """x [B, L, D] and the images' tokens [B, T, image_width] -> [B, L, D]; ``options`` are those of ``Block``."""
+        first, second = self.first.cross_attn, self.second.cross_attn
+        assert first is not None and second is not None
+        second.key, second.value, second.ln_k = first.key, first.value, first.ln_k
+        return self.second(self.first(x, context=images[0], **options), context=images[1], **options)
 
 
 class FusionEncoder(nnx.Module):
@@ -27,6 +44,12 @@ class FusionEncoder(nnx.Module):
     (Kim et al. 2021, arXiv:2102.03334) over both sequences, text first, each with a vector of its kind added.
 
     The first position of the text stands for the pair. Initial values are those of the text tower.
+
+    With ``images=2`` the head of answers reads two images with a text, as in NLVR2. With ``kind="cross"`` each block is
+    two, as ALBEF's paper has it (``PairBlock``; its code shares keys and values in the same way). With ``kind="joint"``
+    the encoder runs once for each image, which have vectors of their kind apart, and the head reads both results side
+    by side: ViLT's code; its paper calls that the pair format. The head is ViLT's for all: a wide layer, a norm and
+    GELU, where ALBEF has a layer as wide as the encoder and ReLU.
     """
 
     def __init__(
@@ -48,7 +71,8 @@ class FusionEncoder(nnx.Module):
         width, joint = text.width, config.kind == "joint"
         linear = functools.partial(Dense, init=normal(width**-0.5), rngs=rngs, dtype=dtype)
         self.image_proj = linear((image_width,), (width,)) if joint and image_width != width else None
-        self.type_embed = nnx.Param(normal(text.token_init_sd)(rngs.params(), (2, width))) if joint else None
+        types = 1 + config.images
+        self.type_embed = nnx.Param(normal(text.token_init_sd)(rngs.params(), (types, width))) if joint else None
         residual = normal((2 * config.layers * width) ** -0.5)
         spec = BlockSpec.from_config(
             config,
@@ -75,12 +99,18 @@ class FusionEncoder(nnx.Module):
         self.word_norm = norm() if reads else None
         self.word_out = linear((width,), (text.vocab_size,), bias=False) if config.word_head == "own" else None
         self.word_bias = nnx.Param(jnp.zeros(text.vocab_size)) if reads else None
-        wide = 2 * width
-        self.answer_hidden = linear((width,), (wide,)) if config.answers else None
+        wide, read = 2 * width, width * (config.images if joint else 1)
+        self.answer_hidden = linear((read,), (wide,)) if config.answers else None
         self.answer_norm = LayerNorm(wide, eps=config.ln_eps, dtype=dtype) if config.answers else None
         self.answer_out = linear((wide,), (config.answers,)) if config.answers else None
+        doubled = config.images == 2 and not joint
+        self.blocks_2 = stack_blocks(spec, layers=config.layers, rngs=rngs, dtype=dtype) if doubled else None
+        if self.blocks_2 is not None:
+            self.blocks_2.cross_attn.key = self.blocks_2.cross_attn.value = self.blocks_2.cross_attn.ln_k = None
 
-    def __call__(self, image: jax.Array, text: jax.Array, ids: jax.Array, *, first_only: bool = False) -> jax.Array:
+    def __call__(
+        self, image: jax.Array, text: jax.Array, ids: jax.Array, *, first_only: bool = False, number: int = 0
+    ) -> jax.Array:
         """The text's tokens after they have met the image's.
 
         Args:
@@ -88,6 +118,7 @@ class FusionEncoder(nnx.Module):
             text: [B, L, width].
             ids: i32[B, L]; attention leaves out what follows the end of a text.
             first_only: Compute the first position alone in the last block.
+            number: Which of the images of one text it is.
 
         Returns:
             [B, L, width], or [B, 1, width].
@@ -97,9 +128,8 @@ class FusionEncoder(nnx.Module):
         if self.type_embed is not None:
             context = context if self.image_proj is None else self.image_proj(context)
             kinds = self.type_embed[...]
-            x, context = (
-                y + broadcast_parameter(kind, y.shape, self.dtype) for y, kind in zip((x, context), kinds, strict=True)
-            )
+            x = x + broadcast_parameter(kinds[0], x.shape, self.dtype)
+            context = context + broadcast_parameter(kinds[1 + number], context.shape, self.dtype)
             valid = jnp.concatenate([valid, jnp.ones(context.shape[:2], bool)], axis=1)
             x = jnp.concatenate([x, context], axis=1)
         x, _ = run_blocks(
@@ -125,14 +155,40 @@ class FusionEncoder(nnx.Module):
         return constrain_rows(self.match_head(self._pooled(image, text, ids)).astype(jnp.float32), self.row_sharding)
 
     def answer(self, image: jax.Array, text: jax.Array, ids: jax.Array) -> jax.Array:
-        """Logits f32[B, answers] of a question's answers, by ViLT's head; for the arguments see ``__call__``."""
+        """Logits f32[B, answers] of a question's answers, by ViLT's head.
+
+        Args:
+            image: [B, T, image_width], or with ``images=2`` [B, 2, T, image_width].
+            text, ids: As in ``__call__``.
+        """
         assert self.answer_hidden is not None and self.answer_norm is not None and self.answer_out is not None
-        hidden = activate(self.answer_norm(self.answer_hidden(self._pooled(image, text, ids))), "gelu")
+        if self.config.images == 1:
+            read = self._pooled(image, text, ids)
+        elif self.blocks_2 is None:
+            read = jnp.concatenate([self._pooled(image[:, k], text, ids, number=k) for k in range(2)], axis=-1)
+        else:
+            pair = PairBlock(self.blocks, self.blocks_2)
+            read = self._pool(self._run_pair(pair, image.astype(self.dtype), text.astype(self.dtype), ids))
+        hidden = activate(self.answer_norm(self.answer_hidden(read)), "gelu")
         return constrain_rows(self.answer_out(hidden).astype(jnp.float32), self.row_sharding)
 
-    def _pooled(self, image: jax.Array, text: jax.Array, ids: jax.Array) -> jax.Array:
-        first = self(image, text, ids, first_only=True)[:, 0]
-        return first if self.pooler is None else jnp.tanh(self.pooler(first))
+    def _run_pair(self, blocks: PairBlock, image: jax.Array, text: jax.Array, ids: jax.Array) -> jax.Array:
+        x = run_joint_blocks(
+            blocks,
+            text,
+            scan=self.scan,
+            remat=self.remat,
+            row_sharding=self.row_sharding,
+            images=(image[:, 0], image[:, 1]),
+            valid=self.valid(ids),
+        )
+        return x if self.ln_final is None else self.ln_final(x)
+
+    def _pooled(self, image: jax.Array, text: jax.Array, ids: jax.Array, *, number: int = 0) -> jax.Array:
+        return self._pool(self(image, text, ids, first_only=True, number=number))
+
+    def _pool(self, fused: jax.Array) -> jax.Array:
+        return fused[:, 0] if self.pooler is None else jnp.tanh(self.pooler(fused[:, 0]))
 
     def word_logits(self, fused: jax.Array, table: jax.Array) -> jax.Array:
         """Logits of each word of the vocabulary, as BERT's: [..., width] -> f32[..., vocab].

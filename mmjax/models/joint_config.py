@@ -26,11 +26,16 @@ class FusionConfig(BlockConfig):
     )
 
     answers: Annotated[int, Between(0, 2**20)] = 0  # classes of a head that answers questions; 0: there is none
+    images: Annotated[int, Between(1, 2)] = 1  # pictures that the head sees with one text
 
     def __post_init__(self) -> None:
         require(
             self.attention in (None, "xla"),
             f"model.fusion.attention={self.attention!r}: its masks need the compiler's products; leave it out",
+        )
+        require(
+            self.images == 1 or self.answers > 0,
+            f"model.fusion.images={self.images}: is for the head of answers; set model.fusion.answers, such as 2",
         )
 
 

@@ -58,7 +58,7 @@ class VisionTower(nnx.Module):
         learned = config.pos_embed_type == "learnable"
         positions = config.grid**2 + (config.class_token and config.class_position)
         self.pos_embed = nnx.Param(init(rngs.params(), (positions, width))) if learned else None
-        num_modalities = len(config.modalities) if config.fusion != "channels" else 1
+        num_modalities = len(config.modalities) if config.fusion != "channels" and config.modality_embed else 1
         self.modality_embed = nnx.Param(init(rngs.params(), (num_modalities, width))) if num_modalities > 1 else None
         self.ln_pre = None if config.no_ln_pre else LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         spec = block_spec(config)

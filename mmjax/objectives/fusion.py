@@ -65,7 +65,9 @@ class Objective(contrastive.Objective):
         distillation_warmup_steps: Steps until a is reached.
         answers: Texts are questions, and this lists their answers (or a JSON file does): the cross-entropy of an
             example's own, the field that ``data.groups`` names, is added, as in ViLT's fine-tuning for VQA (there a
-            binary one with soft scores). Others are left out.
+            binary one with soft scores). Others are left out. With ``distillation`` the average's answers are soft
+            targets too, as in ALBEF's fine-tuning for NLVR2 and SNLI-VE. With ``model.fusion.images=2`` a text is about
+            both pictures of its example.
         answers_weight: Of that term.
     """
 
@@ -179,7 +181,7 @@ class Objective(contrastive.Objective):
             loss = loss + self.words_weight * value
             metrics |= {"words_loss": value, "words_accuracy": accuracy}
         if self.answers:
-            value, accuracy = self._answer(by_image, sources, tokens)
+            value, accuracy = self._answer(by_image, sources, tokens, momentum, state)
             loss = loss + self.answers_weight * value
             metrics |= {"answers_loss": value, "answers_accuracy": accuracy}
         return loss, metrics
@@ -244,15 +246,31 @@ class Objective(contrastive.Objective):
             valid.append(ok)
         return class_loss(*map(jnp.concatenate, (scores, labels, valid)))
 
-    def _answer(self, key: jax.Array, sources: Sources, tokens: TowerTokens) -> tuple[jax.Array, jax.Array]:
+    def _answer(
+        self,
+        key: jax.Array,
+        sources: Sources,
+        tokens: TowerTokens,
+        momentum: MomentumFeatures | None,
+        state: State | None,
+    ) -> tuple[jax.Array, jax.Array]:
         """The loss of the answers, and the fraction that is right."""
         if sources[1].group is None:
             raise ConfigError("objective.answers: examples have no answers; set data.groups=('answer',), their field")
-        image, has_image = draw_positives(key, *reversed(self._labeled(sources)))
+        of_pairs = tokens.model.fusion.config.images == 2
+        # Both pictures of an example are made of the same sources; the first ones stand for the examples.
+        of_images = jax.tree.map(lambda x: x[: tokens.examples], sources[0]) if of_pairs else sources[0]
+        image, has_image = draw_positives(key, *reversed(self._labeled((of_images, sources[1]))))
         labels, is_listed = answer_labels(sources[1].group, tuple(self.answers))
-        rows = tokens.image[image], tokens.text, tokens.ids
-        logits = tokens.map(lambda model, rows: model.fusion.answer(*rows), rows)
-        return class_loss(logits, labels, has_image & is_listed)
+
+        def logits_of(tokens: TowerTokens) -> jax.Array:
+            images = tokens.images_by_example(tokens.image) if of_pairs else tokens.image
+            rows = images[image], tokens.text, tokens.ids
+            return tokens.map(lambda model, rows: model.fusion.answer(*rows), rows)
+
+        soft = jax.nn.softmax(logits_of(momentum.tokens)) if momentum is not None and self.distillation else None
+        valid = has_image & is_listed
+        return class_loss(logits_of(tokens), labels, valid, soft=soft, soft_weight=self._soft_weight(state))
 
     def _predict_words(
         self,

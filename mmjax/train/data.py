@@ -104,19 +104,22 @@ def open_eval_split(experiment: Experiment, split: str, options: Mapping[str, An
     vision = experiment.model.vision_cfg
     source = open_split(dataclasses.replace(experiment, data=data), split, options)
     final_size = vision.image_size if data.preprocess is None else None
-    return view_for_evaluation(source, make_eval_transforms(data, vision), final_size=final_size)
+    chain = make_eval_transforms(data, vision, aligned=source.aligned)
+    return view_for_evaluation(source, chain, final_size=final_size)
 
 
 def eval_modalities(experiment: Experiment) -> tuple[str, ...]:
-    """What evaluation embeds an image from: the first modality alone, if they are views of their own."""
-    modalities = experiment.data.modalities
+    """What evaluation reads of an image: the first modality alone, if they are views of their own."""
+    modalities, fusion = experiment.data.modalities, experiment.model.fusion
+    if fusion is not None and fusion.images == 2:
+        return modalities
     # Without "image" sources would take their pictures for the only modality, whatever its name.
     if experiment.model.vision_cfg.fusion == "views" and modalities[0] == "image":
         return modalities[:1]
     return modalities
 
 
-def make_eval_transforms(data: DataConfig, vision: VisionConfig) -> TransformChain:
+def make_eval_transforms(data: DataConfig, vision: VisionConfig, *, aligned: bool) -> TransformChain:
     """What evaluation does to a picture: the section ``data.preprocess``, or the model's own convention."""
     return make_eval_chain(
         data.preprocess,
@@ -124,6 +127,7 @@ def make_eval_transforms(data: DataConfig, vision: VisionConfig) -> TransformCha
         resize=vision.image_resize,
         modalities=data.modalities,
         background=data.background,
+        aligned=aligned,
     )
 
 
@@ -138,6 +142,7 @@ def make_train_transforms(
         token_format=tokens.format,
         seed=seed,
         background=data.background,
+        aligned=source.aligned,
     )
 
 
@@ -300,7 +305,7 @@ class SplitInspector:
     @functools.cached_property
     def eval_transforms(self) -> TransformChain:
         """What evaluation does instead."""
-        return make_eval_transforms(self._data, self._vision)
+        return make_eval_transforms(self._data, self._vision, aligned=self.source.aligned)
 
     def _transforms(self, data: DataConfig) -> TransformChain:
         size = self._vision.image_size

@@ -38,7 +38,12 @@ from mmjax.train.program import Program
 logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 64
-_KEYS_OF_HEADS = {"match": "model.fusion", "answer": "model.fusion.answers", "caption": "model.decoder"}
+_KEYS_OF_HEADS = {
+    "match": "model.fusion with images=1",
+    "answer": "model.fusion.answers with images=1",
+    "answer_pair": "model.fusion.answers with images=2",
+    "caption": "model.decoder",
+}
 
 
 class Evaluation:

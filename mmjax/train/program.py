@@ -211,7 +211,8 @@ class Program:
         self, tokenizer: Any, *, batch_size: int, modalities: Sequence[str], num_threads: int = 0
     ) -> Embedder:
         """Both towers for evaluation; ``num_threads`` read the examples (0: none beside the caller)."""
-        graph = self.graph
+        graph, fusion = self.graph, self.experiment.model.fusion
+        pairs = fusion is not None and fusion.images == 2
 
         def encode_images(params: Params, images: dict[str, jax.Array]) -> jax.Array:
             return merge(graph, params).encode_image(images)
@@ -223,6 +224,8 @@ class Program:
             visual = merge(graph, params).visual
             sequence = visual.run(visual.embed(images), with_sequence=True).sequence
             assert sequence is not None
+            if pairs:  # the tower has all first pictures before all second ones
+                sequence = sequence.reshape(2, -1, *sequence.shape[1:]).swapaxes(0, 1)
             return sequence
 
         def read_pairs(model: Clip, image: jax.Array, tokens: jax.Array) -> tuple[Any, ...]:
@@ -240,8 +243,12 @@ class Program:
             config = build(DecodingConfig, decoding, path="decoding")
             return Captioner(lambda params: merge(graph, params), tokenizer, config).writer()
 
-        fusion, decoder = self.experiment.model.fusion, self.experiment.model.decoder
-
+        matcher = None
+        if pairs:
+            both = self.experiment.model.vision_cfg.modalities
+            matcher = Matcher(encode_image_tokens, match=None, answer_pair=answer, modalities=both)
+        elif fusion is not None:
+            matcher = Matcher(encode_image_tokens, match, answer if fusion.answers else None)
         return Embedder(
             encode_images,
             encode_texts,
@@ -250,8 +257,8 @@ class Program:
             row_sharding=self.row_sharding,
             modalities=modalities,
             num_threads=num_threads,
-            matcher=Matcher(encode_image_tokens, match, answer if fusion.answers else None) if fusion else None,
-            make_writer=make_writer if decoder else None,
+            matcher=matcher,
+            make_writer=make_writer if self.experiment.model.decoder else None,
         )
 
     def _without_recomputation(self) -> Experiment:

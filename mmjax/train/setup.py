@@ -166,6 +166,11 @@ def fit_model(model: ClipConfig, data: DataConfig, source: Source, tokenizer: To
         raise ConfigError(
             f"model.vision_cfg.modalities={vision.modalities}: data.modalities is {modalities}; make the two equal"
         )
+    if model.fusion is not None and model.fusion.images == 2 and (len(modalities) != 2 or vision.fusion != "views"):
+        raise ConfigError(
+            f"data.modalities={modalities}: model.fusion.images=2 reads two pictures of an example through one tower; "
+            "name two, such as ('left', 'right'), and keep model.vision_cfg.fusion='views'"
+        )
     if pictures.parse_background(data.background) is None:
         raise ConfigError("data.background='keep': the model has no channel for transparency; use a color, as 'white'")
     if train_data.has_crop(train_data.list_train_transforms(data, source)):

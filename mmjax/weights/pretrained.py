@@ -29,7 +29,8 @@ _NOT_PARAMETERS = re.compile(
 
 _FREE = {
     "vision_cfg": {
-        "image_size", "image_mean", "image_std", "image_resize", "modalities", "modality_channels", "fusion",
+        "image_size", "image_mean", "image_std", "image_resize", "modalities", "modality_channels", "modality_embed",
+        "fusion",
     },
     "text_cfg": {
         "pad_id", "eos_id", "vocab_size", "token_init_sd", "position_init_sd", "hf_tokenizer_name", "tokenizer_clean",
@@ -40,6 +41,9 @@ _FREE = {
 
 _FREE_OF_BERT = {"context_length", "pool_type", "pool_tanh", "proj_type", "proj_bias"}
 """Keys that are free too where the weights are of BERT or a relative, which was trained to embed no texts."""
+
+_FREE_OF_MODULES = {"fusion": ("word_head", "answers", "images")}
+"""Keys of modules that say which heads they have."""
 
 TOWERS = {"visual": "vision_cfg", "text": "text_cfg"}
 MODULES = ("decoder", "fusion")
@@ -126,7 +130,8 @@ class Pretrained:
         towers = self.check(model, [t for t in TOWERS if any(path.startswith(f"{t}/") for path in target)])
         self._check_sizes(model, wanted)
         self._check_modules(model, wanted)
-        params = read_params(self.file, self.rules, wanted, adapted=self._adapted(model, wanted))
+        rules = [*self.rules, *self._rules_of_second_images(model)]
+        params = read_params(self.file, rules, wanted, adapted=self._adapted(model, wanted))
         known = {path: rule.theirs for rule in self.rules for path in rule.ours}
         gaps = [path for path in wanted if path in known and path not in params and path.split("/")[0] in towers]
         if gaps:
@@ -159,6 +164,9 @@ class Pretrained:
         """Raises if a module beside the towers is wanted and there, but is another's."""
         for name in self.modules:
             ours, theirs = getattr(model, name), getattr(self.config, name)
+            if ours is not None:
+                free = {key: getattr(ours, key) for key in _FREE_OF_MODULES.get(name, ())}
+                theirs = dataclasses.replace(theirs, **free)
             if ours != theirs and any(path.startswith(f"{name}/") for path in wanted):
                 raise ConfigError(
                     f"model.{name}: the weights of {self.spec!r} have another, {theirs}; set model='init' to take it, "
@@ -183,8 +191,12 @@ class Pretrained:
         self, model: ClipConfig, wanted: Mapping[str, Any]
     ) -> dict[str, tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray]]]:
         path, ours, theirs = "visual/pos_embed", model.vision_cfg, self.config.vision_cfg
+        adapted: dict[str, tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray]]] = {}
+        if self._reads_second_image(model):  # with the vector of the first one's kind, as in ViLT
+            shape = (2, model.text_cfg.width)
+            adapted["fusion/type_embed"] = shape, lambda table: np.concatenate([table, table[-1:]])
         if path not in wanted or ours.grid == theirs.grid:
-            return {}
+            return adapted
         sides = f"{theirs.grid}x{theirs.grid} to {ours.grid}x{ours.grid}"
         logger.info(f"position embeddings go from {sides} patches (bicubic, as in open_clip)")
         token = ours.class_token and ours.class_position
@@ -192,7 +204,22 @@ class Pretrained:
         def resize(table: np.ndarray) -> np.ndarray:
             return resize_positions(table, ours.grid, class_token=token)
 
-        return {path: ((theirs.grid**2 + token, theirs.width), resize)}
+        return adapted | {path: ((theirs.grid**2 + token, theirs.width), resize)}
+
+    def _reads_second_image(self, model: ClipConfig) -> bool:
+        """Whether the fusion encoder is for two images, and that of the file for one."""
+        ours, theirs = model.fusion, self.config.fusion
+        return ours is not None and theirs is not None and ours.images > theirs.images
+
+    def _rules_of_second_images(self, model: ClipConfig) -> list[Rule]:
+        """The blocks for a second image start as those for the first, as in ALBEF."""
+        first, second = "fusion/blocks/", "fusion/blocks_2/"
+        rules = self.rules if self._reads_second_image(model) else ()
+        return [
+            rule._replace(ours=tuple(path.replace(first, second) for path in rule.ours))
+            for rule in rules
+            if rule.ours[0].startswith(first)
+        ]
 
     def _unused(self, model: ClipConfig, params: Mapping[str, Any]) -> list[str]:
         taken: set[str] = set()

@@ -68,6 +68,7 @@ def compiled():
             lambda p, x: x["image"].reshape(3, 1, -1).astype(jnp.float32) - 128.0,
             lambda p, z, t: jnp.sum((z[:, 0] @ p["image"]) * p["text"][t[:, -1]], axis=1),
             lambda p, z, t: (z[:, 0] @ p["image"] * p["text"][t[:, -1]])[:, :3],
+            lambda p, z, t: (z[:, 0] @ p["image"] * p["text"][t[:, -1]])[:, 1:4],
         ),
         make_writer=lambda **_: CaptionWriter(
             lambda p, x: jnp.argsort((x["image"].reshape(3, -1).astype(jnp.float32) - 128.0) @ p["image"], axis=1),

@@ -19,7 +19,8 @@ from mmjax.data.transform_chain import TransformChain
 from support import formats
 
 NAMES = plugins.names("mmjax.data.sources")
-FILES = [name for name in NAMES if name not in ("scenes", "mix", "questions", "faces")]
+FILES = [name for name in NAMES if name not in ("scenes", "mix", "questions", "nlvr2", "faces")]
+MODALITIES = {"nlvr2": ("left", "right")}
 TRANSFORMS = (("random_resized_crop", {"scale": (0.4, 1.0)}), ("flip", {}), ("mixgen", {"variant": "d"}))
 
 
@@ -35,12 +36,13 @@ def sections(tmp_path_factory):
         made["scenes"] = {"size": 16}
         made["questions"] = made["captions"] | {"path": formats.write_questions(folder / "table")}
         made["faces"] = {"path": formats.write_faces(folder / "faces")}
+        made["nlvr2"] = {"path": formats.write_pairs(folder / "table")}
         made["mix"] = {"sources": tuple({"name": name, **made[name]} for name in FILES)}
         yield made
 
 
 def opened(name, sections):
-    return open_source({"name": name, **sections[name]}, split="train")
+    return open_source({"name": name, **sections[name]}, split="train", modalities=MODALITIES.get(name, ("image",)))
 
 
 def key_of(example):
@@ -53,7 +55,7 @@ def test_it_is_random_access_deterministic_and_picklable(name, sections):
     assert plugins.load("mmjax.data.sources", name, path="data.source.name").Source.__doc__
     source = opened(name, sections)
     twin = pickle.loads(pickle.dumps(source))
-    assert len(source) % source.group == 0 and source.modalities == ("image",)
+    assert len(source) % source.group == 0 and source.modalities == MODALITIES.get(name, ("image",))
     assert list(source.unreadable) == [] and isinstance(source, Source)
     ids = set()
     for index in reversed(range(len(source))):
@@ -61,10 +63,11 @@ def test_it_is_random_access_deterministic_and_picklable(name, sections):
         ids.add(example["id"])
         assert isinstance(example["id"], int) and 0 <= example["id"] < len(source)
         assert example["captions"] and all(isinstance(c, str) and c for c in example["captions"])
-        np.testing.assert_array_equal(example["image"], again["image"])
         assert example["captions"] == again["captions"]
-        image = pictures.decode(example["image"])
-        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+        for modality in source.modalities:
+            np.testing.assert_array_equal(example[modality], again[modality])
+            image = pictures.decode(example[modality])
+            assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     assert len(ids) == len(source)
     for index in (len(source), -1):
         with pytest.raises(IndexError):

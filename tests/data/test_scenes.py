@@ -346,7 +346,7 @@ def true_answer(scene, text):
 
 @pytest.mark.parametrize(("split", "world"), [("train", "full"), ("test", "easy")])
 def test_questions_have_the_answer_of_the_graph(split, world):
-    source = Source(split, questions=True, world=world)
+    source = Source(split, task="questions", world=world)
     items = [source[i] for i in range(600)]
     assert all(item["answer"] == true_answer(source.scene(i), item["captions"][0]) for i, item in enumerate(items))
     assert {item["kind"] for item in items} == set(KINDS) and {item["answer"] for item in items} <= set(ANSWERS)
@@ -356,16 +356,74 @@ def test_questions_have_the_answer_of_the_graph(split, world):
 
 
 def test_controls_hide_one_side_and_nothing_else():
-    full, gray, mute = (Source("val", questions=True, hidden=h, size=8) for h in ("nothing", "image", "question"))
+    full, gray, mute = (Source("val", task="questions", hidden=h, size=8) for h in ("nothing", "image", "question"))
     for a, b, c in zip(full, gray, mute, strict=True):
         assert a["answer"] == b["answer"] == c["answer"] and a["captions"] == b["captions"]
         assert (b["image"] == 128).all() and (a["image"] == c["image"]).all() and c["captions"] == ["what"]
-    with pytest.raises(ConfigError, match="hidden='image': is for questions alone"):
+    with pytest.raises(ConfigError, match="hidden='image': is for other tasks than captions"):
         Source("val", hidden="image")
-    both = Source("val", questions=True, answered=True, size=8)
+    both = Source("val", task="questions", answered=True, size=8)
     for one, text in zip(both, full, strict=True):
         assert one["captions"] == [f"Question: {text['captions'][0]}? Answer: {text['answer']}."]
     with pytest.raises(ConfigError, match="answered=True: is for questions alone"):
         Source("val", answered=True)
-    with pytest.raises(ConfigError, match="questions=True: not for split='zeroshot'"):
-        Source("zeroshot", questions=True)
+    with pytest.raises(ConfigError, match="task='questions': not for split='zeroshot'"):
+        Source("zeroshot", task="questions")
+    with pytest.raises(ConfigError, match=r"modalities=\('image',\): task='pairs' has two pictures"):
+        Source("val", task="pairs")
+
+
+def held(text, left, right):
+    """Whether a statement about two scenes holds, read off its words."""
+    words = text.split()
+    if words[0:2] == ["the", "images"]:
+        return ("same" in words) == (left.light == right.light)
+    name = lambda thing: f"{worlds.COLORS[thing.color]} {worlds.SHAPES[thing.shape]}"  # noqa: E731
+    if "large" in words:
+        (a,) = (t for t in left.things if f"the {name(t)} in the left" in text)
+        (b,) = (t for t in right.things if f"the {name(t)} in the right" in text)
+        return ("not" not in words) == (a.size == b.size)
+    side = left if words[1] == "left" else right
+    return any(text.endswith(f"has a {name(t)}") for t in side.things)
+
+
+def test_statements_about_pairs_hold_or_not_and_words_do_not_say_which():
+    options = {"task": "pairs", "modalities": ("left", "right"), "image_size": 8}
+    source = Source("train", **options, world="easy", size=2000)
+    items = [source._asked(source.scene(i), i) for i in range(2000)]
+    truth = [held(item["captions"][0], source.scene(i), source.right_scene(i)) for i, item in enumerate(items)]
+    assert [item["answer"] for item in items] == [str(t) for t in truth] and source.class_names == ["False", "True"]
+    for kind in ("side", "background", "size"):
+        for word in ("", "left image has", "right image has", "same", "different", "as large", "not as large", "red"):
+            own = [
+                t for t, item in zip(truth, items, strict=True) if item["kind"] == kind and word in item["captions"][0]
+            ]
+            assert len(own) < 50 or abs(np.mean(own) - 0.5) < 3.5 / 2 / len(own) ** 0.5, (kind, word)
+    # The left picture alone decides neither of the two kinds that compare.
+    light = [source.scene(i).light for i, item in enumerate(items) if item["kind"] == "background"]
+    same = [t == ("same" in i["captions"][0]) for t, i in zip(truth, items, strict=True) if i["kind"] == "background"]
+    assert abs(np.mean(np.equal(light, same)) - 0.5) < 0.06
+    assert (source[0]["left"] != source[0]["right"]).any() and not source.aligned
+    gray = Source("train", **options, hidden="image", size=2)
+    assert all((gray[0][side] == 128).all() for side in ("left", "right"))
+
+
+def test_entailment_is_independent_of_the_words():
+    source = Source("train", task="entailment", world="standard", size=2000, cache=False)
+    counts = {}
+    for i in range(2000):
+        scene, item = source.scene(i), source._asked(source.scene(i), i)
+        _, shape, _, value = item["captions"][0].split()
+        things = [t for t in scene.things if worlds.SHAPES[t.shape] == shape]
+        assert bool(things) == (item["answer"] != "neutral")
+        if things:
+            (thing,) = things
+            shown = {worlds.COLORS[thing.color], worlds.TEXTURES[thing.texture], worlds.SIZES[thing.size]}
+            assert (value in shown) == (item["answer"] == "entailment")
+        counts.setdefault(item["captions"][0], []).append(item["answer"])
+        counts.setdefault(item["kind"], []).append(item["answer"])
+    assert source.class_names == ["contradiction", "neutral", "entailment"]
+    for text, labels in counts.items():
+        for label in source.class_names:
+            share, sd = np.mean([one == label for one in labels]), (2 / 9 / len(labels)) ** 0.5
+            assert abs(share - 1 / 3) < 4 * sd, (text, label)

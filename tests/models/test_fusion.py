@@ -1,5 +1,8 @@
 """The fusion encoder against an independent float64 form, and against torch where it is installed."""
 
+import dataclasses
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,9 @@ from mmjax.core.config import ConfigError
 from mmjax.models.config import TextConfig, VisionConfig
 from mmjax.models.fusion import FusionEncoder
 from mmjax.models.joint_config import FusionConfig
+from mmjax.runs.start_weights import ArrayFile
+from mmjax.weights.pretrained import Pretrained
+from mmjax.weights.rules import SAME, Rule
 from support import clip_models
 from support.clip_models import EOS, PAD, TOKENS, VOCAB
 from support.towers_reference import Params, activation, attention, layer_norm, mlp
@@ -115,6 +121,66 @@ def test_what_follows_the_end_of_a_text_counts_for_nothing(kind):
         other[row, end_of(ids) :] = 9.0
     np.testing.assert_array_equal(match(image, other), match(image, words))
     assert np.abs(match(image[::-1], words) - match(image, words)).max() > 1e-2  # but the image does
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_images_are_the_float64_form(name):
+    """ALBEF's blocks take turns, and have one pair of keys and values; ViLT's encoder runs twice."""
+    config, graph, params, image, words = make(**CASES[name], images=2, answers=3)
+    p = Params(clip_models.double(params))
+    images = np.stack([image, image[::-1]], axis=1)
+    got = jax.jit(lambda images: nnx.merge(graph, nnx.State(params)).answer(images, words, TOKENS))(images)
+    for row, ids in enumerate(TOKENS):
+        pair, x = images[row].astype(float), words[row].astype(float)
+        if config.kind == "joint":
+            types = (p | {"type_embed": p["type_embed"][[0, 1 + k]]} for k in range(2))
+            ends = [reference(pair[k], x, ids, Params(q), config=config)[0] for k, q in enumerate(types)]
+        else:
+            shared = {
+                f"blocks_2.cross_attn.{part}": p[f"blocks.cross_attn.{part}"]
+                for part in ("key.kernel", "key.bias", "value.kernel", "value.bias")
+            }
+            assert not shared.keys() & p.keys()
+            seen = np.tile(np.arange(len(x)) < end_of(ids), (len(x), 1))
+            one = dataclasses.replace(config, layers=1)
+            for layer in range(config.layers):
+                for k, stack in enumerate(("blocks", "blocks_2")):
+                    own = {key: value[layer : layer + 1] for key, value in Params(p | shared).under(stack).items()}
+                    x = blocks(x, pair[k], Params(own), config=one, seen=seen)
+            ends = [(x if config.block_norm == "post" else layer_norm(x, p.under("ln_final"), config.ln_eps))[0]]
+        if config.pool_tanh:
+            ends = [np.tanh(end @ p["pooler.kernel"] + p["pooler.bias"]) for end in ends]
+        hidden = np.concatenate(ends) @ p["answer_hidden.kernel"] + p["answer_hidden.bias"]
+        hidden = activation(layer_norm(hidden, p.under("answer_norm"), config.ln_eps), "gelu")
+        np.testing.assert_allclose(got[row], hidden @ p["answer_out.kernel"] + p["answer_out.bias"], atol=5e-5)
+    swapped = jax.jit(lambda images: nnx.merge(graph, nnx.State(params)).answer(images, words, TOKENS))(images[:, ::-1])
+    assert np.abs(swapped - got).max() > 1e-3  # which is left and which is right counts
+
+
+@pytest.mark.parametrize("kind", ["cross", "joint"])
+def test_an_encoder_for_two_images_starts_from_one_for_one(kind):
+    """Both blocks of ALBEF's, and both vectors of ViLT's kinds of images; heads may be others."""
+    small = {"kind": kind, "layers": 1}
+    both = {"modalities": ("left", "right"), "modality_channels": (3, 3), "modality_embed": False}
+    one = clip_models.config(fusion=FusionConfig(**small))
+    two = clip_models.config(vision=both, fusion=FusionConfig(**small, word_head="none", answers=2, images=2))
+    paths = {key.replace(".", "/"): x for key, x in clip_models.flat(clip_models.split(two)[1]).items()}
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device) for path, x in paths.items()}
+    known = clip_models.flat(clip_models.random_params(clip_models.split(one)[1]))
+    arrays = {key.replace(".", "/"): np.asarray(x) for key, x in known.items()}
+    rules = tuple(Rule((path,), path, SAME) for path in arrays)
+    loaded = Pretrained(spec="run", config=one, file=ArrayFile(Path("run"), arrays), rules=rules).read(two, target)
+    assert all(path.startswith("fusion/answer_") for path in loaded.missing) and loaded.missing
+    second = [path for path in target if path.startswith("fusion/blocks_2/")]
+    assert bool(second) == (kind == "cross") and not any("cross_attn/key" in path for path in second)
+    for path in second:
+        np.testing.assert_array_equal(loaded.params[path], arrays[path.replace("blocks_2", "blocks")])
+    if kind == "joint":
+        np.testing.assert_array_equal(loaded.params["fusion/type_embed"], arrays["fusion/type_embed"][[0, 1, 1]])
+    with pytest.raises(ConfigError, match="model.fusion: the weights of 'run' have another"):
+        other = dataclasses.replace(two, fusion=dataclasses.replace(two.fusion, layers=2))
+        Pretrained(spec="run", config=one, file=ArrayFile(Path("run"), arrays), rules=rules).read(other, target)
 
 
 def test_loops_and_what_is_kept_change_no_gradient_also_of_the_image():

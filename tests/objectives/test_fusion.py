@@ -210,7 +210,12 @@ def test_local_terms_are_the_float64_form():
 class Encoder:
     """In place of a model: a pair matches by a number of its image and of its text."""
 
-    eos_id, vocab_size, mask_embed, config = 9, 10, np.zeros(1), types.SimpleNamespace(word_head="tied", answers=3)
+    eos_id, vocab_size, mask_embed, config = (
+        9,
+        10,
+        np.zeros(1),
+        types.SimpleNamespace(word_head="tied", answers=3, images=1),
+    )
 
     @staticmethod
     def answer(image, text, ids):
@@ -337,6 +342,62 @@ def test_the_group_of_an_example_is_its_answer():
         objective(image, text, text_source=texts, **rest)
     with pytest.raises(ConfigError, match=r"objective.answers: 'no' is listed twice"):
         fusion.Objective(answers=("no", "yes", "no"))
+
+
+class PairEncoder(Encoder):
+    config = types.SimpleNamespace(word_head="none", answers=2, images=2)
+
+    @staticmethod
+    def answer(image, text, ids):
+        return image[:, :, 0, 0] * text[:, :1, 0] + image[:, ::-1, 1, 0]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+def test_a_text_is_about_both_pictures_of_its_example_and_the_averages_answers_are_soft_targets(weight):
+    rng = np.random.default_rng(9)
+    answers = ("no", "yes")
+    groups = np.array([group_number(answers[k]) for k in (1, 0, 1)], np.int32)
+
+    def seen():
+        rows = {name: jnp.asarray(rng.normal(size=(n, 2, 1)), jnp.float32) for name, n in (("image", 6), ("text", 3))}
+        model = types.SimpleNamespace(fusion=PairEncoder())
+        return dataclasses.replace(tokens(rng, model=model, **rows), examples=3, map=lambda f, x: f(model, x))
+
+    own, average = seen(), seen()
+    z = {side: unit_rows(rng, n, 4) for side, n in (("image", 6), ("text", 3))}
+    momentum = MomentumFeatures(image=jnp.asarray(z["image"]), text=jnp.asarray(z["text"]), tokens=average)
+    objective = fusion.Objective(
+        answers=answers,
+        contrastive_weight=0.0,
+        matching_weight=0.0,
+        words_weight=0.0,
+        momentum=0.9,
+        distillation=weight,
+    )
+    ids = np.array([4, 7, 9], np.int32)  # the left pictures of three examples, and then the right ones
+    sources = {
+        "image_source": Provenance.from_ids(jnp.asarray(np.tile(ids, 2))),
+        "text_source": dataclasses.replace(Provenance.from_ids(jnp.asarray(ids)), group=groups),
+    }
+
+    @jax.jit
+    def run(image, text):
+        features = {"tokens": own, "momentum": momentum, "state": objective.init_state()}
+        return objective(image, text, **sources, scale=jnp.float32(2), **features)
+
+    loss, metrics = run(z["image"], z["text"])
+    wanted = []
+    for row, label in enumerate((1, 0, 1)):
+        logits, soft = (
+            np.array([x[row, 0] * t[row, 0], x[row + 3, 0] * t[row, 0]]) + np.array([x[row + 3, 1], x[row, 1]])
+            for x, t in (
+                (np.asarray(s.image, float)[..., 0], np.asarray(s.text, float)[..., 0]) for s in (own, average)
+            )
+        )
+        logs = np.log(softmax(logits))
+        wanted.append(-(1 - weight) * logs[label] - weight * softmax(soft) @ logs)
+    np.testing.assert_allclose(loss, np.mean(wanted), rtol=1e-5)
+    np.testing.assert_allclose(metrics["answers_loss"], np.mean(wanted), rtol=1e-5)
 
 
 def test_answers_may_stand_in_a_file(tmp_path):

@@ -42,6 +42,15 @@ def write_faces(folder):
     return str(folder)
 
 
+def write_pairs(folder):
+    """A statement about each picture and the next one, likewise."""
+    keys = [f"images/{key}.png" for key, _, _ in examples()]
+    pairs = zip(examples(), keys, keys[1:] + keys[:1], strict=True)
+    items = [{"images": [a, b], "sentence": texts[0], "label": "True"} for (_, _, texts), a, b in pairs]
+    (folder / "pairs.json").write_text(json.dumps(items))
+    return str(folder / "pairs.json")
+
+
 def sections(folder):
     """For each file-based source, its options for the examples, written below ``folder``; alike under every split."""
     items = examples()

@@ -13,7 +13,7 @@ import numpy as np
 from mmjax.core.config import Between, ConfigError, choose
 from mmjax.data import source
 from mmjax.data.pictures import pixels
-from mmjax.data.scenes import edits, graph, language, negatives, render
+from mmjax.data.scenes import edits, graph, language, negatives, render, statements
 from mmjax.data.scenes import questions as scene_questions
 from mmjax.data.scenes import world as worlds
 from mmjax.data.scenes.world import Scene
@@ -32,6 +32,9 @@ ELSEWHERE = 1 << 32  # from this index on scenes are no items: their captions se
 
 # Parts of a scene's random stream: where its Philox counter starts. Each has room for both members of a pair.
 _GRAPH, _TWIN, _CAPTIONS, _NEGATIVES, _PIXELS, _SHIFT, _QUESTIONS = 0, 2, 4, 6, 8, 14, 16
+_RIGHT, _RIGHT_PIXELS, _STATEMENTS = 18, 20, 22
+
+Task = Literal["captions", "questions", "entailment", "pairs"]
 
 
 class Source(source.Source):
@@ -63,10 +66,15 @@ class Source(source.Source):
       hue: turns of the color wheel, there or back, in the splits ``…_hue``. Up to 1/36 each color of the palette stays
         nearest to its own name.
       cast: in the splits ``…_cast`` each channel is multiplied by ``e^u``, u uniform within plus and minus this.
-      questions: the caption is a question about the scene, with an ``answer`` and its ``kind``
-        (``mmjax.data.scenes.questions``); ``class_names`` are all answers. Not in ``zeroshot`` and ``winoground``.
+      task: what texts are. Other tasks than ``captions`` have one text with an ``answer`` and its ``kind``, all
+        answers as ``class_names``, and no splits ``zeroshot`` and ``winoground``:
+
+        * ``questions`` about the scene (``mmjax.data.scenes.questions``);
+        * ``entailment``: a statement that the picture makes true or false, or leaves open;
+        * ``pairs``: a statement about two pictures, which two ``modalities`` such as ``left`` and ``right`` name
+          (``mmjax.data.scenes.statements``).
       answered: of questions, the caption is the question with its answer, for models that shall write both.
-      hidden: of questions, for controls: all pictures are gray, or all questions are the same.
+      hidden: of these, for controls: all pictures are gray, or all texts are the same.
       cache: keep each item once made, so that later epochs are look-ups; costs ``3 * image_size**2`` bytes an RGB
         image and a third of that for the other modalities.
     """
@@ -86,7 +94,7 @@ class Source(source.Source):
         negatives: tuple[str, ...] | None = None,
         hue: Annotated[float, Between(0, 0.5)] = 1 / 36,
         cast: Annotated[float, Between(0, 2)] = 0.4,
-        questions: bool = False,
+        task: Task = "captions",
         answered: bool = False,
         hidden: Literal["nothing", "image", "question"] = "nothing",
         cache: bool = True,
@@ -104,12 +112,18 @@ class Source(source.Source):
         self.terse = terse
         self.hue, self.cast = hue, cast
         self.negatives = _kinds(split, negatives)
-        self.questions, self.answered, self.hidden = questions, answered, hidden
+        self.task, self.answered, self.hidden = task, answered, hidden
+        self.aligned = task != "pairs"
         self._check()
         self._size = _size(split, size, world=self.world, group=self.group)
         self._cache: dict[int, dict[str, Any]] | None = {} if cache else None
-        if questions:
-            self.class_names = list(scene_questions.ANSWERS)
+        answers = {
+            "questions": scene_questions.ANSWERS,
+            "entailment": statements.ENTAILMENT_LABELS,
+            "pairs": statements.PAIR_LABELS,
+        }
+        if task in answers:
+            self.class_names = list(answers[task])
         if split == "zeroshot":
             classes = self.world.combinations("any")
             self.class_names = [f"{worlds.COLORS[c]} {worlds.SHAPES[s]}" for c, s in classes]
@@ -138,8 +152,18 @@ class Source(source.Source):
         return {**self.__dict__, "_cache": None if self._cache is None else {}}
 
     def scene(self, index: int) -> Scene:
-        """The scene graph that item ``index`` shows: the ground truth of its captions."""
+        """The scene graph that item ``index`` shows: the ground truth of its captions; of a pair, the left one."""
         index = self.check_index(index)
+        if self.task in ("entailment", "pairs"):
+            return self._statement(index).scene
+        return self._own_scene(index)
+
+    def right_scene(self, index: int) -> Scene:
+        """The scene graph of the right picture of a pair."""
+        base, member = divmod(self.check_index(index), self.group)
+        return self._graph(base, _RIGHT + member)
+
+    def _own_scene(self, index: int) -> Scene:
         base, member = divmod(index, self.group)
         first = self._graph(base)
         if member == 0:
@@ -153,8 +177,16 @@ class Source(source.Source):
             return dataclasses.replace(first, things=(b, a))
         return edits.exchange(first, kind.removeprefix("swap_"))
 
-    def _graph(self, base: int) -> Scene:
-        u = self._stream(base, _GRAPH).random(worlds.UNIFORMS + 1).tolist()
+    def _statement(self, index: int) -> statements.Statement:
+        base, member = divmod(index, self.group)
+        u = self._stream(base, _STATEMENTS + member).random(statements.UNIFORMS).tolist()
+        own = self._own_scene(index)
+        if self.task == "entailment":
+            return statements.entailment(self.world, own, u)
+        return statements.of_pair(own, self.right_scene(index), u)
+
+    def _graph(self, base: int, part: int = _GRAPH) -> Scene:
+        u = self._stream(base, part).random(worlds.UNIFORMS + 1).tolist()
         if self.split == "zeroshot":
             return worlds.draw_single(self.world, u, self.world.combinations("any")[base // PER_CLASS])
         if self.split == "train" and u[-1] < SINGLE_SHARE:
@@ -167,13 +199,16 @@ class Source(source.Source):
         scene = self.scene(index)
         # A Winoground pair shares its pixel noise, so that nothing but the meaning tells its images apart.
         grain = member if self.twins else 0
-        noise = {m: self._stream(base, _PIXELS + 2 * render.MODALITIES.index(m) + grain) for m in self.modalities}
+        shown = () if self.task == "pairs" else self.modalities
+        noise = {m: self._stream(base, _PIXELS + 2 * render.MODALITIES.index(m) + grain) for m in shown}
+        if self.task == "pairs":
+            return {"id": index} | self._pair(scene, index) | self._asked(scene, index)
         item: dict[str, Any] = {"id": index, **render.render(scene, image_size=self.image_size, noise=noise)}
         item["scene"] = graph.to_json(scene, self.world)
         if self.shift and "image" in item:
             item["image"] = self._shift(item["image"], self._stream(base, _SHIFT).random(3))
-        if self.questions:
-            return item | self._question(scene, base, member)
+        if self.task != "captions":
+            return item | self._asked(scene, index)
         if self.split == "winoground":
             where = "light" if scene.light else "dark"
             item["captions"] = [f"{language.short_caption(scene)} on a {where} background"]
@@ -187,9 +222,26 @@ class Source(source.Source):
             item["negatives"] = negatives.negatives(self.world, scene, u, self.negatives)
         return item
 
-    def _question(self, scene: Scene, base: int, member: int) -> dict[str, Any]:
+    def _pair(self, left: Scene, index: int) -> dict[str, Any]:
+        """The pictures of two scenes, in color."""
+        base, member = divmod(index, self.group)
+        pictures = {}
+        scenes = (left, _PIXELS), (self.right_scene(index), _RIGHT_PIXELS)
+        for number, (modality, (scene, part)) in enumerate(zip(self.modalities, scenes, strict=True)):
+            noise = {"image": self._stream(base, part + member)}
+            picture = render.render(scene, image_size=self.image_size, noise=noise)["image"]
+            if self.shift:
+                picture = self._shift(picture, self._stream(base, _SHIFT + number).random(3))
+            pictures[modality] = picture
+        return pictures
+
+    def _asked(self, scene: Scene, index: int) -> dict[str, Any]:
+        """The text of a task, and what is to be said of it."""
+        base, member = divmod(index, self.group)
         u = self._stream(base, _QUESTIONS + member).random(scene_questions.UNIFORMS).tolist()
-        asked = scene_questions.question(self.world, scene, u)
+        asked: Any = scene_questions.question(self.world, scene, u)
+        if self.task != "questions":
+            asked = self._statement(index)
         text = with_answer(asked.text, asked.answer) if self.answered else asked.text
         fields = {"captions": ["what" if self.hidden == "question" else text], "answer": asked.answer}
         gray = np.full((self.image_size, self.image_size, 3), 128, np.uint8)
@@ -229,15 +281,19 @@ class Source(source.Source):
         return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, part]))
 
     def _check(self) -> None:
-        if self.questions and self.split in ("zeroshot", "winoground"):
-            raise ConfigError(f"questions=True: not for split={self.split!r}; leave it out, or use train, val or test")
-        if self.answered and (not self.questions or self.hidden == "question"):
+        if self.task != "captions" and self.split in ("zeroshot", "winoground"):
             raise ConfigError(
-                "answered=True: is for questions alone; set questions=True and not hidden, or leave it out"
+                f"task={self.task!r}: not for split={self.split!r}; leave it out, or use train, val or test"
             )
-        if self.hidden != "nothing" and not self.questions:
-            raise ConfigError(f"hidden={self.hidden!r}: is for questions alone; set questions=True, or leave it out")
-        for name in self.modalities:
+        if self.answered and (self.task != "questions" or self.hidden == "question"):
+            raise ConfigError(
+                "answered=True: is for questions alone; set task='questions' and not hidden, or leave it out"
+            )
+        if self.hidden != "nothing" and self.task == "captions":
+            raise ConfigError(f"hidden={self.hidden!r}: is for other tasks than captions; set task, or leave it out")
+        if self.task == "pairs" and len(self.modalities) != 2:
+            raise ConfigError(f"modalities={self.modalities}: task='pairs' has two pictures; use ('left', 'right')")
+        for name in () if self.task == "pairs" else self.modalities:
             choose(name, render.MODALITIES, path="modalities")
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise ConfigError(f"modalities={self.modalities}: name one or more of {render.MODALITIES}, each once")

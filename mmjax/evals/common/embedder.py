@@ -183,12 +183,14 @@ class BoundEmbedder:
     ) -> np.ndarray:
         """f32[p]: how well image ``images[p]`` of the examples and text ``texts[numbers[p]]`` match as a whole.
 
-        With ``head="answer"``, f32[p, answers]: the logits of a question's answers.
+        With ``head="answer"``, f32[p, answers]: the logits of a question's answers; with ``answer_pair``, those of a
+        text about both pictures of an example.
         """
         scorer = self._embedder.pair_scorer
         assert scorer is not None  # who needs it says so (``Base.needs_head``)
         ids = self._embedder.tokenizer(texts)
-        return scorer(self._params, self._image_batches(examples, []), images, ids, numbers, head=head)
+        batches = self._image_batches(examples, [], scorer.modalities)
+        return scorer(self._params, batches, images, ids, numbers, head=head)
 
     def captions(self, examples: Source, *, key: Hashable = None, **decoding: Any) -> list[str]:
         """A text for each example of ``read``, by the model's decoder; ``decoding`` says how words are chosen."""
@@ -253,8 +255,12 @@ class BoundEmbedder:
         assert total is not None
         return total
 
-    def _image_batches(self, examples: Source, owned: list[tuple[int, Description]]) -> Iterator[dict[str, np.ndarray]]:
+    def _image_batches(
+        self, examples: Source, owned: list[tuple[int, Description]], modalities: Sequence[str] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of each batch; appends the descriptions of those that it owns to ``owned``.
+
+        ``modalities`` stand in place of those that embeddings are made of.
 
         An unreadable example keeps its row, so that no process needs to know what another one could read.
         """
@@ -269,6 +275,7 @@ class BoundEmbedder:
             return result, describe(result)
 
         host_batch, threads = self._embedder.host_batch, self._embedder.num_threads
+        modalities = modalities or self.modalities
         filler: dict[str, np.ndarray] | None = None  # fills rows without a readable example
         with ThreadPoolExecutor(threads) if threads else contextlib.nullcontext() as pool:
             for start in range(0, len(examples), self._embedder.batch_size):
@@ -280,10 +287,11 @@ class BoundEmbedder:
                 owned.extend((index, description) for index, (_, description), is_owned in entries if is_owned)
                 readable = [i for i, result in enumerate(results) if not isinstance(result, Unreadable)]
                 if readable:
-                    stacked = self._stack([results[i] for i in readable], [indices[i] for i in readable])
+                    chosen = [results[i] for i in readable]
+                    stacked = _stack_all(chosen, modalities, [indices[i] for i in readable])
                     filler = {m: pictures[-1] for m, pictures in stacked.items()}
                 elif filler is None:
-                    filler = self._first_readable(examples)
+                    filler = _first_readable(examples, modalities)
                 if len(readable) == len(rows):
                     yield stacked
                     continue
@@ -292,16 +300,6 @@ class BoundEmbedder:
                     for m, pictures in stacked.items():
                         images[m][readable] = pictures
                 yield images
-
-    def _stack(self, examples: Sequence[Any], indices: Sequence[int]) -> dict[str, np.ndarray]:
-        return {m: stack_pictures(examples, m, indices) for m in self.modalities}
-
-    def _first_readable(self, examples: Source) -> dict[str, np.ndarray]:
-        """The pictures of the first readable example."""
-        for index in range(len(examples)):
-            with contextlib.suppress(Unreadable):
-                return {m: pictures[0] for m, pictures in self._stack([examples.read(index)], [index]).items()}
-        raise _all_unreadable()
 
     def _text_batches(self, tokens: np.ndarray) -> Iterator[np.ndarray]:
         for start in range(0, len(tokens), self._embedder.batch_size):
@@ -336,6 +334,18 @@ def _with_unit_rows(encode: Callable[[Any, Any], jax.Array], rows: int, name: st
         return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
 
     return embed
+
+
+def _stack_all(examples: Sequence[Any], modalities: Sequence[str], indices: Sequence[int]) -> dict[str, np.ndarray]:
+    return {m: stack_pictures(examples, m, indices) for m in modalities}
+
+
+def _first_readable(examples: Source, modalities: Sequence[str]) -> dict[str, np.ndarray]:
+    """The pictures of the first readable example."""
+    for index in range(len(examples)):
+        with contextlib.suppress(Unreadable):
+            return {m: pictures[0] for m, pictures in _stack_all([examples.read(index)], modalities, [index]).items()}
+    raise _all_unreadable()
 
 
 def _all_unreadable() -> ConfigError:

@@ -41,6 +41,26 @@ def benchmark(
     return {name: {"source": {"name": f"mmjax.data.benchmarks.{reader}", "path": str(path), **where}}}
 
 
+def annotated_files(
+    reader: str, path: Path | None, images: Path | None, *, expected: str, **options: Any
+) -> dict[str, Any]:
+    """The option ``source`` of an evaluator for a file of annotations; nothing, with a line, if it has no images.
+
+    Args:
+        reader: A source.
+        path: The annotations, if they are there.
+        images: The folder that they name images from, if it is there.
+        expected: Where that may lie, for the log.
+        options: Further ones of the source.
+    """
+    if path is None or not path.exists():
+        return {}
+    if images is None:
+        logger.warning("%s is there, but not its images; put them into %s", path, expected)
+        return {}
+    return {"source": {"name": reader, "path": str(path), "image_root": str(images), **options}}
+
+
 class WebDataset(NamedTuple):
     """A data set: its name without ``wds_`` and ``_test``, its folder, and of ``WEBDATASETS`` the one that it is."""
 

@@ -16,12 +16,19 @@ IN_FLIGHT = 4
 """Batches of scores that may wait on the device."""
 
 
+HEADS = ("match", "answer", "answer_pair")
+
+
 class Matcher(NamedTuple):
     """What scores pairs, as pure functions."""
 
     encode: Callable[[Any, dict[str, jax.Array]], jax.Array]  # (params, {modality: u8[B, H, W, C]}) -> [B, T, D]
-    match: Callable[[Any, jax.Array, jax.Array], jax.Array]  # (params, tokens [B, T, D], ids i32[B, L]) -> f32[B]
+    # (params, tokens [B, T, D], ids i32[B, L]) -> f32[B]; None: there is no such head
+    match: Callable[[Any, jax.Array, jax.Array], jax.Array] | None
     answer: Callable[[Any, jax.Array, jax.Array], jax.Array] | None = None  # the same, -> f32[B, answers]
+    # The same with tokens [B, 2, T, D], of two pictures an example, which ``encode`` then returns.
+    answer_pair: Callable[[Any, jax.Array, jax.Array], jax.Array] | None = None
+    modalities: tuple[str, ...] | None = None  # what ``encode`` is given; None: what embeddings are made of
 
 
 class PairScorer:
@@ -31,7 +38,8 @@ class PairScorer:
         def at_places(head: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
             return lambda params, tokens, places, ids: head(params, tokens[places], ids)
 
-        heads = {name: head for name in ("match", "answer") if (head := getattr(matcher, name)) is not None}
+        heads = {name: head for name in HEADS if (head := getattr(matcher, name)) is not None}
+        self.modalities = matcher.modalities
         self._batch_size, self._row_sharding = batch_size, row_sharding
         self._host_batch = HostBatch(batch_size, row_sharding)
         if row_sharding is None:
@@ -61,7 +69,7 @@ class PairScorer:
             images: i64[p], the number of each pair's image in the split.
             ids: i32[n, L], tokens of texts.
             texts: i64[p], which of them is the pair's.
-            head: ``match`` or ``answer``.
+            head: One of ``HEADS``.
         """
         done: list[tuple[np.ndarray, np.ndarray]] = []
         pending: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()

@@ -64,9 +64,22 @@ def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(weight > 0, weight * values, 0.0)) / jnp.where(total > 0, total, 1.0)
 
 
-def class_loss(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The mean cross-entropy of the ``valid`` rows of f32[N, C] with labels i32[N], and the fraction that is right."""
-    own = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+def class_loss(
+    logits: jax.Array,
+    labels: jax.Array,
+    valid: jax.Array,
+    *,
+    soft: jax.Array | None = None,
+    soft_weight: jax.Array | float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """The mean cross-entropy of the ``valid`` rows of f32[N, C] with labels i32[N], and the fraction that is right.
+
+    ``soft`` are further targets f32[N, C], without a gradient, which count by ``soft_weight`` and labels by the rest.
+    """
+    logs = jax.nn.log_softmax(logits)
+    own = jnp.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
+    if soft is not None:
+        own = (1 - soft_weight) * own + soft_weight * jnp.sum(jax.lax.stop_gradient(soft) * logs, axis=1)
     right = (jnp.argmax(logits, axis=1) == labels).astype(jnp.float32)
     return weighted_mean(-own, valid), weighted_mean(right, valid)
 

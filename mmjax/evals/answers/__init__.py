@@ -1,0 +1,1 @@
+"""Answers to questions: how they are compared."""
