@@ -151,6 +151,26 @@ def test_a_real_run_is_as_its_docstring_says(name):
     assert config.objective["name"] == OBJECTIVES.get(name, "contrastive")
 
 
+@pytest.mark.parametrize(
+    ("arg", "batch", "rate", "decay", "seen", "images", "distillation"),
+    [
+        ("", 128, 2e-5, 0.02, 10 * 86_373, 2, 0.4),
+        ("task=snli_ve", 256, 2e-5, 0.02, 5 * 529_527, 1, 0.4),
+        ("method=vilt", 128, 1e-4, 0.01, 10 * 86_373, 2, 0.0),
+    ],
+)
+def test_fusion_encoders_are_fine_tuned_as_published(arg, batch, rate, decay, seen, images, distillation):
+    config = experiment("fusion_finetune", arg)
+    optimizer = config.optimizer
+    assert (config.batch_size, optimizer.learning_rate, optimizer.weight_decay) == (batch, rate, decay)
+    assert config.steps * batch == pytest.approx(seen, rel=0.01)
+    assert config.model.fusion.images == len(config.data.modalities) == images
+    assert config.model.fusion.answers == len(config.objective["answers"])
+    assert config.objective.get("distillation", 0.0) == distillation
+    with pytest.raises(ConfigError, match="task=snli_ve: ViLT was not fine-tuned on it"):
+        experiment("fusion_finetune", "method=vilt,task=snli_ve")
+
+
 def test_every_file_with_a_slice_is_checked():
     assert {path.stem for path in FILES if "Slice" in DOCS[path.stem]} == {name.partition(":")[0] for name in RECIPES}
 
