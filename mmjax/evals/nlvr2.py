@@ -38,8 +38,8 @@ class Evaluator(vqa.Evaluator):
         for name, split in _SPLITS.items():
             path = first_of(root, (f"nlvr2/data/{split}.json", f"nlvr2/{split}.json"))
             images = first_of(root, ("nlvr2", "nlvr2/images"), holding=split)
-            if found := annotated_files("nlvr2", path, images, expected=f"nlvr2/{split}"):
-                data_sets[name] = {"split": split, **found}
+            if options := annotated_files("nlvr2", path, images, expected=f"nlvr2/{split}"):
+                data_sets[name] = {"split": split, **options}
         return data_sets
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:

@@ -33,8 +33,8 @@ class Evaluator(vqa.Evaluator):
         """SNLI-VE's test split below ``root``: ``snli_ve/snli_ve_test.jsonl`` and the images of Flickr30k."""
         path = first_of(root, ("snli_ve/snli_ve_test.jsonl", "SNLI-VE/snli_ve_test.jsonl"))
         images = first_of(root, ("flickr30k/flickr30k-images", "flickr30k/images", "flickr30k/flickr30k_images"))
-        found = annotated_files("questions", path, images, expected="flickr30k/flickr30k-images")
-        return {"snli_ve": {"split": "test", **found}} if found else {}
+        options = annotated_files("questions", path, images, expected="flickr30k/flickr30k-images")
+        return {"snli_ve": {"split": "test", **options}} if options else {}
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""

@@ -85,8 +85,8 @@ class Evaluator(Base):
         source = {"annotations": str(annotations)}
         images = first_of(root, ("coco/val2014", "vqa/val2014"))
         path = questions if questions.exists() and annotations.exists() else None
-        found = annotated_files("questions", path, images, expected="coco/val2014", **source)
-        return {"vqa": {"split": "val", **more, **found}} if found else {}
+        options = annotated_files("questions", path, images, expected="coco/val2014", **source)
+        return {"vqa": {"split": "val", **more, **options}} if options else {}
 
     def ask(self, embedder: BoundEmbedder) -> Answered:
         """All questions, of their own pictures and of others."""

@@ -57,8 +57,8 @@ def normalize(answer: str) -> str:
     ('2 dogs', "don't know", '1000', 'black and white')
     """
     answer = without_punctuation(answer.replace("\n", " ").replace("\t", " ").strip())
-    words = [_DIGITS.get(word, word) for word in answer.lower().split()]
-    return " ".join(_REPAIRED.get(word, word) for word in words if word not in ("a", "an", "the"))
+    terms = [_DIGITS.get(term, term) for term in answer.lower().split()]
+    return " ".join(_REPAIRED.get(term, term) for term in terms if term not in ("a", "an", "the"))
 
 
 def without_punctuation(text: str) -> str:

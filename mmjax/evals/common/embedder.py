@@ -21,7 +21,15 @@ from mmjax.core.row_sharding import num_shards
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
 from mmjax.evals.captions.writer import CaptionWriter, MakeWriter
-from mmjax.evals.common.host_batches import Description, HostBatch, describe, gather_examples, stack_pictures, to_global
+from mmjax.evals.common.host_batches import (
+    Description,
+    HostBatch,
+    describe,
+    first_pictures,
+    gather_examples,
+    stack_modalities,
+    to_global,
+)
 from mmjax.evals.common.pair_scores import Matcher, PairScorer
 
 IN_FLIGHT = 16
@@ -288,10 +296,11 @@ class BoundEmbedder:
                 readable = [i for i, result in enumerate(results) if not isinstance(result, Unreadable)]
                 if readable:
                     chosen = [results[i] for i in readable]
-                    stacked = _stack_all(chosen, modalities, [indices[i] for i in readable])
+                    stacked = stack_modalities(chosen, modalities, [indices[i] for i in readable])
                     filler = {m: pictures[-1] for m, pictures in stacked.items()}
                 elif filler is None:
-                    filler = _first_readable(examples, modalities)
+                    if (filler := first_pictures(examples, modalities)) is None:
+                        raise _all_unreadable()
                 if len(readable) == len(rows):
                     yield stacked
                     continue
@@ -334,18 +343,6 @@ def _with_unit_rows(encode: Callable[[Any, Any], jax.Array], rows: int, name: st
         return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
 
     return embed
-
-
-def _stack_all(examples: Sequence[Any], modalities: Sequence[str], indices: Sequence[int]) -> dict[str, np.ndarray]:
-    return {m: stack_pictures(examples, m, indices) for m in modalities}
-
-
-def _first_readable(examples: Source, modalities: Sequence[str]) -> dict[str, np.ndarray]:
-    """The pictures of the first readable example."""
-    for index in range(len(examples)):
-        with contextlib.suppress(Unreadable):
-            return {m: pictures[0] for m, pictures in _stack_all([examples.read(index)], modalities, [index]).items()}
-    raise _all_unreadable()
 
 
 def _all_unreadable() -> ConfigError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from mmjax.data.sample import Unreadable
+from mmjax.data.source import Source
 from mmjax.parallel import collectives
 
 
@@ -121,6 +123,22 @@ def _to_json(value: Any) -> Any:
 
 def _is_picture(value: Any) -> bool:
     return isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.ndim == 3)
+
+
+def first_pictures(examples: Source, modalities: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """The pictures of the first readable example; None if there is none."""
+    for index in range(len(examples)):
+        with contextlib.suppress(Unreadable):
+            stacked = stack_modalities([examples.read(index)], modalities, [index])
+            return {name: pictures[0] for name, pictures in stacked.items()}
+    return None
+
+
+def stack_modalities(
+    examples: Sequence[Any], modalities: Sequence[str], indices: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """``stack_pictures`` of each modality."""
+    return {name: stack_pictures(examples, name, indices) for name in modalities}
 
 
 def stack_pictures(examples: Sequence[Any], modality: str, indices: Sequence[int]) -> np.ndarray:
