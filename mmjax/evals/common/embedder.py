@@ -298,9 +298,8 @@ class BoundEmbedder:
                     chosen = [results[i] for i in readable]
                     stacked = stack_modalities(chosen, modalities, [indices[i] for i in readable])
                     filler = {m: pictures[-1] for m, pictures in stacked.items()}
-                elif filler is None:
-                    if (filler := first_pictures(examples, modalities)) is None:
-                        raise _all_unreadable()
+                elif filler is None and (filler := first_pictures(examples, modalities)) is None:
+                    raise _all_unreadable()
                 if len(readable) == len(rows):
                     yield stacked
                     continue
