@@ -7,8 +7,8 @@ distillation 0.4 (for NLVR2 reached over the first epoch); NLVR2 10 epochs of 86
 decay 0.01, betas 0.9 and 0.98, 10 epochs at 128.
 
 Our own choices: bfloat16; warm-up from zero, where ALBEF's starts at half of the rate; ViLT's cosine in place of a
-straight line; ViLT's head for both; no dropout; RandAugment as in ``albef_b16``; texts of as many tokens as in
-pretraining. ALBEF's further pretraining for pairs (text assignment) is left out: give ``init=RUN`` of a pretraining,
+straight line; ViLT's head for both; no dropout; RandAugment as in ``albef_b16``, and with the flip drawn once for both
+pictures; texts of as many tokens as in pretraining. ALBEF's further pretraining for pairs (text assignment) is left out: give ``init=RUN`` of a pretraining,
 whose blocks are taken for both pictures.
 
 Arguments: ``method=albef|vilt``, ``task=nlvr2|snli_ve``, ``init=RUN`` (left out: from scratch), ``train=PATH`` (as
@@ -47,7 +47,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model = presets.load("ALBEF-B-16" if albef else "ViLT-B-32")
     config.model.vision_cfg.update(image_size=384, modality_embed=False)
     config.model.fusion.update(answers=len(answers), images=len(modalities), word_head="none")
-    crop = {"random_resized_crop": {"scale": (0.5, 1.0)}, "randaugment": {"num_ops": 2, "magnitude": 21}}
+    strong = {"num_ops": 2, "magnitude": 21, "modalities": modalities}
+    crop = {"random_resized_crop": {"scale": (0.5, 1.0)}, "randaugment": strong}
     transforms = "random_resized_crop+flip+randaugment" if albef else "resize_crop"
     config.data = {
         "source": {"name": source, "path": args.train} | ({"image_root": args.images} if args.images else {}),
