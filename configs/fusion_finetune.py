@@ -8,8 +8,8 @@ decay 0.01, betas 0.9 and 0.98, 10 epochs at 128.
 
 Our own choices: bfloat16; warm-up from zero, where ALBEF's starts at half of the rate; ViLT's cosine in place of a
 straight line; ViLT's head for both; no dropout; RandAugment as in ``albef_b16``, and with the flip drawn once for both
-pictures; texts of as many tokens as in pretraining. ALBEF's further pretraining for pairs (text assignment) is left out: give ``init=RUN`` of a pretraining,
-whose blocks are taken for both pictures.
+pictures; texts of as many tokens as in pretraining. ALBEF's further pretraining for pairs (text assignment) is left
+out: give ``init=RUN`` of a pretraining, whose blocks are taken for both pictures.
 
 Arguments: ``method=albef|vilt``, ``task=nlvr2|snli_ve``, ``init=RUN`` (left out: from scratch), ``train=PATH`` (as
 ``/data/nlvr2/data/train.json``), ``val=PATH`` (left out: no evaluation), ``images=DIR`` (that pictures are named from).
