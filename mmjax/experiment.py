@@ -176,7 +176,7 @@ class EvalConfig:
     ``options`` are those of evaluators, by their names, wherever they run: ``{"retrieval": {"folds": 5}}``.
 
     ``weights`` are those of the final measurement: the last step's, or those of the best checkpoint. With
-    ``optimizer.ema_decay`` both are the moving average's.
+    ``optimizer.ema_decay`` both are the moving average's. ``suite`` below ``root`` is what ``mmjax eval`` measures too.
     """
 
     every_steps: PositiveInt = 500
@@ -187,6 +187,8 @@ class EvalConfig:
     final_tasks: tuple[str, ...] = ("retrieval", "zeroshot", "pairwise", "winoground")
     options: Mapping[str, Section] = dataclasses.field(default_factory=dict)
     weights: Literal["last", "best"] = "last"
+    suite: tuple[str, ...] = ()
+    root: str | None = None
 
     def __post_init__(self) -> None:
         if self.final_tasks and not self.final_splits:

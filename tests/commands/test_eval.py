@@ -1,10 +1,17 @@
 """``mmjax eval`` on weights of others: any data, suites, results and their comparison."""
 
+import argparse
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from mmjax import cli
+from mmjax.commands import eval as command
+from mmjax.commands.common import evaluating
+from mmjax.core.config import ConfigError
+from mmjax.evals.common.suite import DataSet
+from mmjax.experiment import EvalConfig
 from support import models_in_use, pictures
 
 COUNT = 6
@@ -63,6 +70,28 @@ def test_any_data_is_measured_by_what_it_has(model, root, capsys):
     status, printed = run(capsys, *words, "--option=retrieval.merge_repeats=False")
     assert status == 0
     assert f"| dataset_coco/test/text_to_image_R@1 | {COUNT} |" in printed.out and "zeroshot" not in printed.out
+
+
+def test_the_suite_of_a_runs_config_is_measured_beside_its_own_data(root, monkeypatch):
+    config = EvalConfig(suite=("retrieval",), root=str(root), options={"retrieval": {"folds": 2, "split": "val"}})
+    monkeypatch.setattr(evaluating, "_config_of_run", lambda args: config)
+    own = DataSet("val", "retrieval", {}, "val")
+    model = SimpleNamespace(experiment=SimpleNamespace(eval=config), own_data_sets=lambda tasks, splits: [own])
+
+    def data_sets(*words):
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        args = parser.parse_args(["--workdir=run", *words])
+        evaluating.check_flags(args)
+        return evaluating._data_sets(args, model, evaluating.split_options(args.option)[1])
+
+    first, coco, flickr = data_sets("--option=retrieval.ties=optimistic")
+    assert first == own and (coco.name, flickr.name) == ("coco", "flickr8k")
+    assert coco.options["folds"] == 2 and coco.options["split"] == "test" and coco.options["ties"] == "optimistic"
+    assert [data_set.name for data_set in data_sets(f"--root={root}")] == ["coco", "flickr8k"]
+    assert data_sets("--tasks=retrieval", "--split=val") == [own]
+    with pytest.raises(ConfigError, match=r"--root=.*: has none of the data sets of --suite=winoground"):
+        data_sets("--suite=winoground")
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,16 @@ from mmjax.core import plugins
 from mmjax.core.config import ConfigError, Ge, choose, literal
 from mmjax.core.printable import printable
 from mmjax.data.open_source import open_source
+from mmjax.data.preparing.progress import Counter
 from mmjax.evals.common.metric_names import FOLDER
 from mmjax.evals.common.result_tables import make_table
 from mmjax.evals.common.results import Result, ResultsFile, make_results
 from mmjax.evals.common.suite import DataSet, check_options, find_data_sets, one_line
 from mmjax.evals.common.suite import measure as measure_all
+from mmjax.experiment import EvalConfig, Experiment
 from mmjax.parallel import collectives
+from mmjax.runs import folder as run_folder
+from mmjax.runs.start_weights import find_run
 from mmjax.train.evaluation import TrainedModel, open_model, open_run
 
 logger = logging.getLogger(__name__)
@@ -31,10 +35,15 @@ def check_flags(args: argparse.Namespace) -> None:
     options.check_ranges(args, batch_size=Ge(1))
     if args.model is not None and args.step != "last":
         raise ConfigError(f"--step={args.step}: goes with --workdir; write --model={args.model}@{args.step}")
+    named = args.path or args.source or args.tasks or args.split
+    config = _config_of_run(args)
+    args.with_own = args.suite is None and args.root is None and not named and bool(config.suite)
+    if args.with_own or args.suite is not None or args.root is not None:
+        args.suite, args.root = args.suite or ",".join(config.suite) or None, args.root or config.root
     if (args.suite is None) != (args.root is None):
         flag, other = ("--suite", "--root=DIR") if args.root is None else ("--root", "--suite=NAMES or --suite=all")
         raise ConfigError(f"{flag}={args.suite or args.root}: goes with {other}; give both")
-    if args.suite is not None and (args.path or args.source or args.tasks or args.split):
+    if args.suite is not None and named:
         raise ConfigError(f"--suite={args.suite}: goes without --path, --source, --tasks and --split; leave these out")
     if args.root is not None and not os.path.isdir(args.root):
         raise ConfigError(f"--root={args.root}: no such folder; name the one in which the benchmarks lie")
@@ -62,6 +71,8 @@ def measure(args: argparse.Namespace) -> tuple[list[Result], int]:
     if done:
         logger.info("%d of %d data sets are in %s already", len(done), len(data_sets), args.output)
     missing = [number for number in range(len(data_sets)) if number not in done]
+    if collectives.is_main_process():
+        model.evaluation.embedder.host_batch.progress = lambda total, unit: Counter(total, unit=unit)
     outcomes = measure_all([data_sets[number] for number in missing], make=model.make_evaluator, embedder=model.bind)
     failed: list[str] = []
     for number, outcome in zip(missing, outcomes, strict=True):
@@ -105,6 +116,12 @@ def split_options(flags: Sequence[str]) -> tuple[list[str], dict[str, dict[str, 
     return source, evaluators
 
 
+def _config_of_run(args: argparse.Namespace) -> EvalConfig:
+    """The section ``eval`` of the run that is measured; its defaults for weights of others."""
+    workdir = find_run(args.model) if args.workdir is None else options.local_workdir(args)
+    return EvalConfig() if workdir is None else Experiment.from_dict(run_folder.read_config(workdir)).eval
+
+
 def _open(args: argparse.Namespace, evaluator_options: dict[str, dict[str, Any]]) -> TrainedModel:
     if args.workdir is None:
         return open_model(args.model, options=evaluator_options, batch_size=args.batch_size)
@@ -119,13 +136,14 @@ def _data_sets(
     if args.suite is not None:
         known = plugins.names(FOLDER)
         suite = known if args.suite == "all" else [choose(s, known, path="--suite") for s in args.suite.split(",")]
-        data_sets = find_data_sets(suite, Path(args.root).absolute(), evaluator_options)
+        defaults = {} if model.experiment is None else model.experiment.eval.options
+        data_sets = find_data_sets(suite, Path(args.root).absolute(), evaluator_options, defaults=defaults)
         if not data_sets:
             raise ConfigError(
                 f"--root={args.root}: has none of the data sets of --suite={args.suite}; docs/evaluation.md has their "
                 "layouts"
             )
-        return data_sets
+        return [*(model.own_data_sets(None, ()) if args.with_own else ()), *data_sets]
     if args.path is None and args.source is None:
         return model.own_data_sets(tasks or None, splits)
     args.option, _ = split_options(args.option)

@@ -22,6 +22,7 @@ from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
 from mmjax.evals.captions.writer import CaptionWriter, MakeWriter
 from mmjax.evals.common.host_batches import (
+    ALL_UNREADABLE,
     Description,
     HostBatch,
     describe,
@@ -175,7 +176,7 @@ class BoundEmbedder:
             images = self._run(self._embedder.embed_images, self._image_batches(examples, owned))
             indices, items, unreadable = gather_examples(owned)
             if not len(indices):
-                raise _all_unreadable()
+                raise ConfigError(ALL_UNREADABLE)
             # Keep the examples as well: an id is unique only while its object lives.
             self._splits[name] = (examples, Embedded(images[indices], items, indices, unreadable))
         return self._splits[name][1]
@@ -248,7 +249,7 @@ class BoundEmbedder:
         size, row_sharding = self._embedder.batch_size, self._embedder.row_sharding
         place = None if row_sharding is None else NamedSharding(row_sharding.mesh, PartitionSpec())
         total: jax.Array | None = None
-        for number, start in enumerate(range(0, len(texts), size)):
+        for number, start in enumerate(self._embedder.host_batch.starts(len(texts), "texts")):
             end = min(start + size, len(texts))
             # Padding repeats the last text, and belongs to a group that nobody asked for.
             rows = np.minimum(np.arange(start, start + size), len(texts) - 1)
@@ -286,7 +287,7 @@ class BoundEmbedder:
         modalities = modalities or self.modalities
         filler: dict[str, np.ndarray] | None = None  # fills rows without a readable example
         with ThreadPoolExecutor(threads) if threads else contextlib.nullcontext() as pool:
-            for start in range(0, len(examples), self._embedder.batch_size):
+            for start in self._embedder.host_batch.starts(len(examples), "images"):
                 rows = start + host_batch.rows
                 indices = rows[rows < len(examples)].tolist()
                 pairs = list(map(read, indices) if pool is None else pool.map(read, indices))
@@ -299,7 +300,7 @@ class BoundEmbedder:
                     stacked = stack_modalities(chosen, modalities, [indices[i] for i in readable])
                     filler = {m: pictures[-1] for m, pictures in stacked.items()}
                 elif filler is None and (filler := first_pictures(examples, modalities)) is None:
-                    raise _all_unreadable()
+                    raise ConfigError(ALL_UNREADABLE)
                 if len(readable) == len(rows):
                     yield stacked
                     continue
@@ -310,7 +311,7 @@ class BoundEmbedder:
                 yield images
 
     def _text_batches(self, tokens: np.ndarray) -> Iterator[np.ndarray]:
-        for start in range(0, len(tokens), self._embedder.batch_size):
+        for start in self._embedder.host_batch.starts(len(tokens), "texts"):
             # Padding repeats the last row, because a tower may not handle a text of zeros.
             yield tokens[np.minimum(start + self._embedder.host_batch.rows, len(tokens) - 1)]
 
@@ -342,7 +343,3 @@ def _with_unit_rows(encode: Callable[[Any, Any], jax.Array], rows: int, name: st
         return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
 
     return embed
-
-
-def _all_unreadable() -> ConfigError:
-    return ConfigError("none of the split's examples can be read; check the source with `mmjax data inspect`")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,9 @@ from jax.sharding import NamedSharding
 from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
 from mmjax.parallel import collectives
+
+
+Progress = Callable[[int, str], contextlib.AbstractContextManager[Callable[[int], None]]]
 
 
 class HostBatch:
@@ -27,6 +30,7 @@ class HostBatch:
         rows: i64[h], the rows on this process's devices, in order.
         owned: bool[h], the rows that this process reports. If several processes hold a row (along a mesh axis that does
             not split batches), the first one owns it.
+        progress: Of a total number of ``images`` or ``texts``: shows how many are done.
     """
 
     def __init__(self, size: int, row_sharding: NamedSharding | None):
@@ -45,6 +49,14 @@ class HostBatch:
                 local[index] |= device.process_index == process
         self.rows = np.flatnonzero(local)
         self.owned = owner[self.rows] == process
+        self.progress: Progress = lambda total, unit: contextlib.nullcontext(lambda done: None)
+
+    def starts(self, total: int, unit: str) -> Iterator[int]:
+        """The first row of each batch of ``total`` images or texts."""
+        with self.progress(total, unit) as show:
+            for start in range(0, total, self._size):
+                show(start)
+                yield start
 
     def to_device(self, local: np.ndarray) -> jax.Array:
         """The global batch from this process's rows of it, ``local`` [h, …].
@@ -68,6 +80,9 @@ def to_global(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     device_slices: dict[Any, Any] = dict(sharding.addressable_devices_indices_map(array.shape))
     shards = [jax.device_put(array[index], device) for device, index in device_slices.items()]
     return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
+
+
+ALL_UNREADABLE = "none of the split's examples can be read; check the source with `mmjax data inspect`"
 
 
 class SplitExamples(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,9 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def find_data_sets(tasks: Sequence[str], root: Path, options: Options) -> list[DataSet]:
+def find_data_sets(
+    tasks: Sequence[str], root: Path, options: Options, *, defaults: Options = types.MappingProxyType({})
+) -> list[DataSet]:
     """The data sets of ``tasks`` below ``root``; those of which nothing is there are logged and left out.
 
     Those with the same pictures stand together, so that they share their embeddings.
@@ -46,13 +49,15 @@ def find_data_sets(tasks: Sequence[str], root: Path, options: Options) -> list[D
         tasks: Evaluators.
         root: The folder of benchmarks.
         options: Replace those with which a data set was found.
+        defaults: Are replaced by these.
     """
     data_sets = []
     for task in tasks:
         there = load_evaluator(task).find(root)
         if not there:
             logger.info("%s: skipped, because none of its data sets lies below %s", task, root)
-        data_sets += [DataSet(name, task, {**own, **options.get(task, {})}) for name, own in there.items()]
+        first, last = defaults.get(task, {}), options.get(task, {})
+        data_sets += [DataSet(name, task, {**first, **own, **last}) for name, own in there.items()]
     order: dict[str, int] = {}
     return sorted(data_sets, key=lambda data_set: order.setdefault(_data_of(data_set), len(order)))
 

@@ -1,3 +1,5 @@
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,6 +133,25 @@ def test_more_batches_than_may_be_in_flight(monkeypatch):
     towers, source = Towers(), retrieval_source(23)
     z = towers.embedder(batch_size=2).bind(towers.params).images(source)
     np.testing.assert_allclose(z, reference(towers, source, ["a"])[0], atol=2e-6)
+
+
+def test_progress_is_shown_by_images_and_texts():
+    shown = []
+
+    @contextlib.contextmanager
+    def progress(total, unit):
+        yield lambda done: shown.append((unit, done, total))
+        shown.append((unit, "end", total))
+
+    towers = Towers()
+    embedder = towers.embedder(batch_size=4)
+    embedder.host_batch.progress = progress
+    bound = embedder.bind(towers.params)
+    bound.images(retrieval_source(10))
+    bound.texts(["a", "b", "a", "c", "d", "e"])
+    bound.text_means([["f"], ["g"]])
+    assert shown[:4] == [("images", 0, 10), ("images", 4, 10), ("images", 8, 10), ("images", "end", 10)]
+    assert shown[4:] == [("texts", 0, 5), ("texts", 4, 5), ("texts", "end", 5), ("texts", 0, 2), ("texts", "end", 2)]
 
 
 def test_threads_read_the_same_in_the_same_order():
