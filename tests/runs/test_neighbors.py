@@ -1,5 +1,9 @@
 """The neighbors of a run: those in force at any step are on disk before its checkpoint, and come back as they were."""
 
+import itertools
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -9,6 +13,8 @@ from mmjax.data import source
 from mmjax.data.clusters.config import ClusterConfig
 from mmjax.data.clusters.table import make_table, no_neighbors
 from mmjax.runs import neighbors
+from mmjax.runs.batch_feed import BatchFeed
+from mmjax.runs.timing import ActivityTimer
 
 SIZE = 24
 
@@ -53,6 +59,32 @@ def test_a_resumed_run_has_the_neighbors_of_its_step_alone(tmp_path, directory):
     assert again.current.config.id == run.current.config.id
     assert not again.resume(3, None) and not again.current.neighbors.size  # after a rewind to before the first refresh
     assert files(folder) == [4, 8]
+
+
+def test_what_was_read_ahead_of_a_refresh_is_thrown_away():
+    config, plan, closed = ClusterConfig(refresh_every=3, first_refresh=2, size=2), [None], []
+
+    def stream(number, plan):  # of the plan that was in force when it was opened
+        try:
+            for batch in itertools.count(number):
+                yield {"number": batch, "plan": plan, "image_ids": [0], "unreadable": []}
+        finally:
+            closed.append(number)
+
+    feed = BatchFeed(
+        lambda number: stream(number, plan[0]),
+        rewinds=SimpleNamespace(next_rewind=lambda step: sys.maxsize, next_batch=lambda step: step),
+        next_refresh=config.next_refresh,
+        timer=ActivityTimer(),
+        unreadable=SimpleNamespace(add_batch=lambda *_, **__: None),
+    )
+    with feed.open(0) as batches:
+        for step in range(9):
+            if config.refreshes_at(step):
+                plan[0] = step
+            batch = batches.next()
+            assert batch["number"] == step and batch["plan"] == config.last_refresh(step)
+    assert closed == [0, 2, 5, 8]
 
 
 def test_a_start_with_a_refresh_does_not_trust_what_it_finds(tmp_path):
