@@ -15,7 +15,6 @@ from mmjax.data.sample import Unreadable
 from mmjax.data.source import Source
 from mmjax.parallel import collectives
 
-
 Progress = Callable[[int, str], contextlib.AbstractContextManager[Callable[[int], None]]]
 
 
