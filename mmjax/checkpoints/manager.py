@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mmjax.checkpoints import checksums, location, orbax_errors
+from mmjax.checkpoints import checksums, location, orbax_errors, replica_slices
 from mmjax.checkpoints.orbax_errors import CheckpointNotSaved, DamagedCheckpoint, explain
 from mmjax.checkpoints.preservation import LatestAndBest
 from mmjax.checkpoints.reader import MANIFEST, CheckpointReader, check_memory
@@ -24,11 +24,9 @@ from mmjax.core.state import AugmentState, Params, TrainState, flatten
 from mmjax.parallel import collectives
 
 StepSelector = int | Literal["last", "best"]
-
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
@@ -69,6 +67,8 @@ class Checkpoints:
         if (path := find_irregular(self._directory)) is not None:
             raise ConfigError(f"{self._description}: {path} is not a regular file; remove it")
         orbax_errors.filter_orbax_logs()
+        if not read_only:
+            replica_slices.save_small_arrays_whole()
         self._saving: int | None = None  # the step of the save in progress
         self._failure = ""
         self._manifest: dict[str, Any] = {}  # metrics and losses of the last save

@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from mmjax.checkpoints import replica_slices
 from mmjax.checkpoints.fingerprint import fingerprint
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.commands import inspect
@@ -136,3 +137,19 @@ def test_an_average_that_an_objective_compares_with_comes_back(tmp_path):
         checkpoints.save(state, step=1)
         checkpoints.wait()
         equal(checkpoints.restore(target), state)
+
+
+def test_devices_share_the_saving_of_large_arrays_alone(tmp_path):
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    size = 8 * replica_slices.MIN_BYTES // 4
+    arrays = {"large": np.arange(size, dtype=np.float32), "small": np.arange(size - 8, dtype=np.float32)}
+    params = jax.device_put(arrays, jax.NamedSharding(mesh, jax.P()))
+    state = TrainState(step=np.int32(1), params=params, opt_state=(), ema_params=None)
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(state, step=1)
+        checkpoints.wait()
+        equal(checkpoints.read_params(), arrays)
+    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+        saved = checkpointer.metadata(tmp_path / "checkpoints" / "1" / "params").item_metadata
+    assert saved["large"].storage.chunk_shape == (size // 8,)
+    assert saved["small"].storage.chunk_shape == (size - 8,)
