@@ -38,9 +38,8 @@ def words(folder, workdir):
 
 
 def environment(folder, processes):
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={DEVICES // processes}"
     return {
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": command.compiler_flags(DEVICES // processes),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "MMJAX": f"{sys.executable} -m mmjax",

@@ -1,6 +1,7 @@
 """The command line in a process of its own, on a config file of the tiny experiment."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,16 @@ def config_file(folder: Path) -> Path:
     return path
 
 
+def compiler_flags(devices: int = 1) -> str:
+    """This process's ``XLA_FLAGS`` with another number of simulated devices."""
+    return re.sub(r"(?<=device_count=)\d+", str(devices), os.environ["XLA_FLAGS"])
+
+
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment with one simulated device and the tests' modules importable."""
     return os.environ | {
         "PYTHONPATH": str(TESTS),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1",
+        "XLA_FLAGS": compiler_flags(),
         "PYTHONUNBUFFERED": "1",
         **extra,
     }

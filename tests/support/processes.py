@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 
+from support import command
+
 PREAMBLE = """
 import os, signal, sys, time
 import jax, jax.numpy as jnp
@@ -34,7 +36,7 @@ def start(program, count, *, port=None):
         "MMJAX_COORDINATOR": f"127.0.0.1:{port}",
         "MMJAX_PROCESSES": str(count),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1",
+        "XLA_FLAGS": command.compiler_flags(),
         "PYTHONUNBUFFERED": "1",
     }
     return [

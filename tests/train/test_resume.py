@@ -147,11 +147,13 @@ def test_a_finished_run_stays_as_it_is(config, undisturbed, capsys):
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow
 def test_another_experiment_is_refused_with_the_difference(config, undisturbed, capsys):
     assert cli.main([*arguments(config, undisturbed), "--config.optimizer.learning_rate=0.5"]) == 2
     assert "optimizer.learning_rate: 0.01 there, 0.5 now" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_folder_holds_what_a_reader_needs(undisturbed):
     config = json.loads((undisturbed / "config.json").read_text())
     assert config["steps"] == STEPS and config["model"]["text_cfg"]["vocab_size"] > 10
