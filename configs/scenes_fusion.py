@@ -3,7 +3,8 @@
 Arguments: ``method=albef|tcl|vilt|clip`` (clip: the same towers without the encoder), ``transforms=NAME[+NAME]`` (of
 which ``mixgen`` is one), ``augment=NAME[+NAME]``, ``world=easy|standard|full``, ``images=N`` (for training),
 ``steps=N``. The encoder is two blocks deep, on the towers of ``scenes-tiny``; ViLT has four blocks and towers without
-any. Queue and momentum are as short as the run. Retrieval is among 250 images.
+any. Queue and momentum are as short as the run. Retrieval is among 250 images. ALBEF and TCL are also asked where they look
+for an object that a text names (``refcoco``).
 """
 
 import ml_collections
@@ -54,11 +55,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     }
     config.log = {"every_steps": 20}
     searches = args.method != "vilt"  # by embeddings; ViLT scores every pair
+    embedded = ("retrieval", "reranking", "refcoco")
     config.eval = {
         "every_steps": 400,
         "tasks": ("retrieval",) if searches else (),
-        "final_tasks": {"clip": ("retrieval",), "vilt": ("reranking",)}.get(args.method, ("retrieval", "reranking")),
-        "options": {"reranking": {"k": 32 if searches else None}},
+        "final_tasks": {"clip": ("retrieval",), "vilt": ("reranking",)}.get(args.method, embedded),
+        "options": {
+            "reranking": {"k": 32 if searches else None},
+            "refcoco": {"source": {"task": "expressions"}},
+        },
     }
     config.checkpoint = {"every_steps": 400}
     return config

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mmjax.core.config import ConfigError
-from mmjax.data.sample import Example
+from mmjax.data import pictures
+from mmjax.data.sample import Crop, Example
 from mmjax.data.source import Source, SourceView
 from mmjax.data.transform_chain import TransformChain
 
@@ -25,7 +28,25 @@ class EvalView(SourceView):
         example = self._source[index]
         sample = self._chain.apply_caption_transforms(example, number=0)
         sample = self._chain.decode_and_transform(sample, example, number=0)
-        return example | {"captions": sample.captions} | sample.images
+        boxes = _boxes_in_view(example, sample.crop, self.modalities)
+        return example | {"captions": sample.captions} | boxes | sample.images
+
+
+def _boxes_in_view(example: Example, crop: Crop | None, modalities: Sequence[str]) -> dict[str, Any]:
+    """The boxes of an example, (left, top, right, bottom) in fractions of its picture, in fractions of what is seen."""
+    if crop is None or "box" not in example:
+        return {}
+    picture = next(example[name] for name in modalities if example.get(name) is not None)
+    height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else pictures.size_of(picture)
+
+    def move(box: Sequence[float]) -> tuple[float, ...]:
+        left, top, right, bottom = (x * size for x, size in zip(box, (width, height) * 2, strict=True))
+        placed = crop.place((left, top, right, bottom))
+        return tuple(min(max(x / size, 0.0), 1.0) for x, size in zip(placed, crop.size[::-1] * 2, strict=True))
+
+    return {"box": move(example["box"])} | (
+        {"proposals": [move(box) for box in example["proposals"]]} if "proposals" in example else {}
+    )
 
 
 def view_for_evaluation(source: Source, chain: TransformChain, *, final_size: int | None) -> Source:

@@ -154,6 +154,10 @@ class FusionEncoder(nnx.Module):
         """Logits f32[B, 2] of "no match" and "match"; for the arguments see ``__call__``."""
         return constrain_rows(self.match_head(self._pooled(image, text, ids)).astype(jnp.float32), self.row_sharding)
 
+    def match_logits(self, fused: jax.Array) -> jax.Array:
+        """What ``match`` makes of the tokens [B, 1 or L, width] after the last block."""
+        return self.match_head(self._pool(fused if self.ln_final is None else self.ln_final(fused))).astype(jnp.float32)
+
     def answer(self, image: jax.Array, text: jax.Array, ids: jax.Array) -> jax.Array:
         """Logits f32[B, answers] of a question's answers, by ViLT's head.
 

@@ -42,6 +42,7 @@ _KEYS_OF_HEADS = {
     "match": "model.fusion with images=1",
     "answer": "model.fusion.answers with images=1",
     "answer_pair": "model.fusion.answers with images=2",
+    "grad_cam": "model.fusion with kind='cross' and images=1",
     "caption": "model.decoder",
 }
 

@@ -24,6 +24,7 @@ from mmjax.experiment import Experiment
 from mmjax.inference.captioning import Captioner
 from mmjax.inference.decoding import DecodingConfig
 from mmjax.models.attention.choice import choose_kernel
+from mmjax.models.attention.grad_cam import grad_cam
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
 from mmjax.models.lora import add_adapters
@@ -243,12 +244,18 @@ class Program:
             config = build(DecodingConfig, decoding, path="decoding")
             return Captioner(lambda params: merge(graph, params), tokenizer, config).writer()
 
+        def explain(params: Params, image: jax.Array, tokens: jax.Array) -> jax.Array:
+            model = merge(graph, params)
+            vision = self.experiment.model.vision_cfg
+            return grad_cam(model.fusion, *read_pairs(model, image, tokens))[:, vision.class_token + vision.registers :]
+
         matcher = None
         if pairs:
             both = self.experiment.model.vision_cfg.modalities
             matcher = Matcher(encode_image_tokens, match=None, answer_pair=answer, modalities=both)
         elif fusion is not None:
-            matcher = Matcher(encode_image_tokens, match, answer if fusion.answers else None)
+            maps = explain if fusion.kind == "cross" else None
+            matcher = Matcher(encode_image_tokens, match, answer if fusion.answers else None, grad_cam=maps)
         return Embedder(
             encode_images,
             encode_texts,

@@ -40,6 +40,8 @@ class Everything(source.Source):
             "label": i % 3,
             "answer": self.class_names[i % 3],
             "kind": "swap",
+            "box": (0.0, 0.25, 0.5, 1.0),
+            "proposals": [(0.0, 0.25, 0.5, 1.0), (0.5, 0.0, 1.0, 0.5)],
             "negatives": [("swap_obj", f"{true} {i}", f"false {i}") for true in ("true", "so")],
             "groups": [str(i)] * 2,
             "group": "ab"[i // 2 % 2],
@@ -69,6 +71,7 @@ def compiled():
             lambda p, z, t: jnp.sum((z[:, 0] @ p["image"]) * p["text"][t[:, -1]], axis=1),
             lambda p, z, t: (z[:, 0] @ p["image"] * p["text"][t[:, -1]])[:, :3],
             lambda p, z, t: (z[:, 0] @ p["image"] * p["text"][t[:, -1]])[:, 1:4],
+            lambda p, z, t: (z[:, 0] @ p["image"] * p["text"][t[:, -1]])[:, :4],
         ),
         make_writer=lambda **_: CaptionWriter(
             lambda p, x: jnp.argsort((x["image"].reshape(3, -1).astype(jnp.float32) - 128.0) @ p["image"], axis=1),

@@ -19,7 +19,7 @@ from mmjax.data.transform_chain import TransformChain
 from support import formats
 
 NAMES = plugins.names("mmjax.data.sources")
-FILES = [name for name in NAMES if name not in ("scenes", "mix", "questions", "nlvr2", "faces")]
+FILES = [name for name in NAMES if name not in ("scenes", "mix", "questions", "nlvr2", "faces", "refcoco")]
 MODALITIES = {"nlvr2": ("left", "right")}
 TRANSFORMS = (("random_resized_crop", {"scale": (0.4, 1.0)}), ("flip", {}), ("mixgen", {"variant": "d"}))
 
@@ -36,6 +36,7 @@ def sections(tmp_path_factory):
         made["scenes"] = {"size": 16}
         made["questions"] = made["captions"] | {"path": formats.write_questions(folder / "table")}
         made["faces"] = {"path": formats.write_faces(folder / "faces")}
+        made["refcoco"] = formats.write_expressions(folder / "table")
         made["nlvr2"] = {"path": formats.write_pairs(folder / "table")}
         made["mix"] = {"sources": tuple({"name": name, **made[name]} for name in FILES)}
         yield made

@@ -373,6 +373,18 @@ def test_controls_hide_one_side_and_nothing_else():
         Source("val", task="pairs")
 
 
+def test_expressions_name_one_object_and_have_its_box():
+    source = Source("test", task="expressions", size=60, image_size=64)
+    for i, item in enumerate(source):
+        scene, name = source.scene(i), item["captions"][0]
+        (thing,) = (t for t in scene.things if name == f"a {worlds.COLORS[t.color]} {worlds.SHAPES[t.shape]}")
+        left, top, right, bottom = (64 * x for x in item["box"])
+        center = np.array([thing.x, thing.y])
+        np.testing.assert_allclose([(left + right) / 2, (top + bottom) / 2], center, atol=1e-6)
+        assert right - left == pytest.approx(2 * thing.radius) and item["box"] in item["proposals"]
+        assert len(item["proposals"]) == len(scene.things) and "answer" not in item
+
+
 def held(text, left, right):
     """Whether a statement about two scenes holds, read off its words."""
     words = text.split()

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from mmjax.core.config import ConfigError
+from mmjax.models.attention.grad_cam import grad_cam
 from mmjax.models.config import TextConfig, VisionConfig
 from mmjax.models.fusion import FusionEncoder
 from mmjax.models.joint_config import FusionConfig
@@ -18,7 +19,7 @@ from mmjax.weights.pretrained import Pretrained
 from mmjax.weights.rules import SAME, Rule
 from support import clip_models
 from support.clip_models import EOS, PAD, TOKENS, VOCAB
-from support.towers_reference import Params, activation, attention, layer_norm, mlp
+from support.towers_reference import Params, activation, attention, layer_norm, mlp, softmax
 
 IMAGE_WIDTH, WIDTH, PATCHES = 6, 8, 5
 ALBEF = {"block_norm": "post", "ln_eps": 1e-12}
@@ -181,6 +182,55 @@ def test_an_encoder_for_two_images_starts_from_one_for_one(kind):
     with pytest.raises(ConfigError, match=r"model.fusion: the weights of .run. have another"):
         other = dataclasses.replace(two, fusion=dataclasses.replace(two.fusion, layers=2))
         Pretrained(spec="run", config=one, file=ArrayFile(Path("run"), arrays), rules=rules).read(other, target)
+
+
+@pytest.mark.parametrize("name", ["albef", "cross, norms first, layer scales, tanh"])
+def test_maps_are_weights_times_slopes_of_the_match(name):
+    """Slopes by differences in float64, weight by weight."""
+    config, graph, params, image, words = make(**CASES[name], scan=True)
+    p = Params(clip_models.double(params))
+    run = jax.jit(lambda params: grad_cam(nnx.merge(graph, nnx.State(params)), image, words, TOKENS))
+    got, row = run(params), 0
+    end, heads = end_of(TOKENS[row]), config.heads or 2
+    block, rest = p.under("blocks").layer(0), Params({k: v[1:] for k, v in p.under("blocks").items()})
+    x, context = words[row].astype(float), image[row].astype(float)
+    seen = np.tile(np.arange(len(x)) < end, (len(x), 1))
+    pre = config.block_norm == "pre"
+
+    def add(x, y, norm, scale):
+        y = x + block.get(f"ls_{scale}.gamma", 1.0) * y
+        return y if pre else layer_norm(y, block.under(f"ln_{norm}"), config.ln_eps)
+
+    def normed(x, norm):
+        return layer_norm(x, block.under(f"ln_{norm}"), config.ln_eps) if pre else x
+
+    own = normed(x, "1")
+    start = add(x, attention(own, own, block.under("attn"), config=config, seen=seen), "1", "1")
+    cross, queries = block.under("cross_attn"), normed(start, "cross")
+    q, k, v = (
+        np.einsum("nd,dhe->hne", y, cross[f"{part}.kernel"]) + cross[f"{part}.bias"][:, None]
+        for y, part in ((queries, "query"), (context, "key"), (context, "value"))
+    )
+    weights = np.array([[softmax(line) for line in q[h] @ k[h].T / q.shape[-1] ** 0.5] for h in range(heads)])
+
+    def score(weights):
+        out = np.einsum("hlk,hke,hed->ld", weights, v, cross["out.kernel"]) + cross["out.bias"]
+        y = add(start, out, "cross", "cross")
+        y = add(y, mlp(normed(y, "2"), block.under("mlp"), config=config), "2", "2")
+        y = blocks(y, context, rest, config=dataclasses.replace(config, layers=1), seen=seen)
+        first = (layer_norm(y, p.under("ln_final"), config.ln_eps) if pre else y)[0]
+        if config.pool_tanh:
+            first = np.tanh(first @ p["pooler.kernel"] + p["pooler.bias"])
+        return (first @ p["match_head.kernel"] + p["match_head.bias"])[1]
+
+    wanted = np.zeros(len(context))
+    for h, l, t in np.ndindex(heads, end, len(context)):  # noqa: E741
+        step = np.zeros_like(weights)
+        step[h, l, t] = 1e-5
+        slope = (score(weights + step) - score(weights - step)) / 2e-5
+        wanted[t] += weights[h, l, t] * max(slope, 0) / heads / end
+    assert wanted.max() > 1e-4
+    np.testing.assert_allclose(got[row], wanted, rtol=1e-3, atol=1e-6)
 
 
 def test_loops_and_what_is_kept_change_no_gradient_also_of_the_image():

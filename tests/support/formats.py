@@ -1,6 +1,7 @@
 """The same captioned pictures in every format that a source reads, as options of that source."""
 
 import json
+import pickle
 
 import pyarrow.parquet as pq
 from array_record.python import array_record_module
@@ -49,6 +50,21 @@ def write_pairs(folder):
     items = [{"images": [a, b], "sentence": texts[0], "label": "True"} for (_, _, texts), a, b in pairs]
     (folder / "pairs.json").write_text(json.dumps(items))
     return str(folder / "pairs.json")
+
+
+def write_expressions(folder):
+    """An expression for each picture, in the files of RefCOCO."""
+    refs = [
+        {"ref_id": i, "ann_id": 7 * i, "image_id": i, "split": "train", "sentences": [{"sent": texts[0]}]}
+        for i, (_, _, texts) in enumerate(examples())
+    ]
+    pictures = [
+        {"id": i, "file_name": f"{key}.png", "width": 8, "height": 8} for i, (key, _, _) in enumerate(examples())
+    ]
+    boxes = [{"id": 7 * i, "bbox": [1, 2, 3, 4]} for i in range(len(refs))]
+    (folder / "refs.p").write_bytes(pickle.dumps(refs))
+    (folder / "instances.json").write_text(json.dumps({"images": pictures, "annotations": boxes}))
+    return {"path": str(folder / "refs.p"), "image_root": str(folder / "images")}
 
 
 def sections(folder):

@@ -34,7 +34,7 @@ ELSEWHERE = 1 << 32  # from this index on scenes are no items: their captions se
 _GRAPH, _TWIN, _CAPTIONS, _NEGATIVES, _PIXELS, _SHIFT, _QUESTIONS = 0, 2, 4, 6, 8, 14, 16
 _RIGHT, _RIGHT_PIXELS, _STATEMENTS = 18, 20, 22
 
-Task = Literal["captions", "questions", "entailment", "pairs"]
+Task = Literal["captions", "questions", "entailment", "pairs", "expressions"]
 
 
 class Source(source.Source):
@@ -72,7 +72,8 @@ class Source(source.Source):
         * ``questions`` about the scene (``mmjax.data.scenes.questions``);
         * ``entailment``: a statement that the picture makes true or false, or leaves open;
         * ``pairs``: a statement about two pictures, which two ``modalities`` such as ``left`` and ``right`` name
-          (``mmjax.data.scenes.statements``).
+          (``mmjax.data.scenes.statements``);
+        * ``expressions``: the name of one object, with its ``box`` in place of an answer; ``proposals`` are all boxes.
       answered: of questions, the caption is the question with its answer, for models that shall write both.
       hidden: of these, for controls: all pictures are gray, or all texts are the same.
       cache: keep each item once made, so that later epochs are look-ups; costs ``3 * image_size**2`` bytes an RGB
@@ -207,6 +208,8 @@ class Source(source.Source):
         item["scene"] = graph.to_json(scene, self.world)
         if self.shift and "image" in item:
             item["image"] = self._shift(item["image"], self._stream(base, _SHIFT).random(3))
+        if self.task == "expressions":
+            return item | self._expression(scene, base, member)
         if self.task != "captions":
             return item | self._asked(scene, index)
         if self.split == "winoground":
@@ -234,6 +237,11 @@ class Source(source.Source):
                 picture = self._shift(picture, self._stream(base, _SHIFT + number).random(3))
             pictures[modality] = picture
         return pictures
+
+    def _expression(self, scene: Scene, base: int, member: int) -> dict[str, Any]:
+        thing = worlds.pick(scene.things, float(self._stream(base, _QUESTIONS + member).random()))
+        boxes = [graph.box(one) for one in scene.things]
+        return {"captions": [f"a {language.name(thing)}"], "box": graph.box(thing), "proposals": boxes}
 
     def _asked(self, scene: Scene, index: int) -> dict[str, Any]:
         """The text of a task, and what is to be said of it."""
@@ -289,7 +297,7 @@ class Source(source.Source):
             raise ConfigError(
                 "answered=True: is for questions alone; set task='questions' and not hidden, or leave it out"
             )
-        if self.hidden != "nothing" and self.task == "captions":
+        if self.hidden != "nothing" and self.task in ("captions", "expressions"):
             raise ConfigError(f"hidden={self.hidden!r}: is for other tasks than captions; set task, or leave it out")
         if self.task == "pairs" and len(self.modalities) != 2:
             raise ConfigError(f"modalities={self.modalities}: task='pairs' has two pictures; use ('left', 'right')")

@@ -16,7 +16,7 @@ IN_FLIGHT = 4
 """Batches of scores that may wait on the device."""
 
 
-HEADS = ("match", "answer", "answer_pair")
+HEADS = ("match", "answer", "answer_pair", "grad_cam")
 
 
 class Matcher(NamedTuple):
@@ -28,6 +28,8 @@ class Matcher(NamedTuple):
     answer: Callable[[Any, jax.Array, jax.Array], jax.Array] | None = None  # the same, -> f32[B, answers]
     # The same with tokens [B, 2, T, D], of two pictures an example, which ``encode`` then returns.
     answer_pair: Callable[[Any, jax.Array, jax.Array], jax.Array] | None = None
+    # A map f32[B, side * side] of the picture, row by row: which patches a match is owed to.
+    grad_cam: Callable[[Any, jax.Array, jax.Array], jax.Array] | None = None
     modalities: tuple[str, ...] | None = None  # what ``encode`` is given; None: what embeddings are made of
 
 
