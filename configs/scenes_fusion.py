@@ -3,8 +3,8 @@
 Arguments: ``method=albef|tcl|vilt|clip`` (clip: the same towers without the encoder), ``transforms=NAME[+NAME]`` (of
 which ``mixgen`` is one), ``augment=NAME[+NAME]``, ``world=easy|standard|full``, ``images=N`` (for training),
 ``steps=N``. The encoder is two blocks deep, on the towers of ``scenes-tiny``; ViLT has four blocks and towers without
-any. Queue and momentum are as short as the run. Retrieval is among 250 images. ALBEF and TCL are also asked where they look
-for an object that a text names (``refcoco``).
+any. Queue and momentum are as short as the run. Retrieval is among 250 images. ALBEF and TCL are also asked where they
+look for an object that a text names (``refcoco``).
 """
 
 import ml_collections
