@@ -294,6 +294,23 @@ def test_a_tool_that_needs_another_comes_after_it():
         assert actions[-1] == row[0] and len(actions) == (2 if "needs" in row[2] else 1)
 
 
+def test_dialogs_are_cut_before_each_of_their_calls_equally_often():
+    (row, *_), call = [row for row in read_table("tools") if "needs" in row[2]], ("do it", ["1.jpg", "x", "y"])
+    lengths = []
+    for seed in range(400):
+        ((whole_question, whole_reply),) = dialog(call, row, np.random.default_rng(seed))
+        ((question, reply),) = dialog(call, row, np.random.default_rng(seed), cut=True)
+        assert "\n".join([question, reply]) == "\n".join([whole_question, whole_reply])
+        assert reply.startswith("Thought: ") and f"Action: {row[0]}\n" in reply
+        lengths.append(reply.count("Action: "))
+    assert set(lengths) == {1, 2} and abs(lengths.count(1) - 200) < 50
+    (alone, *_) = (row for row in read_table("tools") if "needs" not in row[2])
+    assert all(
+        dialog(call, alone, np.random.default_rng(seed), cut=True) == dialog(call, alone, np.random.default_rng(seed))
+        for seed in range(9)
+    )
+
+
 # take.
 
 

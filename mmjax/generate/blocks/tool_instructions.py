@@ -24,7 +24,8 @@ class Block(block.RecordBlock):
     Each record gets instructions for some random tools of our table. A reply's line counts only if it names the tool,
     the number of its arguments is right, and the first one is the picture. Others are left out, and a record without
     any is dropped. The dialog shows two to five tools, the right one among them, and what a tool needs is called
-    first. Some records get an ordinary question instead, which is answered without a tool.
+    first. A dialog of several calls is cut before one of them, each equally often: what comes before is the question,
+    and the rest the reply to learn. Some records get an ordinary question instead, which is answered without a tool.
 
     Args:
       model: the writer's name.
@@ -32,6 +33,7 @@ class Block(block.RecordBlock):
       tools: how many of them for each record.
       count: instructions for each.
       ordinary: the fraction of records that also get an ordinary question.
+      cut: whether dialogs are cut; otherwise the reply has all calls.
       temperature: of sampling.
       max_tokens: of a reply.
     """
@@ -44,11 +46,12 @@ class Block(block.RecordBlock):
         tools: Annotated[int, Ge(1)] = 2,
         count: Annotated[int, Ge(1)] = 1,
         ordinary: Annotated[float, Between(0, 1)] = 0.3,
+        cut: bool = True,
         temperature: Annotated[float, Ge(0)] | None = 0.7,
         max_tokens: int | None = 256,
     ):
         self.uses = {model: Writer}
-        self._model, self._tools, self._count, self._ordinary = model, tools, count, ordinary
+        self._model, self._tools, self._count, self._ordinary, self._cut = model, tools, count, ordinary, cut
         self._prompt = load_prompt(prompt)
         self.prompts = [self._prompt]
         self._decoding = Decoding(temperature=temperature, max_tokens=max_tokens)
@@ -80,7 +83,7 @@ class Block(block.RecordBlock):
             for line in reply[0].splitlines():
                 call = parsers.tool_call(line, tool=row[0], arguments=len(row[1].split(",")), image=image)
                 if call is not None:
-                    turns = dialog(call, row, np.random.default_rng(seed))
+                    turns = dialog(call, row, np.random.default_rng(seed), cut=self._cut)
                     record.fields.setdefault("turns", []).append(
                         {"role": "tool", "tool": row[0], "turns": turns, "by": by}
                     )
@@ -113,8 +116,13 @@ def read_table(name: str) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(line.split("\t")) for line in file.read_text(encoding="utf-8").splitlines() if line)
 
 
-def dialog(call: tuple[str, list[str]], tool: Sequence[str], random: np.random.Generator) -> list[list[str]]:
-    """Turns of a user and an assistant that calls the tool, after the one that it needs."""
+def dialog(
+    call: tuple[str, list[str]], tool: Sequence[str], random: np.random.Generator, *, cut: bool = False
+) -> list[list[str]]:
+    """Turns of a user and an assistant that calls the tool, after the one that it needs.
+
+    With ``cut`` the user's turn may hold the first call and what came of it.
+    """
     table = read_table("tools")
     instruction, arguments = call
     needed = tool[2].rpartition("needs ")[2] if "needs " in tool[2] else None
@@ -127,7 +135,8 @@ def dialog(call: tuple[str, list[str]], tool: Sequence[str], random: np.random.G
         steps.append(f"Observation: {needed.lower()}-{arguments[0]}")
         arguments = [f"{needed.lower()}-{arguments[0]}", *arguments[1:]]
     steps.append(f"Thought: this needs {tool[0]}\nAction: {tool[0]}\nAction Input: {', '.join(arguments)}")
-    return [["Tools:\n" + "\n".join(lines) + f"\n\n{instruction}", "\n".join(steps)]]
+    place = 2 * int(random.integers(len(steps) // 2 + 1)) if cut else 0  # calls and observations take turns
+    return [["\n".join(["Tools:", *lines, "", instruction, *steps[:place]]), "\n".join(steps[place:])]]
 
 
 def _sample(table: Sequence[Sequence[str]], random: np.random.Generator, *, count: int) -> list[Sequence[str]]:
