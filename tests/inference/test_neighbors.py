@@ -1,5 +1,6 @@
 """The nearest neighbors of all embeddings are those of float64, on any devices and in any blocks."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -31,3 +32,17 @@ def test_what_float32_cannot_tell_apart_is_in_the_order_of_float64():
     z = np.ones((80, 6)) + 1e-4 * random.normal(size=(80, 6))  # cosines differ by 1e-8
     z = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
     np.testing.assert_array_equal(neighbors.find_neighbors(z, 3), wanted(z, 3))
+
+
+@pytest.mark.parametrize("count", [2, 4, 64])
+def test_processes_share_the_rows_and_have_the_same_result(count, monkeypatch):
+    z = np.random.default_rng(2).normal(size=(103, 6)).astype(np.float32)
+    z[50:60] = z[0]
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    whole, gathered = neighbors.find_neighbors(z, 7), []
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    monkeypatch.setattr(neighbors.multihost_utils, "process_allgather", lambda own: gathered.append(own) or own)
+    for index in range(count):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        neighbors.find_neighbors(z, 7)
+    np.testing.assert_array_equal(np.concatenate(gathered)[: len(z)], whole)
