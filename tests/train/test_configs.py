@@ -298,8 +298,12 @@ def test_every_recipe_of_the_style_grids_is_an_experiment_and_the_ratios_are_tho
 def test_every_recipe_of_hard_negatives_is_an_experiment():
     recipes = make_recipes(str(FILES[0].parent / "scenes.py"), (), file=str(FILES[0].parent / "negatives.toml"))
     for recipe in recipes:
-        check_plugins(recipe.experiment())
-        assert recipe.experiment().objective["name"] == ("contrastive" if recipe.name == "none" else recipe.name)
+        made = recipe.experiment()
+        check_plugins(made)
+        has_own_batches = recipe.name == "simclip"
+        assert (made.data.clusters is not None) == has_own_batches
+        plain = recipe.name == "none" or has_own_batches
+        assert made.objective["name"] == ("contrastive" if plain else recipe.name)
 
 
 def test_styles_are_measured_where_the_configuration_says():
