@@ -142,6 +142,11 @@ class Augmentation(base.Base):
         pairs = clean.pairs()
         sides = (pairs.image, pairs.text)
         stopped = [jax.lax.stop_gradient(x).astype(jnp.float32) for x in sides]
+        if clean.image_mask is not None:
+            raise ConfigError(
+                f"augment.lemda.tap={self.tap!r}: its networks would read the padding of sequences; use 'pooled' or "
+                "'embedding'"
+            )
         valid = None if pairs.token_mask is None else pairs.token_mask.valid
         masked = {} if valid is None else {"valid": valid}
         deltas, divergence = self.network(stopped[0], stopped[1], key, dropout=self.dropout, **masked)

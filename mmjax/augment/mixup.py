@@ -26,7 +26,7 @@ class Augmentation(base.Base):
     it is λ² + (1 - λ)² and 2λ(1 - λ). The papers classify, mix one side, and choose the layer again at each step;
     here the layer is the tap. At ``input`` h are pixels and token embeddings, at ``tokens@K`` what enters block K,
     and the rest of the towers runs again for the mixes. Texts are then mixed position by position, and the end token
-    of the longer one is pooled.
+    of the longer one is pooled; sequences of frames frame by frame, and those that either has are seen.
 
     Args:
         weight: the factor on this augmentation's loss.
@@ -68,12 +68,18 @@ class Augmentation(base.Base):
             image_source=self._mix_source(pairs.image_source, mix_ratio) if images else None,
             text_source=self._mix_source(pairs.text_source, mix_ratio) if texts else None,
             ids=longer_ids(pairs.token_mask) if texts and pairs.token_mask is not None else None,
+            image_mask=mixed_mask(pairs.image_mask, mix_ratio) if images and pairs.image_mask is not None else None,
         )
         return Augmented(views=[view], metrics=mix_ratio_metrics(mix_ratio))
 
     def _mix_source(self, source: Provenance, mix_ratio: jax.Array) -> Provenance:
         partner = jax.tree.map(flipped, source)
         return mixed_source([(source, mix_ratio), (partner, 1 - mix_ratio)], self.targets)
+
+
+def mixed_mask(mask: jax.Array, mix_ratio: jax.Array) -> jax.Array:
+    """bool[N, T]: the frames that a row, or the partner that is mixed into it, has."""
+    return mask | (flipped(mask) & (mix_ratio < 1))
 
 
 def longer_ids(token_mask: TokenMask) -> jax.Array:

@@ -142,13 +142,14 @@ class Augmentation(base.Base):
         keys = jax.random.split(key, 3)
         valid = pairs.image_source.valid & pairs.text_source.valid
         patches, token_mask = pairs.image[:, pairs.num_prefix_tokens :], pairs.token_mask
+        is_frame = pairs.image_valid[:, pairs.num_prefix_tokens :]
         terms: Terms = {}
         metrics: Metrics = {}
         is_open = jax.random.uniform(keys[0]) < schedules.value_at(self.gate, step)
         position = None
         if self.recognizer is not None:
             logits = self.recognizer(patches.astype(jnp.float32))
-            position, loss = recognize(logits, token_mask, valid, blank=self.blank)
+            position, loss = recognize(logits, token_mask, valid, blank=self.blank, frames=pairs.image_mask)
             terms["recognition"] = schedules.value_at(self.recognition, step) * loss
             metrics["ctc"] = loss
             if self.recognized_below is not None:
@@ -158,10 +159,10 @@ class Augmentation(base.Base):
         for side, side_key in zip(self.sides, keys[1:], strict=False):
             if side == "image":
                 own, other, into = patches, pairs.text, self.into_image
-                own_content, other_content = jnp.ones(own.shape[:2], bool), token_mask.content
+                own_content, other_content = is_frame, token_mask.content
             else:
                 own, other, into = pairs.text, patches, self.into_text
-                own_content, other_content = token_mask.content, jnp.ones(other.shape[:2], bool)
+                own_content, other_content = token_mask.content, is_frame
             assert into is not None
             projected = into(other.astype(jnp.float32))
             weights = self._align(own, projected, own_content, other_content, position)
@@ -242,6 +243,7 @@ def recognize(
     valid: jax.Array,  # bool[B]
     *,
     blank: int,
+    frames: jax.Array | None = None,  # bool[B, T]: padding is at the end; None: there is none
 ) -> tuple[jax.Array, jax.Array]:
     """The text position that each frame belongs to, i32[B, T], and the mean CTC loss of captions in nats, f32[].
 
@@ -249,12 +251,11 @@ def recognize(
     """
     # Words are adjacent, and the first position is none of them.
     labels, is_word = token_mask.ids[:, 1:], token_mask.content[:, 1:]
-    path, feasible = align.ctc_path(jax.nn.log_softmax(logits, axis=-1), labels, is_word, blank=blank)
+    path, feasible = align.ctc_path(jax.nn.log_softmax(logits, axis=-1), labels, is_word, blank=blank, frames=frames)
+    padding = jnp.zeros(logits.shape[:2]) if frames is None else 1.0 - frames.astype(jnp.float32)
     spelled = valid & feasible
     with jax.numpy_dtype_promotion("standard"):  # optax adds integers to floats
-        each = optax.ctc_loss(
-            logits, jnp.zeros(logits.shape[:2]), labels, 1.0 - is_word.astype(jnp.float32), blank_id=blank
-        )
+        each = optax.ctc_loss(logits, padding, labels, 1.0 - is_word.astype(jnp.float32), blank_id=blank)
     position = jnp.where(spelled[:, None], 1 + align.ctc_positions(path), -1)
     return position, masked_mean(each, spelled)
 

@@ -8,7 +8,7 @@ Layout: with N images in the global batch, and C captions and R hard negatives p
 text rows ``n*T … n*T + T - 1``, captions first. Process p of P holds images ``p*N/P … (p+1)*N/P - 1`` and their text
 rows, so the arrays of all processes, concatenated along the first axis, equal the batch of a single process.
 
-    images           {modality: u8[N, H, W, channels]}
+    images           {modality: u8[N, H, W, channels], or f32[N, T, D + 1] of sequences (``formats.frames``)}
     image_ids        i32[N, K]       the source's ids; K is 1 unless a batch transform mixes examples
     image_weight     f32[N, K]       1
     tokens           i32[N*T, L]
@@ -154,12 +154,12 @@ class Batches:
             groups=groups,
         )
         self._decodes = is_encoded(source)
-        self._shapes = {name: image.shape for name, image in self._reader.first().images.items()}
+        self._arrays = {name: (x.shape, x.dtype) for name, x in self._reader.first().images.items()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Modalities and their [H, W, channels] in a batch."""
-        return dict(self._shapes)
+        return {name: shape for name, (shape, _) in self._arrays.items()}
 
     @property
     def decodes(self) -> bool:
@@ -170,7 +170,7 @@ class Batches:
         start = step * self._batch_size
         places, draws = self._places(start), self._draws(step)
         count = len(self._needed)
-        images = {name: np.empty((count, *shape), np.uint8) for name, shape in self._shapes.items()}
+        images = {name: np.empty((count, *shape), dtype) for name, (shape, dtype) in self._arrays.items()}
         samples: list[Sample | None] = [None] * count
         unreadable: list[list[UnreadableEntry]] = [[] for _ in range(count)]
 
@@ -180,7 +180,7 @@ class Batches:
                 sample, unreadable[i] = self._reader.sample(
                     start + self._needed[i], places[i], draws[i], component=component
                 )
-                for name in self._shapes:
+                for name in self._arrays:
                     images[name][i] = sample.images[name]
                 sample.images = {}
                 samples[i] = sample

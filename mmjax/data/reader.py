@@ -46,7 +46,7 @@ class Reader:
         self._caption_rows = caption_rows
         self._negative_rows = negative_rows
         self._groups = groups
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
 
     def first(self) -> Sample:
         """The sample of the first readable example; from then on all must have images of its shapes."""
@@ -76,7 +76,7 @@ class Reader:
                     "the source's examples have no images: a modality is an array of uint8[H, W, channels] or an "
                     "encoded picture"
                 )
-            self._shapes = {name: image.shape for name, image in sample.images.items()}
+            self._arrays = {name: (image.shape, image.dtype) for name, image in sample.images.items()}
             return sample
         raise ConfigError(f"none of the source's first examples can be used; the first one: {first}")
 
@@ -124,18 +124,18 @@ class Reader:
         }
         if not 0 <= sample.id < 1 << 31:
             raise Unreadable("bad row", f"id {sample.id}: ids must be from 0 to 2**31 - 1", key=sample.key)
-        for name, shape in self._shapes.items():
-            _check_image(sample, name, shape)
+        for name, (shape, dtype) in self._arrays.items():
+            _check_image(sample, name, shape, dtype)
         return sample
 
 
-def _check_image(sample: Sample, name: str, shape: tuple[int, ...]) -> None:
+def _check_image(sample: Sample, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     image = sample.images.get(name)
-    if image is None or image.shape != shape or image.dtype != np.uint8:
+    if image is None or image.shape != shape or image.dtype != dtype:
         actual = "missing" if image is None else f"{image.dtype}{list(image.shape)}"
         raise Unreadable(
             "bad row",
-            f"{name!r} is {actual}; the source's first example has uint8{list(shape)}: bring all images to one size, "
+            f"{name!r} is {actual}; the source's first example has {dtype}{list(shape)}: bring all images to one size, "
             "as data.transforms=(('resize_crop', {}),) does",
             key=sample.key,
         )

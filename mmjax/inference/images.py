@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mmjax.core.files import check_regular
+from mmjax.data.formats import frames
 from mmjax.data.pictures.channels import WHITE, Color, to_rgb
 from mmjax.data.sample import Example, Sample, Unreadable, as_unreadable
 from mmjax.data.transform_chain import TransformChain
@@ -49,6 +50,24 @@ def read_picture(
         example: Example = {"id": 0, "key": key, "captions": [""], modality: _pixels(picture, background or WHITE)}
         sample = Sample(id=0, key=key, captions=[""])
         return chain.decode_and_transform(sample, example, number=0).images[modality]
+    except Exception as error:
+        raise as_unreadable(error, key) from None
+
+
+def read_frames(sequence: Picture, index: int, *, length: int) -> np.ndarray:
+    """A sequence of features as the tower sees it, f32[length, D + 1], of an array [T, D] or a file of NumPy's.
+
+    Raises:
+        Unreadable: with the path or the index.
+    """
+    key = str(sequence) if isinstance(sequence, str | os.PathLike) else f"images[{index}]"
+    try:
+        if isinstance(sequence, str | os.PathLike):
+            check_regular(path := Path(sequence).expanduser())
+            sequence = path.read_bytes()
+        return frames.pad(
+            frames.read(sequence if isinstance(sequence, bytes) else np.asarray(sequence), key=key), length
+        )
     except Exception as error:
         raise as_unreadable(error, key) from None
 

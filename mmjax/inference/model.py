@@ -18,6 +18,7 @@ from mmjax.checkpoints.fingerprint import fingerprint
 from mmjax.core.config import ConfigError, build
 from mmjax.core.state import flatten
 from mmjax.data.eval_view import make_eval_chain, view_for_evaluation
+from mmjax.data.formats.frames import FrameView
 from mmjax.data.pictures import parse_background
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ from mmjax.evals.zeroshot import class_embeddings
 from mmjax.experiment import DataConfig
 from mmjax.inference.captioning import Captioner
 from mmjax.inference.decoding import DecodingConfig
-from mmjax.inference.images import Picture, list_pictures, read_picture
+from mmjax.inference.images import Picture, list_pictures, read_frames, read_picture
 from mmjax.models.config import ClipConfig
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 
@@ -74,9 +75,12 @@ class Model:
             background=data.background,
         )
         self._final_size = vision.image_size if data.preprocess is None else None
-        self._read = functools.partial(
-            read_picture, chain=self._chain, modality=self.modality, background=parse_background(data.background)
-        )
+        if vision.stem == "frames":
+            self._read: Callable[..., np.ndarray] = functools.partial(read_frames, length=vision.max_frames)
+        else:
+            self._read = functools.partial(
+                read_picture, chain=self._chain, modality=self.modality, background=parse_background(data.background)
+            )
         self._embedders: dict[int, Embedder] = {}
         self._captioners: dict[Any, Captioner] = {}
 
@@ -85,7 +89,8 @@ class Model:
 
         Args:
             images: A list of paths, bytes of image files, Pillow's images, or arrays u8[H, W] or u8[H, W, 1, 3 or 4];
-                also mixed. Transparent pictures are put on the background of the model's data, white by default.
+                also mixed. For a tower of sequences: arrays f32[T, D], or ``.npy`` files of them. Transparent pictures
+                are put on the background of the model's data, white by default.
 
         Raises:
             Unreadable: if one of them is no picture, with its path or its place in the list.
@@ -199,6 +204,8 @@ class Model:
 
     def view(self, source: Source) -> Source:
         """``source`` with its pictures as evaluation gives them to the image tower."""
+        if self.config.vision_cfg.stem == "frames":
+            return FrameView(source, length=self.config.vision_cfg.max_frames)
         return view_for_evaluation(source, self._chain, final_size=self._final_size)
 
     @property

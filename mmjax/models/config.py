@@ -23,11 +23,14 @@ from mmjax.models.block_config import (
     require,
 )
 from mmjax.models.joint_config import DecoderConfig, FusionConfig, check_joint
+from mmjax.models.vision.frames_config import check_frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig(BlockConfig):
     """The image tower: a vision transformer, or CLIP's ResNet as the stem of one without blocks.
+
+    With the stem ``frames`` it takes sequences of up to ``max_frames`` frames, each ``modality_channels`` features.
 
     Rotary positions (``rope``) turn each pair of numbers of a patch's queries and keys by its coordinates; the first
     half of a head has those of ``rope``'s first word. They count from ``rope_offset``, and a grid of another size is
@@ -47,7 +50,8 @@ class VisionConfig(BlockConfig):
     width: Size = 768
     layers: Annotated[int, Between(0, 1000)] = 12
     head_width: Size = 64
-    stem: Literal["patch", "conv", "patch_merge", "resnet"] = "patch"
+    stem: Literal["patch", "conv", "patch_merge", "resnet", "frames"] = "patch"
+    max_frames: Size = 64  # of a sequence, with the stem 'frames'
     stem_widths: tuple[Size, ...] = ()  # channels after each convolution or merge; the last is the width
     stem_layers: tuple[Layers, ...] = ()  # of a ResNet: the bottlenecks of each stage
     stem_norm: Literal["layer", "batch"] = "layer"  # batch: between convolutions, with fixed statistics
@@ -120,7 +124,7 @@ class VisionConfig(BlockConfig):
             f"{self.modalities}",
         )
         require(
-            self.fusion == "channels" or set(self.modality_channels) <= {1, 3},
+            self.fusion == "channels" or self.stem == "frames" or set(self.modality_channels) <= {1, 3},
             f"{section}.modality_channels={self.modality_channels}: a shared stem takes 1 or 3 channels; "
             f"use {section}.fusion='channels' for others",
         )
@@ -142,6 +146,9 @@ class VisionConfig(BlockConfig):
                 self.stem_widths == (self.width // 32,) and self.width % 64 == 0,
                 f"{section}.stem_widths={self.stem_widths}: must be one, an even 32nd of {section}.width={self.width}",
             )
+            return
+        if self.stem == "frames":
+            check_frames(self)
             return
         if self.stem == "patch":
             require(
@@ -172,7 +179,12 @@ class VisionConfig(BlockConfig):
     def max_tokens(self) -> int:
         """The most tokens that enter a block."""
         images = len(self.modalities) if self.fusion == "tokens" else 1
-        return images * self.grid**2 + self.class_token + self.registers
+        return images * self.num_patches + self.class_token + self.registers
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens of one picture, or the most frames of a sequence."""
+        return self.max_frames if self.stem == "frames" else self.grid**2
 
     @property
     def grid(self) -> int:

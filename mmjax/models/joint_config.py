@@ -85,6 +85,11 @@ def check_joint(model: Any) -> None:
         vision.attentional_pool == "none" or model.embed_dim % heads == 0,
         f"model.vision_cfg.attn_pooler_heads={heads}: must divide model.embed_dim={model.embed_dim}",
     )
+    require(
+        vision.stem != "frames" or (fusion is None and decoder is None),
+        "model.vision_cfg.stem='frames': a decoder or a fusion encoder would read the padding of sequences; leave out "
+        "model.fusion and model.decoder",
+    )
     causal = not (text.no_causal_mask or text.positions_from_pad) and text.layers > 0
     require(
         decoder is None or decoder.inputs == "ids" or causal,

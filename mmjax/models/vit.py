@@ -56,7 +56,7 @@ class VisionTower(nnx.Module):
         self.cls = nnx.Param(init(rngs.params(), (width,))) if has_cls else None
         self.registers = nnx.Param(init(rngs.params(), (config.registers, width))) if config.registers else None
         learned = config.pos_embed_type == "learnable"
-        positions = config.grid**2 + (config.class_token and config.class_position)
+        positions = config.num_patches + (config.class_token and config.class_position)
         self.pos_embed = nnx.Param(init(rngs.params(), (positions, width))) if learned else None
         num_modalities = len(config.modalities) if config.fusion != "channels" and config.modality_embed else 1
         self.modality_embed = nnx.Param(init(rngs.params(), (num_modalities, width))) if num_modalities > 1 else None
@@ -86,13 +86,18 @@ class VisionTower(nnx.Module):
 
     def __call__(self, images: Mapping[str, jax.Array]) -> jax.Array:
         """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalized."""
-        return self.project(self.pool(self.embed(images)))
+        return self.project(self.pool(self.embed(images), valid=self.valid(images)))
+
+    def valid(self, images: Mapping[str, jax.Array]) -> jax.Array | None:
+        """Which frames of sequences are no padding, bool[N,T]; None: there are no sequences."""
+        return frame_mask(next(iter(images.values()))) if self.config.stem == "frames" else None
 
     def embed(self, images: Mapping[str, jax.Array]) -> jax.Array:
         """Images to the tokens that enter the first block: [N', T, width].
 
-        Pixels are u8, or floats from 0 to 255. With fusion ``views`` N' is N times the number of modalities present:
-        all rows of one modality, then those of the next, in the order of the configuration.
+        Pixels are u8, or floats from 0 to 255; sequences are f32[N,T,D+1] (``mmjax.data.formats.frames``). With fusion
+        ``views`` N' is N times the number of modalities present: all rows of one modality, then those of the next, in
+        the order of the configuration.
         """
         config = self.config
         present = self._present(images)
@@ -119,7 +124,9 @@ class VisionTower(nnx.Module):
         tokens = jnp.concatenate([*prefix, tokens], axis=1)
         return tokens if self.ln_pre is None else self.ln_pre(tokens)
 
-    def trunk(self, tokens: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
+    def trunk(
+        self, tokens: jax.Array, *, start: int = 0, stop: int | None = None, valid: jax.Array | None = None
+    ) -> jax.Array:
         """Runs blocks ``start`` to ``stop`` (not included; None: to the end): [N', T, width] -> [N', T, width]."""
         return run_blocks(
             self.blocks,
@@ -127,23 +134,33 @@ class VisionTower(nnx.Module):
             start=start,
             stop=stop,
             rotation=self._rotation(tokens),
+            valid=valid,
             frozen=self.frozen_blocks,
             scan=self.scan,
             remat=self.remat,
             row_sharding=self.row_sharding,
         )[0]
 
-    def pool(self, tokens: jax.Array, *, start: int = 0) -> jax.Array:
+    def pool(self, tokens: jax.Array, *, start: int = 0, valid: jax.Array | None = None) -> jax.Array:
         """Runs the blocks from ``start`` on, the final norm and pooling: [N', T, width] -> [N', width].
 
         If one token is pooled, the last block computes that token alone.
         """
-        return self.run(tokens, start=start).pooled
+        return self.run(tokens, start=start, valid=valid).pooled
 
     def run(
-        self, tokens: jax.Array, *, start: int = 0, blocks: Collection[int] = (), with_sequence: bool = False
+        self,
+        tokens: jax.Array,
+        *,
+        start: int = 0,
+        blocks: Collection[int] = (),
+        with_sequence: bool = False,
+        valid: jax.Array | None = None,
     ) -> TowerOutput:
-        """``pool``, with the inputs of ``blocks`` on the way and, if asked for, all tokens of the end."""
+        """``pool``, with the inputs of ``blocks`` on the way and, if asked for, all tokens of the end.
+
+        Attention and a pooled mean see ``valid`` tokens bool[N', T] alone.
+        """
         config = self.config
         whole = with_sequence or config.attentional_pool != "none"
         position: Position | None = 0 if config.pool_type == "tok" and not whole else None
@@ -153,6 +170,7 @@ class VisionTower(nnx.Module):
             start=start,
             position=position,
             rotation=self._rotation(tokens),
+            valid=valid,
             frozen=self.frozen_blocks,
             scan=self.scan,
             remat=self.remat,
@@ -173,7 +191,8 @@ class VisionTower(nnx.Module):
             return self._output(self.map_head(tokens), block_inputs, sequence)
         if config.pool_type == "avg":
             patches = tokens[:, config.class_token + config.registers :]
-            pooled = jnp.mean(patches.astype(jnp.float32), axis=1).astype(self.dtype)
+            where = None if valid is None else valid[..., None]
+            pooled = jnp.mean(patches.astype(jnp.float32), axis=1, where=where).astype(self.dtype)
         else:
             pooled = tokens[:, 0]
         pooled = self.ln_post(pooled) if config.final_ln_after_pool else pooled
@@ -222,7 +241,15 @@ class VisionTower(nnx.Module):
             mean, sd = mean.mean(keepdims=True), sd.mean(keepdims=True)
         return (pixels.astype(jnp.float32) / 255 - mean) / sd
 
+    def _features(self, name: str, frames: jax.Array) -> jax.Array:
+        wanted = (self.config.max_frames, self.config.modality_channels[0] + 1)
+        if frames.shape[1:] != wanted:
+            raise ValueError(f"images[{name!r}] has shape {frames.shape}: expected [N, {wanted[0]}, {wanted[1]}]")
+        return jnp.where(frame_mask(frames)[..., None], frames[..., :-1], 0)
+
     def _patches(self, images: Mapping[str, jax.Array]) -> jax.Array:
+        if self.config.stem == "frames":
+            return self.patch_embed(self._features(*next(iter(images.items()))))
         tokens = self.patch_embed(jnp.concatenate([self._normalize(*image) for image in images.items()], axis=-1))
         return tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
 
@@ -255,6 +282,11 @@ class VisionTower(nnx.Module):
         if self.registers is not None:
             prefix.append(self.registers[...])
         return [broadcast_parameter(x, (n, *x.shape), self.dtype) for x in prefix]
+
+
+def frame_mask(frames: jax.Array) -> jax.Array:
+    """Which frames [N,T,D+1] are no padding, by the last number of each: bool[N,T]."""
+    return frames[..., -1] > 0
 
 
 def block_spec(config: VisionConfig) -> BlockSpec:

@@ -58,6 +58,9 @@ def resolve_without_data(experiment: Experiment, *, shards: int) -> tuple[Experi
     modalities = experiment.data.modalities
     if vision.modalities != modalities:
         channels = (NUM_CHANNELS,) * len(modalities)
+        if vision.stem == "frames":
+            channels = vision.modality_channels
+            notes.append(f"model.vision_cfg.modality_channels={channels}: taken for the features of each frame")
         vision = dataclasses.replace(vision, modalities=modalities, modality_channels=channels)
     evaluation = experiment.eval
     if evaluation.batch_size % shards:
@@ -89,7 +92,7 @@ def sources_per_row(experiment: Experiment) -> int:
     blank = BatchRows(
         numbers=np.zeros(1, np.int64),
         partner=np.full(1, -1, np.int64),
-        images={name: np.zeros((1, *shape), np.uint8) for name, shape in shapes.items()},
+        images={name: np.zeros((1, *dims), dtype) for name, (dims, dtype) in shapes.items()},
         image_ids=np.zeros((1, 1), np.int32),
         image_weight=np.ones((1, 1), np.float32),
         tokens=tokens,
@@ -101,13 +104,13 @@ def sources_per_row(experiment: Experiment) -> int:
     return chain.apply_batch_transforms(blank, partners=partners, start=0).image_ids.shape[1]
 
 
-def image_shapes(experiment: Experiment) -> dict[str, tuple[int, int, int]]:
-    """Returns the image shape [H, W, channels] of each modality."""
+def image_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Returns the shape [H, W, channels], or [T, D + 1] of a sequence, and the type of each modality's arrays."""
     vision = experiment.model.vision_cfg
-    size = vision.image_size
-    return {
-        name: (size, size, channels) for name, channels in zip(vision.modalities, vision.modality_channels, strict=True)
-    }
+    size, named = vision.image_size, zip(vision.modalities, vision.modality_channels, strict=True)
+    if vision.stem == "frames":
+        return {name: ((vision.max_frames, channels + 1), np.float32) for name, channels in named}
+    return {name: ((size, size, channels), np.uint8) for name, channels in named}
 
 
 def batch_shapes(experiment: Experiment) -> Batch:
@@ -122,7 +125,7 @@ def batch_shapes(experiment: Experiment) -> Batch:
         return jax.ShapeDtypeStruct(dims, dtype)
 
     arrays: dict[str, Any] = {
-        "images": {name: shape(images, *dims, dtype=np.uint8) for name, dims in image_shapes(experiment).items()},
+        "images": {name: shape(images, *dims, dtype=t) for name, (dims, t) in image_shapes(experiment).items()},
         "tokens": shape(texts, length, dtype=np.int32),
     }
     if experiment.gate is not None:

@@ -170,7 +170,11 @@ def _card(
         + (f", {interpolate[1]:g} of it and {1 - interpolate[1]:g} of {interpolate[0]}" if interpolate else ""),
         "started from": experiment.init.source or experiment.init.vision or experiment.init.text or "random numbers",
         "image tower": f"width {model.vision_cfg.width}, {model.vision_cfg.layers} blocks, "
-        f"{model.vision_cfg.image_size} pixels, patches of {model.vision_cfg.patch_size}",
+        + (
+            f"sequences of up to {model.vision_cfg.max_frames} frames"
+            if model.vision_cfg.stem == "frames"
+            else f"{model.vision_cfg.image_size} pixels, patches of {model.vision_cfg.patch_size}"
+        ),
         "text tower": f"width {model.text_cfg.width}, {model.text_cfg.layers} blocks, {model.text_cfg.context_length} "
         f"tokens, vocabulary {model.text_cfg.vocab_size}",
         "joint space": str(model.embed_dim),

@@ -15,6 +15,7 @@ from mmjax.core.config import ConfigError, bind, call
 from mmjax.data import autotune, pipeline, tokenizer
 from mmjax.data.clusters.table import Clusters
 from mmjax.data.eval_view import is_encoded, make_eval_chain, view_for_evaluation
+from mmjax.data.formats.frames import FrameView
 from mmjax.data.formats.score_table import WithQuantiles
 from mmjax.data.negatives.table import WithNegatives, WithPositives
 from mmjax.data.open_source import open_source
@@ -44,8 +45,9 @@ def open_split(experiment: Experiment, split: str, options: Mapping[str, Any] | 
         options: Replace those of the data section; with a ``name`` they are the section of another source.
     """
     data, overrides = experiment.data, "train" if split == "train" else "evaluation"
+    vision = experiment.model.vision_cfg
     if options and "name" in options:
-        return open_source(options, split=split, modalities=data.modalities, path="source")
+        return as_frames(open_source(options, split=split, modalities=data.modalities, path="source"), vision)
     source = open_source(
         data.source,
         split=split,
@@ -54,6 +56,7 @@ def open_split(experiment: Experiment, split: str, options: Mapping[str, Any] | 
         further={**getattr(data, overrides), **(options or {})},
         further_path="source" if options else f"data.{overrides}",
     )
+    source = as_frames(source, vision)
     if source.ignores_split and split != "train":
         _check_split(experiment, split)
     for name, section, joined in (
@@ -73,6 +76,11 @@ def open_split(experiment: Experiment, split: str, options: Mapping[str, Any] | 
         source = call(WithQuantiles, arguments, path="gate", paths={})
         logger.info(source.describe())
     return source
+
+
+def as_frames(source: Source, vision: VisionConfig) -> Source:
+    """``source``, or for a tower of sequences what that takes."""
+    return FrameView(source, length=vision.max_frames) if vision.stem == "frames" else source
 
 
 def _check_split(experiment: Experiment, split: str) -> None:
@@ -103,6 +111,8 @@ def open_eval_split(experiment: Experiment, split: str, options: Mapping[str, An
     data = dataclasses.replace(experiment.data, modalities=eval_modalities(experiment))
     vision = experiment.model.vision_cfg
     source = open_split(dataclasses.replace(experiment, data=data), split, options)
+    if vision.stem == "frames":
+        return source
     final_size = vision.image_size if data.preprocess is None else None
     chain = make_eval_transforms(data, vision, aligned=source.aligned)
     return view_for_evaluation(source, chain, final_size=final_size)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from mmjax.augment.common.base import Features, Tap, TokenMask, TowerInfo, View
 from mmjax.augment.common.sequence_dropout import keep_patches
+from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit
 from mmjax.core.types import Batch, Provenance
 from mmjax.models.block_stack import TowerOutput
@@ -75,8 +76,10 @@ def run_clean(
     examples = batch.image_source.ids.shape[0]
 
     def run_images(model: Clip, rows: tuple[Any, Any]) -> TowerOutput:
-        tokens = _embed_patches(model, *rows, towers=towers)
-        return model.visual.run(tokens, blocks={k for k, _ in blocks.values()}, with_sequence=with_sequence)
+        tokens, valid = _embed_patches(model, *rows, towers=towers)
+        return model.visual.run(
+            tokens, blocks={k for k, _ in blocks.values()}, with_sequence=with_sequence, valid=valid
+        )
 
     def run_texts(model: Clip, ids: jax.Array) -> tuple[TowerOutput, jax.Array | None]:
         tokens = model.text.embed(ids)
@@ -95,11 +98,13 @@ def run_clean(
         examples=examples,
     )
     token_mask = TokenMask.from_ids(ids, eos_id=towers.eos_id) if blocks or with_sequence else None
+    image_mask = model.visual.valid(batch.images)
     features = {
         tap: make_features(
             image=images.block_inputs[image_block],
             text=texts.block_inputs[text_block],
             token_mask=token_mask,
+            image_mask=image_mask,
             num_prefix_tokens=towers.num_prefix_tokens,
         )
         for tap, (image_block, text_block) in blocks.items()
@@ -112,7 +117,9 @@ def run_clean(
         )
     if with_sequence:
         assert images.sequence is not None and texts.sequence is not None
-        features["sequence"] = make_features(image=images.sequence, text=texts.sequence, token_mask=token_mask)
+        features["sequence"] = make_features(
+            image=images.sequence, text=texts.sequence, token_mask=token_mask, image_mask=image_mask
+        )
     return features | {"pooled": make_features(image=images.pooled, text=texts.pooled)}
 
 
@@ -140,24 +147,29 @@ def embed_views(
     clean = taps["embedding"].to_unit()
     with_sequence = "sequence" in taps
 
-    def embed_pixels(view: View) -> jax.Array:
-        if not isinstance(view.image, Mapping):
+    def embed_pixels(tap: Tap, view: View) -> Any:
+        if not _holds_sequences(tap):
             return view.image
+        if not isinstance(view.image, Mapping):
+            return view.image, taps[tap].image_mask if view.image_mask is None else view.image_mask
         model, pixels = models[view.projection], view.image
         chosen = _choose_patches(model, pixels, choose_patches, towers=towers)
         embed = lambda model, rows: _embed_patches(model, *rows, towers=towers)  # noqa: E731
         return micro_batches.map(embed, model, (pixels, chosen), count=next(iter(pixels.values())).shape[0])
 
     def pool_images(entry: _Entry) -> TowerOutput:
-        run = lambda model, tokens: model.visual.run(tokens, start=entry.block, with_sequence=with_sequence)  # noqa: E731
-        return micro_batches.map(run, models[entry.projection], entry.rows, count=entry.rows.shape[0])
+        def run(model: Clip, rows: tuple[jax.Array, jax.Array | None]) -> TowerOutput:
+            tokens, valid = rows
+            return model.visual.run(tokens, start=entry.block, with_sequence=with_sequence, valid=valid)
+
+        return micro_batches.map(run, models[entry.projection], entry.rows, count=entry.rows[0].shape[0])
 
     def pool_texts(entry: _Entry) -> TowerOutput:
         run = lambda model, rows: model.text.run(*rows, start=entry.block, with_sequence=with_sequence)  # noqa: E731
         return micro_batches.map(run, models[entry.projection], entry.rows, count=entry.rows[0].shape[0])
 
     image_entries = {
-        i: _Entry(embed_pixels(view), tap, view.projection, towers.blocks(tap)[0])
+        i: _Entry(embed_pixels(tap, view), tap, view.projection, towers.blocks(tap)[0])
         for i, (tap, view) in enumerate(views)
         if view.image is not None
     }
@@ -179,10 +191,14 @@ def embed_views(
             return EmbeddedView(rows)
         whole = taps["sequence"]
         image, text = image_tokens.get(i, whole.image), text_tokens.get(i, whole.text)
-        token_mask = whole.token_mask
+        token_mask, image_mask = whole.token_mask, whole.image_mask
+        if i in image_entries:
+            image_mask = image_entries[i].rows[1]
         if i in text_entries:
             token_mask = TokenMask.from_ids(text_entries[i].rows[1], eos_id=towers.eos_id)
-        return EmbeddedView(rows, dataclasses.replace(rows, image=image, text=text, token_mask=token_mask))
+        return EmbeddedView(
+            rows, dataclasses.replace(rows, image=image, text=text, token_mask=token_mask, image_mask=image_mask)
+        )
 
     return [embedded(i, tap, view) for i, (tap, view) in enumerate(views)]
 
@@ -198,7 +214,7 @@ class EmbeddedView(NamedTuple):
 class _Entry:
     """One side of a view, where it enters the rest of the network."""
 
-    rows: Any  # an array, or for texts before pooling (tokens, ids)
+    rows: Any  # an array; before pooling (tokens, ids) of texts and (tokens, mask or None) of images
     tap: Tap
     projection: str  # which of the models
     block: int = 0  # before pooling, the first block to run
@@ -281,14 +297,21 @@ def _choose_patches(
 ) -> jax.Array | None:
     """The patches of these images that enter the first block."""
     tokens = jax.eval_shape(model.visual.embed, images)
-    return choose(tokens.shape[0], tokens.shape[1] - towers.num_prefix_tokens)
+    chosen = choose(tokens.shape[0], tokens.shape[1] - towers.num_prefix_tokens)
+    if chosen is not None and model.visual.config.stem == "frames":
+        raise ConfigError(
+            "augment.patch_dropout: could leave a short sequence without a frame; leave it out with "
+            "model.vision_cfg.stem='frames'"
+        )
+    return chosen
 
 
 def _embed_patches(
     model: Clip, images: Mapping[str, jax.Array], chosen: jax.Array | None, *, towers: TowerInfo
-) -> jax.Array:
-    """What enters the image tower's first block: [N, T', D] of the chosen patches."""
-    return keep_patches(model.visual.embed(images), chosen, num_prefix_tokens=towers.num_prefix_tokens)
+) -> tuple[jax.Array, jax.Array | None]:
+    """What enters the image tower's first block: [N, T', D] of the chosen patches, and of sequences their mask."""
+    tokens = keep_patches(model.visual.embed(images), chosen, num_prefix_tokens=towers.num_prefix_tokens)
+    return tokens, model.visual.valid(images)
 
 
 def _tile_source(source: Provenance, times: int) -> Provenance:

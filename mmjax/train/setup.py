@@ -17,6 +17,7 @@ from mmjax.data.clusters.table import Clusters, read_clusters
 from mmjax.data.pipeline import Batches
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.data.transform_chain import TransformChain
 from mmjax.experiment import DataConfig, Experiment
 from mmjax.models.config import ClipConfig, with_tokenizer
 from mmjax.parallel.host_memory import memory_bytes
@@ -150,6 +151,8 @@ def check_memory(program: Program) -> None:
         )
     vision, (_, hosts) = experiment.model.vision_cfg, program.host_rows
     example = vision.image_size**2 * sum(vision.modality_channels)
+    if vision.stem == "frames":
+        example = 4 * vision.max_frames * (1 + vision.modality_channels[0])
     for key, size in (("batch_size", experiment.batch_size), ("eval.batch_size", experiment.eval.batch_size)):
         if (need := size // hosts * example) > memory_bytes():
             raise ConfigError(
@@ -173,7 +176,16 @@ def fit_model(model: ClipConfig, data: DataConfig, source: Source, tokenizer: To
         )
     if pictures.parse_background(data.background) is None:
         raise ConfigError("data.background='keep': the model has no channel for transparency; use a color, as 'white'")
-    if train_data.has_crop(train_data.list_train_transforms(data, source)):
+    channels: tuple[int, ...]
+    if vision.stem == "frames":
+        for name, _ in data.transforms:
+            if TransformChain.stage_of(name) != "captions":
+                raise ConfigError(
+                    f"data.transforms: {name!r} is for pictures, and model.vision_cfg.stem='frames' takes sequences; "
+                    "leave it out"
+                )
+        channels = (source.first_readable()[modalities[0]].shape[-1] - 1,)
+    elif train_data.has_crop(train_data.list_train_transforms(data, source)):
         channels = (DECODED_CHANNELS,) * len(modalities)
     else:
         example = source.first_readable()

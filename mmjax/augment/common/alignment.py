@@ -6,6 +6,8 @@ weights are finite and mean nothing.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -77,6 +79,7 @@ def ctc_path(
     valid: jax.Array,  # bool[B, L]: True for labels, False for padding
     *,
     blank: int,
+    frames: jax.Array | None = None,  # bool[B, T]: True for frames, False for padding at the end; None: all
 ) -> tuple[jax.Array, jax.Array]:
     """The likeliest CTC path that spells the labels (Graves et al. 2006), by the Viterbi algorithm.
 
@@ -87,13 +90,15 @@ def ctc_path(
         The state of each frame, i32[B, T], and whether there is such a path, bool[B]: at least one label, and enough
         frames for all labels and for a blank between equal adjacent ones. Without a path the states mean nothing.
     """
-    frames = log_probs.shape[1]
     labels = jnp.where(valid, labels, 0)
     repeated = valid[:, 1:] & (labels[:, 1:] == labels[:, :-1])
     needed = jnp.sum(valid, axis=1) + jnp.sum(repeated, axis=1)
-    feasible = valid[:, 0] & (needed <= frames)
+    available = log_probs.shape[1] if frames is None else jnp.sum(frames, axis=1)
+    feasible = valid[:, 0] & (needed <= available)
 
-    def find_path(log_probs: jax.Array, labels: jax.Array, count: jax.Array) -> jax.Array:
+    def find_path(
+        log_probs: jax.Array, labels: jax.Array, count: jax.Array, frames: jax.Array | None = None
+    ) -> jax.Array:
         states = jnp.arange(2 * labels.shape[0] + 1)
         symbols = jnp.where(states % 2 == 1, labels[jnp.minimum(states // 2, labels.shape[0] - 1)], blank)
         before = jnp.concatenate([jnp.full(2, blank), symbols[:-2]])
@@ -101,22 +106,26 @@ def ctc_path(
         emitted = log_probs[:, symbols]
         start = jnp.where(states < 2, emitted[0], EXCLUDED)
 
-        def advance(score: jax.Array, emission: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def advance(score: jax.Array, frame: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
+            emission, is_frame = frame
             earlier = jnp.pad(score, (2, 0), constant_values=EXCLUDED)
             options = jnp.stack([score, earlier[1:-1], jnp.where(may_skip, earlier[:-2], EXCLUDED)])
-            return jnp.max(options, axis=0) + emission, jnp.argmax(options, axis=0)
+            best, move = jnp.max(options, axis=0) + emission, jnp.argmax(options, axis=0)
+            if is_frame is None:
+                return best, move
+            return jnp.where(is_frame, best, score), jnp.where(is_frame, move, 0)  # padding stays
 
         def trace_back(state: jax.Array, moves: jax.Array) -> tuple[jax.Array, jax.Array]:
             state = jnp.maximum(state - moves[state], 0)  # without a path this may leave the states
             return state, state
 
-        score, moves = jax.lax.scan(advance, start, emitted[1:])
+        score, moves = jax.lax.scan(advance, start, (emitted[1:], None if frames is None else frames[1:]))
         end = 2 * count
         last = jnp.where(score[end] > score[jnp.maximum(end - 1, 0)], end, jnp.maximum(end - 1, 0))
         _, path = jax.lax.scan(trace_back, last, moves, reverse=True)
         return jnp.append(path, last)
 
-    path = jax.vmap(find_path)(jax.lax.stop_gradient(log_probs), labels, jnp.sum(valid, axis=1))
+    path = jax.vmap(find_path)(jax.lax.stop_gradient(log_probs), labels, jnp.sum(valid, axis=1), frames)
     return path, feasible
 
 

@@ -115,6 +115,7 @@ class Features:
     image_source: Provenance  # of N rows
     text_source: Provenance  # of M rows
     token_mask: TokenMask | None = None  # where texts are sequences
+    image_mask: jax.Array | None = None  # bool[N, T] where images are sequences of frames: which are no padding
     examples: int = dataclasses.field(metadata={"static": True})
     num_prefix_tokens: int = dataclasses.field(default=0, metadata={"static": True})  # see TowerInfo
 
@@ -134,6 +135,11 @@ class Features:
         text, source, token_mask = jax.tree.map(first, (self.text, self.text_source, self.token_mask))
         return dataclasses.replace(self, text=text, text_source=source, token_mask=token_mask, examples=rows)
 
+    @property
+    def image_valid(self) -> jax.Array:
+        """bool[N, T], of images that are sequences: ``image_mask``, or all."""
+        return jnp.ones(self.image.shape[:2], bool) if self.image_mask is None else self.image_mask
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
@@ -150,6 +156,7 @@ class View:
     image_source: Provenance | None = None
     text_source: Provenance | None = None
     ids: jax.Array | None = None  # i32[M', L] of texts that are sequences; None: the clean ones
+    image_mask: jax.Array | None = None  # bool[N', T] of images that are frames; None: the clean one
     projection: Literal["trained", "frozen"] = "trained"
     factor: jax.Array | float = 1.0  # on the term, in addition to the augmentation's weight
 

@@ -47,8 +47,8 @@ def split_modalities(clean: Features) -> list[Modality]:
     text, token_mask, source = jax.tree.map(lambda x: x[:n], (pairs.text, pairs.token_mask, pairs.text_source))
     modalities = [make("text", text, token_mask.valid, token_mask.content, source)]
     for start in range(0, clean.image.shape[0], n):
-        tokens, source = jax.tree.map(lambda x, i=start: x[i : i + n], (clean.image, clean.image_source))
-        valid = jnp.ones(tokens.shape[:2], bool)
+        rows = clean.image, clean.image_source, clean.image_valid
+        tokens, source, valid = jax.tree.map(lambda x, i=start: x[i : i + n], rows)
         content = valid & (jnp.arange(tokens.shape[1]) >= clean.num_prefix_tokens)
         modalities.append(make("image", tokens, valid, content, source))
     return modalities

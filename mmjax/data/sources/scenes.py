@@ -13,7 +13,7 @@ import numpy as np
 from mmjax.core.config import Between, ConfigError, choose
 from mmjax.data import source
 from mmjax.data.pictures import pixels
-from mmjax.data.scenes import edits, graph, language, negatives, render, statements
+from mmjax.data.scenes import edits, graph, language, negatives, render, signs, statements
 from mmjax.data.scenes import questions as scene_questions
 from mmjax.data.scenes import world as worlds
 from mmjax.data.scenes.world import Scene
@@ -28,11 +28,12 @@ PER_CLASS = 8
 WINOGROUND_PAIRS = 400
 WINOGROUND_KINDS = ("swap_color", "swap_shape", "relation")
 SINGLE_SHARE = 0.2  # of the training scenes: without them one-object images would be out of distribution
+_FRAMES = "frames"
 ELSEWHERE = 1 << 32  # from this index on scenes are no items: their captions serve as caption noise
 
 # Parts of a scene's random stream: where its Philox counter starts. Each has room for both members of a pair.
 _GRAPH, _TWIN, _CAPTIONS, _NEGATIVES, _PIXELS, _SHIFT, _QUESTIONS = 0, 2, 4, 6, 8, 14, 16
-_RIGHT, _RIGHT_PIXELS, _STATEMENTS = 18, 20, 22
+_RIGHT, _RIGHT_PIXELS, _STATEMENTS, _SIGNS = 18, 20, 22, 24
 
 Task = Literal["captions", "questions", "entailment", "pairs", "expressions"]
 
@@ -56,7 +57,9 @@ class Source(source.Source):
       world: ``easy`` (4 shapes, 4 colors, 2 textures, 4 relations), ``standard`` (6, 6, 3, 6), ``full`` (8, 8, 3, 6).
       size: how many items of train, val or test; those of a smaller set are the first ones of a larger.
       image_size: height and width in pixels.
-      modalities: any of ``image``, ``depth``, ``thermal``: pixel-aligned, each u8[image_size, image_size, 3].
+      modalities: any of ``image``, ``depth``, ``thermal``: pixel-aligned, each u8[image_size, image_size, 3]; or
+        ``frames`` alone, a sequence of features f32[T, 16] that tells the scene, with its ``gloss``
+        (``mmjax.data.scenes.signs``), for ``model.vision_cfg.stem="frames"``.
       seed: another seed is another data set.
       twins: train items 2k and 2k+1 are a scene and the same with places or colors exchanged (one object: with
         another color, shape or texture); ``group`` is then 2.
@@ -200,11 +203,15 @@ class Source(source.Source):
         scene = self.scene(index)
         # A Winoground pair shares its pixel noise, so that nothing but the meaning tells its images apart.
         grain = member if self.twins else 0
-        shown = () if self.task == "pairs" else self.modalities
-        noise = {m: self._stream(base, _PIXELS + 2 * render.MODALITIES.index(m) + grain) for m in shown}
         if self.task == "pairs":
             return {"id": index} | self._pair(scene, index) | self._asked(scene, index)
-        item: dict[str, Any] = {"id": index, **render.render(scene, image_size=self.image_size, noise=noise)}
+        item: dict[str, Any] = {"id": index}
+        if self.modalities == (_FRAMES,):
+            sequence = signs.frames(scene, self._stream(base, _SIGNS + grain))
+            item |= {_FRAMES: sequence, "gloss": " ".join(signs.glosses(scene))}
+        else:
+            noise = {m: self._stream(base, _PIXELS + 2 * render.MODALITIES.index(m) + grain) for m in self.modalities}
+            item |= render.render(scene, image_size=self.image_size, noise=noise)
         item["scene"] = graph.to_json(scene, self.world)
         if self.shift and "image" in item:
             item["image"] = self._shift(item["image"], self._stream(base, _SHIFT).random(3))
@@ -302,7 +309,12 @@ class Source(source.Source):
         if self.task == "pairs" and len(self.modalities) != 2:
             raise ConfigError(f"modalities={self.modalities}: task='pairs' has two pictures; use ('left', 'right')")
         for name in () if self.task == "pairs" else self.modalities:
-            choose(name, render.MODALITIES, path="modalities")
+            choose(name, (*render.MODALITIES, _FRAMES), path="modalities")
+        drawn = self.hidden == "image" or self.shift or self.task == "expressions"
+        if _FRAMES in self.modalities and (self.modalities != (_FRAMES,) or drawn):
+            raise ConfigError(
+                f"modalities={self.modalities}: {_FRAMES!r} is a modality alone and no picture; use pictures for this"
+            )
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise ConfigError(f"modalities={self.modalities}: name one or more of {render.MODALITIES}, each once")
         for name in ("twins", "caption_noise", "terse"):

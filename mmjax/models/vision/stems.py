@@ -64,8 +64,11 @@ class DeepStem(nnx.Module):
         return x
 
 
-def make_stem(config: VisionConfig, *, channels: int, rngs: nnx.Rngs, dtype: Any) -> PatchMerge | DeepStem | ResNet:
-    """The stem that ``config`` names: [N,H,W,channels] -> [N, grid, grid, width]."""
+def make_stem(config: VisionConfig, *, channels: int, rngs: nnx.Rngs, dtype: Any) -> Dense | DeepStem | ResNet:
+    """The stem that ``config`` names: [N,H,W,channels] -> [N, grid, grid, width], or [N,T,channels] -> [N,T,width]."""
+    if config.stem == "frames":
+        channels = config.modality_channels[0]
+        return Dense((channels,), (config.width,), init=uniform(channels**-0.5), rngs=rngs, dtype=dtype)
     if config.stem == "patch":
         return PatchMerge(config.patch_size, channels, config.width, bias=config.patch_bias, rngs=rngs, dtype=dtype)
     if config.stem == "resnet":

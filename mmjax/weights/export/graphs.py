@@ -98,6 +98,10 @@ def make_encoders(model: Exported, *, scan: bool) -> tuple[Encoder, Encoder]:
             f"model.vision_cfg.fusion={vision.fusion!r}: the image tower takes {', '.join(vision.modalities)} "
             "together, and an exported one takes pictures alone"
         )
+    if vision.stem == "frames":
+        raise ConfigError(
+            "model.vision_cfg.stem='frames': an exported image tower takes pictures; use mmjax.load for sequences"
+        )
     channels = vision.modality_channels[0]
     shapes = {"visual": (vision.image_size, vision.image_size, channels), "text": (text.context_length,)}
     image, text_encoder = (

@@ -1,0 +1,43 @@
+"""Sequences of features against captions, on scenes told in signs: XmDA, TMMDA and mixup beyond images, in a minute.
+
+An example is a sequence of 16 features a frame, two to four frames for each of its glosses, with noise. Arguments:
+``augment=NAME[+NAME]``, ``world=easy|standard|full``, ``images=N`` (sequences for training), ``steps=N``. With
+``augment=xmda`` the alignment is CTC's, as in the paper.
+"""
+
+import ml_collections
+from common import parse_arguments, plugin_entries
+
+from mmjax.models import presets
+
+FRAMES = 36  # nine glosses of four frames
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    args = parse_arguments(arg, augment="none", world="standard", images=2048, steps=400)
+    config = ml_collections.ConfigDict()
+    config.steps = args.steps
+    config.batch_size = 64
+    config.model = presets.load("scenes-tiny")
+    config.model.vision_cfg.update(
+        stem="frames", max_frames=FRAMES, stem_widths=(), class_token=False, pool_type="avg",
+        pos_embed_type="learnable", modalities=("frames",), modality_channels=(16,),
+    )  # fmt: skip
+    config.augment = plugin_entries(args.augment, xmda={"alignment": "ctc"})
+    config.data = {
+        "source": {"name": "scenes", "world": args.world, "negatives": ()},
+        "train": {"size": args.images},
+        "tokenizer": {"name": "word"},
+        "modalities": ("frames",),
+    }
+    config.optimizer = {
+        "learning_rate": 2e-3,
+        "b2": 0.98,
+        "weight_decay": 0.05,
+        "warmup_steps": 40,
+        "final_fraction": 0.02,
+    }
+    config.log = {"every_steps": 20}
+    config.eval = {"every_steps": args.steps, "final_splits": ("val", "test")}
+    config.checkpoint = {"every_steps": args.steps}
+    return config

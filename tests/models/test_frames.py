@@ -1,0 +1,227 @@
+"""The tower of sequences: what stands in padding changes nothing, at its start and where views enter it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.augment import mixup, tmmda, xmda
+from mmjax.augment.common.alignment import ctc_path, ctc_positions
+from mmjax.augment.common.base import Similarity, TokenMask
+from mmjax.core.config import ConfigError
+from mmjax.core.sphere import unit
+from mmjax.core.types import Batch, Provenance
+from mmjax.data.formats.frames import pad
+from mmjax.train.forward import embed_views, make_tower_info, run_clean
+from mmjax.train.micro_batches import MicroBatches
+from support import clip_models
+from support.clip_models import TOKENS
+
+LENGTHS, MOST, FEATURES = (1, 4, 6, 3), 6, 3
+FRAMES = {
+    "stem": "frames", "max_frames": MOST, "pool_type": "avg", "class_token": False, "modalities": ("signs",),
+    "modality_channels": (FEATURES,),
+}  # fmt: skip
+CONFIG = clip_models.config(vision=FRAMES)
+TOWERS = make_tower_info(CONFIG)
+
+
+def batch(*, padding=0.0):
+    random = np.random.default_rng(3)
+    rows = np.stack([pad(random.normal(size=(n, FEATURES)), MOST) for n in LENGTHS])
+    rows[..., :-1] = np.where(rows[..., -1:] > 0, rows[..., :-1], padding)
+    source = Provenance.from_ids(jnp.arange(4))
+    return Batch(images={"signs": jnp.asarray(rows)}, tokens=TOKENS, image_source=source, text_source=source)
+
+
+@functools.cache
+def ready():
+    graph, shapes = clip_models.split(CONFIG)
+    return graph, clip_models.random_params(shapes)
+
+
+def augmented(augmentation, tap, data, *, micro_batches=1):
+    """All that an augmentation makes of a batch: embeddings of clean rows and views, terms, and metrics."""
+    graph, params = ready()
+
+    @jax.jit
+    def run(params, data):
+        model = clip_models.model(graph, params)
+        split = MicroBatches(number=micro_batches)
+        taps = run_clean(model, data, towers=TOWERS, taps=[tap], micro_batches=split, with_sequence=True)
+        pooled = taps["pooled"]
+        image, text = model.visual.project(pooled.image), model.text.project(pooled.text)
+        taps["embedding"] = clean = pooled.__class__(**{**vars(pooled), "image": image, "text": text})
+        made = augmentation.augment(taps[tap], key=jax.random.key(0), step=jnp.int32(0))
+        entering = [(tap, view) for view in made.views]
+        views = embed_views(entering, models={"trained": model}, taps=taps, towers=TOWERS, micro_batches=split)
+        rows = [view.embeddings for view in views]
+        similarity = Similarity(scale=jnp.float32(3.0))
+        options = {"similarity": similarity, "key": jax.random.key(1), "step": jnp.int32(0)}
+        terms, metrics = augmentation.compare(clean.to_unit(), rows, **options)
+        return unit(image), [(r.image, r.text) for r in rows], made.terms, made.metrics, terms, metrics
+
+    return run(params, data)
+
+
+def augmentations():
+    from flax import nnx
+
+    make = {"towers": TOWERS, "rngs": nnx.Rngs(0)}
+    return [
+        (mixup.Augmentation(towers=TOWERS, tap="input"), "input"),
+        (mixup.Augmentation(towers=TOWERS, tap="tokens@1"), "tokens@1"),
+        (tmmda.Augmentation(**make, tap="tokens@-1", heads=2), "tokens@-1"),
+        (xmda.Augmentation(**make, tap="tokens@0", sides="both", alignment="transport", keep=0.3), "tokens@0"),
+        (xmda.Augmentation(**make, tap="tokens@1", alignment="ctc", keep=0.3), "tokens@1"),
+    ]
+
+
+def test_a_sequence_is_embedded_as_without_its_padding():
+    graph, params = ready()
+    model = clip_models.model(graph, params)
+    data = batch()
+    whole = model.encode_image(data.images)
+    shorter = clip_models.model(*ready())
+    for row, length in enumerate(LENGTHS):
+        tokens = shorter.visual.embed(data.images)[row : row + 1, :length]
+        alone = shorter.visual.project(shorter.visual.pool(tokens))  # no mask: there is no padding left
+        np.testing.assert_allclose(whole[row], alone[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_what_stands_in_padding_changes_no_view_and_no_term(case):
+    augmentation, tap = augmentations()[case]
+    plain = jax.tree.leaves(augmented(augmentation, tap, batch()))
+    for other in (batch(padding=7.0), batch(padding=np.nan)):
+        for a, b in zip(plain, jax.tree.leaves(augmented(augmentation, tap, other)), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert all(np.isfinite(x).all() for x in plain)
+
+
+def test_gradients_of_sequences_are_finite_and_none_reaches_padding():
+    graph, params = ready()
+
+    def loss(rows):
+        return jnp.sum(unit(clip_models.model(graph, params).encode_image({"signs": rows})) @ jnp.arange(6.0))
+
+    rows = batch(padding=np.nan).images["signs"]
+    gradient = np.asarray(jax.grad(loss)(rows))
+    mask = np.asarray(rows[..., -1] > 0)
+    assert np.isfinite(gradient).all()
+    assert not gradient[~mask].any()
+    assert (gradient[mask][:, :-1] != 0).any(axis=1).all()
+
+
+def test_micro_batches_change_no_view_of_sequences():
+    augmentation, tap = augmentations()[1]
+    whole, parts = (augmented(augmentation, tap, batch(), micro_batches=n) for n in (1, 2))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_a_mix_has_the_frames_of_both_and_at_ratio_one_its_own():
+    mask = jnp.asarray(np.arange(MOST) < np.array(LENGTHS)[:, None])
+    ratio = jnp.array([[0.5], [1.0], [0.0], [0.25]])
+    mixed = np.asarray(mixup.mixed_mask(mask, ratio))
+    assert mixed.sum(axis=1).tolist() == [3, 4, 6, 3]  # rows 0 and 3 are partners; row 1 keeps what it has
+
+
+def test_foreign_tokens_of_tmmda_are_never_padding_and_land_on_frames_alone():
+    augmentation, tap = augmentations()[2]
+    graph, params = ready()
+    model = clip_models.model(graph, params)
+    clean = run_clean(model, batch(), towers=TOWERS, taps=[tap])[tap]
+    made = augmentation.augment(clean, key=jax.random.key(0), step=jnp.int32(0))
+    changed = np.asarray(jnp.any(made.views[0].image != clean.image, axis=-1))
+    np.testing.assert_array_equal(changed, clean.image_mask)
+
+
+@pytest.mark.parametrize("frames", [3, 4, 5])
+def test_the_path_of_a_padded_sequence_is_that_of_the_sequence(frames):
+    random = np.random.default_rng(frames)
+    logits = random.normal(size=(5, 7, 4)).astype(np.float32)
+    logs = jax.nn.log_softmax(logits)
+    labels = jnp.asarray([[0, 1, 2], [1, 1, 0], [2, 0, 0], [0, 0, 0], [2, 1, 0]])
+    valid = jnp.asarray([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]], bool)
+    mask = jnp.tile(jnp.arange(7) < frames, (5, 1))
+    path, feasible = ctc_path(logs, labels, valid, blank=3, frames=mask)
+    alone, possible = ctc_path(logs[:, :frames], labels, valid, blank=3)
+    np.testing.assert_array_equal(feasible, possible)
+    spelled = np.asarray(feasible)
+    np.testing.assert_array_equal(path[spelled, :frames], alone[spelled])
+    places = ctc_positions(path)[spelled, :frames]
+    np.testing.assert_array_equal(places, ctc_positions(alone)[spelled])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pool_type": "map"}, "vision_cfg.pool_type='map': must be 'avg' with"),
+        ({"class_token": True}, "vision_cfg.class_token=True: must be False"),
+        ({"modalities": ("a", "b"), "modality_channels": (3, 3)}, "takes one; leave one"),
+    ],
+)
+def test_what_only_pictures_have_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        clip_models.config(vision=FRAMES | change)
+
+
+def test_a_batch_of_another_length_is_named():
+    graph, params = ready()
+    with pytest.raises(ValueError, match=r"shape \(2, 5, 4\): expected \[N, 6, 4\]"):
+        clip_models.model(graph, params).encode_image({"signs": np.zeros((2, 5, 4), np.float32)})
+
+
+def forward_backward(logits, labels, blank):
+    """The CTC loss of one sequence and its gradient by the logits, in float64 (Graves et al. 2006, section 4)."""
+    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    symbols = [blank]
+    for label in labels:
+        symbols += [label, blank]
+    count, steps = len(symbols), len(logits)
+
+    def moves(s, sign):
+        reach = [s, s - sign]
+        if 0 <= s - 2 * sign < count and symbols[s] != blank and symbols[s] != symbols[s - 2 * sign]:
+            reach.append(s - 2 * sign)
+        return [r for r in reach if 0 <= r < count]
+
+    before, after = np.full((2, steps, count), -np.inf)
+    before[0, :2], after[-1, -2:] = logs[0, symbols[:2]], logs[-1, symbols[-2:]]
+    for t in range(1, steps):
+        for s in range(count):
+            before[t, s] = np.logaddexp.reduce(before[t - 1, moves(s, 1)]) + logs[t, symbols[s]]
+            u = steps - 1 - t
+            after[u, s] = np.logaddexp.reduce(after[u + 1, moves(s, -1)]) + logs[u, symbols[s]]
+    total = np.logaddexp.reduce(before[-1, -2:])
+    gradient = np.exp(logs)
+    for t in range(steps):
+        for s, symbol in enumerate(symbols):
+            gradient[t, symbol] -= np.exp(before[t, s] + after[t, s] - logs[t, symbol] - total)
+    return -total, gradient
+
+
+def test_the_ctc_loss_of_padded_sequences_is_that_of_forward_and_backward():
+    random = np.random.default_rng(8)
+    lengths = np.array([9, 5, 7])
+    logits = random.normal(0, 2, (3, 9, clip_models.VOCAB + 1))
+    mask = np.arange(9) < lengths[:, None]
+    words = [[3, 9, 2, 4, 5], [8], [1, 1, 6]]
+    ids = np.array([[clip_models.BOS, *w, clip_models.EOS, *[clip_models.PAD] * (5 - len(w))] for w in words])
+    token_mask = TokenMask.from_ids(jnp.asarray(ids), eos_id=clip_models.EOS)
+
+    def loss(logits):
+        valid = jnp.ones(3, bool)
+        return xmda.recognize(logits, token_mask, valid, blank=clip_models.VOCAB, frames=jnp.asarray(mask))[1]
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(logits, jnp.float32))
+    expected, expected_gradient = 0.0, np.zeros_like(logits)
+    for row, (length, labels) in enumerate(zip(lengths, words, strict=True)):
+        each, by_logits = forward_backward(logits[row, :length], labels, clip_models.VOCAB)
+        expected += each / 3
+        expected_gradient[row, :length] = by_logits / 3
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
