@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from mmjax.data.formats import frames
+
 SMALL_PIXELS = 128
 """Images below this size are enlarged without smoothing, so that the page shows the pixels that the model sees."""
 
@@ -55,8 +57,10 @@ def caption_cards(panel: Sequence[Mapping[str, Any]]) -> list[CaptionCard]:
 
 
 def encode_picture(pixels: np.ndarray) -> Picture:
-    """Encodes u8[H, W], u8[H, W, 1] or u8[H, W, 3] as PNG."""
+    """Encodes u8[H, W], u8[H, W, 1] or u8[H, W, 3], or a drawing of a sequence f32[T, D + 1], as PNG."""
     pixels = np.asarray(pixels)
+    if pixels.ndim == 2 and pixels.dtype == np.float32:
+        pixels = frames.draw(pixels)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):

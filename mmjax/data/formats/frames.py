@@ -67,3 +67,16 @@ def pad(sequence: np.ndarray, length: int) -> np.ndarray:
     padded[: len(sequence), :-1] = sequence
     padded[: len(sequence), -1] = 1
     return padded
+
+
+def size_of(padded: np.ndarray) -> tuple[int, int]:
+    """How many frames and features a sequence that ``pad`` made has."""
+    return int((padded[:, -1] > 0).sum()), padded.shape[1] - 1
+
+
+def draw(padded: np.ndarray) -> np.ndarray:
+    """A picture u8[D, T, 1] of a sequence that ``pad`` made: time to the right, gray is 0, white 3 deviations more."""
+    length, _ = size_of(padded)
+    features = padded[: max(length, 1), :-1].T
+    scaled = features / max(float(features.std()), 1e-6)
+    return np.clip(np.round(128 + scaled * 42), 0, 255).astype(np.uint8)[..., None]

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmjax.core.config import ConfigError
 from mmjax.core.printable import printable
+from mmjax.data.formats import frames
 from mmjax.data.preparing.plan import evenly_spaced
 
 logger = logging.getLogger(__name__)
@@ -226,6 +227,7 @@ def _height(lines: Sequence[tuple[str, Any, str, int]]) -> int:
 
 def _picture(pixels: np.ndarray) -> Image.Image:
     """A picture of about ``_SIDE`` pixels; small ones are enlarged without interpolation."""
+    pixels = frames.draw(pixels) if pixels.ndim == 2 else pixels
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels)).convert("RGB")
     longer = max(image.size)
     factor = max(_SIDE // longer, 1)

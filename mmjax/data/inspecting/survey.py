@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.core.printable import printable
+from mmjax.data.formats import frames
 from mmjax.data.preparing.progress import Counter, amount
 from mmjax.data.preparing.reencoding import check, format_of, is_transparent
 from mmjax.data.preparing.schema import Schema, infer_schema
@@ -21,6 +22,7 @@ from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
 
 KEYS_SHOWN = 5
+_SEQUENCES = "sequences"  # the format of sequences of features
 _CHUNK = 1 << 10  # examples that the threads read at a time
 _NUMBER = (int, float, np.integer, np.floating)
 
@@ -94,8 +96,9 @@ def text(summary: dict[str, Any]) -> str:
         if p["count"]:
             kinds = ", ".join(f"{kind} {part:.0%}" if part < 1 else kind for kind, part in p["formats"].items())
             lines.append(f"{name}: {p['storage']}: {kinds}; {_format_stats(p['bytes'], amount)}")
+            first, second = ("frames", "features") if p["storage"] == _SEQUENCES else ("height", "width")
             lines.append(
-                f"  height {_format_stats(p['height'])}, width {_format_stats(p['width'])}  (min, median, max)"
+                f"  {first} {_format_stats(p['height'])}, {second} {_format_stats(p['width'])}  (min, median, max)"
             )
             if p["transparent"]:
                 lines.append(f"  transparent pixels in {p['transparent']:.1%} of them, put on data.background")
@@ -135,6 +138,9 @@ def _inspect(source: Source, number: int) -> _Inspected:
         pictures = []
         for name in source.modalities:
             data = example[name]
+            if isinstance(data, np.ndarray) and data.ndim == 2:
+                pictures.append(_Picture(name, _SEQUENCES, *frames.size_of(data), data.nbytes, False))
+                continue
             height, width = check(data, key=key)
             raw = isinstance(data, np.ndarray)
             kind = "pixels" if raw else format_of(data) or "other"
@@ -167,7 +173,7 @@ class _Pictures:
         count = self._formats.total()
         return {
             "count": count,
-            "storage": "pixels" if set(self._formats) == {"pixels"} else "encoded",
+            "storage": next(iter(self._formats)) if set(self._formats) <= {"pixels", _SEQUENCES} else "encoded",
             "formats": {kind: number / count for kind, number in self._formats.most_common()},
             "transparent": self._transparent / max(count, 1),
             **{name: _statistics(values) for name, values in self._numbers.items()},

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmjax.data import source
+from mmjax.data import source, tokenizer
 from mmjax.data.formats import frames
+from mmjax.data.inspecting import survey
 from mmjax.data.open_source import open_source
 from mmjax.data.pipeline import Batches
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources import scenes
+from mmjax.report.panels import encode_picture
 
 
 def saved(write, *arrays, **named):
@@ -110,6 +112,28 @@ def test_files_of_sequences_in_a_table_are_read(tmp_path):
     view = frames.FrameView(table, length=3)
     assert [view[i]["image"][:, 0].tolist() for i in range(3)] == [[0, 0, 0], [1, 1, 0], [2, 2, 2]]
     assert [int(view[i]["image"][:, -1].sum()) for i in range(3)] == [1, 2, 3]
+
+
+def test_a_sequence_is_drawn_without_its_padding():
+    padded = frames.pad(np.array([[0, 1], [-1, 9], [0, 0]], np.float32), 5)
+    picture = frames.draw(padded)
+    assert frames.size_of(padded) == (3, 2)
+    assert picture.shape == (2, 3, 1)
+    assert picture[0, 0, 0] == picture[1, 2, 0] == 128
+    assert picture[0, 1, 0] < 128 < picture[1, 0, 0] < picture[1, 1, 0]
+    assert frames.draw(np.zeros((2, 3), np.float32)).shape == (2, 1, 1)  # nothing but padding
+    assert encode_picture(padded).uri.startswith("data:image/png")
+
+
+def test_a_survey_counts_frames_and_features():
+    view = frames.FrameView(scenes.Source("train", size=8, modalities=("frames",)), length=20)
+    summary = survey.survey(
+        view, tokenizer=tokenizer.train("word", ["a"], context_length=8), numbers=range(8), threads=1
+    )
+    assert summary["pictures"]["frames"]["width"] == {"min": 16, "median": 16.0, "max": 16}
+    assert summary["pictures"]["frames"]["height"]["max"] <= 20
+    assert "features 16 / 16 / 16" in survey.text(summary)
+    assert not any(summary["unreadable"].values())
 
 
 def test_signs_spell_the_glosses_of_the_scene():
