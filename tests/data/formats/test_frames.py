@@ -127,9 +127,8 @@ def test_a_sequence_is_drawn_without_its_padding():
 
 def test_a_survey_counts_frames_and_features():
     view = frames.FrameView(scenes.Source("train", size=8, modalities=("frames",)), length=20)
-    summary = survey.survey(
-        view, tokenizer=tokenizer.train("word", ["a"], context_length=8), numbers=range(8), threads=1
-    )
+    tokens = tokenizer.load("word", context_length=8, captions=["a red star"])
+    summary = survey.survey(view, tokenizer=tokens, numbers=range(8), threads=1)
     assert summary["pictures"]["frames"]["width"] == {"min": 16, "median": 16.0, "max": 16}
     assert summary["pictures"]["frames"]["height"]["max"] <= 20
     assert "features 16 / 16 / 16" in survey.text(summary)
