@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )  # fmt: skip
     config.augment = plugin_entries(args.augment, xmda={"alignment": "ctc"})
     config.data = {
-        "source": {"name": "scenes", "world": args.world, "negatives": ()},
+        "source": {"name": "scenes", "world": args.world},
         "train": {"size": args.images},
         "tokenizer": {"name": "word"},
         "modalities": ("frames",),
