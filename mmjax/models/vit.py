@@ -22,6 +22,7 @@ from mmjax.models.block_stack import TowerOutput, run_blocks, stack_blocks
 from mmjax.models.config import VisionConfig
 from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, normal, uniform
 from mmjax.models.positions import Position, Rotation
+from mmjax.models.vision.frames import clear_padding, frame_mask, mean_of_valid
 from mmjax.models.vision.pooling import AttentionalPooler, MapHead
 from mmjax.models.vision.stems import make_stem
 
@@ -191,8 +192,7 @@ class VisionTower(nnx.Module):
             return self._output(self.map_head(tokens), block_inputs, sequence)
         if config.pool_type == "avg":
             patches = tokens[:, config.class_token + config.registers :]
-            where = None if valid is None else valid[..., None]
-            pooled = jnp.mean(patches.astype(jnp.float32), axis=1, where=where).astype(self.dtype)
+            pooled = mean_of_valid(patches, valid).astype(self.dtype)
         else:
             pooled = tokens[:, 0]
         pooled = self.ln_post(pooled) if config.final_ln_after_pool else pooled
@@ -245,7 +245,7 @@ class VisionTower(nnx.Module):
         wanted = (self.config.max_frames, self.config.modality_channels[0] + 1)
         if frames.shape[1:] != wanted:
             raise ValueError(f"images[{name!r}] has shape {frames.shape}: expected [N, {wanted[0]}, {wanted[1]}]")
-        return jnp.where(frame_mask(frames)[..., None], frames[..., :-1], 0)
+        return clear_padding(frames)[..., :-1]
 
     def _patches(self, images: Mapping[str, jax.Array]) -> jax.Array:
         if self.config.stem == "frames":
@@ -282,11 +282,6 @@ class VisionTower(nnx.Module):
         if self.registers is not None:
             prefix.append(self.registers[...])
         return [broadcast_parameter(x, (n, *x.shape), self.dtype) for x in prefix]
-
-
-def frame_mask(frames: jax.Array) -> jax.Array:
-    """Which frames [N,T,D+1] are no padding, by the last number of each: bool[N,T]."""
-    return frames[..., -1] > 0
 
 
 def block_spec(config: VisionConfig) -> BlockSpec:

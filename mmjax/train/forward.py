@@ -18,6 +18,7 @@ from mmjax.core.types import Batch, Provenance
 from mmjax.models.block_stack import TowerOutput
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
+from mmjax.models.vision.frames import clear_padding
 from mmjax.train.micro_batches import WHOLE_BATCH, MicroBatches
 
 DropTokens = Callable[[jax.Array], jax.Array]
@@ -112,6 +113,8 @@ def run_clean(
     if embedded_text is not None:
         # With a barrier, so that the compiler does not fuse this use of the pixels with the tower's own.
         pixels = {name: jax.lax.optimization_barrier(x).astype(jnp.float32) for name, x in batch.images.items()}
+        if image_mask is not None:
+            pixels = {name: clear_padding(x) for name, x in pixels.items()}
         features["input"] = make_features(
             image=pixels, text=embedded_text, image_source=batch.image_source, token_mask=token_mask
         )

@@ -1,5 +1,6 @@
 """The tower of sequences: what stands in padding changes nothing, at its start and where views enter it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -53,7 +54,7 @@ def augmented(augmentation, tap, data, *, micro_batches=1):
         taps = run_clean(model, data, towers=TOWERS, taps=[tap], micro_batches=split, with_sequence=True)
         pooled = taps["pooled"]
         image, text = model.visual.project(pooled.image), model.text.project(pooled.text)
-        taps["embedding"] = clean = pooled.__class__(**{**vars(pooled), "image": image, "text": text})
+        taps["embedding"] = clean = dataclasses.replace(pooled, image=image, text=text)
         made = augmentation.augment(taps[tap], key=jax.random.key(0), step=jnp.int32(0))
         entering = [(tap, view) for view in made.views]
         views = embed_views(entering, models={"trained": model}, taps=taps, towers=TOWERS, micro_batches=split)
@@ -119,7 +120,7 @@ def test_micro_batches_change_no_view_of_sequences():
     augmentation, tap = augmentations()[1]
     whole, parts = (augmented(augmentation, tap, batch(), micro_batches=n) for n in (1, 2))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-6)
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_a_mix_has_the_frames_of_both_and_at_ratio_one_its_own():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def read(value: bytes | np.ndarray, *, key: str) -> np.ndarray:
                 if len(names) != 1:
                     raise Unreadable("bad row", f"a .npz of {len(names)} arrays; expected one", key=key)
                 loaded = loaded[names[0]]
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             if isinstance(error, Unreadable):
                 raise
             raise Unreadable(

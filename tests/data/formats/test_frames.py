@@ -108,7 +108,7 @@ def test_files_of_sequences_in_a_table_are_read(tmp_path):
     for i in range(3):
         np.save(tmp_path / f"{i}.npy", np.full((i + 1, 2), i, np.float32))
     (tmp_path / "train.csv").write_text("image,caption\n" + "".join(f"{i}.npy,word {i}\n" for i in range(3)))
-    table = open_source({"name": "captions", "path": str(tmp_path / "train.csv")}, split="train")
+    table = open_source({"name": "tables", "path": str(tmp_path / "train.csv")}, split="train")
     view = frames.FrameView(table, length=3)
     assert [view[i]["image"][:, 0].tolist() for i in range(3)] == [[0, 0, 0], [1, 1, 0], [2, 2, 2]]
     assert [int(view[i]["image"][:, -1].sum()) for i in range(3)] == [1, 2, 3]
