@@ -170,10 +170,10 @@ class _Pictures:
             values.append(getattr(picture, name))
 
     def summary(self) -> dict[str, Any]:
-        count = self._formats.total()
+        count, kinds = self._formats.total(), set(self._formats)
         return {
             "count": count,
-            "storage": next(iter(self._formats)) if set(self._formats) <= {"pixels", _SEQUENCES} else "encoded",
+            "storage": kinds.pop() if kinds in ({"pixels"}, {_SEQUENCES}) else "encoded",
             "formats": {kind: number / count for kind, number in self._formats.most_common()},
             "transparent": self._transparent / max(count, 1),
             **{name: _statistics(values) for name, values in self._numbers.items()},
