@@ -149,11 +149,9 @@ class VisionConfig(BlockConfig):
             return
         if self.stem == "frames":
             check_frames(self)
-            return
-        if self.stem == "patch":
-            require(
-                self.stem_widths == (), f"{section}.stem_widths={self.stem_widths}: unused by stem 'patch'; leave empty"
-            )
+        if self.stem in ("frames", "patch"):
+            unused = f"{section}.stem_widths={self.stem_widths}: unused by stem {self.stem!r}; leave empty"
+            require(self.stem_widths == (), unused)
             return
         require(
             len(self.stem_widths) > 0 and self.stem_widths[-1] == self.width,

@@ -11,6 +11,7 @@ from mmjax.augment.common.base import Features, TokenMask, TowerInfo
 from mmjax.core.sphere import unit
 from mmjax.core.types import Batch, Provenance
 from mmjax.models.block_stack import TowerOutput
+from mmjax.models.vision.frames import mean_of_valid
 from mmjax.objectives import contrastive
 from mmjax.train.augmentation import Augmentations
 
@@ -78,15 +79,15 @@ class Head:
         def __init__(self, kernel):
             self.kernel = kernel
 
-        def pool(self, tokens, ids=None, *, start=0):
+        def pool(self, tokens, ids=None, *, start=0, valid=None):
             if ids is None:
-                return jnp.mean(tokens.astype(jnp.float32), axis=1).astype(tokens.dtype)
+                return mean_of_valid(tokens, valid).astype(tokens.dtype)
             valid = TokenMask.from_ids(ids, eos_id=TOWERS.eos_id).valid[..., None]
             total = jnp.sum(jnp.where(valid, tokens.astype(jnp.float32), 0.0), axis=1)
             return (total / jnp.sum(valid, axis=1, dtype=jnp.float32)).astype(tokens.dtype)
 
-        def run(self, tokens, ids=None, *, start=0, with_sequence=False):
-            return TowerOutput(self.pool(tokens, ids, start=start), {}, tokens if with_sequence else None)
+        def run(self, tokens, ids=None, *, start=0, with_sequence=False, valid=None):
+            return TowerOutput(self.pool(tokens, ids, start=start, valid=valid), {}, tokens if with_sequence else None)
 
         def project(self, x):
             return (x.astype(jnp.float32) @ self.kernel).astype(jnp.float32)
