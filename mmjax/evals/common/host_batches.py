@@ -99,16 +99,17 @@ DIGEST = "picture_digest"
 """The key of an example's description that is equal for equal pictures."""
 
 
-def describe(example: Mapping[str, Any] | Unreadable) -> Description:
-    """What is kept of an example that was read, or of the error."""
+def describe(example: Mapping[str, Any] | Unreadable, modalities: Sequence[str] = ()) -> Description:
+    """What is kept of an example that was read, or of the error; ``modalities`` are pictures or sequences."""
     if isinstance(example, Unreadable):
         return [example.reason, example.detail, example.key]
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(example.items()):
-        if isinstance(value, np.ndarray) and _is_picture(value):
+        if isinstance(value, np.ndarray) and (name in modalities or _is_picture(value)):
             digest.update(f"{name} {value.shape}".encode())
             digest.update(np.ascontiguousarray(value).data)
-    return {**_to_json(example), DIGEST: digest.hexdigest()}
+    rest = {name: value for name, value in example.items() if name not in modalities}
+    return {**_to_json(rest), DIGEST: digest.hexdigest()}
 
 
 def gather_examples(local: list[tuple[int, Description]]) -> SplitExamples:

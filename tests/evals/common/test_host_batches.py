@@ -89,6 +89,9 @@ def test_gathered_examples_are_plain_and_in_order():
     assert digests[0] != digests[1] == describe({"image": picture.copy()})[DIGEST]
     assert found.items == [{"id": 1, "nested": {"score": 0.5}}, {"id": 7, "box": [0, 1], "pairs": [["a", "b"]]}]
     (unreadable,) = found.unreadable
+    sequence = np.ones((3, 2), np.float32)
+    told = [describe({"id": 1, "frames": x}, ("frames",)) for x in (sequence, sequence.copy(), 2 * sequence)]
+    assert told[0] == told[1] != told[2] and set(told[0]) == {"id", DIGEST}
     assert (unreadable.reason, unreadable.detail, unreadable.key) == ("missing file", "x.jpg", "k")
 
 
