@@ -1,14 +1,13 @@
 """Interprets the pickles of ``torch.save`` without running any of them: tensors come out, or an error.
 
-A pickle is a program for a stack machine, and Python's own machine calls whatever the program names. This one calls
-nothing. It knows the instructions for plain values and the few names below, and makes descriptions of tensors of them.
+Beside plain values (``mmjax.core.plain_pickle``) the few names below are known, and descriptions of tensors are made of
+them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import pickletools
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -16,6 +15,8 @@ from typing import IO, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mmjax.core import plain_pickle
+from mmjax.core.plain_pickle import Global
 from mmjax.weights.tensors import TensorInfo, WeightsError
 
 MOST_INSTRUCTIONS = 300_000  # the state of 1,000 parameters with Adam's moments has 125,000
@@ -36,22 +37,6 @@ _STORAGES = {
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
     "ByteStorage": "uint8", "BoolStorage": "bool",
 }  # fmt: skip
-
-_PLAIN = {
-    "BININT", "BININT1", "BININT2", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE", "UNICODE", "BINSTRING",
-    "SHORT_BINSTRING", "STRING", "BINBYTES", "BINBYTES8", "SHORT_BINBYTES", "INT", "LONG", "LONG1", "LONG4",
-    "FLOAT", "BINFLOAT",
-}  # fmt: skip
-"""Instructions that push their own argument."""
-
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-
-
-class Global(NamedTuple):
-    """A name that a pickle mentions; nothing is imported."""
-
-    module: str
-    name: str
 
 
 class Storage(NamedTuple):
@@ -90,92 +75,18 @@ def load(path: Path, file: IO[bytes]) -> Any:
         path: Of the file, for messages.
         file: Of limited size: its pickle is read into memory.
     """
-    machine = _Machine(path)
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if count > MOST_INSTRUCTIONS:
-            raise WeightsError(
-                f"{path}: its pickle has over {MOST_INSTRUCTIONS:,} instructions; save its state_dict() alone"
-            )
-        machine.run(opcode.name, argument)
-    return machine.stack.pop()
+    try:
+        return plain_pickle.load(file, _Machine(path), most_instructions=MOST_INSTRUCTIONS)
+    except plain_pickle.PickleRefused as error:
+        raise WeightsError(
+            f"{path}: its pickle is not one that torch.save writes of tensors ({error}); save its state_dict() alone"
+        ) from None
 
 
-class _Machine:
+class _Machine(plain_pickle.Machine):
     def __init__(self, path: Path):
+        super().__init__()
         self.path = path
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self, opcode: str, argument: Any) -> None:
-        """One instruction."""
-        stack = self.stack
-        match opcode:
-            case "PROTO" | "FRAME" | "STOP":
-                pass
-            case _ if opcode in _PLAIN:
-                stack.append(argument)
-            case _ if opcode in _CONSTANTS:
-                stack.append(_CONSTANTS[opcode])
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "MARK":
-                self.marks.append(len(stack))
-            case "BINPUT" | "LONG_BINPUT" | "PUT":
-                self.memo[argument] = stack[-1]
-            case "MEMOIZE":
-                self.memo[len(self.memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET" | "GET":
-                stack.append(self.memo[argument])
-            case "POP":
-                stack.pop()
-            case "TUPLE":
-                stack.append(tuple(self.pop_to_mark()))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(opcode[-1])
-                stack[-count:] = [tuple(stack[-count:])]
-            case "LIST":
-                stack.append(self.pop_to_mark())
-            case "DICT":
-                stack.append(_pairs(self.pop_to_mark()))
-            case "APPEND":
-                item = stack.pop()
-                stack[-1].append(item)
-            case "APPENDS":
-                items = self.pop_to_mark()
-                stack[-1].extend(items)
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                stack[-1][key] = value
-            case "SETITEMS":
-                items = self.pop_to_mark()
-                stack[-1].update(_pairs(items))
-            case "GLOBAL":
-                stack.append(self.check(Global(*argument.split(" ", 1))))
-            case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
-                stack.append(self.check(Global(module, name)))
-            case "BINPERSID":
-                stack.append(_storage(stack.pop()))
-            case "REDUCE" | "NEWOBJ":
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(self.call(function, arguments))
-            case "BUILD":
-                state = stack.pop()
-                if isinstance(stack[-1], Module):
-                    stack[-1].update(state)  # of others, attributes that are no tensors
-            case _:
-                raise WeightsError(
-                    f"{self.path}: its pickle has the instruction {opcode}, which torch.save never writes"
-                )
-
-    def pop_to_mark(self) -> list[Any]:
-        """The values since the last mark."""
-        start = self.marks.pop()
-        items, self.stack[start:] = self.stack[start:], []
-        return items
 
     def check(self, name: Global) -> Global:
         """Raises unless ``name`` is one that tensors are made of."""
@@ -195,9 +106,14 @@ class _Machine:
             return Module()
         raise WeightsError(f"{self.path}: its pickle calls {'.'.join(function)}, which torch.save never does")
 
+    def persistent(self, identity: Any) -> Storage:
+        """A storage beside the pickle."""
+        return _storage(identity)
 
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return dict(zip(items[::2], items[1::2], strict=True))
+    def build(self, value: Any, state: Any) -> None:
+        """The attributes of a module; of others they are no tensors."""
+        if isinstance(value, Module):
+            value.update(state)
 
 
 def _storage(identity: tuple[Any, ...]) -> Storage:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax.core import plain_pickle
 from mmjax.core.config import ConfigError
 from mmjax.data import source
 from mmjax.data.formats.image_files import ImageFiles, one_modality
@@ -16,6 +16,8 @@ from mmjax.data.sample import Example
 from mmjax.data.source import UnreadableEntry
 from mmjax.data.storage import filesystem
 from mmjax.data.storage.filesystem import MAX_MIB, MaxMib
+
+MOST_INSTRUCTIONS = 50_000_000  # fifty thousand objects with three expressions each take some five million
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in fractions of the picture."""
@@ -113,17 +115,10 @@ class Source(source.Source):
         return np.array([one.split for one in self._examples]) if name == "kind" else super().column(name)
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Makes values of Python's own types alone, because a pickle that names a function may run anything."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Refuses all classes and functions."""
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
-
-
 def _plain_pickle(path: str) -> list[Any]:
     try:
-        content = _PlainUnpickler(io.BytesIO(filesystem.read(path)), encoding="utf-8", errors="replace").load()
+        machine = plain_pickle.Machine()
+        content = plain_pickle.load(io.BytesIO(filesystem.read(path)), machine, most_instructions=MOST_INSTRUCTIONS)
     except OSError as error:
         raise ConfigError(f"path={path!r}: cannot be read ({error}); name refs(unc).p") from None
     except Exception as error:  # a damaged pickle fails in any way
