@@ -54,3 +54,14 @@ def evaluation(
         "final_splits": tuple(final_splits),
         "final_tasks": names,
     }
+
+
+def small_optimizer(*, learning_rate: float = 2e-3, warmup_steps: int = 40) -> dict[str, Any]:
+    """The optimizer section of small models that train for minutes."""
+    return {
+        "learning_rate": learning_rate,
+        "b2": 0.98,
+        "weight_decay": 0.05,
+        "warmup_steps": warmup_steps,
+        "final_fraction": 0.02,
+    }

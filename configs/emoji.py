@@ -10,7 +10,7 @@ knows the words of unseen names), ``augment=NAME[+NAME]``, ``transforms=NAME[+NA
 """
 
 import ml_collections
-from common import parse_arguments, plugin_entries
+from common import parse_arguments, plugin_entries, small_optimizer
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -42,13 +42,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "transforms": plugin_entries(args.transforms),
         "modalities": modalities,
     }
-    config.optimizer = {
-        "learning_rate": 2e-3,
-        "b2": 0.98,
-        "weight_decay": 0.05,
-        "warmup_steps": 40,
-        "final_fraction": 0.02,
-    }
+    config.optimizer = small_optimizer()
     config.log = {"every_steps": 20}
     config.eval = {
         "every_steps": 300,

@@ -5,7 +5,7 @@ Arguments: ``augment=NAME[+NAME]``, ``transforms=NAME[+NAME]``, ``modalities=ima
 """
 
 import ml_collections
-from common import parse_arguments, plugin_entries
+from common import parse_arguments, plugin_entries, small_optimizer
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -22,13 +22,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "transforms": plugin_entries(args.transforms),
         "modalities": tuple(args.modalities.split("+")),
     }
-    config.optimizer = {
-        "learning_rate": 2e-3,
-        "b2": 0.98,
-        "weight_decay": 0.05,
-        "warmup_steps": 40,
-        "final_fraction": 0.02,
-    }
+    config.optimizer = small_optimizer()
     config.log = {"every_steps": 20}
     config.eval = {"every_steps": 550}
     config.checkpoint = {"every_steps": 550}

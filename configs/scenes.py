@@ -7,7 +7,7 @@ validation split are kept, and the best one is evaluated.
 """
 
 import ml_collections
-from common import parse_arguments, plugin_entries
+from common import parse_arguments, plugin_entries, small_optimizer
 
 from mmjax.core.config import choose
 
@@ -31,13 +31,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "transforms": plugin_entries(args.transforms),
         "modalities": tuple(args.modalities.split("+")),
     }
-    config.optimizer = {
-        "learning_rate": 2e-3,
-        "b2": 0.98,
-        "weight_decay": 0.05,
-        "warmup_steps": 40,
-        "final_fraction": 0.02,
-    }
+    config.optimizer = small_optimizer()
     config.log = {"every_steps": 20}
     config.eval = {"every_steps": 100, "weights": "best"}
     config.checkpoint = {"every_steps": steps, "best": "val/rsum"}

@@ -7,7 +7,7 @@ CoCa's text tower is causal. What it writes is measured at the end (``captioning
 """
 
 import ml_collections
-from common import parse_arguments, plugin_entries
+from common import parse_arguments, plugin_entries, small_optimizer
 
 from mmjax.core.config import choose
 from mmjax.models import presets
@@ -53,13 +53,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "tokenizer": {"name": "word"},
         "transforms": plugin_entries(args.transforms),
     }
-    config.optimizer = {
-        "learning_rate": 2e-3,
-        "b2": 0.98,
-        "weight_decay": 0.05,
-        "warmup_steps": 40,
-        "final_fraction": 0.02,
-    }
+    config.optimizer = small_optimizer()
     if not contrast:
         config.optimizer["unlocked_text_groups"] = 0  # nothing trains it
     config.log = {"every_steps": 20}

@@ -6,7 +6,7 @@ An example is a sequence of 16 features a frame, two to four frames for each of 
 """
 
 import ml_collections
-from common import parse_arguments, plugin_entries
+from common import parse_arguments, plugin_entries, small_optimizer
 
 from mmjax.models import presets
 
@@ -30,13 +30,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "tokenizer": {"name": "word"},
         "modalities": ("frames",),
     }
-    config.optimizer = {
-        "learning_rate": 2e-3,
-        "b2": 0.98,
-        "weight_decay": 0.05,
-        "warmup_steps": 40,
-        "final_fraction": 0.02,
-    }
+    config.optimizer = small_optimizer()
     config.log = {"every_steps": 20}
     config.eval = {"every_steps": args.steps, "final_splits": ("val", "test")}
     config.checkpoint = {"every_steps": args.steps}

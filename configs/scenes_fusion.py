@@ -8,7 +8,7 @@ look for an object that a text names (``refcoco``).
 """
 
 import ml_collections
-from common import parse_arguments, plugin_entries
+from common import parse_arguments, plugin_entries, small_optimizer
 
 from mmjax.core.config import choose
 from mmjax.models import presets
@@ -46,13 +46,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "tokenizer": {"name": "word"},
         "transforms": plugin_entries(args.transforms),
     }
-    config.optimizer = {
-        "learning_rate": 2e-3,
-        "b2": 0.98,
-        "weight_decay": 0.05,
-        "warmup_steps": 40,
-        "final_fraction": 0.02,
-    }
+    config.optimizer = small_optimizer()
     config.log = {"every_steps": 20}
     searches = args.method != "vilt"  # by embeddings; ViLT scores every pair
     embedded = ("retrieval", "reranking", "refcoco")

@@ -12,7 +12,7 @@ sequence), ``hidden=nothing|image|question``, ``transforms=NAME[+NAME]``, ``augm
 """
 
 import ml_collections
-from common import parse_arguments, plugin_entries
+from common import parse_arguments, plugin_entries, small_optimizer
 
 from mmjax.core.config import choose
 from mmjax.data.scenes.questions import ANSWERS
@@ -65,13 +65,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "groups": ("answer",),
         "modalities": ("left", "right") if args.task == "pairs" else ("image",),
     }
-    config.optimizer = {
-        "learning_rate": 1e-3,
-        "b2": 0.98,
-        "weight_decay": 0.05,
-        "warmup_steps": 100,
-        "final_fraction": 0.02,
-    }
+    config.optimizer = small_optimizer(learning_rate=1e-3, warmup_steps=100)
     config.log = {"every_steps": 50}
     config.eval = {"every_steps": 1000, "tasks": (evaluator,), "final_tasks": (evaluator,)}
     config.checkpoint = {"every_steps": 1000}
