@@ -66,13 +66,16 @@ def load(folder: str, name: str, *, path: str) -> Any:
 def load_class(folder: str, attribute: str, name: str, *, path: str) -> Any:
     """The class ``attribute`` of a plug-in's module."""
     target = load(folder, name, path=path)
-    if not inspect.ismodule(target):
-        return target
-    if not hasattr(target, attribute):
-        raise ConfigError(
-            f"{path}={name!r}: the module {target.__name__} has no class {attribute}; define it there, as {folder} does"
-        )
-    return getattr(target, attribute)
+    if inspect.ismodule(target):
+        if not hasattr(target, attribute):
+            raise ConfigError(
+                f"{path}={name!r}: the module {target.__name__} has no class {attribute}; define it there, as {folder} "
+                "does"
+            )
+        target = getattr(target, attribute)
+    if missing := sorted(getattr(target, "__abstractmethods__", ())):
+        raise ConfigError(f"{path}={name!r}: its class {target.__name__} lacks {', '.join(missing)}; define them")
+    return target
 
 
 def make(folder: str, attribute: str, section: Mapping[str, Any], *, path: str, **injected: Any) -> Any:

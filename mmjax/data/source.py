@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import fractions
 import math
 import operator
@@ -28,7 +29,7 @@ class Component(NamedTuple):
     weight: float
 
 
-class Source:
+class Source(abc.ABC):
     """Random access to the examples of one split of a data set.
 
     A source of this package is a file of ``mmjax/data/sources``. A source of another package is the class ``Source`` of
@@ -102,11 +103,13 @@ class Source:
         """The name of the source that reads the examples."""
         return _name(self)
 
+    @abc.abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """How many examples there are."""
 
+    @abc.abstractmethod
     def __getitem__(self, index: int, /) -> Example:
-        raise NotImplementedError
+        """The example of a number, the same each time."""
 
     def read(self, index: int) -> Example:
         """``self[index]``, or Unreadable whatever is wrong with that example: one bad example must not end a run."""

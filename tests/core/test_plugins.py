@@ -86,3 +86,10 @@ def test_errors_name_the_key(folder, section, message):
 def test_every_shipped_plugin_can_be_imported_and_says_what_it_is(folder):
     for name in plugins.names(folder):
         assert plugins.load(folder, name, path="p").__doc__, name
+
+
+def test_a_class_that_is_not_whole_is_refused_by_what_it_lacks(folder, tmp_path):
+    base = "import abc\nclass Augment(abc.ABC):\n    @abc.abstractmethod\n    def __len__(self): ...\n"
+    (tmp_path / "plugged" / "partial.py").write_text(base)
+    with pytest.raises(ConfigError, match=r"augment\.name=.partial.: its class Augment lacks __len__; define them"):
+        make(folder, {"name": "partial"})

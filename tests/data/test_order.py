@@ -120,11 +120,18 @@ def test_the_part_of_a_place():
 
 
 def test_the_shares_in_words():
-    class Mixed(Source):
+    class Plain(Source):
+        def __len__(self):
+            return 1050
+
+        def __getitem__(self, index):
+            return {"id": index, "captions": []}
+
+    class Mixed(Plain):
         components = (Component("web", 1000, 3.0), Component("coco", 50, 1.0))
 
     assert mixture_summary(Mixed(), rows=2000) == [
         "web          1,000 examples   75.0% of the rows  1.5 epochs",
         "coco            50 examples   25.0% of the rows  10 epochs",
     ]
-    assert mixture_summary(Source(), rows=2000) == []
+    assert mixture_summary(Plain(), rows=2000) == []

@@ -266,6 +266,9 @@ class TestView:
             def __len__(self):
                 return 3
 
+            def __getitem__(self, index):
+                return {"id": index, "captions": ["a"]}
+
         with pytest.raises(ConfigError, match="has no columns"):
             FilteredSource(Bare(), Selection(min_words=1))
 
