@@ -252,10 +252,12 @@ class Source(source.Source):
 
     def _asked(self, scene: Scene, index: int) -> dict[str, Any]:
         """The text of a task, and what is to be said of it."""
-        base, member = divmod(index, self.group)
-        u = self._stream(base, _QUESTIONS + member).random(scene_questions.UNIFORMS).tolist()
-        asked: Any = scene_questions.question(self.world, scene, u)
-        if self.task != "questions":
+        asked: scene_questions.Question | statements.Statement
+        if self.task == "questions":
+            base, member = divmod(index, self.group)
+            u = self._stream(base, _QUESTIONS + member).random(scene_questions.UNIFORMS).tolist()
+            asked = scene_questions.question(self.world, scene, u)
+        else:
             asked = self._statement(index)
         text = with_answer(asked.text, asked.answer) if self.answered else asked.text
         fields = {"captions": ["what" if self.hidden == "question" else text], "answer": asked.answer}
@@ -297,9 +299,7 @@ class Source(source.Source):
 
     def _check(self) -> None:
         if self.task != "captions" and self.split in ("zeroshot", "winoground"):
-            raise ConfigError(
-                f"task={self.task!r}: not for split={self.split!r}; leave it out, or use train, val or test"
-            )
+            raise ConfigError(f"task={self.task!r}: not for split={self.split!r}; use train, val or test")
         if self.answered and (self.task != "questions" or self.hidden == "question"):
             raise ConfigError(
                 "answered=True: is for questions alone; set task='questions' and not hidden, or leave it out"

@@ -273,7 +273,7 @@ class BoundEmbedder:
 
         An unreadable example keeps its row, so that no process needs to know what another one could read.
         """
-        taken = modalities or self.modalities
+        keys = modalities or self.modalities
 
         def read(index: int) -> tuple[dict[str, Any] | Unreadable, Description]:
             """An example or the error, and its description, made here because a digest takes time."""
@@ -282,7 +282,7 @@ class BoundEmbedder:
                 result = examples.read(index)
             except Unreadable as error:
                 result = error
-            return result, describe(result, taken)
+            return result, describe(result, keys)
 
         host_batch, threads = self._embedder.host_batch, self._embedder.num_threads
         filler: dict[str, np.ndarray] | None = None  # fills rows without a readable example
@@ -297,9 +297,9 @@ class BoundEmbedder:
                 readable = [i for i, result in enumerate(results) if not isinstance(result, Unreadable)]
                 if readable:
                     chosen = [results[i] for i in readable]
-                    stacked = stack_modalities(chosen, taken, [indices[i] for i in readable])
+                    stacked = stack_modalities(chosen, keys, [indices[i] for i in readable])
                     filler = {m: pictures[-1] for m, pictures in stacked.items()}
-                elif filler is None and (filler := first_pictures(examples, taken)) is None:
+                elif filler is None and (filler := first_pictures(examples, keys)) is None:
                     raise ConfigError(ALL_UNREADABLE)
                 if len(readable) == len(rows):
                     yield stacked
