@@ -1,5 +1,6 @@
 """Batches of similar examples that a run finds by its own weights: the same after kills and on any processes."""
 
+import functools
 import json
 import time
 
@@ -59,17 +60,21 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(start, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    [output] = processes.outputs(start(workdir, 1), timeout=300)
-    assert (workdir / "report.html").exists(), output
-    return workdir
+    """``bits`` of that many processes that nobody kills."""
+
+    @functools.cache
+    def run(count):
+        workdir = tmp_path_factory.mktemp("runs") / str(count)
+        outputs = processes.outputs(start(workdir, count), timeout=600)
+        assert (workdir / "report.html").exists(), outputs
+        return bits(workdir)
+
+    return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_killed_while_neighbors_are_written_it_ends_with_the_same_bits_on_any_processes(
-    start, undisturbed, tmp_path, count
-):
+def test_killed_while_neighbors_are_written_it_ends_with_the_same_bits(start, undisturbed, tmp_path, count):
     workdir = tmp_path / "run"
     for table in ("2.parquet", "8.parquet"):
         running = start(workdir, count)
@@ -83,7 +88,17 @@ def test_killed_while_neighbors_are_written_it_ends_with_the_same_bits_on_any_pr
     outputs = processes.outputs(start(workdir, count), timeout=600)
     assert (workdir / "report.html").exists(), outputs
     assert "going on from the checkpoint of step" in outputs[0]
-    assert bits(workdir) == bits(undisturbed)
+    assert bits(workdir) == undisturbed(count)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_neighbors_are_the_same_on_any_processes(undisturbed, count):
+    """Their sums of gradients differ in the last bits, and what is found by the weights does not."""
+    (_, tables, losses), (_, other_tables, other_losses) = undisturbed(count), undisturbed(1)
+    assert tables == other_tables and len(tables) > 1
+    for line, other in zip(losses, other_losses, strict=True):
+        assert line["train/loss"] == pytest.approx(other["train/loss"], abs=1e-5)
 
 
 @pytest.mark.slow
@@ -112,4 +127,6 @@ def test_a_run_that_ends_in_a_refresh_does_it_again_and_compiles_once(tmp_path, 
     train(experiment, workdir=tmp_path / "whole")
     (params, _, losses), (want, _, all_losses) = bits(tmp_path / "run"), bits(tmp_path / "whole")
     assert (params, losses) == (want, all_losses)
-    assert {path.name for path in (tmp_path / "whole" / "neighbors").iterdir()} == {"8.parquet", "10.parquet"}
+    left = {path.name for path in (tmp_path / "whole" / "neighbors").iterdir()}
+    # That of step 6 goes only if the checkpoint of step 9 is on disk when those of step 10 are found.
+    assert left in ({"8.parquet", "10.parquet"}, {"6.parquet", "8.parquet", "10.parquet"})
