@@ -22,8 +22,7 @@ from mmjax.data.text import with_answer
 SPLITS = ("train", "val", "test", "zeroshot", "winoground")
 SHIFTS = ("hue", "cast")
 SHIFTED_SPLITS = tuple(f"{split}_{shift}" for split in ("val", "test", "zeroshot") for shift in SHIFTS)
-TRAIN_SIZE, TRAIN_LIMIT = 8192, 32768
-EVAL_SIZE = 1000
+TRAIN_SIZE, EVAL_SIZE, SIZE_LIMIT = 8192, 1000, 32768
 PER_CLASS = 8
 WINOGROUND_PAIRS = 400
 WINOGROUND_KINDS = ("swap_color", "swap_shape", "relation")
@@ -340,11 +339,10 @@ def _size(split: str, size: int | None, *, world: worlds.World, group: int) -> i
         if size is not None:
             raise ConfigError(f"size={size}: split={split!r} always has {fixed[split]} items; leave size out")
         return fixed[split]
-    default, limit = (TRAIN_SIZE, TRAIN_LIMIT) if split == "train" else (EVAL_SIZE, EVAL_SIZE)
     if size is None:
-        return default
-    if not 1 <= size <= limit:
-        raise ConfigError(f"size={size}: split={split!r} has 1 to {limit} items; choose within that")
+        return TRAIN_SIZE if split == "train" else EVAL_SIZE
+    if not 1 <= size <= SIZE_LIMIT:
+        raise ConfigError(f"size={size}: split={split!r} has 1 to {SIZE_LIMIT} items; choose within that")
     if size % group:
         raise ConfigError(f"size={size}: twins come in pairs; use an even size such as {size - 1 or 2}")
     return size
