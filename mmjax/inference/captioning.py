@@ -49,7 +49,8 @@ class Captioner:
                 f"{name}={value!r}: the model's context holds {max(room, 0)} tokens beside start, prompt and end"
             )
         first = int(special.start is not None) + len(begun)
-        length = min(decoding.max_length or room, room) + around + len(begun)
+        # A text of that many words needs no end; without a limit the end's own place may hold one more.
+        length = first + min(decoding.max_length or room + 1, room + 1)
         loop = Loop(decoding, special, length=length, first=first, prompt=begun)
 
         def caption(params: Any, images: Any, numbers: jax.Array, seed: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -29,6 +29,7 @@ class DecodingConfig:
     probability ``top_p`` (Holtzman et al. 2020, arXiv:1904.09751), after logits are divided by ``temperature``.
 
     Texts have ``min_length`` to ``max_length`` tokens beside start, prompt and end; None: as many as the context holds.
+    Those that the limit cuts off have no end.
     """
 
     method: Literal["greedy", "beam", "sample"] = "greedy"

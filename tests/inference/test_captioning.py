@@ -95,10 +95,10 @@ def test_draws_do_not_depend_on_batches_and_come_in_any_number():
 @pytest.mark.parametrize("name", ["ids", pytest.param("tower", marks=pytest.mark.slow)])
 def test_a_prompt_is_how_texts_begin_and_the_rest_follows_from_it(name):
     model, log_p = prepared(name)
-    [text] = model.caption(PICTURES[:1], prompt="a blue", max_length=1)
+    [text] = model.caption(PICTURES[:1], prompt="a blue", max_length=2)
     tokenizer, rows = model._tokenizer, {"image": model._read(PICTURES[0], 0)[None]}
     ids = tokenizer(["a blue"])
-    for place in (3, 4):  # after start and prompt, to where the end stands at most
+    for place in (3, 4):  # the two words after start and prompt
         row = np.array(log_p(rows, ids))[0, place]
         row[[tokenizer.pad_id, tokenizer.bos_id]] = -np.inf
         ids[0, place:] = tokenizer.pad_id
