@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -56,6 +57,7 @@ class Evaluator(Base):
         """
         self.split = open_split(open_source, split, source)
         self.power = power
+        self._seen: tuple[BoundEmbedder, list[dict[str, Any]], np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def find(cls, root: Path) -> dict[str, dict[str, Any]]:
@@ -69,18 +71,8 @@ class Evaluator(Base):
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
-        _, items, indices, _ = embedder.read(self.split.source, key=self.split.key)
-        for row, item in enumerate(items):
-            if "box" not in item:
-                raise ValueError(f"example {row} has no box; refcoco needs the field 'box'")
-        texts = [item["captions"][0] for item in items]
-        maps = embedder.match(self.split.source, indices, texts, np.arange(len(items)), head="grad_cam")
-        side = round(maps.shape[1] ** 0.5)
-        enlarge = _bicubic(side)
-        rows = [
-            self._measure(enlarge @ one.reshape(side, side).astype(np.float64) @ enlarge.T, item)
-            for one, item in zip(maps, items, strict=True)
-        ]
+        items, _, maps = self._look(embedder)
+        rows = [self._measure(_enlarge(one), item) for one, item in zip(maps, items, strict=True)]
         names = list(dict.fromkeys(name for row in rows for name in row))
         result = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
         for kind in sorted({str(item["kind"]) for item in items if item.get("kind")}):
@@ -88,6 +80,32 @@ class Evaluator(Base):
                    if str(item.get("kind")) == kind and "accuracy" in row]  # fmt: skip
             result |= {f"accuracy_{kind}": float(np.mean(own))} if own else {}
         return result
+
+    def panel(self, embedder: BoundEmbedder, *, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """What a report shows of ``rows`` of the split.
+
+        Each entry: ``image`` u8[H, W, C], ``text``, ``box``, ``heat`` f64[n, n], and metrics such as ``mass_in_box``.
+        """
+        items, indices, maps = self._look(embedder)
+        panel = []
+        for row in rows[: len(items)]:
+            item, heat = items[row], _enlarge(maps[row])
+            image = self.split.source[indices[row]][embedder.modalities[0]]
+            shown = {"image": image, "text": item["captions"][0], "box": item["box"], "heat": heat}
+            panel.append(shown | self._measure(heat, item))
+        return panel
+
+    def _look(self, embedder: BoundEmbedder) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray]:
+        """The examples, their indices, and their maps f32[n, side * side]; kept until other parameters are asked."""
+        if self._seen is None or self._seen[0] is not embedder:
+            _, items, indices, _ = embedder.read(self.split.source, key=self.split.key)
+            for row, item in enumerate(items):
+                if "box" not in item:
+                    raise ValueError(f"example {row} has no box; refcoco needs the field 'box'")
+            texts = [item["captions"][0] for item in items]
+            maps = embedder.match(self.split.source, indices, texts, np.arange(len(items)), head="grad_cam")
+            self._seen = embedder, items, indices, maps
+        return self._seen[1:]
 
     def _measure(self, heat: np.ndarray, item: dict[str, Any]) -> dict[str, float]:
         """The metrics of one example, of its map f64[n, n]."""
@@ -126,6 +144,14 @@ def _inside(box: Any, size: int) -> np.ndarray:
     return down[:, None] & across[None, :]
 
 
+def _enlarge(one: np.ndarray) -> np.ndarray:
+    """f64[n, n] of a map f32[side * side]."""
+    side = round(len(one) ** 0.5)
+    weights = _bicubic(side)
+    return weights @ one.reshape(side, side).astype(np.float64) @ weights.T
+
+
+@functools.cache
 def _bicubic(side: int) -> np.ndarray:
     """f64[side * _RASTER, side]: bicubic interpolation with a = -0.75 and repeated borders, as torch's."""
     size, a = side * _RASTER, -0.75

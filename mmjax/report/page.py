@@ -19,7 +19,7 @@ from mmjax.core.files import read_json_object
 from mmjax.core.printable import printable
 from mmjax.report import tables
 from mmjax.report.chart import Series, line_chart, number
-from mmjax.report.panels import caption_cards, image_cards
+from mmjax.report.panels import caption_cards, grounding_cards, image_cards
 from mmjax.report.tables import Record
 from mmjax.runs.console import duration
 from mmjax.runs.jsonl import read_jsonl
@@ -49,6 +49,7 @@ def write(
     *,
     panel: Sequence[Mapping[str, Any]] = (),
     caption_panel: Sequence[Mapping[str, Any]] = (),
+    grounding_panel: Sequence[Mapping[str, Any]] = (),
     summary: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes ``workdir/report.html``.
@@ -60,6 +61,7 @@ def write(
         workdir: The run folder.
         panel: Images with retrieved captions, from ``mmjax.evals.retrieval.Evaluator.panel``.
         caption_panel: Captions with retrieved images, from ``Evaluator.caption_panel``.
+        grounding_panel: Where the model looks for what texts name, from ``mmjax.evals.refcoco.Evaluator.panel``.
         summary: Further names and values, e.g. ``{"parameters": 279_937}``.
 
     Returns:
@@ -84,6 +86,7 @@ def write(
         image_cards=image_cards(panel),
         first_correct=sum(bool(e["retrieved"]) and bool(e["retrieved"][0][2]) for e in panel),
         caption_cards=caption_cards(caption_panel),
+        grounding_cards=grounding_cards(grounding_panel),
         goodput=tables.goodput(records),
         details=[
             *_flatten(_last_start(workdir) | dict(summary or {})),

@@ -115,6 +115,13 @@ class Evaluation:
         rows = range(count)
         return evaluator.panel(bound, rows=rows), evaluator.caption_panel(bound, rows=rows)
 
+    def grounding_panel(self, params: Params, *, count: int) -> list[dict[str, Any]]:
+        """Where the model looks in the first pictures with boxes, if ``refcoco`` is measured at the end."""
+        if "refcoco" not in self._config.final_tasks:
+            return []
+        evaluator = self.evaluator("refcoco", self._config.final_splits[0])
+        return evaluator.panel(self._bind(params), rows=range(count))
+
     def evaluator(self, task: str, split: str) -> Any:
         """The evaluator of one task, made at its first use."""
         if (task, split) not in self._evaluators:

@@ -17,6 +17,7 @@ from mmjax.train.start import Run
 logger = logging.getLogger(__name__)
 
 PANEL_IMAGES = 12
+GROUNDING_IMAGES = 8
 
 
 def measured_params(state: TrainState) -> Params:
@@ -60,6 +61,7 @@ def measure_and_report(run: Run, state: TrainState) -> dict[str, float]:
         }
         run.progress.metrics(weights_of_step, metrics)
         panel, caption_panel = run.evaluation.panels(params, count=PANEL_IMAGES)
+        grounding_panel = run.evaluation.grounding_panel(params, count=GROUNDING_IMAGES)
     run.time_log.write()
     times = goodput.load_goodput(run.workdir) if collectives.is_main_process() else None
     run.tracker.write(run.steps, metrics | (times.metrics() if times else {}))
@@ -67,7 +69,9 @@ def measure_and_report(run: Run, state: TrainState) -> dict[str, float]:
         return metrics
     summary["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
     try:
-        path = report.write(run.workdir, panel=panel, caption_panel=caption_panel, summary=summary)
+        path = report.write(
+            run.workdir, panel=panel, caption_panel=caption_panel, grounding_panel=grounding_panel, summary=summary
+        )
     except OSError as error:
         raise CheckpointNotSaved(
             f"the report could not be written ({error.strerror}); make room and run the same command again"

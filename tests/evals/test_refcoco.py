@@ -13,7 +13,8 @@ HEAT[1, 2], HEAT[3, 0] = 3.0, 1.0
 BOX = (0.5, 0.25, 0.75, 0.5)  # the patch of the largest value
 
 
-def evaluate(examples, heat=HEAT, **options):
+def evaluate(examples, heat=HEAT, rows=None, **options):
+    """The metrics, or of ``rows`` what a report shows."""
     towers = Towers()
     matcher = Matcher(
         lambda params, images: jnp.zeros((4, 1, 1)),
@@ -25,7 +26,8 @@ def evaluate(examples, heat=HEAT, **options):
         for i, example in enumerate(examples)
     ]
     evaluator = refcoco.Evaluator(lambda split: Source(items), **options)
-    return evaluator(towers.embedder(matcher=matcher).bind(towers.params))
+    bound = towers.embedder(matcher=matcher).bind(towers.params)
+    return evaluator(bound) if rows is None else evaluator.panel(bound, rows=rows)
 
 
 def test_maps_are_measured_against_boxes():
@@ -37,6 +39,18 @@ def test_maps_are_measured_against_boxes():
     assert flat["mass_gain"] == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match="example 0 has no box"):
         evaluate([{}])
+
+
+def test_the_panel_shows_pictures_maps_and_what_was_measured():
+    examples = [{"box": BOX}, {"box": (0.0, 0.75, 0.25, 1.0)}]
+    measured, panel = evaluate(examples), evaluate(examples, rows=range(8))
+    assert [(one["text"], tuple(one["box"]), one["image"].max()) for one in panel] == [
+        ("thing 0", BOX, 0), ("thing 1", (0.0, 0.75, 0.25, 1.0), 1),
+    ]  # fmt: skip
+    for name in ("pointing", "mass_in_box", "area_of_box"):
+        assert np.mean([one[name] for one in panel]) == pytest.approx(measured[name])
+    row, column = np.unravel_index(panel[1]["heat"].argmax(), panel[1]["heat"].shape)
+    assert row // 8 == 1 and column // 8 == 2  # eight points along each patch
 
 
 def test_the_best_proposal_counts_if_half_of_it_is_the_box():

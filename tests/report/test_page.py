@@ -1,9 +1,12 @@
+import base64
+import io
 import json
 import math
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmjax import report
 from mmjax.report.chart import BOTTOM, HEIGHT, TOP, Series, line_chart, number, thin
@@ -71,6 +74,24 @@ def test_a_whole_run(workdir):
         assert words in page.text, words
     assert page.tags.count("svg") == 6
     assert page.tags.count("img") == 4
+
+
+def test_maps_lie_over_their_pictures_beside_the_share_of_the_box(workdir):
+    pixels, heat = np.full((8, 8, 3), 40, np.uint8), np.zeros((16, 16))
+    heat[4, 12], heat[0, 0] = 2.0, -1.0
+    entry = {"image": pixels, "box": (0.625, 0.125, 1.25, 0.5), "heat": heat, "mass_in_box": 0.5, "area_of_box": 0.125}
+    entries = [{**entry, "text": "a <ring>", "pointing": 1.0}, {**entry, "text": "a star", "pointing": 0.0}]
+    page = page_of(workdir, grounding_panel=entries)
+    for words in ("in the box for 1 of these 2", "a <ring>", "✓ inside", "✗ outside", "50.0 % of the map in the box"):
+        assert words in page.text, words
+    assert "has 12.5 % of the area" in page.text and page.tags.count("img") == 6
+    assert "left:62.5%;top:12.5%;width:37.5%;height:37.5%" in report.write(workdir, grounding_panel=entries).read_text()
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(page.links[2].partition(",")[2]))))
+    brightness = drawn[..., :3].sum(axis=-1, dtype=int)
+    assert drawn.shape == (16, 16, 4) and brightness[4, 12] == brightness.max() > brightness[0, 0] == brightness.min()
+    assert 0 < drawn[0, 0, 3] < 255
+    flat = page_of(workdir, grounding_panel=[{**entries[0], "heat": np.zeros((4, 4))}])
+    assert flat.tags.count("img") == 3 and "Where the model looks" not in page_of(workdir).text
 
 
 def test_views_are_drawn_beside_the_clean_rows_and_the_sphere_where_it_was_measured(tmp_path):
