@@ -13,6 +13,7 @@ import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -152,23 +153,62 @@ def test_a_real_run_is_as_its_docstring_says(name):
 
 
 @pytest.mark.parametrize(
-    ("arg", "batch", "rate", "decay", "seen", "images", "distillation"),
+    ("arg", "batch", "rate", "warmup", "decay", "seen", "images", "distillation"),
     [
-        ("", 128, 2e-5, 0.02, 10 * 86_373, 2, 0.4),
-        ("task=snli_ve", 256, 2e-5, 0.02, 5 * 529_527, 1, 0.4),
-        ("method=vilt", 128, 1e-4, 0.01, 10 * 86_373, 2, 0.0),
+        ("", 128, (2e-5, 1e-6), 674, 0.02, 10 * 86_373, 2, 0.4),
+        ("task=snli_ve", 256, (2e-5, 1e-6), 2068, 0.02, 5 * 529_527, 1, 0.4),
+        ("method=vilt", 128, (1e-4, 0.0), 674, 0.01, 10 * 86_373, 2, 0.0),
+        ("task=refcoco", 256, (1e-5, 1e-6), 0, 0.02, 5 * 120_191, 1, 0.4),
     ],
 )
-def test_fusion_encoders_are_fine_tuned_as_published(arg, batch, rate, decay, seen, images, distillation):
+def test_fusion_encoders_are_fine_tuned_as_published(arg, batch, rate, warmup, decay, seen, images, distillation):
     config = experiment("fusion_finetune", arg)
     optimizer = config.optimizer
-    assert (config.batch_size, optimizer.learning_rate, optimizer.weight_decay) == (batch, rate, decay)
+    assert (config.batch_size, optimizer.learning_rate, optimizer.weight_decay) == (batch, rate[0], decay)
+    assert optimizer.final_fraction * rate[0] == pytest.approx(rate[1]) and optimizer.warmup_steps == warmup
     assert config.steps * batch == pytest.approx(seen, rel=0.01)
     assert config.model.fusion.images == len(config.data.modalities) == images
-    assert config.model.fusion.answers == len(config.objective["answers"])
+    assert config.model.fusion.answers == len(config.objective.get("answers", ()))
     assert config.objective.get("distillation", 0.0) == distillation
+
+
+def test_fine_tuning_for_grounding_sees_whole_pictures_and_measures_all_splits():
+    paths = "train=/a/refs(unc).p,val=/a/refs(unc).p,proposals=/a/dets.json,images=/a/train2014"
+    config = experiment("fusion_finetune", f"task=refcoco,{paths}")
+    assert config.data.transforms[0] == ("resize_crop", {"mode": "squash", "resample": "fast"})
+    assert config.data.evaluation == {"path": "/a/refs(unc).p", "proposals": "/a/dets.json"}
+    assert config.eval.final_tasks == ("refcoco",) and config.eval.final_splits == ("val", "testA", "testB")
+    assert config.objective["name"] == "albef" and config.objective["words_weight"] == 0
     with pytest.raises(ConfigError, match="task=snli_ve: ViLT was not fine-tuned on it"):
         experiment("fusion_finetune", "method=vilt,task=snli_ve")
+    with pytest.raises(ConfigError, match=r"proposals='/a/dets\.json': is for the evaluation of task=refcoco; set val"):
+        experiment("fusion_finetune", "task=refcoco,proposals=/a/dets.json")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fusion_finetune:task=refcoco",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "fusion_finetune",
+                "fusion_finetune:task=snli_ve",
+                "fusion_finetune:method=vilt",
+                "albef_b16:method=tcl",
+            )
+        ),
+    ],
+)
+def test_each_form_of_a_fusion_encoder_can_be_traced(name):
+    """The whole step, with as few blocks as show its structure."""
+    sections = experiment(name).to_dict()
+    for tower in ("vision_cfg", "text_cfg", "fusion"):
+        sections["model"][tower]["layers"] = min(sections["model"][tower]["layers"], 1)
+    config, _ = resolve_without_data(Experiment.from_dict(sections | {"batch_size": DEVICES}), shards=DEVICES)
+    program = Program(config)
+    state, metrics = jax.eval_shape(program.step, program.abstract_state, batch_shapes(config))
+    assert metrics["loss"].shape == () and jax.tree.structure(state) == jax.tree.structure(program.abstract_state)
 
 
 def test_every_file_with_a_slice_is_checked():
