@@ -3,7 +3,9 @@
 ``task=questions`` asks for color, shape, texture, size, existence and the background (as VQA), ``task=entailment`` says
 something of the picture that follows from it, contradicts it or is left open (as SNLI-VE), and ``task=pairs`` something
 of two pictures that is true or false (as NLVR2). All come from the scene graph. Each answer of a kind is as frequent as
-the others, so neither the text nor the picture alone says it. The controls train and measure without one of them:
+the others, so neither the text nor the picture alone says it. Entailment is learned beside the hidden words of its
+statements: a label depends on shape and value together, and labels alone leave the loss at ln 3 for 3,000 steps. Hidden
+words say what pictures show, as in the pretraining that comes before SNLI-VE. The controls see one side alone:
 ``hidden=image`` has gray pictures, ``hidden=question`` one text for all.
 
 Arguments: ``task=questions|entailment|pairs``, ``kind=cross|joint`` (text attends to the image, or both are one
@@ -56,6 +58,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "words_weight": 0.0,
         "answers": answers,
     }
+    if args.task == "entailment":
+        config.model.fusion["word_head"] = "tied"
+        config.objective.update(words_weight=1.0, words_rate=0.4)
     config.augment = plugin_entries(args.augment)
     config.data = {
         "source": {"name": "scenes", "world": args.world, "image_size": 32, "task": args.task, "hidden": args.hidden},
