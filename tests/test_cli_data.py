@@ -122,6 +122,13 @@ def test_inspect_compares_captions_of_a_table_and_of_a_recipe(shards, tmp_path, 
     assert "names none of the 20 examples by its 'key', such as '" in nobody
     assert "--captions" in ran(capfd, "inspect", *SCENES, "--model=x", status=2).err
     assert "--sheet=x" in ran(capfd, "inspect", *SCENES, "--captions", "--sheet=x", status=2).err
+    assert "--languages: of captions" in ran(capfd, "inspect", *SCENES, "--languages", status=2).err
+
+
+def test_inspect_counts_languages_of_captions(shards, capfd):
+    pytest.importorskip("py3langid")
+    options = "--captions", "--languages", "--examples=4"
+    assert "languages of source: en 100.0%" in ran(capfd, "inspect", f"--path={shards}", *options).out
 
 
 def test_bench(tmp_path, capfd):

@@ -14,6 +14,7 @@ import sys
 
 from mmjax.commands.common import data_source, options
 from mmjax.core.config import ConfigError, Ge
+from mmjax.generate.languages import check_installed
 
 MAX_SHEET_BATCH = 1024  # rows made for a contact sheet, which shows a few of them
 
@@ -30,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with the source's captions as references",
     )  # fmt: skip
     parser.add_argument("--model", metavar="SPEC", help="with --captions: a run folder or weights, for CLIPScores")
+    parser.add_argument(
+        "--languages", action="store_true", help="with --captions: also their languages, by the extra languages"
+    )
     parser.add_argument("--sheet", metavar="FILE", help="draw a contact sheet to this file (.png)")
     parser.add_argument("--rows", type=int, default=24, metavar="N", help="images on the sheet (default: 24)")
     parser.add_argument("--threads", type=int, metavar="N", help="reading threads (default: one a core)")
@@ -43,6 +47,10 @@ def run(args: argparse.Namespace) -> int:
     options.check_ranges(args, rows=Ge(1), threads=Ge(1))
     if args.model and not args.captions:
         raise ConfigError(f"--model={args.model}: scores captions; give --captions too, or leave it out")
+    if args.languages and not args.captions:
+        raise ConfigError("--languages: of captions; give --captions too, or leave it out")
+    if args.languages:
+        check_installed("--languages")
     if args.sheet and args.captions:
         raise ConfigError(f"--sheet={args.sheet}: --captions draws nothing; leave one of them out")
     experiment = data_source.load_experiment(args)

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError, build
+from mmjax.data.scenes import language, shifts
 from mmjax.data.scenes import world as worlds
+from mmjax.data.scenes.graph import claims
 from mmjax.data.scenes.questions import ANSWERS, KINDS
 from mmjax.data.scenes.render import render
 from mmjax.data.scenes.world import WORLDS
 from mmjax.data.sources.scenes import SPLITS, Source
+from mmjax.generate.scene_oracles.writer import PARAPHRASES
 from support.scene_semantics import Silence
 
 SMALL = {"image_size": 8}
@@ -264,6 +267,40 @@ def test_shifted_splits_are_the_same_scenes_in_other_colors(split):
         assert hue.class_names == plain.class_names and len(hue) == len(plain)
 
 
+@pytest.mark.parametrize("split", ["test", "zeroshot"])
+def test_other_words_say_the_same_of_the_same_pictures_and_training_never_has_them(split):
+    plain, other = Source(split, **SMALL), Source(f"{split}_words", **SMALL)
+    frames = {frame.format("a ") for frame in shifts.FRAMES}
+    assert not frames & {text.format("a ") for text in (*PARAPHRASES, *language.TEMPLATES)}
+
+    def frame_of(text, reworded):
+        assert claims(text) == claims(reworded)
+        return next(frame for frame in shifts.FRAMES if frame.format(shifts.bare(text)) == reworded)
+
+    used = set()
+    for i in range(20):
+        x, y = plain[i], other[i]
+        np.testing.assert_array_equal(x["image"], y["image"])
+        used |= set(map(frame_of, x["captions"], y["captions"]))
+        for (kind, true, false), (again, *reworded) in zip(x.get("negatives", ()), y.get("negatives", ()), strict=True):
+            assert kind == again and frame_of(true, reworded[0]) == frame_of(false, reworded[1])
+    assert used == set(shifts.FRAMES) and y["captions"] == Source(f"{split}_words", **SMALL)[19]["captions"]
+    if split == "zeroshot":
+        assert not set(other.templates) & set(plain.templates) and all(t.count("{}") == 1 for t in other.templates)
+
+
+def test_tied_shapes_have_one_color_and_flipped_ones_each_others():
+    tied = Source("train", tied=0.9, **SMALL)
+    own = [all(t.color == tied.world.tied_color(t.shape) for t in tied.scene(i).things) for i in range(1000)]
+    assert 0.87 < np.mean(own) < 0.93
+    flipped = Source("test_flipped", **SMALL)
+    for i in range(50):
+        a, b = flipped.scene(i).things
+        assert (a.color, b.color) == (tied.world.tied_color(b.shape), tied.world.tied_color(a.shape))
+        assert not tied.world.held_out(a.color, a.shape) and not tied.world.held_out(b.color, b.shape)
+    assert Source("train", **SMALL).scene(3) == Source("train", tied=0.0, **SMALL).scene(3)
+
+
 def test_colors_of_the_palette_stay_nearest_to_their_names_up_to_the_default_shift():
     from mmjax.data.pictures import pixels
     from mmjax.data.scenes.render import PALETTE
@@ -302,6 +339,9 @@ def test_colors_of_the_palette_stay_nearest_to_their_names_up_to_the_default_shi
         ({"split": "test_hues"}, "split='test_hues'.*'test_hue'"),
         ({"split": "zeroshot_cast", "size": 10}, "size=10.*288.*leave size out"),
         ({"split": "test_hue", "hue": 0.7}, "hue=0.7.*between 0 and 0.5"),
+        ({"split": "zeroshot_flipped"}, "split='zeroshot_flipped'"),
+        ({"split": "test_words", "task": "questions"}, "task='questions': not for split='test_words'"),
+        ({"split": "val", "tied": 0.5}, "tied=0.5.*train"),
     ],
 )
 def test_invalid_options_name_the_key_the_value_and_the_way_out(options, message):

@@ -35,6 +35,7 @@ def inspect_captions(args: argparse.Namespace, split: Any, numbers: Sequence[int
     """
     from mmjax.data.preparing.progress import Counter
     from mmjax.evals.captions.quality import measure_quality
+    from mmjax.generate.languages import identify
 
     source, chain = split.source, split.train_transforms
     transforms = any(chain.stage_of(name.partition("#")[0]) in ("captions", "sample") for name in chain.names)
@@ -73,7 +74,9 @@ def inspect_captions(args: argparse.Namespace, split: Any, numbers: Sequence[int
     first = SOURCE if SOURCE in groups else "raw"
     scores = _clip_scores(args.model, source, readable, groups, first) if args.model else None
     truth = _truth(source, readable)
-    quality = measure_quality(groups, source=first, is_true=truth, clip_scores=scores)
+    quality = measure_quality(
+        groups, source=first, is_true=truth, clip_scores=scores, identify=identify if args.languages else None
+    )
     return {
         "examples": len(source),
         "inspected": len(numbers),

@@ -27,7 +27,7 @@ DOMINANCE = 1.5  # of the main axis of a direction over the other axis
 OVERLAP = (0.55, 0.85)  # distance / sum of radii for front and behind: both objects stay recognizable
 UNIFORMS = 21  # numbers for one scene of any world
 
-Combinations = Literal["seen", "any", "swappable"]
+Combinations = Literal["seen", "any", "swappable", "tied", "flipped"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,11 +69,16 @@ class World:
         """Whether this combination never occurs in train and val; every color and every shape has one."""
         return (color + shape) % max(self.colors, self.shapes) == 0
 
+    def tied_color(self, shape: int) -> int:
+        """The color that belongs to a shape where the two are tied; that combination is not held out."""
+        return (shape + 1) % self.colors
+
     @functools.cache  # noqa: B019 - worlds are few and live as long as the program
     def pairs(self, combinations: Combinations) -> tuple[tuple[int, int, int, int], ...]:
         """All (color, shape, color, shape) with two colors and two shapes, so that every swap changes the meaning.
 
         ``seen`` excludes held-out combinations, ``swappable`` also those that become held out if colors are swapped.
+        In ``tied`` ones each shape has its own color; ``flipped`` are those with the colors exchanged, if seen.
         """
         pairs = []
         for a in range(self.colors * self.shapes):
@@ -83,14 +88,24 @@ class World:
                     continue
                 is_held_out = self.held_out(ca, sa) or self.held_out(cb, sb)
                 swap_is_held_out = self.held_out(cb, sa) or self.held_out(ca, sb)
-                if combinations == "any" or (not is_held_out and (combinations == "seen" or not swap_is_held_out)):
+                tied = self.tied_color(sa), self.tied_color(sb)
+                allowed = {
+                    "any": True,
+                    "seen": not is_held_out,
+                    "swappable": not is_held_out and not swap_is_held_out,
+                    "tied": tied == (ca, cb),
+                    "flipped": tied == (cb, ca) and not is_held_out,
+                }
+                if allowed[combinations]:
                     pairs.append((ca, sa, cb, sb))
         return tuple(pairs)
 
     @functools.cache  # noqa: B019
-    def combinations(self, kind: Literal["seen", "any"]) -> tuple[tuple[int, int], ...]:
-        """All (color, shape), color-major; ``seen`` excludes held-out ones."""
+    def combinations(self, kind: Literal["seen", "any", "tied"]) -> tuple[tuple[int, int], ...]:
+        """All (color, shape), color-major; ``seen`` excludes held-out ones, ``tied`` has one color for each shape."""
         both = [divmod(i, self.shapes) for i in range(self.colors * self.shapes)]
+        if kind == "tied":
+            return tuple((c, s) for c, s in both if c == self.tied_color(s))
         return tuple(cs for cs in both if kind == "any" or not self.held_out(*cs))
 
 

@@ -12,16 +12,14 @@ import numpy as np
 
 from mmjax.core.config import Between, ConfigError, choose
 from mmjax.data import source
-from mmjax.data.pictures import pixels
-from mmjax.data.scenes import edits, graph, language, negatives, render, signs, statements
+from mmjax.data.scenes import edits, graph, language, negatives, render, shifts, signs, statements
 from mmjax.data.scenes import questions as scene_questions
 from mmjax.data.scenes import world as worlds
 from mmjax.data.scenes.world import Scene
 from mmjax.data.text import with_answer
 
 SPLITS = ("train", "val", "test", "zeroshot", "winoground")
-SHIFTS = ("hue", "cast")
-SHIFTED_SPLITS = tuple(f"{split}_{shift}" for split in ("val", "test", "zeroshot") for shift in SHIFTS)
+SHIFTED_SPLITS = tuple(f"{split}_{shift}" for shift, splits in shifts.SPLITS.items() for split in splits)
 TRAIN_SIZE, EVAL_SIZE, SIZE_LIMIT = 8192, 1000, 32768
 PER_CLASS = 8
 WINOGROUND_PAIRS = 400
@@ -48,8 +46,10 @@ class Source(source.Source):
     same pixel noise, with one caption each in the same words. Held-out combinations of color and shape occur in
     ``test`` and ``zeroshot`` alone (there, ``held_out`` is bool for each class).
 
-    ``val``, ``test`` and ``zeroshot`` exist in two other styles: the items of ``test_hue`` are those of ``test`` with
-    rotated hues, those of ``test_cast`` in light of another color.
+    ``val``, ``test`` and ``zeroshot`` exist in other styles: the items of ``test_hue`` are those of ``test`` with
+    rotated hues, those of ``test_cast`` in light of another color, and the texts of ``test_words`` are in frames of
+    words that training never has. In ``val_flipped`` and ``test_flipped`` two objects have each other's color of those
+    that ``tied`` gives them.
 
     Args:
       split: one of ``SPLITS`` or ``SHIFTED_SPLITS``.
@@ -64,6 +64,7 @@ class Source(source.Source):
         another color, shape or texture); ``group`` is then 2.
       caption_noise: probability that a caption of train is another scene's.
       terse: probability that a caption of train is two words, the color and shape of one object.
+      tied: probability that the shapes of a scene of train have the one color that belongs to each.
       negatives: the kinds to supply (``mmjax.data.scenes.negatives.KINDS``); all in val and test, none elsewhere.
       hue: turns of the color wheel, there or back, in the splits ``…_hue``. Up to 1/36 each color of the palette stays
         nearest to its own name.
@@ -94,6 +95,7 @@ class Source(source.Source):
         twins: bool = False,
         caption_noise: Annotated[float, Between(0, 1)] = 0.0,
         terse: Annotated[float, Between(0, 1)] = 0.0,
+        tied: Annotated[float, Between(0, 1)] = 0.0,
         negatives: tuple[str, ...] | None = None,
         hue: Annotated[float, Between(0, 0.5)] = 1 / 36,
         cast: Annotated[float, Between(0, 2)] = 0.4,
@@ -103,6 +105,7 @@ class Source(source.Source):
         cache: bool = True,
     ):
         split = choose("" if split is None else split, (*SPLITS, *SHIFTED_SPLITS), path="split")
+        self._name = split
         self.split, _, self.shift = split.partition("_")
         split = self.split
         self.world = worlds.WORLDS[choose(world, worlds.WORLDS, path="world")]
@@ -112,7 +115,7 @@ class Source(source.Source):
         self.seed = seed
         self.twins = twins
         self.caption_noise = caption_noise
-        self.terse = terse
+        self.terse, self.tied = terse, tied
         self.hue, self.cast = hue, cast
         self.negatives = _kinds(split, negatives)
         self.task, self.answered, self.hidden = task, answered, hidden
@@ -130,7 +133,7 @@ class Source(source.Source):
         if split == "zeroshot":
             classes = self.world.combinations("any")
             self.class_names = [f"{worlds.COLORS[c]} {worlds.SHAPES[s]}" for c, s in classes]
-            self.templates = list(language.TEMPLATES)
+            self.templates = list(shifts.TEMPLATES if self.shift == "words" else language.TEMPLATES)
             self.held_out = np.array([self.world.held_out(c, s) for c, s in classes])
 
     def __len__(self) -> int:
@@ -189,13 +192,16 @@ class Source(source.Source):
         return statements.of_pair(own, self.right_scene(index), u)
 
     def _graph(self, base: int, part: int = _GRAPH) -> Scene:
-        u = self._stream(base, part).random(worlds.UNIFORMS + 1).tolist()
+        *u, single, tied = self._stream(base, part).random(worlds.UNIFORMS + 2).tolist()
         if self.split == "zeroshot":
             return worlds.draw_single(self.world, u, self.world.combinations("any")[base // PER_CLASS])
-        if self.split == "train" and u[-1] < SINGLE_SHARE:
-            return worlds.draw_single(self.world, u)
-        allowed: dict[str, worlds.Combinations] = {"test": "any", "winoground": "swappable"}
-        return worlds.draw_pair(self.world, u, allowed.get(self.split, "seen"))
+        train: Literal["tied", "seen"] = "tied" if tied < self.tied else "seen"
+        if self.split == "train" and single < SINGLE_SHARE:
+            return worlds.draw_single(self.world, u, worlds.pick(self.world.combinations(train), u[0]))
+        allowed: dict[str, worlds.Combinations] = {"train": train, "test": "any", "winoground": "swappable"}
+        return worlds.draw_pair(
+            self.world, u, "flipped" if self.shift == "flipped" else allowed.get(self.split, "seen")
+        )
 
     def _make(self, index: int) -> dict[str, Any]:
         base, member = divmod(index, self.group)
@@ -212,8 +218,8 @@ class Source(source.Source):
             noise = {m: self._stream(base, _PIXELS + 2 * render.MODALITIES.index(m) + grain) for m in self.modalities}
             item |= render.render(scene, image_size=self.image_size, noise=noise)
         item["scene"] = graph.to_json(scene, self.world)
-        if self.shift and "image" in item:
-            item["image"] = self._shift(item["image"], self._stream(base, _SHIFT).random(3))
+        if "image" in item:
+            item["image"] = self._shift(item["image"], self._stream(base, _SHIFT))
         if self.task == "expressions":
             return item | self._expression(scene, base, member)
         if self.task != "captions":
@@ -229,7 +235,7 @@ class Source(source.Source):
         if self.negatives:
             u = self._stream(base, _NEGATIVES + member).random(negatives.UNIFORMS).tolist()
             item["negatives"] = negatives.negatives(self.world, scene, u, self.negatives)
-        return item
+        return shifts.reword_item(item, self._stream(base, _SHIFT)) if self.shift == "words" else item
 
     def _pair(self, left: Scene, index: int) -> dict[str, Any]:
         """The pictures of two scenes, in color."""
@@ -239,9 +245,7 @@ class Source(source.Source):
         for number, (modality, (scene, part)) in enumerate(zip(self.modalities, scenes, strict=True)):
             noise = {"image": self._stream(base, part + member)}
             picture = render.render(scene, image_size=self.image_size, noise=noise)["image"]
-            if self.shift:
-                picture = self._shift(picture, self._stream(base, _SHIFT + number).random(3))
-            pictures[modality] = picture
+            pictures[modality] = self._shift(picture, self._stream(base, _SHIFT + number))
         return pictures
 
     def _expression(self, scene: Scene, base: int, member: int) -> dict[str, Any]:
@@ -265,13 +269,8 @@ class Source(source.Source):
         pictures = dict.fromkeys(self.modalities, gray) if self.hidden == "image" else {}
         return fields | {"kind": asked.kind} | pictures
 
-    def _shift(self, x: np.ndarray, u: np.ndarray) -> np.ndarray:
-        if self.shift == "hue":
-            x = pixels.hue(x, self.hue if u[0] < 0.5 else -self.hue)
-        else:
-            x = pixels.apply_table(x, np.arange(256)[:, None] * np.exp(self.cast * (2 * u - 1)))
-        x.flags.writeable = False
-        return x
+    def _shift(self, x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        return shifts.shift_picture(x, self.shift, random.random(3).tolist(), hue=self.hue, cast=self.cast)
 
     def _captions(self, scene: Scene, index: int) -> list[str]:
         captions = language.captions(scene)
@@ -297,8 +296,8 @@ class Source(source.Source):
         return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, part]))
 
     def _check(self) -> None:
-        if self.task != "captions" and self.split in ("zeroshot", "winoground"):
-            raise ConfigError(f"task={self.task!r}: not for split={self.split!r}; use train, val or test")
+        if self.task != "captions" and (self.split in ("zeroshot", "winoground") or self.shift == "words"):
+            raise ConfigError(f"task={self.task!r}: not for split={self._name!r}; use train, val or test")
         if self.answered and (self.task != "questions" or self.hidden == "question"):
             raise ConfigError(
                 "answered=True: is for questions alone; set task='questions' and not hidden, or leave it out"
@@ -309,14 +308,14 @@ class Source(source.Source):
             raise ConfigError(f"modalities={self.modalities}: task='pairs' has two pictures; use ('left', 'right')")
         for name in () if self.task == "pairs" else self.modalities:
             choose(name, (*render.MODALITIES, _FRAMES), path="modalities")
-        drawn = self.hidden == "image" or self.shift or self.task == "expressions"
+        drawn = self.hidden == "image" or self.shift in ("hue", "cast") or self.task == "expressions"
         if _FRAMES in self.modalities and (self.modalities != (_FRAMES,) or drawn):
             raise ConfigError(
                 f"modalities={self.modalities}: {_FRAMES!r} is a modality alone and no picture; use pictures for this"
             )
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise ConfigError(f"modalities={self.modalities}: name one or more of {render.MODALITIES}, each once")
-        for name in ("twins", "caption_noise", "terse"):
+        for name in ("twins", "caption_noise", "terse", "tied"):
             if getattr(self, name) and self.split != "train":
                 raise ConfigError(
                     f"{name}={getattr(self, name)}: only for split='train', not {self.split!r}; leave it out here"

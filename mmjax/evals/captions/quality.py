@@ -36,6 +36,7 @@ def measure_quality(
     source: str,
     is_true: Callable[[int, str], bool] | None = None,
     clip_scores: Mapping[str, Mapping[str, float]] | None = None,
+    identify: Callable[[str], str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Statistics of each kind of captions, as JSON values.
 
@@ -49,6 +50,7 @@ def measure_quality(
         source: the kind that others are compared with.
         is_true: whether a caption of the image of that index is true, where that is known.
         clip_scores: further numbers of kinds: ``clip_score``, ``clip_score_shuffled`` and ``ref_clip_score``.
+        identify: the language of a text, for ``languages``, the fractions of the most frequent ones.
     """
     tokens = {name: [[tokenize(text) for text in texts] for texts in each] for name, each in groups.items()}
     result = {}
@@ -70,6 +72,9 @@ def measure_quality(
             if is_true is not None:
                 truths = [is_true(row, text) for row, texts in enumerate(groups[name]) for text in texts]
                 summary["true"] = float(np.mean(truths))
+            if identify is not None:
+                codes = collections.Counter(identify(text) for texts in groups[name] for text in texts)
+                summary["languages"] = [[code, n / len(flat)] for code, n in codes.most_common(_MOST_FREQUENT)]
             summary |= (clip_scores or {}).get(name, {})
         result[name] = summary
     return result
@@ -91,6 +96,8 @@ def format_quality(summary: Mapping[str, Any]) -> str:
         if group.get("most_frequent"):
             often = ", ".join(f"{printable(text)!r} {count:,}" for text, count in group["most_frequent"])
             lines.append(f"most frequent of {name}: {often}")
+        if group.get("languages"):
+            lines.append(f"languages of {name}: " + ", ".join(f"{code} {f:.1%}" for code, f in group["languages"]))
     if unreadable := summary.get("unreadable"):
         lines.append(f"{unreadable:,} examples could not be read; mmjax data inspect without --captions says why")
     return "\n".join(lines)

@@ -21,6 +21,7 @@ class Block(block.GlobalBlock):
         raw if s_r ≥ τ;  else synthetic if s_s ≥ τ, or always unless ``filtered``;  else dropped
 
     The others' weights become zero. A record without such a caption, or whose cosine is NaN, is as one below τ.
+    Captions whose weight is zero already, because a filter took them out, are as none.
 
     Args:
       fraction: of the records whose raw captions are kept; 1 keeps raw ones only, 0 synthetic ones only.
@@ -69,7 +70,7 @@ class Block(block.GlobalBlock):
             if not passes:
                 record.drop("caption_mix: neither caption scores enough")
                 return record
-        chosen = [number for number, c in enumerate(record.captions) if (c["source"] == "raw") == takes_raw]
+        chosen = [number for number, c in enumerate(record.captions) if _has_weight(c, raw=takes_raw)]
         if self._best_only:
             chosen = sorted(chosen, key=lambda number: self._cosine(record.captions[number]))[-1:]
         for number, caption in enumerate(record.captions):
@@ -79,9 +80,13 @@ class Block(block.GlobalBlock):
         return record
 
     def _best(self, record: Record, *, raw: bool) -> float:
-        cosines = [self._cosine(caption) for caption in record.captions if (caption["source"] == "raw") == raw]
+        cosines = [self._cosine(caption) for caption in record.captions if _has_weight(caption, raw=raw)]
         return max(cosines, default=-math.inf)
 
     def _cosine(self, caption: Mapping[str, Any]) -> float:
         cosine = caption.get("scores", {}).get(self._score, math.nan)
         return -math.inf if math.isnan(cosine) else cosine
+
+
+def _has_weight(caption: Mapping[str, Any], *, raw: bool) -> bool:
+    return (caption["source"] == "raw") == raw and caption.get("weight", 1.0) > 0

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.scenes.graph import claims
+from mmjax.data.scenes.shifts import bare
 from mmjax.data.scenes.world import COLORS, SHAPES, SIZES, TEXTURES
 
 Reply = Callable[[Mapping[str, Any], np.random.Generator, bool], str]
@@ -23,7 +24,7 @@ _KINDS = {"color": "color", "shape": "shape", "texture": "material", "size": "ot
 
 
 def _rewrite(values: Mapping[str, Any], random: np.random.Generator, wrong: bool) -> str:
-    text = str(values["caption"]).removeprefix("there is ").removeprefix("only ")
+    text = bare(str(values["caption"]))
     if wrong:
         text = _exchange(text, "color", random) or text
     return PARAPHRASES[int(random.integers(len(PARAPHRASES)))].format(text)
