@@ -346,6 +346,15 @@ def test_every_recipe_of_hard_negatives_is_an_experiment():
         assert made.objective["name"] == ("contrastive" if plain else recipe.name)
 
 
+def test_the_recipes_of_mixgen_are_its_variants_and_all_rows():
+    recipes = make_recipes(str(FILES[0].parent / "scenes.py"), (), file=str(FILES[0].parent / "mixgen.toml"))
+    for recipe in recipes:
+        check_plugins(recipe.experiment())
+    options = [dict(recipe.experiment().data.transforms).get("mixgen") for recipe in recipes]
+    variants = [{"variant": variant} for variant in "abcde"]
+    assert options == [None, {}, *variants, {"fraction": 1.0}]
+
+
 def test_styles_are_measured_where_the_configuration_says():
     scenes, emoji = experiment("style"), experiment("style:data=emoji,path=data/other")
     assert scenes.eval.final_splits == ("test", "test_hue", "test_cast")
