@@ -16,7 +16,7 @@ PositiveFloat = Annotated[float, Gt(0)]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 """Exact (erf) GELU, its tanh approximation (flax's and SigLIP's), or ``x·sigmoid(1.702 x)`` (OpenAI's CLIP)."""
 
-Remat = Literal["none", "dots", "offload", "full"]
+Remat = Literal["none", "dots", "attention", "offload", "full"]
 """What a block keeps for its backward pass: everything (``none``), its matrix products (``dots``), the same in the
 host's memory (``offload``), or its input alone (``full``).
 """

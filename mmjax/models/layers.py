@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from mmjax.core.numerics import broadcast_parameter
 from mmjax.core.row_sharding import constrain_rows, platform_of
 from mmjax.models.attention.choice import Kernel
-from mmjax.models.attention.kernels import attend, attend_cudnn, mark_saved
+from mmjax.models.attention.kernels import HIDDEN_PRODUCT, attend, attend_cudnn, mark_saved
 from mmjax.models.attention.short import attend_short
 from mmjax.models.block_config import Activation, BlockConfig, BlockNorm, MatmulPrecision, MlpType, QkvBias
 from mmjax.models.low_precision import product
@@ -290,9 +290,9 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., width] -> the same shape."""
-        hidden = mark_saved(self.fc1(x))
+        hidden = mark_saved(self.fc1(x), name=HIDDEN_PRODUCT)
         if self.gate is None:
             hidden = activate(hidden, self.activation)
         else:
-            hidden = jax.nn.silu(mark_saved(self.gate(x))) * hidden
+            hidden = jax.nn.silu(mark_saved(self.gate(x), name=HIDDEN_PRODUCT)) * hidden
         return self.fc2(hidden if self.ln is None else self.ln(hidden))

@@ -217,6 +217,8 @@ def suggest_changes(experiment: Experiment, plan: Plan, *, needed: float) -> lis
     matrix = 4 * plan["batch_size"] * texts / shards
     if experiment.objective.get("impl") == "dense" and matrix > 0.05 * usable:
         changes.append(f"objective.impl=ring: the loss alone needs {matrix / 2**30:.1f} GiB for a matrix of logits")
+    if experiment.model.remat in ("none", "dots"):
+        changes.append("model.remat=attention: keeps no hidden layers of the MLPs, for a ninth more FLOPs")
     if experiment.model.remat != "full":
         changes.append("model.remat=full: keeps only the inputs of the blocks, for a third more FLOPs")
     rows, micro_batches = plan["batch_size_per_device"], experiment.micro_batches

@@ -23,9 +23,13 @@ CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
 """The name that jax gives to cuDNN's forward kernel as an operation of a traced program."""
 
 
-def mark_saved(x: jax.Array) -> jax.Array:
-    """Marks a value that ``remat="dots"`` and ``"offload"`` keep for the backward pass."""
-    return checkpoint_name(x, "product")
+PRODUCT, HIDDEN_PRODUCT = "product", "hidden product"
+"""Names of what may be kept for the backward pass; the second is as wide as the MLP's hidden layer."""
+
+
+def mark_saved(x: jax.Array, *, name: str = PRODUCT) -> jax.Array:
+    """Marks a value that ``remat="dots"`` and ``"offload"`` keep for the backward pass, ``"attention"`` by ``name``."""
+    return checkpoint_name(x, name)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None) -> jax.Array:
