@@ -61,7 +61,8 @@ def test_in_bfloat16_the_backward_pass_keeps_kernels_in_it():
 
 def test_loops_and_what_is_kept_change_nothing():
     results = {}
-    for scan, remat in ((False, "none"), (True, "none"), (True, "dots"), (True, "attention"), (True, "offload"), (False, "full")):
+    loops = [(True, remat) for remat in ("none", "dots", "attention", "offload")]
+    for scan, remat in ((False, "none"), *loops, (False, "full")):
         config, graph, params = prepared(SHORT, scan=scan, remat=remat)
         value, _ = scalar(graph, clip_models.images(config))
         results[scan, remat] = jax.jit(jax.value_and_grad(value))(params)
