@@ -63,6 +63,7 @@ class Batch:
     image_source: Provenance  # of N rows
     text_source: Provenance  # of M rows
     quantile: jax.Array | None = None  # f32[N]: of the examples' scores, if the experiment has a gate
+    present: jax.Array | None = None  # bool[N, modalities], in the tower's order: which the towers see; None: all
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Batch:
@@ -71,6 +72,7 @@ class Batch:
             images=dict(arrays["images"]),
             tokens=arrays["tokens"],
             quantile=arrays.get("quantile"),
+            present=arrays.get("present"),
             **{
                 f"{side}_source": Provenance(
                     ids=arrays[f"{side}_ids"],

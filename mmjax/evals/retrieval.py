@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -90,7 +90,10 @@ class Evaluator(Base):
             flickr30k=(74.7, 92.3, 95.6, 89.1, 98.0, 99.3), coco=(47.8, 72.4, 81.0, 65.7, 85.4, 91.3),
         ),
     )  # fmt: skip
-    headline = (*(f"{direction}_R@{k}" for direction in ("image_to_text", "text_to_image") for k in RECALL_AT), "rsum")
+    headline: ClassVar[Collection[str]] = (
+        *(f"{direction}_R@{k}" for direction in ("image_to_text", "text_to_image") for k in RECALL_AT),
+        "rsum",
+    )
 
     def __init__(
         self,
@@ -135,14 +138,18 @@ class Evaluator(Base):
         }
 
     @classmethod
-    def metric_names(cls) -> Collection[str]:
+    def metric_names(cls) -> Collection[str] | None:
         """Those of ``metrics``, of the geometry, and counts."""
         one = Ranks(np.zeros(1, np.int32), np.zeros(1, np.int32))
         return [*metrics(one, one), *_GEOMETRY, *_COUNTS]
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
-        data = self._embed(embedder)
+        return self.measure(embedder)
+
+    def measure(self, embedder: BoundEmbedder, *, modalities: tuple[str, ...] | None = None) -> dict[str, float]:
+        """The metrics with some ``modalities`` of the images; None: those that the model takes."""
+        data = self._embed(embedder, modalities)
         folds = []
         for rows in np.array_split(np.arange(len(data.images)), min(self.folds, len(data.images))):
             own = data.own[rows]
@@ -209,8 +216,9 @@ class Evaluator(Base):
             )
         return panel
 
-    def _embed(self, embedder: BoundEmbedder) -> _Data:
-        images, items, indices, unreadable = embedder.read(self.split.source, key=self.split.key)
+    def _embed(self, embedder: BoundEmbedder, modalities: tuple[str, ...] | None = None) -> _Data:
+        read = embedder.read(self.split.source, key=self.split.key, modalities=modalities)
+        images, items, indices, unreadable = read
         rows: dict[Any, int] = {}  # the first of equal pictures
         number: dict[Any, int] = {}  # of each caption
         by_id: dict[int, dict[int, None]] = {}  # captions of images with that id

@@ -75,7 +75,7 @@ class VisionConfig(BlockConfig):
     proj_bias: bool = False
     modalities: tuple[str, ...] = ("image",)
     modality_channels: tuple[Size, ...] = (3,)
-    fusion: Literal["views", "channels", "tokens"] = "views"
+    fusion: Literal["views", "channels", "tokens", "gated"] = "views"
     modality_embed: bool = True  # several modalities have a learned vector each; False: they are of one kind
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)

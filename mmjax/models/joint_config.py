@@ -90,6 +90,11 @@ def check_joint(model: Any) -> None:
         "model.vision_cfg.stem='frames': a decoder or a fusion encoder would read the padding of sequences; leave out "
         "model.fusion and model.decoder",
     )
+    require(
+        vision.fusion != "gated" or (fusion is None and decoder is None),
+        "model.vision_cfg.fusion='gated': joins modalities behind pooling, and a decoder or a fusion encoder reads "
+        "tokens; leave out model.fusion and model.decoder, or use model.vision_cfg.fusion='tokens'",
+    )
     causal = not (text.no_causal_mask or text.positions_from_pad) and text.layers > 0
     require(
         decoder is None or decoder.inputs == "ids" or causal,

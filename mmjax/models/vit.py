@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,12 +23,13 @@ from mmjax.models.config import VisionConfig
 from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, normal, uniform
 from mmjax.models.positions import Position, Rotation
 from mmjax.models.vision.frames import clear_padding, frame_mask, mean_of_valid
+from mmjax.models.vision.gates import Gates
 from mmjax.models.vision.pooling import AttentionalPooler, MapHead
 from mmjax.models.vision.stems import make_stem
 
 
 class VisionTower(nnx.Module):
-    """``tower(images) == project(pool(trunk(embed(images), stop=k), start=k))`` for every k.
+    """``tower(images) == project(fuse(pool(trunk(embed(images), stop=k), start=k)))`` for every k.
 
     Initial values follow open_clip's image tower, which keeps torch's defaults: Xavier-uniform for the fused
     query-key-value matrix, U(±1/√inputs) for the other kernels, N(0, 1/width) for the class token, positions and
@@ -84,10 +85,12 @@ class VisionTower(nnx.Module):
         self.map_head = MapHead(map_spec(config), rngs=rngs, dtype=dtype) if config.pool_type == "map" else None
         make_proj = functools.partial(Dense, (width,), (embed_dim,), init=init, bias=config.proj_bias)
         self.proj = make_proj(rngs=rngs, dtype=dtype) if config.proj_type == "linear" else None
+        self.gates = Gates(config.modalities, width, rngs=rngs, dtype=dtype) if config.fusion == "gated" else None
 
     def __call__(self, images: Mapping[str, jax.Array]) -> jax.Array:
         """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalized."""
-        return self.project(self.pool(self.embed(images), valid=self.valid(images)))
+        pooled = self.pool(self.embed(images), valid=self.valid(images))
+        return self.project(self.fuse(pooled, self._present(images)))
 
     def valid(self, images: Mapping[str, jax.Array]) -> jax.Array | None:
         """Which frames of sequences are no padding, bool[N,T]; None: there are no sequences."""
@@ -97,8 +100,8 @@ class VisionTower(nnx.Module):
         """Images to the tokens that enter the first block: [N', T, width].
 
         Pixels are u8, or floats from 0 to 255; sequences are f32[N,T,D+1] (``mmjax.data.formats.frames``). With fusion
-        ``views`` N' is N times the number of modalities present: all rows of one modality, then those of the next, in
-        the order of the configuration.
+        ``views`` or ``gated`` N' is N times the number of modalities present: all rows of one modality, then those of
+        the next, in the order of the configuration.
         """
         config = self.config
         present = self._present(images)
@@ -197,6 +200,12 @@ class VisionTower(nnx.Module):
             pooled = tokens[:, 0]
         pooled = self.ln_post(pooled) if config.final_ln_after_pool else pooled
         return self._output(pooled, block_inputs, sequence)
+
+    def fuse(self, pooled: jax.Array, names: Sequence[str] = (), present: jax.Array | None = None) -> jax.Array:
+        """With fusion ``gated`` one row for each example, as ``Gates`` says; otherwise ``pooled`` as it is."""
+        if self.gates is None:
+            return pooled
+        return constrain_rows(self.gates(pooled, present, names=names or self.config.modalities), self.row_sharding)
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """Projects to the joint space: [N', width] -> f32[N', E]."""

@@ -16,7 +16,7 @@ from flax import nnx
 
 from mmjax.augment.common import schedules
 from mmjax.augment.common.base import Base, Features, Similarity, Tap, TowerInfo, View
-from mmjax.augment.common.pixel_change import PixelChange
+from mmjax.augment.common.pixel_change import BatchChange
 from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins, rng
 from mmjax.core.config import ConfigError, bind, call
@@ -45,7 +45,7 @@ UNIFORMITY_ROWS = 1024
 class Augmentations:
     """The augmentations of one experiment, by name and without their parameters.
 
-    A step calls ``change_pixels`` and ``make_sequence_dropout`` before the clean forward, ``loss`` after it, and
+    A step calls ``change_batch`` and ``make_sequence_dropout`` before the clean forward, ``loss`` after it, and
     ``update`` at its end.
     """
 
@@ -54,7 +54,7 @@ class Augmentations:
     create: Callable[[], dict[str, Base]]
     towers: TowerInfo
     seed: int
-    pixel_changes: Mapping[str, PixelChange] = dataclasses.field(default_factory=dict)
+    batch_changes: Mapping[str, BatchChange] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_config(
@@ -62,16 +62,16 @@ class Augmentations:
     ) -> Augmentations:
         """From the key ``augment``: names with their options."""
         sequence_dropouts: dict[str, SequenceDropout] = {}
-        pixel_changes: dict[str, PixelChange] = {}
+        batch_changes: dict[str, BatchChange] = {}
         constructors: dict[str, Callable[..., Base]] = {}
         for name, options in entries:
-            if name in constructors or name in sequence_dropouts or name in pixel_changes:
+            if name in constructors or name in sequence_dropouts or name in batch_changes:
                 raise ConfigError(f"augment: {name!r} is named twice; leave one, or give both strengths to one")
             kind, make = _load_constructor(name, options, towers=towers)
             if issubclass(kind, SequenceDropout):
                 sequence_dropouts[name] = make()
-            elif issubclass(kind, PixelChange):
-                pixel_changes[name] = make()
+            elif issubclass(kind, BatchChange):
+                batch_changes[name] = make()
             else:
                 constructors[name] = make
 
@@ -85,7 +85,7 @@ class Augmentations:
         return cls(
             modules=modules,
             sequence_dropouts=sequence_dropouts,
-            pixel_changes=pixel_changes,
+            batch_changes=batch_changes,
             create=create,
             towers=towers,
             seed=seed,
@@ -108,13 +108,12 @@ class Augmentations:
             index = index * len(dropout.drop_rates) + dropout.level(step)
         return index
 
-    def change_pixels(self, batch: Batch, step: jax.Array) -> tuple[Batch, Metrics]:
-        """The batch with changed pictures, and ``augment/NAME/…`` of what changed them."""
+    def change_batch(self, batch: Batch, step: jax.Array) -> tuple[Batch, Metrics]:
+        """The batch that the towers see, and ``augment/NAME/…`` of what changed it."""
         metrics: Metrics = {}
-        for name, change in self.pixel_changes.items():
+        for name, change in self.batch_changes.items():
             key = rng.key(self.seed, stream=f"augment/{name}", step=step)
-            images, measured = change.change_pixels(batch.images, valid=batch.image_source.valid, key=key, step=step)
-            batch = dataclasses.replace(batch, images=images)
+            batch, measured = change.change(batch, key=key, step=step)
             metrics |= {f"augment/{name}/{metric}": value for metric, value in measured.items()}
         return batch, metrics
 

@@ -44,6 +44,7 @@ _KEYS_OF_HEADS = {
     "answer_pair": "model.fusion.answers with images=2",
     "grad_cam": "model.fusion with kind='cross' and images=1",
     "caption": "model.decoder",
+    "some_modalities": "model.vision_cfg.fusion='gated' or 'tokens'",
 }
 
 

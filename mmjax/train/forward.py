@@ -49,6 +49,7 @@ def make_tower_info(config: ClipConfig) -> TowerInfo:
         pad_id=text.pad_id,
         num_prefix_tokens=vision.class_token + vision.registers,
         pooled_image_width=None if vision.attentional_pool == "none" else config.embed_dim,
+        gated=vision.fusion == "gated",
         class_after_text=text.embed_cls,
     )
 
@@ -92,9 +93,10 @@ def run_clean(
     images = micro_batches.map(run_images, model, (batch.images, chosen), count=examples)
     texts, embedded_text = micro_batches.map(run_texts, model, ids, count=ids.shape[0])
 
+    fused = model.visual.fuse(images.pooled, present=batch.present)
     make_features = functools.partial(
         Features,
-        image_source=_tile_source(batch.image_source, images.pooled.shape[0] // examples),
+        image_source=_tile_source(batch.image_source, fused.shape[0] // examples),
         text_source=batch.text_source,
         examples=examples,
     )
@@ -123,7 +125,7 @@ def run_clean(
         features["sequence"] = make_features(
             image=images.sequence, text=texts.sequence, token_mask=token_mask, image_mask=image_mask
         )
-    return features | {"pooled": make_features(image=images.pooled, text=texts.pooled)}
+    return features | {"pooled": make_features(image=fused, text=texts.pooled)}
 
 
 def embed_views(

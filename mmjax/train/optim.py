@@ -16,7 +16,7 @@ from mmjax.core.state import Params, parameter_paths
 from mmjax.experiment import LoraConfig, OptimizerConfig
 
 _LAST_NORM = "(visual|text)/(ln_post|ln_final)/"
-_HEAD = "(visual|text)/(map_head|attn_pool|attn_pooler|attn_pooler_contrastive|pooler|proj|proj_hidden)/"
+_HEAD = "(visual|text)/(map_head|attn_pool|attn_pooler|attn_pooler_contrastive|pooler|gates|proj|proj_hidden)/"
 """Parameters behind a tower's blocks."""
 
 

@@ -212,7 +212,7 @@ class Program:
         self, tokenizer: Any, *, batch_size: int, modalities: Sequence[str], num_threads: int = 0
     ) -> Embedder:
         """Both towers for evaluation; ``num_threads`` read the examples (0: none beside the caller)."""
-        graph, fusion = self.graph, self.experiment.model.fusion
+        graph, fusion, vision = self.graph, self.experiment.model.fusion, self.experiment.model.vision_cfg
         pairs = fusion is not None and fusion.images == 2
 
         def encode_images(params: Params, images: dict[str, jax.Array]) -> jax.Array:
@@ -246,13 +246,11 @@ class Program:
 
         def explain(params: Params, image: jax.Array, tokens: jax.Array) -> jax.Array:
             model = merge(graph, params)
-            vision = self.experiment.model.vision_cfg
             return grad_cam(model.fusion, *read_pairs(model, image, tokens))[:, vision.class_token + vision.registers :]
 
         matcher = None
         if pairs:
-            both = self.experiment.model.vision_cfg.modalities
-            matcher = Matcher(encode_image_tokens, match=None, answer_pair=answer, modalities=both)
+            matcher = Matcher(encode_image_tokens, match=None, answer_pair=answer, modalities=vision.modalities)
         elif fusion is not None:
             maps = explain if fusion.kind == "cross" else None
             matcher = Matcher(encode_image_tokens, match, answer if fusion.answers else None, grad_cam=maps)
@@ -266,6 +264,7 @@ class Program:
             num_threads=num_threads,
             matcher=matcher,
             make_writer=make_writer if self.experiment.model.decoder else None,
+            takes_some=vision.fusion in ("gated", "tokens"),
         )
 
     def _without_recomputation(self) -> Experiment:

@@ -197,7 +197,7 @@ def make_loss(
                 key=rng.key(augmentations.seed, stream=f"objective/{name}", step=step),
             )
 
-        batch, changes = augmentations.change_pixels(batch, step)
+        batch, changes = augmentations.change_batch(batch, step)
         gate_metrics: Metrics = {}
         if gate is not None:
             assert gate_state is not None

@@ -267,7 +267,7 @@ def test_a_network_draws_the_changed_rows_as_numpy_does(checkpoints, base):
     x = pictures(4, height=48, width=44)
     options = {"form": "network", "alpha": 0.6, "ratio": "1:1"}
     network = {"weights": str(checkpoints), "base": base, "precision": "float32"}
-    module = features.made("style", **options, network=network).pixel_changes["style"]
+    module = features.made("style", **options, network=network).batch_changes["style"]
     got = np.asarray(restyle(module, x, jnp.ones(4, bool), jax.random.key(1), 0), np.float64)
     np.testing.assert_array_equal(got[1::2], x[1::2])
     styles = {

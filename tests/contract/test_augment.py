@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.augment.common.pixel_change import PixelChange
+from mmjax.augment.common.pixel_change import BatchChange, PixelChange
 from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
@@ -26,7 +26,9 @@ def augmentation(name):
 
 SEQUENCE_DROPOUTS = [name for name in NAMES if issubclass(augmentation(name), SequenceDropout)]
 PIXEL_CHANGES = [name for name in NAMES if issubclass(augmentation(name), PixelChange)]
-WITH_VIEWS = [name for name in NAMES if name not in SEQUENCE_DROPOUTS + PIXEL_CHANGES]
+WITH_VIEWS = [
+    name for name in NAMES if name not in SEQUENCE_DROPOUTS and not issubclass(augmentation(name), BatchChange)
+]
 # The two with networks of their own compile for 10 s and more.
 LARGE_ONES_SLOW = [
     pytest.param(name, marks=pytest.mark.slow) if name in ("lemda", "tmmda") else name for name in WITH_VIEWS
@@ -64,7 +66,7 @@ def test_in_the_step_weights_of_zero_change_no_bit_and_their_schedules_compile_o
     """All of them at once, in the program that training compiles, whose fusions could round otherwise."""
     late = {"value": 0.5, "start": LATE}
     off = {name: {"drop_rate": 0.0} for name in SEQUENCE_DROPOUTS} | {name: {"alpha": 0.0} for name in PIXEL_CHANGES}
-    augment = tuple((name, off.get(name, {"weight": late})) for name in NAMES)
+    augment = tuple((name, off.get(name, {"weight": late})) for name in NAMES if name in (*off, *WITH_VIEWS))
     plain = trained(tiny.experiment(), steps=LATE + 1, optimised=True)
     history = trained(tiny.experiment(augment=augment), steps=LATE + 1, optimised=True)
     leaves = lambda step, of: jax.tree.leaves(of[step][0].params)  # noqa: E731

@@ -70,6 +70,11 @@ VISION = {
     "tokens, avg, registers": PAIR | {"fusion": "tokens", "pool_type": "avg", "registers": 1},
     "channels": PAIR | {"fusion": "channels"},
     "channels, two": {"modalities": ("radar", "image"), "modality_channels": (2, 3), "fusion": "channels"},
+    "gated": PAIR | {"fusion": "gated"},
+    "gated, three, avg": {
+        "modalities": ("thermal", "image", "depth"), "modality_channels": (1, 3, 3), "fusion": "gated",
+        "pool_type": "avg", "class_token": False,
+    },
     "one modality of one channel": {"modalities": ("depth",), "modality_channels": (1,)},
 }  # fmt: skip
 
@@ -144,7 +149,7 @@ def test_the_text_tower_is_its_reference(name):
     assert_same(np.asarray(encode(params, TOKENS)), expected)
 
 
-@pytest.mark.parametrize("name", ["views", "tokens"])
+@pytest.mark.parametrize("name", ["views", "tokens", "gated"])
 @pytest.mark.parametrize("present", ["image", "depth"])
 def test_a_modality_may_be_absent(name, present):
     config, params, encode = vision_case(name)

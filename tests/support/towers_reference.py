@@ -282,21 +282,32 @@ def vision_pool(x, p, *, config):
 
 
 def encode_image(params, images, *, config, end=None):
-    """{modality: u8[N,H,W,C]} -> float64[N',E], the rows of one modality before those of the next.
+    """{modality: u8[N,H,W,C]} -> float64[N',E], the rows of one modality before those of the next, or fused.
 
     With ``end=vision_sequence`` the sequences [N',T,D].
     """
     p, tower = Params(params).under("visual"), config.vision_cfg
     n = len(next(iter(images.values())))
     rows = [{m: x[i] for m, x in images.items()} for i in range(n)]
-    if tower.fusion == "views":
-        rows = [{m: row[m]} for m in tower.modalities if m in images for row in rows]
+    given = [m for m in tower.modalities if m in images]
+    if tower.fusion in ("views", "gated"):
+        rows = [{m: row[m]} for m in given for row in rows]
     out = []
     for row in rows:
         angles = None if tower.rope == "none" else rotary(tower)
         x = blocks(vision_tokens(row, p, config=tower), p.under("blocks"), config=tower, angles=angles)
-        out.append(end(x, p, config=tower) if end else project(vision_pool(x, p, config=tower), p, config=tower))
-    return np.stack(out)
+        out.append(end(x, p, config=tower) if end else vision_pool(x, p, config=tower))
+    if tower.fusion == "gated":
+        of = p.under("gates")
+        bias = of["modality_bias"][[tower.modalities.index(m) for m in given]]
+        out = [gated(np.stack(out[i::n]), of.under("score")["kernel"], bias) for i in range(n)]
+    return np.stack(out if end else [project(x, p, config=tower) for x in out])
+
+
+def gated(features, kernel, bias):
+    """One example's features [M,D] of the modalities that it has, weighed by the softmax of their scores."""
+    scores = np.exp(features @ kernel + bias)
+    return (scores / scores.sum(0) * features).sum(0)
 
 
 def encode_text(params, ids, *, config, sequence=False):

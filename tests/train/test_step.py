@@ -1,6 +1,7 @@
 """The compiled step: equal on every mesh, one compilation, and each parameter moved as the equations say."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from mmjax.core.sphere import unit
 from support import tiny
 from support.jaxprs import low_precision_sums
-from support.training import assembled
+from support.training import assembled, trained
 
 
 def curve(experiment, *, devices, steps):
@@ -191,6 +192,26 @@ def test_views_of_further_modalities_are_rows_of_the_same_caption():
     n = len(arrays["image_ids"])
     chance = 0.5 * (np.log(n) + np.log(3 * n))
     assert abs(value - chance) < 0.1
+
+
+@pytest.mark.slow
+def test_gates_and_dropped_modalities_are_the_same_on_any_devices_and_in_micro_batches():
+    experiment = functools.partial(
+        tiny.experiment,
+        data__modalities=("image", "depth", "thermal"),
+        model__vision_cfg__fusion="gated",
+        augment=(("modality_dropout", {"drop_rate": 0.5}), ("mixup", {}), ("patch_dropout", {})),
+        mesh__data=-1,
+    )
+    one = trained(experiment(), steps=3)
+    for other in (trained(experiment(), steps=3, devices=8), trained(experiment(micro_batches=2), steps=3, devices=2)):
+        for (a, left), (b, right) in zip(one, other, strict=True):
+            assert left["augment/modality_dropout/kept"] == right["augment/modality_dropout/kept"] < 1
+            assert left["loss"] == pytest.approx(right["loss"], rel=1e-4)
+            for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
+                np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+    gates = one[-1][0].params["visual"]["gates"]
+    assert all(np.any(x) for x in jax.tree.leaves(gates))  # they were zero
 
 
 def test_frozen_parameters_keep_their_bits_and_have_no_moments():

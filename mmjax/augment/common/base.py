@@ -51,6 +51,7 @@ class TowerInfo:
     num_prefix_tokens: int  # image tokens in front of the patches: class token and registers
     pooled_image_width: int | None = None  # None: image_width
     class_after_text: bool = False  # whether the text tower pools a token that it appends itself
+    gated: bool = False  # whether gates join the modalities of an example, between pooling and the tap ``pooled``
 
     def check_tap(self, tap: Tap, *, kinds: Sequence[Kind], path: str) -> None:
         """Raises ConfigError unless the tap is of one of ``kinds`` and within both towers; ``path`` is the option."""
@@ -58,6 +59,11 @@ class TowerInfo:
             raise ConfigError(
                 f"{path}={tap!r}: model.text_cfg.embed_cls=True appends a token there that no text has; use a later "
                 "tap, or pool_type='eos'"
+            )
+        if self.gated and tap.startswith(("input", "tokens")):
+            raise ConfigError(
+                f"{path}={tap!r}: model.vision_cfg.fusion='gated' joins an example's modalities behind that tap; use "
+                "'pooled' or 'embedding' where the augmentation has them, or leave it out"
             )
         kind, separator, number = tap.partition("@")
         if kind == "tokens" and "tokens" in kinds:

@@ -1,7 +1,9 @@
-"""The base class of augmentations that change pictures of the batch itself, before the towers see them."""
+"""The base classes of augmentations that change the batch itself, before the towers see it."""
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -10,17 +12,38 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.core.config import ConfigError
-from mmjax.core.types import Metrics
+from mmjax.core.types import Batch, Metrics
 
 MOST_ROWS = 64
 """Of a group, if the batch divides into groups: neighbors then lie on one device, and no pictures are sent."""
 
 
-class PixelChange:
-    """Changes pictures of the clean rows; captions, targets and the rest of the step stay as they are.
+class BatchChange(abc.ABC):
+    """Changes what the towers see of the clean rows; captions, targets and the rest of the step stay as they are.
 
     It makes no views, adds no loss and has no parameters that are trained.
     """
+
+    @abc.abstractmethod
+    def change(self, batch: Batch, *, key: jax.Array, step: jax.Array) -> tuple[Batch, Metrics]:
+        """The batch that the towers see, and metrics.
+
+        A pure function of its arguments: equal keys and steps give equal batches.
+
+        Args:
+            batch: the whole batch.
+            key: the random key of this augmentation and step.
+            step: i32[], traced.
+        """
+
+
+class PixelChange(BatchChange):
+    """Changes pictures."""
+
+    def change(self, batch: Batch, *, key: jax.Array, step: jax.Array) -> tuple[Batch, Metrics]:
+        """The batch with the pictures of ``change_pixels``."""
+        images, metrics = self.change_pixels(batch.images, valid=batch.image_source.valid, key=key, step=step)
+        return dataclasses.replace(batch, images=images), metrics
 
     def change_pixels(
         self, images: Mapping[str, jax.Array], *, valid: jax.Array, key: jax.Array, step: jax.Array

@@ -70,6 +70,7 @@ class Embedder:
         num_threads: Threads that read examples; 0: none besides the caller.
         matcher: Scores pairs as wholes, if the model can.
         make_writer: Makes what writes captions, if the model can.
+        takes_some: Whether the image tower can do with some of the modalities.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Embedder:
         num_threads: int = 0,
         matcher: Matcher | None = None,
         make_writer: MakeWriter | None = None,
+        takes_some: bool = False,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
@@ -106,6 +108,7 @@ class Embedder:
             None if matcher is None else PairScorer(matcher, batch_size=batch_size, row_sharding=row_sharding)
         )
         self._make_writer, self._writers = make_writer, dict[str, CaptionWriter]()
+        self._abilities = {"caption": make_writer is not None, "some_modalities": takes_some}
         self._shardings: dict[str, Any] = {}
         if row_sharding is not None:
             self._shardings = {
@@ -117,9 +120,9 @@ class Embedder:
 
     @property
     def heads(self) -> set[str]:
-        """What the model can do beside embeddings: ``match``, ``answer``, ``caption``."""
+        """What the model can do beside embeddings: ``match``, ``answer``, ``caption``, ``some_modalities``."""
         heads = set() if self.pair_scorer is None else set(self.pair_scorer.heads)
-        return heads | ({"caption"} if self._make_writer else set())
+        return heads | {name for name, can in self._abilities.items() if can}
 
     def writer(self, **decoding: Any) -> CaptionWriter:
         """What writes captions, compiled once for the same options."""
@@ -162,18 +165,18 @@ class BoundEmbedder:
         """f32[n, E]: one unit row for each example."""
         return self.read(examples, key=key).images
 
-    def read(self, examples: Source, *, key: Hashable = None) -> Embedded:
-        """Embeddings and items in one pass over ``examples``.
+    def read(self, examples: Source, *, key: Hashable = None, modalities: tuple[str, ...] | None = None) -> Embedded:
+        """Embeddings and items in one pass over ``examples``; of some ``modalities``, where the image tower takes some.
 
         A second call with the same ``key`` (by default: the same object) returns the first result, so that evaluators
         of one split share the work.
         """
-        name = id(examples) if key is None else key
+        name = (id(examples) if key is None else key, modalities or self.modalities)
         if name not in self._splits:
             if not len(examples):
                 raise ValueError("there are no examples to embed")
             owned: list[tuple[int, Description]] = []
-            images = self._run(self._embedder.embed_images, self._image_batches(examples, owned))
+            images = self._run(self._embedder.embed_images, self._image_batches(examples, owned, modalities))
             indices, items, unreadable = gather_examples(owned)
             if not len(indices):
                 raise ConfigError(ALL_UNREADABLE)
