@@ -6,6 +6,8 @@ import pytest
 
 from mmjax.evals import refcoco
 from mmjax.evals.common.pair_scores import Matcher
+from mmjax.experiment import EvalConfig
+from mmjax.train.evaluation import Evaluation
 from support.towers import Source, Towers
 
 HEAT = np.zeros((4, 4), np.float32)
@@ -13,8 +15,8 @@ HEAT[1, 2], HEAT[3, 0] = 3.0, 1.0
 BOX = (0.5, 0.25, 0.75, 0.5)  # the patch of the largest value
 
 
-def evaluate(examples, heat=HEAT, rows=None, **options):
-    """The metrics, or of ``rows`` what a report shows."""
+def prepared(examples, heat=HEAT):
+    """Towers, an embedder whose map of each pair is ``heat``, and a source."""
     towers = Towers()
     matcher = Matcher(
         lambda params, images: jnp.zeros((4, 1, 1)),
@@ -25,9 +27,12 @@ def evaluate(examples, heat=HEAT, rows=None, **options):
         {"id": i, "image": np.full((2, 2, 3), i, np.uint8), "captions": [f"thing {i}"], **example}
         for i, example in enumerate(examples)
     ]
-    evaluator = refcoco.Evaluator(lambda split: Source(items), **options)
-    bound = towers.embedder(matcher=matcher).bind(towers.params)
-    return evaluator(bound) if rows is None else evaluator.panel(bound, rows=rows)
+    return towers, towers.embedder(matcher=matcher), Source(items)
+
+
+def evaluate(examples, heat=HEAT, **options):
+    towers, embedder, source = prepared(examples, heat)
+    return refcoco.Evaluator(lambda split: source, **options)(embedder.bind(towers.params))
 
 
 def test_maps_are_measured_against_boxes():
@@ -43,7 +48,9 @@ def test_maps_are_measured_against_boxes():
 
 def test_the_panel_shows_pictures_maps_and_what_was_measured():
     examples = [{"box": BOX}, {"box": (0.0, 0.75, 0.25, 1.0)}]
-    measured, panel = evaluate(examples), evaluate(examples, rows=range(8))
+    towers, embedder, source = prepared(examples)
+    evaluation = Evaluation(EvalConfig(final_tasks=("refcoco",)), embedder, lambda split, options: source)
+    measured, panel = evaluate(examples), evaluation.grounding_panel(towers.params, count=8)
     assert [(one["text"], tuple(one["box"]), one["image"].max()) for one in panel] == [
         ("thing 0", BOX, 0), ("thing 1", (0.0, 0.75, 0.25, 1.0), 1),
     ]  # fmt: skip
@@ -51,6 +58,9 @@ def test_the_panel_shows_pictures_maps_and_what_was_measured():
         assert np.mean([one[name] for one in panel]) == pytest.approx(measured[name])
     row, column = np.unravel_index(panel[1]["heat"].argmax(), panel[1]["heat"].shape)
     assert row // 8 == 1 and column // 8 == 2  # eight points along each patch
+    assert len(evaluation.grounding_panel(towers.params, count=1)) == 1
+    others = Evaluation(EvalConfig(final_tasks=("retrieval",)), embedder, lambda split, options: source)
+    assert others.grounding_panel(towers.params, count=8) == []
 
 
 def test_the_best_proposal_counts_if_half_of_it_is_the_box():
