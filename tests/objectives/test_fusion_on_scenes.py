@@ -13,7 +13,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 def metrics(workdir, name, arguments):
     """Of the test split, after a run of one of the shipped configurations on one device."""
     config = f"--config={CONFIGS / name}:{arguments}"
-    command.run("train", config, f"--workdir={workdir}", "--config.eval.every_steps=5000", XLA_FLAGS="")
+    # Minutes on two idle cores.
+    command.run("train", config, f"--workdir={workdir}", "--config.eval.every_steps=5000", timeout=1800, XLA_FLAGS="")
     return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
 
 

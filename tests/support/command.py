@@ -40,9 +40,12 @@ def start(*arguments: str, **extra: str) -> subprocess.Popen:
     )
 
 
-def run(*arguments: str, **extra: str) -> str:
-    """Its output; fails the test where the exit status is not 0."""
+def run(*arguments: str, timeout: float = 300, **extra: str) -> str:
+    """Its output; fails the test where the exit status is not 0, or where it takes longer than ``timeout`` seconds."""
     process = start(*arguments, **extra)
-    output, _ = process.communicate(timeout=300)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
     assert process.returncode == 0, output
     return output
