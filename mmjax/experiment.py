@@ -37,9 +37,9 @@ class DataConfig:
     training split alone, ``evaluation`` of all others (either with a ``name``: another source). An image has
     ``captions_per_image`` rows of text, and ``negatives_per_image`` more that are nobody's positive. ``distinct``:
     no example twice in a batch. ``groups`` are fields of the examples that make up the group of each, for objectives
-    that compare groups; an example without a value in one of them is of no known group. Training sees a ``fraction`` of
-    the training split: of n examples the same floor(fraction · n) for every seed, and those of a smaller fraction are
-    among those of a larger one.
+    that compare groups; an example without a value in one of them is of no known group. ``labels`` is the field with
+    the labels of a sequence, for objectives that recognize them. Training sees a ``fraction`` of the training split: of
+    n examples the same floor(fraction · n) for every seed; those of a smaller one are among those of a larger one.
 
     ``negatives`` is a table of hard negatives (``path``, and perhaps ``kinds``) that is joined to the source by the
     examples' keys, in place of negatives of its own: to the training split, or to each if there is ``{split}`` in its
@@ -75,6 +75,7 @@ class DataConfig:
     negatives_per_image: Annotated[int, Ge(0)] = 0
     distinct: bool = False
     groups: tuple[str, ...] = ()
+    labels: str = "gloss"
     fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     max_unreadable: Fraction = 0.01
     workers: Count = 0

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
+from pathlib import Path
 from typing import Any
+
+from mmjax.core.config import ConfigError
 
 MAX_JSON_BYTES = 64 << 20
 MAX_JSON_DEPTH = 64  # the code that a value is handed to may be recursive
@@ -42,6 +46,22 @@ def read_json_object(path: Any) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
+    return value
+
+
+def read_names(value: tuple[str, ...] | str, *, key: str) -> tuple[str, ...]:
+    """Names in their order, each once: as they are, or from a JSON file with a list of them."""
+    if isinstance(value, str):
+        try:
+            content = read_json(Path(value))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{key}={value!r}: {error}") from None
+        if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+            raise ConfigError(f"{key}={value!r}: expected a JSON list of {key.rpartition('.')[2]}")
+        value = tuple(content)
+    if len(set(value)) < len(value):
+        repeated = min(name for name, count in collections.Counter(value).items() if count > 1)
+        raise ConfigError(f"{key}: {repeated!r} is listed twice; list each once")
     return value
 
 

@@ -64,6 +64,7 @@ class Batch:
     text_source: Provenance  # of M rows
     quantile: jax.Array | None = None  # f32[N]: of the examples' scores, if the experiment has a gate
     present: jax.Array | None = None  # bool[N, modalities], in the tower's order: which the towers see; None: all
+    labels: jax.Array | None = None  # i32[N, G]: of sequences, if the objective reads them; -1 is padding
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Batch:
@@ -73,6 +74,7 @@ class Batch:
             tokens=arrays["tokens"],
             quantile=arrays.get("quantile"),
             present=arrays.get("present"),
+            labels=arrays.get("labels"),
             **{
                 f"{side}_source": Provenance(
                     ids=arrays[f"{side}_ids"],

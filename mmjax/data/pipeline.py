@@ -8,7 +8,7 @@ Layout: with N images in the global batch, and C captions and R hard negatives p
 text rows ``n*T … n*T + T - 1``, captions first. Process p of P holds images ``p*N/P … (p+1)*N/P - 1`` and their text
 rows, so the arrays of all processes, concatenated along the first axis, equal the batch of a single process.
 
-    images           {modality: u8[N, H, W, channels], or f32[N, T, D + 1] of sequences (``formats.frames``)}
+    images           {modality: u8[N, H, W, channels], or f32[N, T, D + 1] of sequences (``sequences.frames``)}
     image_ids        i32[N, K]       the source's ids; K is 1 unless a batch transform mixes examples
     image_weight     f32[N, K]       1
     tokens           i32[N*T, L]
@@ -19,6 +19,7 @@ rows, so the arrays of all processes, concatenated along the first axis, equal t
     image_teacher    f32[N, E]       with ``data.teacher``: its embeddings, zeros where it has none
     text_teacher     f32[N*T, E]
     quantile         f32[N]          of the examples' scores, if the source gives ``score_quantile``
+    labels           i32[N, G]       with ``labels``: those of the image's example, -1 behind them
     unreadable       [(key, reason, detail)]: examples that were replaced by others
 """
 
@@ -34,13 +35,13 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from mmjax.core.config import ConfigError, Ge, choose
-from mmjax.core.groups import UNKNOWN
 from mmjax.data.clusters.order import ClusteredOrder
 from mmjax.data.clusters.table import Clusters
 from mmjax.data.eval_view import is_encoded
 from mmjax.data.order import Arrangement, make_order
-from mmjax.data.reader import Captions, Reader, groups_of_texts
-from mmjax.data.sample import BatchRows, Sample, pad, quantile_arrays, teacher_arrays
+from mmjax.data.reader import Captions, Reader, group_arrays
+from mmjax.data.sample import BatchRows, Sample, pad, sample_arrays
+from mmjax.data.sequences.labels import LabelSequences
 from mmjax.data.source import Source, UnreadableEntry
 from mmjax.data.token_cache import TokenCache
 from mmjax.data.transform_chain import TransformChain
@@ -77,6 +78,7 @@ class Batches:
       groups: fields of the examples that make up their group (``mmjax.core.groups``); none: all are one group.
       text_groups: of texts: that of their ``example``; the ``kind`` of a hard negative (captions have none); the
         ``place`` of a caption, or of a negative's true caption, among those of its image; None: there are no groups.
+      labels: which sequences of labels examples have; None: batches have none.
       distinct: no example twice in a batch, also of two epochs; the substitute of an unreadable one may be there.
       process_index: of this process.
       process_count: number of processes, which divides ``batch_size``.
@@ -106,6 +108,7 @@ class Batches:
         clusters: Clusters | None = None,
         groups: Sequence[str] = (),
         text_groups: Literal["example", "kind", "place"] | None = None,
+        labels: LabelSequences | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -152,6 +155,7 @@ class Batches:
             caption_rows=captions_per_image,
             negative_rows=negatives_per_image,
             groups=groups,
+            labels=labels,
         )
         self._decodes = is_encoded(source)
         self._arrays = {name: (x.shape, x.dtype) for name, x in self._reader.first().images.items()}
@@ -192,8 +196,10 @@ class Batches:
         made = self._chain.combine_texts(made, rows=self._needed, partners=self._partners, step=step, start=start)
         rows = self._assemble(made, images, step)
         rows = self._chain.apply_batch_transforms(rows, partners=self._partners, start=start)
-        arrays, own = self._to_arrays(rows) | self._group_arrays(made, rows), self._own_places()
-        arrays |= quantile_arrays(made, rows, own) | teacher_arrays(made, rows, own)
+        own = self._own_places()
+        arrays = self._to_arrays(rows) | sample_arrays(made, rows, own)
+        if self._text_groups is not None:
+            arrays |= group_arrays(made, rows, own, self._text_groups, self._negative_rows)
         return arrays | {"unreadable": [entry for i in own for entry in unreadable[i]]}
 
     def stream(self, *, start_step: int = 0, workers: int = 0, threads: int = 1, prefetch: int = 2) -> Stream:
@@ -297,20 +303,6 @@ class Batches:
             captions=self._caption_rows,
             step=step,
         )
-
-    def _group_arrays(self, samples: list[Sample], rows: BatchRows) -> dict[str, np.ndarray]:
-        """The groups of this process's rows, if batches have any."""
-        if self._text_groups is None:
-            return {}
-        places, texts = self._own_places(), rows.tokens.shape[1]
-        image = np.array([sample.fields["group"] for sample in samples], np.int32)
-        image = np.where((rows.image_ids[:, 1:] >= 0).any(axis=1), UNKNOWN, image).astype(np.int32)
-        text = np.repeat(image[:, None], texts, axis=1)
-        if self._text_groups != "example":
-            rows_of = (self._text_groups, self._caption_rows, self._negative_rows)
-            text = np.array([groups_of_texts(sample, *rows_of) for sample in samples], np.int32)
-        own = slice(places.start, places.stop)
-        return {"image_group": image[own], "text_group": text[own].reshape(-1)}
 
     def _own_places(self) -> range:
         """Where this process's rows are among the needed ones."""

@@ -9,7 +9,8 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.core.groups import UNKNOWN, group_number, place_number
-from mmjax.data.sample import QUANTILE, DataError, Example, Sample, Unreadable, as_unreadable
+from mmjax.data.sample import QUANTILE, BatchRows, DataError, Example, Sample, Unreadable, as_unreadable
+from mmjax.data.sequences.labels import LabelSequences
 from mmjax.data.source import Source, UnreadableEntry
 from mmjax.data.transform_chain import TransformChain
 
@@ -25,7 +26,7 @@ class Reader:
 
     ``sample.fields["negatives"]`` holds the false captions that were drawn, as (kind, true caption, false caption), and
     ``"group"`` the number of the sample's group by the fields ``groups``.
-    ``"quantile"`` is that of its score, or None.
+    ``"quantile"`` is that of its score, or None, and ``"labels"`` are those of its sequence, or None.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Reader:
         caption_rows: int = 1,
         negative_rows: int = 0,
         groups: Sequence[str] = (),
+        labels: LabelSequences | None = None,
     ):
         self._source = source
         self._chain = chain
@@ -45,7 +47,7 @@ class Reader:
         self._captions = captions
         self._caption_rows = caption_rows
         self._negative_rows = negative_rows
-        self._groups = groups
+        self._groups, self._labels = groups, labels
         self._arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
 
     def first(self) -> Sample:
@@ -71,6 +73,8 @@ class Reader:
                         f"groups={tuple(self._groups)}: the source's examples have no field {name!r}; they have "
                         f"{', '.join(sorted(map(str, example)))}"
                     )
+            if self._labels is not None:
+                self._labels.check(example)
             if not sample.images:
                 raise ConfigError(
                     "the source's examples have no images: a modality is an array of uint8[H, W, channels] or an "
@@ -120,6 +124,7 @@ class Reader:
             "negatives": sample_without_replacement(negatives, draws[self._caption_rows :]),
             "quantile": sample.fields.get(QUANTILE),
             "teacher": sample.fields.get("teacher"),
+            "labels": None if self._labels is None else self._labels.numbers(sample.fields),
             "group": group_number(*(sample.fields.get(name) for name in self._groups)),
         }
         if not 0 <= sample.id < 1 << 31:
@@ -139,6 +144,23 @@ def _check_image(sample: Sample, name: str, shape: tuple[int, ...], dtype: np.dt
             "as data.transforms=(('resize_crop', {}),) does",
             key=sample.key,
         )
+
+
+def group_arrays(
+    samples: Sequence[Sample],
+    rows: BatchRows,
+    places: range,
+    by: Literal["example", "kind", "place"],
+    negatives: int,
+) -> dict[str, np.ndarray]:
+    """The groups of the images and of the texts at ``places``; those of mixed images are not known."""
+    image = np.array([sample.fields["group"] for sample in samples], np.int32)
+    image = np.where((rows.image_ids[:, 1:] >= 0).any(axis=1), UNKNOWN, image).astype(np.int32)
+    text = np.repeat(image[:, None], rows.tokens.shape[1], axis=1)
+    if by != "example":
+        text = np.array([groups_of_texts(sample, by, rows.captions, negatives) for sample in samples], np.int32)
+    own = slice(places.start, places.stop)
+    return {"image_group": image[own], "text_group": text[own].reshape(-1)}
 
 
 def groups_of_texts(sample: Sample, by: Literal["kind", "place"], captions: int, negatives: int) -> list[int]:

@@ -154,7 +154,15 @@ class BatchRows:
         return dataclasses.replace(self, **changes)
 
 
-def quantile_arrays(samples: Sequence[Sample], rows: BatchRows, places: range) -> dict[str, np.ndarray]:
+def sample_arrays(samples: Sequence[Sample], rows: BatchRows, places: range) -> dict[str, np.ndarray]:
+    """What the rows at ``places`` have of their examples beside pictures and texts: quantiles, embeddings, labels."""
+    arrays = _quantile_arrays(samples, rows, places) | _teacher_arrays(samples, rows, places)
+    if samples[0].fields["labels"] is not None:
+        arrays["labels"] = np.stack([samples[place].fields["labels"] for place in places])
+    return arrays
+
+
+def _quantile_arrays(samples: Sequence[Sample], rows: BatchRows, places: range) -> dict[str, np.ndarray]:
     """The quantiles of the scores of rows, if examples have any; of a mixed image the least of its examples."""
     of_id = {sample.id: sample.fields["quantile"] for sample in samples}
     if None in of_id.values():
@@ -164,7 +172,7 @@ def quantile_arrays(samples: Sequence[Sample], rows: BatchRows, places: range) -
     return {"quantile": least[places.start : places.stop]}
 
 
-def teacher_arrays(samples: Sequence[Sample], rows: BatchRows, places: range) -> dict[str, np.ndarray]:
+def _teacher_arrays(samples: Sequence[Sample], rows: BatchRows, places: range) -> dict[str, np.ndarray]:
     """A teacher's embeddings of rows, if examples have any; zeros for mixed images and texts that it has not seen."""
     first: Teacher | None = samples[0].fields["teacher"]
     if first is None:

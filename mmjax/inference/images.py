@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mmjax.core.files import check_regular
-from mmjax.data.formats import frames
 from mmjax.data.pictures.channels import WHITE, Color, to_rgb
 from mmjax.data.sample import Example, Sample, Unreadable, as_unreadable
+from mmjax.data.sequences import frames
 from mmjax.data.transform_chain import TransformChain
 
 Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray

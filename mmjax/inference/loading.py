@@ -79,6 +79,8 @@ def load(
             tokens = error  # pictures can be encoded without; texts raise it
     if config.decoder is not None and {"visual", "text"} <= set(towers) and "decoder" in weights.modules:
         towers.append("decoder")
+    if config.recognizer is not None and "visual" in towers and "recognizer" in weights.modules:
+        towers.append("recognizer")
     mesh = make_mesh(MeshConfig(), devices=devices)
     graphs, shapes = _abstract(config, towers, dtype=DTYPES[precision], row_sharding=batch_sharding(mesh))
     shapes |= {"logit_scale": jax.ShapeDtypeStruct((), jnp.float32)}

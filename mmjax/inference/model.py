@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import operator
 import os
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,17 +19,19 @@ from mmjax.checkpoints.fingerprint import fingerprint
 from mmjax.core.config import ConfigError, build
 from mmjax.core.state import flatten
 from mmjax.data.eval_view import make_eval_chain, view_for_evaluation
-from mmjax.data.formats.frames import FrameView
 from mmjax.data.pictures import parse_background
+from mmjax.data.sequences.frames import FrameView
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.evals.common.embedder import Embedder
+from mmjax.evals.labels.reader import LabelReader
 from mmjax.evals.zeroshot import class_embeddings
 from mmjax.experiment import DataConfig
 from mmjax.inference.captioning import Captioner
 from mmjax.inference.decoding import DecodingConfig
 from mmjax.inference.images import Picture, list_pictures, read_frames, read_picture
 from mmjax.models.config import ClipConfig
+from mmjax.models.vision.recognizer import read_labels
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 
 Precision = Literal["float32", "bfloat16"]
@@ -168,6 +171,20 @@ class Model:
             self._captioners[key] = Captioner(self._merge, self._tokenizer, decoding, count=count, prompt=prompt)
         return self._captioners[key]
 
+    def recognize(self, sequences: Iterable[Picture]) -> list[list[str]]:
+        """The labels, such as glosses, that the model recognizes in each sequence, in their order.
+
+        Args:
+            sequences: Arrays f32[T, D], or ``.npy`` files of them, as in ``encode_image``.
+        """
+        self.require("recognizer")
+        listed = list_pictures(sequences)
+
+        def read(start: int, stop: int) -> dict[str, np.ndarray]:
+            return {self.modality: np.stack([self._read(listed[i], i) for i in range(start, stop)])}
+
+        return self._label_reader.decode(self._encode("label_reader.read", len(listed), read))
+
     def similarity(self, images: Iterable[Picture], texts: Sequence[str]) -> np.ndarray:
         """f32[n, m]: the cosine of each picture's and each text's embedding."""
         return self.encode_image(images) @ self.encode_text(texts).T
@@ -239,7 +256,7 @@ class Model:
         return fingerprint({path: np.asarray(leaf) for path, leaf in flatten(self._params).items()})
 
     def _encode(self, function: str, count: int, read: Callable[[int, int], Any]) -> np.ndarray:
-        return self._run_batches(lambda embedder, rows: getattr(embedder, function)(self._params, rows), count, read)
+        return self._run_batches(lambda e, rows: operator.attrgetter(function)(e)(self._params, rows), count, read)
 
     def _run_batches(
         self, run: Callable[[Embedder, Any], jax.Array], count: int, read: Callable[[int, int], Any]
@@ -269,9 +286,15 @@ class Model:
                 row_sharding=self._row_sharding,
                 modalities=(self.modality,),
                 num_threads=_cores(),
+                label_reader=self._label_reader if "recognizer" in graphs else None,
                 make_writer=(lambda **decoding: self.captioner(**decoding).writer()) if "decoder" in graphs else None,
             )
         return self._embedders[size]
+
+    @property
+    def _label_reader(self) -> LabelReader:
+        names = self.config.recognizer.labels if self.config.recognizer else ()
+        return LabelReader(lambda params, images: read_labels(self._merge(params), images), tuple(names))
 
     def _merge(self, params: dict[str, Any]) -> types.SimpleNamespace:
         """All towers and the decoder with these parameters."""
@@ -288,6 +311,8 @@ class Model:
             raise ConfigError("the model has no image tower; load one that has, or use encode_text")
         if tower == "decoder" and tower not in self._graphs:
             raise ConfigError("the model has no decoder; load one that was trained with objective.name='caption'")
+        if tower == "recognizer" and tower not in self._graphs:
+            raise ConfigError("the model recognizes no labels; load one that was trained with objective.name='ctc'")
         if tower == "text" and tower not in self._graphs and not isinstance(self._tokenizer, ConfigError):
             raise ConfigError("the model has no text tower; load one that has, or use encode_image")
 

@@ -17,6 +17,7 @@ from mmjax.models.config import ClipConfig, VisionConfig
 from mmjax.models.decoder import Decoder
 from mmjax.models.fusion import FusionEncoder
 from mmjax.models.text import TextTower
+from mmjax.models.vision.recognizer import Recognizer
 from mmjax.models.vit import VisionTower
 
 
@@ -61,6 +62,7 @@ class Clip(nnx.Module):
         self.logit_bias = nnx.Param(jnp.float32(config.init_logit_bias)) if has_bias else None
         make_joint = functools.partial(make_tower, config, rngs=rngs, dtype=dtype, row_sharding=row_sharding)
         self.decoder = make_joint("decoder") if config.decoder is not None else None
+        self.recognizer = make_joint("recognizer") if config.recognizer is not None else None
 
     def encode_image(self, images: Mapping[str, jax.Array]) -> jax.Array:
         """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalized.
@@ -95,7 +97,7 @@ def _scans(config: ClipConfig, row_sharding: Any) -> bool:
 
 
 def make_tower(config: ClipConfig, name: str, *, rngs: nnx.Rngs, dtype: Any, row_sharding: Any = None) -> Any:
-    """One part of ``Clip``: ``visual``, ``text`` or ``decoder``."""
+    """One part of ``Clip``: ``visual``, ``text``, ``decoder`` or ``recognizer``."""
     shared: dict[str, Any] = {key: getattr(config, key) for key in ("remat", "matmul_precision")} | {
         "scan": _scans(config, row_sharding),
         "rngs": rngs,
@@ -104,6 +106,8 @@ def make_tower(config: ClipConfig, name: str, *, rngs: nnx.Rngs, dtype: Any, row
     }
     if name == "decoder":
         return Decoder(config, **shared)
+    if name == "recognizer":
+        return Recognizer(config, rngs=rngs, dtype=dtype)
     section = config.vision_cfg if name == "visual" else config.text_cfg
     shared |= {
         "embed_dim": config.embed_dim,

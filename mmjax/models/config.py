@@ -22,7 +22,7 @@ from mmjax.models.block_config import (
     Size,
     require,
 )
-from mmjax.models.joint_config import DecoderConfig, FusionConfig, check_joint
+from mmjax.models.joint_config import DecoderConfig, FusionConfig, RecognizerConfig, check_joint
 from mmjax.models.vision.frames_config import check_frames
 
 
@@ -276,6 +276,7 @@ class ClipConfig:
     text_cfg: TextConfig = dataclasses.field(default_factory=TextConfig)
     fusion: FusionConfig | None = None  # an encoder of both towers' tokens together
     decoder: DecoderConfig | None = None  # a language model over image tokens
+    recognizer: RecognizerConfig | None = None  # labels of a sequence's frames
 
     def __post_init__(self) -> None:
         check_joint(self)

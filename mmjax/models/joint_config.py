@@ -6,6 +6,7 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 from mmjax.core.config import Between
+from mmjax.core.files import read_names
 from mmjax.models.block_config import BlockConfig, Layers, Size, require
 
 
@@ -77,6 +78,22 @@ class DecoderConfig(BlockConfig):
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecognizerConfig:
+    """A head over a sequence's frames that names each frame's label, or none; ``vision/recognizer.py`` says how.
+
+    ``labels`` are the names, or a JSON file with a list of them. Label k is class k, and the last class is CTC's blank.
+    """
+
+    labels: tuple[str, ...] | str = ()
+    max_labels: Size | None = None  # of a sequence; None: as many as frames
+
+    def __post_init__(self) -> None:
+        section = "model.recognizer"
+        object.__setattr__(self, "labels", read_names(self.labels, key=f"{section}.labels"))
+        require(len(self.labels) > 0, f"{section}.labels=(): name what is to be recognized, such as glosses")
+
+
 def check_joint(model: Any) -> None:
     """Raises ConfigError if the modules of a ``ClipConfig`` do not go with its towers."""
     vision, text, fusion, decoder = model.vision_cfg, model.text_cfg, model.fusion, model.decoder
@@ -94,6 +111,11 @@ def check_joint(model: Any) -> None:
         vision.fusion != "gated" or (fusion is None and decoder is None),
         "model.vision_cfg.fusion='gated': joins modalities behind pooling, and a decoder or a fusion encoder reads "
         "tokens; leave out model.fusion and model.decoder, or use model.vision_cfg.fusion='tokens'",
+    )
+    require(
+        model.recognizer is None or vision.stem == "frames",
+        f"model.recognizer: reads sequences, and model.vision_cfg.stem={vision.stem!r} takes pictures; leave it "
+        "out, or set stem='frames'",
     )
     causal = not (text.no_causal_mask or text.positions_from_pad) and text.layers > 0
     require(

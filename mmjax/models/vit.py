@@ -99,9 +99,9 @@ class VisionTower(nnx.Module):
     def embed(self, images: Mapping[str, jax.Array]) -> jax.Array:
         """Images to the tokens that enter the first block: [N', T, width].
 
-        Pixels are u8, or floats from 0 to 255; sequences are f32[N,T,D+1] (``mmjax.data.formats.frames``). With fusion
-        ``views`` or ``gated`` N' is N times the number of modalities present: all rows of one modality, then those of
-        the next, in the order of the configuration.
+        Pixels are u8, or floats from 0 to 255; sequences are f32[N,T,D+1] (``mmjax.data.sequences.frames``). With
+        fusion ``views`` or ``gated`` N' is N times the number of modalities present: all rows of one modality, then
+        those of the next, in the order of the configuration.
         """
         config = self.config
         present = self._present(images)

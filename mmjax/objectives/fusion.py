@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.core.config import Between, ConfigError, Ge
+from mmjax.core.files import read_names
 from mmjax.core.types import Metrics, Provenance
 from mmjax.objectives import contrastive
-from mmjax.objectives.common.answers import answer_labels, read_answers
+from mmjax.objectives.common.answers import answer_labels
 from mmjax.objectives.common.base import CARRIED, State, TextGroups
 from mmjax.objectives.common.masked_words import mask_words, word_losses
 from mmjax.objectives.common.matching import Mixed, draw_pairs, draw_positives
@@ -86,7 +87,7 @@ class Objective(contrastive.Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "answers", read_answers(self.answers, key="objective.answers"))
+        object.__setattr__(self, "answers", read_names(self.answers, key="objective.answers"))
         for name in ("queue_size", "distillation"):
             if self.momentum is None and getattr(self, name):
                 raise ConfigError(

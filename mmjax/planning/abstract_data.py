@@ -16,6 +16,7 @@ from mmjax.data.transform_chain import TransformChain
 from mmjax.experiment import Experiment
 from mmjax.inference.embedding_store import read_plan
 from mmjax.models.config import with_tokenizer
+from mmjax.train.data import label_sequences
 
 DEFAULT_VOCAB_SIZE = 8192  # largest vocabulary of a tokenizer trained at the start, unless configured
 NUM_CHANNELS = 3
@@ -115,7 +116,8 @@ def image_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], Any
 
 def batch_shapes(experiment: Experiment) -> Batch:
     """Returns the global batch of the data pipeline as shapes; use after ``resolve_without_data``."""
-    text_groups = plugins.make("mmjax.objectives", "Objective", experiment.objective, path="objective").text_groups
+    objective = plugins.make("mmjax.objectives", "Objective", experiment.objective, path="objective")
+    text_groups = objective.text_groups
     images = experiment.batch_size
     data, length = experiment.data, experiment.model.text_cfg.context_length
     texts = images * (data.captions_per_image + data.negatives_per_image)
@@ -130,6 +132,8 @@ def batch_shapes(experiment: Experiment) -> Batch:
     }
     if experiment.gate is not None:
         arrays["quantile"] = shape(images, dtype=np.float32)
+    if (labels := label_sequences(data, experiment.model, objective.modules)) is not None:
+        arrays["labels"] = shape(images, labels.longest, dtype=np.int32)
     for side, rows in (("image", images), ("text", texts)):
         arrays[f"{side}_ids"] = shape(rows, sources, dtype=np.int32)
         arrays[f"{side}_weight"] = shape(rows, sources, dtype=np.float32)

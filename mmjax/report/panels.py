@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mmjax.data.formats import frames
+from mmjax.data.sequences import frames
 
 SMALL_PIXELS = 128
 """Images below this size are enlarged without smoothing, so that the page shows the pixels that the model sees."""

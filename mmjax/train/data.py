@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,18 @@ from mmjax.core.config import ConfigError, bind, call
 from mmjax.data import autotune, pipeline, tokenizer
 from mmjax.data.clusters.table import Clusters
 from mmjax.data.eval_view import is_encoded, make_eval_chain, view_for_evaluation
-from mmjax.data.formats.frames import FrameView
 from mmjax.data.formats.score_table import WithQuantiles
 from mmjax.data.negatives.table import WithNegatives, WithPositives
 from mmjax.data.open_source import open_source
 from mmjax.data.sample import Unreadable
+from mmjax.data.sequences.frames import FrameView
+from mmjax.data.sequences.labels import LabelSequences
 from mmjax.data.source import Source, Subset
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.transform_chain import TransformChain
 from mmjax.experiment import DataConfig, Experiment
 from mmjax.inference.teacher import WithTeacher
-from mmjax.models.config import VisionConfig
+from mmjax.models.config import ClipConfig, VisionConfig
 from mmjax.objectives.common.base import TextGroups
 from mmjax.runs.folder import TOKENIZER_FOLDER
 
@@ -206,6 +207,7 @@ def make_batches(
     host_rows: tuple[int, int] = (0, 1),
     clusters: Clusters | None = None,
     text_groups: TextGroups | None = None,
+    labels: LabelSequences | None = None,
 ) -> pipeline.Batches:
     """The training batches by step.
 
@@ -219,6 +221,7 @@ def make_batches(
       host_rows: which of how many equal parts of each batch this process makes (``Program.host_rows``).
       clusters: of the source, if ``data.clusters`` is set.
       text_groups: which groups batches have (``objective.text_groups``).
+      labels: which sequences of labels they have (``label_sequences``).
 
     Raises:
       ConfigError: if the data cannot make such batches.
@@ -237,10 +240,20 @@ def make_batches(
         "clusters": clusters,
         "groups": data.groups if text_groups == "example" else (),
         "text_groups": text_groups,
+        "labels": labels,
         "process_index": index,
         "process_count": count,
     }
     return call(pipeline.Batches, arguments, path="data", paths={name: name for name in ("batch_size", "seed")})
+
+
+def label_sequences(data: DataConfig, model: ClipConfig, modules: Collection[str]) -> LabelSequences | None:
+    """The labels that an objective which runs these ``modules`` of the model reads, or None."""
+    recognizer = model.recognizer
+    if recognizer is None or "recognizer" not in modules:
+        return None
+    longest = min(recognizer.max_labels or model.vision_cfg.max_frames, model.vision_cfg.max_frames)
+    return LabelSequences(field=data.labels, names=tuple(recognizer.labels), longest=longest)
 
 
 def count_threads(data: DataConfig) -> int:

@@ -45,6 +45,7 @@ _KEYS_OF_HEADS = {
     "grad_cam": "model.fusion with kind='cross' and images=1",
     "caption": "model.decoder",
     "some_modalities": "model.vision_cfg.fusion='gated' or 'tokens'",
+    "labels": "model.recognizer",
 }
 
 

@@ -20,6 +20,7 @@ from mmjax.core.types import Batch
 from mmjax.evals.captions.writer import CaptionWriter
 from mmjax.evals.common.embedder import Embedder
 from mmjax.evals.common.pair_scores import Matcher
+from mmjax.evals.labels.reader import LabelReader
 from mmjax.experiment import Experiment
 from mmjax.inference.captioning import Captioner
 from mmjax.inference.decoding import DecodingConfig
@@ -29,6 +30,7 @@ from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
 from mmjax.models.lora import add_adapters
 from mmjax.models.low_precision import check_matmul_precision
+from mmjax.models.vision.recognizer import read_labels
 from mmjax.objectives.common.base import Base
 from mmjax.objectives.common.gate import Gate
 from mmjax.parallel.host_memory import keep_freed_memory
@@ -212,14 +214,9 @@ class Program:
         self, tokenizer: Any, *, batch_size: int, modalities: Sequence[str], num_threads: int = 0
     ) -> Embedder:
         """Both towers for evaluation; ``num_threads`` read the examples (0: none beside the caller)."""
-        graph, fusion, vision = self.graph, self.experiment.model.fusion, self.experiment.model.vision_cfg
+        graph, model = self.graph, self.experiment.model
+        fusion, vision, recognizer = model.fusion, model.vision_cfg, model.recognizer
         pairs = fusion is not None and fusion.images == 2
-
-        def encode_images(params: Params, images: dict[str, jax.Array]) -> jax.Array:
-            return merge(graph, params).encode_image(images)
-
-        def encode_texts(params: Params, tokens: jax.Array) -> jax.Array:
-            return merge(graph, params).encode_text(tokens)
 
         def encode_image_tokens(params: Params, images: dict[str, jax.Array]) -> jax.Array:
             visual = merge(graph, params).visual
@@ -255,8 +252,8 @@ class Program:
             maps = explain if fusion.kind == "cross" else None
             matcher = Matcher(encode_image_tokens, match, answer if fusion.answers else None, grad_cam=maps)
         return Embedder(
-            encode_images,
-            encode_texts,
+            lambda params, images: merge(graph, params).encode_image(images),
+            lambda params, tokens: merge(graph, params).encode_text(tokens),
             tokenizer=tokenizer,
             batch_size=batch_size,
             row_sharding=self.row_sharding,
@@ -265,6 +262,9 @@ class Program:
             matcher=matcher,
             make_writer=make_writer if self.experiment.model.decoder else None,
             takes_some=vision.fusion in ("gated", "tokens"),
+            label_reader=None
+            if recognizer is None
+            else LabelReader(lambda p, images: read_labels(merge(graph, p), images), tuple(recognizer.labels)),
         )
 
     def _without_recomputation(self) -> Experiment:
@@ -319,7 +319,7 @@ def check_modules(objective: Base, model: ClipConfig, *, name: str, augment: Col
         if getattr(model, section, None) is None:
             raise ConfigError(
                 f"objective.name={name!r}: runs model.{section}, and the model has none; set model.{section}, as in "
-                f"configs/scenes_{section}.py"
+                f"configs/scenes_{'frames' if section == 'recognizer' else section}.py"
             )
     objective.check_model(model, augment=augment)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -15,6 +16,8 @@ from mmjax.core.state import flatten
 from mmjax.data import pictures
 from mmjax.data.clusters.table import Clusters, read_clusters
 from mmjax.data.pipeline import Batches
+from mmjax.data.sample import Unreadable
+from mmjax.data.sequences.labels import LabelSequences
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.transform_chain import TransformChain
@@ -28,7 +31,7 @@ from mmjax.train.optim import effective_warmup
 from mmjax.train.program import Program
 
 DECODED_CHANNELS = 3
-CAPTIONS = 512  # that the share of unknown words is measured on
+CAPTIONS = 512  # that the share of unknown words is measured on, or examples without labels
 MANY_UNKNOWN = 0.02
 MANY_EPOCHS = 100  # three times as many as the recipes of configs/ have at most
 
@@ -64,7 +67,13 @@ class Setup:
             host_rows=self.program.host_rows,
             clusters=self.clusters,
             text_groups=self.program.objective.text_groups,
+            labels=self.labels,
         )
+
+    @property
+    def labels(self) -> LabelSequences | None:
+        """The sequences of labels that the objective reads, if it does."""
+        return train_data.label_sequences(self.experiment.data, self.experiment.model, self.program.objective.modules)
 
     def advice(self) -> Iterator[str]:
         """What its user should know before the first step."""
@@ -88,6 +97,8 @@ class Setup:
                 f"data.groups={experiment.data.groups}: objective.name={experiment.objective.get('name')!r} reads no "
                 "groups; use objective.name=fscl, or leave it out"
             )
+        if (labels := self.labels) is not None and (problem := _count_unlabeled(self.source, labels)):
+            yield problem
         if not self.tokenizer.has_unknown_words or not experiment.eval.tasks:
             return  # without tasks there need be no such split
         split = experiment.eval.split
@@ -131,6 +142,22 @@ def setup(
     if workdir is None or not (Path(workdir) / CONFIG).exists():  # a run that goes on has its weights in a checkpoint
         check_init(experiment.init, experiment.model, flatten(program.abstract_state.params))
     return Setup(experiment=experiment, source=source, tokenizer=tokenizer, program=program, clusters=clusters)
+
+
+def _count_unlabeled(source: Source, labels: LabelSequences) -> str | None:
+    """How many of the first examples have no labels, and why; ConfigError if none has any, None if all have."""
+    examples = range(min(CAPTIONS, len(source)))
+    problems = []
+    for index in examples:
+        with contextlib.suppress(Unreadable):
+            problems.append(labels.problem(source.read(index)))
+    missing = [problem for problem in problems if problem is not None]
+    if not missing:
+        return None
+    text = f"data.labels={labels.field!r}: {len(missing)} of the first {len(problems)} examples have no labels to learn"
+    if len(missing) == len(problems):
+        raise ConfigError(f"{text} ({missing[0]}); name another field, or use another objective")
+    return f"{text}, and add no CTC loss; of the first of them: {missing[0]}"
 
 
 def check_memory(program: Program) -> None:

@@ -19,7 +19,7 @@ from mmjax.core.state import Params, TrainState
 from mmjax.core.types import Batch, Metrics
 from mmjax.objectives.common.base import CARRIED, Base, State
 from mmjax.objectives.common.gate import Gate
-from mmjax.objectives.common.tower_tokens import MomentumFeatures, TowerTokens
+from mmjax.objectives.common.tower_tokens import LabelTable, MomentumFeatures, TowerTokens
 from mmjax.train import forward
 from mmjax.train.augmentation import Augmentations
 from mmjax.train.micro_batches import WHOLE_BATCH, MicroBatches
@@ -195,8 +195,11 @@ def make_loss(
                 model=model,
                 map=lambda f, rows: micro_batches.map(f, model, rows, count=sequence.examples),
                 key=rng.key(augmentations.seed, stream=f"objective/{name}", step=step),
+                image_valid=sequence.image_mask,
+                labels=labels,
             )
 
+        labels = None if batch.labels is None else LabelTable(batch.image_source.ids[:, 0], batch.labels)
         batch, changes = augmentations.change_batch(batch, step)
         gate_metrics: Metrics = {}
         if gate is not None:

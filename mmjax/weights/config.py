@@ -13,8 +13,8 @@ from mmjax.core.config import ConfigError
 class InitConfig:
     """Weights to start from; parameters that none of them has are drawn at random.
 
-    ``source`` gives both towers, the temperature, and a decoder or fusion encoder if it has one. ``vision`` and
-    ``text`` each give one tower, before ``source``.
+    ``source`` gives both towers, the temperature, and a decoder, fusion encoder or recognizer if it has one. ``vision``
+    and ``text`` each give one tower, before ``source``.
     Each is a run folder, a folder in transformers' or open_clip's layout, a file of weights, or a hub name.
     ``drop`` are regular expressions of parameter paths that keep their random values all the same.
     """
@@ -36,7 +36,7 @@ class InitConfig:
     def specs(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         """Key, SPEC and the roots of the paths that it gives, of all that are set, the first to be asked first."""
         both = (("vision", self.vision, ("visual",)), ("text", self.text, ("text",)))
-        all_roots = ("visual", "text", "logit_scale", "logit_bias", "decoder", "fusion")
+        all_roots = ("visual", "text", "logit_scale", "logit_bias", "decoder", "fusion", "recognizer")
         for key, spec, roots in (*both, ("source", self.source, all_roots)):
             if spec is not None:
                 yield f"init.{key}", spec, roots

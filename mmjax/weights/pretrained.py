@@ -42,11 +42,11 @@ _FREE = {
 _FREE_OF_BERT = {"context_length", "pool_type", "pool_tanh", "proj_type", "proj_bias"}
 """Keys that are free too where the weights are of BERT or a relative, which was trained to embed no texts."""
 
-_FREE_OF_MODULES = {"fusion": ("word_head", "answers", "images")}
-"""Keys of modules that say which heads they have."""
+_FREE_OF_MODULES = {"fusion": ("word_head", "answers", "images"), "recognizer": ("max_labels",)}
+"""Keys of modules that say which heads they have, or change no parameter."""
 
 TOWERS = {"visual": "vision_cfg", "text": "text_cfg"}
-MODULES = ("decoder", "fusion")
+MODULES = ("decoder", "fusion", "recognizer")
 SECTIONS = TOWERS | {name: name for name in MODULES}
 
 
@@ -90,7 +90,7 @@ class Pretrained:
 
     @property
     def modules(self) -> list[str]:
-        """Sections of the model beside the towers that the file has: ``decoder``, ``fusion``."""
+        """Sections of the model beside the towers that the file has: ``decoder``, ``fusion``, ``recognizer``."""
         roots = dict.fromkeys(rule.ours[0].split("/")[0] for rule in self.rules if self._holds(rule))
         return [root for root in roots if root in MODULES]
 

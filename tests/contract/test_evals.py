@@ -13,6 +13,7 @@ from mmjax.data import source
 from mmjax.evals.captions.writer import CaptionWriter
 from mmjax.evals.common.embedder import Embedder
 from mmjax.evals.common.pair_scores import Matcher
+from mmjax.evals.labels.reader import LabelReader
 
 FOLDER = "mmjax.evals"
 
@@ -39,6 +40,7 @@ class Everything(source.Source):
             "captions": [f"caption {i}", "another"][: 1 + i % 2],
             "label": i % 3,
             "answer": self.class_names[i % 3],
+            "gloss": " ".join(self.class_names[: 1 + i % 3]),
             "kind": "swap",
             "box": (0.0, 0.25, 0.5, 1.0),
             "proposals": [(0.0, 0.25, 0.5, 1.0), (0.5, 0.0, 1.0, 0.5)],
@@ -76,6 +78,10 @@ def compiled():
         make_writer=lambda **_: CaptionWriter(
             lambda p, x: jnp.argsort((x["image"].reshape(3, -1).astype(jnp.float32) - 128.0) @ p["image"], axis=1),
             lambda tokens: ["caption " + " ".join(map(str, row)) for row in tokens.tolist()],
+        ),
+        label_reader=LabelReader(
+            lambda p, x: jnp.argsort((x["image"].reshape(3, -1).astype(jnp.float32) - 128.0) @ p["image"], axis=1) // 2,
+            tuple(Everything.class_names),
         ),
     )
 

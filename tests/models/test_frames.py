@@ -14,11 +14,12 @@ from mmjax.augment.common.base import Similarity, TokenMask
 from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit
 from mmjax.core.types import Batch, Provenance
-from mmjax.data.formats.frames import pad
+from mmjax.data.sequences.frames import pad
 from mmjax.train.forward import embed_views, make_tower_info, run_clean
 from mmjax.train.micro_batches import MicroBatches
 from support import clip_models
 from support.clip_models import TOKENS
+from support.ctc_reference import forward_backward
 
 LENGTHS, MOST, FEATURES = (1, 4, 6, 3), 6, 3
 FRAMES = {
@@ -174,35 +175,6 @@ def test_a_batch_of_another_length_is_named():
     graph, params = ready()
     with pytest.raises(ValueError, match=r"shape \(2, 5, 4\): expected \[N, 6, 4\]"):
         clip_models.model(graph, params).encode_image({"signs": np.zeros((2, 5, 4), np.float32)})
-
-
-def forward_backward(logits, labels, blank):
-    """The CTC loss of one sequence and its gradient by the logits, in float64 (Graves et al. 2006, section 4)."""
-    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    symbols = [blank]
-    for label in labels:
-        symbols += [label, blank]
-    count, steps = len(symbols), len(logits)
-
-    def moves(s, sign):
-        reach = [s, s - sign]
-        if 0 <= s - 2 * sign < count and symbols[s] != blank and symbols[s] != symbols[s - 2 * sign]:
-            reach.append(s - 2 * sign)
-        return [r for r in reach if 0 <= r < count]
-
-    before, after = np.full((2, steps, count), -np.inf)
-    before[0, :2], after[-1, -2:] = logs[0, symbols[:2]], logs[-1, symbols[-2:]]
-    for t in range(1, steps):
-        for s in range(count):
-            before[t, s] = np.logaddexp.reduce(before[t - 1, moves(s, 1)]) + logs[t, symbols[s]]
-            u = steps - 1 - t
-            after[u, s] = np.logaddexp.reduce(after[u + 1, moves(s, -1)]) + logs[u, symbols[s]]
-    total = np.logaddexp.reduce(before[-1, -2:])
-    gradient = np.exp(logs)
-    for t in range(steps):
-        for s, symbol in enumerate(symbols):
-            gradient[t, symbol] -= np.exp(before[t, s] + after[t, s] - logs[t, symbol] - total)
-    return -total, gradient
 
 
 def test_the_ctc_loss_of_padded_sequences_is_that_of_forward_and_backward():

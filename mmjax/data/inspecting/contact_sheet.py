@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmjax.core.config import ConfigError
 from mmjax.core.printable import printable
-from mmjax.data.formats import frames
 from mmjax.data.preparing.plan import evenly_spaced
+from mmjax.data.sequences import frames
 
 logger = logging.getLogger(__name__)
 

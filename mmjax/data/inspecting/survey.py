@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.core.printable import printable
-from mmjax.data.formats import frames
 from mmjax.data.preparing.progress import Counter, amount
 from mmjax.data.preparing.reencoding import check, format_of, is_transparent
 from mmjax.data.preparing.schema import Schema, infer_schema
 from mmjax.data.sample import Example, Unreadable, as_unreadable
+from mmjax.data.sequences import frames
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from mmjax.evals.common.host_batches import (
     to_global,
 )
 from mmjax.evals.common.pair_scores import Matcher, PairScorer
+from mmjax.evals.labels.reader import LabelReader
 
 IN_FLIGHT = 16
 """Batches that may wait on the device: enough to keep it busy, few enough to fit its memory."""
@@ -46,14 +47,6 @@ class Embedded(NamedTuple):
     unreadable: list[Unreadable]
 
 
-@runtime_checkable
-class Truncating(Protocol):
-    """A tokenizer that says which texts it cuts."""
-
-    def is_truncated(self, texts: Sequence[str], /) -> np.ndarray:
-        """bool[n]."""
-
-
 class Embedder:
     """Both towers of a model, compiled once for a whole run; ``bind`` sets the parameters.
 
@@ -63,7 +56,7 @@ class Embedder:
     Args:
         encode_images: A pure function ``(params, {modality: u8[B, H, W, C]}) -> [B, E]``; rows are normalized here.
         encode_texts: A pure function ``(params, i32[B, L]) -> [B, E]``.
-        tokenizer: Texts to i32[n, L]; one that is ``Truncating`` lets evaluators report what it cuts.
+        tokenizer: Texts to i32[n, L]; one with ``is_truncated`` lets evaluators report what it cuts.
         batch_size: Rows of a global batch.
         row_sharding: Splits a batch over a mesh; embeddings are replicated. None: one device.
         modalities: The keys of an example that go to the image tower.
@@ -71,6 +64,7 @@ class Embedder:
         matcher: Scores pairs as wholes, if the model can.
         make_writer: Makes what writes captions, if the model can.
         takes_some: Whether the image tower can do with some of the modalities.
+        label_reader: Reads the labels of sequences, if the model can.
     """
 
     def __init__(
@@ -86,6 +80,7 @@ class Embedder:
         matcher: Matcher | None = None,
         make_writer: MakeWriter | None = None,
         takes_some: bool = False,
+        label_reader: LabelReader | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
@@ -108,7 +103,7 @@ class Embedder:
             None if matcher is None else PairScorer(matcher, batch_size=batch_size, row_sharding=row_sharding)
         )
         self._make_writer, self._writers = make_writer, dict[str, CaptionWriter]()
-        self._abilities = {"caption": make_writer is not None, "some_modalities": takes_some}
+        self._abilities = {"caption": bool(make_writer), "some_modalities": takes_some, "labels": bool(label_reader)}
         self._shardings: dict[str, Any] = {}
         if row_sharding is not None:
             self._shardings = {
@@ -117,12 +112,13 @@ class Embedder:
             }
         self.embed_images = jax.jit(_with_unit_rows(encode_images, batch_size, "encode_images"), **self._shardings)
         self.embed_texts = jax.jit(_with_unit_rows(encode_texts, batch_size, "encode_texts"), **self._shardings)
+        self.label_reader = label_reader and label_reader._replace(read=jax.jit(label_reader.read, **self._shardings))
 
     @property
     def heads(self) -> set[str]:
-        """What the model can do beside embeddings: ``match``, ``answer``, ``caption``, ``some_modalities``."""
-        heads = set() if self.pair_scorer is None else set(self.pair_scorer.heads)
-        return heads | {name for name, can in self._abilities.items() if can}
+        """What the model can do beside embeddings, such as ``match``, ``caption``, ``some_modalities``, ``labels``."""
+        own = {name for name, can in self._abilities.items() if can}
+        return own if self.pair_scorer is None else own | set(self.pair_scorer.heads)
 
     def writer(self, **decoding: Any) -> CaptionWriter:
         """What writes captions, compiled once for the same options."""
@@ -210,10 +206,16 @@ class BoundEmbedder:
         rows = self.read(examples, key=key).indices
         return writer.decode(self._run(writer.write, self._image_batches(examples, []))[rows])
 
+    def labels(self, examples: Source, *, key: Hashable = None) -> list[list[str]]:
+        """The labels that the model recognizes in each example of ``read``."""
+        reader, rows = self._embedder.label_reader, self.read(examples, key=key).indices
+        assert reader is not None  # who needs it says so (``Base.needs_head``)
+        return reader.decode(self._run(reader.read, self._image_batches(examples, []))[rows])
+
     def is_truncated(self, texts: Sequence[str]) -> np.ndarray | None:
         """bool[n]: which texts are cut at the context length; None if the tokenizer does not say."""
-        tokenizer = self._embedder.tokenizer
-        return tokenizer.is_truncated(texts) if isinstance(tokenizer, Truncating) else None
+        is_truncated = getattr(self._embedder.tokenizer, "is_truncated", None)
+        return None if is_truncated is None else is_truncated(texts)
 
     def text_rows(self, texts: Sequence[str]) -> np.ndarray:
         """i64[n]: numbers that are equal for texts with equal tokens; new texts are embedded."""

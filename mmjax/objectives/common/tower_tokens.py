@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Map = Callable[[Callable[[Any, Any], Any], Any], Any]
 """``map(f, rows)`` is ``f(model, rows)``, one micro-batch of examples at a time, for trees of arrays whose first axis
 counts examples (or several times as many, one batch after another), and an ``f`` that treats every row alone.
 """
+
+
+class LabelTable(NamedTuple):
+    """The sequences of labels of a batch's examples."""
+
+    ids: jax.Array  # i32[B]: the examples
+    labels: jax.Array  # i32[B, G]: of each, with -1 behind them; -1 alone where none are known
+
+    def find(self, ids: jax.Array) -> jax.Array:
+        """The labels of the examples of these ids: i32[…] -> i32[…, G]; -1 alone for those not in the batch."""
+        same = ids[..., None] == self.ids
+        return jnp.where(jnp.any(same, axis=-1)[..., None], self.labels[jnp.argmax(same, axis=-1)], -1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +45,8 @@ class TowerTokens:
         model: The whole model, for its modules and for the towers once more; ``map`` passes it on.
         map: Runs a function in micro-batches, and again in the backward pass.
         key: A random key of this step.
+        image_valid: bool[N, T] of images that are sequences: which tokens are no padding.
+        labels: Of all examples, if the objective reads them.
     """
 
     image: jax.Array
@@ -43,6 +58,8 @@ class TowerTokens:
     model: Any
     map: Map
     key: jax.Array
+    image_valid: jax.Array | None = None
+    labels: LabelTable | None = None
 
     def images_by_example(self, rows: jax.Array) -> jax.Array:
         """An array of image rows [N, …] as [examples, modalities, …]."""

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmjax.data import source, tokenizer
-from mmjax.data.formats import frames
 from mmjax.data.inspecting import survey
 from mmjax.data.open_source import open_source
 from mmjax.data.pipeline import Batches
 from mmjax.data.sample import Unreadable
+from mmjax.data.sequences import frames
 from mmjax.data.sources import scenes
 from mmjax.report.panels import encode_picture
 

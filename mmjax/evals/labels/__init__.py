@@ -1,0 +1,1 @@
+"""Labels of sequences: how they are read and compared."""
