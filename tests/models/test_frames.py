@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from mmjax.augment import mixup, tmmda, xmda
 from mmjax.augment.common.alignment import ctc_path, ctc_positions
@@ -44,61 +45,69 @@ def ready():
     return graph, clip_models.random_params(shapes)
 
 
-def augmented(augmentation, tap, data, *, micro_batches=1):
-    """All that an augmentation makes of a batch: embeddings of clean rows and views, terms, and metrics."""
+@functools.cache
+def augmentation(case):
+    """One of five, and its tap."""
+    make = {"towers": TOWERS, "rngs": nnx.Rngs(0)}
+    return [
+        lambda: mixup.Augmentation(towers=TOWERS, tap="input"),
+        lambda: mixup.Augmentation(towers=TOWERS, tap="tokens@1"),
+        lambda: tmmda.Augmentation(**make, tap="tokens@-1", heads=2),
+        lambda: xmda.Augmentation(**make, tap="tokens@0", sides="both", alignment="transport", keep=0.3),
+        lambda: xmda.Augmentation(**make, tap="tokens@1", alignment="ctc", keep=0.3),
+    ][case]()
+
+
+@functools.cache
+def compiled(case, micro_batches=1):
+    """Of a batch all that an augmentation makes: embeddings of clean rows and views, terms, and metrics.
+
+    With them, the clean features at its tap and its first view of the images there.
+    """
     graph, params = ready()
+    module = augmentation(case)
 
     @jax.jit
-    def run(params, data):
+    def run(data):
         model = clip_models.model(graph, params)
         split = MicroBatches(number=micro_batches)
-        taps = run_clean(model, data, towers=TOWERS, taps=[tap], micro_batches=split, with_sequence=True)
+        taps = run_clean(model, data, towers=TOWERS, taps=[module.tap], micro_batches=split, with_sequence=True)
         pooled = taps["pooled"]
         image, text = model.visual.project(pooled.image), model.text.project(pooled.text)
         taps["embedding"] = clean = dataclasses.replace(pooled, image=image, text=text)
-        made = augmentation.augment(taps[tap], key=jax.random.key(0), step=jnp.int32(0))
-        entering = [(tap, view) for view in made.views]
+        made = module.augment(taps[module.tap], key=jax.random.key(0), step=jnp.int32(0))
+        entering = [(module.tap, view) for view in made.views]
         views = embed_views(entering, models={"trained": model}, taps=taps, towers=TOWERS, micro_batches=split)
         rows = [view.embeddings for view in views]
         similarity = Similarity(scale=jnp.float32(3.0))
         options = {"similarity": similarity, "key": jax.random.key(1), "step": jnp.int32(0)}
-        terms, metrics = augmentation.compare(clean.to_unit(), rows, **options)
-        return unit(image), [(r.image, r.text) for r in rows], made.terms, made.metrics, terms, metrics
+        terms, metrics = module.compare(clean.to_unit(), rows, **options)
+        result = unit(image), [(r.image, r.text) for r in rows], made.terms, made.metrics, terms, metrics
+        return result, (taps[module.tap].image, made.views[0].image)
 
-    return run(params, data)
-
-
-def augmentations():
-    from flax import nnx
-
-    make = {"towers": TOWERS, "rngs": nnx.Rngs(0)}
-    return [
-        (mixup.Augmentation(towers=TOWERS, tap="input"), "input"),
-        (mixup.Augmentation(towers=TOWERS, tap="tokens@1"), "tokens@1"),
-        (tmmda.Augmentation(**make, tap="tokens@-1", heads=2), "tokens@-1"),
-        (xmda.Augmentation(**make, tap="tokens@0", sides="both", alignment="transport", keep=0.3), "tokens@0"),
-        (xmda.Augmentation(**make, tap="tokens@1", alignment="ctc", keep=0.3), "tokens@1"),
-    ]
+    return run
 
 
 def test_a_sequence_is_embedded_as_without_its_padding():
     graph, params = ready()
-    model = clip_models.model(graph, params)
-    data = batch()
-    whole = model.encode_image(data.images)
-    shorter = clip_models.model(*ready())
-    for row, length in enumerate(LENGTHS):
-        tokens = shorter.visual.embed(data.images)[row : row + 1, :length]
-        alone = shorter.visual.project(shorter.visual.pool(tokens))  # no mask: there is no padding left
-        np.testing.assert_allclose(whole[row], alone[0], atol=2e-6)
+
+    @jax.jit
+    def embed(images):
+        visual = clip_models.model(graph, params).visual
+        tokens = visual.embed(images)
+        # Without a mask: there is no padding left.
+        alone = [visual.project(visual.pool(tokens[i : i + 1, :n]))[0] for i, n in enumerate(LENGTHS)]
+        return visual(images), alone
+
+    whole, alone = embed(batch().images)
+    np.testing.assert_allclose(whole, alone, atol=2e-6)
 
 
 @pytest.mark.parametrize("case", range(5))
 def test_what_stands_in_padding_changes_no_view_and_no_term(case):
-    augmentation, tap = augmentations()[case]
-    plain = jax.tree.leaves(augmented(augmentation, tap, batch()))
+    plain = jax.tree.leaves(compiled(case)(batch())[0])
     for other in (batch(padding=7.0), batch(padding=np.nan)):
-        for a, b in zip(plain, jax.tree.leaves(augmented(augmentation, tap, other)), strict=True):
+        for a, b in zip(plain, jax.tree.leaves(compiled(case)(other)[0]), strict=True):
             np.testing.assert_array_equal(a, b)
     assert all(np.isfinite(x).all() for x in plain)
 
@@ -106,11 +115,13 @@ def test_what_stands_in_padding_changes_no_view_and_no_term(case):
 def test_gradients_of_sequences_are_finite_and_none_reaches_padding():
     graph, params = ready()
 
-    def loss(rows):
+    @jax.jit
+    @jax.grad
+    def slope(rows):
         return jnp.sum(unit(clip_models.model(graph, params).encode_image({"signs": rows})) @ jnp.arange(6.0))
 
     rows = batch(padding=np.nan).images["signs"]
-    gradient = np.asarray(jax.grad(loss)(rows))
+    gradient = np.asarray(slope(rows))
     mask = np.asarray(rows[..., -1] > 0)
     assert np.isfinite(gradient).all()
     assert not gradient[~mask].any()
@@ -118,8 +129,7 @@ def test_gradients_of_sequences_are_finite_and_none_reaches_padding():
 
 
 def test_micro_batches_change_no_view_of_sequences():
-    augmentation, tap = augmentations()[1]
-    whole, parts = (augmented(augmentation, tap, batch(), micro_batches=n) for n in (1, 2))
+    whole, parts = (compiled(1, micro_batches=n)(batch())[0] for n in (1, 2))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -132,13 +142,13 @@ def test_a_mix_has_the_frames_of_both_and_at_ratio_one_its_own():
 
 
 def test_foreign_tokens_of_tmmda_are_never_padding_and_land_on_frames_alone():
-    augmentation, tap = augmentations()[2]
-    graph, params = ready()
-    model = clip_models.model(graph, params)
-    clean = run_clean(model, batch(), towers=TOWERS, taps=[tap])[tap]
-    made = augmentation.augment(clean, key=jax.random.key(0), step=jnp.int32(0))
-    changed = np.asarray(jnp.any(made.views[0].image != clean.image, axis=-1))
-    np.testing.assert_array_equal(changed, clean.image_mask)
+    data = batch()
+    clean, mixed = compiled(2)(data)[1]
+    changed = np.asarray(jnp.any(mixed != clean, axis=-1))
+    np.testing.assert_array_equal(changed, np.asarray(data.images["signs"][..., -1] > 0))
+
+
+find_path, find_places = jax.jit(ctc_path, static_argnames="blank"), jax.jit(ctc_positions)
 
 
 @pytest.mark.parametrize("frames", [3, 4, 5])
@@ -149,13 +159,13 @@ def test_the_path_of_a_padded_sequence_is_that_of_the_sequence(frames):
     labels = jnp.asarray([[0, 1, 2], [1, 1, 0], [2, 0, 0], [0, 0, 0], [2, 1, 0]])
     valid = jnp.asarray([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]], bool)
     mask = jnp.tile(jnp.arange(7) < frames, (5, 1))
-    path, feasible = ctc_path(logs, labels, valid, blank=3, frames=mask)
-    alone, possible = ctc_path(logs[:, :frames], labels, valid, blank=3)
+    path, feasible = find_path(logs, labels, valid, blank=3, frames=mask)
+    alone, possible = find_path(logs[:, :frames], labels, valid, blank=3)
     np.testing.assert_array_equal(feasible, possible)
     spelled = np.asarray(feasible)
     np.testing.assert_array_equal(path[spelled, :frames], alone[spelled])
-    places = ctc_positions(path)[spelled, :frames]
-    np.testing.assert_array_equal(places, ctc_positions(alone)[spelled])
+    places = find_places(path)[spelled, :frames]
+    np.testing.assert_array_equal(places, find_places(alone)[spelled])
 
 
 @pytest.mark.parametrize(
@@ -190,7 +200,7 @@ def test_the_ctc_loss_of_padded_sequences_is_that_of_forward_and_backward():
         valid = jnp.ones(3, bool)
         return xmda.recognize(logits, token_mask, valid, blank=clip_models.VOCAB, frames=jnp.asarray(mask))[1]
 
-    value, gradient = jax.value_and_grad(loss)(jnp.asarray(logits, jnp.float32))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(logits, jnp.float32))
     expected, expected_gradient = 0.0, np.zeros_like(logits)
     for row, (length, labels) in enumerate(zip(lengths, words, strict=True)):
         each, by_logits = forward_backward(logits[row, :length], labels, clip_models.VOCAB)
