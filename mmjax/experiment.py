@@ -177,7 +177,7 @@ class EvalConfig:
     ``options`` are those of evaluators, by their names, wherever they run: ``{"retrieval": {"folds": 5}}``.
 
     ``weights`` are those of the final measurement: the last step's, or those of the best checkpoint. With
-    ``optimizer.ema_decay`` both are the moving average's. ``suite`` below ``root`` is what ``mmjax eval`` measures too.
+    ``optimizer.ema_decay`` both are the moving average's. ``suite`` names benchmarks below ``root``, for the end too.
     """
 
     every_steps: PositiveInt = 500

@@ -24,7 +24,8 @@ from mmjax.data.tokenizer import Tokenizer
 from mmjax.evals.common.base import Base
 from mmjax.evals.common.embedder import BoundEmbedder, Embedder
 from mmjax.evals.common.metric_names import load_evaluator, prefix_of, tasks_of_splits
-from mmjax.evals.common.suite import DataSet, make_evaluator
+from mmjax.evals.common.results import make_results, summarize
+from mmjax.evals.common.suite import DataSet, find_suite, make_evaluator, measure, one_line
 from mmjax.experiment import EvalConfig, Experiment
 from mmjax.inference.loading import load
 from mmjax.inference.neighbors import find_neighbors
@@ -59,6 +60,7 @@ class Evaluation:
         self._evaluators: dict[tuple[str, str], Any] = {}
         self._sources: dict[tuple[str, str], Source] = {}
         self._bound: tuple[Params, BoundEmbedder] | None = None
+        self._suite: list[DataSet] = []
 
     def open(self) -> None:
         """Opens what training will measure on, so that a missing split is found before the first step."""
@@ -71,14 +73,30 @@ class Evaluation:
                 for task in tasks_of_split:
                     own = f"{task_key}={task!r}: split" if load_evaluator(task).own_split else split_key
                     call(self.evaluator, {"task": task, "split": split}, path="", paths={"split": own})
+        if config.suite:
+            keys = "eval.suite", "eval.root"
+            self._suite = find_suite(config.suite, config.root, {}, defaults=config.options, keys=keys)
 
     def run_during(self, params: Params) -> dict[str, float]:
         """What is measured while training: ``val/rsum`` and the like."""
         return self.run(params, tasks=self._config.tasks, splits=[self._config.split])
 
     def run_final(self, params: Params) -> dict[str, float]:
-        """What is measured at the end."""
-        return self.run(params, tasks=self._config.final_tasks, splits=self._config.final_splits)
+        """What is measured at the end, the suite's data sets among it."""
+        own = self.run(params, tasks=self._config.final_tasks, splits=self._config.final_splits)
+        return own | self._run_suite(params)
+
+    def _run_suite(self, params: Params) -> dict[str, float]:
+        """The metrics of the suite by data set; one that cannot be measured is logged, and costs no other its turn."""
+        results = []
+        bind, make = functools.partial(self.embedder.bind, params), lambda one: make_evaluator(one, self.open_source)
+        for data_set, metrics, error, seconds in measure(self._suite, make=make, embedder=bind):
+            if error is None:
+                logger.info("%s (%s): %.1f s", data_set.name, data_set.task, seconds)
+                results += make_results(data_set, metrics, model="", weights="")
+            else:
+                logger.warning("%s could not be measured by %s: %s", data_set.name, data_set.task, one_line(error))
+        return {result.name: np.nan if result.value is None else result.value for result in summarize(results)}
 
     def run(self, params: Params, *, tasks: Sequence[str], splits: Sequence[str]) -> dict[str, float]:
         """The metrics of ``tasks`` on each split; retrieval's carry the split alone, others their own name too."""

@@ -10,8 +10,10 @@ from mmjax import cli
 from mmjax.commands import eval as command
 from mmjax.commands.common import evaluating
 from mmjax.core.config import ConfigError
+from mmjax.evals.common.metric_names import check_metric
 from mmjax.evals.common.suite import DataSet
 from mmjax.experiment import EvalConfig
+from mmjax.train.evaluation import Evaluation, open_model
 from support import models_in_use, pictures
 
 COUNT = 6
@@ -92,6 +94,41 @@ def test_the_suite_of_a_runs_config_is_measured_beside_its_own_data(root, monkey
     assert data_sets("--tasks=retrieval", "--split=val") == [own]
     with pytest.raises(ConfigError, match=r"--root=.*: has none of the data sets of --suite=winoground"):
         data_sets("--suite=winoground")
+
+
+def test_a_run_measures_its_suite_at_its_end(model, root, caplog):
+    """The evaluation that training ends with, over a model that is there already."""
+    caplog.set_level("INFO")
+    trained = open_model(str(model), options={}, batch_size=8)
+    open_source = trained.evaluation.open_source
+
+    def final(**sections):
+        config = EvalConfig(tasks=(), final_tasks=(), **sections)
+        evaluation = Evaluation(config, trained.evaluation.embedder, lambda split, own: open_source(split, **own))
+        evaluation.open()
+        return evaluation.run_final(trained.params)
+
+    suite = {"suite": ("retrieval",), "root": str(root), "options": {"retrieval": {"max_captions": 2}}}
+    metrics = final(**suite)
+    assert metrics["coco/num_images"] == COUNT and metrics["coco/num_truncated"] < COUNT  # of two captions each
+    assert 0 <= metrics["coco/rsum"] <= 600 and not any(name.startswith("flickr8k") for name in metrics)
+    assert "flickr8k could not be measured by retrieval: flickr8k.source.path=" in caplog.text
+    assert "coco (retrieval)" in caplog.text and final() == {}
+    for sections, message in (
+        ({"suite": ("retreival",), "root": str(root)}, r"^eval.suite='retreival': no such name; did you mean"),
+        ({"suite": ("retrieval",)}, r"^eval.root=None: no such folder"),
+        ({"suite": ("winoground",), "root": str(root)}, r"^eval.root=.*: has none of the data sets of eval.suite=wino"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            final(**sections)
+
+
+def test_metrics_of_a_suite_are_known_by_its_folder_alone():
+    own = {"tasks": ("retrieval",), "splits": ("test",), "path": "--metrics"}
+    check_metric("coco/rsum", **own, suite=("retrieval",))
+    for metric, suite in (("coco/rsum", ()), ("test/rsun", ("retrieval",)), ("rsum", ("retrieval",))):
+        with pytest.raises(ConfigError, match=f"--metrics='{metric}': no evaluation gives such a metric"):
+            check_metric(metric, **own, suite=suite)
 
 
 @pytest.mark.parametrize(

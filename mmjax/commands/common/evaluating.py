@@ -12,14 +12,14 @@ from typing import Any
 
 from mmjax.commands.common import data_source, options
 from mmjax.core import plugins
-from mmjax.core.config import ConfigError, Ge, choose, literal
+from mmjax.core.config import ConfigError, Ge, literal
 from mmjax.core.printable import printable
 from mmjax.data.open_source import open_source
 from mmjax.data.preparing.progress import Counter
 from mmjax.evals.common.metric_names import FOLDER
 from mmjax.evals.common.result_tables import make_table
 from mmjax.evals.common.results import Result, ResultsFile, make_results
-from mmjax.evals.common.suite import DataSet, check_options, find_data_sets, one_line
+from mmjax.evals.common.suite import DataSet, check_options, find_suite, one_line
 from mmjax.evals.common.suite import measure as measure_all
 from mmjax.experiment import EvalConfig, Experiment
 from mmjax.parallel import collectives
@@ -134,15 +134,8 @@ def _data_sets(
 ) -> list[DataSet]:
     tasks, splits = options.split_csv(args.tasks), options.split_csv(args.split)
     if args.suite is not None:
-        known = plugins.names(FOLDER)
-        suite = known if args.suite == "all" else [choose(s, known, path="--suite") for s in args.suite.split(",")]
         defaults = {} if model.experiment is None else model.experiment.eval.options
-        data_sets = find_data_sets(suite, Path(args.root).absolute(), evaluator_options, defaults=defaults)
-        if not data_sets:
-            raise ConfigError(
-                f"--root={args.root}: has none of the data sets of --suite={args.suite}; docs/evaluation.md has their "
-                "layouts"
-            )
+        data_sets = find_suite(args.suite.split(","), args.root, evaluator_options, defaults=defaults)
         return [*(model.own_data_sets(None, ()) if args.with_own else ()), *data_sets]
     if args.path is None and args.source is None:
         return model.own_data_sets(tasks or None, splits)

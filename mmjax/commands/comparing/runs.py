@@ -73,7 +73,9 @@ def check(runs: Iterable[ComparedRun], *, metrics: Sequence[str]) -> None:
         check_plugins(experiment)
         config = experiment.eval
         for metric in metrics:
-            check_metric(metric, tasks=config.final_tasks, splits=config.final_splits, path="--metrics")
+            check_metric(
+                metric, tasks=config.final_tasks, splits=config.final_splits, suite=config.suite, path="--metrics"
+            )
 
 
 def train_all(runs: Sequence[ComparedRun], *, jobs: int, workdir: Path) -> None:

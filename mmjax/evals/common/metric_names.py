@@ -27,22 +27,29 @@ def prefix_of(task: str, split: str) -> str:
     return split if task == "retrieval" else task if load_evaluator(task).own_split else f"{split}/{task}"
 
 
-def check_metric(metric: str, *, tasks: Sequence[str], splits: Sequence[str], path: str) -> None:
-    """Raises ConfigError if an evaluation of ``tasks`` on ``splits`` cannot give ``metric``.
+def check_metric(
+    metric: str, *, tasks: Sequence[str], splits: Sequence[str], path: str, suite: Sequence[str] = ()
+) -> None:
+    """Raises ConfigError if an evaluation of ``tasks`` on ``splits``, and of ``suite``, cannot give ``metric``.
 
     Args:
         metric: Such as ``val/rsum``.
         tasks: Names of evaluators.
         splits: Names of splits.
         path: The key or flag that an error names.
+        suite: Benchmarks; their folder alone tells the names of their data sets.
     """
     known: list[str] = []
+    prefixes = set()
     for split, tasks_of_split in tasks_of_splits(tasks, splits):
         for task in tasks_of_split:
             prefix, names = prefix_of(task, split), load_evaluator(task).metric_names()
+            prefixes.add(prefix)
             if names is None and metric.startswith(f"{prefix}/"):
                 return  # only the examples tell
             known += [f"{prefix}/{name}" for name in names or ("…",)]
+    if suite and metric.rpartition("/")[0] not in {*prefixes, ""}:
+        return
     if not known:
         raise ConfigError(f"{path}={metric!r}: nothing is measured; name evaluators in eval.tasks and eval.final_tasks")
     if metric not in known:

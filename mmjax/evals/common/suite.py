@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmjax.core.config import ConfigError, bind, call
+from mmjax.core import plugins
+from mmjax.core.config import ConfigError, bind, call, choose
 from mmjax.evals.common.base import Base, OpenSource
 from mmjax.evals.common.embedder import BoundEmbedder
-from mmjax.evals.common.metric_names import load_evaluator
+from mmjax.evals.common.metric_names import FOLDER, load_evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,36 @@ def find_data_sets(
         data_sets += [DataSet(name, task, {**first, **own, **last}) for name, own in there.items()]
     order: dict[str, int] = {}
     return sorted(data_sets, key=lambda data_set: order.setdefault(_data_of(data_set), len(order)))
+
+
+def find_suite(
+    suite: Sequence[str],
+    root: str | None,
+    options: Options,
+    *,
+    defaults: Options = types.MappingProxyType({}),
+    keys: tuple[str, str] = ("--suite", "--root"),
+) -> list[DataSet]:
+    """The data sets of a suite that are there, one at least; raises ConfigError for names and folders that are none.
+
+    Args:
+        suite: Evaluators, or ``all``.
+        root: The folder of benchmarks.
+        options: As in ``find_data_sets``.
+        defaults: As in ``find_data_sets``.
+        keys: What names the suite and the folder, for errors.
+    """
+    known, (suite_key, root_key) = plugins.names(FOLDER), keys
+    tasks = known if tuple(suite) == ("all",) else [choose(task, known, path=suite_key) for task in suite]
+    if root is None or not Path(root).is_dir():
+        raise ConfigError(f"{root_key}={root}: no such folder; name the one in which the benchmarks lie")
+    data_sets = find_data_sets(tasks, Path(root).absolute(), options, defaults=defaults)
+    if not data_sets:
+        raise ConfigError(
+            f"{root_key}={root}: has none of the data sets of {suite_key}={','.join(suite)}; docs/evaluation.md has "
+            "their layouts"
+        )
+    return data_sets
 
 
 def make_evaluator(data_set: DataSet, open_source: OpenSource) -> Base:
