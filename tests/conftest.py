@@ -30,6 +30,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 gc.set_threshold(*gc.get_threshold()[:2], 100)
 
 
+# No test cuts the power. What is written outlives a killed process without waiting for the disk.
+os.fsync = lambda file: None
+
+
 def pytest_configure(config):
     """Shares what takes long to compile among workers and the runs that tests start, for one run of pytest alone."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a worker has it from the process that started it

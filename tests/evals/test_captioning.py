@@ -61,7 +61,7 @@ def test_kinds_are_told_apart():
 
 
 def test_true_captions_are_true_and_those_of_other_scenes_are_not():
-    items = list(scenes.Source("val", size=200))
+    items = list(scenes.Source("val", size=200, image_size=8, negatives=()))
     graphs = [item["scene"] for item in items]
     for number in range(language.CAPTIONS_PER_IMAGE):
         got = captioning.judge([item["captions"][number] for item in items], graphs)
@@ -72,7 +72,7 @@ def test_true_captions_are_true_and_those_of_other_scenes_are_not():
 
 
 def test_right_answers_are_true_and_others_are_not():
-    items = list(scenes.Source("val", size=300, task="questions", answered=True))
+    items = list(scenes.Source("val", size=300, image_size=8, task="questions", answered=True))
     truths = [captioning.judge(item["captions"], [item["scene"]]) for item in items]
     assert min(truth["all_true"] for truth in truths) == 1 and {item["kind"] for item in items} >= {"existence"}
     got = captioning.judge([item["captions"][0] for item in items[1:] + items[:1]], [item["scene"] for item in items])

@@ -56,7 +56,9 @@ def test_the_confidence_filter_is_alias_rule(predicted, p, reason):
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     models = MODELS | {"image_generator": {"name": "scenes", "error": 0.6}}
-    job = generating.make_job(tmp_path_factory.mktemp("alia") / "out", STAGES, models, source={"size": 60})
+    job = generating.make_job(
+        tmp_path_factory.mktemp("alia") / "out", STAGES, models, source={"size": 60, "image_size": 8}
+    )
     return job, generating.run(job)
 
 

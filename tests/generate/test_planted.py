@@ -16,7 +16,7 @@ def test_caption_mix_takes_true_captions(seed):
     """60 % of raw captions are of other pictures, and the captioner is wrong for 5 %: 95 % of those kept are true."""
     models = {"captioner": {"name": "scenes", "error": 0.05}, "scorer": {"name": "scenes"}}
     recipe = make_recipe({"stages": (("caption", {}), ("score", {})), "models": models, "seed": seed})
-    source = {"size": 200, "caption_noise": 0.6, "seed": seed}
+    source = {"size": 200, "image_size": 8, "caption_noise": 0.6, "seed": seed}
     inputs = Inputs(generating.SCENES | source, splits=("train",))
     records = [inputs.record(number) for number in range(len(inputs))]
     for one in records:

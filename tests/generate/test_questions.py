@@ -18,13 +18,14 @@ from support import generating
 from support.generating import REPLIES, record
 
 
-def recipe(output, name, errors=None, *, splits=("train",), **options):
-    """The records of a shipped recipe, with options of its models, and its job."""
+def recipe(output, name, errors=None, *, splits=("train",), source, **options):
+    """The records of a shipped recipe, with options of its models, and its job; its oracles see no pixels."""
     sections = load_config(name, folder="generate")
     for role, changes in (errors or {}).items():
         sections["models"][role] |= changes
     keys = {key: value for key, value in sections.items() if key not in ("stages", "models")}
-    job = generating.make_job(output, sections["stages"], sections["models"], splits=splits, **options, **keys)
+    options |= {"splits": splits, "source": {"image_size": 8, **source}, "shard": 64, "batch_size": 16}
+    job = generating.make_job(output, sections["stages"], sections["models"], **options, **keys)
     return job, generating.run(job)
 
 
