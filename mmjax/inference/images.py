@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from mmjax.core.config import ConfigError
 from mmjax.core.files import check_regular
 from mmjax.data.pictures.channels import WHITE, Color, to_rgb
 from mmjax.data.sample import Example, Sample, Unreadable, as_unreadable
 from mmjax.data.sequences import frames
 from mmjax.data.transform_chain import TransformChain
+from mmjax.models.config import VisionConfig
+from mmjax.models.vision.gates import PRESENT
 
 Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+Pictures: TypeAlias = Mapping[str, Picture]
+"""Of one example, by modality."""
 
 
-def list_pictures(images: Iterable[Picture]) -> list[Picture]:
+def list_pictures(images: Iterable[Any]) -> list[Any]:
     """``images`` as a list; raises for one picture alone and for none."""
-    one = isinstance(images, str | os.PathLike | bytes | Image.Image) or getattr(images, "ndim", 4) < 4
+    one = isinstance(images, str | os.PathLike | bytes | Image.Image | Mapping) or getattr(images, "ndim", 4) < 4
     if one:
         raise TypeError(f"images: expected a list of pictures, got one {type(images).__name__}; wrap it in a list")
     listed = list(images)
@@ -52,6 +58,56 @@ def read_picture(
         return chain.decode_and_transform(sample, example, number=0).images[modality]
     except Exception as error:
         raise as_unreadable(error, key) from None
+
+
+def read_modalities(
+    pictures: Picture | Pictures,
+    index: int,
+    *,
+    chain: TransformChain,
+    modalities: Sequence[str],
+    background: Color | None,
+) -> dict[str, np.ndarray]:
+    """The pictures that an example has, by modality, as evaluation sees them; one alone is of the first modality.
+
+    Raises:
+        Unreadable: as ``read_picture``.
+        ConfigError: if they are of no modality, or of another one.
+    """
+    named = pictures if isinstance(pictures, Mapping) else {modalities[0]: pictures}
+    if not named or not set(named) <= set(modalities):
+        raise ConfigError(
+            f"images[{index}] has {', '.join(map(repr, named)) or 'no picture'}: the model takes one or more of "
+            f"{', '.join(map(repr, modalities))}"
+        )
+    read = functools.partial(read_picture, chain=chain, background=background)
+    return {name: read(picture, index, modality=name) for name, picture in named.items()}
+
+
+def make_reader(
+    vision: VisionConfig, *, chain: TransformChain, modality: str, background: Color | None
+) -> tuple[Callable[[Any, int], Any], Callable[[list[Any]], dict[str, np.ndarray]]]:
+    """What reads one of a user's pictures for a tower, by its place in the list, and what makes a batch of several."""
+    reading: dict[str, Any] = {"chain": chain, "background": background}
+    if vision.fusion == "gated":
+        read = functools.partial(read_modalities, modalities=vision.modalities, **reading)
+        return read, functools.partial(stack_modalities, vision=vision)
+    one: Callable[[Any, int], Any] = functools.partial(read_picture, modality=modality, **reading)
+    if vision.stem == "frames":
+        one = functools.partial(read_frames, length=vision.max_frames)
+    return one, lambda rows: {modality: np.stack(rows)}
+
+
+def stack_modalities(examples: Sequence[Mapping[str, np.ndarray]], vision: VisionConfig) -> dict[str, np.ndarray]:
+    """A batch of the tower's modalities, zeros where an example lacks one, and under ``PRESENT`` which it has."""
+    rows = {
+        name: np.zeros((len(examples), vision.image_size, vision.image_size, channels), np.uint8)
+        for name, channels in zip(vision.modalities, vision.modality_channels, strict=True)
+    }
+    for i, example in enumerate(examples):
+        for name, pixels in example.items():
+            rows[name][i] = pixels
+    return rows | {PRESENT: np.array([[name in example for name in vision.modalities] for example in examples])}
 
 
 def read_frames(sequence: Picture, index: int, *, length: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 import operator
 import os
 import types
@@ -29,8 +28,9 @@ from mmjax.evals.zeroshot import class_embeddings
 from mmjax.experiment import DataConfig
 from mmjax.inference.captioning import Captioner
 from mmjax.inference.decoding import DecodingConfig
-from mmjax.inference.images import Picture, list_pictures, read_frames, read_picture
+from mmjax.inference.images import Picture, Pictures, list_pictures, make_reader
 from mmjax.models.config import ClipConfig
+from mmjax.models.vision.gates import split_present
 from mmjax.models.vision.recognizer import read_labels
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 
@@ -49,6 +49,7 @@ class Model:
         config: The model.
         batch_sizes: The sizes, in ascending order.
         modality: The name of the pictures in the examples of a source.
+        modalities: That, or all names if ``encode_image`` takes several pictures of an example.
         precision: Of matrix products.
     """
 
@@ -70,40 +71,39 @@ class Model:
         self._row_sharding = batch_sharding(make_mesh(MeshConfig(), devices=devices))
         self.modality, self.precision = data.modalities[0], precision
         vision = config.vision_cfg
+        self.modalities = vision.modalities if vision.fusion == "gated" else (self.modality,)
         self._chain = make_eval_chain(
             data.preprocess,
             image_size=vision.image_size,
             resize=vision.image_resize,
-            modalities=(self.modality,),
+            modalities=self.modalities,
             background=data.background,
         )
         self._final_size = vision.image_size if data.preprocess is None else None
-        if vision.stem == "frames":
-            self._read: Callable[..., np.ndarray] = functools.partial(read_frames, length=vision.max_frames)
-        else:
-            self._read = functools.partial(
-                read_picture, chain=self._chain, modality=self.modality, background=parse_background(data.background)
-            )
+        self._read, self._stack = make_reader(
+            vision, chain=self._chain, modality=self.modality, background=parse_background(data.background)
+        )
         self._embedders: dict[int, Embedder] = {}
         self._captioners: dict[Any, Captioner] = {}
 
-    def encode_image(self, images: Iterable[Picture]) -> np.ndarray:
+    def encode_image(self, images: Iterable[Picture | Pictures]) -> np.ndarray:
         """f32[n, E]: a unit row for each picture, which is prepared as evaluation does it.
 
         Args:
             images: A list of paths, bytes of image files, Pillow's images, or arrays u8[H, W] or u8[H, W, 1, 3 or 4];
                 also mixed. For a tower of sequences: arrays f32[T, D], or ``.npy`` files of them. Transparent pictures
-                are put on the background of the model's data, white by default.
+                are put on the background of the model's data, white by default. A tower with gates takes what an
+                example has, ``{"image": "a.png", "depth": "a_depth.png"}``, and a picture alone as the first modality.
 
         Raises:
             Unreadable: if one of them is no picture, with its path or its place in the list.
         """
         listed = list_pictures(images)
-        self.require("visual")
+        self.require("visual", several=len(self.modalities) > 1)
         with ThreadPoolExecutor(_cores()) as pool:
 
             def read(start: int, stop: int) -> dict[str, np.ndarray]:
-                return {self.modality: np.stack(list(pool.map(self._read, listed[start:stop], range(start, stop))))}
+                return self._stack(list(pool.map(self._read, listed[start:stop], range(start, stop))))
 
             return self._encode("embed_images", len(listed), read)
 
@@ -185,12 +185,12 @@ class Model:
 
         return self._label_reader.decode(self._encode("label_reader.read", len(listed), read))
 
-    def similarity(self, images: Iterable[Picture], texts: Sequence[str]) -> np.ndarray:
+    def similarity(self, images: Iterable[Picture | Pictures], texts: Sequence[str]) -> np.ndarray:
         """f32[n, m]: the cosine of each picture's and each text's embedding."""
         return self.encode_image(images) @ self.encode_text(texts).T
 
     def classify(
-        self, images: Iterable[Picture], labels: Sequence[str], *, templates: Sequence[str] = ("{}",)
+        self, images: Iterable[Picture | Pictures], labels: Sequence[str], *, templates: Sequence[str] = ("{}",)
     ) -> np.ndarray:
         """f32[n, labels]: the probability of each label for each picture.
 
@@ -279,7 +279,7 @@ class Model:
         if size not in self._embedders:
             graphs = self._graphs
             self._embedders[size] = Embedder(
-                lambda params, images: nnx.merge(graphs["visual"], nnx.State(params["visual"]))(images),
+                lambda params, x: nnx.merge(graphs["visual"], nnx.State(params["visual"]))(*split_present(x)),
                 lambda params, tokens: nnx.merge(graphs["text"], nnx.State(params["text"]))(tokens),
                 tokenizer=self._tokenizer,  # type: ignore[arg-type]  # whoever embeds texts has checked it
                 batch_size=size,
@@ -301,10 +301,10 @@ class Model:
         merged = {name: nnx.merge(graph, nnx.State(params[name])) for name, graph in self._graphs.items()}
         return types.SimpleNamespace(**merged)
 
-    def require(self, tower: str) -> None:
+    def require(self, tower: str, *, several: bool = False) -> None:
         """Raises ConfigError if the model lacks a tower, or an image tower takes no single pictures."""
         vision = self.config.vision_cfg
-        if tower == "visual" and vision.fusion != "views" and len(vision.modalities) > 1:
+        if tower == "visual" and not several and vision.fusion != "views" and len(vision.modalities) > 1:
             names = ", ".join(vision.modalities)
             raise ConfigError(f"the model's image tower takes {names} together, not single pictures; use `mmjax eval`")
         if tower == "visual" and tower not in self._graphs:

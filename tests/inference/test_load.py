@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -17,14 +18,15 @@ import mmjax
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.core.config import ConfigError
 from mmjax.data.sample import Unreadable
-from mmjax.experiment import Experiment
+from mmjax.experiment import DataConfig, Experiment
 from mmjax.inference import model as inference
+from mmjax.models.clip import make_tower
 from mmjax.runs import folder
 from mmjax.runs.exporting import export_run
 from mmjax.train.data import load_run_tokenizer
 from mmjax.train.evaluation import make_evaluation
 from mmjax.train.program import Program
-from support import pictures
+from support import clip_models, pictures, towers_reference
 
 TEXTS = ["a red circle", "a blue square left of a green ring", "a red circle", "a ring"]
 
@@ -216,3 +218,44 @@ def test_batches_cover_all_rows():
             batches = list(inference._batches(count, sizes))
             assert [row for start, stop, _ in batches for row in range(start, stop)] == list(range(count))
             assert all(stop - start <= size for start, stop, size in batches)
+
+
+def gated_model():
+    """A model with gates over two modalities, every parameter random, and its parameters."""
+    modalities = ("image", "depth")
+    vision = {"modalities": modalities, "modality_channels": (3, 3), "fusion": "gated"}
+    config = clip_models.config(vision=vision, scan=False, remat="none")
+    params = clip_models.random_params(clip_models.split(config)[1])
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make_tower(config, "visual", dtype=np.float32, rngs=nnx.Rngs(0))))
+    loaded = inference.Model(
+        config,
+        params,
+        {"visual": graph},
+        data=DataConfig(source={}, modalities=modalities),
+        tokenizer=ConfigError("no tokenizer"),
+        devices=jax.devices()[:1],
+        batch_size=4,
+        precision="float32",
+    )
+    return config, params, loaded
+
+
+def test_gates_take_the_modalities_that_each_example_has(tmp_path):
+    config, params, loaded = gated_model()
+    one, two = (pictures.photograph(12, 12, seed=seed) for seed in (1, 2))
+    Image.fromarray(two).save(tmp_path / "depth.png")
+    got = loaded.encode_image([{"depth": tmp_path / "depth.png", "image": one}, {"depth": two}, {"image": one}, one])
+    for row, example in zip(
+        got, ({"image": one, "depth": two}, {"depth": two}, {"image": one}, {"image": one}), strict=True
+    ):
+        images = {name: pixels[None] for name, pixels in example.items()}
+        want = towers_reference.encode_image(clip_models.double(params), images, config=config)[0]
+        np.testing.assert_allclose(row, want / np.linalg.norm(want), atol=1e-5)
+    with pytest.raises(ConfigError, match=r"images\[1\] has 'sonar': the model takes one or more of 'image', 'depth'"):
+        loaded.encode_image([one, {"sonar": one}])
+    with pytest.raises(ConfigError, match=r"images\[0\] has no picture"):
+        loaded.encode_image([{}])
+    with pytest.raises(TypeError, match="expected a list of pictures, got one dict"):
+        loaded.encode_image({"image": one})
+    with pytest.raises(ConfigError, match="takes image, depth together, not single pictures"):
+        loaded.embedder()

@@ -49,6 +49,7 @@ def planned(topology):
             "data__train__negatives": negatives.KINDS,
             "data__negatives_per_image": 2,
         },
+        {"data__modalities": ("image", "thermal"), "model__vision_cfg__fusion": "gated"},
         {"data__transforms": (("mixgen", {"fraction": 0.25}),)},
         {"data__transforms": (("mixgen", {"num": 4}), ("token_mask", {})), "data__captions_per_image": 2},
         {"data__transforms": (("random_resized_crop", {}), ("flip", {}), ("style_statistics", {}))},

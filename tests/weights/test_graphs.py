@@ -124,10 +124,11 @@ def test_what_programs_cannot_be_is_refused(tmp_path):
     model = make("clip")
     with pytest.raises(ConfigError, match="--dtype=bfloat16"):
         graphs.write_stablehlo(dataclasses.replace(model, dtype="bfloat16"), tmp_path)
-    vision = dataclasses.replace(
-        model.config.vision_cfg, modalities=("image", "depth"), modality_channels=(3, 1), fusion="tokens"
-    )
-    with pytest.raises(ConfigError, match="takes image, depth together"):
-        graphs.make_encoders(
-            dataclasses.replace(model, config=dataclasses.replace(model.config, vision_cfg=vision)), scan=True
+    for fusion in ("tokens", "gated"):
+        vision = dataclasses.replace(
+            model.config.vision_cfg, modalities=("image", "depth"), modality_channels=(3, 1), fusion=fusion
         )
+        with pytest.raises(ConfigError, match="takes image, depth together"):
+            graphs.make_encoders(
+                dataclasses.replace(model, config=dataclasses.replace(model.config, vision_cfg=vision)), scan=True
+            )

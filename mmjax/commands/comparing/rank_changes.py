@@ -148,7 +148,10 @@ def _read_examples(source: Source, experiment: Experiment) -> list[Example]:
 def _rank_run(run: ComparedRun, examples: Sequence[Example], own: np.ndarray, *, workdir: Path) -> RankedRun:
     experiment = run.experiment()
     model = load(f"{run.folder(workdir)}@{experiment.eval.weights}", batch_size=experiment.eval.batch_size)
-    images = model.encode_image([example[model.modality] for example in examples])
+    # A tower of several modalities takes those that an example has.
+    names = model.modalities
+    there = [{name: example[name] for name in names if example.get(name) is not None} for example in examples]
+    images = model.encode_image([one if len(names) > 1 else one[model.modality] for one in there])
     texts = model.encode_text([example["captions"][0] for example in examples])
     return rank_captions(images, texts, own)
 
