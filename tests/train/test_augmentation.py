@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mmjax import cli, config_file
+from mmjax.augment.common.base import Base
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
@@ -132,7 +133,8 @@ def made_alone():
     """Each augmentation that makes views, by name."""
     found = {}
     for name in plugins.names("mmjax.augment"):
-        found |= Augmentations.from_config(((name, {}),), towers=features.TOWERS, seed=0).modules
+        if issubclass(plugins.load("mmjax.augment", name, path="augment").Augmentation, Base):
+            found |= Augmentations.from_config(((name, {}),), towers=features.TOWERS, seed=0).modules
     return found
 
 

@@ -91,7 +91,7 @@ def test_no_gradient_of_a_frozen_kernel_is_computed():
 @pytest.mark.parametrize("objective", plugins.names("mmjax.objectives"))
 def test_adapters_train_with_every_augmentation_and_objective_on_any_mesh(objective, monkeypatch):
     monkeypatch.setattr("mmjax.parallel.sharding.FSDP_MIN_SIZE", 1)
-    names = plugins.names("mmjax.augment")
+    names = [name for name in plugins.names("mmjax.augment") if name != "modality_dropout"]  # which needs gates
     experiment = tiny.experiment(
         lora=LORA,
         augment=tuple((name, {}) for name in names),

@@ -222,7 +222,8 @@ def test_every_augmentation_in_micro_batches(tap):
     from that on one.
     """
     middle = {name: {"tap": tap} for name in ("mixup", "xmda", "tmmda")} | {"lemda": {"tap": tap, "kind": "attention"}}
-    augment = tuple((name, middle.get(name, {}) if tap else {}) for name in plugins.names("mmjax.augment"))
+    names = [name for name in plugins.names("mmjax.augment") if name != "modality_dropout"]  # which needs gates
+    augment = tuple((name, middle.get(name, {}) if tap else {}) for name in names)
     for devices in (1, 8):
         assert_equal(*with_and_without(augment, devices=devices), learned=5e-4 if tap else 1e-6)
 
