@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 import mmjax
 from mmjax import cli
@@ -16,9 +15,9 @@ from mmjax.core.config import build
 from mmjax.core.state import flatten
 from mmjax.data.tokenizer import load as load_tokenizer
 from mmjax.inference.model import Model
-from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig, with_tokenizer
 from mmjax.weights.export.folders import Exported, write_open_clip
+from support import clip_models
 
 CAPTIONS = ["a red circle", "a blue square", "a green ring left of a cat", "a dog"]
 _TOWER = {"width": 16, "layers": 1}
@@ -41,21 +40,12 @@ def write(
     tokenizer.save(folder / "tokenizer")
     section = {**_MODEL, "embed_dim": embed_dim, "text_cfg": {**_MODEL["text_cfg"], **text}}
     config = with_tokenizer(build(ClipConfig, section, path="model"), tokenizer)
-    # Drawn by numpy: jax would compile a program for each kind of parameter.
-    shapes = flatten(nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(0))))))
-    random = np.random.default_rng(seed)
-    params = {path: _draw(random, path.rpartition("/")[2], leaf.shape) for path, leaf in sorted(shapes.items())}
+    _, shapes = clip_models.split(config)
+    drawn = flatten(clip_models.random_params(shapes, seed=seed))
+    params = {path: np.asarray(array) for path, array in drawn.items()}
     exported = Exported(config=config, params=params, tokenizer=folder / "tokenizer", card="", recipe={})
     writer(exported, folder)
     return folder
-
-
-def _draw(random: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A parameter about as large as a model begins with."""
-    constants = {"bias": 0.0, "scale": 1.0, "logit_scale": np.log(1 / 0.07)}
-    if kind in constants:
-        return np.full(shape, constants[kind], np.float32)
-    return np.float32(random.standard_normal(shape) * (0.25 if kind == "kernel" else 0.05))
 
 
 def load(folder: Path, **options: Any) -> Model:
