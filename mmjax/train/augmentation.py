@@ -16,7 +16,7 @@ from flax import nnx
 
 from mmjax.augment.common import schedules
 from mmjax.augment.common.base import Base, Features, Similarity, Tap, TowerInfo, View
-from mmjax.augment.common.pixel_change import BatchChange
+from mmjax.augment.common.pixel_change import BatchChange, PixelChange
 from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins, rng
 from mmjax.core.config import ConfigError, bind, call
@@ -68,6 +68,11 @@ class Augmentations:
             if name in constructors or name in sequence_dropouts or name in batch_changes:
                 raise ConfigError(f"augment: {name!r} is named twice; leave one, or give both strengths to one")
             kind, make = _load_constructor(name, options, towers=towers)
+            if issubclass(kind, PixelChange) and towers.takes_sequences:
+                raise ConfigError(
+                    f"augment.{name}: changes pixels, and model.vision_cfg.stem='frames' takes sequences; leave it "
+                    "out, or use mixup, tmmda or xmda"
+                )
             if issubclass(kind, SequenceDropout):
                 sequence_dropouts[name] = make()
             elif issubclass(kind, BatchChange):

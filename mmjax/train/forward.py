@@ -49,6 +49,7 @@ def make_tower_info(config: ClipConfig) -> TowerInfo:
         pad_id=text.pad_id,
         num_prefix_tokens=vision.class_token + vision.registers,
         pooled_image_width=None if vision.attentional_pool == "none" else config.embed_dim,
+        takes_sequences=vision.stem == "frames",
         gated=vision.fusion == "gated",
         class_after_text=text.embed_cls,
     )

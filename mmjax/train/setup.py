@@ -205,6 +205,11 @@ def fit_model(model: ClipConfig, data: DataConfig, source: Source, tokenizer: To
         raise ConfigError("data.background='keep': the model has no channel for transparency; use a color, as 'white'")
     channels: tuple[int, ...]
     if vision.stem == "frames":
+        if data.preprocess is not None:
+            raise ConfigError(
+                f"data.preprocess={dict(data.preprocess)}: is for pictures, and model.vision_cfg.stem='frames' takes "
+                "sequences; leave it out"
+            )
         for name, _ in data.transforms:
             if TransformChain.stage_of(name) != "captions":
                 raise ConfigError(

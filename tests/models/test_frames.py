@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,11 @@ from mmjax.core.config import ConfigError
 from mmjax.core.sphere import unit
 from mmjax.core.types import Batch, Provenance
 from mmjax.data.sequences.frames import pad
+from mmjax.experiment import DataConfig
+from mmjax.train.augmentation import Augmentations
 from mmjax.train.forward import embed_views, make_tower_info, run_clean
 from mmjax.train.micro_batches import MicroBatches
+from mmjax.train.setup import fit_model
 from support import clip_models
 from support.clip_models import TOKENS
 from support.ctc_reference import forward_backward
@@ -141,6 +145,20 @@ def test_a_mix_has_the_frames_of_both_and_at_ratio_one_its_own():
     assert mixed.sum(axis=1).tolist() == [3, 4, 6, 3]  # rows 0 and 3 are partners; row 1 keeps what it has
 
 
+def test_a_mix_is_pooled_over_the_frames_that_either_has():
+    graph, params = ready()
+    data = batch()
+    mask = np.asarray(data.images["signs"][..., -1] > 0)
+
+    @jax.jit
+    def embed(tokens):
+        visual = clip_models.model(graph, params).visual
+        return unit(visual.project(visual.pool(tokens, start=1, valid=mask | mask[::-1])))
+
+    (_, [(image, _)], *_), (_, mixed) = compiled(1)(data)
+    np.testing.assert_allclose(image, embed(mixed), atol=1e-6)
+
+
 def test_foreign_tokens_of_tmmda_are_never_padding_and_land_on_frames_alone():
     data = batch()
     clean, mixed = compiled(2)(data)[1]
@@ -187,20 +205,26 @@ def test_a_batch_of_another_length_is_named():
         clip_models.model(graph, params).encode_image({"signs": np.zeros((2, 5, 4), np.float32)})
 
 
-def test_the_ctc_loss_of_padded_sequences_is_that_of_forward_and_backward():
+def test_the_ctc_loss_and_alignment_of_padded_sequences_are_those_of_the_sequences():
     random = np.random.default_rng(8)
     lengths = np.array([9, 5, 7])
     logits = random.normal(0, 2, (3, 9, clip_models.VOCAB + 1))
     mask = np.arange(9) < lengths[:, None]
     words = [[3, 9, 2, 4, 5], [8], [1, 1, 6]]
     ids = np.array([[clip_models.BOS, *w, clip_models.EOS, *[clip_models.PAD] * (5 - len(w))] for w in words])
-    token_mask = TokenMask.from_ids(jnp.asarray(ids), eos_id=clip_models.EOS)
 
-    def loss(logits):
-        valid = jnp.ones(3, bool)
-        return xmda.recognize(logits, token_mask, valid, blank=clip_models.VOCAB, frames=jnp.asarray(mask))[1]
+    @jax.jit
+    def recognize(logits, ids, frames):
+        token_mask = TokenMask.from_ids(ids, eos_id=clip_models.EOS)
+        valid = jnp.ones(len(ids), bool)
+        position, loss = xmda.recognize(logits, token_mask, valid, blank=clip_models.VOCAB, frames=frames)
+        return loss, position
 
-    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(logits, jnp.float32))
+    logits[2, 7:, 6] = 40  # in padding, where a path that took it for frames would put the last word
+    compute = jax.jit(jax.value_and_grad(recognize, has_aux=True))
+    (value, position), gradient = compute(jnp.asarray(logits, jnp.float32), ids, mask)
+    _, alone = recognize(jnp.asarray(logits[2:, :7], jnp.float32), ids[2:], None)
+    np.testing.assert_array_equal(position[2, :7], alone[0])
     expected, expected_gradient = 0.0, np.zeros_like(logits)
     for row, (length, labels) in enumerate(zip(lengths, words, strict=True)):
         each, by_logits = forward_backward(logits[row, :length], labels, clip_models.VOCAB)
@@ -208,3 +232,27 @@ def test_the_ctc_loss_of_padded_sequences_is_that_of_forward_and_backward():
         expected_gradient[row, :length] = by_logits / 3
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
+
+
+def test_xmda_recognizes_the_frames_of_a_sequence_alone():
+    (_, _, _, metrics, *_), (tokens, _) = compiled(4)(batch())
+    head = augmentation(4).recognizer
+    logits = np.asarray(tokens, np.float64) @ np.asarray(head.kernel[...]) + np.asarray(head.bias[...])
+    # Rows 0 and 3 have fewer frames than their words need.
+    losses = [
+        forward_backward(logits[i, : LENGTHS[i]], words, clip_models.VOCAB)[0] for i, words in ((1, [8]), (2, [1, 6]))
+    ]
+    np.testing.assert_allclose(metrics["ctc"], np.mean(losses), rtol=1e-5)
+
+
+def test_what_changes_pixels_is_refused_with_its_key_and_the_way_out():
+    with pytest.raises(ConfigError, match=r"augment\.style: changes pixels, .* takes sequences; leave it out, or use"):
+        Augmentations.from_config([("style", {})], towers=TOWERS, seed=0)
+    data = DataConfig(source={}, modalities=("signs",))
+    tokens = types.SimpleNamespace(vocab_size=19, context_length=7, pad_id=0, eos_id=18)
+    for section, message in (
+        ({"preprocess": {"name": "resize_crop"}}, r"data\.preprocess=.*: is for pictures, and .*; leave it out"),
+        ({"transforms": (("flip", {}),)}, r"data\.transforms: 'flip' is for pictures, and .*; leave it out"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            fit_model(CONFIG, dataclasses.replace(data, **section), None, tokens)

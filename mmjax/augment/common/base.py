@@ -51,6 +51,7 @@ class TowerInfo:
     num_prefix_tokens: int  # image tokens in front of the patches: class token and registers
     pooled_image_width: int | None = None  # None: image_width
     class_after_text: bool = False  # whether the text tower pools a token that it appends itself
+    takes_sequences: bool = False  # whether images are sequences of frames
     gated: bool = False  # whether gates join the modalities of an example, between pooling and the tap ``pooled``
 
     def check_tap(self, tap: Tap, *, kinds: Sequence[Kind], path: str) -> None:

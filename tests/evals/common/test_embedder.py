@@ -8,9 +8,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.core.config import ConfigError
 from mmjax.core.row_sharding import num_shards
+from mmjax.data import source
+from mmjax.data.sample import Unreadable
 from mmjax.evals.common import embedder as module
 from mmjax.evals.common.base import open_split
 from mmjax.evals.common.host_batches import DIGEST
+from mmjax.evals.labels.reader import LabelReader
 from support.towers import WIDTH, Source, Tokenizer, Towers, data_sharding, image, reference, retrieval_source
 
 
@@ -203,3 +206,29 @@ def test_mistakes_are_named():
         two_views.images(retrieval_source(2))
     with pytest.raises(ConfigError, match=r"split='tset'.*no examples"):
         open_split(lambda split: Source(), "tset", None)
+
+
+class Sequences(source.Source):
+    """Sequences of labels as features; the second cannot be read, and the others all differ."""
+
+    modalities = ("frames",)
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, row):
+        if row == 1:
+            raise Unreadable("bad row", "of another form")
+        return {"id": row, "captions": ["a"], "frames": np.array([[row % 3, row], [-1, 1]], np.float32)}
+
+
+def test_sequences_are_kept_apart_and_their_labels_are_read_in_the_order_of_the_examples():
+    reader = LabelReader(lambda params, images: images["frames"][:, :, 0].astype(jnp.int32), ("a", "b", "c"))
+    towers = Towers(pixels=4)
+    bound = towers.embedder(modalities=("frames",), label_reader=reader).bind(towers.params)
+    examples = Sequences()
+    items = bound.read(examples).items
+    assert [set(item) for item in items] == [{"id", "captions", DIGEST}] * 5
+    assert len({item[DIGEST] for item in items}) == 5
+    assert bound.labels(examples) == [["a"], ["c"], ["a"], ["b"], ["c"]]
+    assert "labels" in towers.embedder(label_reader=reader).heads - towers.embedder().heads
