@@ -10,7 +10,8 @@ from mmjax.data import pictures
 from mmjax.data.formats.generated_records import Record, jsonable
 from mmjax.data.open_source import open_source
 from mmjax.data.sample import Example, Unreadable
-from mmjax.data.scenes import graph, language
+from mmjax.data.scenes import graph, language, signs
+from mmjax.data.sequences import frames
 from mmjax.data.source import Source
 from mmjax.data.sources import generated, scenes
 
@@ -40,6 +41,11 @@ class Inputs:
     def __len__(self) -> int:
         return self.size
 
+    @property
+    def splits(self) -> list[str]:
+        """The names of the splits, each once."""
+        return list(dict.fromkeys(split for split, _ in self._splits))
+
     def read(self, index: int) -> tuple[str, Source, int]:
         """The split, source and index there of the example of that number."""
         part = max(number for number, start in enumerate(self._starts) if start <= index)
@@ -47,9 +53,10 @@ class Inputs:
         return split, source, index - self._starts[part]
 
     def image(self, index: int) -> Any:
-        """The example's picture, encoded or as an array."""
+        """The example's picture, encoded or as an array; None if it has a sequence of features in its place."""
         _, source, number = self.read(index)
-        return source.read(number)["image"]
+        image = source.read(number).get("image")
+        return None if frames.is_sequence(image) else image
 
     def record(self, index: int) -> Record:
         """The example as a record, whose picture stays in the source; a dropped one if it cannot be read."""
@@ -70,6 +77,7 @@ class Inputs:
         if isinstance(source, scenes.Source):
             scene, _ = graph.from_json(record.fields["scene"])
             record.fields.setdefault("class_name", language.name(scene.things[0]))
+            record.fields.setdefault("gloss", " ".join(signs.glosses(scene)))
         elif source.class_names is not None and "label" in record.fields:
             record.fields.setdefault("class_name", source.class_names[record.fields["label"]])
         return record
@@ -77,7 +85,7 @@ class Inputs:
 
 def _record(example: Example, index: int, split: str) -> Record:
     record = Record(id=str(index), key=str(example.get("key", example["id"])), split=split, index=index)
-    if "image" in example:
+    if "image" in example and not frames.is_sequence(example["image"]):
         height, width = pictures.size_of(example["image"], key=record.key)
         record.size = (height, width)
     weights = example.get("caption_weights") or [1.0] * len(example["captions"])

@@ -8,12 +8,14 @@ only decide write tables beside the records::
     OUTPUT/records-00000-of-00004.array_record        records
     OUTPUT/records-00000-of-00004.parquet             what was decided about them
     OUTPUT/decisions/3-caption_mix.json               of global blocks
+    OUTPUT/captions-train.jsonl, conversations.jsonl  texts alone, if the recipe asks for them
     OUTPUT/.work/0/…                                  earlier phases, until all is done
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -119,9 +121,8 @@ class Job:
         """
         final = self._folder(self.output, (".array_record",))
         with final.locked():
-            conversations = self.output / "conversations.jsonl"
-            is_written = conversations.exists() or not self.recipe.config.conversations
-            if is_written and not (self._tables().missing() or final.missing()):
+            texts = [self.output / name for name in self._texts]
+            if all(path.exists() for path in texts) and not (self._tables().missing() or final.missing()):
                 shutil.rmtree(self._work, ignore_errors=True)
                 return
             before: Path | None = None
@@ -146,21 +147,36 @@ class Job:
                     self._runner, steps, before=self.output, folder=self._tables(), suffixes=(".parquet",), final=False
                 )
                 self._run_phase(phase, engine, count, f"phase {total} of {total}: {self._names([n for n, _ in steps])}")
-            if self.recipe.config.conversations:
-                with final.write_errors():
-                    self._write_conversations()
+            with final.write_errors():
+                for path in texts:
+                    lines = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in self._texts[path.name]())
+                    write_atomically(path, lines.encode("utf-8", "backslashreplace"), sync=True)
             shutil.rmtree(self._work, ignore_errors=True)
 
-    def _write_conversations(self) -> None:
-        lines = []
+    @property
+    def _texts(self) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
+        """The files of texts beside the records, and what makes their lines."""
+        files: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {}
+        if self.recipe.config.conversations:
+            files["conversations.jsonl"] = self._conversations
+        if self.recipe.config.captions:
+            splits = self.inputs.splits
+            files |= {f"captions-{split}.jsonl": functools.partial(self._captions, split) for split in splits}
+        return files
+
+    def _conversations(self) -> Iterator[dict[str, Any]]:
         for record in self.records():
             for number, dialog in enumerate(record.fields.get("turns", ()) if record.keep else ()):
                 texts = [text for turn in dialog["turns"] for text in turn]
                 spoken = [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(texts)]
                 line = {"id": f"{record.id}-{number}", "image": record.key, "split": record.split}
-                lines.append(json.dumps(line | {"role": dialog["role"], "conversations": spoken}, ensure_ascii=False))
-        text = "".join(f"{line}\n" for line in lines)
-        write_atomically(self.output / "conversations.jsonl", text.encode("utf-8", "backslashreplace"), sync=True)
+                yield line | {"role": dialog["role"], "conversations": spoken}
+
+    def _captions(self, split: str) -> Iterator[dict[str, Any]]:
+        for record in self.records():
+            for caption in record.captions if record.keep and record.split == split else ():
+                if caption["source"] != "raw" and caption.get("weight", 1.0) > 0:
+                    yield {"key": record.key, "positive": caption["text"], "source": caption["source"]}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The tables' rows of a complete output."""

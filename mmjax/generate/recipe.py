@@ -29,6 +29,7 @@ class RecipeConfig:
       format: of stored pictures: jpeg, png, webp; ``keep`` keeps those of the source, and makes png of others.
       quality: of jpeg and webp.
       image_size: shrinks stored pictures until their shorter side has that many pixels; 0 does not.
+      captions: also writes ``captions-SPLIT.jsonl``, the made captions that have a weight, for ``data.positives``.
       conversations: also writes ``conversations.jsonl``, the kept records' turns, for tuning language models.
     """
 
@@ -41,6 +42,7 @@ class RecipeConfig:
     quality: Annotated[int, Between(1, 100)] = 90
     image_size: Annotated[int, Ge(0)] = 0
     conversations: bool = False
+    captions: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Recipe:
             identity[f"models.{name}"] = results_of(section)
         for _, block in self.blocks:
             identity |= {f"prompt {prompt.name}": prompt.sha for prompt in getattr(block, "prompts", ())}
-        fixed = ("seed", "shard", "format", "quality", "image_size", "conversations")
+        fixed = ("seed", "shard", "format", "quality", "image_size", "conversations", "captions")
         return identity | {name: getattr(self.config, name) for name in fixed}
 
 

@@ -41,6 +41,8 @@ class StageTools:
     def picture(self, record: Record) -> Picture:
         """The record's picture, decoded."""
         data = self._runner.inputs.image(record.index) if record.image is None else record.image
+        if data is None:
+            raise Unreadable("bad row", "a sequence, and this stage looks at pictures", key=record.key)
         return Picture(pictures.decode(data, key=record.key), record.fields.get("scene"))
 
     def encode(self, picture: Picture) -> bytes:
@@ -111,7 +113,9 @@ class StageRunner:
         """The record with the picture that it is stored with."""
         if record.image is None and not record.reason.startswith("unreadable"):
             try:
-                record.image = self.reencoding(self.inputs.image(record.index), key=record.key)
+                if (image := self.inputs.image(record.index)) is None:  # a sequence, which stays where it is
+                    return record
+                record.image = self.reencoding(image, key=record.key)
                 height, width = pictures.size_of(record.image)
                 record.size = (height, width)
             except Unreadable as error:

@@ -28,9 +28,9 @@ def uncounted(text, total, already):
     yield lambda done: None
 
 
-def make_job(output, stages, models=None, *, source=None, splits=("train",), limit=None, **keys):
+def make_job(output, stages, models=None, *, source=None, splits=("train",), limit=None, bare=False, **keys):
     recipe = make_recipe({"stages": stages, "models": models or {}, "shard": 8, "batch_size": 3, **keys})
-    section = SCENES | (source or {})
+    section = source if bare else SCENES | (source or {})
     return Job(recipe, Inputs(section, splits=splits, limit=limit), output, {"source": section})
 
 

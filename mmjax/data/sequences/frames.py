@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,13 @@ def read(value: bytes | np.ndarray, *, key: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise Unreadable("bad row", "a feature is not finite", key=key)
     return array
+
+
+def is_sequence(value: Any) -> bool:
+    """Whether what stands in place of a picture is a sequence: an array [T, D] of floats, or a file of NumPy's."""
+    if isinstance(value, bytes):
+        return value.startswith((b"\x93NUMPY", b"PK\x03\x04"))
+    return isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "f"
 
 
 def pad(sequence: np.ndarray, length: int) -> np.ndarray:

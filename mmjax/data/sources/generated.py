@@ -107,7 +107,7 @@ class Source(source.Source):
         if not texts:
             raise Unreadable("no caption", "none with a weight", key=record.key)
         if record.image is None:
-            raise Unreadable("empty image", "the record has none", key=record.key)
+            raise Unreadable("empty image", "the record has none; use captions-SPLIT.jsonl", key=record.key)
         example: Example = {name: value for name, value in record.fields.items() if name != "scene"}
         example |= {"id": row, "key": record.id, "captions": [text for text, _ in texts], "image": record.image}
         weights = [float(caption.get("weight", 1.0)) for _, caption in texts]

@@ -23,7 +23,10 @@ _KINDS = {"promptmix_modify": ("color", "size", "material", "action", "state")}
 
 
 class Writer:
-    """Rewrites captions (``laclip_rewrite``) in other frames, and changes words of them (``promptmix_modify``)."""
+    """Rewrites captions (``laclip_rewrite``) in other frames, and changes words of them (``promptmix_modify``).
+
+    Glosses (``xmda_translate``) become a caption as they are, in small letters.
+    """
 
     model, revision = "rules.writer", "1"
 
@@ -42,6 +45,8 @@ class Writer:
         random = np.random.default_rng(seed)
         if request.task == "laclip_rewrite" and caption:
             return [_reframed(caption, random) for _ in range(count)]
+        if request.task == "xmda_translate" and caption:
+            return [caption.lower()] * count
         if request.task in _KINDS:
             changed = [_changed(caption, _KINDS[request.task], random) for _ in range(count)]
             return [text for text in changed if text] or Failure("no word of the caption is in a list")

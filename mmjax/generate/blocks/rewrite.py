@@ -12,6 +12,7 @@ import numpy as np
 
 from mmjax.core.config import ConfigError, Ge, nearest
 from mmjax.data.formats.generated_records import Record
+from mmjax.data.sequences.labels import split_labels
 from mmjax.generate import block, parsers
 from mmjax.generate.backend import Decoding, Failure, TextRequest, Writer
 from mmjax.generate.block import Estimate, Tools
@@ -33,6 +34,7 @@ class Block(block.RecordBlock):
       n: rewrites for each set.
       source: what rewrites are called in the record.
       sources: which captions are rewritten, the first one of a record; any if left out.
+      field: of the examples, such as their glosses, is rewritten in place of a caption.
       max_characters: of a request's pairs and caption.
       temperature: of sampling.
       top_p: the probability of the tokens that are sampled from.
@@ -49,6 +51,7 @@ class Block(block.RecordBlock):
         n: Annotated[int, Ge(1)] = 1,
         source: str = "rewrite",
         sources: tuple[str, ...] = (),
+        field: str | None = None,
         max_characters: Annotated[int, Ge(1)] = 2000,
         temperature: Annotated[float, Ge(0)] | None = 0.9,
         top_p: float | None = 0.95,
@@ -57,7 +60,7 @@ class Block(block.RecordBlock):
         if not demos:
             raise ConfigError("demos=(): there is a rewrite for each set of examples; name one or more")
         self.uses = {model: Writer}
-        self._model, self._source, self._sources = model, source, sources
+        self._model, self._source, self._sources, self._field = model, source, sources, field
         self._shots, self._most = shots, max_characters
         self._demos = {name: load_demos(name) for name in demos}
         self._prompt = load_prompt(prompt)
@@ -67,15 +70,16 @@ class Block(block.RecordBlock):
     def __call__(self, records: Sequence[Record], tools: Tools) -> list[block.Result]:
         """The records with rewrites of their first caption."""
         writer: Writer = tools.model(self._model)
+        reasons = {record.id: f"no {self._field or 'caption'}" for record in records if not self._text(record)}
         asked = [
-            (record, name, tools.seed(record, name)) for record in records if record.captions for name in self._demos
-        ]
+            (record, name, tools.seed(record, name))
+            for record in records if record.id not in reasons for name in self._demos
+        ]  # fmt: skip
         replies = writer.write(
-            [self.request(self._first(record), name, seed) for record, name, seed in asked],
+            [self.request(self._text(record), name, seed) for record, name, seed in asked],
             self._decoding,
             [seed for *_, seed in asked],
         )
-        reasons: dict[str, str] = {}
         for (record, name, seed), reply in zip(asked, replies, strict=True):
             if isinstance(reply, Failure):
                 reasons[record.id] = reply.reason
@@ -91,9 +95,11 @@ class Block(block.RecordBlock):
             for record in records
         ]  # fmt: skip
 
-    def _first(self, record: Record) -> str:
+    def _text(self, record: Record) -> str:
+        if self._field is not None:
+            return " ".join(split_labels(record.fields.get(self._field)))
         texts = [c["text"] for c in record.captions if not self._sources or c["source"] in self._sources]
-        return texts[0] if texts else record.texts[0]
+        return (texts or record.texts or [""])[0]
 
     def request(self, caption: str, demos: str, seed: int) -> TextRequest:
         """The request for one rewrite, with as many pairs as fit."""

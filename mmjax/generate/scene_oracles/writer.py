@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.scenes.graph import claims
+from mmjax.data.scenes.language import RELATION_PHRASES
 from mmjax.data.scenes.shifts import bare
-from mmjax.data.scenes.world import COLORS, SHAPES, SIZES, TEXTURES
+from mmjax.data.scenes.world import COLORS, RELATIONS, SHAPES, SIZES, TEXTURES
 
 Reply = Callable[[Mapping[str, Any], np.random.Generator, bool], str]
 """From a prompt's values, random draws, and whether the content shall be wrong."""
@@ -28,6 +29,17 @@ def _rewrite(values: Mapping[str, Any], random: np.random.Generator, wrong: bool
     if wrong:
         text = _exchange(text, "color", random) or text
     return PARAPHRASES[int(random.integers(len(PARAPHRASES)))].format(text)
+
+
+def _translate(values: Mapping[str, Any], random: np.random.Generator, wrong: bool) -> str:
+    """One or two things in the order of their glosses, and their relation between them."""
+    terms = str(values["caption"]).split()
+    places = [place for place, term in enumerate(terms) if term in RELATIONS]
+    phrases = [" ".join(terms)]
+    if places:
+        first, second = terms[: places[0]], terms[places[0] + 1 :]
+        phrases = [" ".join(first), RELATION_PHRASES[RELATIONS.index(terms[places[0]])] + " a " + " ".join(second)]
+    return _rewrite({"caption": "a " + " ".join(phrases)}, random, wrong)
 
 
 def _domains(values: Mapping[str, Any], random: np.random.Generator, wrong: bool) -> str:
@@ -130,6 +142,7 @@ def _detail(values: Mapping[str, Any], random: np.random.Generator, wrong: bool)
 
 REPLIES: dict[str, Reply] = {
     "laclip_rewrite": _rewrite,
+    "xmda_translate": _translate,
     "alia_domains": _domains,
     "biaug_objects": _objects,
     "biaug_attributes": _attributes,
