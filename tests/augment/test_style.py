@@ -178,7 +178,7 @@ def test_a_schedule_compiles_once_and_draws_are_new_at_each_step():
     @jax.jit
     def run(step):
         traces.append(step)
-        changed, metrics = augmentations.change_pixels(batch, step)
+        changed, metrics = augmentations.change_batch(batch, step)
         return changed.images["image"], metrics
 
     (none, off), (one, half), (again, _), (other, _) = (run(jnp.int32(step)) for step in (0, 5, 5, 6))

@@ -19,7 +19,7 @@ from mmjax.data import source
 from mmjax.data.formats.score_table import ScoredSource, WithQuantiles
 from mmjax.data.open_source import open_source
 from mmjax.data.pipeline import Batches
-from mmjax.data.sample import QUANTILE, Sample, Unreadable, quantile_arrays
+from mmjax.data.sample import QUANTILE, Sample, Unreadable, sample_arrays
 from mmjax.data.selection import FilteredSource, Selection
 from support import archives
 from support.pictures import encoded, photograph
@@ -294,15 +294,16 @@ class TestQuantiles:
 
     def test_a_mixed_row_has_the_least_of_its_examples(self):
         samples = [
-            Sample(id=i, key="", captions=[], fields={"quantile": q}) for i, q in ((4, 0.5), (7, 0.25), (9, 1.0))
+            Sample(id=i, key="", captions=[], fields={"quantile": q, "teacher": None, "labels": None})
+            for i, q in ((4, 0.5), (7, 0.25), (9, 1.0))
         ]
         ids = np.array([[4, 7], [9, -1], [9, 7]], np.int32)
         weight = np.array([[0.5, 0.5], [1, 0], [1, 0]], np.float32)
-        rows = types.SimpleNamespace(image_ids=ids, image_weight=weight)
-        np.testing.assert_array_equal(quantile_arrays(samples, rows, range(2))["quantile"], np.float32([0.25, 1]))
-        np.testing.assert_array_equal(quantile_arrays(samples, rows, range(2, 3))["quantile"], [1])
+        rows = types.SimpleNamespace(image_ids=ids, image_weight=weight, tokens=np.zeros((3, 1, 2), np.int32))
+        np.testing.assert_array_equal(sample_arrays(samples, rows, range(2))["quantile"], np.float32([0.25, 1]))
+        np.testing.assert_array_equal(sample_arrays(samples, rows, range(2, 3))["quantile"], [1])
         samples[0].fields["quantile"] = None
-        assert not quantile_arrays(samples, rows, range(2))
+        assert not sample_arrays(samples, rows, range(2))
 
 
 class TestScoresInAFile:
