@@ -174,8 +174,9 @@ def test_the_folder_holds_what_a_reader_needs(undisturbed):
 
 
 @pytest.mark.slow
-def test_eval_repeats_the_final_measurement(undisturbed, capsys):
-    assert cli.main(["eval", f"--workdir={undisturbed}", "--tasks=retrieval", "--json"]) == 0
-    again = json.loads(capsys.readouterr().out.splitlines()[-1])
-    last = metrics(undisturbed)[-1]
-    assert again["test/rsum"] == pytest.approx(last["test/rsum"], abs=1e-6)
+def test_eval_repeats_the_final_measurement(environment, undisturbed):
+    # In a process like the run's: eight devices sum in another order, and a rank may change between near ties.
+    output = command.run("eval", f"--workdir={undisturbed}", "--tasks=retrieval", "--json", **environment)
+    again, last = json.loads(output.splitlines()[-1]), metrics(undisturbed)[-1]
+    measured = {name: value for name, value in last.items() if name.startswith("test/")}
+    assert measured and again == measured
