@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import re
 import runpy
 import sys
 import traceback
@@ -18,6 +19,9 @@ from typing import Any
 from mmjax.core import config
 from mmjax.core.config import ConfigError
 from mmjax.experiment import Experiment, expand_init, expand_model
+
+NAMED = ("augment", "data.transforms")
+"""Lists of plug-ins with their options, which an override may give by names alone: ``mixup+lemda``."""
 
 
 def load_config(spec: str, overrides: Iterable[tuple[str, str]] = (), *, folder: str = "") -> dict[str, Any]:
@@ -85,7 +89,7 @@ def _importable_neighbors(folder: Path) -> Iterator[None]:
 
 
 def _override(sections: dict[str, Any], key: str, text: str) -> None:
-    for listed in ("augment", "data.transforms", "stages"):
+    for listed in (*NAMED, "stages"):
         if key.startswith(f"{listed}.") and key.count(".") > listed.count(".") + 1:
             _override_listed(sections, listed, key, text)
             return
@@ -103,6 +107,8 @@ def _override(sections: dict[str, Any], key: str, text: str) -> None:
 
 def _set(place: dict[str, Any], last: str, *, key: str, text: str) -> None:
     value = config.literal(text)
+    if key in NAMED and isinstance(value, str):
+        value = tuple((name, {}) for name in re.split(r"[+,]", value) if name != "none")
     if isinstance(place.get(last), dict) and not (isinstance(value, dict) or key in ("model", "init")):
         raise ConfigError(
             f"{key}={config.shorten(text)}: {last!r} is a section; set one of its keys, e.g. --config.{key}.KEY "

@@ -72,6 +72,11 @@ def check(runs: Iterable[ComparedRun], *, metrics: Sequence[str]) -> None:
         experiment = run.experiment()
         check_plugins(experiment)
         config = experiment.eval
+        if not (config.final_tasks or config.suite):
+            raise ConfigError(
+                f"recipe {run.recipe.name!r}: eval.final_tasks=(): its runs would measure nothing to compare; name a "
+                "validation split and evaluators (of configs/files.py: the argument val=PATH)"
+            )
         for metric in metrics:
             check_metric(
                 metric, tasks=config.final_tasks, splits=config.final_splits, suite=config.suite, path="--metrics"

@@ -7,6 +7,7 @@ import pytest
 
 from mmjax.commands.comparing import recipes
 from mmjax.commands.comparing.recipes import check_plugins, make_recipes
+from mmjax.commands.comparing.runs import check, list_runs
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
 from mmjax.train.data import SplitInspector
@@ -145,6 +146,14 @@ def test_wrong_options_are_found_before_anything_trains(tmp_path):
         recipe = make_recipes(spec, [], variants=[variant])[-1]
         with pytest.raises(ConfigError, match=message):
             check_plugins(recipe.experiment())
+
+
+def test_runs_that_would_measure_nothing_do_not_train():
+    recipes = make_recipes("files:train=pairs.csv", [], names=["none", "mixup"])
+    with pytest.raises(ConfigError, match=r"recipe 'none': eval.final_tasks=\(\): .*nothing to compare; .*val=PATH"):
+        check(list_runs(recipes, seeds=[0]), metrics=[])
+    recipes = make_recipes("files:train=pairs.csv,val=val.csv", [], names=["none", "mixup"])
+    check(list_runs(recipes, seeds=[0]), metrics=[])
 
 
 def test_all_recipes_see_the_same_examples_in_the_same_order(tmp_path):
