@@ -106,7 +106,10 @@ def _preset(name: str) -> ClipConfig:
 
 def _load_tokenizer(spec: str, name: str | None, config: ClipConfig) -> tokenizers.Tokenizer:
     if name is None:
-        raise ConfigError(f"{spec!r}: no tokenizer belongs to these weights; name one, as load(…, tokenizer='DIR')")
+        raise ConfigError(
+            f"{spec!r}: no tokenizer belongs to these weights; name one, as load(…, tokenizer='DIR'), or put "
+            "CLIP's bpe_simple_vocab_16e6.txt.gz beside them"
+        )
     text = config.text_cfg
     options = tokenizers.published_options(name, clean=text.tokenizer_clean, strip_sep=text.tokenizer_strip_sep)
     return tokenizers.load(name, context_length=text.context_length, **options)

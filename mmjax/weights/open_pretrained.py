@@ -12,7 +12,7 @@ from mmjax.core.config import ConfigError, build
 from mmjax.core.files import read_json_object
 from mmjax.models import open_clip_json, presets
 from mmjax.models.config import ClipConfig
-from mmjax.weights.layouts import big_vision, hugging_face, open_clip
+from mmjax.weights.layouts import big_vision, hugging_face, open_clip, openai
 from mmjax.weights.layouts import hugging_face_config as hf_config
 from mmjax.weights.open_tensors import open_tensors
 from mmjax.weights.pretrained import Pretrained, strip_prefixes
@@ -82,12 +82,9 @@ def _open_folder(folder: Path, spec: str) -> Pretrained:
         with one_line_errors(path):  # values of other types than open_clip's make almost any error
             config = open_clip_json.convert(section.get("model_cfg", {}), path=f"{path}: model_cfg")
             config = _with_preprocessing(config, section.get("preprocess_cfg") or {})
-            text = config.text_cfg
-            if not text.hf_tokenizer_name:  # open_clip takes CLIP's own, whatever lies in the folder
-                text = dataclasses.replace(text, tokenizer_clean=text.tokenizer_clean or "lower")
-                config = dataclasses.replace(config, text_cfg=text)
+            config = _with_clip_cleaning(config)
         file = open_tensors(_weights(folder, _OPEN_CLIP_WEIGHTS, spec))
-        return _open_clip(spec, config, file, tokenizer or config.text_cfg.hf_tokenizer_name)
+        return _open_clip(spec, config, file, tokenizer or _find_tokenizer(config, folder))
     if (folder / _BIG_VISION_WEIGHTS).exists():
         return _open_big_vision(open_tensors(folder / _BIG_VISION_WEIGHTS), spec)
     if hugging_face_section.get("model_type"):
@@ -116,9 +113,32 @@ def _open_file(path: Path, spec: str, model: ClipConfig | None) -> Pretrained:
     file = open_tensors(path)
     if big_vision.recognizes(file):
         return _open_big_vision(file, spec)
+    if openai.recognizes(unwrapped := strip_prefixes(file, _WRAPPERS)):
+        if model is None:
+            model = _with_clip_cleaning(openai.read_config(unwrapped))
+        openai.check_activation(model, unwrapped)
     if model is None:
-        raise ConfigError(f"{spec!r}: a file of weights alone; name its model, e.g. {', '.join(presets.names()[:3])}")
-    return _open_clip(spec, model, file, model.text_cfg.hf_tokenizer_name)
+        raise ConfigError(
+            f"{spec!r}: a file of weights alone; name its model ({', '.join(presets.names()[:3])}, …) by "
+            "--config.model or mmjax.load(model=…), or put it into a folder as open_clip_pytorch_model.bin, beside "
+            "open_clip_config.json"
+        )
+    return _open_clip(spec, model, file, _find_tokenizer(model, path.parent))
+
+
+def _with_clip_cleaning(config: ClipConfig) -> ClipConfig:
+    """Texts in lower case for CLIP's own tokenizer, which open_clip takes unless another is named in the file."""
+    text = config.text_cfg
+    if text.hf_tokenizer_name:
+        return config
+    text = dataclasses.replace(text, tokenizer_clean=text.tokenizer_clean or "lower")
+    return dataclasses.replace(config, text_cfg=text)
+
+
+def _find_tokenizer(config: ClipConfig, folder: Path) -> str | None:
+    """The one that the model names, or CLIP's own list of merges if it lies beside the weights."""
+    vocabulary = folder / openai.VOCABULARY
+    return config.text_cfg.hf_tokenizer_name or (str(vocabulary) if vocabulary.exists() else None)
 
 
 def _open_big_vision(file: TensorFile, spec: str) -> Pretrained:
