@@ -51,14 +51,20 @@ def test_every_block_says_its_language():
 @named(documents.all_blocks("python"))
 def test_python_runs(block):
     config = ml_collections.ConfigDict({"data": {}})
-    exec(compile(block.code, block.name, "exec"), {"config": config, "__name__": "mmjax.augment.example"})
+    names = {"config": config, "__name__": "mmjax.augment.example"}
+    exec(compile(block.code, block.name, "exec"), names)
+    if "get_config" in names:
+        check_experiment(Experiment.from_dict(names["get_config"]().to_dict()))
     for section in config.data.get("source", {}).get("sources", ()):
         check_options("mmjax.data.sources", "Source", section["name"], set(section) - {"name", "weight", "upsample"})
 
 
 @named(documents.all_blocks(*SHELL))
-def test_command_lines_are_right(block, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_command_lines_are_right(block, monkeypatch, tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name, code in documents.saved_files(block.page).items():
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     lines = documents.commands(block)
     assert lines
     for words in lines:

@@ -342,7 +342,7 @@ def test_poolers_of_transformers(load, pooler, pool, tanh):
 def test_the_documented_files_load_and_the_others_do_not():
     open_clip = pytest.importorskip("open_clip", reason="pip install -e '.[parity]'")
     folder = Path(open_clip.__file__).parent / "model_configs"
-    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "open_clip_files.md").read_text(encoding="utf-8")
     documented = dict(re.findall(r"^\| `([^`]+\.json)` \| (yes|no)", page, re.MULTILINE))
     loads = {}
     for path in folder.glob("*.json"):

@@ -48,6 +48,16 @@ def all_blocks(*languages: str) -> list[Block]:
     return [block for page in PAGES for block in blocks(page, *languages)]
 
 
+def saved_files(page: Path) -> dict[str, str]:
+    """The Python blocks that a page has its reader save, by their names: ``Save this as `NAME`:``."""
+    saved = re.findall(
+        r"^Save this as `(\w+\.py)`:\n\n```python\n(.*?)^```$",
+        page.read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+    return dict(saved)
+
+
 def prose(page: Path) -> str:
     """A page without its fenced blocks."""
     return FENCE.sub("", page.read_text(encoding="utf-8"))

@@ -87,7 +87,7 @@ def find_suite(
     data_sets = find_data_sets(tasks, Path(root).absolute(), options, defaults=defaults)
     if not data_sets:
         raise ConfigError(
-            f"{root_key}={root}: has none of the data sets of {suite_key}={','.join(suite)}; docs/evaluation.md has "
+            f"{root_key}={root}: has none of the data sets of {suite_key}={','.join(suite)}; docs/benchmarks.md has "
             "their layouts"
         )
     return data_sets
