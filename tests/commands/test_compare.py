@@ -207,6 +207,20 @@ def test_what_is_finished_when_a_comparison_is_stopped_never_trains_again(tmp_pa
     assert Recorded.started == []
 
 
+def test_one_recipe_alone_trains_with_a_warning_once(tmp_path, monkeypatch, caplog):
+    alone = recipe("mixup", str(command.config_file(tmp_path)))
+    runs = list_runs([alone], seeds=[0])
+    Recorded.runs = {run.folder(tmp_path): run for run in runs}
+    Recorded.started, Recorded.unfinished = [], set()
+    monkeypatch.setattr(runs_module, "Training", Recorded)
+    train_all(runs, jobs=1, workdir=tmp_path)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and "--recipes=none,mixup" in warnings[0]
+    caplog.clear()
+    train_all(runs, jobs=1, workdir=tmp_path)
+    assert "WARNING" not in [record.levelname for record in caplog.records]
+
+
 @pytest.mark.slow
 def test_a_whole_comparison_is_killed_and_goes_on_without_repeating_a_run(tmp_path):
     workdir = tmp_path / "runs"

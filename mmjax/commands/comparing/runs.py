@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmjax.checkpoints.location import list_steps
 from mmjax.commands.common.trainings import Training, exit_on_sigterm
-from mmjax.commands.comparing.recipes import Recipe, check_plugins
+from mmjax.commands.comparing.recipes import NONE, Recipe, check_plugins
 from mmjax.core.config import ConfigError
 from mmjax.core.locks import find_owner
 from mmjax.evals.common.metric_names import check_metric
@@ -101,6 +101,10 @@ def train_all(runs: Sequence[ComparedRun], *, jobs: int, workdir: Path) -> None:
     waiting = [run for run in runs if not is_finished(run, workdir=workdir)]
     if len(waiting) < total:
         logger.info(f"{total - len(waiting)} of {total} runs are finished already")
+    if waiting and len({(run.recipe.name, run.fraction) for run in runs}) == 1:
+        name = runs[0].recipe.name
+        others = "none,A,B" if name == NONE else f"{NONE},{name}"
+        logger.warning(f"the recipe {name} has nothing to be compared with; write, for example, --recipes={others}")
     running: dict[int, tuple[Training, ComparedRun, float]] = {}
     seconds: list[float] = []
     with exit_on_sigterm():
