@@ -11,12 +11,13 @@ from types import ModuleType
 from typing import Any
 
 from mmjax import __version__, commands
-from mmjax.commands.common.options import parse_overrides
+from mmjax.commands.common.options import name_flags, parse_overrides
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError, shorten
 from mmjax.core.printable import printable
 from mmjax.runs.console import log_to_stderr
 
+FIRST_RUN = "First run: mmjax train --config=quickstart --workdir=runs/quickstart. Flags: mmjax COMMAND --help."
 LONGEST_WORD = 400  # of an error; longer ones are cut
 
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides = parse_overrides(unknown, args)
         return args.run(args)
     except ConfigError as error:
-        line = " ".join(shorten(word, LONGEST_WORD) for word in str(error).split())
+        line = " ".join(shorten(word, LONGEST_WORD) for word in name_flags(str(error), args).split())
         print(f"mmjax {args.command}: {printable(line)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -49,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """A parser of all subcommands, each with its flags and help."""
-    parser = argparse.ArgumentParser(prog="mmjax", description="Trains and evaluates CLIP-like image-text models.")
+    parser = argparse.ArgumentParser(
+        prog="mmjax", description="Trains and evaluates CLIP-like image-text models.", epilog=FIRST_RUN
+    )
     parser.add_argument("--version", action="version", version=f"mmjax {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND")
     groups: dict[str, Any] = {}

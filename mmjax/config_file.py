@@ -173,8 +173,10 @@ def _override_listed(sections: dict[str, Any], listed: str, key: str, text: str)
     # An entry's name has dots where it is a module of another package.
     name, options = next(((n, o) for n, o in entries if target.startswith(f"{n}.")), (target.partition(".")[0], None))
     if options is None:
-        near = config.nearest(name, dict(entries))
-        raise ConfigError(f"{key}={config.shorten(text)}: {listed} has no such entry; {near}")
+        way = config.nearest(name, dict(entries))
+        if listed in NAMED and not way.startswith("did you mean"):
+            way = f"add it by --config.{listed}={'+'.join([*dict(entries), name])} before that"
+        raise ConfigError(f"{key}={config.shorten(text)}: {listed} has no such entry; {way}")
     *inner, option = target.removeprefix(f"{name}.").split(".")
     for section in inner:
         options = _section(options.setdefault(section, {}), section, key=key, text=text)

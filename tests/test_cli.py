@@ -219,6 +219,16 @@ def test_help_explains_each_command(words, capsys):
     assert "usage: mmjax" in shown and len(shown) > 150
 
 
+def test_help_names_a_first_run_that_can_be_typed(capsys):
+    from mmjax import config_file, experiment
+
+    assert cli.main([]) == 2
+    shown = " ".join(capsys.readouterr().out.split())
+    words = shown.split("First run: mmjax ")[1].split(". Flags")[0].split()
+    args = cli.make_parser().parse_args(words)
+    assert args.command == "train" and experiment.Experiment.from_dict(config_file.load_config(args.config)).steps > 0
+
+
 @pytest.mark.parametrize("name", ["quickstart", "scenes", "clip"])
 def test_every_shipped_config_is_a_valid_experiment(name):
     from mmjax import config_file, experiment

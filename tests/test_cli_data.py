@@ -217,3 +217,43 @@ def test_preparing_a_source_imports_neither_jax_nor_tensorflow(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--path=TABLE"],
+            "--option image_column=None: 'TABLE' has none of the usual names; set it to one of 'thing', 'words'",
+        ),
+        (
+            ["--path=TABLE", "--source=tables", "--option=image_column=fil", "--option=caption_columns=words"],
+            "--option image_column='fil': 'TABLE' has no such",
+        ),
+        (
+            ["--path=TABLE", "--option=image_colum=thing"],
+            "--option image_colum='thing': unknown key; did you mean 'image_column'",
+        ),
+        (["--path=TABLEE"], "--path='TABLEE': no such file or folder"),
+        (["--source=tabels"], "--source='tabels': no such name; did you mean 'tables'"),
+    ],
+)
+def test_mistakes_are_named_by_the_flags_that_were_given(words, message, tmp_path, capfd):
+    table = tmp_path / "a.csv"
+    table.write_text("thing,words\na.jpg,a dog\n")
+    said = ran(capfd, "inspect", *(word.replace("TABLE", str(table)) for word in words), status=2)
+    assert message.replace("TABLE", str(table)) in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--input=scenes", "--option=wrld=easy"], "--option wrld='easy': unknown key; did you mean 'world'"),
+        (["--input=TABLE"], "--input='TABLE': no such file or folder"),
+        (["--input=TABLE", "--source=tabels"], "--source='tabels': no such name; did you mean 'tables'"),
+    ],
+)
+def test_mistakes_in_the_input_of_a_recipe_are_named_by_flags(words, message, tmp_path, capfd):
+    words = [word.replace("TABLE", str(tmp_path / "a.csv")) for word in words]
+    assert cli.main(["generate", "--config=nguyen", f"--output={tmp_path}/out", *words]) == 2
+    assert message.replace("TABLE", str(tmp_path / "a.csv")) in capfd.readouterr().err

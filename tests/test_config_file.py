@@ -26,3 +26,10 @@ def test_what_is_named_takes_options_that_follow():
 def test_a_wrong_name_is_an_error_with_the_right_one():
     with pytest.raises(ConfigError, match="augment='mixupp': no such name; did you mean 'mixup'"):
         Experiment.from_dict(load_config("scenes", [("augment", "mixupp")]))
+
+
+def test_options_of_what_is_not_there_say_how_to_add_it():
+    with pytest.raises(ConfigError, match=r"augment.mixup.tap=input: .*add it by --config.augment=lemda\+mixup"):
+        load_config("scenes", [("augment", "lemda"), ("augment.mixup.tap", "input")])
+    with pytest.raises(ConfigError, match="has no such entry; did you mean 'mixup'"):
+        load_config("scenes", [("augment", "mixup"), ("augment.mixupp.tap", "input")])

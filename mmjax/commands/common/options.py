@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -85,6 +86,20 @@ def parse_overrides(unknown: Iterable[str], args: argparse.Namespace) -> list[tu
             value = following
         overrides.append((key, value))
     return overrides
+
+
+def name_flags(message: str, args: argparse.Namespace) -> str:
+    """An error about a source that flags named, by these flags: a config's keys are no use to who gave none."""
+    named = getattr(args, "path", None) or getattr(args, "source", None)
+    if "input" in args:  # of `mmjax generate`, whose config is a recipe
+        path, keys = "--input", "--input"
+    elif named and getattr(args, "config", None) is None:
+        path, keys = "--path", r"(?:--source|data\.source)"
+    else:
+        return message
+    message = re.sub(rf"{keys}\.path=", f"{path}=", message)
+    message = re.sub(rf"{keys}\.name=", "--source=", message)
+    return re.sub(rf"{keys}\.(?:options\.)?(\w+)=", r"--option \1=", message)
 
 
 def check_ranges(args: argparse.Namespace, **ranges: Range) -> None:
