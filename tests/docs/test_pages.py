@@ -13,6 +13,7 @@ from support import documents
 from support.documents import DOCS, PAGES, ROOT
 
 README_LINES = 160
+GUIDE_LINES = 250  # of a page that is read, not looked up in
 IMAGE_BYTES = 200_000
 SECTIONS = {field.name for field in dataclasses.fields(Experiment)}
 PLUGINS = {
@@ -57,6 +58,25 @@ def test_the_readme_is_short_and_leads_to_every_guide():
     reached = {(ROOT / target.partition("#")[0]).resolve() for target in documents.links(readme)}
     further = {(DOCS / target.partition("#")[0]).resolve() for target in documents.links(DOCS / "index.md")}
     assert guides <= reached | further
+
+
+def test_the_readme_counts_right():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    counted = [
+        (r"(\d+) changes to pictures, captions and rows", "mmjax.data.transforms", 0),
+        (r"(\d+) changes to features and pictures", "mmjax.augment", 0),
+        (r"InfoNCE, sigmoid, and (\d+) more", "mmjax.objectives", 2),
+    ]
+    for pattern, folder, named in counted:
+        assert int(re.search(pattern, text)[1]) == len(plugins.names(folder)) - named, folder
+    recipes = len(list((ROOT / "configs" / "generate").glob("*.py"))) - len(["common.py"])
+    assert recipes == 14 and "fourteen published recipes" in text
+
+
+def test_no_guide_is_too_long_to_find_something_in():
+    guides = [page for page in DOCS.rglob("*.md") if page.stem not in ("open_clip_files", "changelog")]
+    lengths = {documents.name_of(page): len(page.read_text(encoding="utf-8").splitlines()) for page in guides}
+    assert {name: length for name, length in lengths.items() if length > GUIDE_LINES} == {}
 
 
 def test_the_tests_command_of_the_readme_is_the_first_line_of_its_block():
