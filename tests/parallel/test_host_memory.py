@@ -1,36 +1,60 @@
 """Freed pages stay with the process: touching a large block again costs no page faults."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from mmjax.parallel import host_memory
+
 CODE = """
-import resource, sys
+import resource, sys, threading
+from mmjax.parallel.host_memory import keep_freed_memory, share_one_arena
+mode, where = sys.argv[1:]
+if mode == "shared" and not share_one_arena() or mode != "plain" and not keep_freed_memory():
+    sys.exit(77)
 import numpy as np
-if sys.argv[1] == "kept":
-    from mmjax.parallel.host_memory import keep_freed_memory
-    if not keep_freed_memory():
-        sys.exit(77)
 
 def touch():
-    np.ones(64 * 2**20, np.uint8)
+    np.ones(80 * 2**20, np.uint8)
 
-touch()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
+def measure():
     touch()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        touch()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+if where == "thread":
+    thread = threading.Thread(target=measure)
+    thread.start()
+    thread.join()
+else:
+    measure()
 """
 
 
-def faults(how: str) -> int:
-    done = subprocess.run([sys.executable, "-c", CODE, how], capture_output=True, text=True, timeout=60)
+def faults(mode: str, where: str) -> int:
+    words = [sys.executable, "-c", CODE, mode, where]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
     if done.returncode == 77:
         pytest.skip("the C library is not glibc")
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
 
-def test_a_large_block_is_reused():
-    assert faults("kept") < 50 < faults("plain")
+@pytest.mark.parametrize(("mode", "where"), [("kept", "main"), ("shared", "thread")])
+def test_a_large_block_is_reused(mode, where):
+    assert faults(mode, where) < 50 < faults("plain", where)
+
+
+@pytest.mark.parametrize(("platforms", "plugin"), [("cuda", False), ("tpu,cpu", False), (None, True)])
+def test_where_there_may_be_an_accelerator_threads_keep_their_arenas(monkeypatch, platforms, plugin):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    if platforms:
+        monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(host_memory, "_has_accelerator_plugin", lambda: plugin)
+    monkeypatch.setattr(host_memory, "_mallopt", lambda options: pytest.fail(f"set {options}"))
+    assert not host_memory.share_one_arena()
