@@ -70,7 +70,9 @@ def write(workdir: Path, results: Results) -> Path:
 
 def format_markdown(results: Results) -> str:
     """The results as Markdown: verdicts, tables, step times and recipes."""
-    lines = [f"# {results['baseline']} and {len(results['recipes']) - 1} others: {results['config']}", ""]
+    count = len(results["recipes"]) - 1
+    against = f"{count} recipes" if count != 1 else "one recipe"
+    lines = [f"# {results['baseline']} and {against}: {results['config']}", ""]
     lines += [f"* {line}" for line in (*verdict_lines(results), *warnings(results))]
     header = ["recipe", "n", "mean ± sd", "paired difference [95 % interval]", "up / n", "p", "p, Holm", "detectable"]
     for table in _tables(results):
