@@ -72,10 +72,10 @@ def run(logits, valid, table, ids, source, *, objective, micro_batches):
     return jax.value_and_grad(loss, has_aux=True)(logits)
 
 
-def compute(source, objective=None, *, valid=VALID, table=TABLE, logits=LOGITS, micro_batches=1):
+def compute(source, objective=None, *, valid=VALID, table=TABLE, ids=IDS, logits=LOGITS, micro_batches=1):
     """Value, fraction left out, and gradient by the logits."""
     options = {"objective": objective or Objective(), "micro_batches": micro_batches}
-    (value, left_out), gradient = run(logits, valid, table, IDS, source, **options)
+    (value, left_out), gradient = run(logits, valid, table, ids, source, **options)
     return float(value), float(left_out), np.asarray(gradient)
 
 
@@ -130,6 +130,26 @@ def test_padding_and_examples_that_a_gate_leaves_out_do_not_count():
     np.testing.assert_allclose(left_out, 1 / 7, rtol=1e-6)
     elsewhere = compute(Provenance.from_ids(jnp.asarray(IDS + 1)))  # of no example in the batch
     assert elsewhere[:2] == (0.0, 1.0)
+
+
+def test_examples_of_one_id_have_their_own_labels_and_are_no_partners_where_these_differ():
+    ids = np.where(IDS == 70, 0, IDS)  # rows 0 and 7 are recordings of one thing, with other labels
+    value, left_out, gradient = compute(Provenance.from_ids(jnp.asarray(ids)), ids=ids)
+    expected, slope = reference((i, i, 1.0) for i in range(8))
+    np.testing.assert_allclose((value, left_out), (expected, 1 / 8), rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, atol=1e-6)
+    pairs = Provenance(ids=jnp.asarray(np.stack([ids, ids[[1, 0, 3, 2, 5, 4, 7, 6]]], 1)), weight=MIXED.weight)
+    parts = [(i, j, w) for i in range(8) for j, w in ((i, RATIO[i]), (i ^ 1, 1 - RATIO[i]))]
+    value, _, gradient = compute(pairs, ids=ids)
+    expected, slope = reference(part for part in parts if part[:2] not in ((1, 0), (6, 7)))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, atol=1e-6)
+    same = np.where(np.arange(8)[:, None] == 7, TABLE[0], TABLE)  # with the same labels they are
+    others = [
+        (6, 0, 1 - RATIO[6]) if part[:2] == (6, 7) else (7, 0, part[2]) if part[:2] == (7, 7) else part
+        for part in parts
+    ]
+    np.testing.assert_allclose(compute(pairs, ids=ids, table=same)[0], reference(others)[0], rtol=1e-5)
 
 
 def test_eight_devices_and_micro_batches_have_the_same_loss():

@@ -16,15 +16,24 @@ counts examples (or several times as many, one batch after another), and an ``f`
 
 
 class LabelTable(NamedTuple):
-    """The sequences of labels of a batch's examples."""
+    """The sequences of labels of a batch's examples, which may share ids, as recordings of one thing do."""
 
     ids: jax.Array  # i32[B]: the examples
     labels: jax.Array  # i32[B, G]: of each, with -1 behind them; -1 alone where none are known
 
     def find(self, ids: jax.Array) -> jax.Array:
-        """The labels of the examples of these ids: i32[…] -> i32[…, G]; -1 alone for those not in the batch."""
+        """The labels of rows whose first source is the example in their place: i32[B, K] -> i32[B, K, G].
+
+        Others are found by their ids. It is -1 alone for those not in the batch, and where examples with one id have
+        different labels.
+        """
+        first = jnp.argmax(self.ids[:, None] == self.ids, axis=-1)
+        differs = jnp.any(self.labels != self.labels[first], axis=-1)
         same = ids[..., None] == self.ids
-        return jnp.where(jnp.any(same, axis=-1)[..., None], self.labels[jnp.argmax(same, axis=-1)], -1)
+        is_clear = jnp.any(same, axis=-1) & ~jnp.any(same & differs, axis=-1)
+        labels = jnp.where(is_clear[..., None], self.labels[jnp.argmax(same, axis=-1)], -1)
+        own = jnp.where((ids[:, 0] == self.ids)[:, None], self.labels, labels[:, 0])
+        return labels.at[:, 0].set(own)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
