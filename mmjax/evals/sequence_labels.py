@@ -36,7 +36,7 @@ class Evaluator(Base):
         *,
         split: str = "val",
         source: dict[str, Any] | None = None,
-        labels: str = "gloss",
+        labels: str | None = None,
     ):
         """Opens the split.
 
@@ -44,7 +44,7 @@ class Evaluator(Base):
             open_source: Opens a split of the experiment's data.
             split: The split to measure on.
             source: Options for ``open_source``.
-            labels: The field of examples that has their labels: a text with words, or a list.
+            labels: The field of examples that has their labels: a text with words, or a list. None: ``data.labels``.
         """
         self.split = open_split(open_source, split, source)
         self.labels = labels
@@ -53,11 +53,12 @@ class Evaluator(Base):
         """The metrics of one set of parameters."""
         items = embedder.read(self.split.source, key=self.split.key).items
         recognized = embedder.labels(self.split.source, key=self.split.key)
-        pairs = [(split_labels(item.get(self.labels)), own) for item, own in zip(items, recognized, strict=True)]
+        field = self.labels or embedder.label_reader.field
+        pairs = [(split_labels(item.get(field)), own) for item, own in zip(items, recognized, strict=True)]
         labeled = [(true, own) for true, own in pairs if true]
         if not labeled:
             raise ConfigError(
-                f"labels={self.labels!r}: no example has labels there; name the field that has, in "
+                f"labels={field!r}: no example has labels there; name the field that has, in data.labels or "
                 "eval.options.sequence_labels.labels"
             )
         true, own = zip(*labeled, strict=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -18,11 +19,13 @@ from mmjax.data.sample import Example, Sample, Unreadable, as_unreadable
 from mmjax.data.sequences import frames
 from mmjax.data.transform_chain import TransformChain
 from mmjax.models.config import VisionConfig
-from mmjax.models.vision.gates import PRESENT
 
 Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 Pictures: TypeAlias = Mapping[str, Picture]
 """Of one example, by modality."""
+
+PRESENT = "/present"
+"""The key under which a batch of pictures by modality has which of them are there; no modality has such a name."""
 
 
 def list_pictures(images: Iterable[Any]) -> list[Any]:
@@ -37,9 +40,9 @@ def list_pictures(images: Iterable[Any]) -> list[Any]:
 
 
 def read_picture(
-    picture: Picture, index: int, *, chain: TransformChain, modality: str, background: Color | None
+    picture: Picture, index: int, *, chain: TransformChain, modality: str, background: Color | None, channels: int = 3
 ) -> np.ndarray:
-    """The picture as evaluation sees it, u8[H, W, 3].
+    """The picture as evaluation sees it, u8[H, W, channels].
 
     Args:
         picture: Any kind; arrays are u8[H, W], or have 1, 3 or 4 (with alpha) channels.
@@ -47,6 +50,7 @@ def read_picture(
         chain: What evaluation does to pictures.
         modality: The key that ``chain`` knows them by.
         background: What transparent pictures are put on; white if None.
+        channels: 3, or 1 for a tower that takes gray pictures.
 
     Raises:
         Unreadable: with the path or the index.
@@ -55,7 +59,10 @@ def read_picture(
     try:
         example: Example = {"id": 0, "key": key, "captions": [""], modality: _pixels(picture, background or WHITE)}
         sample = Sample(id=0, key=key, captions=[""])
-        return chain.decode_and_transform(sample, example, number=0).images[modality]
+        pixels = chain.decode_and_transform(sample, example, number=0).images[modality]
+        if channels == 1 and np.ptp(pixels, axis=2).any():
+            raise Unreadable("corrupt image", f"has colors, and the model takes gray pictures as {modality!r}")
+        return pixels[..., :channels]
     except Exception as error:
         raise as_unreadable(error, key) from None
 
@@ -65,7 +72,7 @@ def read_modalities(
     index: int,
     *,
     chain: TransformChain,
-    modalities: Sequence[str],
+    channels: Mapping[str, int],
     background: Color | None,
 ) -> dict[str, np.ndarray]:
     """The pictures that an example has, by modality, as evaluation sees them; one alone is of the first modality.
@@ -74,14 +81,14 @@ def read_modalities(
         Unreadable: as ``read_picture``.
         ConfigError: if they are of no modality, or of another one.
     """
-    named = pictures if isinstance(pictures, Mapping) else {modalities[0]: pictures}
-    if not named or not set(named) <= set(modalities):
+    named = pictures if isinstance(pictures, Mapping) else {next(iter(channels)): pictures}
+    if not named or not set(named) <= set(channels):
         raise ConfigError(
             f"images[{index}] has {', '.join(map(repr, named)) or 'no picture'}: the model takes one or more of "
-            f"{', '.join(map(repr, modalities))}"
+            f"{', '.join(map(repr, channels))}"
         )
     read = functools.partial(read_picture, chain=chain, background=background)
-    return {name: read(picture, index, modality=name) for name, picture in named.items()}
+    return {name: read(picture, index, modality=name, channels=channels[name]) for name, picture in named.items()}
 
 
 def make_reader(
@@ -89,12 +96,15 @@ def make_reader(
 ) -> tuple[Callable[[Any, int], Any], Callable[[list[Any]], dict[str, np.ndarray]]]:
     """What reads one of a user's pictures for a tower, by its place in the list, and what makes a batch of several."""
     reading: dict[str, Any] = {"chain": chain, "background": background}
+    channels = dict(zip(vision.modalities, vision.modality_channels, strict=True))
     if vision.fusion == "gated":
-        read = functools.partial(read_modalities, modalities=vision.modalities, **reading)
+        read = functools.partial(read_modalities, channels=channels, **reading)
         return read, functools.partial(stack_modalities, vision=vision)
-    one: Callable[[Any, int], Any] = functools.partial(read_picture, modality=modality, **reading)
+    one: Callable[[Any, int], Any] = functools.partial(
+        read_picture, modality=modality, channels=channels.get(modality, 3), **reading
+    )
     if vision.stem == "frames":
-        one = functools.partial(read_frames, length=vision.max_frames)
+        one = functools.partial(read_frames, length=vision.max_frames, features=vision.modality_channels[0])
     return one, lambda rows: {modality: np.stack(rows)}
 
 
@@ -110,8 +120,13 @@ def stack_modalities(examples: Sequence[Mapping[str, np.ndarray]], vision: Visio
     return rows | {PRESENT: np.array([[name in example for name in vision.modalities] for example in examples])}
 
 
-def read_frames(sequence: Picture, index: int, *, length: int) -> np.ndarray:
-    """A sequence of features as the tower sees it, f32[length, D + 1], of an array [T, D] or a file of NumPy's.
+def split_present(images: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array | None]:
+    """The pictures by modality, and bool[N, M] of ``PRESENT`` if a batch has it."""
+    return {name: x for name, x in images.items() if name != PRESENT}, images.get(PRESENT)
+
+
+def read_frames(sequence: Picture, index: int, *, length: int, features: int) -> np.ndarray:
+    """A sequence as the tower sees it, f32[length, features + 1], of an array [T, features] or a file of NumPy's.
 
     Raises:
         Unreadable: with the path or the index.
@@ -121,9 +136,10 @@ def read_frames(sequence: Picture, index: int, *, length: int) -> np.ndarray:
         if isinstance(sequence, str | os.PathLike):
             check_regular(path := Path(sequence).expanduser())
             sequence = path.read_bytes()
-        return frames.pad(
-            frames.read(sequence if isinstance(sequence, bytes) else np.asarray(sequence), key=key), length
-        )
+        read = frames.read(sequence if isinstance(sequence, bytes) else np.asarray(sequence), key=key)
+        if read.shape[1] != features:
+            raise Unreadable("bad row", f"{read.shape[1]} features a frame, and the model takes {features}")
+        return frames.pad(read, length)
     except Exception as error:
         raise as_unreadable(error, key) from None
 

@@ -28,9 +28,8 @@ from mmjax.evals.zeroshot import class_embeddings
 from mmjax.experiment import DataConfig
 from mmjax.inference.captioning import Captioner
 from mmjax.inference.decoding import DecodingConfig
-from mmjax.inference.images import Picture, Pictures, list_pictures, make_reader
+from mmjax.inference.images import Picture, Pictures, list_pictures, make_reader, split_present
 from mmjax.models.config import ClipConfig
-from mmjax.models.vision.gates import split_present
 from mmjax.models.vision.recognizer import read_labels
 from mmjax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 
@@ -85,6 +84,9 @@ class Model:
         )
         self._embedders: dict[int, Embedder] = {}
         self._captioners: dict[Any, Captioner] = {}
+        labels = tuple(config.recognizer.labels) if config.recognizer and "recognizer" in graphs else ()
+        read = lambda params, images: read_labels(self._merge(params), images)  # noqa: E731
+        self._label_reader = LabelReader(read, labels, field=data.labels) if labels else None
 
     def encode_image(self, images: Iterable[Picture | Pictures]) -> np.ndarray:
         """f32[n, E]: a unit row for each picture, which is prepared as evaluation does it.
@@ -101,11 +103,7 @@ class Model:
         listed = list_pictures(images)
         self.require("visual", several=len(self.modalities) > 1)
         with ThreadPoolExecutor(_cores()) as pool:
-
-            def read(start: int, stop: int) -> dict[str, np.ndarray]:
-                return self._stack(list(pool.map(self._read, listed[start:stop], range(start, stop))))
-
-            return self._encode("embed_images", len(listed), read)
+            return self._encode("embed_images", len(listed), self._reader(listed, pool))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """f32[n, E]: a unit row for each text; texts longer than the model's context are cut."""
@@ -151,10 +149,10 @@ class Model:
         numbered = np.arange(len(listed)) if numbers is None else np.asarray(numbers)
         captioner = self.captioner(count=count, prompt=prompt, **options)
         with ThreadPoolExecutor(_cores()) as pool:
+            read_pictures = self._reader(listed, pool)
 
             def read(start: int, stop: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-                rows = list(pool.map(self._read, listed[start:stop], range(start, stop)))
-                return {self.modality: np.stack(rows)}, numbered[start:stop].astype(np.int32)
+                return read_pictures(start, stop), numbered[start:stop].astype(np.int32)
 
             def run(embedder: Embedder, rows: Any) -> jax.Array:
                 return captioner(self._params, *rows, seed=seed)[0]
@@ -178,12 +176,11 @@ class Model:
             sequences: Arrays f32[T, D], or ``.npy`` files of them, as in ``encode_image``.
         """
         self.require("recognizer")
+        assert self._label_reader is not None
         listed = list_pictures(sequences)
-
-        def read(start: int, stop: int) -> dict[str, np.ndarray]:
-            return {self.modality: np.stack([self._read(listed[i], i) for i in range(start, stop)])}
-
-        return self._label_reader.decode(self._encode("label_reader.read", len(listed), read))
+        with ThreadPoolExecutor(_cores()) as pool:
+            numbers = self._encode("label_reader.read", len(listed), self._reader(listed, pool))
+        return self._label_reader.decode(numbers)
 
     def similarity(self, images: Iterable[Picture | Pictures], texts: Sequence[str]) -> np.ndarray:
         """f32[n, m]: the cosine of each picture's and each text's embedding."""
@@ -255,6 +252,10 @@ class Model:
         """Identifies the parameters: SHA-256 over all of them."""
         return fingerprint({path: np.asarray(leaf) for path, leaf in flatten(self._params).items()})
 
+    def _reader(self, listed: Sequence[Any], pool: ThreadPoolExecutor) -> Callable[[int, int], dict[str, np.ndarray]]:
+        """What reads rows of a user's list into a batch."""
+        return lambda start, stop: self._stack(list(pool.map(self._read, listed[start:stop], range(start, stop))))
+
     def _encode(self, function: str, count: int, read: Callable[[int, int], Any]) -> np.ndarray:
         return self._run_batches(lambda e, rows: operator.attrgetter(function)(e)(self._params, rows), count, read)
 
@@ -286,15 +287,10 @@ class Model:
                 row_sharding=self._row_sharding,
                 modalities=(self.modality,),
                 num_threads=_cores(),
-                label_reader=self._label_reader if "recognizer" in graphs else None,
+                label_reader=self._label_reader,
                 make_writer=(lambda **decoding: self.captioner(**decoding).writer()) if "decoder" in graphs else None,
             )
         return self._embedders[size]
-
-    @property
-    def _label_reader(self) -> LabelReader:
-        names = self.config.recognizer.labels if self.config.recognizer else ()
-        return LabelReader(lambda params, images: read_labels(self._merge(params), images), tuple(names))
 
     def _merge(self, params: dict[str, Any]) -> types.SimpleNamespace:
         """All towers and the decoder with these parameters."""

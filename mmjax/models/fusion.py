@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -208,3 +209,26 @@ class FusionEncoder(nnx.Module):
         else:
             logits = jnp.einsum("...d,vd->...v", hidden, table.astype(self.dtype), preferred_element_type=jnp.float32)
         return logits.astype(jnp.float32) + self.word_bias[...]
+
+
+def embed_image_tokens(model: Any, images: Mapping[str, jax.Array]) -> jax.Array:
+    """The image tower's tokens as the fusion encoder reads them: [N, T, D], or [N, 2, T, D] of two images."""
+    sequence = model.visual.run(model.visual.embed(images), with_sequence=True).sequence
+    if model.fusion.config.images == 2:  # the tower has all first images before all second ones
+        sequence = sequence.reshape(2, -1, *sequence.shape[1:]).swapaxes(0, 1)
+    return sequence
+
+
+def embed_text_tokens(model: Any, ids: jax.Array) -> jax.Array:
+    """The text tower's tokens [N, L, D] of ids i32[N, L]."""
+    return model.text.run(model.text.embed(ids), ids, with_sequence=True).sequence
+
+
+def match_pairs(model: Any, image: jax.Array, ids: jax.Array) -> jax.Array:
+    """f32[N]: the logit of a match of each image, by its tokens [N, T, D], and each text of ids i32[N, L]."""
+    return model.fusion.match(image, embed_text_tokens(model, ids), ids)[:, 1]
+
+
+def answer_pairs(model: Any, image: jax.Array, ids: jax.Array) -> jax.Array:
+    """f32[N, answers]: the logits of the answers to each text about its image, or its two images."""
+    return model.fusion.answer(image, embed_text_tokens(model, ids), ids)

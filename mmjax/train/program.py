@@ -28,6 +28,7 @@ from mmjax.models.attention.choice import choose_kernel
 from mmjax.models.attention.grad_cam import grad_cam
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
+from mmjax.models.fusion import answer_pairs, embed_image_tokens, embed_text_tokens, match_pairs
 from mmjax.models.lora import add_adapters
 from mmjax.models.low_precision import check_matmul_precision
 from mmjax.models.vision.recognizer import read_labels
@@ -214,57 +215,42 @@ class Program:
         self, tokenizer: Any, *, batch_size: int, modalities: Sequence[str], num_threads: int = 0
     ) -> Embedder:
         """Both towers for evaluation; ``num_threads`` read the examples (0: none beside the caller)."""
-        graph, model = self.graph, self.experiment.model
+        model, data = self.experiment.model, self.experiment.data
         fusion, vision, recognizer = model.fusion, model.vision_cfg, model.recognizer
-        pairs = fusion is not None and fusion.images == 2
 
-        def encode_image_tokens(params: Params, images: dict[str, jax.Array]) -> jax.Array:
-            visual = merge(graph, params).visual
-            sequence = visual.run(visual.embed(images), with_sequence=True).sequence
-            assert sequence is not None
-            if pairs:  # the tower has all first pictures before all second ones
-                sequence = sequence.reshape(2, -1, *sequence.shape[1:]).swapaxes(0, 1)
-            return sequence
-
-        def read_pairs(model: Clip, image: jax.Array, tokens: jax.Array) -> tuple[Any, ...]:
-            return image, model.text.run(model.text.embed(tokens), tokens, with_sequence=True).sequence, tokens
-
-        def match(params: Params, image: jax.Array, tokens: jax.Array) -> jax.Array:
-            model = merge(graph, params)
-            return model.fusion.match(*read_pairs(model, image, tokens))[:, 1]
-
-        def answer(params: Params, image: jax.Array, tokens: jax.Array) -> jax.Array:
-            model = merge(graph, params)
-            return model.fusion.answer(*read_pairs(model, image, tokens))
+        def with_params(run: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda params, *rows: run(merge(self.graph, params), *rows)
 
         def make_writer(**decoding: Any) -> CaptionWriter:
             config = build(DecodingConfig, decoding, path="decoding")
-            return Captioner(lambda params: merge(graph, params), tokenizer, config).writer()
+            return Captioner(lambda params: merge(self.graph, params), tokenizer, config).writer()
 
-        def explain(params: Params, image: jax.Array, tokens: jax.Array) -> jax.Array:
-            model = merge(graph, params)
-            return grad_cam(model.fusion, *read_pairs(model, image, tokens))[:, vision.class_token + vision.registers :]
+        def explain(model: Clip, image: jax.Array, tokens: jax.Array) -> jax.Array:
+            pairs = image, embed_text_tokens(model, tokens), tokens
+            return grad_cam(model.fusion, *pairs)[:, vision.class_token + vision.registers :]
 
+        encode, answer = with_params(embed_image_tokens), with_params(answer_pairs)
         matcher = None
-        if pairs:
-            matcher = Matcher(encode_image_tokens, match=None, answer_pair=answer, modalities=vision.modalities)
+        if fusion is not None and fusion.images == 2:
+            matcher = Matcher(encode, match=None, answer_pair=answer, modalities=vision.modalities)
         elif fusion is not None:
-            maps = explain if fusion.kind == "cross" else None
-            matcher = Matcher(encode_image_tokens, match, answer if fusion.answers else None, grad_cam=maps)
+            maps = with_params(explain) if fusion.kind == "cross" else None
+            matcher = Matcher(encode, with_params(match_pairs), answer if fusion.answers else None, grad_cam=maps)
+        label_reader = None
+        if recognizer is not None:
+            label_reader = LabelReader(with_params(read_labels), tuple(recognizer.labels), field=data.labels)
         return Embedder(
-            lambda params, images: merge(graph, params).encode_image(images),
-            lambda params, tokens: merge(graph, params).encode_text(tokens),
+            with_params(Clip.encode_image),
+            with_params(Clip.encode_text),
             tokenizer=tokenizer,
             batch_size=batch_size,
             row_sharding=self.row_sharding,
             modalities=modalities,
             num_threads=num_threads,
             matcher=matcher,
-            make_writer=make_writer if self.experiment.model.decoder else None,
+            make_writer=make_writer if model.decoder else None,
             takes_some=vision.fusion in ("gated", "tokens"),
-            label_reader=None
-            if recognizer is None
-            else LabelReader(lambda p, images: read_labels(merge(graph, p), images), tuple(recognizer.labels)),
+            label_reader=label_reader,
         )
 
     def _without_recomputation(self) -> Experiment:

@@ -82,6 +82,7 @@ def compiled():
         label_reader=LabelReader(
             lambda p, x: jnp.argsort((x["image"].reshape(3, -1).astype(jnp.float32) - 128.0) @ p["image"], axis=1) // 2,
             tuple(Everything.class_names),
+            field="gloss",
         ),
     )
 

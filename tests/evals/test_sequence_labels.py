@@ -81,8 +81,8 @@ def test_rates_are_over_all_true_labels_and_may_exceed_one():
 class Recognized:
     """An embedder whose model recognizes what stands in the examples."""
 
-    def __init__(self, items):
-        self.items = items
+    def __init__(self, items, field="gloss"):
+        self.items, self.label_reader = items, LabelReader(lambda params, images: images, (), field)
 
     def read(self, examples, *, key):
         return self
@@ -114,6 +114,15 @@ def test_the_evaluator_leaves_out_unlabeled_examples_and_compares_with_the_next_
         evaluator(Recognized([{"read": "blue"}]))
 
 
+def test_the_field_is_that_of_training_unless_another_is_named():
+    items = [{"gloss": "blue", "signs": "red", "read": "red"}]
+    by_field = {}
+    for field, option in (("signs", None), ("gloss", None), ("signs", "gloss")):
+        measured = Evaluator(lambda split: Examples(), labels=option)(Recognized(items, field))
+        by_field[field, option] = measured["label_error_rate"]
+    assert by_field == {("signs", None): 0, ("gloss", None): 1, ("signs", "gloss"): 1}
+
+
 def test_numbers_become_names():
-    reader = LabelReader(lambda params, images: images, ("a", "b"))
+    reader = LabelReader(lambda params, images: images, ("a", "b"), "gloss")
     assert reader.decode(np.array([[1, 0, -1], [-1, -1, -1]])) == [["b", "a"], []]

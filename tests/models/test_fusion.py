@@ -1,6 +1,7 @@
 """The fusion encoder against an independent float64 form, and against torch where it is installed."""
 
 import dataclasses
+import types
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from flax import nnx
 from mmjax.core.config import ConfigError
 from mmjax.models.attention.grad_cam import grad_cam
 from mmjax.models.config import TextConfig, VisionConfig
-from mmjax.models.fusion import FusionEncoder
+from mmjax.models.fusion import FusionEncoder, answer_pairs, embed_image_tokens, match_pairs
 from mmjax.models.joint_config import FusionConfig
 from mmjax.runs.start_weights import ArrayFile
 from mmjax.weights.pretrained import Pretrained
@@ -231,6 +232,31 @@ def test_maps_are_weights_times_slopes_of_the_match(name):
         wanted[t] += weights[h, l, t] * max(slope, 0) / heads / end
     assert wanted.max() > 1e-4
     np.testing.assert_allclose(got[row], wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_pairs_are_tokens_of_both_towers_through_a_head():
+    """Towers and heads that only name what they are given."""
+    rows = np.arange(4.0).reshape(4, 1, 1)  # first pictures 0 and 1, second ones 2 and 3
+    tower = types.SimpleNamespace(
+        embed=lambda x: x,
+        run=lambda x, *ids, with_sequence: types.SimpleNamespace(sequence=x if with_sequence else None),
+    )
+    heads = {
+        "match": lambda image, text, ids: np.stack(
+            [0 * ids[:, 0], image[:, 0, 0] + 10 * text[:, 0] + 100 * ids[:, 0]], 1
+        ),
+        "answer": lambda image, text, ids: image[:, :, 0, 0] + 10 * text + 100 * ids,
+    }
+    for number, expected in ((1, rows), (2, np.array([[0.0, 2.0], [1.0, 3.0]])[..., None, None])):
+        fusion = types.SimpleNamespace(config=types.SimpleNamespace(images=number), **heads)
+        model = types.SimpleNamespace(visual=tower, text=tower, fusion=fusion)
+        tokens = embed_image_tokens(model, rows)
+        np.testing.assert_array_equal(tokens, expected)
+        ids = np.arange(1, len(tokens) + 1)[:, None]
+        if number == 1:
+            np.testing.assert_array_equal(match_pairs(model, tokens, ids), np.arange(4) + 110 * np.arange(1, 5))
+        else:
+            np.testing.assert_array_equal(answer_pairs(model, tokens, ids), [[110, 112], [221, 223]])
 
 
 def test_loops_and_what_is_kept_change_no_gradient_also_of_the_image():

@@ -17,7 +17,13 @@ def split_labels(value: Any) -> list[str]:
     """The labels in a field: a text's are its words, and a list has them itself; none if there is nothing."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return []
-    return value.split() if isinstance(value, str) else [str(label) for label in value]
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_text(label) for label in value]
+    return _text(value).split()
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

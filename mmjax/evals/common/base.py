@@ -52,7 +52,7 @@ class Base(abc.ABC):
     """Whether, if the data has no split made for it, it takes the first of those that are measured."""
 
     needs_head: ClassVar[str | None] = None
-    """What it needs of the model: one of ``pair_scores.HEADS`` (``BoundEmbedder.match``), or ``caption``."""
+    """What it needs of the model: one of ``Embedder.heads``, such as ``match``, ``caption`` or ``labels``."""
 
     headline: ClassVar[Collection[str]] = ()
     """The metrics that tables show if not asked for all; empty: all of them."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from mmjax.evals.captions.writer import CaptionWriter, MakeWriter
 from mmjax.evals.common.host_batches import (
     ALL_UNREADABLE,
     Description,
+    Embedded,
     HostBatch,
     describe,
     first_pictures,
@@ -36,15 +37,6 @@ from mmjax.evals.labels.reader import LabelReader
 
 IN_FLIGHT = 16
 """Batches that may wait on the device: enough to keep it busy, few enough to fit its memory."""
-
-
-class Embedded(NamedTuple):
-    """An embedded split, without the examples that could not be read."""
-
-    images: np.ndarray  # f32[n, E], unit rows
-    items: list[dict[str, Any]]  # the examples without their pictures, as JSON values
-    indices: np.ndarray  # i64[n]: their indices in the source
-    unreadable: list[Unreadable]
 
 
 class Embedder:
@@ -206,11 +198,16 @@ class BoundEmbedder:
         rows = self.read(examples, key=key).indices
         return writer.decode(self._run(writer.write, self._image_batches(examples, []))[rows])
 
+    @property
+    def label_reader(self) -> LabelReader:
+        """What reads the labels of sequences."""
+        assert self._embedder.label_reader is not None  # who needs it says so (``Base.needs_head``)
+        return self._embedder.label_reader
+
     def labels(self, examples: Source, *, key: Hashable = None) -> list[list[str]]:
         """The labels that the model recognizes in each example of ``read``."""
-        reader, rows = self._embedder.label_reader, self.read(examples, key=key).indices
-        assert reader is not None  # who needs it says so (``Base.needs_head``)
-        return reader.decode(self._run(reader.read, self._image_batches(examples, []))[rows])
+        rows = self.read(examples, key=key).indices
+        return self.label_reader.decode(self._run(self.label_reader.read, self._image_batches(examples, []))[rows])
 
     def is_truncated(self, texts: Sequence[str]) -> np.ndarray | None:
         """bool[n]: which texts are cut at the context length; None if the tokenizer does not say."""

@@ -92,6 +92,15 @@ class SplitExamples(NamedTuple):
     unreadable: list[Unreadable]
 
 
+class Embedded(NamedTuple):
+    """An embedded split, without the examples that could not be read."""
+
+    images: np.ndarray  # f32[n, E], unit rows
+    items: list[dict[str, Any]]  # the examples without their pictures, as JSON values
+    indices: np.ndarray  # i64[n]: their indices in the source
+    unreadable: list[Unreadable]
+
+
 Description = dict[str, Any] | list[Any]
 """An example without its pictures, or an error, as JSON values."""
 

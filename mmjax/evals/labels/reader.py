@@ -14,6 +14,7 @@ class LabelReader(NamedTuple):
 
     read: Callable[[Any, dict[str, jax.Array]], jax.Array]  # pure: (params, {modality: f32[B, T, D]}) -> i32[B, G]
     names: tuple[str, ...]  # of labels 0, 1, …; -1 is none
+    field: str  # of the examples, with their own
 
     def decode(self, labels: np.ndarray) -> list[list[str]]:
         """The names of i32[n, G]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,14 +12,6 @@ from flax import nnx
 from mmjax.core.config import ConfigError
 from mmjax.core.numerics import EXCLUDED, broadcast_parameter
 from mmjax.models.layers import Dense
-
-PRESENT = "/present"
-"""The key under which a batch of pictures by modality says which of them are there; no modality has such a name."""
-
-
-def split_present(images: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array | None]:
-    """The pictures by modality, and bool[N, M] of ``PRESENT`` if they say it."""
-    return {name: x for name, x in images.items() if name != PRESENT}, images.get(PRESENT)
 
 
 class Gates(nnx.Module):
@@ -55,9 +47,9 @@ class Gates(nnx.Module):
         """The fused features: [M·N, width] -> [N, width].
 
         Args:
-            pooled: The modalities ``names``, one after another.
-            present: bool[N, M], which of them each example has; None: all.
-            names: Those that ``pooled`` has.
+            pooled: All rows of one modality, then those of the next.
+            present: bool[N, M], which of these each example has; None: all.
+            names: The modalities that ``pooled`` has, in its order.
         """
         features = pooled.reshape(len(names), -1, pooled.shape[-1])
         if present is None:

@@ -223,7 +223,7 @@ class Sequences(source.Source):
 
 
 def test_sequences_are_kept_apart_and_their_labels_are_read_in_the_order_of_the_examples():
-    reader = LabelReader(lambda params, images: images["frames"][:, :, 0].astype(jnp.int32), ("a", "b", "c"))
+    reader = LabelReader(lambda params, images: images["frames"][:, :, 0].astype(jnp.int32), ("a", "b", "c"), "gloss")
     towers = Towers(pixels=4)
     bound = towers.embedder(modalities=("frames",), label_reader=reader).bind(towers.params)
     examples = Sequences()
