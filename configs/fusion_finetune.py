@@ -8,8 +8,8 @@ the steps, weight decay 0.01, betas 0.9 and 0.98, 10 epochs at 128.
 
 RefCOCO+ is learned without boxes, by contrast with queues of 65,536 and matching, in which all expressions of a picture
 are its own: 5 epochs of 120,191 expressions at 32 a GPU, learning rate 1e-5 down to 1e-6 without warm-up (the file's
-starts at the rate itself), distillation reached over the first epoch, pictures squashed and never cropped. The code
-keeps the epoch that is best on val.
+starts at the rate itself), distillation reached over the first epoch, pictures squashed and never cropped. As in
+the code the epoch that is best on val counts, given ``proposals``.
 
 Our own choices: bfloat16; warm-up from zero, where ALBEF's starts at half of the rate; ViLT's cosine in place of a
 straight line; ViLT's head for both; no dropout; RandAugment as in ``albef_b16``, and with the flip drawn once for both
@@ -100,4 +100,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     splits = ("val", "testA", "testB") if task == "refcoco" else ("val",)
     config.eval = evaluation(task if args.val else "none", batch_size=batch, every_steps=epoch, final_splits=splits)
     config.checkpoint = {"every_steps": epoch}
+    if args.proposals:
+        config.checkpoint["best"], config.eval["weights"] = "val/refcoco/accuracy", "best"
     return config

@@ -26,6 +26,7 @@ from mmjax.config_file import load_config, shipped_configs
 from mmjax.core.config import ConfigError, bind
 from mmjax.core.state import flatten
 from mmjax.data.selection import Selection
+from mmjax.evals.common.metric_names import check_metric
 from mmjax.experiment import Experiment
 from mmjax.parallel.mesh import MeshConfig
 from mmjax.planning.abstract_data import batch_shapes, resolve_without_data
@@ -179,6 +180,8 @@ def test_fine_tuning_for_grounding_sees_whole_pictures_and_measures_all_splits()
     assert config.data.evaluation == {"path": "/a/refs(unc).p", "proposals": "/a/dets.json"}
     assert config.eval.final_tasks == ("refcoco",) and config.eval.final_splits == ("val", "testA", "testB")
     assert config.objective["name"] == "albef" and config.objective["words_weight"] == 0
+    assert (config.checkpoint.best, config.eval.weights) == ("val/refcoco/accuracy", "best")
+    check_metric(config.checkpoint.best, tasks=config.eval.tasks, splits=(config.eval.split,), path="checkpoint.best")
     with pytest.raises(ConfigError, match="task=snli_ve: ViLT was not fine-tuned on it"):
         experiment("fusion_finetune", "method=vilt,task=snli_ve")
     with pytest.raises(ConfigError, match=r"proposals='/a/dets\.json': is for the evaluation of task=refcoco; set val"):
