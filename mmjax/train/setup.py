@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -97,6 +97,7 @@ class Setup:
                 f"data.groups={experiment.data.groups}: objective.name={experiment.objective.get('name')!r} reads no "
                 "groups; use objective.name=fscl, or leave it out"
             )
+        yield from _unused_modules(experiment, self.program.objective.modules)
         if (labels := self.labels) is not None and (problem := _count_unlabeled(self.source, labels)):
             yield problem
         if not self.tokenizer.has_unknown_words or not experiment.eval.tasks:
@@ -142,6 +143,22 @@ def setup(
     if workdir is None or not (Path(workdir) / CONFIG).exists():  # a run that goes on has its weights in a checkpoint
         check_init(experiment.init, experiment.model, flatten(program.abstract_state.params))
     return Setup(experiment=experiment, source=source, tokenizer=tokenizer, program=program, clusters=clusters)
+
+
+def _unused_modules(experiment: Experiment, trained: Collection[str]) -> Iterator[str]:
+    """Which of the model's modules, and ``data.labels``, the objective does not read."""
+    name = experiment.objective.get("name")
+    for module, objective in (("decoder", "caption"), ("fusion", "albef"), ("recognizer", "ctc")):
+        if getattr(experiment.model, module) is not None and module not in trained:
+            yield (
+                f"model.{module}: objective.name={name!r} does not train it; use objective.name={objective}, or leave "
+                "it out"
+            )
+    if experiment.data.labels != DataConfig.labels and "recognizer" not in trained:
+        yield (
+            f"data.labels={experiment.data.labels!r}: objective.name={name!r} reads no labels; use "
+            "objective.name=ctc, or leave it out"
+        )
 
 
 def _count_unlabeled(source: Source, labels: LabelSequences) -> str | None:

@@ -108,6 +108,15 @@ def test_a_long_warm_up_and_many_epochs_are_pointed_out():
     assert len(long) == 1 and "each of the 48 examples comes 133 times" in long[0] and "steps=300" in long[0]
 
 
+def test_modules_and_labels_that_nothing_reads_are_pointed_out():
+    decoder = {"width": 8, "heads": 2, "layers": 1, "inputs": "ids"}
+    lines = list(setup(tiny.experiment(model__decoder=decoder, data__labels="signs")).advice())
+    assert lines == [
+        "model.decoder: objective.name='contrastive' does not train it; use objective.name=caption, or leave it out",
+        "data.labels='signs': objective.name='contrastive' reads no labels; use objective.name=ctc, or leave it out",
+    ]
+
+
 @pytest.mark.slow
 def test_a_stop_before_the_first_step_leaves_a_folder_that_goes_on(tmp_path, monkeypatch, capsys):
     initialize = Program.initialize
