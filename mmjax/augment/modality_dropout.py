@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.augment.common.base import TowerInfo
-from mmjax.augment.common.pixel_change import BatchChange
+from mmjax.augment.common.batch_change import BatchChange
 from mmjax.augment.common.schedules import Fraction, value_at
 from mmjax.core.config import ConfigError
 from mmjax.core.types import Batch, Metrics

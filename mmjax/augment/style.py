@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.augment.common import schedules, style_codes
-from mmjax.augment.common.pixel_change import PixelChange, change_leading_rows, parse_ratio
+from mmjax.augment.common.batch_change import PixelChange, change_leading_rows, parse_ratio
 from mmjax.augment.common.schedules import Fraction, Strength
 from mmjax.augment.common.style_network import LoadedStyleNetwork, StyleNetwork
 from mmjax.core.config import Between, ConfigError, Gt

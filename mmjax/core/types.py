@@ -69,19 +69,20 @@ class Batch:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Batch:
         """From the dictionary that ``mmjax.data.pipeline`` yields."""
+        image, text = (
+            Provenance(
+                ids=arrays[f"{side}_ids"],
+                weight=arrays[f"{side}_weight"],
+                group=arrays.get(f"{side}_group"),
+                teacher=arrays.get(f"{side}_teacher"),
+            )
+            for side in ("image", "text")
+        )
         return cls(
             images=dict(arrays["images"]),
             tokens=arrays["tokens"],
+            image_source=image,
+            text_source=text,
             quantile=arrays.get("quantile"),
-            present=arrays.get("present"),
             labels=arrays.get("labels"),
-            **{
-                f"{side}_source": Provenance(
-                    ids=arrays[f"{side}_ids"],
-                    weight=arrays[f"{side}_weight"],
-                    group=arrays.get(f"{side}_group"),
-                    teacher=arrays.get(f"{side}_teacher"),
-                )
-                for side in ("image", "text")
-            },
         )

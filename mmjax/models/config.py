@@ -22,8 +22,8 @@ from mmjax.models.block_config import (
     Size,
     require,
 )
-from mmjax.models.joint_config import DecoderConfig, FusionConfig, RecognizerConfig, check_joint
-from mmjax.models.vision.frames_config import check_frames
+from mmjax.models.joint_config import DecoderConfig, FusionConfig, check_joint
+from mmjax.models.vision.frames_config import RecognizerConfig, check_frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

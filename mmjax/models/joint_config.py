@@ -6,7 +6,6 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 from mmjax.core.config import Between
-from mmjax.core.files import read_names
 from mmjax.models.block_config import BlockConfig, Layers, Size, require
 
 
@@ -76,22 +75,6 @@ class DecoderConfig(BlockConfig):
             self.attention in (None, "xla"),
             f"{section}.attention={self.attention!r}: the decoder has masks, which fused kernels do not; leave it out",
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RecognizerConfig:
-    """A head over a sequence's frames that names each frame's label, or none; ``vision/recognizer.py`` says how.
-
-    ``labels`` are the names, or a JSON file with a list of them. Label k is class k, and the last class is CTC's blank.
-    """
-
-    labels: tuple[str, ...] | str = ()
-    max_labels: Size | None = None  # of a sequence; None: as many as frames
-
-    def __post_init__(self) -> None:
-        section = "model.recognizer"
-        object.__setattr__(self, "labels", read_names(self.labels, key=f"{section}.labels"))
-        require(len(self.labels) > 0, f"{section}.labels=(): name what is to be recognized, such as glosses")
 
 
 def check_joint(model: Any) -> None:

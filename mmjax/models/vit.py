@@ -25,6 +25,7 @@ from mmjax.models.positions import Position, Rotation
 from mmjax.models.vision.frames import clear_padding, frame_mask, mean_of_valid
 from mmjax.models.vision.gates import Gates
 from mmjax.models.vision.pooling import AttentionalPooler, MapHead
+from mmjax.models.vision.positions import rotary_angles, sin_cos_positions
 from mmjax.models.vision.stems import make_stem
 
 
@@ -90,7 +91,7 @@ class VisionTower(nnx.Module):
     def __call__(self, images: Mapping[str, jax.Array], present: jax.Array | None = None) -> jax.Array:
         """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalized; ``present`` as in ``Gates``."""
         pooled = self.pool(self.embed(images), valid=self.valid(images))
-        return self.project(self.fuse(pooled, self._present(images), present))
+        return self.project(self.fuse(pooled, self._names(images), present))
 
     def valid(self, images: Mapping[str, jax.Array]) -> jax.Array | None:
         """Which frames of sequences are no padding, bool[N,T]; None: there are no sequences."""
@@ -104,12 +105,12 @@ class VisionTower(nnx.Module):
         those of the next, in the order of the configuration.
         """
         config = self.config
-        present = self._present(images)
+        names = self._names(images)
         patches_of = self._patches
         if self.remat != "none" and config.stem == "patch" and platform_of(self.row_sharding) == "gpu":
             # Normalized pixels are larger than what they are made of, and a GPU has many rows of them.
             patches_of = jax.checkpoint(patches_of, policy=jax.checkpoint_policies.nothing_saveable)
-        groups = [present] if config.fusion == "channels" else [[name] for name in present]
+        groups = [names] if config.fusion == "channels" else [[name] for name in names]
         raw = [patches_of({name: images[name] for name in group}) for group in groups]
         positions = self._positions()[int(config.class_token and config.class_position) :]
         patches = [p + broadcast_parameter(positions, p.shape, self.dtype) for p in raw]
@@ -117,7 +118,7 @@ class VisionTower(nnx.Module):
             table = self.modality_embed[...]
             patches = [
                 p + broadcast_parameter(table[config.modalities.index(m)], p.shape, self.dtype)
-                for p, m in zip(patches, present, strict=True)
+                for p, m in zip(patches, names, strict=True)
             ]
         axis = 1 if config.fusion == "tokens" else 0
         tokens = jnp.concatenate(patches, axis=axis)
@@ -226,16 +227,17 @@ class VisionTower(nnx.Module):
     def _output(self, pooled: jax.Array, block_inputs: dict[int, jax.Array], sequence: jax.Array | None) -> TowerOutput:
         return TowerOutput(constrain_rows(pooled, self.row_sharding), block_inputs, sequence)
 
-    def _present(self, images: Mapping[str, jax.Array]) -> list[str]:
+    def _names(self, images: Mapping[str, jax.Array]) -> list[str]:
+        """The modalities of a batch, in the order of the configuration."""
         known = self.config.modalities
-        present = [m for m in known if m in images]
+        names = [m for m in known if m in images]
         missing = [m for m in known if m not in images] if self.config.fusion == "channels" else []
-        if len(present) != len(images) or missing or not present:
+        if len(names) != len(images) or missing or not names:
             raise ValueError(
                 f"images={sorted(images)}: the tower takes {'all' if self.config.fusion == 'channels' else 'some'} of "
                 f"{known}; set model.vision_cfg.modalities to what the data has"
             )
-        return present
+        return names
 
     def _normalize(self, name: str, pixels: jax.Array) -> jax.Array:
         config = self.config
@@ -315,36 +317,3 @@ def map_spec(config: VisionConfig) -> BlockSpec:
     plain = BlockConfig(activation=config.activation, ln_eps=config.ln_eps, qk_norm=config.qk_norm)
     spec = block_spec(dataclasses.replace(config, **dataclasses.asdict(plain) | {"mlp_ratio": ratio}))
     return dataclasses.replace(spec, heads=config.map_heads or config.heads)
-
-
-def rotary_angles(config: VisionConfig) -> np.ndarray:
-    """By how much each patch turns each pair of a head's numbers: f64[grid², head_width/2].
-
-    Frequencies are ``10000^(-k/(head_width/4))``; the first half of the pairs is for one coordinate, the second for
-    the other (Heo et al., arXiv:2403.13298).
-    """
-    quarter = config.head_width // 4
-    frequencies = 10000.0 ** (-np.arange(quarter) / quarter)
-    places = np.arange(config.grid) + config.rope_offset
-    if config.rope_grid is not None:
-        places = places / config.grid * config.rope_grid
-    row, column = (x.reshape(-1, 1) for x in np.meshgrid(places, places, indexing="ij"))
-    first, second = (row, column) if config.rope == "row_column" else (column, row)
-    return np.concatenate([first * frequencies, second * frequencies], axis=1)
-
-
-def sin_cos_positions(grid: int, width: int, *, class_token: bool) -> np.ndarray:
-    """Fixed position embeddings f32[grid² (+1), width]: sines and cosines of column and row; zeros for the class token.
-
-    Frequencies are ``10000^(-k/(width/4))``, as in masked autoencoders (He et al., arXiv:2111.06377).
-    """
-    frequencies = 10000.0 ** (-np.arange(width // 4) / (width / 4))
-    row, column = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
-    waves = []
-    for coordinate in (column, row):
-        angles = coordinate.reshape(-1, 1) * frequencies
-        waves += [np.sin(angles), np.cos(angles)]
-    table = np.concatenate(waves, axis=1)
-    if class_token:
-        table = np.concatenate([np.zeros((1, width)), table])
-    return table.astype(np.float32)

@@ -16,7 +16,7 @@ from flax import nnx
 
 from mmjax.augment.common import schedules
 from mmjax.augment.common.base import Base, Features, Similarity, Tap, TowerInfo, View
-from mmjax.augment.common.pixel_change import BatchChange, PixelChange
+from mmjax.augment.common.batch_change import BatchChange, PixelChange
 from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins, rng
 from mmjax.core.config import ConfigError, bind, call

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmjax.augment.common import style_codes
-from mmjax.augment.common.pixel_change import change_leading_rows, group_rows
+from mmjax.augment.common.batch_change import change_leading_rows, group_rows
 from mmjax.augment.common.schedules import Schedule
 from mmjax.augment.common.style_network import LoadedStyleNetwork, StyleNetwork
 from mmjax.augment.style import Augmentation, draw_strength

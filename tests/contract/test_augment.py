@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.augment.common.pixel_change import BatchChange, PixelChange
+from mmjax.augment.common.batch_change import BatchChange, PixelChange
 from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError

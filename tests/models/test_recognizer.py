@@ -11,7 +11,7 @@ import pytest
 from mmjax.core.config import ConfigError
 from mmjax.core.types import Batch, Provenance
 from mmjax.data.sequences.frames import pad
-from mmjax.models.joint_config import RecognizerConfig
+from mmjax.models.vision.frames_config import RecognizerConfig
 from mmjax.models.vision.recognizer import collapse_path, decode_greedily, read_labels
 from mmjax.objectives import ctc
 from mmjax.train.augmentation import Augmentations
