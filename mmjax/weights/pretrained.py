@@ -45,6 +45,9 @@ _FREE_OF_BERT = {"context_length", "pool_type", "pool_tanh", "proj_type", "proj_
 _FREE_OF_MODULES = {"fusion": ("word_head", "answers", "images"), "recognizer": ("max_labels",)}
 """Keys of modules that say which heads they have, or change no parameter."""
 
+_ROWS_OF_MODALITIES = {"visual/modality_embed", "visual/gates/modality_bias"}
+"""Parameters with a row for each modality, in the order of the configuration."""
+
 TOWERS = {"visual": "vision_cfg", "text": "text_cfg"}
 MODULES = ("decoder", "fusion", "recognizer")
 SECTIONS = TOWERS | {name: name for name in MODULES}
@@ -130,6 +133,7 @@ class Pretrained:
         towers = self.check(model, [t for t in TOWERS if any(path.startswith(f"{t}/") for path in target)])
         self._check_sizes(model, wanted)
         self._check_modules(model, wanted)
+        self._check_modalities(model, wanted)
         rules = [*self.rules, *self._rules_of_second_images(model)]
         params = read_params(self.file, rules, wanted, adapted=self._adapted(model, wanted))
         known = {path: rule.theirs for rule in self.rules for path in rule.ours}
@@ -172,6 +176,16 @@ class Pretrained:
                     f"model.{name}: the weights of {self.spec!r} have another, {theirs}; set model='init' to take it, "
                     f"or init.drop=('{name}/.*',) to start at random"
                 )
+
+    def _check_modalities(self, model: ClipConfig, wanted: Iterable[str]) -> None:
+        """Raises if rows of other modalities would be taken for the model's."""
+        ours, theirs = model.vision_cfg.modalities, self.config.vision_cfg.modalities
+        there = {path for rule in self.rules if self._holds(rule) for path in rule.ours}
+        if ours != theirs and (tables := sorted(_ROWS_OF_MODALITIES & there & set(wanted))):
+            raise ConfigError(
+                f"model.vision_cfg.modalities={ours}: the weights of {self.spec!r} have rows for {theirs} in "
+                f"{' and '.join(tables)}; name the same in their order, or set init.drop={tuple(tables)}"
+            )
 
     def _check_sizes(self, model: ClipConfig, wanted: Mapping[str, Any]) -> None:
         text, other = model.text_cfg.vocab_size, self.config.text_cfg.vocab_size

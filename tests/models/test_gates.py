@@ -1,14 +1,19 @@
 """Gates over modalities: what they compute, and that an absent modality counts for nothing."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from mmjax.core.config import ConfigError
 from mmjax.models.vision.gates import Gates
+from mmjax.runs.start_weights import ArrayFile
+from mmjax.weights.pretrained import Pretrained
+from mmjax.weights.rules import SAME, Rule
 from support import clip_models
 from support.towers_reference import gated
 
@@ -103,6 +108,25 @@ def test_in_bfloat16_gates_are_weighed_in_float32():
     same = jnp.full((3, 2, WIDTH), 1.5, jnp.bfloat16)
     assert fuse(gates, same, None).dtype == jnp.bfloat16
     np.testing.assert_array_equal(fuse(gates, same, None).astype(jnp.float32), 1.5)
+
+
+def test_gates_of_other_modalities_are_no_weights_to_start_from():
+    def config(*names):
+        vision = {"modalities": names, "modality_channels": (3,) * len(names), "fusion": "gated"}
+        return clip_models.config(vision=vision)
+
+    bias, kernel = "visual/gates/modality_bias", "visual/patch_embed/kernel"
+    arrays = {bias: np.arange(4.0, dtype=np.float32).reshape(2, 2), kernel: np.zeros(3, np.float32)}
+    one = SingleDeviceSharding(jax.devices()[0])
+    target = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one) for path, x in arrays.items()}
+    rules = [Rule((path,), path, SAME) for path in arrays]
+    weights = Pretrained(spec="run", config=config("image", "depth"), file=ArrayFile(Path("run"), arrays), rules=rules)
+    np.testing.assert_array_equal(weights.read(config("image", "depth"), target).params[bias], arrays[bias])
+    with pytest.raises(
+        ConfigError, match=r"modalities=\('depth', 'image'\): .*for \('image', 'depth'\) in visual/gates"
+    ):
+        weights.read(config("depth", "image"), target)
+    assert weights.read(config("depth", "image"), target, drop=(bias,)).missing == [bias]
 
 
 def test_models_that_gates_do_not_fit_are_refused():
