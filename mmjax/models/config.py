@@ -128,6 +128,7 @@ class VisionConfig(BlockConfig):
             f"{section}.modality_channels={self.modality_channels}: a shared stem takes 1 or 3 channels; "
             f"use {section}.fusion='channels' for others",
         )
+        check_frames(self)
         self._check_stem(section)
 
     def _check_stem(self, section: str) -> None:
@@ -147,8 +148,6 @@ class VisionConfig(BlockConfig):
                 f"{section}.stem_widths={self.stem_widths}: must be one, an even 32nd of {section}.width={self.width}",
             )
             return
-        if self.stem == "frames":
-            check_frames(self)
         if self.stem in ("frames", "patch"):
             unused = f"{section}.stem_widths={self.stem_widths}: unused by stem {self.stem!r}; leave empty"
             require(self.stem_widths == (), unused)

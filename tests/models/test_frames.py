@@ -192,9 +192,10 @@ def test_the_path_of_a_padded_sequence_is_that_of_the_sequence(frames):
         ({"pool_type": "map"}, "vision_cfg.pool_type='map': must be 'avg' with"),
         ({"class_token": True}, "vision_cfg.class_token=True: must be False"),
         ({"modalities": ("a", "b"), "modality_channels": (3, 3)}, "takes one; leave one"),
+        ({"stem": "patch"}, "vision_cfg.max_frames=6: is for sequences, and model.vision_cfg.stem='patch' takes"),
     ],
 )
-def test_what_only_pictures_have_is_refused(change, message):
+def test_what_pictures_or_sequences_alone_have_is_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         clip_models.config(vision=FRAMES | change)
 

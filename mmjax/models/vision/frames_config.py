@@ -26,8 +26,15 @@ class RecognizerConfig:
 
 
 def check_frames(vision: Any) -> None:
-    """Raises ConfigError if a ``VisionConfig`` with the stem ``frames`` has what only pictures have."""
+    """Raises ConfigError if a ``VisionConfig`` of sequences has what only pictures have, or the other way round."""
     section = "model.vision_cfg"
+    if vision.stem != "frames":
+        require(
+            vision.max_frames == type(vision).max_frames,
+            f"{section}.max_frames={vision.max_frames}: is for sequences, and {section}.stem={vision.stem!r} takes "
+            "pictures; leave it out, or set stem='frames'",
+        )
+        return
     require(
         len(vision.modalities) == 1,
         f"{section}.modalities={vision.modalities}: a tower with {section}.stem='frames' takes one; leave one",
