@@ -1,4 +1,4 @@
-"""Splits of scenes unlike those of training: other hues, light of another color, other words, flipped colors."""
+"""Splits of scenes unlike those of training: other hues, light of another color, other phrases, exchanged colors."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ SPLITS = {
 FRAMES = (
     "the canvas shows {}", "{} can be seen in the picture", "someone drew {}", "a drawing of {}", "what we see is {}",
 )  # fmt: skip
-"""Captions in words that no caption of ``train`` has, and no rewrite of the oracle that rewrites these."""
+"""Phrases that no caption of ``train`` is put in, and no rewrite by the backend ``scenes``.
 
+Twelve of their words are in no caption of ``train``; five of these, such as ``canvas``, are in rewrites.
+"""
 
 TEMPLATES = tuple(frame.format("a {}") for frame in FRAMES)
+"""Prompts of classes in the same phrases."""
 
 
 def shift_picture(x: np.ndarray, shift: str, u: Sequence[float], *, hue: float, cast: float) -> np.ndarray:

@@ -40,21 +40,22 @@ class Source(source.Source):
 
     ``scene`` is what the picture shows, as plain values (``mmjax.data.scenes.graph``).
 
-    ``train``: up to 32,768 scenes (8,192), a fifth of them of one object. ``val`` and ``test``: 1,000 scenes of two
+    ``train``: up to 32,768 scenes (8,192), a fifth of them of one object. ``val`` and ``test``: as many (1,000) of two
     objects, with ``negatives``: (kind, true caption, false caption). ``zeroshot``: one object, 8 for each color and
     shape, with ``label``. ``winoground``: items 2k and 2k+1 are a minimal pair of the ``kind`` that is named, in the
     same pixel noise, with one caption each in the same words. Held-out combinations of color and shape occur in
     ``test`` and ``zeroshot`` alone (there, ``held_out`` is bool for each class).
 
     ``val``, ``test`` and ``zeroshot`` exist in other styles: the items of ``test_hue`` are those of ``test`` with
-    rotated hues, those of ``test_cast`` in light of another color, and the texts of ``test_words`` are in frames of
-    words that training never has. In ``val_flipped`` and ``test_flipped`` two objects have each other's color of those
-    that ``tied`` gives them.
+    rotated hues, those of ``test_cast`` in light of another color, and the texts of ``test_words`` are put in phrases
+    that training never has (``mmjax.data.scenes.shifts``). In ``val_flipped`` and ``test_flipped`` two objects have
+    each other's color of those that ``tied`` gives them.
 
     Args:
       split: one of ``SPLITS`` or ``SHIFTED_SPLITS``.
       world: ``easy`` (4 shapes, 4 colors, 2 textures, 4 relations), ``standard`` (6, 6, 3, 6), ``full`` (8, 8, 3, 6).
-      size: how many items of train, val or test; those of a smaller set are the first ones of a larger.
+      size: how many items of train, val or test; those of a smaller set are the first ones of a larger. The number in
+        zeroshot and winoground is fixed, so that ``data.evaluation.size`` goes with all splits.
       image_size: height and width in pixels.
       modalities: any of ``image``, ``depth``, ``thermal``: pixel-aligned, each u8[image_size, image_size, 3]; or
         ``frames`` alone, a sequence of features f32[T, 16] that tells the scene, with its ``gloss``
@@ -64,7 +65,7 @@ class Source(source.Source):
         another color, shape or texture); ``group`` is then 2.
       caption_noise: probability that a caption of train is another scene's.
       terse: probability that a caption of train is two words, the color and shape of one object.
-      tied: probability that the shapes of a scene of train have the one color that belongs to each.
+      tied: probability that the shapes of a scene of train have the one color that belongs to each; not so its twin.
       negatives: the kinds to supply (``mmjax.data.scenes.negatives.KINDS``); all in val and test, none elsewhere.
       hue: turns of the color wheel, there or back, in the splits ``…_hue``. Up to 1/36 each color of the palette stays
         nearest to its own name.
@@ -335,8 +336,6 @@ def _kinds(split: str, kinds: tuple[str, ...] | None) -> tuple[str, ...]:
 def _size(split: str, size: int | None, *, world: worlds.World, group: int) -> int:
     fixed = {"zeroshot": PER_CLASS * world.colors * world.shapes, "winoground": 2 * WINOGROUND_PAIRS}
     if split in fixed:
-        if size is not None:
-            raise ConfigError(f"size={size}: split={split!r} always has {fixed[split]} items; leave size out")
         return fixed[split]
     if size is None:
         return TRAIN_SIZE if split == "train" else EVAL_SIZE
