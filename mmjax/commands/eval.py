@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     keep_compiled_programs()
     from mmjax.commands.common import evaluating
-    from mmjax.evals.common.results import read_results, summarize
+    from mmjax.evals.common.results import name_results, read_results, summarize
     from mmjax.parallel import collectives, distributed
 
     evaluating.check_flags(args)
@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if not first:
         return int(failed > 0)
     if args.json:
-        metrics: dict[str, Any] = {result.name: result.value for result in results}
-        options.print_json(metrics, indent=None)
+        values: Any = [result.value for result in results]
+        options.print_json(dict(zip(name_results(results), values, strict=True)), indent=None)
     elif results:
         evaluating.print_table(args, results, against)
     return int(failed > 0)

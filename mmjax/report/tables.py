@@ -122,8 +122,10 @@ def tasks(records: list[Record]) -> list[Task]:
             # Keys are "split/task/metric", or "task/metric" where the task has a split of its own.
             split, _, task = prefix.rpartition("/")
             scores, remark = read(metrics)
-            details = [name for name in (split, task) if name not in ("", "zeroshot", "pairwise", "winoground")]
-            result.append(Task(", ".join([title, *details]), step, scores, remark))
+            known = ("", "zeroshot", "pairwise", "winoground", "linear_probe")
+            details = [name for name in (split, task) if name not in known]
+            kind = "Linear probe" if "num_train" in metrics else title
+            result.append(Task(", ".join([kind, *details]), step, scores, remark))
     return result
 
 

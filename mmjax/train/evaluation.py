@@ -24,8 +24,17 @@ from mmjax.data.tokenizer import Tokenizer
 from mmjax.evals.common.base import Base
 from mmjax.evals.common.embedder import BoundEmbedder, Embedder
 from mmjax.evals.common.metric_names import load_evaluator, prefix_of, tasks_of_splits
-from mmjax.evals.common.results import make_results, summarize
-from mmjax.evals.common.suite import DataSet, find_suite, make_evaluator, measure, one_line
+from mmjax.evals.common.results import make_results, name_results, summarize
+from mmjax.evals.common.suite import (
+    DataSet,
+    check_head,
+    check_options,
+    check_same_everywhere,
+    find_suite,
+    make_evaluator,
+    measure,
+    one_line,
+)
 from mmjax.experiment import EvalConfig, Experiment
 from mmjax.inference.loading import load
 from mmjax.inference.neighbors import find_neighbors
@@ -39,15 +48,6 @@ from mmjax.train.program import Program
 logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 64
-_KEYS_OF_HEADS = {
-    "match": "model.fusion with images=1",
-    "answer": "model.fusion.answers with images=1",
-    "answer_pair": "model.fusion.answers with images=2",
-    "grad_cam": "model.fusion with kind='cross' and images=1",
-    "caption": "model.decoder",
-    "some_modalities": "model.vision_cfg.fusion='gated' or 'tokens'",
-    "labels": "model.recognizer",
-}
 
 
 class Evaluation:
@@ -73,9 +73,11 @@ class Evaluation:
                 for task in tasks_of_split:
                     own = f"{task_key}={task!r}: split" if load_evaluator(task).own_split else split_key
                     call(self.evaluator, {"task": task, "split": split}, path="", paths={"split": own})
+        check_options(config.options, path="eval.options")  # also of those that only mmjax eval runs
         if config.suite:
-            keys = "eval.suite", "eval.root"
-            self._suite = find_suite(config.suite, config.root, {}, defaults=config.options, keys=keys)
+            keys, heads = ("eval.suite", "eval.root"), self.embedder.heads
+            self._suite = find_suite(config.suite, config.root, {}, defaults=config.options, keys=keys, heads=heads)
+            check_same_everywhere(self._suite, path=f"eval.root={config.root}")
 
     def run_during(self, params: Params) -> dict[str, float]:
         """What is measured while training: ``val/rsum`` and the like."""
@@ -89,14 +91,20 @@ class Evaluation:
     def _run_suite(self, params: Params) -> dict[str, float]:
         """The metrics of the suite by data set; one that cannot be measured is logged, and costs no other its turn."""
         results = []
-        bind, make = functools.partial(self.embedder.bind, params), lambda one: make_evaluator(one, self.open_source)
-        for data_set, metrics, error, seconds in measure(self._suite, make=make, embedder=bind):
+        outcomes = measure(
+            self._suite,
+            make=lambda data_set: make_evaluator(data_set, self.open_source),
+            embedder=lambda: self.embedder.bind(params),
+        )
+        for data_set, metrics, error, seconds in outcomes:
             if error is None:
                 logger.info("%s (%s): %.1f s", data_set.name, data_set.task, seconds)
                 results += make_results(data_set, metrics, model="", weights="")
             else:
                 logger.warning("%s could not be measured by %s: %s", data_set.name, data_set.task, one_line(error))
-        return {result.name: np.nan if result.value is None else result.value for result in summarize(results)}
+        results = summarize(results)
+        values = [np.nan if result.value is None else result.value for result in results]
+        return dict(zip(name_results(results, data_sets=self._suite), values, strict=True))
 
     def run(self, params: Params, *, tasks: Sequence[str], splits: Sequence[str]) -> dict[str, float]:
         """The metrics of ``tasks`` on each split; retrieval's carry the split alone, others their own name too."""
@@ -146,11 +154,7 @@ class Evaluation:
         """The evaluator of one task, made at its first use."""
         if (task, split) not in self._evaluators:
             evaluator = load_evaluator(task)
-            if evaluator.needs_head is not None and evaluator.needs_head not in self.embedder.heads:
-                key = _KEYS_OF_HEADS[evaluator.needs_head]
-                raise ConfigError(
-                    f"eval.tasks: {task!r} needs {key}, which the model lacks; leave it out, or set {key}"
-                )
+            check_head(task, self.embedder.heads, path="eval.tasks")
             try:
                 self._evaluators[task, split] = self._make(task, None if evaluator.own_split else split)
             except ConfigError as error:
@@ -246,6 +250,7 @@ class TrainedModel:
         """The evaluator of one data set."""
         if data_set.split is not None:
             return self.evaluation.evaluator(data_set.task, data_set.split)
+        check_head(data_set.task, self.evaluation.embedder.heads, path=data_set.name)
         return make_evaluator(data_set, self.evaluation.open_source)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from mmjax import cli
 from mmjax.commands import eval as command
 from mmjax.commands.common import evaluating
+from mmjax.commands.comparing.recipes import make_recipes
+from mmjax.commands.comparing.runs import check, list_runs
 from mmjax.core.config import ConfigError
-from mmjax.evals.common.metric_names import check_metric
 from mmjax.evals.common.suite import DataSet
 from mmjax.experiment import EvalConfig
 from mmjax.train.evaluation import Evaluation, open_model
@@ -78,7 +80,10 @@ def test_the_suite_of_a_runs_config_is_measured_beside_its_own_data(root, monkey
     config = EvalConfig(suite=("retrieval",), root=str(root), options={"retrieval": {"folds": 2, "split": "val"}})
     monkeypatch.setattr(evaluating, "_config_of_run", lambda args: config)
     own = DataSet("val", "retrieval", {}, "val")
-    model = SimpleNamespace(experiment=SimpleNamespace(eval=config), own_data_sets=lambda tasks, splits: [own])
+    towers = SimpleNamespace(embedder=SimpleNamespace(heads=()))
+    model = SimpleNamespace(
+        experiment=SimpleNamespace(eval=config), own_data_sets=lambda tasks, splits: [own], evaluation=towers
+    )
 
     def data_sets(*words):
         parser = argparse.ArgumentParser()
@@ -118,17 +123,34 @@ def test_a_run_measures_its_suite_at_its_end(model, root, caplog):
         ({"suite": ("retreival",), "root": str(root)}, r"^eval.suite='retreival': no such name; did you mean"),
         ({"suite": ("retrieval",)}, r"^eval.root=None: no such folder"),
         ({"suite": ("winoground",), "root": str(root)}, r"^eval.root=.*: has none of the data sets of eval.suite=wino"),
+        ({"suite": ("vqa",), "root": str(root)}, r"^eval.suite: 'vqa' needs model.fusion.answers with images=1, which"),
+        ({"options": {"aro": {"fold": 2}}}, r"^eval.options.aro.fold=2: unknown key"),
     ):
         with pytest.raises(ConfigError, match=message):
             final(**sections)
 
 
-def test_metrics_of_a_suite_are_known_by_its_folder_alone():
-    own = {"tasks": ("retrieval",), "splits": ("test",), "path": "--metrics"}
-    check_metric("coco/rsum", **own, suite=("retrieval",))
-    for metric, suite in (("coco/rsum", ()), ("test/rsun", ("retrieval",)), ("rsum", ("retrieval",))):
+def test_what_a_model_lacks_is_named_on_any_data(model, root, capsys):
+    words = [f"--model={model}", f"--path={root / 'coco' / 'dataset_coco.json'}", "--tasks=vqa", "--batch-size=8"]
+    status, printed = run(capsys, *words)
+    assert status == 2 and "dataset_coco/test/vqa: 'vqa' needs model.fusion.answers with images=1" in printed.err
+
+
+def test_metrics_of_a_suite_are_known_before_a_comparison_trains(root):
+    config = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
+    suite = [("eval.suite", "('retrieval','sugarcrepe')"), ("eval.root", repr(str(root)))]
+
+    def check_runs(*metrics, suite=suite):
+        check(list_runs(make_recipes(config, suite, names=("none", "mixup")), seeds=[0]), metrics=metrics)
+
+    check_runs("coco/rsum", "flickr8k/num_images", "test/rsum")
+    for metric in ("coco/rsun", "cocoo/rsum", "test/rsun", "rsum"):
         with pytest.raises(ConfigError, match=f"--metrics='{metric}': no evaluation gives such a metric"):
-            check_metric(metric, **own, suite=suite)
+            check_runs(metric)
+    with pytest.raises(ConfigError, match="--metrics='coco/rsum': no evaluation gives such a metric"):
+        check_runs("coco/rsum", suite=())
+    with pytest.raises(ConfigError, match=r"^eval.root=None: no such folder"):
+        check_runs("coco/rsum", suite=suite[:1])
 
 
 @pytest.mark.parametrize(

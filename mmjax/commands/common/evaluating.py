@@ -19,7 +19,7 @@ from mmjax.data.preparing.progress import Counter
 from mmjax.evals.common.metric_names import FOLDER
 from mmjax.evals.common.result_tables import make_table
 from mmjax.evals.common.results import Result, ResultsFile, make_results
-from mmjax.evals.common.suite import DataSet, check_options, find_suite, one_line
+from mmjax.evals.common.suite import DataSet, check_options, check_same_everywhere, find_suite, one_line
 from mmjax.evals.common.suite import measure as measure_all
 from mmjax.experiment import EvalConfig, Experiment
 from mmjax.parallel import collectives
@@ -135,7 +135,9 @@ def _data_sets(
     tasks, splits = options.split_csv(args.tasks), options.split_csv(args.split)
     if args.suite is not None:
         defaults = {} if model.experiment is None else model.experiment.eval.options
-        data_sets = find_suite(args.suite.split(","), args.root, evaluator_options, defaults=defaults)
+        heads = model.evaluation.embedder.heads
+        data_sets = find_suite(args.suite.split(","), args.root, evaluator_options, defaults=defaults, heads=heads)
+        check_same_everywhere(data_sets, path=f"--root={args.root}")
         return [*(model.own_data_sets(None, ()) if args.with_own else ()), *data_sets]
     if args.path is None and args.source is None:
         return model.own_data_sets(tasks or None, splits)

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmjax.checkpoints.location import list_steps
 from mmjax.commands.common.trainings import Training, exit_on_sigterm
@@ -15,7 +16,8 @@ from mmjax.commands.comparing.recipes import NONE, Recipe, check_plugins
 from mmjax.core.config import ConfigError
 from mmjax.core.locks import find_owner
 from mmjax.evals.common.metric_names import check_metric
-from mmjax.experiment import Experiment
+from mmjax.evals.common.suite import find_suite, prefixes
+from mmjax.experiment import EvalConfig, Experiment
 from mmjax.models.config import take_resolved
 from mmjax.runs.console import duration
 from mmjax.runs.folder import LOCK, differences, read_config
@@ -68,6 +70,7 @@ def list_runs(
 
 def check(runs: Iterable[ComparedRun], *, metrics: Sequence[str]) -> None:
     """Raises ConfigError if a run is no experiment or cannot give a metric: before any has trained."""
+    suites: dict[tuple[Any, ...], list[tuple[str, str]]] = {}
     for run in runs:
         experiment = run.experiment()
         check_plugins(experiment)
@@ -77,10 +80,21 @@ def check(runs: Iterable[ComparedRun], *, metrics: Sequence[str]) -> None:
                 f"recipe {run.recipe.name!r}: eval.final_tasks=(): its runs would measure nothing to compare; name a "
                 "validation split and evaluators (of configs/files.py: the argument val=PATH)"
             )
+        key = (config.suite, config.root)
+        if metrics and key not in suites:
+            suites[key] = _list_benchmarks(config) if config.suite else []
         for metric in metrics:
             check_metric(
-                metric, tasks=config.final_tasks, splits=config.final_splits, suite=config.suite, path="--metrics"
+                metric, tasks=config.final_tasks, splits=config.final_splits, suite=suites[key], path="--metrics"
             )
+
+
+def _list_benchmarks(config: EvalConfig) -> list[tuple[str, str]]:
+    """What stands before the metrics of each benchmark of the suite, and its evaluator."""
+    data_sets = find_suite(config.suite, config.root, {}, keys=("eval.suite", "eval.root"))
+    names = prefixes((data_set.name, data_set.task) for data_set in data_sets)
+    # An evaluator's means over all its data sets carry its own name.
+    return [*((name, task) for (_, task), name in names.items()), *{(task, task): None for _, task in names}]
 
 
 def train_all(runs: Sequence[ComparedRun], *, jobs: int, workdir: Path) -> None:

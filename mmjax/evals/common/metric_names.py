@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from mmjax.core import plugins
@@ -28,7 +28,7 @@ def prefix_of(task: str, split: str) -> str:
 
 
 def check_metric(
-    metric: str, *, tasks: Sequence[str], splits: Sequence[str], path: str, suite: Sequence[str] = ()
+    metric: str, *, tasks: Sequence[str], splits: Sequence[str], path: str, suite: Iterable[tuple[str, str]] = ()
 ) -> None:
     """Raises ConfigError if an evaluation of ``tasks`` on ``splits``, and of ``suite``, cannot give ``metric``.
 
@@ -37,19 +37,15 @@ def check_metric(
         tasks: Names of evaluators.
         splits: Names of splits.
         path: The key or flag that an error names.
-        suite: Benchmarks; their folder alone tells the names of their data sets.
+        suite: What stands before the metrics of each benchmark, and its evaluator.
     """
     known: list[str] = []
-    prefixes = set()
-    for split, tasks_of_split in tasks_of_splits(tasks, splits):
-        for task in tasks_of_split:
-            prefix, names = prefix_of(task, split), load_evaluator(task).metric_names()
-            prefixes.add(prefix)
-            if names is None and metric.startswith(f"{prefix}/"):
-                return  # only the examples tell
-            known += [f"{prefix}/{name}" for name in names or ("…",)]
-    if suite and metric.rpartition("/")[0] not in {*prefixes, ""}:
-        return
+    own = [(prefix_of(task, split), task) for split, each in tasks_of_splits(tasks, splits) for task in each]
+    for prefix, task in (*own, *suite):
+        names = load_evaluator(task).metric_names()
+        if names is None and metric.startswith(f"{prefix}/"):
+            return  # only the examples tell
+        known += [f"{prefix}/{name}" for name in names or ("…",)]
     if not known:
         raise ConfigError(f"{path}={metric!r}: nothing is measured; name evaluators in eval.tasks and eval.final_tasks")
     if metric not in known:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mmjax.evals.common.base import Published
 from mmjax.evals.common.metric_names import load_evaluator
-from mmjax.evals.common.results import Result, by_model
+from mmjax.evals.common.results import Result, by_model, name_results
 
 
 class Table(NamedTuple):
@@ -47,14 +47,15 @@ def make_table(
     """
     others = by_model(against)
     anchors = _anchors(results) if published else []
-    shown = [result for result in results if every or is_headline(result)]
+    named = zip(name_results(results), results, strict=True)
+    shown = [(name, result) for name, result in named if every or is_headline(result)]
     head = ["", "n", "value"]
     for number in range(1, len(others) + 1):
         head += [f"[{number}]", "difference"]
     head += [f"published [{number}]" for number in range(len(others) + 1, len(others) + len(anchors) + 1)]
     rows, differing = [], False
-    for result in shown:
-        row = [result.name, "" if result.count is None else str(result.count), _number(result.value)]
+    for name, result in shown:
+        row = [name, "" if result.count is None else str(result.count), _number(result.value)]
         for own in others.values():
             other = own.get((result.dataset, result.task, result.metric))
             if other is None or other.value is None or result.value is None:
@@ -94,14 +95,14 @@ def _anchors(results: Sequence[Result]) -> list[tuple[str, Published]]:
     columns: dict[tuple[str, str], tuple[str, Published]] = {}
     for task, entry in entries:
         key = entry.model, entry.source
-        metrics = {f"{entry.dataset}/{name}": value for name, value in entry.metrics.items()}
+        metrics = {f"{task}/{entry.dataset}/{name}": value for name, value in entry.metrics.items()}
         before = columns[key][1].metrics if key in columns else {}
         columns[key] = task, entry._replace(metrics={**before, **metrics})
     return list(columns.values())
 
 
 def _published_value(entry: Published, result: Result) -> float | None:
-    return entry.metrics.get(result.name)
+    return entry.metrics.get(f"{result.task}/{result.dataset}/{result.metric}")
 
 
 def _number(value: float | None) -> str:

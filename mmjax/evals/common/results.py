@@ -14,7 +14,7 @@ from mmjax.core.atomic import write_atomically
 from mmjax.core.config import ConfigError, build
 from mmjax.core.files import check_regular
 from mmjax.evals.common.metric_names import load_evaluator
-from mmjax.evals.common.suite import DataSet
+from mmjax.evals.common.suite import DataSet, prefixes
 
 _COUNTS = ("num_pairs", "num_cues", "num_images")  # what a metric is a mean over, the first that there is
 
@@ -44,11 +44,6 @@ class Result:
     count: int | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     version: str = mmjax.__version__
-
-    @property
-    def name(self) -> str:
-        """Data set and metric, as a table names them."""
-        return f"{self.dataset}/{self.metric}"
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -135,6 +130,18 @@ def summarize(results: Sequence[Result]) -> list[Result]:
             data_set = DataSet(task, task, {})
             summaries += make_results(data_set, load_evaluator(task).summarize(metrics), model=model, weights=weights)
     return [*results, *summaries]
+
+
+def name_results(results: Sequence[Result], *, data_sets: Iterable[DataSet] = ()) -> list[str]:
+    """For each result its name: data set and metric, with the evaluator between them if the data set has several.
+
+    Args:
+        results: Of one model.
+        data_sets: What was to be measured, if not all was.
+    """
+    asked = [(data_set.name, data_set.task) for data_set in data_sets]
+    names = prefixes([*asked, *((result.dataset, result.task) for result in results)])
+    return [f"{names[result.dataset, result.task]}/{result.metric}" for result in results]
 
 
 def by_model(results: Iterable[Result]) -> dict[str, dict[tuple[str, str, str], Result]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,19 @@ from mmjax.core.config import ConfigError, bind, call, choose
 from mmjax.evals.common.base import Base, OpenSource
 from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.evals.common.metric_names import FOLDER, load_evaluator
+from mmjax.parallel import collectives
 
 logger = logging.getLogger(__name__)
+
+_KEYS_OF_HEADS = {
+    "match": "model.fusion with images=1",
+    "answer": "model.fusion.answers with images=1",
+    "answer_pair": "model.fusion.answers with images=2",
+    "grad_cam": "model.fusion with kind='cross' and images=1",
+    "caption": "model.decoder",
+    "some_modalities": "model.vision_cfg.fusion='gated' or 'tokens'",
+    "labels": "model.recognizer",
+}
 
 Options = Mapping[str, Mapping[str, Any]]
 """Options of evaluators by their names."""
@@ -70,18 +82,26 @@ def find_suite(
     *,
     defaults: Options = types.MappingProxyType({}),
     keys: tuple[str, str] = ("--suite", "--root"),
+    heads: Collection[str] | None = None,
 ) -> list[DataSet]:
     """The data sets of a suite that are there, one at least; raises ConfigError for names and folders that are none.
 
     Args:
-        suite: Evaluators, or ``all``.
+        suite: Evaluators, or ``all`` that the model can run.
         root: The folder of benchmarks.
         options: As in ``find_data_sets``.
         defaults: As in ``find_data_sets``.
         keys: What names the suite and the folder, for errors.
+        heads: What the model can do (``Embedder.heads``); None: that is not known.
     """
     known, (suite_key, root_key) = plugins.names(FOLDER), keys
-    tasks = known if tuple(suite) == ("all",) else [choose(task, known, path=suite_key) for task in suite]
+    if tuple(suite) == ("all",):
+        tasks = [task for task in known if heads is None or find_missing_key(task, heads) is None]
+    else:
+        tasks = [choose(task, known, path=suite_key) for task in suite]
+        if heads is not None:
+            for task in tasks:
+                check_head(task, heads, path=suite_key)
     if root is None or not Path(root).is_dir():
         raise ConfigError(f"{root_key}={root}: no such folder; name the one in which the benchmarks lie")
     data_sets = find_data_sets(tasks, Path(root).absolute(), options, defaults=defaults)
@@ -91,6 +111,41 @@ def find_suite(
             "their layouts"
         )
     return data_sets
+
+
+def check_same_everywhere(data_sets: Sequence[DataSet], *, path: str) -> None:
+    """Raises ConfigError if processes have found different data sets; all of them must call this.
+
+    Args:
+        data_sets: What this process has found.
+        path: The key or flag of the folder, which an error names.
+    """
+    first, *others = collectives.all_gather([data_set.name for data_set in data_sets])
+    for number, names in enumerate(others, 1):
+        if names != first:
+            raise ConfigError(
+                f"{path}: process 0 finds {', '.join(first)} there and process {number} {', '.join(names)}; all "
+                "machines need the same benchmarks"
+            )
+
+
+def find_missing_key(task: str, heads: Collection[str]) -> str | None:
+    """The key of a model that an evaluator needs, if the model lacks it."""
+    needed = load_evaluator(task).needs_head
+    return None if needed is None or needed in heads else _KEYS_OF_HEADS[needed]
+
+
+def check_head(task: str, heads: Collection[str], *, path: str) -> None:
+    """Raises ConfigError if an evaluator needs what the model lacks; ``path`` is the key or flag that names it."""
+    if (key := find_missing_key(task, heads)) is not None:
+        raise ConfigError(f"{path}: {task!r} needs {key}, which the model lacks; leave it out, or set {key}")
+
+
+def prefixes(data_sets: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """What stands before metrics of (data set, evaluator): the data set, and the evaluator if it has several."""
+    pairs = list(dict.fromkeys(data_sets))
+    evaluators = collections.Counter(name for name, _ in pairs)
+    return {(name, task): name if evaluators[name] == 1 else f"{name}/{task}" for name, task in pairs}
 
 
 def make_evaluator(data_set: DataSet, open_source: OpenSource) -> Base:
@@ -117,10 +172,25 @@ def measure(
         if bound is None or key != shared:  # the embeddings of data sets that are done would fill the memory
             bound, shared = embedder(), key
         try:
-            outcome = Outcome(data_set, make(data_set)(bound), None, time.monotonic() - begin)
+            outcome = Outcome(data_set, _open(make, data_set)(bound), None, time.monotonic() - begin)
         except Exception as error:  # of files, formats and plug-ins: there is no list of them
             outcome = Outcome(data_set, {}, error, time.monotonic() - begin)
         yield outcome
+
+
+def _open(make: Callable[[DataSet], Base], data_set: DataSet) -> Base:
+    """The evaluator of a data set; what one process cannot open is an error of all, which would wait for its rows."""
+    own: Exception | None = None
+    try:
+        evaluator = make(data_set)
+    except Exception as error:
+        own = error
+    errors = collectives.all_gather(None if own is None else one_line(own))
+    if own is not None:
+        raise own
+    if (number := next((n for n, error in enumerate(errors) if error is not None), None)) is not None:
+        raise ConfigError(f"process {number}: {errors[number]}")
+    return evaluator
 
 
 def _data_of(data_set: DataSet) -> str:

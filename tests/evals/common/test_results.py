@@ -93,6 +93,50 @@ def test_published_results_are_marked_as_not_measured():
     assert len(notes) == len(SugarCrepe.published) and all("not measured here" in line for line in notes)
 
 
+def test_a_data_set_of_two_evaluators_has_their_names_in_its_metrics():
+    both = [DataSet("imagenet1k", task, {}) for task in ("zeroshot", "linear_probe")]
+    found = [one for data_set in (*both, COCO) for one in make_results(data_set, {"acc@1": 0.5}, model="", weights="")]
+    names = ["imagenet1k/zeroshot/acc@1", "imagenet1k/linear_probe/acc@1", "coco/acc@1"]
+    assert results.name_results(found) == names
+    assert results.name_results(found[1:]) == ["imagenet1k/acc@1", "coco/acc@1"]
+    assert results.name_results(found[1:], data_sets=both) == names[1:]  # the first one could not be measured
+    table = make_table(found, published=True, every=True)
+    assert [row[0] for row in table.rows] == names
+    assert any(table.rows[0][3:]) and not any(table.rows[1][3:])  # no probe is published
+
+
+def test_what_one_process_cannot_find_or_open_is_an_error_of_all(monkeypatch):
+    """As processes of the same run would see it, whose files differ."""
+    towers, others = Towers(), []
+    monkeypatch.setattr(suite.collectives, "all_gather", lambda own: [own, *others])
+    data_set = DataSet("one", "retrieval", {"split": "a"})
+
+    def outcome():
+        open_source = lambda split, **options: retrieval_source(5)  # noqa: E731
+        make = lambda one: make_evaluator(one, open_source)  # noqa: E731
+        return next(measure([data_set], make=make, embedder=lambda: towers.embedder().bind(towers.params)))
+
+    assert outcome().error is None
+    suite.check_same_everywhere([data_set], path="--root=/data")
+    others = [None, "OSError: the disk is on fire"]
+    assert suite.one_line(outcome().error) == "process 2: OSError: the disk is on fire"
+    others = [["one"], ["one", "two"]]
+    with pytest.raises(ConfigError, match=r"^--root=/data: process 0 finds one there and process 2 one, two; all"):
+        suite.check_same_everywhere([data_set], path="--root=/data")
+
+
+def test_a_suite_asks_nothing_of_a_model_that_it_lacks(tmp_path, monkeypatch):
+    for name in ("vqa", "retrieval"):
+        monkeypatch.setattr(f"mmjax.evals.{name}.Evaluator.find", lambda root, name=name: {name: {}})
+    find = lambda *tasks, heads: [one.task for one in suite.find_suite(tasks, str(tmp_path), {}, heads=heads)]  # noqa: E731
+    assert find("all", heads=()) == ["retrieval"] and find("all", heads=("answer",)) == ["retrieval", "vqa"]
+    assert find("vqa", heads=("answer",)) == find("vqa", heads=None) == ["vqa"]
+    with pytest.raises(
+        ConfigError, match=r"^--suite: 'vqa' needs model.fusion.answers .*, which the model lacks; leave"
+    ):
+        find("retrieval", "vqa", heads=("match",))
+
+
 def test_missing_families_are_a_line_and_options_reach_those_that_are_there(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr("mmjax.evals.retrieval.Evaluator.find", lambda root: {"coco": {"folds": 1, "split": "test"}})
