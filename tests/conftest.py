@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import threading
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -28,6 +29,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Each program that was traced stays on the heap, and Python walks all of it at every full collection: fewer of them.
 # Young objects are collected as often as ever, so that what a test leaves behind speaks up there.
 gc.set_threshold(*gc.get_threshold()[:2], 100)
+
+
+# How long an example takes says how busy the machine is, and nothing about what is tested.
+hypothesis.settings.register_profile("mmjax", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("mmjax")
 
 
 # No test cuts the power. What is written outlives a killed process without waiting for the disk.

@@ -22,13 +22,13 @@ def part_of(places, sizes):
     return np.searchsorted(np.cumsum([0, *sizes]), places, side="right") - 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 60), st.integers(1, 50), st.integers(0, 200), st.integers(0, 200))
 def test_floor_sum_is_the_sum(n, m, a, b):
     assert floor_sum(n, m, a, b) == sum((a * i + b) // m for i in range(n))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.integers(3, 40), st.floats(0.05, 20)), min_size=1, max_size=6),
     st.integers(0, 2**31),
@@ -66,7 +66,7 @@ def test_each_part_gives_every_example_once_an_epoch_of_its_own(arrangement):
         assert np.all(mine[::2] % 2 == 0) and np.all(mine[1::2] == mine[::2] + 1)  # groups stay together
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 300), st.integers(1, 60), st.sampled_from([1, 2, 3]), st.booleans())
 def test_any_range_of_rows_is_a_piece_of_the_whole(start, length, group, by_batch):
     made = Order(

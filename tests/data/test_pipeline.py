@@ -123,7 +123,7 @@ def way_of_shuffling(request, monkeypatch):
 
 @pytest.mark.usefixtures("way_of_shuffling")
 class TestEpochs:
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
     @given(
         groups=st.integers(1, 40), group=st.integers(1, 3), units=st.integers(1, 30), seed=st.integers(0, 2**70),
         order=st.sampled_from(["shuffled", "stored"]),
@@ -193,7 +193,7 @@ class TestCaptions:
 
 
 class TestInvariance:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(
         groups=st.integers(1, 30), group=st.integers(1, 3), units=st.integers(1, 4), step=st.integers(0, 10**9),
         captions=st.integers(1, 4), negatives=st.integers(0, 2),

@@ -129,7 +129,7 @@ class TestPolicies:
         assert set(filtered.rows) < set(mixed.rows)
         np.testing.assert_array_equal(filtered.rows[~filtered.synthetic], mixed.rows[~mixed.synthetic])
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(hundredths=st.integers(0, 100), n=st.integers(1, 200))
     @example(hundredths=29, n=100)  # 0.29 * 100 is less than 29
     def test_exactly_the_floor_is_kept(self, hundredths, n):

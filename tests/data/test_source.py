@@ -62,7 +62,7 @@ class Many(source.Source):
 HUNDREDTHS = st.integers(10, 99).map(lambda n: n / 100)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     groups=st.lists(st.integers(10, 200), min_size=1, max_size=3),
     group=st.sampled_from([1, 2]),

@@ -66,7 +66,7 @@ class TestTrained:
         assert len({tok.pad_id, tok.bos_id, tok.eos_id}) == 3
         np.testing.assert_array_equal(tok([""])[0], [tok.bos_id, tok.eos_id] + [tok.pad_id] * 14)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(text=st.text(max_size=60))
     def test_any_text_is_framed(self, name, text):
         tok = _shared(name)

@@ -81,7 +81,7 @@ def test_captions_lose_their_weight_and_a_record_without_others_is_dropped():
     assert mixed.keep and [caption["weight"] for caption in mixed.captions] == [0, 1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(["\ud800"], 0.5)
 @example(["A" * 20000], 0.5)
 @given(st.lists(TEXTS, max_size=3), st.floats(0, 1))

@@ -19,7 +19,7 @@ def sorted_by_cosine(embeddings, query, count):
     return order, cosines[order]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=st.integers(1, 60), distinct=st.integers(1, 60), count=st.integers(1, 70), seed=st.integers(0, 1000))
 def test_rows_are_those_of_a_full_sort(n, distinct, count, seed):
     rng = np.random.default_rng(seed)

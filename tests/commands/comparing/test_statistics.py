@@ -34,7 +34,7 @@ def test_intervals_of_few_seeds_use_the_exact_quantile(n, quantile):
     np.testing.assert_allclose(got.high - got.mean, quantile * values.std(ddof=1) / math.sqrt(n), rtol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=9))
 def test_a_paired_difference_is_that_of_scipy(pairs):
     own, baseline = np.array(pairs).T
@@ -76,7 +76,7 @@ def test_holm_against_a_worked_example_and_its_definition():
     np.testing.assert_allclose(with_gap, [0.02, math.nan, 0.02])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_rejects_what_the_step_down_procedure_rejects(p):
     rejected, order = set(), np.argsort(p, kind="stable")

@@ -66,7 +66,7 @@ def test_lists_are_clean():
 ENTRIES = [entry for kind in KINDS for entry in word_list(kind).line_of]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.sampled_from([*ENTRIES, "a", "an", "dog", "scared", "’s", "ü,", "The"]), max_size=9), st.integers(0, 99)
 )

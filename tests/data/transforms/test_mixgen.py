@@ -134,7 +134,7 @@ class TestWhichRows:
                 len(Transform(token_format=FORMAT).partners(batch_size=size, group=1, host_rows=range(size))) == count
             )
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(groups=st.integers(1, 40), group=st.integers(1, 4), fraction=st.floats(0, 1), data=st.data())
     def test_global_pairs_are_in_neighboring_groups_disjoint_up_to_half_and_the_same_for_every_split(
         self, groups, group, fraction, data

@@ -37,7 +37,7 @@ def test_words_are_those_of_stanfords_tokenizer(caption, words):
     assert " ".join(tokenize(caption)) == words
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=40))
 def test_any_text_has_words_without_spaces_or_capitals(text):
     words = tokenize(text)

@@ -28,7 +28,7 @@ def integers(rng, rows, width=5):
     return rng.integers(-2, 3, (rows, width)).astype(np.float32)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 9), st.lists(st.integers(0, 8), max_size=12), st.integers(0, 10**6))
 def test_counts_equal_brute_force_with_ragged_groups_and_many_ties(n, extra, seed):
     rng = np.random.default_rng(seed)
