@@ -74,7 +74,13 @@ class Topology(abc.ABC):
 
 
 def compile_program(lowered: jax.stages.Lowered, options: Mapping[str, bool] | None = None) -> jax.stages.Compiled:
-    """Compiles the program; raises ``OutOfMemory`` if the compiler refuses it for the memory that it needs."""
+    """Compiles the program; raises ``OutOfMemory`` if the compiler refuses it for the memory that it needs.
+
+    A program of JAX's compilation cache is taken only if it is of these very source lines, which it names.
+    """
+    key = "jax_compilation_cache_include_metadata_in_key"
+    before = getattr(jax.config, key)
+    jax.config.update(key, True)
     try:
         return lowered.compile(dict(options) if options else None)
     except jax.errors.JaxRuntimeError as error:
@@ -82,6 +88,8 @@ def compile_program(lowered: jax.stages.Lowered, options: Mapping[str, bool] | N
         if out_of_memory is None:
             raise
         raise out_of_memory from None
+    finally:
+        jax.config.update(key, before)
 
 
 def parse_out_of_memory(message: str) -> OutOfMemory | None:
