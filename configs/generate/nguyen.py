@@ -2,7 +2,7 @@
 
 Arguments: ``backend=scenes|hf|openai|mmjax``, ``run=SPEC`` (of ``mmjax``: captions and cosines of one run, such as
 CoCa's), ``fraction=F`` (of raw captions that are kept), ``filtered=0|1``, ``english=0|1`` (raw captions must pass
-DataComp's filter: English, two words, six characters).
+the filter of DataComp's image-based baseline: English, two words, six characters).
 """
 
 import ml_collections

@@ -17,8 +17,9 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 """Exact (erf) GELU, its tanh approximation (flax's and SigLIP's), or ``x·sigmoid(1.702 x)`` (OpenAI's CLIP)."""
 
 Remat = Literal["none", "dots", "attention", "offload", "full"]
-"""What a block keeps for its backward pass: everything (``none``), its matrix products (``dots``), the same in the
-host's memory (``offload``), or its input alone (``full``).
+"""What a block keeps for its backward pass: everything (``none``), its matrix products (``dots``), those of attention
+but not the MLP's hidden layer (``attention``), what ``dots`` keeps in the host's memory (``offload``), or its input
+alone (``full``).
 """
 
 Scan = Literal["auto", True, False]
