@@ -105,3 +105,29 @@ def test_only_an_error_about_memory_becomes_one():
         topology.compile_program(Lowered("temporaries (69.17G) exceeds available HBM (15.75G)"))
     with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
         topology.compile_program(Lowered("INTERNAL: broken"))
+
+
+@pytest.fixture
+def small_programs_are_cached():
+    key = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, key)
+    jax.config.update(key, 0.0)
+    yield
+    jax.config.update(key, before)
+
+
+@pytest.mark.usefixtures("small_programs_are_cached")
+def test_a_program_of_the_cache_has_the_lines_of_its_own_code():
+    """The same program of two files, as of two checkouts that share a cache."""
+    before = jax.config.jax_compilation_cache_include_metadata_in_key
+
+    def text(file, compile_lowered):
+        scope = {}
+        exec(compile("def scale(x):\n    return x * 3 + 1\n", file, "exec"), scope)
+        return compile_lowered(jax.jit(scope["scale"]).lower(jax.numpy.ones(7))).as_text()
+
+    plain = [text(file, lambda lowered: lowered.compile()) for file in ("/a/scale.py", "/b/scale.py")]
+    assert "/a/scale.py" in plain[1]  # what JAX's cache does by itself
+    for file in ("/a/scale.py", "/b/scale.py", "/a/scale.py"):
+        assert file in text(file, topology.compile_program)
+    assert jax.config.jax_compilation_cache_include_metadata_in_key == before
