@@ -68,6 +68,14 @@ def test_a_suite_on_weights_of_others_is_measured_once_and_compared(model, root,
     assert rows[0][0] == "coco/image_to_text_R@1" and rows[0][1] == str(COUNT) and rows[0][-1] == "+0"
 
 
+def test_a_process_without_the_file_measures_what_the_first_one_does(model, root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluating.collectives, "all_gather", lambda own: [[0], own] if own == [] else [own])
+    words = [f"--model={model}", "--suite=retrieval", f"--root={root}", "--batch-size=8", "--json"]
+    status, printed = run(capsys, *words, f"--output={tmp_path / 'r.jsonl'}")
+    assert "1 of 2 data sets are in" in printed.err and json.loads(printed.out) == {}
+    assert status == 1 and not (tmp_path / "r.jsonl").exists()  # flickr8k is damaged, coco is measured already
+
+
 def test_any_data_is_measured_by_what_it_has(model, root, capsys):
     path = root / "coco" / "dataset_coco.json"
     words = [f"--model={model}", f"--path={path}", "--option", "max_captions=1", "--batch-size=8", "--markdown"]

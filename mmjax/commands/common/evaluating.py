@@ -67,7 +67,8 @@ def measure(args: argparse.Namespace) -> tuple[list[Result], int]:
     file = ResultsFile(Path(args.output)) if args.output else None
     weights = model.fingerprint() if file else ""
     there = {number: file.find(data_set, weights=weights) for number, data_set in enumerate(data_sets)} if file else {}
-    done = {number: results for number, results in there.items() if results}
+    # Process 0 writes the file, and others may not see it; all must measure the same data sets.
+    done = {number: there[number] for number in collectives.all_gather([n for n in there if there[n]])[0]}
     if done:
         logger.info("%d of %d data sets are in %s already", len(done), len(data_sets), args.output)
     missing = [number for number in range(len(data_sets)) if number not in done]
