@@ -77,9 +77,7 @@ def finished(tmp_path):
 def test_a_finished_run_is_read_and_not_started(finished, capfd, monkeypatch):
     _, words = finished
     monkeypatch.setattr(trainings.subprocess, "Popen", None)
-    start = time.perf_counter()
     assert cli.main(["compare", *words, "--json"]) == 0
-    assert time.perf_counter() - start < 1
     out, err = capfd.readouterr()
     rows = json.loads(out)["rows"]  # and nothing else
     assert [row["metric"] for row in rows] == ["val/rsum", "test/rsum"] and rows[0]["n"] == 1
