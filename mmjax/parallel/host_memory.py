@@ -40,8 +40,8 @@ def share_one_arena() -> bool:
 
 
 def _has_accelerator_plugin() -> bool:
-    found = (importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
-    return any(found) or bool(metadata.entry_points(group="jax_plugins"))
+    modules = (importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+    return any(modules) or bool(metadata.entry_points(group="jax_plugins"))
 
 
 def _mallopt(options: dict[int, int]) -> bool:
