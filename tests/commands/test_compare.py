@@ -77,7 +77,9 @@ def finished(tmp_path):
 def test_a_finished_run_is_read_and_not_started(finished, capfd, monkeypatch):
     _, words = finished
     monkeypatch.setattr(trainings.subprocess, "Popen", None)
+    start = time.thread_time()  # a busy machine does not change it
     assert cli.main(["compare", *words, "--json"]) == 0
+    assert time.thread_time() - start < 1
     out, err = capfd.readouterr()
     rows = json.loads(out)["rows"]  # and nothing else
     assert [row["metric"] for row in rows] == ["val/rsum", "test/rsum"] and rows[0]["n"] == 1
