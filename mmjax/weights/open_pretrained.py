@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -200,18 +201,23 @@ def _from_hub(spec: str) -> Path:
         raise ConfigError(f"{spec!r}: no such file or folder; {_WAYS}")
     import huggingface_hub
 
+    hub = functools.partial(huggingface_hub.snapshot_download, name, revision=revision or None)
     try:
-        listed = huggingface_hub.HfApi().list_repo_files(name, revision=revision or None)
-        safe = [f for f in listed if f.endswith((".safetensors", ".safetensors.index.json")) and "/" not in f]
-        weights = safe or [f for f in listed if f.startswith(("pytorch_model", "open_clip_pytorch_model"))]
+        # One short request: the client repeats those for a list of files for most of a minute without a network.
+        siblings = huggingface_hub.HfApi().model_info(name, revision=revision or None, timeout=10).siblings
     except Exception as error:  # whichever HTTP library the hub client uses this year
-        try:  # offline, but downloaded before
-            return Path(huggingface_hub.snapshot_download(name, revision=revision or None, local_files_only=True))
+        try:  # offline, but downloaded before; whether the weights are there too, those who open the folder see
+            return Path(hub(allow_patterns=_SMALL_FILES, local_files_only=True))
         except Exception:
             raise ConfigError(
                 f"{spec!r}: no such file or folder, and the Hugging Face hub does not give it "
                 f"({type(error).__name__}); {_WAYS}"
             ) from None
-    return Path(
-        huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=[*_SMALL_FILES, *weights])
-    )
+    config = Path(hub(allow_patterns=_SMALL_FILES)) / _CONFIGS[0]
+    in_transformers = config.exists() and read_json(config).get("model_type") in hf_config.MODEL_TYPES
+    # Many repositories have the same weights in both layouts, and in safe and pickled files of each.
+    stems = ("model", "pytorch_model") if in_transformers else ("open_clip_model", "open_clip_pytorch_model")
+    listed = [file.rfilename for file in siblings or ()]
+    weights = [name for name in listed if name.startswith(stems) or name == _BIG_VISION_WEIGHTS]
+    safe = [name for name in weights if name.endswith((".safetensors", ".safetensors.index.json"))]
+    return Path(hub(allow_patterns=[*_SMALL_FILES, *(safe or weights)]))
