@@ -141,19 +141,17 @@ def make_callbacks(run: Run, *, begin: int) -> list[Callback]:
     """What happens around each step, in this order."""
     config = run.setup.experiment
 
-    def write(step: int, values: Metrics, *, is_logged: bool) -> None:
+    def on_metrics(step: int, values: Metrics, *, is_logged: bool) -> None:
+        run.throughput.update_metrics(step, values, is_logged=is_logged)
+        run.unreadable.update_metrics(step, values)
+        run.progress.step(step, values)
         if is_logged:
             run.tracker.write(step, values)
+        run.guard.judge(step, values)
+        run.time_log.set_step(step)
 
     metrics = StepMetrics(
-        {
-            "measure speed": run.throughput,
-            "count unreadable examples": lambda step, values, *, is_logged: run.unreadable.update_metrics(step, values),
-            "show": lambda step, values, *, is_logged: run.progress.step(step, values),
-            "write": write,
-            "judge": lambda step, values, *, is_logged: run.guard.judge(step, values),
-            "account time": lambda step, values, *, is_logged: run.time_log.set_step(step),
-        },
+        on_metrics,
         every_steps=config.log.every_steps,
         last_step=run.steps,
         count_unreadable=run.unreadable.total if run.unreadable.is_distributed else None,

@@ -1,11 +1,10 @@
-"""The metrics of the steps: read one step late, timed, and handed to what shows, writes and judges them."""
+"""The metrics of the steps: read one step late, with how fast the steps were."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
 
 import jax
 
@@ -27,31 +26,24 @@ _SPEED_METRICS = frozenset(
 )  # fmt: skip
 
 
-class Reader(Protocol):
-    """What wants the metrics of each step, as numbers on the host."""
-
-    def __call__(self, step: int, values: dict[str, float], *, is_logged: bool) -> None:
-        """Takes the metrics of one step; ``is_logged`` says whether they are to be written."""
-
-
 class StepMetrics(Callback):
-    """A callback that reads the metrics of step n while step n + 1 runs, and hands them to its readers in order."""
+    """A callback that reads the metrics of step n while step n + 1 runs."""
 
     def __init__(
         self,
-        readers: Mapping[str, Reader],
+        on_metrics: Callable[..., None],
         *,
         every_steps: int,
         last_step: int,
         count_unreadable: Callable[[], jax.Array] | None = None,
     ):
         """Args:
-        readers: By what they do, in the order in which they are called.
+        on_metrics: Called as ``on_metrics(step, values, is_logged=…)`` with those of each step, as numbers on the host.
         every_steps: How often metrics are written; those of the first and of the last step always are.
         last_step: The last step of the run.
         count_unreadable: Starts the sum over all processes of examples that could not be read.
         """
-        self._readers = readers
+        self._on_metrics = on_metrics
         self._every_steps = every_steps
         self._last_step = last_step
         self._count_unreadable = count_unreadable
@@ -85,8 +77,7 @@ class StepMetrics(Callback):
             name if name.startswith("augment/") else f"train/{name}": float(value)
             for name, value in jax.device_get(metrics).items()
         }
-        for reader in self._readers.values():
-            reader(step, values, is_logged=self._is_logged(step))
+        self._on_metrics(step, values, is_logged=self._is_logged(step))
 
     def _is_logged(self, step: int) -> bool:
         return step % self._every_steps == 0 or step in (1, self._last_step)
@@ -123,7 +114,7 @@ class Throughput:
         self._once: dict[str, float] = {}
         self._restart()
 
-    def __call__(self, step: int, values: dict[str, float], *, is_logged: bool) -> None:
+    def update_metrics(self, step: int, values: dict[str, float], *, is_logged: bool) -> None:
         """Adds rates since the last logged step to the metrics of a step, and to logged ones times and memory."""
         self._steps += 1
         values |= self.measure()
