@@ -27,9 +27,9 @@ def run(args: argparse.Namespace) -> int:
     """Prints the throughput of a source."""
     options.check_ranges(args, seconds=Gt(0), step_ms=Gt(0), batch_size=Ge(1), workers=Ge(0), threads=Ge(1))
     experiment = data_source.load_experiment(args)
+    from mmjax.commands.common.split_inspector import SplitInspector
     from mmjax.data import autotune
     from mmjax.data.inspecting import throughput
-    from mmjax.train.data import SplitInspector
 
     split = SplitInspector(experiment, args.split, batch_size=args.batch_size)
     workers = split.workers if args.workers is None else args.workers

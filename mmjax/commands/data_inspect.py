@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
     if args.sheet and args.captions:
         raise ConfigError(f"--sheet={args.sheet}: --captions draws nothing; leave one of them out")
     experiment = data_source.load_experiment(args)
+    from mmjax.commands.common.split_inspector import SplitInspector
     from mmjax.data.inspecting import contact_sheet, survey
     from mmjax.data.preparing.plan import evenly_spaced
-    from mmjax.train.data import SplitInspector
 
     split = SplitInspector(experiment, args.split, max_batch_size=MAX_SHEET_BATCH)
     size = len(split.source)

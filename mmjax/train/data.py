@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 VOCABULARY_EXAMPLES = 4096  # enough for the small vocabularies that are trained at start, and read in a second
 _NAMES_DATA = {"name", "path", "sources"}  # options of sources that say which data it is
-_STAGES_TO_CROP = ("captions", "geometry")
 
 
 def open_split(experiment: Experiment, split: str, options: Mapping[str, Any] | None = None) -> Source:
@@ -274,62 +272,3 @@ def stream_batches(data: DataConfig, batches: pipeline.Batches, *, start_step: i
     data = tune(data, batches)
     threads = count_threads(data) if data.threads is not None or batches.decodes else 1
     return batches.stream(start_step=start_step, workers=data.workers, threads=threads, prefetch=data.prefetch)
-
-
-class SplitInspector:
-    """One split as training would read it, for looking at it and timing it; needs no accelerator.
-
-    Attributes:
-      source: the examples.
-      tokenizer: as training would make it.
-      batch_size: a whole number of the source's groups.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        split: str,
-        *,
-        batch_size: int | None = None,
-        max_batch_size: int | None = None,
-    ):
-        """Batches are of ``batch_size``, or of the experiment's size but no larger than ``max_batch_size``."""
-        data, model = experiment.data, experiment.model
-        self.source = open_split(experiment, split)
-        size = batch_size or min(experiment.batch_size, max_batch_size or experiment.batch_size)
-        self.batch_size = -(-size // self.source.group) * self.source.group
-        self.tokenizer = open_tokenizer(data, self.source, context_length=model.text_cfg.context_length)
-        self.workers, self.threads = data.workers, count_threads(data)
-        self._data, self._vision, self._seed = data, model.vision_cfg, experiment.seed
-
-    @functools.cached_property
-    def batches(self) -> pipeline.Batches:
-        """Training batches with all transforms."""
-        return make_batches(
-            self._data,
-            self.source,
-            self.tokenizer,
-            image_size=self._vision.image_size,
-            batch_size=self.batch_size,
-            seed=self._seed,
-        )
-
-    @functools.cached_property
-    def train_transforms(self) -> TransformChain:
-        """All transforms of training."""
-        return self._transforms(self._data)
-
-    @functools.cached_property
-    def crop_transforms(self) -> TransformChain:
-        """Those up to the crop."""
-        entries = [e for e in self._data.transforms if TransformChain.stage_of(e[0]) in _STAGES_TO_CROP]
-        return self._transforms(dataclasses.replace(self._data, transforms=tuple(entries)))
-
-    @functools.cached_property
-    def eval_transforms(self) -> TransformChain:
-        """What evaluation does instead."""
-        return make_eval_transforms(self._data, self._vision, aligned=self.source.aligned)
-
-    def _transforms(self, data: DataConfig) -> TransformChain:
-        size = self._vision.image_size
-        return make_train_transforms(data, self.source, self.tokenizer, image_size=size, seed=self._seed)

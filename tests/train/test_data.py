@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmjax import config_file
+from mmjax.commands.common.split_inspector import SplitInspector
 from mmjax.core.config import ConfigError
 from mmjax.data.transforms import rewrites
 from mmjax.experiment import Experiment
@@ -38,7 +39,7 @@ def test_a_fraction_of_the_training_split_alone_is_kept():
     experiment = tiny.experiment(data__fraction=0.26)
     assert len(train_data.open_split(experiment, "train")) == 12  # of 48
     assert len(train_data.open_split(experiment, "val")) == len(train_data.open_split(tiny.experiment(), "val"))
-    assert len(train_data.SplitInspector(experiment, "train").source) == 12
+    assert len(SplitInspector(experiment, "train").source) == 12
     with pytest.raises(ConfigError, match=r"^data\.fraction=0\.02: leaves none of the 48 .* set it to 0\.04 or more"):
         train_data.open_split(tiny.experiment(data__fraction=0.02), "train")
     for wrong in (0.0, 1.5):
@@ -68,7 +69,7 @@ def test_encoded_pictures_are_cropped_after_their_captions_are_chosen_and_tables
     batches = resolved.make_batches()
     assert len(opened) == 1
     assert batches[0]["images"]["image"].shape == (16, 32, 32, 3)
-    inspector = train_data.SplitInspector(resolved.experiment, "train")
+    inspector = SplitInspector(resolved.experiment, "train")
     assert inspector.train_transforms.names == ["rewrites", "random_resized_crop", "flip"]
 
 

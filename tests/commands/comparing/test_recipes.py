@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from mmjax.commands.common.split_inspector import SplitInspector
 from mmjax.commands.comparing import recipes
 from mmjax.commands.comparing.recipes import check_plugins, make_recipes
 from mmjax.commands.comparing.runs import check, list_runs
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError
-from mmjax.train.data import SplitInspector
 from support import command
 
 SCENES = "scenes:size=small"
