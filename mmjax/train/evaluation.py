@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import pyarrow as pa
 
-from mmjax.checkpoints.fingerprint import fingerprint
-from mmjax.checkpoints.manager import Checkpoints, StepSelector
-from mmjax.core.config import ConfigError, bind, call
-from mmjax.core.state import Params, flatten
+from mmjax.core.config import ConfigError, bind, build, call
+from mmjax.core.state import Params
 from mmjax.data.clusters.table import make_table
-from mmjax.data.open_source import open_source
 from mmjax.data.source import Source
 from mmjax.data.tokenizer import Tokenizer
-from mmjax.evals.common.base import Base
+from mmjax.evals.captions.writer import CaptionWriter
 from mmjax.evals.common.embedder import BoundEmbedder, Embedder
 from mmjax.evals.common.metric_names import load_evaluator, prefix_of, tasks_of_splits
+from mmjax.evals.common.pair_scores import Matcher
 from mmjax.evals.common.results import make_results, name_results, summarize
 from mmjax.evals.common.suite import (
     DataSet,
@@ -35,19 +31,20 @@ from mmjax.evals.common.suite import (
     measure,
     one_line,
 )
+from mmjax.evals.labels.reader import LabelReader
 from mmjax.experiment import EvalConfig, Experiment
-from mmjax.inference.loading import load
+from mmjax.inference.captioning import Captioner
+from mmjax.inference.decoding import DecodingConfig
 from mmjax.inference.neighbors import find_neighbors
-from mmjax.models.config import with_tokenizer
-from mmjax.parallel.mesh import MeshConfig
-from mmjax.runs import folder as run_folder
-from mmjax.runs.start_weights import checkpoint_of, find_run
+from mmjax.models.attention.grad_cam import grad_cam
+from mmjax.models.clip import Clip
+from mmjax.models.fusion import answer_pairs, embed_image_tokens, embed_text_tokens, match_pairs
+from mmjax.models.vision.recognizer import read_labels
 from mmjax.train import data as train_data
 from mmjax.train.program import Program
+from mmjax.train.step import merge
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_BATCH_SIZE = 64
 
 
 class Evaluation:
@@ -199,137 +196,48 @@ class Evaluation:
 
 def make_evaluation(experiment: Experiment, program: Program, tokenizer: Tokenizer) -> Evaluation:
     """The evaluators of an experiment over the towers of ``program``."""
-    modalities = train_data.eval_modalities(experiment)
-    embedder = program.make_embedder(
-        tokenizer,
-        batch_size=experiment.eval.batch_size,
-        modalities=modalities[:1] if experiment.model.vision_cfg.fusion == "views" else modalities,
-        num_threads=train_data.count_threads(experiment.data),
-    )
+    embedder = _make_embedder(experiment, program, tokenizer)
     return Evaluation(experiment.eval, embedder, functools.partial(train_data.open_eval_split, experiment))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainedModel:
-    """A trained model and its evaluators, on whatever devices there are.
+def _make_embedder(experiment: Experiment, program: Program, tokenizer: Tokenizer) -> Embedder:
+    """Both towers for evaluation, and what the model has beside them: a fusion encoder, a decoder, a recognizer."""
+    model = experiment.model
+    fusion, vision, recognizer = model.fusion, model.vision_cfg, model.recognizer
+    rebuild = functools.partial(merge, program.graph)
 
-    Attributes:
-        name: What the user called it.
-        evaluation: Evaluators over its towers.
-        params: Its parameters.
-        experiment: That of its run, if it is of one.
-    """
+    def with_params(run: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda params, *rows: run(rebuild(params), *rows)
 
-    name: str
-    evaluation: Evaluation
-    params: Params
-    experiment: Experiment | None = None
+    def make_writer(**decoding: Any) -> CaptionWriter:
+        config = build(DecodingConfig, decoding, path="decoding")
+        return Captioner(rebuild, tokenizer, config).writer()
 
-    def bind(self) -> BoundEmbedder:
-        """What evaluators call, without any embeddings yet."""
-        return self.evaluation.embedder.bind(self.params)
+    def explain(model: Clip, image: jax.Array, tokens: jax.Array) -> jax.Array:
+        pairs = image, embed_text_tokens(model, tokens), tokens
+        return grad_cam(model.fusion, *pairs)[:, vision.class_token + vision.registers :]
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the parameters."""
-        return fingerprint({path: np.asarray(leaf) for path, leaf in flatten(self.params).items()})
-
-    def own_data_sets(self, tasks: Sequence[str] | None, splits: Sequence[str]) -> list[DataSet]:
-        """The splits of the run's own data with the evaluators of its configuration, unless others are named."""
-        if self.experiment is None:
-            raise ConfigError(f"--path: is missing, and {self.name!r} is no run with data of its own; give --path=PATH")
-        config = self.experiment.eval
-        return [
-            DataSet(prefix_of(task, split), task, config.options.get(task, {}), split)
-            for split, own in tasks_of_splits(
-                config.final_tasks if tasks is None else tasks, splits or config.final_splits
-            )
-            for task in own
-        ]
-
-    def make_evaluator(self, data_set: DataSet) -> Base:
-        """The evaluator of one data set."""
-        if data_set.split is not None:
-            return self.evaluation.evaluator(data_set.task, data_set.split)
-        check_head(data_set.task, self.evaluation.embedder.heads, path=data_set.name)
-        return make_evaluator(data_set, self.evaluation.open_source)
-
-
-def open_model(spec: str, *, options: Mapping[str, Mapping[str, Any]], batch_size: int | None = None) -> TrainedModel:
-    """A trained model for evaluation.
-
-    Args:
-        spec: What ``mmjax.load`` takes; of a run folder the checkpoint that ``eval.weights`` says, if none is named.
-        options: Of evaluators, in place of those of the run's configuration.
-        batch_size: Rows of a batch; None: that of the run, and 64 for weights of others.
-    """
-    if (workdir := find_run(spec)) is not None:
-        return open_run(workdir, step=checkpoint_of(spec, default=None), options=options, batch_size=batch_size)
-    model = load(spec, batch_size=batch_size or DEFAULT_BATCH_SIZE, devices=jax.devices())
-
-    def open_split(split: str, section: Mapping[str, Any]) -> Source:
-        if "name" not in section:
-            raise ConfigError(f"source: is missing, and {spec!r} is no run with data of its own; name one")
-        return model.view(open_source(section, split=split, modalities=(model.modality,), path="source"))
-
-    config = EvalConfig(options=options)
-    return TrainedModel(name=spec, evaluation=Evaluation(config, model.embedder(), open_split), params=model.params)
-
-
-def open_run(
-    workdir: str | Path,
-    *,
-    step: StepSelector | None,
-    options: Mapping[str, Mapping[str, Any]],
-    batch_size: int | None = None,
-) -> TrainedModel:
-    """A checkpoint of a run folder, with the run's data, for evaluation.
-
-    Args:
-        workdir: The run folder.
-        step: A step, ``last`` or ``best``; None: what ``eval.weights`` says.
-        options: As in ``open_model``.
-        batch_size: As in ``open_model``.
-    """
-    experiment = Experiment.from_dict(run_folder.read_config(workdir))
-    config = experiment.eval
-    step = config.weights if step is None else step
-    # The mesh that the run was trained on may not fit these devices, nor its batches. Evaluation only splits batches,
-    # and the embedding of a row does not depend on the others.
-    devices = jax.device_count()
-    merged = {task: {**config.options.get(task, {}), **options.get(task, {})} for task in {*config.options, *options}}
-    size = -(-(batch_size or config.batch_size) // devices) * devices
-    config = dataclasses.replace(config, batch_size=size, options=merged)
-    experiment = dataclasses.replace(experiment, mesh=MeshConfig(), batch_size=devices, micro_batches=1, eval=config)
-    saving = experiment.checkpoint
-    checkpoints = Checkpoints(workdir, directory=saving.directory, best=saving.best, read_only=True)
-    context_length = experiment.model.text_cfg.context_length
-    tokenizer = train_data.load_run_tokenizer(workdir, context_length=context_length)
-    experiment = dataclasses.replace(experiment, model=with_tokenizer(experiment.model, tokenizer))
-    program = Program(experiment)
-    ema = experiment.optimizer.ema_decay > 0
-    params = checkpoints.restore_params(program.abstract_state.params, step=step, ema=ema)
-    checkpoints.close()
-    evaluation = make_evaluation(experiment, program, tokenizer)
-    return TrainedModel(name=f"{workdir}@{step}", evaluation=evaluation, params=params, experiment=experiment)
-
-
-def evaluate_run(
-    workdir: str | Path,
-    *,
-    checkpoint: StepSelector = "last",
-    tasks: Sequence[str] | None = None,
-    splits: Sequence[str] = (),
-) -> dict[str, float]:
-    """The metrics of a checkpoint of a run folder, on whatever devices there are.
-
-    Args:
-      workdir: the run folder.
-      checkpoint: a step, ``last`` or ``best``.
-      tasks: evaluators; ``eval.final_tasks`` if left out.
-      splits: ``eval.final_splits`` if left out.
-    """
-    model = open_run(workdir, step=checkpoint, options={})
-    assert model.experiment is not None
-    config = model.experiment.eval
-    tasks = config.final_tasks if tasks is None else tasks
-    return model.evaluation.run(model.params, tasks=tasks, splits=splits or config.final_splits)
+    encode, answer = with_params(embed_image_tokens), with_params(answer_pairs)
+    matcher = None
+    if fusion is not None and fusion.images == 2:
+        matcher = Matcher(encode, match=None, answer_pair=answer, modalities=vision.modalities)
+    elif fusion is not None:
+        maps = with_params(explain) if fusion.kind == "cross" else None
+        matcher = Matcher(encode, with_params(match_pairs), answer if fusion.answers else None, grad_cam=maps)
+    label_reader = None
+    if recognizer is not None:
+        label_reader = LabelReader(with_params(read_labels), tuple(recognizer.labels), field=experiment.data.labels)
+    modalities = train_data.eval_modalities(experiment)
+    return Embedder(
+        with_params(Clip.encode_image),
+        with_params(Clip.encode_text),
+        tokenizer=tokenizer,
+        batch_size=experiment.eval.batch_size,
+        row_sharding=program.row_sharding,
+        modalities=modalities[:1] if vision.fusion == "views" else modalities,
+        num_threads=train_data.count_threads(experiment.data),
+        matcher=matcher,
+        make_writer=make_writer if model.decoder else None,
+        takes_some=vision.fusion in ("gated", "tokens"),
+        label_reader=label_reader,
+    )

@@ -13,25 +13,16 @@ import numpy as np
 from flax import nnx
 
 from mmjax.core import plugins, rng
-from mmjax.core.config import ConfigError, build
+from mmjax.core.config import ConfigError
 from mmjax.core.numerics import DTYPES
 from mmjax.core.state import AugmentState, Params, TrainState, flatten
 from mmjax.core.types import Batch
-from mmjax.evals.captions.writer import CaptionWriter
-from mmjax.evals.common.embedder import Embedder
-from mmjax.evals.common.pair_scores import Matcher
-from mmjax.evals.labels.reader import LabelReader
 from mmjax.experiment import Experiment
-from mmjax.inference.captioning import Captioner
-from mmjax.inference.decoding import DecodingConfig
 from mmjax.models.attention.choice import choose_kernel
-from mmjax.models.attention.grad_cam import grad_cam
 from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
-from mmjax.models.fusion import answer_pairs, embed_image_tokens, embed_text_tokens, match_pairs
 from mmjax.models.lora import add_adapters
 from mmjax.models.low_precision import check_matmul_precision
-from mmjax.models.vision.recognizer import read_labels
 from mmjax.objectives.common.base import Base
 from mmjax.objectives.common.gate import Gate
 from mmjax.parallel.host_memory import keep_freed_memory
@@ -44,7 +35,7 @@ from mmjax.train.augmentation import Augmentations
 from mmjax.train.forward import make_tower_info
 from mmjax.train.micro_batches import MicroBatches, check_micro_batches
 from mmjax.train.optim import frozen_blocks, learning_rate, learning_rate_factors, make_optimizer
-from mmjax.train.step import make_step, merge
+from mmjax.train.step import make_step
 
 
 class Program:
@@ -210,48 +201,6 @@ class Program:
         counted = pool.submit(self.count_flops, batch)
         pool.shutdown(wait=False)
         return lambda: counted.result() if counted.done() else None
-
-    def make_embedder(
-        self, tokenizer: Any, *, batch_size: int, modalities: Sequence[str], num_threads: int = 0
-    ) -> Embedder:
-        """Both towers for evaluation; ``num_threads`` read the examples (0: none beside the caller)."""
-        model, data = self.experiment.model, self.experiment.data
-        fusion, vision, recognizer = model.fusion, model.vision_cfg, model.recognizer
-
-        def with_params(run: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda params, *rows: run(merge(self.graph, params), *rows)
-
-        def make_writer(**decoding: Any) -> CaptionWriter:
-            config = build(DecodingConfig, decoding, path="decoding")
-            return Captioner(lambda params: merge(self.graph, params), tokenizer, config).writer()
-
-        def explain(model: Clip, image: jax.Array, tokens: jax.Array) -> jax.Array:
-            pairs = image, embed_text_tokens(model, tokens), tokens
-            return grad_cam(model.fusion, *pairs)[:, vision.class_token + vision.registers :]
-
-        encode, answer = with_params(embed_image_tokens), with_params(answer_pairs)
-        matcher = None
-        if fusion is not None and fusion.images == 2:
-            matcher = Matcher(encode, match=None, answer_pair=answer, modalities=vision.modalities)
-        elif fusion is not None:
-            maps = with_params(explain) if fusion.kind == "cross" else None
-            matcher = Matcher(encode, with_params(match_pairs), answer if fusion.answers else None, grad_cam=maps)
-        label_reader = None
-        if recognizer is not None:
-            label_reader = LabelReader(with_params(read_labels), tuple(recognizer.labels), field=data.labels)
-        return Embedder(
-            with_params(Clip.encode_image),
-            with_params(Clip.encode_text),
-            tokenizer=tokenizer,
-            batch_size=batch_size,
-            row_sharding=self.row_sharding,
-            modalities=modalities,
-            num_threads=num_threads,
-            matcher=matcher,
-            make_writer=make_writer if model.decoder else None,
-            takes_some=vision.fusion in ("gated", "tokens"),
-            label_reader=label_reader,
-        )
 
     def _without_recomputation(self) -> Experiment:
         """The same step with nothing computed twice, and every product in the open."""

@@ -13,10 +13,11 @@ import pytest
 from mmjax.checkpoints import location
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.commands import inspect
+from mmjax.commands.common.trained_model import open_model
 from mmjax.core.config import ConfigError
 from mmjax.parallel import collectives
 from mmjax.runs import folder as run_folder
-from mmjax.train import evaluation, loop
+from mmjax.train import loop
 from mmjax.train.program import Program
 from mmjax.train.setup import setup
 from support import tiny
@@ -59,7 +60,9 @@ def test_a_new_folder_goes_on_from_them_and_says_which_augmentations_changed(sto
     assert json.loads((bucket / "config.json").read_text()) == run_folder.read_config(new)
     assert inspect.summarize(new)["steps"] == location.list_steps("", str(bucket)) == [3, 4]
     # Its test split was measured at the end; measured again it is the same.
-    assert evaluation.evaluate_run(new)["test/rsum"] == pytest.approx(outcome.metrics["test/rsum"], abs=1e-3)
+    model = open_model(str(new), options={})
+    again = model.evaluation.run_final(model.params)
+    assert again["test/rsum"] == pytest.approx(outcome.metrics["test/rsum"], abs=1e-3)
 
 
 def test_another_experiment_does_not_go_on_from_them(stopped, tmp_path):

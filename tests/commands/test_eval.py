@@ -10,12 +10,13 @@ import pytest
 from mmjax import cli
 from mmjax.commands import eval as command
 from mmjax.commands.common import evaluating
+from mmjax.commands.common.trained_model import open_model
 from mmjax.commands.comparing.recipes import make_recipes
 from mmjax.commands.comparing.runs import check, list_runs
 from mmjax.core.config import ConfigError
 from mmjax.evals.common.suite import DataSet
 from mmjax.experiment import EvalConfig
-from mmjax.train.evaluation import Evaluation, open_model
+from mmjax.train.evaluation import Evaluation
 from support import models_in_use, pictures
 
 COUNT = 6

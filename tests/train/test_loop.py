@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from mmjax.checkpoints.manager import Checkpoints
+from mmjax.commands.common.trained_model import open_model
 from mmjax.core.config import ConfigError
 from mmjax.runs import folder as run_folder
-from mmjax.train import evaluation, guard, loop
+from mmjax.train import guard, loop
 from mmjax.train.program import Program
 from mmjax.train.setup import setup
 from support import tiny
@@ -82,7 +83,8 @@ def test_the_best_checkpoint_is_the_one_measured(tmp_path):
     scores = {line["step"]: line["val/rsum"] for line in lines(tmp_path) if "val/rsum" in line}
     chosen = int(outcome.metrics["final/weights_of_step"])
     assert scores[chosen] == max(scores.values())
-    again = evaluation.evaluate_run(tmp_path, checkpoint="best")
+    model = open_model(f"{tmp_path}@best", options={})
+    again = model.evaluation.run_final(model.params)
     assert again["val/rsum"] == pytest.approx(scores[chosen], abs=1e-6)
     assert {"val/rsum", "test/rsum"} <= again.keys() & outcome.metrics.keys()  # each final split
     assert again.keys() <= outcome.metrics.keys()

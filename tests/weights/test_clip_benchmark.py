@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmjax.commands.common.trained_model import open_model
 from mmjax.data.sources.scenes import Source as Scenes
 from mmjax.experiment import Experiment
 from mmjax.runs.exporting import export_run
 from mmjax.runs.metrics_file import read_metrics
-from mmjax.train.evaluation import evaluate_run
 from mmjax.train.loop import train
 from support import tiny
 
@@ -109,7 +109,8 @@ def test_zero_shot_classification_is_the_same(run):
     config = json.loads((run / "run" / "config.json").read_text())
     config["data"]["evaluation"] = {"path": str(run / "classes")}
     (run / "run" / "config.json").write_text(json.dumps(config))
-    ours = evaluate_run(run / "run", checkpoint="last", tasks=("zeroshot",), splits=("test",))
+    model = open_model(str(run / "run"), options={})
+    ours = model.evaluation.run(model.params, tasks=("zeroshot",), splits=("test",))
     pairs = {"acc@1": "acc1", "acc@5": "acc5", "mean_per_class": "mean_per_class_recall"}
     for mine, other in pairs.items():
         [value] = [v for key, v in ours.items() if key.endswith(f"/{mine}")]

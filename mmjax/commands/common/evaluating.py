@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.commands.common import data_source, options
+from mmjax.commands.common.trained_model import TrainedModel, open_checkpoint, open_model
 from mmjax.core import plugins
 from mmjax.core.config import ConfigError, Ge, literal
 from mmjax.core.printable import printable
@@ -25,7 +26,6 @@ from mmjax.experiment import EvalConfig, Experiment
 from mmjax.parallel import collectives
 from mmjax.runs import folder as run_folder
 from mmjax.runs.start_weights import find_run
-from mmjax.train.evaluation import TrainedModel, open_model, open_run
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def _open(args: argparse.Namespace, evaluator_options: dict[str, dict[str, Any]]
     if args.workdir is None:
         return open_model(args.model, options=evaluator_options, batch_size=args.batch_size)
     workdir, step = options.local_workdir(args), options.checkpoint_step(args)
-    return open_run(workdir, step=step, options=evaluator_options, batch_size=args.batch_size)
+    return open_checkpoint(workdir, step=step, options=evaluator_options, batch_size=args.batch_size)
 
 
 def _data_sets(
