@@ -80,7 +80,7 @@ class Batches:
         ``place`` of a caption, or of a negative's true caption, among those of its image; None: there are no groups.
       labels: which sequences of labels examples have; None: batches have none.
       distinct: no example twice in a batch, also of two epochs; the substitute of an unreadable one may be there.
-      process_index: of this process.
+      process_index: of this process; processes that load the same rows count as one.
       process_count: number of processes, which divides ``batch_size``.
 
     Example::

@@ -33,7 +33,7 @@ class UnreadableExamples:
         fraction of 1,000.
       process: index of this process; all but the first write files of their own, ``unreadable.N.jsonl``.
       processes: number of processes.
-      row_blocks: number of blocks that a batch's rows are split into (see ``host_rows``); fewer than processes if
+      row_blocks: number of blocks that a batch's rows are split into (see ``RowBlock``); fewer than processes if
         several processes load the same rows.
     """
 

@@ -27,6 +27,7 @@ from mmjax.experiment import DataConfig, Experiment
 from mmjax.inference.teacher import WithTeacher
 from mmjax.models.config import ClipConfig, VisionConfig
 from mmjax.objectives.common.base import TextGroups
+from mmjax.parallel.host_rows import ALL_ROWS, RowBlock
 from mmjax.runs.folder import TOKENIZER_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ def make_batches(
     image_size: int,
     batch_size: int,
     seed: int,
-    host_rows: tuple[int, int] = (0, 1),
+    row_block: RowBlock = ALL_ROWS,
     clusters: Clusters | None = None,
     text_groups: TextGroups | None = None,
     labels: LabelSequences | None = None,
@@ -216,7 +217,7 @@ def make_batches(
       image_size: of the model.
       batch_size: images in the global batch.
       seed: of the experiment.
-      host_rows: which of how many equal parts of each batch this process makes (``Program.host_rows``).
+      row_block: the rows of each batch that this process makes (``Program.row_block``).
       clusters: of the source, if ``data.clusters`` is set.
       text_groups: which groups batches have (``objective.text_groups``).
       labels: which sequences of labels they have (``label_sequences``).
@@ -224,7 +225,6 @@ def make_batches(
     Raises:
       ConfigError: if the data cannot make such batches.
     """
-    index, count = host_rows
     arguments = {
         "source": source,
         "tokenizer": tokens,
@@ -239,8 +239,8 @@ def make_batches(
         "groups": data.groups if text_groups == "example" else (),
         "text_groups": text_groups,
         "labels": labels,
-        "process_index": index,
-        "process_count": count,
+        "process_index": row_block.index,
+        "process_count": row_block.count,
     }
     return call(pipeline.Batches, arguments, path="data", paths={name: name for name in ("batch_size", "seed")})
 

@@ -26,7 +26,7 @@ from mmjax.models.low_precision import check_matmul_precision
 from mmjax.objectives.common.base import Base
 from mmjax.objectives.common.gate import Gate
 from mmjax.parallel.host_memory import keep_freed_memory
-from mmjax.parallel.host_rows import host_rows
+from mmjax.parallel.host_rows import RowBlock, row_block
 from mmjax.parallel.mesh import batch_sharding, check_batch_size, make_mesh, replicated
 from mmjax.parallel.sharding import batch_shardings, state_shardings, update_shardings
 from mmjax.program.flops import count_flops
@@ -120,9 +120,9 @@ class Program:
         return sum(jax.tree.leaves(sizes))
 
     @property
-    def host_rows(self) -> tuple[int, int]:
-        """Which of how many equal parts of a batch this process makes."""
-        return host_rows(jax.process_index(), self.row_sharding)
+    def row_block(self) -> RowBlock:
+        """The rows of a batch that this process makes."""
+        return row_block(jax.process_index(), self.row_sharding)
 
     def initialize(self) -> TrainState:
         """The state before the first step, made where it is to live: of random numbers, and of weights of ``init``.
@@ -157,10 +157,10 @@ class Program:
 
     def batch_shape(self, arrays: dict[str, Any]) -> Batch:
         """Shapes and shardings of the global batch that ``arrays`` are this process's rows of."""
-        _, hosts = self.host_rows
+        blocks = self.row_block.count
 
         def shape(rows: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((rows.shape[0] * hosts, *rows.shape[1:]), rows.dtype)
+            return jax.ShapeDtypeStruct((rows.shape[0] * blocks, *rows.shape[1:]), rows.dtype)
 
         batch = jax.tree.map(shape, Batch.from_arrays(arrays))
         return with_shardings(batch, batch_shardings(batch, self.mesh))

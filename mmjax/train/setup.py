@@ -64,7 +64,7 @@ class Setup:
             image_size=experiment.model.vision_cfg.image_size,
             batch_size=experiment.batch_size,
             seed=experiment.seed,
-            host_rows=self.program.host_rows,
+            row_block=self.program.row_block,
             clusters=self.clusters,
             text_groups=self.program.objective.text_groups,
             labels=self.labels,
@@ -193,12 +193,12 @@ def check_memory(program: Program) -> None:
             f"model: parameters and moments need {need / 2**30:,.0f} GiB of each device's {have / 2**30:,.0f}; use "
             "smaller towers, or shard them with mesh.fsdp"
         )
-    vision, (_, hosts) = experiment.model.vision_cfg, program.host_rows
+    vision, blocks = experiment.model.vision_cfg, program.row_block.count
     example = vision.image_size**2 * sum(vision.modality_channels)
     if vision.stem == "frames":
         example = 4 * vision.max_frames * (1 + vision.modality_channels[0])
     for key, size in (("batch_size", experiment.batch_size), ("eval.batch_size", experiment.eval.batch_size)):
-        if (need := size // hosts * example) > memory_bytes():
+        if (need := size // blocks * example) > memory_bytes():
             raise ConfigError(
                 f"{key}={size}: its pictures alone need {need / 2**30:,.0f} GiB of this machine's "
                 f"{memory_bytes() / 2**30:,.0f}; use a smaller one"

@@ -307,7 +307,7 @@ def open_run(
             limit=experiment.data.max_unreadable,
             process=jax.process_index(),
             processes=jax.process_count(),
-            row_blocks=setup.program.host_rows[1],
+            row_blocks=setup.program.row_block.count,
         )
         if main:
             unreadable.list(0, left_out)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.parallel.host_rows import block_of_process, host_rows
+from mmjax.parallel.host_rows import ALL_ROWS, RowBlock, row_block, row_block_of_shards
 from mmjax.parallel.mesh import BATCH_AXES, MeshConfig, batch_sharding, check_batch_size, make_mesh
 from support import command, processes, tiny
 from support.training import assembled
@@ -70,18 +70,18 @@ def test_a_batch_is_split_by_rows_over_both_axes_and_copied_over_tensor():
     ],
 )
 def test_a_process_makes_the_rows_that_its_devices_hold(held, shares):
-    assert [block_of_process(process, held) for process in held] == shares
+    assert [row_block_of_shards(process, held) for process in held] == [RowBlock(*block) for block in shares]
 
 
 @pytest.mark.parametrize("held", [{0: {0, 1}, 1: {1, 2}}, {0: {0, 1}, 1: {2}}, {0: {0, 1}, 1: {1}}])
 def test_shares_that_overlap_in_part_are_refused(held):
     with pytest.raises(ConfigError, match=r"mesh: 2 processes .*mesh\.tensor"):
-        block_of_process(0, held)
+        row_block_of_shards(0, held)
 
 
 def test_one_process_has_everything():
     for sizes in ({}, {"tensor": 8, "data": 1}, {"fsdp": 2, "tensor": 2}):
-        assert host_rows(0, batch_sharding(make_mesh(MeshConfig(**sizes)))) == (0, 1)
+        assert row_block(0, batch_sharding(make_mesh(MeshConfig(**sizes)))) == ALL_ROWS
 
 
 ACROSS = """
