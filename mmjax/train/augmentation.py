@@ -15,7 +15,8 @@ import optax
 from flax import nnx
 
 from mmjax.augment.common import schedules
-from mmjax.augment.common.base import Base, Features, Similarity, Tap, TowerInfo, View
+from mmjax.augment.common.base import Base as Augmentation
+from mmjax.augment.common.base import Features, Similarity, Tap, TowerInfo, View
 from mmjax.augment.common.batch_change import BatchChange, PixelChange
 from mmjax.augment.common.sequence_dropout import SequenceDropout
 from mmjax.core import plugins, rng
@@ -49,9 +50,9 @@ class Augmentations:
     ``update`` at its end.
     """
 
-    modules: Mapping[str, Base]  # of shapes alone
+    modules: Mapping[str, Augmentation]  # of shapes alone
     sequence_dropouts: Mapping[str, SequenceDropout]
-    create: Callable[[], dict[str, Base]]
+    create: Callable[[], dict[str, Augmentation]]
     towers: TowerInfo
     seed: int
     batch_changes: Mapping[str, BatchChange] = dataclasses.field(default_factory=dict)
@@ -63,11 +64,12 @@ class Augmentations:
         """From the key ``augment``: names with their options."""
         sequence_dropouts: dict[str, SequenceDropout] = {}
         batch_changes: dict[str, BatchChange] = {}
-        constructors: dict[str, Callable[..., Base]] = {}
+        constructors: dict[str, Callable[..., Augmentation]] = {}
         for name, options in entries:
             if name in constructors or name in sequence_dropouts or name in batch_changes:
                 raise ConfigError(f"augment: {name!r} is named twice; leave one, or give both strengths to one")
-            kind, make = _load_constructor(name, options, towers=towers)
+            kind, arguments = bind_options(name, options, towers=towers)
+            make = functools.partial(_make, kind, arguments, path=f"augment.{name}")
             if issubclass(kind, PixelChange) and towers.takes_sequences:
                 raise ConfigError(
                     f"augment.{name}: changes pixels, and model.vision_cfg.stem='frames' takes sequences; leave it "
@@ -80,7 +82,7 @@ class Augmentations:
             else:
                 constructors[name] = make
 
-        def create() -> dict[str, Base]:
+        def create() -> dict[str, Augmentation]:
             return {
                 name: make(rngs=nnx.Rngs(params=rng.key(seed, stream=f"augment/{name}/init")))
                 for name, make in constructors.items()
@@ -259,7 +261,7 @@ class Augmentations:
         }
         for name, module in modules.items():
             answer = answers[name]
-            embedded_views = list(itertools.islice(embeddings, len(answer.views)))
+            embedded_views = [next(embeddings) for _ in answer.views]
             embedded = [view.embeddings for view in embedded_views]
             compared, measured = module.compare(clean, embedded, similarity=similarity, key=keys[name][1], step=step)
             terms = {**answer.terms, **compared}
@@ -267,11 +269,11 @@ class Augmentations:
             for view, (rows, sequence) in zip(answer.views, embedded_views, strict=True):
                 measured |= _geometry_metrics(view, rows, clean)
                 if view.role == "task":
-                    read: dict[str, Any] = {"image_source": rows.image_source, "text_source": rows.text_source}
+                    inputs: dict[str, Any] = {"image_source": rows.image_source, "text_source": rows.text_source}
                     if make_tokens is not None:
                         run = functools.partial(make_tokens, models[view.projection], blended=view.text is not None)
-                        read["tokens"] = sequence and run(sequence, f"{name}/{view.name}")
-                    value, _ = objective(rows.image, rows.text, **read, **vars(similarity))
+                        inputs["tokens"] = None if sequence is None else run(sequence, f"{name}/{view.name}")
+                    value, _ = objective(rows.image, rows.text, **inputs, **vars(similarity))
                     terms[view.name] = view.factor * value
                     measured |= {view.name: value, f"{view.name}_gap": value - clean_loss}
             weight = schedules.value_at(module.weight, step)
@@ -280,12 +282,9 @@ class Augmentations:
         return total, metrics
 
 
-def _load_constructor(name: str, options: Mapping[str, Any], *, towers: TowerInfo) -> tuple[type, Callable[..., Any]]:
-    """The class of ``name``, and a function that makes one of checked options; it takes ``rngs`` in any case."""
-    target, bound = bind_options(name, options, towers=towers)
-    return target, lambda rngs=None: call(
-        target, bound | ({"rngs": rngs} if "rngs" in bound else {}), path=f"augment.{name}"
-    )
+def _make(kind: type, arguments: dict[str, Any], *, path: str, rngs: nnx.Rngs | None = None) -> Any:
+    """One augmentation of checked arguments; ``rngs`` for those that take random numbers."""
+    return call(kind, arguments | {"rngs": rngs} if "rngs" in arguments else arguments, path=path)
 
 
 def bind_options(name: str, options: Mapping[str, Any], *, towers: TowerInfo | None) -> tuple[type, dict[str, Any]]:

@@ -23,7 +23,7 @@ from mmjax.models.clip import Clip
 from mmjax.models.config import ClipConfig
 from mmjax.models.lora import add_adapters
 from mmjax.models.low_precision import check_matmul_precision
-from mmjax.objectives.common.base import Base
+from mmjax.objectives.common.base import Base as Objective
 from mmjax.objectives.common.gate import Gate
 from mmjax.parallel.host_memory import keep_freed_memory
 from mmjax.parallel.host_rows import RowBlock, row_block
@@ -248,7 +248,7 @@ class Program:
         )
 
 
-def check_modules(objective: Base, model: ClipConfig, *, name: str, augment: Collection[str] = ()) -> None:
+def check_modules(objective: Objective, model: ClipConfig, *, name: str, augment: Collection[str] = ()) -> None:
     """Raises unless the model has the modules that its objective runs, and the objective accepts it."""
     for section in objective.modules:
         if getattr(model, section, None) is None:

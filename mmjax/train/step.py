@@ -17,7 +17,8 @@ from mmjax.core import rng
 from mmjax.core.sphere import unit
 from mmjax.core.state import Params, TrainState
 from mmjax.core.types import Batch, Metrics
-from mmjax.objectives.common.base import CARRIED, Base, State
+from mmjax.objectives.common.base import CARRIED, State
+from mmjax.objectives.common.base import Base as Objective
 from mmjax.objectives.common.gate import Gate
 from mmjax.objectives.common.tower_tokens import LabelTable, MomentumFeatures, TowerTokens
 from mmjax.train import forward
@@ -39,7 +40,7 @@ Loss = Callable[..., tuple[jax.Array, Metrics]]
 def make_step(
     graph: nnx.GraphDef,
     *,
-    objective: Base,
+    objective: Objective,
     gate: Gate | None = None,
     tx: optax.GradientTransformation,
     trained: Params,
@@ -155,7 +156,7 @@ def _move_parameters(state: TrainState, model: Params, augment: dict[str, Params
 def make_loss(
     graph: nnx.GraphDef,
     *,
-    objective: Loss,
+    objective: Objective,
     gate: Gate | None = None,
     augmentations: Augmentations,
     micro_batches: MicroBatches = WHOLE_BATCH,
@@ -179,9 +180,12 @@ def make_loss(
         *,
         drop_rates: tuple[float, ...],
     ) -> tuple[jax.Array, Metrics]:
-        compare = functools.partial(objective, state=objective_state) if objective_state else objective
+        compare: Loss = objective
+        if objective_state:
+            compare = functools.partial(compare, state=objective_state)
         model = merge(graph, params)
-        reads_tokens = isinstance(objective, Base) and bool(objective.modules)
+        reads_tokens = bool(objective.modules)
+        labels = None if batch.labels is None else LabelTable(batch.image_source.ids[:, 0], batch.labels)
 
         def make_tokens(model: Any, sequence: Features, name: str, *, blended: bool = False) -> TowerTokens:
             assert sequence.token_mask is not None
@@ -199,7 +203,6 @@ def make_loss(
                 labels=labels,
             )
 
-        labels = None if batch.labels is None else LabelTable(batch.image_source.ids[:, 0], batch.labels)
         batch, changes = augmentations.change_batch(batch, step)
         gate_metrics: Metrics = {}
         if gate is not None:
@@ -218,11 +221,13 @@ def make_loss(
         pooled = features["pooled"]
         image, text = unit(model.visual.project(pooled.image)), unit(model.text.project(pooled.text))
         sources = {"image_source": pooled.image_source, "text_source": pooled.text_source}
-        read: dict[str, Any] = {"tokens": make_tokens(model, features["sequence"], "clean")} if reads_tokens else {}
+        more_inputs: dict[str, Any] = {}
+        if reads_tokens:
+            more_inputs["tokens"] = make_tokens(model, features["sequence"], "clean")
         if momentum_params is not None:
             average = merge(graph, jax.lax.stop_gradient(momentum_params))
             seen = run_clean(average, batch)
-            read["momentum"] = MomentumFeatures(
+            more_inputs["momentum"] = MomentumFeatures(
                 image=unit(average.visual.project(seen["pooled"].image)),
                 text=unit(average.text.project(seen["pooled"].text)),
                 tokens=make_tokens(average, seen["sequence"], "clean"),
@@ -233,7 +238,7 @@ def make_loss(
             **sources,
             scale=jnp.exp(model.logit_scale[...]),
             bias=None if model.logit_bias is None else model.logit_bias[...],
-            **read,
+            **more_inputs,
         )
         if gate is not None:
             gate_metrics |= gate.measure(image, text, **sources)

@@ -16,7 +16,7 @@ from mmjax.core.config import ConfigError
 from mmjax.core.state import Params, flatten
 from mmjax.data.open_source import open_source
 from mmjax.data.source import Source
-from mmjax.evals.common.base import Base
+from mmjax.evals.common.base import Base as Evaluator
 from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.evals.common.metric_names import prefix_of, tasks_of_splits
 from mmjax.evals.common.suite import DataSet, check_head, make_evaluator
@@ -70,7 +70,7 @@ class TrainedModel:
             for task in own
         ]
 
-    def make_evaluator(self, data_set: DataSet) -> Base:
+    def make_evaluator(self, data_set: DataSet) -> Evaluator:
         """The evaluator of one data set."""
         if data_set.split is not None:
             return self.evaluation.evaluator(data_set.task, data_set.split)
