@@ -24,7 +24,7 @@ from mmjax.models.positions import Position, take_position
 
 
 class TextTower(nnx.Module):
-    """``tower(ids) == project(pool(trunk(embed(ids), ids, stop=k), ids, start=k))`` for every k.
+    """``tower(ids) == project(pool(embed(ids), ids))``; ``pool`` and ``run`` can start at any block.
 
     Initial values are CLIP's: N(0, 1/width) for queries, keys, values and the projection, N(0, 1/(2·width)) for an
     MLP's first matrix, N(0, 1/(2·layers·width)) for both matrices that write to the residual stream, zero for biases.
@@ -108,20 +108,6 @@ class TextTower(nnx.Module):
         step = functools.partial(next_of_block, position=position)
         tokens, cache = run_next(self.blocks, tokens, cache, step)
         return self._finish(tokens), cache
-
-    def trunk(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0, stop: int | None = None) -> jax.Array:
-        """Runs blocks ``start`` to ``stop`` (not included; None: to the end): [M,L,width] -> [M,L,width]."""
-        return run_blocks(
-            self.blocks,
-            tokens,
-            start=start,
-            stop=stop,
-            frozen=self.frozen_blocks,
-            scan=self.scan,
-            remat=self.remat,
-            valid=self._valid(ids),
-            row_sharding=self.row_sharding,
-        )[0]
 
     def pool(self, tokens: jax.Array, ids: jax.Array, *, start: int = 0) -> jax.Array:
         """Runs the blocks from ``start`` on, the final norm and pooling: [M,L,width] -> [M,width].

@@ -30,7 +30,7 @@ from mmjax.models.vision.stems import make_stem
 
 
 class VisionTower(nnx.Module):
-    """``tower(images) == project(fuse(pool(trunk(embed(images), stop=k), start=k)))`` for every k.
+    """``tower(images) == project(fuse(pool(embed(images))))``; ``pool`` and ``run`` can start at any block.
 
     Initial values follow open_clip's image tower, which keeps torch's defaults: Xavier-uniform for the fused
     query-key-value matrix, U(±1/√inputs) for the other kernels, N(0, 1/width) for the class token, positions and
@@ -128,23 +128,6 @@ class VisionTower(nnx.Module):
             prefix = [(mean + self._positions()[0]).astype(self.dtype)]
         tokens = jnp.concatenate([*prefix, tokens], axis=1)
         return tokens if self.ln_pre is None else self.ln_pre(tokens)
-
-    def trunk(
-        self, tokens: jax.Array, *, start: int = 0, stop: int | None = None, valid: jax.Array | None = None
-    ) -> jax.Array:
-        """Runs blocks ``start`` to ``stop`` (not included; None: to the end): [N', T, width] -> [N', T, width]."""
-        return run_blocks(
-            self.blocks,
-            tokens,
-            start=start,
-            stop=stop,
-            rotation=self._rotation(tokens),
-            valid=valid,
-            frozen=self.frozen_blocks,
-            scan=self.scan,
-            remat=self.remat,
-            row_sharding=self.row_sharding,
-        )[0]
 
     def pool(self, tokens: jax.Array, *, start: int = 0, valid: jax.Array | None = None) -> jax.Array:
         """Runs the blocks from ``start`` on, the final norm and pooling: [N', T, width] -> [N', width].

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mmjax.models.block_stack import run_blocks
 from mmjax.models.clip import Clip
 from mmjax.models.layers import LayerNorm, activate
 from support import clip_models, towers_reference
@@ -52,7 +53,7 @@ def test_in_bfloat16_the_backward_pass_keeps_kernels_in_it():
     tokens = jnp.ones((1, 5, 8), jnp.bfloat16)
 
     def trunk(params):
-        return clip_models.model(graph, params).visual.trunk(tokens)
+        return run_blocks(clip_models.model(graph, params).visual.blocks, tokens, scan=False, remat="dots")[0]
 
     kept = jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(trunk, params)[1], params))
     kernels = {leaf.dtype for leaf in kept if leaf.size % 64 == 0 and leaf.size}
@@ -148,22 +149,20 @@ def test_a_tower_may_be_left_and_entered_between_any_blocks(towers, scan):
     @jax.jit
     def stages(params, images):
         model = clip_models.model(graph, params)
-        x, y = model.visual.embed(images), model.text.embed(TOKENS)
-        visual = [model.visual.project(model.visual.pool(model.visual.trunk(x, stop=k), start=k)) for k in range(4)]
-        text = [
-            model.text.project(model.text.pool(model.text.trunk(y, TOKENS, stop=k), TOKENS, start=k)) for k in range(4)
-        ]
-        parts = model.visual.trunk(model.visual.trunk(x, stop=1), start=1)
-        return visual, text, parts, model.visual.trunk(x)
+        x = model.visual.run(model.visual.embed(images), blocks=range(4)).block_inputs
+        y = model.text.run(model.text.embed(TOKENS), TOKENS, blocks=range(4)).block_inputs
+        visual = [model.visual.project(model.visual.pool(x[k], start=k)) for k in range(4)]
+        text = [model.text.project(model.text.pool(y[k], TOKENS, start=k)) for k in range(4)]
+        return visual, text, model.visual.run(x[1], start=1, blocks=[3]).block_inputs[3], x[3]
 
     images = clip_models.images(config)
-    visual, text, parts, trunk = stages(params, images)
+    visual, text, entered_late, whole = stages(params, images)
     double = clip_models.double(params)
     for k in range(4):
         assert_close(visual[k], towers_reference.encode_image(double, images, config=config), tolerance=1e-5)
         assert_close(text[k], towers_reference.encode_text(double, TOKENS, config=config), tolerance=1e-5)
-    assert_close(parts, trunk, tolerance=1e-6)
-    assert trunk.shape == (2, 9 + 1, 8)
+    assert_close(entered_late, whole, tolerance=1e-6)
+    assert whole.shape == (2, 9 + 1, 8)
 
 
 @pytest.mark.parametrize("start, stop", [(2, 1), (0, 4), (-1, 2)])
@@ -171,9 +170,7 @@ def test_blocks_that_are_not_there_are_refused(start, stop):
     _, graph, params = prepared(ONE)
     model = clip_models.model(graph, params)
     with pytest.raises(ValueError, match=rf"blocks {start} to {stop}.*3"):
-        model.visual.trunk(jnp.zeros((1, 10, 8)), start=start, stop=stop)
-    with pytest.raises(ValueError, match=rf"blocks {start} to {stop}.*3"):
-        model.text.trunk(jnp.zeros((1, 7, 8)), TOKENS[:1], start=start, stop=stop)
+        run_blocks(model.visual.blocks, jnp.zeros((1, 10, 8)), start=start, stop=stop, scan=True, remat="none")
 
 
 @pytest.mark.parametrize(
