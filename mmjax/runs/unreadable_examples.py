@@ -120,7 +120,7 @@ def format_counts(reasons: collections.Counter[str]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
 
 
-def check_index(source: Source, *, limit: float) -> list[UnreadableEntry]:
+def check_left_out(source: Source, *, limit: float) -> list[UnreadableEntry]:
     """Returns the examples that the source left out when it was opened; raises if they exceed the limit."""
     left_out = list(source.unreadable)
     total = len(left_out) + len(source)

@@ -12,7 +12,7 @@ from mmjax.core.state import Params, TrainState
 from mmjax.parallel import collectives
 from mmjax.runs import goodput, unreadable_examples
 from mmjax.train.guard import rejected_updates
-from mmjax.train.start import Run
+from mmjax.train.run import Run
 
 logger = logging.getLogger(__name__)
 

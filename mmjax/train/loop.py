@@ -18,14 +18,14 @@ from mmjax.experiment import Experiment
 from mmjax.parallel import collectives
 from mmjax.runs.timing import ActivityTimer
 from mmjax.runs.trackers.common.base import load_trackers
-from mmjax.runs.unreadable_examples import check_index
-from mmjax.train import finish, start
+from mmjax.runs.unreadable_examples import check_left_out
+from mmjax.train import finish
 from mmjax.train.callbacks import Callback, Evaluate, SaveCheckpoints
 from mmjax.train.evaluation import make_evaluation
 from mmjax.train.guard import Diverged, Spike
 from mmjax.train.metrics import StepMetrics
+from mmjax.train.run import Run, claim_folder, open_run
 from mmjax.train.setup import setup
-from mmjax.train.start import Run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,13 +66,13 @@ def train(
         raise ConfigError(f"--profile=steps:{profile[0]}-{profile[1]}: the run has only {experiment.steps} steps")
     if (best := experiment.checkpoint.best) is not None:
         check_metric(best, tasks=experiment.eval.tasks, splits=[experiment.eval.split], path="checkpoint.best")
-    list(load_trackers(experiment.log.trackers))  # refuses one that cannot be used here
+    load_trackers(experiment.log.trackers)  # refuses one that cannot be used here
     resolved = setup(experiment, workdir=workdir)
-    left_out = check_index(resolved.source, limit=experiment.data.max_unreadable)
+    left_out = check_left_out(resolved.source, limit=experiment.data.max_unreadable)
     evaluation = make_evaluation(resolved.experiment, resolved.program, resolved.tokenizer)
     evaluation.open()
     batches = resolved.make_batches()
-    with start.claim_folder(resolved, workdir, overrides=overrides) as folder:
+    with claim_folder(resolved, workdir, overrides=overrides) as folder:
         if folder.finished_at(experiment.steps):
             if collectives.is_main_process():
                 untraced = "" if profile is None else "; nothing was left to profile"
@@ -80,7 +80,7 @@ def train(
                     f"already finished at step {experiment.steps}; see {workdir / 'report.html'}{untraced}", flush=True
                 )
             return Outcome(finished=True, step=experiment.steps, metrics={})
-        with start.open_run(
+        with open_run(
             resolved, evaluation, folder, batches=batches, timer=timer, left_out=left_out, profile=profile
         ) as run:
             state = run.first_state(folder.claim.augmentation_changes)

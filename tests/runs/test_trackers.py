@@ -117,6 +117,6 @@ def test_a_tracker_that_is_not_there_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"wandb is missing; pip install 'mmjax\[wandb\]' or leave the tracker out"):
-        list(load_trackers(["tensorboard", "wandb"]))
+        load_trackers(["tensorboard", "wandb"])
     with pytest.raises(ConfigError, match=r"log\.trackers='tensorbord': no such name; did you mean 'tensorboard'"):
         tiny.experiment(log={"trackers": ("tensorbord",)})

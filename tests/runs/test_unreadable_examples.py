@@ -6,7 +6,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data import source
 from mmjax.data.sample import DataError
 from mmjax.runs import unreadable_examples
-from mmjax.runs.unreadable_examples import UnreadableExamples, check_index
+from mmjax.runs.unreadable_examples import UnreadableExamples, check_left_out
 
 BAD = ("a.jpg", "truncated image", "at byte 3")
 
@@ -54,14 +54,14 @@ class Source(list, source.Source):
 
 def test_what_an_index_left_out_counts_before_anything_starts():
     many = Source(range(2000))
-    assert check_index(many, limit=0.0) == []
+    assert check_left_out(many, limit=0.0) == []
     many.unreadable = [(f"{i}.tar", "truncated archive", "ends early") for i in range(20)]
-    assert check_index(many, limit=0.01) == many.unreadable
+    assert check_left_out(many, limit=0.01) == many.unreadable
     many.unreadable *= 2
     with pytest.raises(
         ConfigError, match=r"max_unreadable=0.01: 40 of the source's 2,040.*40 truncated archive.*0\.tar"
     ):
-        check_index(many, limit=0.01)
+        check_left_out(many, limit=0.01)
 
 
 def test_the_summary_puts_the_most_frequent_first():

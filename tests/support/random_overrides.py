@@ -22,7 +22,7 @@ from mmjax import cli
 from mmjax.core import plugins
 from mmjax.core.config import _parameters
 from mmjax.experiment import Experiment
-from mmjax.train import start
+from mmjax.train import loop
 from support import command
 
 VALUES = [
@@ -112,7 +112,7 @@ class Accepted(Exception):
 def attempt(overrides: list[tuple[str, str]], *, config: str, workdir: Path) -> tuple[int, str]:
     """The exit status of ``mmjax train`` with the overrides and what it prints to stderr; 0 if it would train."""
     flags = [f"--config.{key}={value}" for key, value in overrides]
-    accept = mock.patch.object(start, "claim_folder", side_effect=Accepted)
+    accept = mock.patch.object(loop, "claim_folder", side_effect=Accepted)
     with contextlib.redirect_stderr(io.StringIO()) as error, contextlib.redirect_stdout(io.StringIO()), accept:
         try:
             status = cli.main(["train", f"--config={config}", f"--workdir={workdir}", *flags])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,12 @@ class Tracker(abc.ABC):
         """Ends the record; nothing is written after it."""
 
 
-def load_trackers(names: Sequence[str]) -> Iterator[type[Tracker]]:
-    """The checked classes of the trackers of those names."""
-    for name in names:
-        tracker = plugins.load_class(FOLDER, "Tracker", name, path="log.trackers")
+def load_trackers(names: Sequence[str]) -> list[type[Tracker]]:
+    """The classes of the trackers of those names; raises ConfigError for one that cannot be used here."""
+    trackers = [plugins.load_class(FOLDER, "Tracker", name, path="log.trackers") for name in names]
+    for tracker in trackers:
         tracker.check()
-        yield tracker
+    return trackers
 
 
 def open_trackers(names: Sequence[str], workdir: Path, *, resume_step: int, config: Mapping[str, Any]) -> list[Tracker]:

@@ -1,4 +1,4 @@
-"""The start of a run: its folder is claimed, its files are opened, its state is made or restored, its step compiled."""
+"""A run: its folder is claimed, its files are opened, its state is made, restored or taken back, its step compiled."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class Run:
     def _stream_batches(self, number: int) -> pipeline.Stream:
         """The batches from a number on, of the neighbors that are in force now."""
         batches = self._batches if self.neighbors is None else self._batches.with_clusters(self.neighbors.current)
-        self._data = train_data.tune(self._data, batches)  # once
+        self._data = train_data.tune(self._data, batches)  # once: the tuned section asks for no tuning
         return train_data.stream_batches(self._data, batches, start_step=number)
 
     def first_state(self, changes: Sequence[str]) -> TrainState:
