@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.core.config import ConfigError, bind, call
-from mmjax.data import autotune, pipeline, tokenizer
+from mmjax.data import autotune, pipeline
 from mmjax.data.clusters.table import Clusters
 from mmjax.data.eval_view import is_encoded, make_eval_chain, view_for_evaluation
 from mmjax.data.formats.score_table import WithQuantiles
@@ -22,6 +22,7 @@ from mmjax.data.sequences.frames import FrameView
 from mmjax.data.sequences.labels import LabelSequences
 from mmjax.data.source import Source, Subset
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.data.tokenizer import load as load_tokenizer
 from mmjax.data.transform_chain import TransformChain
 from mmjax.experiment import DataConfig, Experiment
 from mmjax.inference.teacher import WithTeacher
@@ -142,14 +143,14 @@ def make_eval_transforms(data: DataConfig, vision: VisionConfig, *, aligned: boo
 
 
 def make_train_transforms(
-    data: DataConfig, source: Source, tokens: Tokenizer, *, image_size: int, seed: int
+    data: DataConfig, source: Source, tokenizer: Tokenizer, *, image_size: int, seed: int
 ) -> TransformChain:
     """What training does to examples and batches; pictures get a random crop unless another transform crops them."""
     return TransformChain(
         list_train_transforms(data, source),
         image_size=image_size,
         modalities=data.modalities,
-        token_format=tokens.format,
+        token_format=tokenizer.format,
         seed=seed,
         background=data.background,
         aligned=source.aligned,
@@ -178,13 +179,13 @@ def open_tokenizer(data: DataConfig, source: Source, *, context_length: int, wor
     injected = {"context_length": context_length, "captions": first_captions(source)}
     path = "data.tokenizer"
     elsewhere = {"context_length": "model.text_cfg.context_length", "tokenizer": f"{path}.name"}
-    bound = bind(tokenizer.load, data.tokenizer, path=path, injected=injected)
-    return call(tokenizer.load, bound, path=path, paths=elsewhere)
+    bound = bind(load_tokenizer, data.tokenizer, path=path, injected=injected)
+    return call(load_tokenizer, bound, path=path, paths=elsewhere)
 
 
 def load_run_tokenizer(workdir: str | Path, *, context_length: int) -> Tokenizer:
     """The tokenizer that a run was started with."""
-    return tokenizer.load(str(Path(workdir) / TOKENIZER_FOLDER), context_length=context_length)
+    return load_tokenizer(str(Path(workdir) / TOKENIZER_FOLDER), context_length=context_length)
 
 
 def first_captions(source: Source) -> Iterator[str]:
@@ -198,7 +199,7 @@ def first_captions(source: Source) -> Iterator[str]:
 def make_batches(
     data: DataConfig,
     source: Source,
-    tokens: Tokenizer,
+    tokenizer: Tokenizer,
     *,
     image_size: int,
     batch_size: int,
@@ -213,7 +214,7 @@ def make_batches(
     Args:
       data: the data section.
       source: the training split.
-      tokens: the tokenizer.
+      tokenizer: makes token ids of the captions.
       image_size: of the model.
       batch_size: images in the global batch.
       seed: of the experiment.
@@ -227,10 +228,10 @@ def make_batches(
     """
     arguments = {
         "source": source,
-        "tokenizer": tokens,
+        "tokenizer": tokenizer,
         "batch_size": batch_size,
         "seed": seed,
-        "chain": make_train_transforms(data, source, tokens, image_size=image_size, seed=seed),
+        "chain": make_train_transforms(data, source, tokenizer, image_size=image_size, seed=seed),
         "captions": data.captions,
         "captions_per_image": data.captions_per_image,
         "negatives_per_image": data.negatives_per_image,
@@ -268,7 +269,6 @@ def tune(data: DataConfig, batches: pipeline.Batches) -> DataConfig:
 
 
 def stream_batches(data: DataConfig, batches: pipeline.Batches, *, start_step: int = 0) -> pipeline.Stream:
-    """The batches from ``start_step`` on, read ahead as ``data`` says."""
-    data = tune(data, batches)
+    """The batches from ``start_step`` on, read ahead as ``data`` says; ``tune`` it before."""
     threads = count_threads(data) if data.threads is not None or batches.decodes else 1
     return batches.stream(start_step=start_step, workers=data.workers, threads=threads, prefetch=data.prefetch)

@@ -112,7 +112,7 @@ def test_the_stream_is_read_as_the_configuration_says(monkeypatch, options, expe
 
     monkeypatch.setattr(train_data.autotune, "tune", lambda batches, *, cores: (7, 9))
     experiment = tiny.experiment(**{f"data__{name}": value for name, value in options.items()})
-    train_data.stream_batches(experiment.data, Made(), start_step=4)
+    train_data.stream_batches(train_data.tune(experiment.data, Made()), Made(), start_step=4)
     assert asked["start_step"] == 4 and expected.items() <= asked.items()
 
 
