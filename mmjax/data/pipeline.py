@@ -39,8 +39,8 @@ from mmjax.data.clusters.order import ClusteredOrder
 from mmjax.data.clusters.table import Clusters
 from mmjax.data.eval_view import is_encoded
 from mmjax.data.order import Arrangement, make_order
-from mmjax.data.reader import Captions, Reader, group_arrays
-from mmjax.data.sample import BatchRows, Sample, pad, sample_arrays
+from mmjax.data.reader import Captions, Reader
+from mmjax.data.sample import BatchRows, ImageSpec, Sample, group_arrays, pad, sample_arrays
 from mmjax.data.sequences.labels import LabelSequences
 from mmjax.data.source import Source, UnreadableEntry
 from mmjax.data.token_cache import TokenCache
@@ -145,6 +145,8 @@ class Batches:
         self._chain = chain or TransformChain((), image_size=0, modalities=source.modalities)
         self._partners = self._chain.partners(batch_size=batch_size, group=source.group, host_rows=self._host_rows)
         self._needed = sorted({*self._host_rows, *(row for pairs in self._partners for row in pairs.values())})
+        first = self._needed.index(self._host_rows.start)
+        self._own_rows = slice(first, first + rows)  # this process's among the needed ones
         self._threads = 1
         self._pool: ThreadPoolExecutor | None = None  # only a stream's copy has one
         self._reader = Reader(
@@ -158,12 +160,12 @@ class Batches:
             labels=labels,
         )
         self._decodes = is_encoded(source)
-        self._arrays = {name: (x.shape, x.dtype) for name, x in self._reader.first().images.items()}
+        self._image_specs = {name: ImageSpec(x.shape, x.dtype) for name, x in self._reader.first().images.items()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Modalities and their [H, W, channels] in a batch."""
-        return {name: shape for name, (shape, _) in self._arrays.items()}
+        return {name: spec.shape for name, spec in self._image_specs.items()}
 
     @property
     def decodes(self) -> bool:
@@ -174,7 +176,7 @@ class Batches:
         start = step * self._batch_size
         places, draws = self._places(start), self._draws(step)
         count = len(self._needed)
-        images = {name: np.empty((count, *shape), dtype) for name, (shape, dtype) in self._arrays.items()}
+        images = {name: np.empty((count, *spec.shape), spec.dtype) for name, spec in self._image_specs.items()}
         samples: list[Sample | None] = [None] * count
         unreadable: list[list[UnreadableEntry]] = [[] for _ in range(count)]
 
@@ -184,7 +186,7 @@ class Batches:
                 sample, unreadable[i] = self._reader.sample(
                     start + self._needed[i], places[i], draws[i], component=component
                 )
-                for name in self._arrays:
+                for name in self._image_specs:
                     images[name][i] = sample.images[name]
                 sample.images = {}
                 samples[i] = sample
@@ -196,11 +198,11 @@ class Batches:
         made = self._chain.combine_texts(made, rows=self._needed, partners=self._partners, step=step, start=start)
         rows = self._assemble(made, images, step)
         rows = self._chain.apply_batch_transforms(rows, partners=self._partners, start=start)
-        own = self._own_places()
-        arrays = self._to_arrays(rows) | sample_arrays(made, rows, own)
+        own = self._own_rows
+        arrays = _to_arrays(rows, own) | sample_arrays(made, rows, own)
         if self._text_groups is not None:
             arrays |= group_arrays(made, rows, own, self._text_groups, self._negative_rows)
-        return arrays | {"unreadable": [entry for i in own for entry in unreadable[i]]}
+        return arrays | {"unreadable": [entry for entries in unreadable[own] for entry in entries]}
 
     def stream(self, *, start_step: int = 0, workers: int = 0, threads: int = 1, prefetch: int = 2) -> Stream:
         """The batches of steps ``start_step``, ``start_step + 1``, … without end, prefetched.
@@ -304,23 +306,17 @@ class Batches:
             step=step,
         )
 
-    def _own_places(self) -> range:
-        """Where this process's rows are among the needed ones."""
-        first = self._needed.index(self._host_rows.start)
-        return range(first, first + len(self._host_rows))
 
-    def _to_arrays(self, rows: BatchRows) -> dict[str, Any]:
-        """This process's rows as the dictionary of the module docstring."""
-        places = self._own_places()
-        own = slice(places.start, places.stop)
-        return {
-            "images": {name: x[own] for name, x in rows.images.items()},
-            "image_ids": rows.image_ids[own],
-            "image_weight": rows.image_weight[own],
-            "tokens": rows.tokens[own].reshape(-1, rows.tokens.shape[-1]),
-            "text_ids": rows.text_ids[own].reshape(-1, rows.text_ids.shape[-1]),
-            "text_weight": rows.text_weight[own].reshape(-1, rows.text_weight.shape[-1]),
-        }
+def _to_arrays(rows: BatchRows, own: slice) -> dict[str, Any]:
+    """The ``own`` rows as the dictionary of the module docstring."""
+    return {
+        "images": {name: x[own] for name, x in rows.images.items()},
+        "image_ids": rows.image_ids[own],
+        "image_weight": rows.image_weight[own],
+        "tokens": rows.tokens[own].reshape(-1, rows.tokens.shape[-1]),
+        "text_ids": rows.text_ids[own].reshape(-1, rows.text_ids.shape[-1]),
+        "text_weight": rows.text_weight[own].reshape(-1, rows.text_weight.shape[-1]),
+    }
 
 
 class _PrefetchedStream:

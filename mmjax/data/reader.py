@@ -8,8 +8,8 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from mmjax.core.config import ConfigError
-from mmjax.core.groups import UNKNOWN, group_number, place_number
-from mmjax.data.sample import QUANTILE, BatchRows, DataError, Example, Sample, Unreadable, as_unreadable
+from mmjax.core.groups import group_number
+from mmjax.data.sample import QUANTILE, DataError, Example, ImageSpec, Sample, Unreadable, as_unreadable
 from mmjax.data.sequences.labels import LabelSequences
 from mmjax.data.source import Source, UnreadableEntry
 from mmjax.data.transform_chain import TransformChain
@@ -48,7 +48,7 @@ class Reader:
         self._caption_rows = caption_rows
         self._negative_rows = negative_rows
         self._groups, self._labels = groups, labels
-        self._arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        self._image_specs: dict[str, ImageSpec] = {}
 
     def first(self) -> Sample:
         """The sample of the first readable example; from then on all must have images of its shapes."""
@@ -80,7 +80,7 @@ class Reader:
                     "the source's examples have no images: a modality is an array of uint8[H, W, channels] or an "
                     "encoded picture"
                 )
-            self._arrays = {name: (image.shape, image.dtype) for name, image in sample.images.items()}
+            self._image_specs = {name: ImageSpec(image.shape, image.dtype) for name, image in sample.images.items()}
             return sample
         raise ConfigError(f"none of the source's first examples can be used; the first one: {first}")
 
@@ -129,52 +129,21 @@ class Reader:
         }
         if not 0 <= sample.id < 1 << 31:
             raise Unreadable("bad row", f"id {sample.id}: ids must be from 0 to 2**31 - 1", key=sample.key)
-        for name, (shape, dtype) in self._arrays.items():
-            _check_image(sample, name, shape, dtype)
+        for name, spec in self._image_specs.items():
+            _check_image(sample, name, spec)
         return sample
 
 
-def _check_image(sample: Sample, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+def _check_image(sample: Sample, name: str, spec: ImageSpec) -> None:
     image = sample.images.get(name)
-    if image is None or image.shape != shape or image.dtype != dtype:
+    if image is None or (image.shape, image.dtype) != spec:
         actual = "missing" if image is None else f"{image.dtype}{list(image.shape)}"
         raise Unreadable(
             "bad row",
-            f"{name!r} is {actual}; the source's first example has {dtype}{list(shape)}: bring all images to one size, "
-            "as data.transforms=(('resize_crop', {}),) does",
+            f"{name!r} is {actual}; the source's first example has {spec.dtype}{list(spec.shape)}: bring all images to "
+            "one size, as data.transforms=(('resize_crop', {}),) does",
             key=sample.key,
         )
-
-
-def group_arrays(
-    samples: Sequence[Sample],
-    rows: BatchRows,
-    places: range,
-    by: Literal["example", "kind", "place"],
-    negatives: int,
-) -> dict[str, np.ndarray]:
-    """The groups of the images and of the texts at ``places``; those of mixed images are not known."""
-    image = np.array([sample.fields["group"] for sample in samples], np.int32)
-    image = np.where((rows.image_ids[:, 1:] >= 0).any(axis=1), UNKNOWN, image).astype(np.int32)
-    text = np.repeat(image[:, None], rows.tokens.shape[1], axis=1)
-    if by != "example":
-        text = np.array([groups_of_texts(sample, by, rows.captions, negatives) for sample in samples], np.int32)
-    own = slice(places.start, places.stop)
-    return {"image_group": image[own], "text_group": text[own].reshape(-1)}
-
-
-def groups_of_texts(sample: Sample, by: Literal["kind", "place"], captions: int, negatives: int) -> list[int]:
-    """The groups of a sample's ``captions`` and ``negatives`` rows of text, by a negative's kind or a text's place."""
-    sample.captions = sample.captions[:captions]
-    if by == "kind":
-        groups = [UNKNOWN] * captions + [group_number(kind) for kind, *_ in sample.fields["negatives"][:negatives]]
-    else:
-        place_of = {caption: place for place, caption in reversed(list(enumerate(sample.captions)))}
-        groups = [place_number(place, caption) for place, caption in enumerate(sample.captions)]
-        groups += [UNKNOWN] * (captions - len(groups))
-        for _, true, false in sample.fields["negatives"][:negatives]:
-            groups.append(place_number(place_of.get(true, 0), false))
-    return groups + [UNKNOWN] * (captions + negatives - len(groups))
 
 
 def sample_without_replacement(

@@ -1,4 +1,4 @@
-"""The types of the data pipeline: examples of a source, samples, crops, rows of a batch, and unreadable examples."""
+"""Examples of a source, and what the pipeline makes of them: samples, crops, rows of a batch, its arrays."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+
+from mmjax.core.groups import UNKNOWN, group_number, place_number
 
 Example = dict[str, Any]
 """What ``source[index]`` returns:
@@ -74,6 +76,13 @@ class DataError(RuntimeError):
 
 def _unreadable(reason: Reason, detail: str, key: str) -> Unreadable:
     return Unreadable(reason, detail, key=key)
+
+
+class ImageSpec(NamedTuple):
+    """What all images of one modality have in common."""
+
+    shape: tuple[int, ...]  # H, W, C
+    dtype: np.dtype
 
 
 class Crop(NamedTuple):
@@ -154,25 +163,55 @@ class BatchRows:
         return dataclasses.replace(self, **changes)
 
 
-def sample_arrays(samples: Sequence[Sample], rows: BatchRows, places: range) -> dict[str, np.ndarray]:
-    """What the rows at ``places`` have of their examples beside pictures and texts: quantiles, embeddings, labels."""
-    arrays = _quantile_arrays(samples, rows, places) | _teacher_arrays(samples, rows, places)
+def sample_arrays(samples: Sequence[Sample], rows: BatchRows, own: slice) -> dict[str, np.ndarray]:
+    """What the ``own`` rows have of their examples beside pictures and texts: quantiles, embeddings, labels."""
+    arrays = _quantile_arrays(samples, rows, own) | _teacher_arrays(samples, rows, own)
     if samples[0].fields["labels"] is not None:
-        arrays["labels"] = np.stack([samples[place].fields["labels"] for place in places])
+        arrays["labels"] = np.stack([sample.fields["labels"] for sample in samples[own]])
     return arrays
 
 
-def _quantile_arrays(samples: Sequence[Sample], rows: BatchRows, places: range) -> dict[str, np.ndarray]:
+def group_arrays(
+    samples: Sequence[Sample],
+    rows: BatchRows,
+    own: slice,
+    by: Literal["example", "kind", "place"],
+    negatives: int,
+) -> dict[str, np.ndarray]:
+    """The groups of the images and of the texts of the ``own`` rows; those of mixed images are not known."""
+    image = np.array([sample.fields["group"] for sample in samples], np.int32)
+    image = np.where((rows.image_ids[:, 1:] >= 0).any(axis=1), UNKNOWN, image).astype(np.int32)
+    text = np.repeat(image[:, None], rows.tokens.shape[1], axis=1)
+    if by != "example":
+        text = np.array([_groups_of_texts(sample, by, rows.captions, negatives) for sample in samples], np.int32)
+    return {"image_group": image[own], "text_group": text[own].reshape(-1)}
+
+
+def _groups_of_texts(sample: Sample, by: Literal["kind", "place"], captions: int, negatives: int) -> list[int]:
+    """The groups of a sample's ``captions`` and ``negatives`` rows of text, by a negative's kind or a text's place."""
+    texts = sample.captions[:captions]
+    if by == "kind":
+        groups = [UNKNOWN] * captions + [group_number(kind) for kind, *_ in sample.fields["negatives"][:negatives]]
+    else:
+        place_of = {caption: place for place, caption in reversed(list(enumerate(texts)))}
+        groups = [place_number(place, caption) for place, caption in enumerate(texts)]
+        groups += [UNKNOWN] * (captions - len(groups))
+        for _, true, false in sample.fields["negatives"][:negatives]:
+            groups.append(place_number(place_of.get(true, 0), false))
+    return groups + [UNKNOWN] * (captions + negatives - len(groups))
+
+
+def _quantile_arrays(samples: Sequence[Sample], rows: BatchRows, own: slice) -> dict[str, np.ndarray]:
     """The quantiles of the scores of rows, if examples have any; of a mixed image the least of its examples."""
     of_id = {sample.id: sample.fields["quantile"] for sample in samples}
     if None in of_id.values():
         return {}
     each = np.array([[of_id.get(i, 1.0) for i in ids] for ids in rows.image_ids.tolist()], np.float32)
     least = np.where(rows.image_weight > 0, each, np.float32(1)).min(axis=1)
-    return {"quantile": least[places.start : places.stop]}
+    return {"quantile": least[own]}
 
 
-def _teacher_arrays(samples: Sequence[Sample], rows: BatchRows, places: range) -> dict[str, np.ndarray]:
+def _teacher_arrays(samples: Sequence[Sample], rows: BatchRows, own: slice) -> dict[str, np.ndarray]:
     """A teacher's embeddings of rows, if examples have any; zeros for mixed images and texts that it has not seen."""
     first: Teacher | None = samples[0].fields["teacher"]
     if first is None:
@@ -190,7 +229,6 @@ def _teacher_arrays(samples: Sequence[Sample], rows: BatchRows, places: range) -
             for place, caption in enumerate(captions, begin):
                 if caption in teacher.texts and place < texts:
                     text[row, place] = teacher.texts[caption]
-    own = slice(places.start, places.stop)
     return {"image_teacher": image[own], "text_teacher": text[own].reshape(-1, len(first.image))}
 
 

@@ -300,10 +300,10 @@ class TestQuantiles:
         ids = np.array([[4, 7], [9, -1], [9, 7]], np.int32)
         weight = np.array([[0.5, 0.5], [1, 0], [1, 0]], np.float32)
         rows = types.SimpleNamespace(image_ids=ids, image_weight=weight, tokens=np.zeros((3, 1, 2), np.int32))
-        np.testing.assert_array_equal(sample_arrays(samples, rows, range(2))["quantile"], np.float32([0.25, 1]))
-        np.testing.assert_array_equal(sample_arrays(samples, rows, range(2, 3))["quantile"], [1])
+        np.testing.assert_array_equal(sample_arrays(samples, rows, slice(2))["quantile"], np.float32([0.25, 1]))
+        np.testing.assert_array_equal(sample_arrays(samples, rows, slice(2, 3))["quantile"], [1])
         samples[0].fields["quantile"] = None
-        assert not sample_arrays(samples, rows, range(2))
+        assert not sample_arrays(samples, rows, slice(2))
 
 
 class TestScoresInAFile:
