@@ -17,14 +17,6 @@ from mmjax.train.guard import Diverged
 
 logger = logging.getLogger(__name__)
 
-_SPEED_METRICS = frozenset(
-    f"train/{name}"
-    for name in (
-        "examples_per_second", "data_wait", "mfu", "flops_per_second_per_device", "hbm_bytes", "hbm_peak_bytes",
-        "compile_seconds", "checkpoint_seconds", "checkpoint_disk_seconds",
-    )
-)  # fmt: skip
-
 
 class StepMetrics(Callback):
     """A callback that reads the metrics of step n while step n + 1 runs."""
@@ -158,11 +150,6 @@ class Throughput:
             )
             self._memory_logged = True
         return recorded | memory
-
-
-def is_speed_metric(name: str) -> bool:
-    """Whether a metric says how fast a machine was and not what a run computed: no two runs have the same."""
-    return name in _SPEED_METRICS or name.partition("/")[0] == "goodput"
 
 
 def peak_of(precision: str) -> float | None:

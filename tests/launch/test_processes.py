@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mmjax.train.metrics import is_speed_metric
 from support import archives, command
 from support.pictures import encoded, photograph
+from support.speed_metrics import is_speed_metric
 
 pytestmark = pytest.mark.slow
 

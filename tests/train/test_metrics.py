@@ -11,9 +11,10 @@ from mmjax.program.chips import GIB
 from mmjax.program.flops import count_flops
 from mmjax.runs.timing import ActivityTimer
 from mmjax.train import metrics
-from mmjax.train.metrics import StepMetrics, Throughput, is_speed_metric
+from mmjax.train.metrics import StepMetrics, Throughput
 from mmjax.train.program import Program
 from support import tiny
+from support.speed_metrics import is_speed_metric
 
 
 class Hand:

@@ -11,8 +11,8 @@ from mmjax.checkpoints.fingerprint import fingerprint
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.train import evaluation
 from mmjax.train.loop import train
-from mmjax.train.metrics import is_speed_metric
 from support import command, processes, tiny
+from support.speed_metrics import is_speed_metric
 
 STEPS, DEVICES = 12, 4
 CONFIG = """

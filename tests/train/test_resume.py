@@ -10,8 +10,8 @@ import time
 import pytest
 
 from mmjax import cli
-from mmjax.train.metrics import is_speed_metric
 from support import command
+from support.speed_metrics import is_speed_metric
 
 STEPS = 24
 IMPORTED = "imported.txt"
