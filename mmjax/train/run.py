@@ -82,7 +82,11 @@ def claim_folder(setup: Setup, workdir: Path, *, overrides: Sequence[str]) -> It
 
 
 class Run:
-    """All that is open while a run trains; ``begin`` opens what starts again when the run goes back."""
+    """All that is open while a run trains.
+
+    ``begin`` makes ``tracker`` and ``guard``, at the start and again when the run goes back to a checkpoint; the first
+    ``compile`` makes ``compiled`` and ``throughput``.
+    """
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ from mmjax.train.optim import effective_warmup
 from mmjax.train.program import Program
 
 DECODED_CHANNELS = 3
-CAPTIONS = 512  # that the share of unknown words is measured on, or examples without labels
+SAMPLED = 512  # captions in which unknown words are counted, and examples of which labels are missing
 MANY_UNKNOWN = 0.02
 MANY_EPOCHS = 100  # three times as many as the recipes of configs/ have at most
 
@@ -103,7 +103,7 @@ class Setup:
         if not self.tokenizer.has_unknown_words or not experiment.eval.tasks:
             return  # without tasks there need be no such split
         split = experiment.eval.split
-        captions = itertools.islice(train_data.first_captions(train_data.open_split(experiment, split)), CAPTIONS)
+        captions = itertools.islice(train_data.first_captions(train_data.open_split(experiment, split)), SAMPLED)
         unknown = self.tokenizer.unknown_fraction(list(captions))
         if unknown > MANY_UNKNOWN:
             yield (
@@ -163,7 +163,7 @@ def _unused_modules(experiment: Experiment, trained: Collection[str]) -> Iterato
 
 def _count_unlabeled(source: Source, labels: LabelSequences) -> str | None:
     """How many of the first examples have no labels, and why; ConfigError if none has any, None if all have."""
-    examples = range(min(CAPTIONS, len(source)))
+    examples = range(min(SAMPLED, len(source)))
     problems = []
     for index in examples:
         with contextlib.suppress(Unreadable):
