@@ -165,16 +165,8 @@ class Program:
         batch = jax.tree.map(shape, Batch.from_arrays(arrays))
         return with_shardings(batch, batch_shardings(batch, self.mesh))
 
-    def compile(self, batch: Batch) -> jax.stages.Compiled:
-        """The training step for batches of this shape. Compiled ahead of time, so another shape is an error."""
-        return self.lower(batch).compile()
-
-    def lower(self, batch: Batch) -> jax.stages.Lowered:
-        """The training step for batches of this shape, not yet compiled: enough to count its operations."""
-        return self.trace(batch).lower()
-
     def trace(self, batch: Batch) -> jax.stages.Traced:
-        """The same as a trace, in which its arithmetic can be counted."""
+        """The training step for batches of this shape; ``.lower().compile()`` makes it a program for no other shape."""
         jitted = jax.jit(
             self.step,
             in_shardings=(self.shardings, batch_shardings(batch, self.mesh)),

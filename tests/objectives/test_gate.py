@@ -152,7 +152,7 @@ def test_a_step_goes_by_its_state_and_carries_it_on(tmp_path):
     assert quantile.shape == (16,) and ((quantile == 0) == (arrays["image_ids"][:, 0] % 3 == 0)).all()
     planned = abstract_data.batch_shapes(abstract_data.resolve_without_data(experiment, shards=1)[0]).quantile
     assert planned is not None and (planned.shape, planned.dtype) == (quantile.shape, quantile.dtype)
-    step, initial = program.compile(program.batch_shape(arrays)), jax.device_get(program.initialize())
+    step, initial = program.trace(program.batch_shape(arrays)).lower().compile(), jax.device_get(program.initialize())
 
     def run(performance, quantile):
         start = dataclasses.replace(initial, gate={"performance": np.float32(performance)})

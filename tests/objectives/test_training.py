@@ -43,7 +43,7 @@ def test_ring_and_dense_train_alike():
 
 def test_the_objective_knows_the_mesh():
     program, batches = assembled(tiny.experiment(objective={"name": "contrastive", "impl": "ring"}), jax.devices()[:2])
-    text = str(program.lower(program.batch_shape(next(batches))).as_text())
+    text = str(program.trace(program.batch_shape(next(batches))).lower().as_text())
     batches.close()
     assert "collective_permute" in text
 

@@ -94,7 +94,7 @@ with distributed.join():
     experiment = tiny.experiment(mesh={{"data": 1, "tensor": 2}})
     resolved = setup(experiment)
     program, batches = resolved.program, resolved.make_batches()
-    state, compiled = program.initialize(), program.compile(program.batch_shape(batches[0]))
+    state, compiled = program.initialize(), program.trace(program.batch_shape(batches[0])).lower().compile()
     for step in range(2):
         state, metrics = compiled(state, program.place(batches[step]))
         print("share", program.share, "loss", float(metrics["loss"]), flush=True)
@@ -111,7 +111,7 @@ def test_a_tensor_axis_over_two_processes_trains_as_over_one():
     state, compiled, losses = program.initialize(), None, []
     for _ in range(2):
         arrays = next(batches)
-        compiled = compiled or program.compile(program.batch_shape(arrays))
+        compiled = compiled or program.trace(program.batch_shape(arrays)).lower().compile()
         state, metrics = compiled(state, program.place(arrays))
         losses.append(float(metrics["loss"]))
     batches.close()

@@ -241,7 +241,7 @@ class TestRows:
     def lowered(given, devices=8):
         program = Program(given, devices=jax.devices()[:devices])
         batch = abstract_data.batch_shapes(given)
-        return program.lower(with_shardings(batch, batch_shardings(batch, program.mesh)))
+        return program.trace(with_shardings(batch, batch_shardings(batch, program.mesh))).lower()
 
     def test_of_a_number_that_divides_are_spread(self):
         rows = Program(tiny.experiment(**READY, mesh={"data": 2, "fsdp": 2, "tensor": 2})).row_sharding

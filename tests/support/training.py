@@ -19,7 +19,7 @@ def trained(experiment, *, steps, devices=1, optimised=False):
         arrays = next(batches)
         if compiled is None:
             options = {"xla_backend_optimization_level": "3"} if optimised else None
-            compiled = program.lower(program.batch_shape(arrays)).compile(options)
+            compiled = program.trace(program.batch_shape(arrays)).lower().compile(options)
         state, metrics = compiled(state, program.place(arrays))
         history.append((jax.device_get(state), {k: float(v) for k, v in metrics.items()}))
     batches.close()

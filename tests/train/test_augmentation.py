@@ -79,7 +79,7 @@ def test_each_tower_runs_once():
 
     def counts(augment):
         program, batches = assembled(tiny.experiment(augment=augment), jax.devices()[:1])
-        text = program.lower(program.batch_shape(next(batches))).as_text()
+        text = program.trace(program.batch_shape(next(batches))).lower().as_text()
         batches.close()
         # Tokens of images and texts are the only arrays of these lengths.
         tokens = [line for line in text.splitlines() if "dot_general" in line and ("x16x16x" in line or "x22x" in line)]
@@ -119,7 +119,7 @@ def test_full_size_models_cost_at_most_a_hundredth_more():
             text_source=source(),
         )
         batch = with_shardings(batch, batch_shardings(batch, program.mesh))
-        return program.lower(batch).cost_analysis()["flops"]
+        return program.trace(batch).lower().cost_analysis()["flops"]
 
     one, two = flops(1, ()), flops(2, ())
     plain = one + 11 * (two - one)
@@ -144,7 +144,7 @@ def test_what_is_learned_is_saved_apart_and_training_goes_on_from_it(tmp_path):
     program, batches = assembled(experiment, jax.devices()[:1])
     arrays = [next(batches) for _ in range(3)]
     batches.close()
-    step = program.compile(program.batch_shape(arrays[0]))  # donates its state
+    step = program.trace(program.batch_shape(arrays[0])).lower().compile()  # donates its state
     first = program.initialize()
     state, _ = step(first, program.place(arrays[0]))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first)), "a state lives on beside its successor"

@@ -172,7 +172,7 @@ def test_a_shortened_tower_does_less_work():
         program, batches = assembled(
             tiny.experiment(augment=(("patch_dropout", {"drop_rate": drop_rate}),)), jax.devices()[:1]
         )
-        lowered = program.lower(program.batch_shape(next(batches)))
+        lowered = program.trace(program.batch_shape(next(batches))).lower()
         batches.close()
         return lowered.cost_analysis()["flops"]
 

@@ -19,7 +19,7 @@ class Stepper:
         self.program, batches = assembled(experiment, jax.devices()[:devices])
         self.batches = [next(batches) for _ in range(4)]
         batches.close()
-        self.compiled = self.program.compile(self.program.batch_shape(self.batches[0]))
+        self.compiled = self.program.trace(self.program.batch_shape(self.batches[0])).lower().compile()
         self.start = jax.device_get(self.program.initialize())
 
     def __call__(self, state, batch, *, weight=1.0):

@@ -20,7 +20,7 @@ def curve(experiment, *, devices, steps):
     compiled, losses = None, []
     for _ in range(steps):
         arrays = next(batches)
-        compiled = compiled or program.compile(program.batch_shape(arrays))
+        compiled = compiled or program.trace(program.batch_shape(arrays)).lower().compile()
         state, metrics = compiled(state, program.place(arrays))
         losses.append(float(metrics["loss"]))
     batches.close()
@@ -37,7 +37,7 @@ class Plain:
         self.program, batches = assembled(experiment, jax.devices()[:1])
         self.batches = [next(batches) for _ in range(6)]
         batches.close()
-        self.step = self.program.compile(self.program.batch_shape(self.batches[0]))
+        self.step = self.program.trace(self.program.batch_shape(self.batches[0])).lower().compile()
         self.initial = jax.device_get(self.program.initialize())
 
     def state(self):
