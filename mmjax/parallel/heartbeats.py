@@ -13,7 +13,7 @@ from typing import Any
 
 from jax._src import distributed  # jax.distributed has no public way to the coordinator's keys and values
 
-from mmjax.core.processes import describe_stuck
+from mmjax.core.stuck_processes import describe_stuck
 
 logger = logging.getLogger(__name__)
 

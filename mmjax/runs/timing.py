@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, get_args
 
-from mmjax.core.processes import stuck_workers
+from mmjax.core.stuck_processes import stuck_workers
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from multiprocessing import connection
 from typing import Any
 
 from mmjax.core.config import ConfigError
-from mmjax.core.processes import stuck_workers
+from mmjax.core.stuck_processes import stuck_workers
 from mmjax.data.preparing.plan import check_same, common_schema, make_plan, read_example
 from mmjax.data.preparing.progress import Counter, amount, time_left
 from mmjax.data.preparing.reencoding import Reencoding

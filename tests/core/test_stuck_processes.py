@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from mmjax.core import processes
+from mmjax.core.stuck_processes import describe_stuck, stuck_workers
 
 
 def test_a_stopped_worker_is_named_and_a_waiting_one_is_not():
@@ -16,16 +16,14 @@ def test_a_stopped_worker_is_named_and_a_waiting_one_is_not():
     try:
         os.kill(workers[1].pid, signal.SIGSTOP)
         deadline = time.monotonic() + 10
-        while not processes.stuck_workers() and time.monotonic() < deadline:
+        while not stuck_workers() and time.monotonic() < deadline:
             time.sleep(0.01)
         pid = workers[1].pid
-        assert processes.stuck_workers() == [
-            f"worker process {pid} is stopped by a signal; `kill -CONT {pid}` lets it go on"
-        ]
+        assert stuck_workers() == [f"worker process {pid} is stopped by a signal; `kill -CONT {pid}` lets it go on"]
         os.kill(pid, signal.SIGCONT)
-        while processes.stuck_workers() and time.monotonic() < deadline:
+        while stuck_workers() and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert processes.stuck_workers() == []
+        assert stuck_workers() == []
     finally:
         for worker in workers:
             worker.kill()
@@ -33,4 +31,4 @@ def test_a_stopped_worker_is_named_and_a_waiting_one_is_not():
 
 
 def test_a_process_that_is_not_there_is_not_described():
-    assert processes.describe_stuck(1 << 30) == "" and processes.describe_stuck(os.getpid()) == ""
+    assert describe_stuck(1 << 30) == "" and describe_stuck(os.getpid()) == ""
