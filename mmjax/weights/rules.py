@@ -60,7 +60,6 @@ FLAT = Op(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1))
 """A vector of theirs, heads apart in ours; or one number of ours as an array of length 1."""
 CONV = Op(lambda x, shape: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
 """torch's [out, in, height, width] and ours [height, width, in, out]."""
-TRANSPOSED = Op(lambda x, shape: x.T, lambda x: x.T)
 
 
 def linear(input_axes: int = 1) -> Op:

@@ -23,7 +23,6 @@ Format = Literal["array_record", "tfrecord"]
 
 _HEADER = struct.Struct("<QI")  # length and its checksum; the payload and its own checksum follow
 _TRAILER = 4
-_SMALLEST = 65536  # bytes of any ArrayRecord file
 
 
 class RecordFiles(Protocol):

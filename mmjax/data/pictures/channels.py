@@ -13,7 +13,7 @@ Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
 
 
-def parse_background(name: str, *, path: str = "data.background") -> Color | None:
+def parse_background(name: str) -> Color | None:
     """The color of that name, or of ``#rrggbb``; None for ``keep``.
 
     Example::
@@ -28,7 +28,9 @@ def parse_background(name: str, *, path: str = "data.background") -> Color | Non
     except ValueError:
         color = None
     if color is None or len(color) != 3:
-        raise ConfigError(f"{path}={name!r}: not a color; use a name or '#rrggbb', or 'keep' for a fourth channel")
+        raise ConfigError(
+            f"data.background={name!r}: not a color; use a name or '#rrggbb', or 'keep' for a fourth channel"
+        )
     return color
 
 
