@@ -135,9 +135,10 @@ class Batches:
             raise ConfigError(
                 "distinct=True: rows of one image are separate examples here; group them (the source's group=True)"
             )
-        arrangement: Arrangement = choose(order, get_args(Arrangement), path="order")  # type: ignore[assignment]
+        choose(order, get_args(Arrangement), path="order")
+        choose(captions, get_args(Captions), path="captions")
         self._order = make_order(
-            source, batch_size=batch_size, seed=seed, arrangement=arrangement, distinct=distinct, clusters=clusters
+            source, batch_size=batch_size, seed=seed, arrangement=order, distinct=distinct, clusters=clusters
         )
         rows = batch_size // process_count
         self._host_rows = range(process_index * rows, (process_index + 1) * rows)
@@ -153,7 +154,7 @@ class Batches:
             source,
             self._chain,
             seed=seed,
-            captions=choose(captions, get_args(Captions), path="captions"),  # type: ignore[arg-type]
+            captions=captions,
             caption_rows=captions_per_image,
             negative_rows=negatives_per_image,
             groups=groups,
