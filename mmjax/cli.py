@@ -13,7 +13,7 @@ from typing import Any
 from mmjax import __version__, commands
 from mmjax.commands.common.options import name_flags, parse_overrides
 from mmjax.core import plugins
-from mmjax.core.config import ConfigError, shorten
+from mmjax.core.config import ConfigError, nearest, shorten
 from mmjax.core.printable import printable
 from mmjax.runs.console import log_to_stderr
 
@@ -28,7 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status. 0: success, 1: the command failed, 2: a flag or config key cannot be used, 130: Ctrl-C.
     """
     parser = make_parser()
-    args, unknown = parser.parse_known_args(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        check_arguments(parser, arguments)
+    except ConfigError as error:
+        print(
+            f"mmjax: {printable(' '.join(shorten(word, LONGEST_WORD) for word in str(error).split()))}", file=sys.stderr
+        )
+        return 2
+    args, unknown = parser.parse_known_args(arguments)
     if "run" not in args:
         parser.print_help()
         return 2
@@ -46,6 +54,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout has gone, as with "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def check_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Raises ConfigError for a command or option that there is not, and names the nearest one.
+
+    argparse would list all commands, and say of a mistyped option that a required one is missing.
+
+    Args:
+        parser: Of all subcommands.
+        arguments: The command line without its first word.
+    """
+    command = ""
+    for word in arguments:
+        flag = word.partition("=")[0]
+        subcommands = _subcommands(parser)
+        if word == "--":
+            return
+        if subcommands and not word.startswith("-"):
+            if word not in subcommands:
+                # A command of a group may be looked for without its group.
+                inner = [f"{group} {name}" for group, each in subcommands.items() for name in _subcommands(each)]
+                raise ConfigError(f"{command}{word}: no such command; {nearest(word, [*subcommands, *inner])}")
+            parser, command = subcommands[word], f"{command}{word} "
+        elif (
+            not subcommands and word.startswith("--") and " " not in flag
+        ):  # with a space argparse takes it for a value
+            options = [option for action in parser._actions for option in action.option_strings]
+            is_override = flag.startswith("--config.") and "--config" in options
+            if not is_override and not any(option.startswith(flag) for option in options):
+                raise ConfigError(f"{command.strip()}: {word}: no such option; {nearest(flag, options)}")
+
+
+def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(actions[0].choices) if actions else {}
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -118,6 +118,40 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("trian --config=scenes", "mmjax: trian: no such command; did you mean 'train'?"),
+        ("data fecth emoji", "mmjax: data fecth: no such command; did you mean 'fetch'?"),
+        ("fetch emoji", "mmjax: fetch: no such command; did you mean 'data fetch'?"),
+        ("zzz", "mmjax: zzz: no such command; known: bench, bench device, "),
+        ("train --confg=scenes --workdir=x", "mmjax: train: --confg=scenes: no such option; did you mean '--config'?"),
+        ("eval --modle x --path=y", "mmjax: eval: --modle: no such option; did you mean '--model'?"),
+        ("data fetch emoji --config.seed=1", "mmjax: data fetch: --config.seed=1: no such option; known: "),
+    ],
+)
+def test_a_mistyped_command_or_option_names_the_nearest_one(words, line, capfd):
+    """Before argparse says that something else is missing, or lists all commands."""
+    assert cli.main(words.split()) == 2
+    out, error = capfd.readouterr()
+    assert not out and len(error.splitlines()) == 1 and error.startswith(line), error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--conf=scenes", "--config.seed", "1"],  # argparse takes the beginning of an option
+        ["search", "--in=x", "--", "--confg"],
+        ["search", "--a query of words"],
+        ["--version"],
+        ["-h"],
+        [],
+    ],
+)
+def test_words_that_are_none_of_it_are_left_to_argparse(words):
+    cli.check_arguments(cli.make_parser(), words)
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_with_the_way_out_and_leaves_nothing(name, tmp_path, capfd):
     words, mentions = MISTAKES[name]
