@@ -61,6 +61,7 @@ def write(workdir: Path, results: Results) -> Path:
         style=_style,
         p_value=p_value,
         json=json.dumps,
+        ranked_seeds=ranked_seeds(results),
     )
     path = workdir / "report.html"
     write_atomically(path, printable(page, lines=True).encode())
@@ -83,7 +84,7 @@ def format_markdown(results: Results) -> str:
         header = ["recipe", "ms a step", "baseline's, in turn", "ratio [quartiles]", "ms a batch, one thread", "ratio"]
         lines += ["", "## Step time", "", *_markdown_table(header, [_time_cells(row) for row in times])]
     if changes := (results.get("rank_changes") or {}).get("entries"):
-        lines += ["", "## Captions whose own image moved most: its rank with each seed", ""]
+        lines += ["", f"## Captions whose own image moved most: its rank with each {ranked_seeds(results)}", ""]
         for entry in changes:
             ranks = (f"{name} {', '.join(map(str, values))}" for name, values in entry["ranks"].items())
             lines.append(f"* “{entry['caption']}”: {'; '.join(ranks)}")
@@ -95,6 +96,12 @@ def format_markdown(results: Results) -> str:
     lines.append(f"* all: `--config={results['config']}`{common}, seeds {', '.join(map(str, results['seeds']))}")
     lines += ["", METHOD.format(tests=results["tests"])]
     return "\n".join(lines)
+
+
+def ranked_seeds(results: Results) -> str:
+    """Which seeds the ranks of captions are of: ``seed``, or ``of the seeds 0, 1, 2`` where there are more."""
+    ranked = (results.get("rank_changes") or {}).get("seeds") or results["seeds"]
+    return "seed" if ranked == results["seeds"] else f"of the seeds {', '.join(map(str, ranked))}"
 
 
 def verdict_lines(results: Results) -> list[str]:

@@ -16,6 +16,7 @@ import pytest
 from mmjax import cli
 from mmjax.commands.common import options, trainings
 from mmjax.commands.comparing import runs as runs_module
+from mmjax.commands.comparing.recipes import make_recipes
 from mmjax.commands.comparing.runs import ComparedRun, list_runs, train_all
 from mmjax.core.config import ConfigError
 from mmjax.core.locks import find_owner
@@ -200,11 +201,29 @@ def test_what_is_finished_when_a_comparison_is_stopped_never_trains_again(tmp_pa
         train_all(runs, jobs=1, workdir=tmp_path)
     assert Recorded.started == [str(run) for run in runs[2:]]
     lines = [line.split("  ") for line in caplog.messages]
-    assert [line[0] for line in lines] == ["2 of 6 runs are finished already", "3/6", "4/6", "5/6", "6/6"]
-    assert all(line[3].startswith("ETA ") for line in lines[1:-1]) and len(lines[-1]) == 3
+    started = f"training 4 runs, 1 at a time; each has its log beside its folder, as {tmp_path}/none/seed1.log"
+    assert [line[0] for line in lines] == ["2 of 6 runs are finished already", started, "3/6", "4/6", "5/6", "6/6"]
+    assert all(line[3].startswith("ETA ") for line in lines[2:-1]) and len(lines[-1]) == 3
     Recorded.started = []
     train_all(runs, jobs=1, workdir=tmp_path)
     assert Recorded.started == []
+
+
+def test_ranks_are_those_of_the_first_seeds_and_not_made_again_for_further_ones(tmp_path, monkeypatch):
+    spec, workdir = str(command.config_file(tmp_path)), tmp_path / "runs"
+    for run in list_runs(make_recipes(spec, [], names=["none", "mixup"]), seeds=range(5)):
+        write_run(run, workdir, curve={}, final={"test/rsum": float(run.seed)})
+    ranked = []
+
+    def find_changes(recipes, *, workdir, count):
+        ranked.append({name: [run.seed for run in runs] for name, runs in recipes.items()})
+        return {"split": "test", "images": 0, "seeds": [0, 1, 2], "entries": []}
+
+    monkeypatch.setattr("mmjax.commands.comparing.rank_changes.find_changes", find_changes)
+    words = ["compare", f"--config={spec}", f"--workdir={workdir}", "--recipes=none,mixup", "--time-steps=0"]
+    for seeds in (4, 5):
+        assert cli.main([*words, f"--seeds={seeds}"]) == 0
+    assert ranked == [{"none": [0, 1, 2], "mixup": [0, 1, 2]}]
 
 
 def test_one_recipe_alone_trains_with_a_warning_once(tmp_path, monkeypatch, caplog):

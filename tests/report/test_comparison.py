@@ -66,7 +66,7 @@ def results(*, names=("a & b", "c"), fractions=(None,), n=3, steps=True):
         pictures = [[[PIXEL, True], True], [[PIXEL, True], False]]
         entry = {"caption": "a <red> dot", "recipe": names[0], "image": [PIXEL, True]}
         entry |= {"ranks": {"none": [9] * n, names[0]: [1] * n}, "retrieved": {"none": pictures, names[0]: pictures}}
-        found["rank_changes"] = {"split": "test", "images": 1000, "entries": [entry]}
+        found["rank_changes"] = {"split": "test", "images": 1000, "seeds": list(range(n))[:3], "entries": [entry]}
     return found
 
 
@@ -96,6 +96,9 @@ def test_the_page_and_the_markdown_show_it_all(options, tmp_path):
     cells = {line.count("|") for line in markdown.replace(r"\|", "").splitlines() if line.startswith("|")}
     assert cells <= {7, 9, len(found["sizes"]) + 2}  # every row of a table is whole
     assert ("What changed in retrieval" in page.text) == ("step_times" in found)
+    if "rank_changes" in found:
+        which = "of the seeds 0, 1, 2" if len(found["seeds"]) > 3 else "seed"
+        assert f"one number for each {which};" in page.text and f"its rank with each {which}\n" in markdown
     assert ("Which recipe for which data" in page.text) == (len(found["sizes"]) > 1)
     charts = text.count("<figure><figcaption>")
     groups = -(-len(options.get("names", "ab")) // 5)

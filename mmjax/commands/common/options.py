@@ -135,7 +135,7 @@ def processes(args: argparse.Namespace) -> Mapping[str, Any]:
 
 def split_csv(text: str | None) -> tuple[str, ...]:
     """``A,B`` as its words; none where the flag was left out."""
-    return () if text is None else tuple(text.split(","))
+    return () if text is None else tuple(word.strip() for word in text.split(","))
 
 
 def available_cores() -> int:

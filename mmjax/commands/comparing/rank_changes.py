@@ -43,11 +43,14 @@ def find_changes(recipes: Mapping[str, Sequence[ComparedRun]], *, workdir: Path,
         count: Of captions.
 
     Returns:
-        ``split``, ``images`` (how many were ranked) and ``entries``; no entries if nothing of it can be ranked.
+        ``split``, ``images`` (how many were ranked), ``seeds`` (whose ranks they are) and ``entries``; no entries if
+        nothing of it can be ranked.
     """
-    experiment = next(iter(recipes.values()))[0].experiment()
+    first = next(iter(recipes.values()))
+    experiment = first[0].experiment()
     split = experiment.eval.final_splits[0] if experiment.eval.final_splits else ""
-    nothing = {"split": split, "images": 0, "entries": []}
+    seeds = [run.seed for run in first]
+    nothing = {"split": split, "images": 0, "seeds": seeds, "entries": []}
     if not count or "retrieval" not in experiment.eval.final_tasks:
         return nothing
     try:
@@ -64,6 +67,7 @@ def find_changes(recipes: Mapping[str, Sequence[ComparedRun]], *, workdir: Path,
     return {
         "split": split,
         "images": len(examples),
+        "seeds": seeds,
         "entries": [
             {
                 "caption": examples[row]["captions"][0],

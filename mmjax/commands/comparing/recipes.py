@@ -22,7 +22,7 @@ NONE = "none"
 """The recipe that adds nothing to the configuration."""
 
 ADD = "add"
-"""The key of a recipe in a file that names other recipes, whose overrides come first."""
+"""The key of an own recipe that names built-in ones, whose overrides come first."""
 
 KINDS = {
     "augment": "mmjax.augment",
@@ -61,32 +61,32 @@ def make_recipes(
     Args:
         spec: A config file with its arguments.
         overrides: Pairs of key and value that hold for all recipes.
-        names: Recipes by name: ``none``, those of ``file``, a plug-in of ``KINDS``, or several joined by ``+``. If
-            empty: ``none``, and all of ``file``.
+        names: Recipes by name: ``none``, those of ``file`` and ``variants``, a plug-in of ``KINDS``, or several joined
+            by ``+``. If empty: ``none``, and all of ``file``.
         file: A TOML or JSON file: a table of overrides for each name.
-        variants: ``NAME:KEY=VALUE;…``: further recipes.
+        variants: ``NAME:KEY=VALUE;…``: further recipes. Those that are not among ``names`` come last.
     """
     common = tuple(overrides)
     sections = load_config(spec, common)
     own_recipes = read_recipes(file) if file else {}
+    of_flags = [_parse_variant(text) for text in variants]
+    names = list(names) or [NONE, *own_recipes]
+    names += [name for name, _ in of_flags if name not in names]
+    defined = [NONE, *own_recipes, *(name for name, _ in of_flags)]
+    if twice := [name for number, name in enumerate(defined) if name in defined[:number]]:
+        raise ConfigError(f"--variant={twice[0]}:…: is the name of another recipe, too; call it something else")
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise ConfigError(f"--recipes: names {twice[0]} twice; name it once")
+    own_recipes |= dict(of_flags)
     result = [
         Recipe(name=name, spec=spec, common=common, own=tuple(_overrides_of(name, own_recipes, sections)))
-        for name in names or (NONE, *own_recipes)
+        for name in names
     ]
-    for text in variants:
-        name, colon, assignments = text.partition(":")
-        pairs = [assignment.partition("=") for assignment in assignments.split(";") if assignment]
-        if not colon or not pairs or any(not equals for _, equals, _ in pairs):
-            raise ConfigError(f"--variant={text!r}: expected NAME:KEY=VALUE[;KEY=VALUE]")
-        own = tuple((key.strip(), value.strip()) for key, _, value in pairs)
-        result.append(Recipe(name=name.strip(), spec=spec, common=common, own=own))
     for recipe in result:
         if not recipe.name or "/" in recipe.name or recipe.name.startswith("."):
             raise ConfigError(
                 f"--recipes, --variant: {recipe.name!r} is no name of a folder; use another one for that recipe"
             )
-    if len({recipe.name for recipe in result}) < len(result):
-        raise ConfigError(f"--recipes, --variant: two share a name ({', '.join(r.name for r in result)})")
     return result
 
 
@@ -107,6 +107,14 @@ def read_recipes(file: str) -> dict[str, dict[str, Any]]:
         if "+" in name or "," in name:
             raise ConfigError(f"--recipes-file={file}: {name!r} has a '+' or ',' in its name; use another one")
     return {name: dict(_flatten(values)) for name, values in recipes.items()}
+
+
+def _parse_variant(text: str) -> tuple[str, dict[str, Any]]:
+    name, colon, assignments = text.partition(":")
+    pairs = [assignment.partition("=") for assignment in assignments.split(";") if assignment]
+    if not colon or not pairs or any(not equals for _, equals, _ in pairs):
+        raise ConfigError(f"--variant={text!r}: expected NAME:KEY=VALUE[;KEY=VALUE]")
+    return name.strip(), {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def known_recipes() -> dict[str, list[str]]:
@@ -138,12 +146,13 @@ def _overrides_of(
 ) -> Iterator[tuple[str, str]]:
     """The overrides of recipes joined by ``+``; ``sections`` is the configuration that they are added to."""
     added: dict[str, list[Any]] = {key: list(_get(sections, key) or ()) for key in ("augment", "data.transforms")}
-    for name in text.split("+"):
+    # A name of --variant may hold a "+".
+    for name in [text] if text in own_recipes else text.split("+"):
         if name in own_recipes:
             values = dict(own_recipes[name])
             if further := values.pop(ADD, None):
                 if not isinstance(further, str) or any(word in own_recipes for word in further.split("+")):
-                    raise ConfigError(f"--recipes-file: {name}.{ADD}={further!r}: expected built-in recipes, as 'a+b'")
+                    raise ConfigError(f"the recipe {name!r}: {ADD}={further!r}: expected built-in recipes, as 'a+b'")
                 yield from _add_all(further.split("+"), added, sections)
             yield from ((key, value if isinstance(value, str) else repr(value)) for key, value in values.items())
         elif name != NONE:

@@ -119,6 +119,9 @@ def train_all(runs: Sequence[ComparedRun], *, jobs: int, workdir: Path) -> None:
         name = runs[0].recipe.name
         others = "none,A,B" if name == NONE else f"{NONE},{name}"
         logger.warning(f"the recipe {name} has nothing to be compared with; write, for example, --recipes={others}")
+    if waiting:
+        one = waiting[0].folder(workdir).with_suffix(".log")
+        logger.info(f"training {len(waiting)} runs, {jobs} at a time; each has its log beside its folder, as {one}")
     running: dict[int, tuple[Training, ComparedRun, float]] = {}
     seconds: list[float] = []
     with exit_on_sigterm():

@@ -88,14 +88,31 @@ def test_variants_are_recipes_too():
     assert slow[1].experiment().steps == 60
 
 
+def test_variants_may_be_named_among_the_recipes(tmp_path):
+    file = tmp_path / "recipes.toml"
+    file.write_text("[slow]\nsteps = 70\n")
+    variants = ["long run:steps=60", "a+b:seed=1", "tokens:add=mixup;augment.mixup.tap=tokens@0"]
+    experiments = made(["long run", "slow", "long run+lemda"], file=str(file), variants=variants)
+    assert list(experiments) == ["long run", "slow", "long run+lemda", "a+b", "tokens"]
+    assert experiments["long run"].steps == experiments["long run+lemda"].steps == 60
+    assert [name for name, _ in experiments["long run+lemda"].augment] == ["lemda"]
+    assert experiments["slow"].steps == 70 and experiments["a+b"].seed == 1
+    assert experiments["tokens"].augment == (("mixup", {"tap": "tokens@0"}),)
+    with pytest.raises(ConfigError, match="--variant=slow:…: is the name of another recipe"):
+        made(["none"], file=str(file), variants=["slow:steps=60"])
+
+
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
         (["lemd"], {}, "--recipes=lemd: .*did you mean 'lemda'"),
-        (["none", "lemda", "lemda"], {}, r"share a name \(none, lemda, lemda\)"),
+        (["none", "lemda", "lemda"], {}, "--recipes: names lemda twice"),
         (["lemda+lemda"], {}, "--recipes=lemda: the configuration has it already in augment"),
         (["../up"], {}, "--recipes=../up"),
-        ([], {"variants": ["none:steps=60"]}, "share a name"),
+        ([], {"variants": ["none:steps=60"]}, "--variant=none:…: is the name of another recipe"),
+        ([], {"variants": ["long:steps=60", "long:steps=70"]}, "--variant=long:…: is the name of another recipe"),
+        (["none", "lon"], {"variants": ["long:steps=60"]}, "--recipes=lon: .*did you mean 'long'"),
+        ([], {"variants": ["long:add=lemdaa"]}, "--recipes=lemdaa: .*did you mean 'lemda'"),
         ([], {"variants": ["../up:steps=60"]}, "'../up' is no name of a folder"),
         ([], {"variants": [":steps=60"]}, "'' is no name of a folder"),
         ([], {"variants": ["long"]}, "--variant='long': expected NAME:KEY=VALUE"),
@@ -116,7 +133,7 @@ def test_mistakes_name_the_flag(names, options, message):
         ("a = 1\n", "'a' must be a table of KEY = VALUE"),
         ("[a]\n", "'a' must be a table of KEY = VALUE"),
         ("['a+b']\nsteps = 1\n", r"'a\+b' has a '\+' or ','"),
-        ("[a]\nadd = 'b'\n[b]\nsteps = 2\n", "a.add='b': expected built-in recipes"),
+        ("[a]\nadd = 'b'\n[b]\nsteps = 2\n", "the recipe 'a': add='b': expected built-in recipes"),
         ("[a]\nadd = 'mixgenn'\n", "--recipes=mixgenn: .*'mixgen'"),
     ],
 )
