@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from mmjax.data.sample import Unreadable
 from mmjax.data.storage import filesystem
 
 _TRIED = 4
+_FOLDERS = 200  # of a place, that are looked at for pictures
 
 
 class ImageFiles(NamedTuple):
@@ -77,10 +79,32 @@ class ImageFiles(NamedTuple):
                 continue
             tried.append(path)
         if tried:
+            folder = self._folder_with(names[: len(tried)])
+            way_out = (
+                f"set image_root={folder!r}" if folder else "set image_root to the folder that their names start from"
+            )
             raise ConfigError(
                 f"image_root={self.root!r}: none of the first {len(tried)} pictures is there, such as {tried[0]!r}; "
-                "set image_root to the folder that their names start from"
+                f"{way_out}"
             )
+
+    def _folder_with(self, names: Sequence[str]) -> str | None:
+        """A folder in ``root`` or beside it that has one of the pictures; None of a URL, or if there is none."""
+        if filesystem.is_url(self.root):
+            return None
+        root = os.path.abspath(self.root)
+        for parent in (root, os.path.dirname(root)):
+            try:
+                folders = sorted(entry.path for entry in os.scandir(parent) if entry.is_dir())
+            except OSError:
+                continue
+            for folder in folders[:_FOLDERS]:
+                files = self._replace(root=folder)
+                for name in names:
+                    with contextlib.suppress(Unreadable, OSError, ValueError):
+                        if filesystem.exists(files.path_of(name)):
+                            return folder
+        return None
 
 
 def one_modality(modalities: tuple[str, ...]) -> tuple[str, ...]:

@@ -186,7 +186,9 @@ def _label(value: Any) -> Any:
 
 
 def _texts(value: Any) -> list[str]:
-    """The texts that are not blank."""
+    """The texts that are not blank; of a list, also as JSON (``["a", "b"]`` in a cell of Hugging Face's csv files)."""
+    if isinstance(value, str) and value[:2] == '["' and value[-2:] == '"]':
+        value = _json_list(value)
     if isinstance(value, str) and value.isascii() and value and not value.isspace():
         return [value]  # nearly all of them
     texts: list[str] = []
@@ -204,6 +206,13 @@ def _texts(value: Any) -> list[str]:
     if not texts:
         raise Unreadable("no caption", "all are empty")
     return texts
+
+
+def _json_list(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # a caption that looks like one
+        return text
 
 
 def _literal(value: Any) -> str | None:

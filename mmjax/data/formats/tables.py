@@ -27,7 +27,7 @@ from mmjax.data.text import why_not_utf8
 
 SEPARATORS = ("\t", ",", ";", "|")  # in the order of trial; the first is open_clip's
 IMAGES = ("filepath", "image", "image_path", "file_name", "filename", "path", "img", "image_file", "file", "jpg")
-CAPTIONS = ("title", "caption", "captions", "text", "texts", "sentence", "sentences", "sentences_raw", "txt")
+CAPTIONS = ("title", "caption", "captions", "text", "texts", "sentence", "sentences", "sentences_raw", "txt", "raw")
 NEGATIVES = ("neg_caption", "neg_captions")
 RESERVED = ("key", "captions", "negatives", "label", "image")
 

@@ -50,7 +50,7 @@ class Source(source.Source):
       format: ``csv`` (any separator), ``jsonl``, ``parquet``; ``auto`` looks at the content.
       separator: of csv; sniffed if left out.
       image_column: sniffed if left out.
-      caption_columns: one or more, each a text (jsonl, parquet: or a list of texts); the first usual one if left out.
+      caption_columns: one or more, each a text or a list of texts (csv: as JSON); the first usual one if left out.
       image_root: the folder that images are named from; the table's own if left out.
       columns: further fields of each example; texts become numbers if all are numbers.
       negative_column: false captions, as a list or the text of a Python list (NegCLIP); sniffed if left out. They

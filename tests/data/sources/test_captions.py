@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -255,6 +256,18 @@ def test_wrong_roots_are_said_at_once(folder):
     (folder / "t").write_text(FILES["test_list"])
     with pytest.raises(ConfigError, match=r"image_root='/nowhere'.*none of the first 3"):
         Source("test", path=str(folder / "t"), image_root="/nowhere")
+
+
+@pytest.mark.parametrize("place", ["here/flickr30k-images", "images"])
+def test_a_folder_of_the_pictures_near_a_wrong_root_is_named(folder, place):
+    (folder / "here").mkdir()
+    (folder / "here" / "t").write_text(FILES["test_list"])
+    pictures = folder / place
+    pictures.mkdir()
+    for name in json.loads(FILES["test_list"]):
+        shutil.copy(folder / name["image"], pictures / name["image"])
+    with pytest.raises(ConfigError, match=rf"image_root='{folder}/here'.*; set image_root='{pictures}'$"):
+        Source("test", path=str(folder / "here" / "t"))
 
 
 @pytest.mark.parametrize("kind", FILES)

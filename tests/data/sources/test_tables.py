@@ -52,6 +52,19 @@ def test_jsonl_and_parquet(folder):
         check(Source("train", path=str(folder / name)))
 
 
+def test_a_list_of_captions_in_a_cell_is_several_captions(folder):
+    """As in Hugging Face's csv files of Flickr30k and COCO."""
+    lists = [['a dog, and a "cat"', "zwei Hunde über Gras"], ["one"]]
+    texts = ['["no list', "[sic]", '["a" and "b"]']
+    with open(folder / "t.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["raw", "filename"])
+        cells = [*map(json.dumps, lists[:1]), json.dumps(lists[1], ensure_ascii=False), *texts]
+        rows.writerows([cell, f"images/{i:03}.png"] for i, cell in enumerate(cells))
+    source = Source("test", path=str(folder / "t.csv"))
+    assert [source[i]["captions"] for i in range(len(source))] == [*lists, *([text] for text in texts)]
+
+
 def test_open_clip_names_come_before_others_and_options_before_these(folder):
     text = "filepath\ttitle\tcaption\timage\nimages/000.png\tfrom title\tfrom caption\timages/001.png\n"
     (folder / "t.tsv").write_text(text)
