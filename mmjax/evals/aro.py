@@ -9,10 +9,11 @@ import numpy as np
 
 from mmjax.core.config import ConfigError, Ge
 from mmjax.evals.common.base import OpenSource, Published
+from mmjax.evals.common.caption_benchmarks import LISTS
 from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.evals.common.folders import benchmark, first_of
 from mmjax.evals.common.pair_benchmark import PairBenchmark
-from mmjax.evals.common.pairs import Pairs, metrics_by_kind, score_pairs
+from mmjax.evals.common.pairs import RATES, Pairs, metrics_by_kind, score_pairs
 
 _CE_CLIP = "Zhang et al. 2024 (CE-CLIP, arXiv:2306.08832)"
 _FOLDERS = ("aro", "ARO", ".")
@@ -43,6 +44,7 @@ class Evaluator(PairBenchmark):
         ),
         *("tie_rate", "num_unreadable"),
     )
+    over_all = ("micro", "micro_blind", *RATES)
     published = (
         *_published("CLIP ViT-B/32 (OpenAI)", 59.3, 62.9),
         *_published("NegCLIP ViT-B/32", 80.2, 70.5),
@@ -81,21 +83,18 @@ class Evaluator(PairBenchmark):
         """What is there of ARO's data sets below ``root``.
 
         ``aro/visual_genome_{relation,attribution}.json`` with ``aro/images``; ``coco/coco_karpathy_test.json`` with
-        ``coco/val2014``; ``flickr30k/flickr30k_test.json`` with ``flickr30k/flickr30k-images``.
+        ``coco/val2014``; ``flickr30k/flickr30k_test.json`` with ``flickr30k/flickr30k-images``; or where ``retrieval``
+        finds these lists.
         """
         result: dict[str, dict[str, Any]] = {}
         for name in ("relation", "attribution"):
             path = first_of(root, [f"{folder}/visual_genome_{name}.json" for folder in _FOLDERS])
             images = path and first_of(path.parent, ("images",))
             result |= benchmark(f"aro_{name}", "aro", path, images, expected="aro/images")
-        for name, file, folder in (
-            ("coco_order", "coco/coco_karpathy_test.json", "val2014"),
-            ("flickr30k_order", "flickr30k/flickr30k_test.json", "flickr30k-images"),
-        ):
-            path = first_of(root, (file,))
-            images = path.parent if path and (path.parent / folder).exists() else None
-            expected = f"{file.partition('/')[0]}/{folder}"
-            result |= benchmark(f"aro_{name}", "word_order", path, images, expected=expected)
+        for layout in LISTS:
+            path, images = layout.find(root)
+            name = f"aro_{layout.dataset}_order"
+            result |= benchmark(name, "word_order", path, images, expected=layout.expected)
         return result
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:

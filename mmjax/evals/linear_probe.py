@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,6 +13,8 @@ from mmjax.evals.common.base import Base, OpenSource, Split, open_split
 from mmjax.evals.common.class_folders import find_classes
 from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.evals.common.linear_models import GRID, fit_logistic, fit_ridge
+
+logger = logging.getLogger(__name__)
 
 SOLVERS = {"ridge": fit_ridge, "logistic": fit_logistic}
 
@@ -68,11 +71,13 @@ class Evaluator(Base):
     @classmethod
     def find(cls, root: Path) -> dict[str, dict[str, Any]]:
         """Data sets of classification below ``root``, as of ``zeroshot``, that have a split ``train``."""
-        return {
-            name: {"split": split, "train_split": "train", "source": source}
-            for name, split, source in find_classes(root)
-            if (Path(source["path"]) / "train").is_dir()
-        }
+        data_sets = {}
+        for name, split, source in find_classes(root, prompts=False):
+            if (Path(source["path"]) / "train").is_dir():
+                data_sets[name] = {"split": split, "train_split": "train", "source": source}
+            else:
+                logger.info("linear_probe: %s has no folder train beside %s, and is left out", source["path"], split)
+        return data_sets
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""

@@ -9,7 +9,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data.sample import Unreadable
 from mmjax.evals.common.base import Base, OpenSource, open_split
 from mmjax.evals.common.embedder import BoundEmbedder
-from mmjax.evals.common.pairs import metrics_by_kind, score_pairs
+from mmjax.evals.common.pairs import RATES, metrics_by_kind, score_pairs
 
 
 class Evaluator(Base):
@@ -24,6 +24,7 @@ class Evaluator(Base):
     """
 
     headline: ClassVar[Collection[str]] = ("macro", "macro_blind", "micro", "tie_rate")
+    over_all: ClassVar[Collection[str]] = ("macro", "macro_blind", "micro", "micro_blind", *RATES)
 
     def __init__(
         self,

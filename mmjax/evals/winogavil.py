@@ -34,6 +34,7 @@ class Evaluator(Base):
 
     own_split: ClassVar[bool] = True
     headline = (*(f"jaccard{name}{s}" for name, *_ in SIZES for s in ("", "_blind")), "tie_rate", "num_unreadable")
+    over_all = ("jaccard", "jaccard_blind", "tie_rate", "truncation_rate")
     published = (
         Published("winogavil", "human", _FILES, {"jaccard_5-6": 0.991, "jaccard_10-12": 0.993}),
         Published("winogavil", "CLIP ViT-B/32 (OpenAI)", _FILES, {"jaccard_5-6": 0.534, "jaccard_10-12": 0.416}),

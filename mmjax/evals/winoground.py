@@ -11,7 +11,7 @@ from mmjax.core.config import ConfigError
 from mmjax.evals.common.base import Base, OpenSource, Published, open_split
 from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.evals.common.folders import benchmark, first_of
-from mmjax.evals.common.pairs import count_unreadable
+from mmjax.evals.common.pairs import RATES, count_unreadable
 
 _PAPER = "Thrush et al. 2022 (arXiv:2204.03162)"
 
@@ -38,6 +38,7 @@ class Evaluator(Base):
 
     own_split: ClassVar[bool] = True
     headline = ("text_score", "image_score", "group_score", "tie_rate", "num_unreadable")
+    over_all = ("text_score", "image_score", "group_score", *RATES)
     published = (
         _published("human", 89.5, 88.5, 85.5),
         _published("CLIP ViT-B/32 (OpenAI)", 30.75, 10.5, 8.0),

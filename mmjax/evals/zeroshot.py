@@ -45,6 +45,7 @@ class Evaluator(Base):
         )
     )
     headline = ("acc@1", "acc@5", "mean_per_class", "mAP", "acc@1_harmonic", "acc@1_worst_group")
+    over_all = ("acc@1", "acc@5", "mean_per_class", "f1_macro", "tie_gap", "mAP")
 
     def __init__(
         self,
@@ -77,7 +78,10 @@ class Evaluator(Base):
         self.split = open_split(open_source, split, source)
         own = self.split.source
         if class_names is None and not own.class_names:
-            raise ConfigError(f"split={split!r}: the source has no class_names; choose a split for classification")
+            raise ConfigError(
+                f"split={split!r}: the source has no class_names; set its label_column, or choose a split for "
+                "classification"
+            )
         named = None if class_names is None else classes.dataset_names(class_names, dataset=dataset)
         if named is not None and own.class_names and len(named) != len(own.class_names):
             raise ConfigError(

@@ -83,6 +83,22 @@ def test_any_data_is_measured_by_what_it_has(model, root, capsys):
     status, printed = run(capsys, *words, "--option=retrieval.merge_repeats=False")
     assert status == 0
     assert f"| dataset_coco/test/text_to_image_R@1 | {COUNT} |" in printed.out and "zeroshot" not in printed.out
+    assert "no splits" not in printed.err
+
+
+def test_data_without_splits_is_said_to_be_measured_as_a_whole(root, tmp_path, monkeypatch, caplog):
+    (tmp_path / "t.csv").write_text(f"filepath,title\n{root}/coco/val2014/0.jpg,a dog\n")
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    for words, split in (([], "test"), (["--split=val", "--tasks=retrieval"], "val")):
+        args = parser.parse_args(["--model=m", f"--path={tmp_path / 't.csv'}", *words])
+        args.overrides = []
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            assert [data_set.name for data_set in evaluating._data_sets(args, None, {})] == [f"t/{split}"]
+        assert caplog.messages == [
+            f"{tmp_path / 't.csv'} has no splits: all of its 1 examples are measured as {split!r}"
+        ]
 
 
 def test_the_suite_of_a_runs_config_is_measured_beside_its_own_data(root, monkeypatch):
@@ -108,6 +124,10 @@ def test_the_suite_of_a_runs_config_is_measured_beside_its_own_data(root, monkey
     assert data_sets("--tasks=retrieval", "--split=val") == [own]
     with pytest.raises(ConfigError, match=r"--root=.*: has none of the data sets of --suite=winoground"):
         data_sets("--suite=winoground")
+    with pytest.raises(
+        ConfigError, match=rf"^--root={root}/coco: has none of .*; {root} has coco, flickr8k; name that"
+    ):
+        data_sets("--suite=retrieval", f"--root={root}/coco")
 
 
 def test_a_run_measures_its_suite_at_its_end(model, root, caplog):

@@ -110,6 +110,7 @@ def test_a_perfect_model_scores_one_and_a_constant_one_nothing(root):
     [
         ("aro_coco_order", "coco/coco_karpathy_test.json", "val2014"),
         ("aro_flickr30k_order", "flickr30k/flickr30k_test.json", "flickr30k-images"),
+        ("aro_coco_order", "coco/annotations/coco_karpathy_test.json", "val2014"),  # as retrieval finds it
     ],
 )
 def test_a_caption_must_beat_all_of_its_shuffles(tmp_path, name, file, folder):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
-from mmjax.evals.common.result_tables import make_table
+from mmjax.evals.common.result_tables import make_tables
 from mmjax.evals.common.results import make_results, summarize
 from mmjax.evals.common.suite import DataSet
 from mmjax.evals.datacomp import TASKS, Evaluator
@@ -97,7 +97,7 @@ def test_averages_are_over_what_was_measured_and_say_so(root):
     ]
     summarized = [result for result in summarize(results) if result.dataset == "datacomp"]
     assert [(r.model, r.metric) for r in summarized] == [(m, name) for m in ("one", "two") for name in summary]
-    rows = [row[0] for row in make_table([r for r in summarize(results) if r.model == "one"], published=True).rows]
+    rows = [row[0] for row in make_tables([r for r in summarize(results) if r.model == "one"], published=True)[0].rows]
     assert rows == [f"{name}/main" for name in main] + [f"datacomp/{name}" for name in summary]
 
 

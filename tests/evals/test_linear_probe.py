@@ -1,4 +1,5 @@
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -137,3 +138,18 @@ def test_data_sets_with_a_training_split_are_found(tmp_path):
     model = Planted({level: np.eye(12)[label] + 0.01 for level, label in levels.items()}, {"x": np.ones(12)})
     got = Evaluator(open_source, **found)(model.bind())
     assert name == "birds" and (got["acc@1"], got["acc@1_1_shot"], got["num_train"]) == (1, 1, 4)
+
+
+def test_folders_of_classes_need_no_names_but_a_training_split(tmp_path, caplog):
+    for split in ("train", "val"):
+        for label in ("n00000000", "n00000001"):
+            gray(tmp_path / "animals" / split / label / "9.png", 9)
+    assert {n: (o["split"], o["train_split"]) for n, o in Evaluator.find(tmp_path).items()} == {
+        "animals": ("val", "train")
+    }
+    shutil.rmtree(tmp_path / "animals" / "train")
+    with caplog.at_level("INFO"):
+        assert Evaluator.find(tmp_path) == {}
+    assert [message.split(": ")[1] for message in caplog.messages] == [
+        f"{tmp_path}/animals has no folder train beside val, and is left out"
+    ]

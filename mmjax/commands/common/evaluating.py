@@ -18,7 +18,7 @@ from mmjax.core.printable import printable
 from mmjax.data.open_source import open_source
 from mmjax.data.preparing.progress import Counter
 from mmjax.evals.common.metric_names import FOLDER
-from mmjax.evals.common.result_tables import make_table
+from mmjax.evals.common.result_tables import make_tables
 from mmjax.evals.common.results import Result, ResultsFile, make_results
 from mmjax.evals.common.suite import DataSet, check_options, check_same_everywhere, find_suite, one_line
 from mmjax.evals.common.suite import measure as measure_all
@@ -65,6 +65,8 @@ def measure(args: argparse.Namespace) -> tuple[list[Result], int]:
     model = _open(args, evaluator_options)
     data_sets = _data_sets(args, model, evaluator_options)
     file = ResultsFile(Path(args.output)) if args.output else None
+    if file and collectives.is_main_process():
+        file.prepare()
     weights = model.fingerprint() if file else ""
     there = {number: file.find(data_set, weights=weights) for number, data_set in enumerate(data_sets)} if file else {}
     # Process 0 writes the file, and others may not see it; all must measure the same data sets.
@@ -80,7 +82,8 @@ def measure(args: argparse.Namespace) -> tuple[list[Result], int]:
         data_set = outcome.data_set
         if outcome.error is not None:
             failed.append(one_line(outcome.error))
-            logger.warning("%s could not be measured by %s: %s", data_set.name, data_set.task, failed[-1])
+            if len(data_sets) > 1:  # of one alone it is the error of the command
+                logger.warning("%s could not be measured by %s: %s", data_set.name, data_set.task, failed[-1])
             continue
         if len(data_sets) > 1:
             place = f"{len(done) + len(failed) + 1}/{len(data_sets)}"
@@ -96,8 +99,9 @@ def measure(args: argparse.Namespace) -> tuple[list[Result], int]:
 def print_table(args: argparse.Namespace, results: Sequence[Result], against: Sequence[Result]) -> None:
     """Prints results as a table, or as Markdown."""
     every = args.all_metrics or (args.suite is None and args.path is None)
-    table = make_table(results, against=against, published=args.published, every=every)
-    print(printable(table.markdown() if args.markdown else table.text(), lines=True))
+    tables = make_tables(results, against=against, published=args.published, every=every)
+    texts = [table.markdown() if args.markdown else table.text() for table in tables if table.rows]
+    print(printable("\n\n".join(texts), lines=True))
 
 
 def split_options(flags: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
@@ -146,8 +150,9 @@ def _data_sets(
     section = data_source.with_absolute_path(data_source.source_section(args))
     data_sets = []
     for split in splits or ("test",):
+        fitting = _fitting_tasks(section, split) if splits or not tasks else []
         stem = posixpath.splitext(posixpath.basename((args.path or section["name"]).rstrip("/")))[0]
-        for task in tasks or _fitting_tasks(section, split):
+        for task in tasks or fitting:
             own = {**evaluator_options.get(task, {}), "split": split, "source": section}
             data_sets.append(DataSet(f"{stem}/{split}" if task == "retrieval" else f"{stem}/{split}/{task}", task, own))
     return data_sets
@@ -156,5 +161,8 @@ def _data_sets(
 def _fitting_tasks(section: dict[str, Any], split: str) -> list[str]:
     """The evaluators for which a source has what they need."""
     source = open_source(section, split=split, path="--source")
+    if source.ignores_split:
+        where = section.get("path", section["name"])
+        logger.info("%s has no splits: all of its %s examples are measured as %r", where, f"{len(source):,}", split)
     tasks = ["zeroshot"] if source.class_names else ["retrieval"]
     return tasks + (["pairwise"] if source.first_readable().get("negatives") else [])

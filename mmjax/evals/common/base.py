@@ -57,6 +57,9 @@ class Base(abc.ABC):
     headline: ClassVar[Collection[str]] = ()
     """The metrics that tables show if not asked for all; empty: all of them."""
 
+    over_all: ClassVar[Collection[str] | None] = None
+    """The metrics that are over all examples, whose number stands beside them in results; None: all metrics."""
+
     published: ClassVar[Sequence[Published]] = ()
     """Results of others on its data sets."""
 
@@ -86,6 +89,11 @@ class Base(abc.ABC):
         """
         del metrics
         return {}
+
+    @classmethod
+    def has_summary(cls) -> bool:
+        """Whether there are metrics over all data sets of the family."""
+        return cls.summarize.__func__ is not Base.summarize.__func__  # type: ignore[attr-defined]
 
     @classmethod
     def metric_names(cls) -> Collection[str] | None:

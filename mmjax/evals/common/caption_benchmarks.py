@@ -26,21 +26,37 @@ class Layout(NamedTuple):
     images: tuple[str, ...]  # folders that the annotations name images from
     holding: str = ""  # a folder that must be in that of the images
 
+    def find(self, root: Path) -> tuple[Path | None, Path | None]:
+        """The annotations below ``root`` and the folder of the images, each if it is there."""
+        path = next((root / name for name in self.annotations if (root / name).is_file()), None)
+        return path, first_of(root, self.images, holding=self.holding)
 
-LAYOUTS = (
-    # Karpathy's files have all splits, the lists of ALBEF and BLIP one.
-    Layout("coco", ("coco/dataset_coco.json", "coco/annotations/dataset_coco.json"), _COCO_2014, "val2014"),
+    @property
+    def expected(self) -> str:
+        """Where the images may lie, for the log."""
+        return str(Path(self.images[0]) / self.holding)
+
+
+LISTS = (
     Layout(
         "coco",
         ("coco/coco_karpathy_test.json", "coco/annotations/coco_karpathy_test.json", "coco_karpathy_test.json"),
         _COCO_2014,
         "val2014",
     ),
-    Layout("coco_val2017", ("coco/annotations/captions_val2017.json", "coco/captions_val2017.json"), COCO_VAL2017),
-    Layout("flickr30k", ("flickr30k/dataset_flickr30k.json",), _FLICKR30K),
     Layout(
         "flickr30k", ("flickr30k/flickr30k_test.json", "flickr30k_test.json"), ("flickr30k", ""), "flickr30k-images"
     ),
+)
+"""The lists of ALBEF and BLIP: {image, caption: [...]}."""
+
+LAYOUTS = (
+    # Karpathy's files have all splits, the lists of ALBEF and BLIP one.
+    Layout("coco", ("coco/dataset_coco.json", "coco/annotations/dataset_coco.json"), _COCO_2014, "val2014"),
+    LISTS[0],
+    Layout("coco_val2017", ("coco/annotations/captions_val2017.json", "coco/captions_val2017.json"), COCO_VAL2017),
+    Layout("flickr30k", ("flickr30k/dataset_flickr30k.json",), _FLICKR30K),
+    LISTS[1],
     Layout("flickr30k", ("flickr30k/flickr30k_test_karpathy.txt", "flickr30k/flickr30k_test.csv"), _FLICKR30K),
     Layout("flickr8k", ("flickr8k/dataset_flickr8k.json",), _FLICKR8K),
     Layout("flickr8k", ("flickr8k/flickr8k_test_karpathy.txt", "flickr8k/flickr8k_test.csv"), _FLICKR8K),
@@ -63,16 +79,12 @@ def find_captions(root: Path) -> dict[str, dict[str, Any]]:
 
 def _files(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for layout in LAYOUTS:
-        path = next((root / name for name in layout.annotations if (root / name).is_file()), None)
+        path, images = layout.find(root)
         if path is None:
             continue
-        images = first_of(root, layout.images, holding=layout.holding)
         if images is None:
             logger.warning(
-                "%s: %s is there, but not its images; put them into %s",
-                layout.dataset,
-                path,
-                Path(layout.images[0]) / layout.holding,
+                "%s: %s is there, but not its images; put them into %s", layout.dataset, path, layout.expected
             )
             continue
         yield layout.dataset, {"name": "captions", "path": str(path), "image_root": str(images)}

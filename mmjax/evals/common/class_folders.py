@@ -22,16 +22,21 @@ _FILES = {"class_names": ("classnames.txt", "classnames.json"), "templates": ("t
 _WORDNET = re.compile(r"n\d{8}")
 
 
-def find_classes(root: Path) -> Iterator[ClassSplit]:
-    """The data sets in ``root``, and WebDatasets one folder deeper too; sorted within each kind."""
+def find_classes(root: Path, *, prompts: bool = True) -> Iterator[ClassSplit]:
+    """The data sets in ``root``, and WebDatasets one folder deeper too; sorted within each kind.
+
+    Args:
+        root: The folder in which they lie.
+        prompts: Leave out those whose classes have no names that a prompt could use.
+    """
     for data in find_webdatasets(root):
         if data.kind != "retrieval" and (data.path / "classnames.txt").exists():
             yield data.name, "test", {"name": "webdataset", "path": str(data.path)}
     for folder in sorted(child for child in root.iterdir() if child.is_dir()):
-        yield from _classes(folder) or _tfds(folder)
+        yield from _classes(folder, prompts) or _tfds(folder)
 
 
-def _classes(folder: Path) -> list[ClassSplit]:
+def _classes(folder: Path, prompts: bool) -> list[ClassSplit]:
     """A split's folder with one folder a class."""
     split = next((name for name in _SPLITS if _has_classes(folder / name)), None)
     if split is None:
@@ -41,7 +46,7 @@ def _classes(folder: Path) -> list[ClassSplit]:
         if (path := first_of(folder, names)) is not None:
             source[option] = str(path)
     first = min(child.name for child in (folder / split).iterdir() if child.is_dir())
-    if "class_names" not in source and _WORDNET.fullmatch(first):
+    if prompts and "class_names" not in source and _WORDNET.fullmatch(first):
         logger.warning(
             "%s: folders are called %s and so on, which says nothing in a prompt; put the names into %s",
             folder,

@@ -14,6 +14,9 @@ from mmjax.evals.common.embedder import BoundEmbedder
 
 logger = logging.getLogger(__name__)
 
+RATES = ("tie_rate", "identical_rate", "truncation_rate")
+"""What ``Pairs.quality`` gives beside numbers."""
+
 CHUNK = 8192  # pairs whose embeddings are in memory at a time
 
 

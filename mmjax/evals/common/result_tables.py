@@ -9,6 +9,9 @@ from mmjax.evals.common.base import Published
 from mmjax.evals.common.metric_names import load_evaluator
 from mmjax.evals.common.results import Result, by_model, name_results
 
+BLIND = "_blind"
+"""The end of the name of a metric that is the control of another one."""
+
 
 class Table(NamedTuple):
     """A head, rows of as many cells, and lines below them."""
@@ -34,10 +37,10 @@ class Table(NamedTuple):
         return "\n".join([*lines, *notes])
 
 
-def make_table(
+def make_tables(
     results: Sequence[Result], *, against: Sequence[Result] = (), published: bool = False, every: bool = False
-) -> Table:
-    """One row for each metric.
+) -> list[Table]:
+    """One row for each metric, in one table; with published results in one for each evaluator, as each has its own.
 
     Args:
         results: Of one model.
@@ -45,19 +48,32 @@ def make_table(
         published: With columns of published results of the same data sets, marked as not measured.
         every: All metrics, not the most important ones alone.
     """
+    named = list(zip(name_results(results), results, strict=True))
+    tasks = dict.fromkeys(result.task for result in results)
+    groups = [[row for row in named if row[1].task == task] for task in tasks] if published else [named]
+    return [_make_table(group, against, published=published, every=every) for group in groups]
+
+
+def _make_table(
+    named: Sequence[tuple[str, Result]], against: Sequence[Result], *, published: bool, every: bool
+) -> Table:
     others = by_model(against)
-    anchors = _anchors(results) if published else []
-    named = zip(name_results(results), results, strict=True)
-    shown = [(name, result) for name, result in named if every or is_headline(result)]
-    head = ["", "n", "value"]
+    anchors = _anchors([result for _, result in named]) if published else []
+    blind = {} if every else _blind_results([result for _, result in named])
+    companions = {id(result) for result in blind.values()}
+    shown = [row for row in named if every or (is_headline(row[1]) and id(row[1]) not in companions)]
+    has_blind = any(_key(result) in blind for _, result in shown)
+    head = ["", "n", "value", *(["blind"] if has_blind else [])]
     for number in range(1, len(others) + 1):
         head += [f"[{number}]", "difference"]
     head += [f"published [{number}]" for number in range(len(others) + 1, len(others) + len(anchors) + 1)]
     rows, differing = [], False
     for name, result in shown:
         row = [name, "" if result.count is None else str(result.count), _number(result.value)]
+        if has_blind:
+            row.append("" if (other := blind.get(_key(result))) is None else _number(other.value))
         for own in others.values():
-            other = own.get((result.dataset, result.task, result.metric))
+            other = own.get(_key(result))
             if other is None or other.value is None or result.value is None:
                 row += ["" if other is None else _number(other.value), ""]
                 continue
@@ -66,7 +82,12 @@ def make_table(
             row += [_number(other.value) + ("" if same else "*"), f"{result.value - other.value:+.4g}"]
         row += ["" if (value := _published_value(entry, result)) is None else _number(value) for _, entry in anchors]
         rows.append(row)
-    footer = [f"[{number}] {model}" for number, model in enumerate(others, 1)]
+    footer = (
+        ["blind: the control that does not look, with the mean over the benchmark for each image (of winogavil, cue)"]
+        if has_blind
+        else []
+    )
+    footer += [f"[{number}] {model}" for number, model in enumerate(others, 1)]
     footer += [
         f"[{number}] {entry.model}: published by {entry.source}, not measured here"
         for number, (_, entry) in enumerate(anchors, len(others) + 1)
@@ -78,8 +99,24 @@ def make_table(
 
 def is_headline(result: Result) -> bool:
     """Whether a metric is one of the most important ones of its evaluator."""
-    headline = load_evaluator(result.task).headline
-    return not headline or result.metric in headline or result.dataset == result.task  # a summary
+    evaluator = load_evaluator(result.task)
+    is_summary = result.dataset == result.task and evaluator.has_summary()
+    return not evaluator.headline or result.metric in evaluator.headline or is_summary
+
+
+def _key(result: Result) -> tuple[str, str, str]:
+    return result.dataset, result.task, result.metric
+
+
+def _blind_results(results: Sequence[Result]) -> dict[tuple[str, str, str], Result]:
+    """What a model gets that does not look, by the key of the metric that it is the control of."""
+    keys = set(map(_key, results))
+    blind = {}
+    for result in results:
+        key = (result.dataset, result.task, result.metric.removesuffix(BLIND))
+        if result.metric.endswith(BLIND) and key in keys:
+            blind[key] = result
+    return blind
 
 
 def _anchors(results: Sequence[Result]) -> list[tuple[str, Published]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Result:
         task: The evaluator.
         metric: The metric's name.
         value: NaN where it is not defined.
-        count: How many images, captions or pairs it is over, if the evaluator says so.
+        count: How many images, captions or pairs it is over, if the evaluator says so; None for one over some of them.
         options: Of the evaluator, with the source.
         version: Of mmjax.
     """
@@ -62,7 +63,7 @@ def make_results(data_set: DataSet, metrics: Mapping[str, float], *, model: str,
             task=data_set.task,
             metric=metric,
             value=value if math.isfinite(value) else None,
-            count=_count(metric, metrics),
+            count=_count(metric, metrics, over_all=load_evaluator(data_set.task).over_all),
             options=options,
         )
         for metric, value in metrics.items()
@@ -86,6 +87,15 @@ class ResultsFile:
         key = _key(weights, data_set.name, data_set.task, _plain(data_set.options), mmjax.__version__)
         return [result for result in self.results if result.key == key]
 
+    def prepare(self) -> None:
+        """Makes the file's folder; raises ConfigError if nothing can be written there, before hours of measuring."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error.strerror) from None
+        if not os.access(self._path.parent, os.W_OK):
+            raise self._unwritable("Permission denied")
+
     def add(self, results: Sequence[Result]) -> None:
         """Writes the results of a measurement, in place of earlier ones of the same."""
         replaced = {result.key for result in results}
@@ -95,7 +105,10 @@ class ResultsFile:
         try:
             write_atomically(self._path, "".join(f"{_line(result)}\n" for result in self.results), sync=True)
         except OSError as error:
-            raise ConfigError(f"{self._flag}={self._path}: cannot be written ({error.strerror}); check it") from None
+            raise self._unwritable(error.strerror) from None
+
+    def _unwritable(self, reason: str | None) -> ConfigError:
+        return ConfigError(f"{self._flag}={self._path}: cannot be written ({reason}); name another file")
 
 
 def read_results(path: Path, *, flag: str) -> list[Result]:
@@ -165,8 +178,8 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(options), default=str))
 
 
-def _count(metric: str, metrics: Mapping[str, float]) -> int | None:
-    if metric.startswith("num_"):
+def _count(metric: str, metrics: Mapping[str, float], *, over_all: Collection[str] | None) -> int | None:
+    if metric.startswith("num_") or (over_all is not None and metric not in over_all):
         return None
     names = ("num_captions",) if metric.startswith("text_to_image") else _COUNTS
     return next((int(metrics[name]) for name in names if name in metrics), None)

@@ -106,10 +106,10 @@ def find_suite(
         raise ConfigError(f"{root_key}={root}: no such folder; name the one in which the benchmarks lie")
     data_sets = find_data_sets(tasks, Path(root).absolute(), options, defaults=defaults)
     if not data_sets:
-        raise ConfigError(
-            f"{root_key}={root}: has none of the data sets of {suite_key}={','.join(suite)}; docs/benchmarks.md has "
-            "their layouts"
-        )
+        above = Path(root).absolute().parent  # of somebody who named the folder of one data set
+        there = sorted({name for task in tasks for name in load_evaluator(task).find(above)}) if above.is_dir() else []
+        way_out = f"{above} has {', '.join(there)}; name that" if there else "docs/benchmarks.md has their layouts"
+        raise ConfigError(f"{root_key}={root}: has none of the data sets of {suite_key}={','.join(suite)}; {way_out}")
     return data_sets
 
 

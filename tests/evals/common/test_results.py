@@ -5,7 +5,7 @@ import pytest
 
 from mmjax.core.config import ConfigError
 from mmjax.evals.common import results, suite
-from mmjax.evals.common.result_tables import make_table
+from mmjax.evals.common.result_tables import make_tables
 from mmjax.evals.common.results import ResultsFile, make_results, read_results
 from mmjax.evals.common.suite import DataSet, find_data_sets, make_evaluator, measure
 from mmjax.evals.sugarcrepe import Evaluator as SugarCrepe
@@ -33,6 +33,16 @@ def test_what_is_in_the_file_is_found_again_and_nothing_else(tmp_path):
     assert [r.value for r in read_results(tmp_path / "r.jsonl", flag="--output") if r.metric == "rsum"] == [400, 1]
     assert [r.count for r in made()] == [5, 5, 25, None, None]
     assert json.loads((tmp_path / "r.jsonl").read_text().splitlines()[2])["value"] is None
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--output=.*/file/r.jsonl: cannot be written \(.*\); name another file"):
+        ResultsFile(tmp_path / "file" / "r.jsonl").prepare()
+    new = ResultsFile(tmp_path / "new" / "folder" / "r.jsonl")
+    new.prepare()
+    new.add(made())
+    assert (tmp_path / "new" / "folder" / "r.jsonl").exists()
 
 
 def test_results_of_another_version_are_measured_again(tmp_path, monkeypatch):
@@ -72,19 +82,20 @@ def test_other_files_are_named_by_their_first_wrong_line(tmp_path, line):
 
 
 def test_a_table_shows_headlines_differences_and_which_are_not_the_same_measurement():
-    table = make_table(made(), against=[*made(model="before", rsum=290.0), *made(FOLDS, model="folds", rsum=1.0)])
+    others = [*made(model="before", rsum=290.0), *made(FOLDS, model="folds", rsum=1.0)]
+    [table] = make_tables(made(), against=others)
     assert [row[0] for row in table.rows] == ["coco/rsum", "coco/image_to_text_R@1", "coco/text_to_image_R@1"]
     assert table.rows[0][1:] == ["5", "300", "290", "+10", "1*", "+299"]
     assert table.rows[2][1:] == ["25", "-", "-", "", "-", ""]
     text, markdown = table.text(), table.markdown()
     assert "[1] before" in text and "\n\\* measured with other options" in markdown
-    assert len(make_table(made(), every=True).rows) == len(METRICS)
+    assert len(make_tables(made(), every=True)[0].rows) == len(METRICS)
     assert len({line.count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
 
 
 def test_published_results_are_marked_as_not_measured():
     data_set = DataSet("sugarcrepe", "sugarcrepe", {})
-    table = make_table(make_results(data_set, {"swap_obj": 0.6}, model="m", weights=""), published=True)
+    [table] = make_tables(make_results(data_set, {"swap_obj": 0.6}, model="m", weights=""), published=True)
     assert len(table.head) == 3 + len(SugarCrepe.published)
     assert all(head.startswith("published [") for head in table.head[3:])
     [row] = table.rows
@@ -100,9 +111,36 @@ def test_a_data_set_of_two_evaluators_has_their_names_in_its_metrics():
     assert results.name_results(found) == names
     assert results.name_results(found[1:]) == ["imagenet1k/acc@1", "coco/acc@1"]
     assert results.name_results(found[1:], data_sets=both) == names[1:]  # the first one could not be measured
-    table = make_table(found, published=True, every=True)
-    assert [row[0] for row in table.rows] == names
-    assert any(table.rows[0][3:]) and not any(table.rows[1][3:])  # no probe is published
+    tables = make_tables(found, published=True, every=True)  # one for each evaluator
+    assert [[row[0] for row in table.rows] for table in tables] == [[names[0]], [names[1]], [names[2]]]
+    assert any(tables[0].rows[0][3:]) and tables[1].head == ["", "n", "value"]  # no probe is published
+    assert [row[0] for row in make_tables(found, every=True)[0].rows] == names
+
+
+PAIRS = {"swap_obj": 0.6, "swap_obj_blind": 0.4, "macro": 0.6, "macro_blind": 0.5, "identical_rate": 0.1}
+PAIRS |= {"tie_rate": 0.0, "num_pairs": 9.0}
+
+
+def test_the_control_that_does_not_look_stands_beside_its_score():
+    """Also where the data set has its evaluator's name, all of whose metrics were shown."""
+    found = make_results(DataSet("sugarcrepe", "sugarcrepe", {}), PAIRS, model="m", weights="")
+    [table] = make_tables(found)
+    assert table.head == ["", "n", "value", "blind"]
+    rows = [["swap_obj", "", "0.6", "0.4"], ["macro", "9", "0.6", "0.5"], ["tie_rate", "9", "0", ""]]
+    assert table.rows == [[f"sugarcrepe/{name}", *cells] for name, *cells in rows]
+    assert "blind: " in table.text()
+    assert len(make_tables(found, every=True)[0].rows) == len(PAIRS)
+
+
+def test_a_metric_over_some_examples_does_not_have_the_number_of_all():
+    found = make_results(DataSet("sugarcrepe", "sugarcrepe", {}), PAIRS, model="m", weights="")
+    counts = {result.metric: result.count for result in found}
+    assert {name for name, count in counts.items() if count == 9} == {
+        "macro", "macro_blind", "tie_rate", "identical_rate",
+    }  # fmt: skip
+    scores = {"text_score": 0.5, "text_score_relation": 0.0, "num_pairs": 4.0}
+    found = make_results(DataSet("winoground", "winoground", {}), scores, model="m", weights="")
+    assert [result.count for result in found] == [4, None, None]
 
 
 def test_what_one_process_cannot_find_or_open_is_an_error_of_all(monkeypatch):
