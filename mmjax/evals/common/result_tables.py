@@ -77,7 +77,8 @@ def _make_table(
             if other is None or other.value is None or result.value is None:
                 row += ["" if other is None else _number(other.value), ""]
                 continue
-            same = (other.options, other.count) == (result.options, result.count)
+            counts = {other.count, result.count} - {None}  # one may come from a version that gave none
+            same = other.options == result.options and len(counts) < 2
             differing |= not same
             row += [_number(other.value) + ("" if same else "*"), f"{result.value - other.value:+.4g}"]
         row += ["" if (value := _published_value(entry, result)) is None else _number(value) for _, entry in anchors]

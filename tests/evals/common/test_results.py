@@ -87,6 +87,9 @@ def test_a_table_shows_headlines_differences_and_which_are_not_the_same_measurem
     assert [row[0] for row in table.rows] == ["coco/rsum", "coco/image_to_text_R@1", "coco/text_to_image_R@1"]
     assert table.rows[0][1:] == ["5", "300", "290", "+10", "1*", "+299"]
     assert table.rows[2][1:] == ["25", "-", "-", "", "-", ""]
+    for count, mark in ((5, ""), (6, "*"), (None, "")):
+        before = [dataclasses.replace(result, model="before", count=count) for result in made()[:1]]
+        assert make_tables(made()[:1], against=before)[0].rows == [["coco/rsum", "5", "300", f"300{mark}", "+0"]]
     text, markdown = table.text(), table.markdown()
     assert "[1] before" in text and "\n\\* measured with other options" in markdown
     assert len(make_tables(made(), every=True)[0].rows) == len(METRICS)
