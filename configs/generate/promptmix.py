@@ -13,10 +13,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     args = parse_arguments(arg, backend="scenes", ratio=1.0)
     config = ml_collections.ConfigDict()
     config.models = models(args.backend, "captioner", "writer", "image_generator", "labeler", "scorer")
-    modify = {"prompt": "promptmix_modify", "demos": ("modify",), "source": "edit", "sources": ("caption",)}
+    asked = {"prompt": "promptmix_modify", "demos": ("modify",), "source": "edit", "sources": ("caption",)}
     config.stages = (
         ("caption", {}),
-        ("rewrite", modify),
+        ("rewrite", {**asked, "prompts": True}),
         ("edit", {"mode": "text", "sources": ("edit",)}),
         ("classify", {"caption": "a {}"}),
         ("semantic", {"positives": ("a {}",), "field": "predicted"}),

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from mmjax.data.preparing.progress import Counter
     from mmjax.generate import summary
     from mmjax.generate.inputs import Inputs
-    from mmjax.generate.job import Job
+    from mmjax.generate.job import Job, check_inputs
     from mmjax.generate.recipe import make_recipe
 
     recipe = make_recipe(load_config(args.config, args.overrides, folder="generate"))
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     section = data_source.with_absolute_path(data_source.source_section(args))
     splits = options.split_csv(args.split)
     inputs = Inputs(section, splits=splits, limit=args.limit)
+    check_inputs(recipe, inputs)
     if args.dry_run:
         options.print_result(summary.forecast(recipe, len(inputs)), summary.forecast_text, as_json=args.json)
         return 0

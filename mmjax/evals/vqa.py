@@ -65,18 +65,17 @@ class Evaluator(Base):
             open_source: Opens a split of the experiment's data.
             split: The split to measure on.
             source: Options for ``open_source``.
-            answers: The answers in the order of the model's head, ``objective.answers`` of its training, or a file;
-                left out: the source's ``class_names``, or those of the task.
+            answers: The answers in the order of the model's head, or a file; left out: ``objective.answers`` of the
+                model's training, if they are those of the task, the source's ``class_names``, or those of the task.
         """
         self.split = open_split(open_source, split, source)
-        listed = classes.names(answers, key="answers") if answers else self.split.source.class_names
-        self.answers = list(listed or self.labels)
+        self._answers = classes.names(answers, key="answers") if answers else ()
 
     @classmethod
     def find(cls, root: Path) -> dict[str, dict[str, Any]]:
         """VQA v2 below ``root``: ``vqa/v2_OpenEnded_mscoco_val2014_questions.json``, annotations and ``coco/val2014``.
 
-        The answers, in the order of the model's head, are ``vqa/answers.json`` if it is there.
+        The answers, in the order of the model's head, are ``vqa/answers.json`` if it is there, or the model's own.
         """
         questions = root / "vqa/v2_OpenEnded_mscoco_val2014_questions.json"
         annotations = root / "vqa/v2_mscoco_val2014_annotations.json"
@@ -88,23 +87,28 @@ class Evaluator(Base):
         options = annotated_files("questions", path, images, expected="coco/val2014", **source)
         return {"vqa": {"split": "val", **more, **options}} if options else {}
 
+    def answers(self, embedder: BoundEmbedder) -> list[str]:
+        """The answers in the order of the model's head."""
+        own = embedder.answers if set(self.labels) <= set(embedder.answers) else ()
+        return list(self._answers or own or self.split.source.class_names or self.labels)
+
     def ask(self, embedder: BoundEmbedder) -> Answered:
         """All questions, of their own pictures and of others."""
         _, items, indices, _ = embedder.read(self.split.source, key=self.split.key)
         questions = [item["captions"][0] for item in items]
         own = [_answers_of(item, row) for row, item in enumerate(items)]
-        answers = []
+        names, answers = self.answers(embedder), []
         for images in (indices, indices[_next_other([item["id"] for item in items])]):
             logits = embedder.match(
                 self.split.source, images, questions, np.arange(len(items)), head=self.needs_head or "answer"
             )
-            if logits.shape[1] != len(self.answers):
+            if logits.shape[1] != len(names):
                 raise ConfigError(
-                    f"answers: lists {len(self.answers)}, and the model has {logits.shape[1]}; set "
+                    f"answers: lists {len(names)}, and the model has {logits.shape[1]}; set "
                     f"eval.options.{type(self).__module__.rpartition('.')[2]}.answers to objective.answers of its "
                     "training"
                 )
-            answers.append([self.answers[i] for i in logits.argmax(axis=1)])
+            answers.append([names[i] for i in logits.argmax(axis=1)])
         scores = (np.array([_score(c, o) for c, o in zip(chosen, own, strict=True)]) for chosen in answers)
         return Answered(items, answers[0], own, *scores)
 
@@ -112,7 +116,7 @@ class Evaluator(Base):
         """The metrics of one set of parameters."""
         asked = self.ask(embedder)
         result = accuracies(asked) | {f"accuracy_{kind}": value for kind, value in asked.by("kind").items()}
-        known = set(self.answers)
+        known = set(self.answers(embedder))
         return result | {"unlisted": float(np.mean([known.isdisjoint(own) for own in asked.own]))}
 
 

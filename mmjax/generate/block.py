@@ -47,12 +47,14 @@ class Block:
 
     Attributes:
       uses: the models that it asks, by the name that the recipe gives them, and their roles.
+      needs: fields without which no record can be used; a recipe is refused for data whose first examples all lack one.
       decides: whether it changes nothing but ``keep``, ``reason``, ``scores`` and the weights of captions; such blocks
         at the end of a recipe write no records again. They use no models or pictures.
     """
 
     decides: bool = False
     uses: Mapping[str, type] = {}
+    needs: Sequence[str] = ()
 
     def estimate(self, records: int) -> Estimate:
         """What that many records cost: one request each to each model, unless a subclass knows better."""
@@ -118,12 +120,26 @@ def ask(records: Sequence[Record], answers: Sequence[Any], use: Callable[[Record
     return results
 
 
-def child(record: Record, number: int) -> Record:
-    """A record whose picture will be made from this one's: of the same split, without texts."""
+def child(record: Record, number: int, fields: Sequence[str] = ()) -> Record:
+    """A record whose picture will be made from this one's: of the same split, without texts.
+
+    Args:
+      record: the parent.
+      number: of the child.
+      fields: those of the parent's that hold for the other picture too, where it has them; an answer may not.
+    """
     return Record(
         id=f"{record.id}.{number}", parent_id=record.id, key=record.key, split=record.split, index=record.index,
-        fields=copy.deepcopy(record.fields),
+        fields={name: copy.deepcopy(record.fields[name]) for name in fields if name in record.fields},
     )  # fmt: skip
+
+
+def failed_child(record: Record, number: int, reason: str) -> Record:
+    """What stands in place of a picture that could not be made; the parent stays as it is."""
+    one = child(record, number)
+    one.image = b""  # or the output would store the parent's
+    one.drop(reason)
+    return one
 
 
 def captions(record: Record, sources: Sequence[str] = ()) -> list[tuple[int, dict[str, Any]]]:
@@ -133,6 +149,14 @@ def captions(record: Record, sources: Sequence[str] = ()) -> list[tuple[int, dic
         for number, caption in enumerate(record.captions)
         if caption.get("weight", 1.0) > 0 and (caption["source"] in sources if sources else caption["source"] != "raw")
     ]
+
+
+def first_caption(record: Record, sources: Sequence[str] = ()) -> str:
+    """The first caption that has a weight and is of those sources, or of any; empty if there is none."""
+    for caption in record.captions:
+        if caption.get("weight", 1.0) > 0 and (not sources or caption["source"] in sources):
+            return str(caption["text"])
+    return ""
 
 
 def without(record: Record, is_wrong: Callable[[str], bool], sources: Sequence[str], *, reason: str) -> str | None:

@@ -34,6 +34,7 @@ from mmjax.generate.stages import StageRunner, Step
 from mmjax.inference.shards import ShardFolder, shard_name
 
 FLAG = "--output"
+_LOOKED_AT = 16  # examples, before anything is asked
 
 
 class Phase:
@@ -169,6 +170,8 @@ class Job:
             for number, dialog in enumerate(record.fields.get("turns", ()) if record.keep else ()):
                 texts = [text for turn in dialog["turns"] for text in turn]
                 spoken = [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(texts)]
+                if dialog.get("sees"):
+                    spoken[0]["value"] = f"<image>\n{spoken[0]['value']}"
                 line = {"id": f"{record.id}-{number}", "image": record.key, "split": record.split}
                 yield line | {"role": dialog["role"], "conversations": spoken}
 
@@ -252,6 +255,21 @@ class Job:
         return ShardFolder(
             path, plan_name=PLAN, plan=self._plan, kinds=(KIND,), suffixes=suffixes, shards=self.shards, flag=FLAG
         )
+
+
+def check_inputs(recipe: Recipe, inputs: Inputs) -> None:
+    """Raises ConfigError if the first examples lack a field that a stage needs, before any model is asked."""
+    if not any(block.needs for _, block in recipe.blocks):
+        return
+    records = [record for index in range(min(len(inputs), _LOOKED_AT)) if (record := inputs.record(index)).keep]
+    for name, block in recipe.blocks:
+        for field in block.needs:
+            if records and not any(field in record.fields for record in records):
+                what = "classes" if field == "class_name" else f"a field {field!r}"
+                raise ConfigError(
+                    f"stages.{name}: needs data with {what}, and the first {len(records)} examples have none; give "
+                    "--input with labels, such as a folder for each class, or other options of the stage"
+                )
 
 
 def phases(recipe: Recipe) -> tuple[list[list[int]], list[list[int]]]:

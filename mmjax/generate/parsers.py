@@ -9,16 +9,49 @@ from typing import Any
 
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
 _BULLET = re.compile(r"^\s*(?:[-*•]|\(?\d+[.)])\s*")
+_AN = re.compile(r"\ban\b")
 _QUOTES = "\"'“”‘’`"
 
 
-def first_line(reply: str, *, after: str = "=>") -> str | None:
-    """The first line that is not empty, of what follows the last ``after`` if that is there; None if there is none."""
-    for line in reply.rpartition(after)[2].splitlines():
-        text = " ".join(line.split()).strip(_QUOTES).strip()
-        if text:
-            return text
-    return None
+def without_thoughts(reply: str) -> str:
+    """The reply without what reasoning models think before it, up to ``</think>``; empty if they think to the end."""
+    return _THOUGHTS.sub("", reply, count=1).strip()
+
+
+def first_line(reply: str) -> str | None:
+    """The first line that is not empty; one that only announces what comes (``Sure:``) is passed over.
+
+    None if there is none.
+    """
+    lines = [text for line in reply.splitlines() if (text := " ".join(line.split()).strip(_QUOTES).strip())]
+    kept = [line for line in lines if not line.endswith(":")] or lines
+    return kept[0] if kept else None
+
+
+def rewrite(reply: str, *, caption: str = "") -> str | None:
+    """What a model writes after ``caption =>``; None if that is nothing.
+
+    The first line counts, because models that only continue texts go on with captions of their own. A reply may repeat
+    the caption, also below the pairs that were shown.
+    """
+    plain = re.escape(" ".join(caption.split()))
+    lines = [" ".join(line.split()) for line in reply.splitlines()]
+    for number, line in enumerate(lines):
+        if plain and (match := re.match(rf"\W*{plain}\W*?=>", line, re.IGNORECASE)):
+            return first_line("\n".join([line[match.end() :], *lines[number + 1 :]]))
+    text = first_line(reply)
+    return None if text is None else first_line(text.rpartition("=>")[2])
+
+
+def choice(reply: str, choices: Sequence[str]) -> str | None:
+    """The choice that a reply is, or the only one that its first line names; None if there is none."""
+    line = (first_line(reply) or "").strip(" .").lower()
+    plain = {text: one for one in choices if (text := one.strip(" .").lower())}
+    if line in plain:
+        return plain[line]
+    named = [one for one in plain if re.search(rf"(?<!\w){re.escape(one)}(?!\w)", line)]
+    longest = [one for one in named if not any(one != other and one in other for other in named)]
+    return plain[longest[0]] if len(longest) == 1 else None
 
 
 def list_lines(reply: str, *, begin: str = "") -> list[str]:
@@ -67,17 +100,21 @@ def attributes(reply: str, *, kinds: Sequence[str]) -> list[dict[str, str]] | No
 
 
 def _differ_in_value(one: dict[str, str]) -> bool:
-    if not one["value"] or not one["other"] or one["value"].lower() == one["other"].lower():
+    """Whether the captions are the same but for the value, a or an before it, and capitals."""
+    value, other, caption, wrong = (one[name].lower() for name in ("value", "other", "caption", "wrong"))
+    if not value or not other or value == other:
         return False
-    pieces = re.split(rf"(?<!\w){re.escape(one['value'])}(?!\w)", one["caption"])
-    return len(pieces) > 1 and one["wrong"] in {
-        one["value"].join(pieces[:k]) + one["other"] + one["value"].join(pieces[k:]) for k in range(1, len(pieces))
-    }
+    pieces = re.split(rf"(?<!\w){re.escape(value)}(?!\w)", caption)
+    exchanged = (value.join(pieces[:k]) + other + value.join(pieces[k:]) for k in range(1, len(pieces)))
+    return _AN.sub("a", wrong) in {_AN.sub("a", text) for text in exchanged}
 
 
 _QUESTION = re.compile(r"question\s*:\s*(.+?\?)", re.IGNORECASE | re.DOTALL)
 _ANSWER = re.compile(r"answer\s*:\s*(.+?)(?=\.(?:\s|$)|\n|\bquestion\s*:|$)", re.IGNORECASE | re.DOTALL)
 _TURNS = re.compile(r"(question|answer)\s*:\s*(.*?)(?=\b(?:question|answer)\s*:|\Z)", re.IGNORECASE | re.DOTALL)
+_SPEAKER = re.compile(
+    r"^[\s>#*_-]*(?:\(?\d+[.)])?[\s*_]*(question|answer)\s*\d*[\s*_]*:[*_]*", re.IGNORECASE | re.MULTILINE
+)
 _NAMED = re.compile(r"\[([^\[\]|]+)\|\s*([A-Za-z]+)\s*\]")
 _CALL = re.compile(r"^(.*?),?\s*\[([^\[\]]*)\]\s*\.?\s*$")
 _REFUSAL = re.compile(
@@ -85,8 +122,9 @@ _REFUSAL = re.compile(
     r"|\bas an AI\b",
     re.IGNORECASE,
 )
+_THOUGHTS = re.compile(r"\A\s*(?:<think>)?(?:(?!<think>).)*?</think>|\A\s*<think>.*", re.DOTALL)
 _LEAK = re.compile(
-    r"bounding box|\bcaptions?\b|\bcoordinates?\b|\bboxes\b|\[\s*\d|\(\s*0?\.\d+\s*,|\b0\.\d\d+\b", re.IGNORECASE
+    r"bounding[ -]?box|\bcaptions?\b|\bcoordinates?\b|\[\s*\d|\(\s*0?\.\d+\s*,|\b0\.\d\d+\b", re.IGNORECASE
 )
 
 
@@ -106,8 +144,12 @@ def question_and_answer(reply: str) -> tuple[str, str] | None:
 
 
 def turns(reply: str) -> list[tuple[str, str]] | None:
-    """Questions with the answers after them; None if they do not alternate or one is empty."""
-    spans = [(kind.lower(), " ".join(text.split())) for kind, text in _TURNS.findall(reply)]
+    """Questions with the answers after them; None if they do not alternate or one is empty.
+
+    Numbers and stars around ``Question:`` and ``Answer:`` at the beginning of a line belong to none.
+    """
+    plain = _SPEAKER.sub(lambda match: f"{match[1]}:", reply)
+    spans = [(kind.lower(), " ".join(text.split())) for kind, text in _TURNS.findall(plain)]
     kinds, texts = [kind for kind, _ in spans], [text for _, text in spans]
     if not spans or kinds != ["question", "answer"] * (len(kinds) // 2) or not all(texts):
         return None

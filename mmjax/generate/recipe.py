@@ -24,7 +24,7 @@ class RecipeConfig:
       stages: pairs of a block's name and its options, in order.
       models: for each name that the stages use, a section: the backend's ``name`` and options.
       seed: of all draws.
-      batch_size: records that a stage gets at once.
+      batch_size: records that a stage gets at once, and at least twice the ``concurrency`` of a model.
       shard: examples of the input in a shard of the output, what a kill can cost.
       format: of stored pictures: jpeg, png, webp; ``keep`` keeps those of the source, and makes png of others.
       quality: of jpeg and webp.

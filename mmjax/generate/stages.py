@@ -69,6 +69,9 @@ class StageRunner:
     def __init__(self, recipe: Recipe, inputs: Inputs):
         self.recipe, self.inputs = recipe, inputs
         config = recipe.config
+        # Enough records at once that a service has its next request ready.
+        asked = [2 * int(section.get("concurrency") or 0) for _, section in recipe.models.values()]
+        self._batch_size = max(config.batch_size, *asked, 1)
         self.reencoding = Reencoding(image_size=config.image_size, format=config.format, quality=config.quality)
         self._models: dict[str, Any] = {}
 
@@ -98,7 +101,7 @@ class StageRunner:
           progress: is called with numbers of records that went in and are done.
         """
         done: list[Record] = []
-        size = self.recipe.config.batch_size
+        size = self._batch_size
         for batch in _batches(records, size):
             current = batch
             for number, decision in steps:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import re
 
+_OWNER = r"(?:the|this|that|these|those|his|her|their|an?)"
+_THINGS = "building|ceiling|clothing|crossing|evening|king|morning|opening|painting|railing|ring|string|wedding|wing"
+_VERB = rf"(?!(?:{_THINGS})\b)(\w+ing)\b"
+"""Such as wearing, but none of the things that end so."""
 _PATTERNS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), yes, no)
     for pattern, yes, no in (
         (r"(?:is|are) there (.+)\?", "there is {0}", "there is no {0}"),
         (r"what (\w+) (is|are) (the .+?)\?", "the {0} of {2} {1} {a}", ""),
         (r"how (?:large|big|tall|long|high|old) (is|are) (.+)\?", "{1} {0} {a}", ""),
+        (r"what (is|are) (.+?) doing(.*)\?", "{1} {0} {a}{2}", ""),
+        (rf"what (is|are) ({_OWNER}\b.+?) {_VERB}(.*)\?", "{1} {0} {2} {a}{3}", ""),
         (r"what (is|are) (.+)\?", "{a} {0} {1}", ""),
         (r"how many (.+?) (are|is) there(.*)\?", "there {1} {a} {0}{2}", ""),
+        (r"how many (.+?) (are|is) (.+)\?", "{a} {0} {1} {2}", ""),
         (r"where (is|are) (.+)\?", "{1} {0} {a}", ""),
         (r"who (is|are) (.+)\?", "{a} {0} {1}", ""),
     )

@@ -219,11 +219,13 @@ def _make_embedder(experiment: Experiment, program: Program, tokenizer: Tokenize
 
     encode, answer = with_params(embed_image_tokens), with_params(answer_pairs)
     matcher = None
+    answers = tuple(getattr(program.objective, "answers", ()))
     if fusion is not None and fusion.images == 2:
-        matcher = Matcher(encode, match=None, answer_pair=answer, modalities=vision.modalities)
+        matcher = Matcher(encode, match=None, answer_pair=answer, answers=answers, modalities=vision.modalities)
     elif fusion is not None:
         maps = with_params(explain) if fusion.kind == "cross" else None
-        matcher = Matcher(encode, with_params(match_pairs), answer if fusion.answers else None, grad_cam=maps)
+        pairs = with_params(match_pairs)
+        matcher = Matcher(encode, pairs, answer if fusion.answers else None, grad_cam=maps, answers=answers)
     label_reader = None
     if recognizer is not None:
         label_reader = LabelReader(with_params(read_labels), tuple(recognizer.labels), field=experiment.data.labels)

@@ -25,9 +25,9 @@ def answer(params, tokens, ids):
     return jnp.stack([1 - light, light, jnp.full_like(light, 0.5)], axis=1)
 
 
-def evaluate(source, **options):
+def evaluate(source, *, own=(), **options):
     towers = Towers()
-    bound = towers.embedder(matcher=Matcher(encode, lambda *_: 0, answer)).bind(towers.params)
+    bound = towers.embedder(matcher=Matcher(encode, lambda *_: 0, answer, answers=own)).bind(towers.params)
     return vqa.Evaluator(lambda split: source, **{"answers": ANSWERS} | options)(bound)
 
 
@@ -153,6 +153,24 @@ def test_suites_find_published_layouts(tmp_path):
     assert snli_ve.Evaluator.find(tmp_path)["snli_ve"]["source"]["name"] == "questions"
     assert nlvr2.Evaluator.find(tmp_path).keys() == {"nlvr2_dev"}
     assert nlvr2.Evaluator.find(tmp_path)["nlvr2_dev"]["source"]["image_root"] == str(tmp_path / "nlvr2")
+
+
+def test_a_model_knows_its_own_answers():
+    source = Source([question(i, 255 * (i % 2), answer=ANSWERS[i % 2]) for i in range(4)])
+    assert evaluate(source, own=ANSWERS, answers=())["accuracy"] == 1
+    assert evaluate(source, own=ANSWERS[::-1], answers=())["accuracy"] < 1
+    assert evaluate(source, own=ANSWERS[::-1])["accuracy"] == 1  # an option has precedence
+    with pytest.raises(ConfigError, match=r"answers: lists 0, and the model has 3"):
+        evaluate(source, answers=())
+
+
+def test_answers_of_another_task_are_not_those_of_entailment():
+    """The first answer is chosen, that of a dark picture."""
+    towers = Towers()
+    source = Source([question(i, 0, answer="neutral") for i in range(4)])
+    for own, right in ((ANSWERS, 0), (("neutral", "entailment", "contradiction"), 1)):
+        bound = towers.embedder(matcher=Matcher(encode, None, answer, answers=own)).bind(towers.params)
+        assert snli_ve.Evaluator(lambda split: source)(bound)["accuracy"] == right
 
 
 def test_another_list_of_answers_is_refused():

@@ -1,16 +1,24 @@
 """ALIA's blocks: settings, edits, and the two filters."""
 
+import contextlib
+import itertools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mmjax.core.config import ConfigError
 from mmjax.data.scenes import graph
+from mmjax.generate.backend import Failure
+from mmjax.generate.backends.scenes import ImageGenerator
 from mmjax.generate.blocks import confidence, domains, edit
 from mmjax.generate.blocks.semantic import is_positive
+from mmjax.generate.inputs import Inputs
+from mmjax.generate.job import check_inputs
+from mmjax.generate.recipe import make_recipe
 from support import generating
 from support.generating import record
 
@@ -19,6 +27,10 @@ STAGES = (
     ("caption", {}), ("repeat", {}), ("domains", {"subject": "thing"}), ("edit", {"mode": "image", "n": 2}),
     ("semantic", {}), ("classify", {}), ("confidence", {}),
 )  # fmt: skip
+
+
+class Seeds:
+    seed = staticmethod(lambda record, *draw: 0)
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=6), st.integers(1, 3), st.floats(0.01, 100), st.floats(-1, 1))
@@ -86,6 +98,35 @@ def test_children_have_the_class_of_their_parent_and_say_what_made_them(output):
         assert entry["params"]["prompt"] == made["text"] and entry["params"]["mode"] == "image"
 
 
+@pytest.mark.parametrize(
+    ("stage", "role", "refused"),
+    [
+        (("classify", {}), "labeler", True),
+        (("classify", {"classes": ("cat", "dog")}), "labeler", False),
+        (("semantic", {}), "scorer", True),
+        (("semantic", {"field": "predicted"}), "scorer", False),
+        (("edit", {"mode": "image", "prompts": ("a {} at night",)}), "image_generator", True),
+        (("edit", {"mode": "image", "prompts": ("at night",)}), "image_generator", False),
+        (("edit", {"mode": "text", "sources": ("raw",)}), "image_generator", False),
+    ],
+)
+def test_data_without_classes_is_refused_before_any_model_is_asked(tmp_path, stage, role, refused):
+    recipe = make_recipe({"stages": (stage,), "models": {role: {"name": "scenes"}}})
+    check_inputs(recipe, Inputs(generating.SCENES, splits=("train",)))
+    (tmp_path / "a.csv").write_text("image,caption\na.png,a cat\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    inputs = Inputs({"name": "captions", "path": str(tmp_path / "a.csv")}, splits=("train",))
+    message = rf"stages.{stage[0]}: needs data with classes, and the first 1 examples have none"
+    with pytest.raises(ConfigError, match=message) if refused else contextlib.nullcontext():
+        check_inputs(recipe, inputs)
+
+
+def test_a_record_without_a_class_among_others_is_not_edited_by_a_prompt_for_classes():
+    block = edit.Block(mode="image", prompts=("a {} at night",))
+    assert block._choose(record(fields={"class_name": "bird"}), Seeds) == ["a bird at night"]
+    assert block._choose(record(), Seeds) == []
+
+
 def test_failed_edits_are_removed_and_good_ones_are_not(output):
     """The note's criterion, at an error of 60 %: precision and recall of removals of at least 0.9."""
     _, records = output
@@ -107,6 +148,33 @@ def test_a_summary_that_names_nothing_ends_the_run_with_the_reply(tmp_path):
         for seed in range(9):
             job = generating.make_job(tmp_path / str(seed), STAGES, models, source={"size": 4}, seed=seed)
             generating.run(job)
+
+
+@pytest.mark.parametrize("parents", [True, False])
+@pytest.mark.parametrize("name", ["edit", "restyle", "inpaint"])
+def test_a_picture_that_cannot_be_made_says_why_and_its_parent_stays(tmp_path, monkeypatch, name, parents):
+    options = {"edit": {"mode": "image", "n": 2, "prompts": ("at night", "in snow")}, "restyle": {"n": 2}}
+    before = (("objects", {}), ("detect", {}), ("attributes", {})) if name == "inpaint" else ()
+    models = MODELS | {"detector": {"name": "scenes"}}
+    roles = ("writer", "detector", "image_generator") if name == "inpaint" else ("image_generator",)
+    make, numbers = ImageGenerator.make, itertools.count()
+
+    def moody(self, requests, seeds):
+        made = make(self, requests, seeds)
+        return [Failure("held back") if next(numbers) % 5 in (0, 2, 3) else one for one in made]
+
+    monkeypatch.setattr(ImageGenerator, "make", moody)
+    stage = (name, options.get(name, {}) | ({} if parents or name == "inpaint" else {"parents": False}))
+    job = generating.make_job(tmp_path / "out", (*before, stage), {r: models[r] for r in roles}, source={"size": 12})
+    records = generating.run(job)
+    children = [one for one in records if one.parent_id]
+    assert len({one.id for one in records}) == len(records) and len(children) >= 20
+    for one in children:
+        assert one.keep == bool(one.image) == bool(one.captions)
+        assert one.reason == ("" if one.keep else f"{name}: held back")
+    assert {one.keep for one in children} == {True, False}
+    stays = parents or name == "inpaint"
+    assert all(one.keep is stays for one in records if not one.parent_id)
 
 
 def test_pictures_from_texts_and_boxes():

@@ -10,7 +10,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmjax.core.config import ConfigError
-from mmjax.generate.blocks import caption_mix, dedup, length, repeat, rewrite, uniform_caption
+from mmjax.generate import block
+from mmjax.generate.backend import Failure
+from mmjax.generate.backends.scenes import Writer
+from mmjax.generate.blocks import (
+    caption_mix,
+    dedup,
+    length,
+    objects,
+    repeat,
+    rewrite,
+    tool_instructions,
+    uniform_caption,
+)  # fmt: skip
 from mmjax.generate.prompt import load_prompt
 from mmjax.generate.quantiles import top_threshold
 from support import generating
@@ -25,6 +37,34 @@ def captions(*texts, source="caption", **fields):
 
 def weights(made):
     return [caption["weight"] for caption in made.captions]
+
+
+class Listener(Writer):
+    """An oracle that notes what it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def write(self, requests, *options):
+        self.asked += requests
+        return super().write(requests, *options)
+
+
+class WriterAlone:
+    """Tools with one model."""
+
+    def __init__(self):
+        self.writer = Listener()
+
+    def model(self, name):
+        return self.writer
+
+    def seed(self, record, *draw):
+        return int(record.id)
+
+    def origin(self, record, model, **params):
+        return 0
 
 
 # The top of scores.
@@ -175,6 +215,21 @@ def test_a_rewrite_for_each_set_of_examples():
         assert {entry["params"]["demos"] for entry in entries} == {"plain", "detailed", "short", "spoken"}
         assert all(entry["prompt_sha"] == load_prompt("laclip_rewrite").sha for entry in entries)
         assert math.isclose(sum(weights(one)), 9)
+
+
+def test_captions_that_filters_took_out_are_not_rewritten_and_records_without_any_say_so():
+    german = {"text": "ein Hund", "source": "raw", "weight": 0.0}
+    english = {"text": "a dog", "source": "raw", "weight": 1.0}
+    assert block.first_caption(record(captions=[german, english])) == "a dog"
+    assert block.first_caption(record(captions=[german])) == "" == block.first_caption(record(captions=[]))
+    assert block.first_caption(record(captions=[english]), ("caption",)) == ""
+    bare, whole = record(id="1", captions=[german]), record(id="2", captions=[english])
+    for one in (rewrite.Block(), objects.Block(), tool_instructions.Block(tools=1)):
+        tools = WriterAlone()
+        first, second = one([bare, whole], tools)
+        assert isinstance(first, Failure) and first.reason == "no caption" and not isinstance(second, Failure)
+        asked = tools.writer.asked
+        assert asked and all("a dog" in request.messages[-1].text for request in asked)
 
 
 def test_replies_that_are_no_rewrites_leave_the_others():

@@ -106,6 +106,25 @@ def test_children_show_the_wrong_caption_and_nothing_else_changes(family):
         assert child.provenance[true["by"]]["model"] == "scenes.writer"
 
 
+def test_edits_are_of_all_kinds_and_boxes_and_a_caption_of_two_stands_once(family):
+    parents = [one for one in family if not one.parent_id]
+    edits = [[e for e in one.fields["edits"] if e["wrong"] in {n["text"] for n in one.negatives}] for one in parents]
+    assert {edit["kind"] for own in edits for edit in own} == {"color", "shape", "material", "other"}
+    assert {edit["box"] for own in edits for edit in own} == {0, 1}
+    texts = [[c["text"] for c in one.captions if c["source"] == "detail"] for one in parents]
+    assert {len(own) for own in texts} == {1, 2} and all(len(set(own)) == len(own) for own in texts)
+
+
+def test_what_was_said_of_the_parents_picture_is_not_said_of_a_changed_one(family):
+    """Its glosses, answers and class may not hold, and the source ``generated`` would train on them."""
+    children = [one for one in family if one.parent_id]
+    assert {name for one in children for name in one.fields} == {"scene"}
+    stages = (("caption", {}), ("edit", {"mode": "text", "sources": ("caption",)}))
+    models = {"captioner": {"name": "scenes"}, "image_generator": {"name": "scenes"}}
+    drawn = [one for one in generating.make_records(stages, models) if one.parent_id]
+    assert drawn and {name for one in drawn for name in one.fields} == {"scene"}
+
+
 def test_pixels_outside_of_the_boxes_are_the_parents(family):
     by_id = {one.id: one for one in family}
     children = [one for one in family if one.parent_id]
@@ -133,7 +152,7 @@ def test_boxes_lie_in_the_picture_and_a_record_without_any_stays_as_it_was(famil
 
 def test_edits_that_did_not_happen_are_filtered():
     models = BIAUG | {"image_generator": {"name": "scenes", "error": 0.5}, "writer": {"name": "scenes", "error": 0.2}}
-    made = generating.make_records(STAGES, models)
+    made = [one for seed in range(3) for one in generating.make_records(STAGES, models, seed=seed)]
     children = [one for one in made if one.parent_id]
 
     def is_wrong(one):

@@ -19,7 +19,7 @@ from mmjax.generate.backend import Box, Decoding, Failure, Message, Picture, Pic
 from mmjax.generate.backends import openai
 from mmjax.generate.endpoint import client
 from mmjax.generate.pixels import to_png
-from support import model_service
+from support import generating, model_service
 from support.model_service import reply, serve
 
 KEY = "sk-secret-1234567890"
@@ -134,6 +134,31 @@ def test_no_more_requests_at_a_time_than_allowed():
     with serve(count) as server:
         writer(server, concurrency=3).write(requests(12), Decoding(), range(12))
     assert most == 3
+
+
+def test_a_recipe_asks_as_much_at_a_time_as_allowed(tmp_path):
+    """More than its ``batch_size`` of 3: every answer waits until twelve are asked for."""
+    together = threading.Barrier(12, timeout=20)
+
+    def wait(path, asked, number):
+        together.wait()
+        return reply("a cat")
+
+    with serve(wait) as server:
+        section = {"name": "openai", "url": server.url, "model": "m", "concurrency": 12, "retries": 0, "cache": None}
+        job = generating.make_job(
+            tmp_path / "out", (("caption", {}),), {"captioner": section}, source={"size": 24}, shard=24
+        )
+        assert all(one.keep for one in generating.run(job))
+
+
+def test_the_thoughts_of_a_model_are_no_part_of_its_reply():
+    with serve(lambda *_: reply("<think>Red or blue?</think>\n\nred", "<think>so long")) as server:
+        (failed,) = writer(server, retries=0).write(requests(1), Decoding(n=2), [0])
+        assert failed == Failure("the reply is empty")
+        assert writer(server).write(requests(1), Decoding(), [0]) == [["red"]]
+    with serve(lambda *_: reply('<think>{"color": "blue"}</think>{"color": "red"}')) as server:
+        assert writer(server).write(requests(1), Decoding(), [0], COLORS) == [['{"color": "red"}']]
 
 
 @pytest.mark.parametrize("name", DAMAGED)

@@ -78,6 +78,11 @@ def test_questions_and_answers_in_both_orders(text, pair):
         ("Where is the boy?", "in the garden", "the boy is in the garden"),
         ("Does it rain?", "no", "Does it rain? no"),
         ("What is on the table?", "a cup", "a cup is on the table"),
+        ("What is the man doing?", "riding", "the man is riding"),
+        ("What are the men in blue doing on the beach?", "running", "the men in blue are running on the beach"),
+        ("What is the man wearing on his head?", "a hat", "the man is wearing a hat on his head"),
+        ("What is the large building behind him?", "a church", "a church is the large building behind him"),
+        ("How many dogs are in the picture?", "2", "2 dogs are in the picture"),
     ],
 )
 def test_statements(question, answer, text):
@@ -104,8 +109,16 @@ def test_calls_name_the_tool_its_arguments_and_the_picture(line, call):
 def test_leaks_and_turns_and_marked_names():
     for text in ("the bounding box of", "as the caption says", "[0.1, 0.2]", "at 0.25 of it", "its coordinates"):
         assert parsers.leaks(text)
+    assert parsers.leaks("two bounding boxes") and not parsers.leaks("Two cardboard boxes stand on the floor.")
     assert not parsers.leaks("A boxer with 2 dogs stands at No. 5 (in red).")
     assert parsers.turns("Question: a? Answer: b. Question: c? Answer: d") == [("a?", "b."), ("c?", "d")]
+    for reply in (
+        "**Question:** a 1?\n**Answer:** b.\n\n**Question:** c?\n**Answer:** d",
+        "1. Question: a 1?\n   Answer: b.\n2. Question: c?\n   Answer: d",
+        "Question 1: a 1?\nAnswer 1: b.\nQuestion 2: c?\nAnswer 2: d",
+        "### Question 1\n: a 1?\n- Answer: b.\n- **Question**: c?\n- **Answer**: d",
+    ):
+        assert parsers.turns(reply) == [("a 1?", "b."), ("c?", "d")]
     for text in ("Answer: b", "Question: a? Question: b? Answer: c", "Question: a? Answer:", ""):
         assert parsers.turns(text) is None
     assert parsers.is_whole("A dog. I cannot? no") is False and parsers.is_whole("I'm sorry.") is False
@@ -172,6 +185,14 @@ def test_gmda_keeps_marked_names_that_the_tagger_finds(tmp_path):
     )
     texts = [" ".join(caption["text"].lower().split()) for _, caption in kept]
     assert len(set(texts)) == len(texts) and all(len(text.split()) >= 5 for text in texts)
+
+
+def test_a_changed_caption_is_no_caption_of_the_picture_that_it_was_changed_for(tmp_path):
+    _, records = recipe(tmp_path / "out", "promptmix", source={"size": 12})
+    originals = [one for one in records if not one.parent_id]
+    changed = [(one, c) for one in originals for c in one.captions if c["source"] == "edit"]
+    assert len(changed) == 12 and not any(is_true(one, c["text"]) for one, c in changed)
+    assert all(is_true(one, c["text"]) == (c["weight"] > 0) for one in originals for c in one.captions)
 
 
 def test_promptmix_labels_are_truer_than_its_prompts(tmp_path):
@@ -270,6 +291,7 @@ def test_every_line_that_is_written_parses_and_corrupt_replies_are_not_in_it(tmp
         text = " ".join(turn["value"] for turn in turns)
         assert (line["role"], text) not in spoken
         spoken.add((line["role"], text))
+        assert turns[0]["value"].startswith("<image>\n") == (name == "llava")
         if line["role"] in ("conversation", "reasoning", "detail"):
             assert not parsers.leaks(text) and "cannot help" not in text
             for turn in turns[1::2]:

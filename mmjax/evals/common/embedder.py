@@ -91,9 +91,7 @@ class Embedder:
         self.modalities = tuple(modalities)
         self.num_threads = num_threads
         self.host_batch = HostBatch(batch_size, row_sharding)
-        self.pair_scorer = (
-            None if matcher is None else PairScorer(matcher, batch_size=batch_size, row_sharding=row_sharding)
-        )
+        self.pair_scorer = matcher and PairScorer(matcher, batch_size=batch_size, row_sharding=row_sharding)
         self._make_writer, self._writers = make_writer, dict[str, CaptionWriter]()
         self._abilities = {"caption": bool(make_writer), "some_modalities": takes_some, "labels": bool(label_reader)}
         self._shardings: dict[str, Any] = {}
@@ -148,6 +146,11 @@ class BoundEmbedder:
     def modalities(self) -> tuple[str, ...]:
         """The keys of an example that go to the image tower."""
         return self._embedder.modalities
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The answers that the model's head chooses from, in its order; empty if the model does not say."""
+        return self._embedder.pair_scorer.answers if self._embedder.pair_scorer else ()
 
     def images(self, examples: Source, *, key: Hashable = None) -> np.ndarray:
         """f32[n, E]: one unit row for each example."""

@@ -30,6 +30,7 @@ class Matcher(NamedTuple):
     answer_pair: Callable[[Any, jax.Array, jax.Array], jax.Array] | None = None
     # A map f32[B, side * side] of the picture, row by row: which patches a match is owed to.
     grad_cam: Callable[[Any, jax.Array, jax.Array], jax.Array] | None = None
+    answers: tuple[str, ...] = ()  # of both heads, in their order, if the objective names them
     modalities: tuple[str, ...] | None = None  # what ``encode`` is given; None: what embeddings are made of
 
 
@@ -41,7 +42,7 @@ class PairScorer:
             return lambda params, tokens, places, ids: head(params, tokens[places], ids)
 
         heads = {name: head for name in HEADS if (head := getattr(matcher, name)) is not None}
-        self.modalities = matcher.modalities
+        self.modalities, self.answers = matcher.modalities, matcher.answers
         self._batch_size, self._row_sharding = batch_size, row_sharding
         self._host_batch = HostBatch(batch_size, row_sharding)
         if row_sharding is None:

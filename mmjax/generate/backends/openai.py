@@ -18,6 +18,7 @@ from mmjax.generate.backend import Decoding, Failure, Message, Picture, PictureR
 from mmjax.generate.endpoint.cache import AnswerCache, request_key
 from mmjax.generate.endpoint.client import Client, RequestFailed
 from mmjax.generate.json_schema import check_schema, read_reply
+from mmjax.generate.parsers import without_thoughts
 from mmjax.generate.pixels import digest, paste_outside, resize, to_png
 
 T = TypeVar("T")
@@ -261,10 +262,11 @@ def _reply(choice: Mapping[str, Any], schema: Mapping[str, Any] | None) -> str:
         raise ValueError("the service held the reply back (finish_reason=content_filter)")
     if not isinstance(message, dict) or message.get("refusal"):
         raise ValueError("the model refused" if isinstance(message, dict) else "the answer holds no message")
-    text = message.get("content")
-    if not isinstance(text, str) or not text.strip():
+    content = message.get("content")
+    text = without_thoughts(content) if isinstance(content, str) else ""
+    if not text:
         raise ValueError("the reply is empty")
-    return text.strip() if schema is None else read_reply(text, schema)
+    return text if schema is None else read_reply(text, schema)
 
 
 def _form(fields: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[bytes, str]:

@@ -53,8 +53,8 @@ class Block(block.RecordBlock):
         requests = [self._prompt.fill(**{**blanks(one), "rationale": caption["text"]}) for _, caption, one in asked]
         seeds = [tools.seed(record, caption["method"], caption["question"]) for record, caption, _ in asked]
         for (_, caption, one), reply in zip(asked, student.write(requests, self._decoding, seeds), strict=True):
-            text = None if isinstance(reply, Failure) else parsers.first_line(reply[0])
-            caption["right"] = (text or "").strip(" .").lower() == str(one["a"]).strip(" .").lower()
+            chosen = None if isinstance(reply, Failure) else parsers.choice(reply[0], [str(c) for c in one["choices"]])
+            caption["right"] = chosen == str(one["a"])
         return list(records)
 
     def estimate(self, records: int) -> Estimate:

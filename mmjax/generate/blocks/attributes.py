@@ -64,7 +64,7 @@ class Block(block.RecordBlock):
         writer: Writer = tools.model(self._model)
         asked = [(row, number) for row, r in enumerate(records) for number in range(min(len(r.boxes), self._boxes))]
         requests = [
-            self._prompt.fill(caption=records[row].texts[0], object=records[row].boxes[number]["phrase"])
+            self._prompt.fill(caption=block.first_caption(records[row]), object=records[row].boxes[number]["phrase"])
             for row, number in asked
         ]
         seeds = [tools.seed(records[row], number) for row, number in asked]

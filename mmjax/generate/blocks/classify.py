@@ -27,7 +27,7 @@ class Block(block.GlobalBlock):
     """
 
     def __init__(self, *, model: str = "labeler", classes: tuple[str, ...] = (), caption: str | None = None):
-        self.uses = {model: Labeler}
+        self.uses, self.needs = {model: Labeler}, () if classes else ("class_name",)
         self._model, self._classes, self._caption = model, classes, caption
 
     def collect(self, record: Record) -> Any:

@@ -17,8 +17,8 @@ class Block(block.RecordBlock):
     """Adds what the writer replies in one of LLaVA's three roles (Liu et al. 2023, arXiv:2304.08485).
 
     ``conversation`` and ``reasoning`` add questions and answers to ``qa``, ``detail`` a caption of source ``detail``;
-    all add a dialog to ``fields["turns"]``. A reply that is not as asked for, too short, or that speaks of captions and
-    boxes fails its record, unless another role has a reply for it.
+    all add a dialog about the picture (``sees``) to ``fields["turns"]``. A reply that is not as asked for, too short,
+    or that speaks of captions and bounding boxes fails its record, unless a stage before has a reply in another role.
 
     Args:
       role: which.
@@ -51,7 +51,7 @@ class Block(block.RecordBlock):
         """The records with replies."""
         writer: Writer = tools.model(self._model)
         requests = [
-            self._prompt.fill(captions=[c["text"] for c in r.captions if c["source"] == "raw"], boxes=box_lines(r),
+            self._prompt.fill(captions=[c["text"] for _, c in block.captions(r, ("raw",))], boxes=box_lines(r),
                               count=self._count)
             for r in records
         ]  # fmt: skip
@@ -75,7 +75,7 @@ class Block(block.RecordBlock):
         by = tools.origin(record, writer, seed=tools.seed(record), prompt_sha=self._prompt.sha)
         asked = [(question or "Describe the picture in detail.", answer) for question, answer in pairs]
         record.fields.setdefault("turns", []).append(
-            {"role": self._role, "turns": [list(pair) for pair in asked], "by": by}
+            {"role": self._role, "turns": [list(pair) for pair in asked], "sees": True, "by": by}
         )
         record.qa += [{"q": question, "a": answer, "role": self._role, "by": by} for question, answer in asked]
         if self._role == "detail":

@@ -18,7 +18,8 @@ class Block(block.RecordBlock):
     """Makes ``n`` children of each record, with their prompts as captions (source ``edit``).
 
     Prompts are those of ``prompts``, or of ``fields["domains"]``, with the record's class for ``{}``; or, with
-    ``sources``, its captions of these kinds. A record without any stays as it is. Of several, random ones are taken.
+    ``sources``, its captions of these kinds. A record without any, or without a class for ``{}``, stays as it is. Of
+    several, random ones are taken.
 
     Args:
       mode: ``text`` draws from the prompt alone; ``image`` changes the picture by ``strength``; ``instruct`` takes the
@@ -53,6 +54,8 @@ class Block(block.RecordBlock):
         if prompts and sources:
             raise ConfigError(f"prompts={prompts!r}: sources={sources!r} names prompts already; leave one of them out")
         self.uses = {model: ImageGenerator}
+        # Prompts of the stage domains are for a class.
+        self.needs = () if sources or (prompts and "{}" not in "".join(prompts)) else ("class_name",)
         self._mode, self._model, self._n, self._prompts, self._sources = mode, model, n, prompts, sources
         self._boxes, self._parents = boxes, parents
         numbers = {"strength": strength, "guidance": guidance, "image_guidance": image_guidance, "steps": steps}
@@ -72,16 +75,13 @@ class Block(block.RecordBlock):
             [seed for *_, seed in asked],
         )
         families: list[list[Record]] = [[record] for record in records]
-        reasons: dict[int, str] = {}
         for (row, number, prompt, seed), picture in zip(asked, made, strict=True):
             if isinstance(picture, Failure):
-                reasons[row] = picture.reason
+                families[row].append(block.failed_child(records[row], number, f"edit: {picture.reason}"))
                 continue
-            child = block.child(records[row], number)
+            # A text may have another subject; that of a class has this one.
+            child = block.child(records[row], number, () if self._sources else ("class_name", "label"))
             child.image, child.size = tools.encode(picture), (picture.pixels.shape[0], picture.pixels.shape[1])
-            # A text may have another subject.
-            for name in ("scene", *(("class_name", "label") if self._sources else ())):
-                child.fields.pop(name, None)
             if picture.scene is not None:
                 child.fields["scene"] = dict(picture.scene)
             by = tools.origin(child, generator, seed=seed, mode=self._mode, prompt=prompt, **self._options)
@@ -89,21 +89,22 @@ class Block(block.RecordBlock):
             if self._boxes or self._mode == "layout":
                 child.boxes = [{**box, "by": by} for box in records[row].boxes]
             families[row].append(child)
-        return [self._result(family, reasons.get(row)) for row, family in enumerate(families)]
-
-    def _result(self, family: list[Record], reason: str | None) -> block.Result:
-        if len(family) == 1:
-            return family[0] if reason is None else Failure(reason)
-        if not self._parents:
-            family[0].drop("edit: only its children are kept")
-        return family
+        for caption in (caption for record in records for caption in record.captions):
+            if caption.get("prompt"):  # it is true of the child alone
+                caption["weight"] = 0.0
+        for family in families:
+            if len(family) > 1 and not self._parents:
+                family[0].drop("edit: only its children are kept")
+        return list(families)
 
     def _choose(self, record: Record, tools: Tools) -> list[str]:
         if self._sources:
             prompts = [caption["text"] for _, caption in block.captions(record, self._sources)]
         else:
-            name = str(record.fields.get("class_name", "thing"))
-            prompts = [text.replace("{}", name) for text in self._prompts or record.fields.get("domains", ())]
+            prompts = list(self._prompts or record.fields.get("domains", ()))
+            if "class_name" in record.fields:
+                prompts = [text.replace("{}", str(record.fields["class_name"])) for text in prompts]
+            prompts = [text for text in prompts if "{}" not in text]
         order = np.random.default_rng(tools.seed(record, "prompts")).permutation(len(prompts)).tolist()
         return [prompts[number] for number in order[: self._n]]
 

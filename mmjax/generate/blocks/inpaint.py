@@ -16,7 +16,7 @@ from mmjax.generate.block import Estimate, Tools
 
 
 class Block(block.RecordBlock):
-    """Makes a child of each of a record's edits (BiAug, Wu et al. 2023, arXiv:2310.01330).
+    """Makes children of a record by random ones of its edits (BiAug, Wu et al. 2023, arXiv:2310.01330).
 
     The child's picture is its parent's with the wrong caption's content inside the box; outside of the mask each pixel
     is the parent's. The parent gets the true caption (source ``detail``) and the wrong one as a negative; the child has
@@ -24,7 +24,7 @@ class Block(block.RecordBlock):
 
     Args:
       model: the image generator's name.
-      most: edits of a record that are made.
+      most: edits of a record that are made, at most.
       margin: by which the mask is larger than the box, as a fraction of the picture.
       guidance: of the text.
       steps: of the sampler.
@@ -47,9 +47,11 @@ class Block(block.RecordBlock):
         generator: ImageGenerator = tools.model(self._model)
         asked = []
         for row, record in enumerate(records):
-            picture = tools.picture(record) if record.fields.get("edits") else None
-            for number, edit in enumerate(record.fields.get("edits", [])[: self._most]):
-                assert picture is not None
+            if not (edits := record.fields.get("edits")):
+                continue
+            picture = tools.picture(record)
+            order = np.random.default_rng(tools.seed(record, "edits")).permutation(len(edits)).tolist()
+            for number, edit in enumerate(edits[k] for k in order[: self._most]):
                 mask = box_mask(record.boxes[edit["box"]]["box"], picture.pixels.shape[:2], self._margin)
                 asked.append((row, number, edit, picture, mask, tools.seed(record, number)))
         made = generator.make(
@@ -60,34 +62,31 @@ class Block(block.RecordBlock):
             [seed for *_, seed in asked],
         )
         families: list[list[Record]] = [[record] for record in records]
-        reasons: dict[int, str] = {}
         for (row, number, edit, picture, mask, seed), result in zip(asked, made, strict=True):
             record = records[row]
             if isinstance(result, Failure):
-                reasons[row] = result.reason
+                families[row].append(block.failed_child(record, number, f"inpaint: {result.reason}"))
                 continue
             child = block.child(record, number)
             pasted = paste(picture.pixels, result.pixels, mask)
             child.image = tools.encode(dataclasses.replace(result, pixels=pasted))
             child.size = (pasted.shape[0], pasted.shape[1])
-            child.fields.pop("edits"), child.fields.pop("objects", None)
             if result.scene is not None:
                 child.fields["scene"] = dict(result.scene)
             writer = record.provenance[edit["by"]]
             for one, true, wrong in ((record, "caption", "wrong"), (child, "wrong", "caption")):
                 by = one.provenance.index(writer) if writer in one.provenance else len(one.provenance)
                 one.provenance = one.provenance if by < len(one.provenance) else [*one.provenance, writer]
-                one.captions.append({"text": edit[true], "source": "detail", "weight": 1.0, "by": by})
-                place = len(one.captions) - 1
+                caption = {"text": edit[true], "source": "detail", "weight": 1.0, "by": by}
+                if caption not in one.captions:  # the true one of several edits may be the same
+                    one.captions.append(caption)
+                place = one.captions.index(caption)
                 one.negatives.append({"text": edit[wrong], "kind": edit["kind"], "of": place, "by": by})
             tools.origin(child, generator, seed=seed, prompt=edit["wrong"], guidance=self._guidance, steps=self._steps)
             record.neg_image_ids.append(child.id)
             child.neg_image_ids.append(record.id)
             families[row].append(child)
-        return [
-            Failure(reasons[row]) if row in reasons and len(family) == 1 else family
-            for row, family in enumerate(families)
-        ]
+        return list(families)
 
     def estimate(self, records: int) -> Estimate:
         """A request for each edit."""

@@ -52,16 +52,17 @@ class Block(block.RecordBlock):
         """The records with their sentences."""
         captioner: Captioner = tools.model(self._model)
         tagger: EntityTagger = tools.model(self._tagger)
-        names = tagger.entities([record.texts[0] for record in records])
+        texts = [block.first_caption(record) for record in records]
+        names = tagger.entities(texts)
         results: dict[str, block.Result] = {}
         asked = []
-        for record, entities in zip(records, names, strict=True):
+        for record, text, entities in zip(records, texts, names, strict=True):
             if isinstance(entities, Failure):
                 results[record.id] = entities
             elif not entities:
                 results[record.id] = Failure("no names in the caption")
             else:
-                asked.append((record, self._prompt.fill(entities=label(record.texts[0], entities)).messages[-1].text))
+                asked.append((record, self._prompt.fill(entities=label(text, entities)).messages[-1].text))
         answers = captioner.caption(
             [tools.picture(record) for record, _ in asked], [text for _, text in asked], self._decoding,
             [tools.seed(record) for record, _ in asked],

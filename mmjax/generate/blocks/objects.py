@@ -49,8 +49,9 @@ class Block(block.RecordBlock):
     def __call__(self, records: Sequence[Record], tools: Tools) -> list[block.Result]:
         """The records with their objects."""
         writer: Writer = tools.model(self._model)
-        requests = [self._prompt.fill(caption=record.texts[0], count=self._count) for record in records]
-        replies = writer.write(requests, self._decoding, [tools.seed(record) for record in records], SCHEMA)
+        asked = [record for record in records if block.first_caption(record)]
+        requests = [self._prompt.fill(caption=block.first_caption(record), count=self._count) for record in asked]
+        replies = writer.write(requests, self._decoding, [tools.seed(record) for record in asked], SCHEMA)
 
         def use(record: Record, reply: list[str]) -> block.Result | None:
             names = parsers.objects(reply[0], most=self._most)
@@ -60,4 +61,5 @@ class Block(block.RecordBlock):
             record.fields["objects"] = names
             return None
 
-        return block.ask(records, replies, use)
+        results = dict(zip((record.id for record in asked), block.ask(asked, replies, use), strict=True))
+        return [results.get(record.id, Failure("no caption")) for record in records]

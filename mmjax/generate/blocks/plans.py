@@ -62,7 +62,7 @@ class Block(block.GlobalBlock):
             order = np.random.default_rng(seed).permutation(len(texts))[: self._demonstrations].tolist()
             request = self._lecture.fill(skill=skill, demonstrations=[texts[k] for k in order])
             (lecture,) = writer.write([request], self._decoding, [seed])
-            if isinstance(lecture, Failure) or not (line := parsers.first_line(lecture[0], after="\0")):
+            if isinstance(lecture, Failure) or not (line := parsers.first_line(lecture[0])):
                 continue
             request = self._plan.fill(skill=skill, lecture=line)
             (plan,) = writer.write([request], self._decoding, [seed])

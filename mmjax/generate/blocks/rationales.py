@@ -12,6 +12,8 @@ from mmjax.generate.backend import Decoding, Failure, Writer
 from mmjax.generate.block import Tools
 from mmjax.generate.prompt import load_prompt
 
+_END = " .!*\"'”’"  # may stand after the answer
+
 
 class Block(block.RecordBlock):
     """Adds a caption (source ``detail``) with the explanation of each question's answer; ``method`` names its kind.
@@ -51,7 +53,7 @@ class Block(block.RecordBlock):
         for (row, number), reply, seed in zip(asked, writer.write(requests, self._decoding, seeds), seeds, strict=True):
             text = "" if isinstance(reply, Failure) else " ".join(reply[0].split())
             one = records[row].qa[number]
-            if not text.lower().rstrip(" .").endswith(str(one["a"]).lower().rstrip(" .")):
+            if not text.lower().rstrip(_END).endswith(str(one["a"]).lower().rstrip(_END)):
                 failures[row] = reply if isinstance(reply, Failure) else Failure("the explanation ends elsewhere")
                 continue
             by = tools.origin(records[row], writer, seed=seed, prompt_sha=self._prompt.sha, method=self._method)

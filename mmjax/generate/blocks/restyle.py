@@ -51,28 +51,21 @@ class Block(block.RecordBlock):
             [seed for *_, seed in asked],
         )
         families: dict[str, list[Record]] = {record.id: [record] for record in records}
-        failures: dict[str, Failure] = {}
         for (record, number, seed), picture in zip(asked, made, strict=True):
             if isinstance(picture, Failure):
-                failures[record.id] = picture
+                families[record.id].append(block.failed_child(record, number, f"restyle: {picture.reason}"))
                 continue
-            child = block.child(record, number)
+            child = block.child(record, number, [name for name in record.fields if name != "scene"])
             child.image, child.size = tools.encode(picture), (picture.pixels.shape[0], picture.pixels.shape[1])
-            child.fields.pop("scene", None)
             # The texts are the parent's, and so is what says where they come from.
             for name in ("captions", "negatives", "boxes", "qa", "provenance"):
                 setattr(child, name, copy.deepcopy(getattr(record, name)))
             tools.origin(child, generator, seed=seed, strength=self._strength, prompt=self._prompt or None)
             families[record.id].append(child)
-        results: list[block.Result] = []
-        for identity, family in families.items():
-            if len(family) == 1:
-                results.append(failures[identity])
-                continue
+        for family in families.values():
             if not self._parents:
                 family[0].drop("restyle: only its children are kept")
-            results.append(family)
-        return results
+        return list(families.values())
 
     def estimate(self, records: int) -> Estimate:
         """A request for each child."""

@@ -33,6 +33,7 @@ class Block(block.RecordBlock):
       shots: pairs in a request.
       n: rewrites for each set.
       source: what rewrites are called in the record.
+      prompts: whether they say what another picture shall show; they lose their weight in the stage ``edit``.
       sources: which captions are rewritten, the first one of a record; any if left out.
       field: of the examples, such as their glosses, is rewritten in place of a caption.
       max_characters: of a request's pairs and caption.
@@ -50,6 +51,7 @@ class Block(block.RecordBlock):
         shots: Annotated[int, Ge(0)] = 3,
         n: Annotated[int, Ge(1)] = 1,
         source: str = "rewrite",
+        prompts: bool = False,
         sources: tuple[str, ...] = (),
         field: str | None = None,
         max_characters: Annotated[int, Ge(1)] = 2000,
@@ -61,7 +63,7 @@ class Block(block.RecordBlock):
             raise ConfigError("demos=(): there is a rewrite for each set of examples; name one or more")
         self.uses = {model: Writer}
         self._model, self._source, self._sources, self._field = model, source, sources, field
-        self._shots, self._most = shots, max_characters
+        self._shots, self._most, self._marks = shots, max_characters, {"prompt": True} if prompts else {}
         self._demos = {name: load_demos(name) for name in demos}
         self._prompt = load_prompt(prompt)
         self.prompts = [self._prompt]
@@ -87,8 +89,9 @@ class Block(block.RecordBlock):
             by = tools.origin(
                 record, writer, seed=seed, prompt_sha=self._prompt.sha, demos=name, **block.set_fields(self._decoding)
             )
-            for text in filter(None, map(parsers.first_line, reply)):
-                record.captions.append({"text": text, "source": self._source, "weight": 1.0, "by": by})
+            caption = self._text(record)
+            for text in filter(None, (parsers.rewrite(one, caption=caption) for one in reply)):
+                record.captions.append({"text": text, "source": self._source, "weight": 1.0, "by": by, **self._marks})
         return [
             record if any(caption["source"] == self._source for caption in record.captions)
             else Failure(reasons.get(record.id, "no rewrite in any reply"))
@@ -98,8 +101,7 @@ class Block(block.RecordBlock):
     def _text(self, record: Record) -> str:
         if self._field is not None:
             return " ".join(split_labels(record.fields.get(self._field)))
-        texts = [c["text"] for c in record.captions if not self._sources or c["source"] in self._sources]
-        return (texts or record.texts or [""])[0]
+        return block.first_caption(record, self._sources) or block.first_caption(record)
 
     def request(self, caption: str, demos: str, seed: int) -> TextRequest:
         """The request for one rewrite, with as many pairs as fit."""

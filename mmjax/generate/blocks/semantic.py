@@ -37,7 +37,8 @@ class Block(block.RecordBlock):
     ):  # fmt: skip
         if not positives or not negatives:
             raise ConfigError("positives=(): prompts of the class and others are compared; name both")
-        self.uses = {model: Scorer}
+        self.uses, self._has_blank = {model: Scorer}, "{}" in "".join(positives)
+        self.needs = ("class_name",) if field == "class_name" and self._has_blank else ()
         self._positives, self._negatives, self._model, self._originals = positives, negatives, model, originals
         self._field = field
 
@@ -45,7 +46,11 @@ class Block(block.RecordBlock):
         """The records, some of them dropped."""
         scorer: Scorer = tools.model(self._model)
         judged = [record for record in records if record.parent_id or self._originals]
-        names = [str(record.fields.get(self._field, "thing")) for record in judged]
+        for record in judged:
+            if self._has_blank and self._field not in record.fields:
+                record.drop("semantic: no class")
+        judged = [record for record in judged if record.keep]
+        names = [str(record.fields.get(self._field, "")) for record in judged]
         texts = [[*(text.replace("{}", name) for text in self._positives), *self._negatives] for name in names]
         answers = scorer.score([tools.picture(record) for record in judged], texts)
 

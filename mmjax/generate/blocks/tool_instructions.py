@@ -60,20 +60,22 @@ class Block(block.RecordBlock):
         """The records with dialogs."""
         writer: Writer = tools.model(self._model)
         table = read_table("tools")
-        asked = []
+        asked, reasons = [], {}
         for record in records:
+            if not block.first_caption(record):
+                reasons[record.id] = "no caption"
+                continue
             random = np.random.default_rng(tools.seed(record))
             image = f"{int(random.integers(10**6)):06d}.jpg"
             chosen = random.permutation(len(table))[: self._tools].tolist()
             asked += [(record, table[k], image, tools.seed(record, k)) for k in chosen]
         requests = [
             self._prompt.fill(
-                image=image, caption=record.texts[0], boxes=box_lines(record), tool=row[0], arguments=row[1],
-                description=row[2], count=self._count,
+                image=image, caption=block.first_caption(record), boxes=box_lines(record), tool=row[0],
+                arguments=row[1], description=row[2], count=self._count,
             )
             for record, row, image, _ in asked
         ]  # fmt: skip
-        reasons: dict[str, str] = {}
         replies = writer.write(requests, self._decoding, [seed for *_, seed in asked])
         for (record, row, image, seed), reply in zip(asked, replies, strict=True):
             if isinstance(reply, Failure):

@@ -8,6 +8,7 @@ from typing import Any
 from mmjax.core.config import ConfigError
 from mmjax.generate.backend import Decoding, Failure, Message
 from mmjax.generate.json_schema import read_reply
+from mmjax.generate.parsers import without_thoughts
 from mmjax.generate.torch_models.loading import TorchModel, import_transformers, to_device
 from mmjax.generate.torch_models.sampling import generation_options, repeats, rows_per_item
 
@@ -69,7 +70,7 @@ class LanguageModel:
         if limit is not None and length + config.max_new_tokens > limit:
             raise ValueError(f"{length} tokens and {config.max_new_tokens} new ones are more than the model's {limit}")
         made = self._network.generate(**inputs, **options)[:, length:]
-        replies = [text.strip() for text in self._tokenizer.batch_decode(made, skip_special_tokens=True)]
+        replies = [without_thoughts(text) for text in self._tokenizer.batch_decode(made, skip_special_tokens=True)]
         grouped = [replies[start : start + decoding.n] for start in range(0, len(replies), decoding.n)]
         return [_check(own, schema) for own in grouped]
 
