@@ -16,6 +16,7 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.data import lookup
+from mmjax.data.concepts.function_words import FUNCTION_WORDS
 from mmjax.data.concepts.visualsem import is_visualsem, read_facts
 from mmjax.data.concepts.wordnet import WordNet
 from mmjax.data.storage import filesystem
@@ -33,6 +34,7 @@ _SYMMETRIC = {
     "RelatedTo", "Synonym", "Antonym", "SimilarTo", "DistinctFrom", "EtymologicallyRelatedTo", "FormOf", "GlossRelated",
     "AlsoSee",
 }  # fmt: skip
+_UPWARD = {"IsA", "InstanceOf"}  # what is true of the tail is true of the head
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _LONGEST = 4  # words of a head
 _TRIED = 16  # draws of a false tail
@@ -118,19 +120,18 @@ class Graph:
             self._of_head.setdefault(triple.head, []).append(triple)
             tails[triple.relation][triple.tail] = None
         self._tails = {relation: list(names) for relation, names in tails.items()}
-        self._known = {triple for triples in self._of_head.values() for triple in triples}
 
     def __len__(self) -> int:
-        return len(self._known)
+        return sum(map(len, self._of_head.values()))
 
     def heads_in(self, text: str) -> list[str]:
-        """The heads that a text names, the longest at each place; also in the plural with s."""
+        """The heads that a text names, the longest at each place; also in the plural with s; no function words."""
         tokens, place, heads = [token.lower() for token in _WORD.findall(text)], 0, dict[str, None]()
         while place < len(tokens):
             for count in range(min(_LONGEST, len(tokens) - place), 0, -1):
                 name = " ".join(tokens[place : place + count])
                 head = next((form for form in (name, name.removesuffix("s")) if form in self._of_head), None)
-                if head is not None:
+                if head is not None and name not in FUNCTION_WORDS:
                     heads[head] = None
                     break
             place += count
@@ -141,16 +142,31 @@ class Graph:
         return self._of_head.get(head, [])
 
     def false_tail(self, triple: Triple, random: np.random.Generator) -> Triple | None:
-        """The same with another tail of that relation, which the graph does not have; None if none was drawn."""
-        tails = self._tails[triple.relation]
+        """The same with another tail of that relation, which the graph does not have; None if none was drawn.
+
+        The graph has (dog, IsA, animal) also by (dog, IsA, canine) and (canine, IsA, animal).
+        """
+        tails, known = self._tails[triple.relation], self._known_of(triple.head)
         for _ in range(_TRIED):
-            other = triple._replace(tail=tails[int(random.integers(len(tails)))])
-            if other not in self._known and other.tail != triple.head:
-                return other
+            tail = tails[int(random.integers(len(tails)))]
+            if tail != triple.head and (triple.relation, tail) not in known:
+                return triple._replace(tail=tail)
         return None
 
     def false_relation(self, triple: Triple, random: np.random.Generator) -> Triple | None:
         """The same with another relation, which the graph does not have; None if it has all."""
-        others = [triple._replace(relation=name) for name in self._tails]
-        others = [other for other in others if other not in self._known and other.sentence != triple.sentence]
+        known = self._known_of(triple.head)
+        others = [triple._replace(relation=name) for name in self._tails if (name, triple.tail) not in known]
+        others = [other for other in others if other.sentence != triple.sentence]
         return others[int(random.integers(len(others)))] if others else None
+
+    def _known_of(self, head: str) -> set[tuple[str, str]]:
+        """Relations and tails of a head, and of all that it is a kind of."""
+        known, heads, pending = set[tuple[str, str]](), {head}, [head]
+        while pending:
+            for _, relation, tail in self.of_head(pending.pop()):
+                known.add((relation, tail))
+                if relation.rpartition("/")[2] in _UPWARD and tail not in heads:
+                    heads.add(tail)
+                    pending.append(tail)
+        return known

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmjax.core.config import ConfigError
+from mmjax.data.concepts.function_words import FUNCTION_WORDS
 
 _UP, _DOWN = ("@", "@i"), ("~", "~i")
 # The manual's rules of detachment for nouns.
@@ -65,12 +66,13 @@ class WordNet:
         return next((form for form in forms if form in self), None)
 
     def nouns_in(self, text: str) -> Iterator[str]:
-        """The nouns of a text from left to right, of several words where there are such."""
+        """The nouns of a text from left to right, of several words where there are such; no function words."""
         tokens, place = _WORD.findall(text), 0
         while place < len(tokens):
             for count in range(min(_LONGEST, len(tokens) - place), 0, -1):
-                lemma = self.lemma(" ".join(tokens[place : place + count]))
-                if lemma is not None:
+                text = " ".join(tokens[place : place + count])
+                lemma = self.lemma(text)
+                if lemma is not None and text.lower() not in FUNCTION_WORDS:
                     yield lemma
                     break
             place += count

@@ -22,9 +22,12 @@ SYNSETS = [
     (50, ["ramen"], [40]),
     (60, ["hot_dog", "frank"], [20]),
     (70, ["dish", "dish_antenna"], []),
+    (80, ["inch", "in"], []),
+    (90, ["wa", "man_in_black"], []),
 ]
 INDEX = {"food": [10], "dish": [20, 70], "dumpling": [30], "dumplings": [30], "noodle": [40], "ramen": [50],
-         "hot_dog": [60], "frank": [60], "dish_antenna": [70]}  # fmt: skip
+         "hot_dog": [60], "frank": [60], "dish_antenna": [70], "inch": [80], "in": [80], "wa": [90],
+         "man_in_black": [90]}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,12 @@ def test_captions_are_searched_for_nouns_also_in_the_plural(folder):
     wordnet = WordNet(str(folder))
     assert list(wordnet.nouns_in("Two hot dogs, and a dish of Noodles!")) == ["hot dog", "dish", "noodle"]
     assert wordnet.lemma("Hot  Dogs") == "hot dog" and wordnet.lemma("cat") is None
+
+
+def test_function_words_are_no_nouns_of_a_caption(folder):
+    wordnet = WordNet(str(folder))
+    assert wordnet.lemma("was") == "wa" and "in" in wordnet
+    assert list(wordnet.nouns_in("In it was an inch, WAS it? A man in black.")) == ["inch", "man in black"]
 
 
 def test_targets_are_translations_if_there_are_some(folder):

@@ -26,6 +26,10 @@ def test_heads_are_whole_words_and_the_longest():
     graph = Graph(FACTS)
     assert graph.heads_in("Two dogs eat a hot dog on a Boat.") == ["dog", "hot dog", "boat"]
     assert graph.heads_in("a catalog") == [] and graph.heads_in("") == []
+    units = Graph([Triple(head, "IsA", "unit") for head in ("a", "in", "wa", "he", "cat in a hat", "inch")])
+    assert units.heads_in("He was an inch in a box") == ["inch"] and units.heads_in("A cat in a hat") == [
+        "cat in a hat"
+    ]
 
 
 def test_foils_are_facts_that_the_graph_does_not_have():
@@ -39,6 +43,18 @@ def test_foils_are_facts_that_the_graph_does_not_have():
     assert tails == {"kennel", "stadium"} and relations == {"dog is found at bark"}
     alone = Graph(FACTS[:1])
     assert alone.false_tail(FACTS[0], random) is None and alone.false_relation(FACTS[0], random) is None
+
+
+def test_what_holds_of_a_more_general_head_is_no_foil():
+    facts = [("dog", "IsA", "canine"), ("canine", "IsA", "animal"), ("animal", "CapableOf", "breathe"),
+             ("animal", "IsA", "canine"), ("boat", "IsA", "vehicle"), ("boat", "CapableOf", "sink"),
+             ("dog", "CapableOf", "bark"), ("boat", "Has", "breathe")]  # fmt: skip
+    graph = Graph(Triple(*fact) for fact in facts)
+    draws = [np.random.default_rng(seed) for seed in range(40)]
+    assert {graph.false_tail(Triple("dog", "IsA", "canine"), random).tail for random in draws} == {"vehicle"}
+    assert {graph.false_tail(Triple("dog", "CapableOf", "bark"), random).tail for random in draws} == {"sink"}
+    relations = {graph.false_relation(Triple("dog", "Has", "breathe"), random).relation for random in draws}
+    assert relations == {"IsA"}
 
 
 def test_rows_are_units_of_what_a_caption_names():
