@@ -9,7 +9,16 @@ import numpy as np
 
 from mmjax.core.config import ConfigError
 from mmjax.core.groups import group_number
-from mmjax.data.sample import QUANTILE, DataError, Example, ImageSpec, Sample, Unreadable, as_unreadable
+from mmjax.data.sample import (
+    QUANTILE,
+    DataError,
+    Example,
+    ImageSpec,
+    Sample,
+    Unreadable,
+    as_unreadable,
+    without_captions,
+)
 from mmjax.data.sequences.labels import LabelSequences
 from mmjax.data.source import Source, UnreadableEntry
 from mmjax.data.transform_chain import TransformChain
@@ -112,10 +121,13 @@ class Reader:
 
     def _make(self, example: Example, number: int, draws: list[float]) -> Sample:
         sample = self._chain.apply_caption_transforms(example, number=number)
+        sample.fields["captions"] = captions = sample.captions
         if self._captions == "first":
             sample.captions = sample.captions[: self._caption_rows]
         else:
             sample.captions = sample_without_replacement(sample.captions, draws[: self._caption_rows], sample.weights)
+        if "negatives" in sample.fields:  # before a transform such as flip makes other captions of them
+            sample.fields["negatives"] = without_captions(sample.fields["negatives"], captions)
         sample = self._chain.decode_and_transform(sample, example, number=number)
         # Some examples of a mixture or a table have no negatives; their rows become padding.
         negatives = list(sample.fields.get("negatives", ())) if self._negative_rows else []

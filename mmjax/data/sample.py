@@ -124,7 +124,7 @@ class Sample:
     weights: list[float] | None = None  # of the captions, for sampling; None is uniform
     images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # modality -> u8[H, W, C], after decoding
     crop: Crop | None = None  # of the original; None if it was not cropped
-    fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # the example's other fields
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # the example's others, and all its ``captions``
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,6 +230,12 @@ def _teacher_arrays(samples: Sequence[Sample], rows: BatchRows, own: slice) -> d
                 if caption in teacher.texts and place < texts:
                     text[row, place] = teacher.texts[caption]
     return {"image_teacher": image[own], "text_teacher": text[own].reshape(-1, len(first.image))}
+
+
+def without_captions(negatives: Sequence[tuple[str, str, str]], captions: Sequence[str]) -> list[tuple[str, str, str]]:
+    """The (kind, true caption, false caption) that are none of an example's captions after all."""
+    known = {caption.casefold() for caption in captions} if negatives else set()
+    return [negative for negative in negatives if negative[2].casefold() not in known]
 
 
 def pad(texts: list[str], count: int) -> list[str | None]:

@@ -4,6 +4,7 @@ import re
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -121,6 +122,24 @@ def test_a_choice_depends_on_seed_key_and_caption_alone():
     assert all(
         row["negative"] != "a blue hat" for seed in range(60) for row in made(seed, "a", "a red hat", "A blue hat")
     )
+
+
+def test_rows_of_one_key_are_compared_with_each_other():
+    """As those of a table whose rows are examples of their own, several of one image."""
+
+    def row(key, caption, negative, kind="replace_color"):
+        return {"key": key, "kind": kind, "caption": caption, "negative": negative, "valid": True, "method": "rules"}
+
+    rows = [
+        row("a", "a red cat", "a blue cat"),
+        row("a", "a cat", "a Red cat"),  # true
+        row("a", "the cat", "a blue cat"),  # a repetition
+        row("b", "a cat", "a red cat"),
+        row("a", "a mat", "a red mat", "entity"),
+        row("a", "a hat", "a red mat", "entity"),  # of another unit
+    ]
+    kept = generate.without_repeats(pa.Table.from_pylist(rows, generate.SCHEMA))
+    assert kept.to_pylist() == [rows[i] for i in (0, 3, 4, 5)]
 
 
 @pytest.mark.parametrize("method", ["rules", "swap", "units"])

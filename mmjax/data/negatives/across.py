@@ -37,7 +37,8 @@ def exchange_words(
     """Both captions with one word exchanged, once for each class that both have words of: (kind, (first, second)).
 
     No word that both captions have is exchanged, nor one for another of its meaning, nor one that "a" or "an" before it
-    would tell. Classes come in random order.
+    would tell. Captions that would only change places, such as "a red cat" and "a blue cat", would stay true, and are
+    left out. Classes come in random order.
 
     Example::
 
@@ -54,6 +55,8 @@ def exchange_words(
             if fit and _can_exchange(name, a, b, own, others):
                 new_a, new_b = (_inside(x, start, name[1]) for x, start in ((a, a_start), (b, b_start)))
                 exchanged = _replace(first, a_start, a, new_b), _replace(second, b_start, b, new_a)
+                if _normalized(exchanged[0]) == _normalized(second) and _normalized(exchanged[1]) == _normalized(first):
+                    continue
                 made.append((f"exchange_{name[0]}", exchanged))
                 break
     return made
@@ -88,6 +91,11 @@ def _can_exchange(name: tuple[str, str], a: str, b: str, own: WordSpans, others:
         if line_of[low] == line_of[high]:
             return False
     return high not in {w.casefold() for w, _ in own[name]} and low not in {w.casefold() for w, _ in others[name]}
+
+
+def _normalized(caption: str) -> str:
+    """A caption without its capitals and its last mark."""
+    return caption.casefold().rstrip(" .!?")
 
 
 def _inside(word: str, start: int, tag: str) -> str:

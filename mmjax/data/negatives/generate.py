@@ -105,16 +105,18 @@ def count_kinds(table: pa.Table) -> dict[str, int]:
 
 
 def without_repeats(table: pa.Table) -> pa.Table:
-    """The rows whose key and negative did not come before, as where rows of one image have one key."""
-    known: set[tuple[str, ...]] = set()
+    """The rows whose key and negative did not come before and are true in no other row.
+
+    Such rows there are where several examples of a source are of one image, and have its key.
+    """
+    columns = [table[name].to_pylist() for name in ("key", "kind", "caption", "negative")]
+    true = {(key, caption.casefold()) for key, _, caption, _ in zip(*columns, strict=True)}
+    known: set[tuple[str, str, str]] = set()
     kept = []
-    units_only = (
-        caption if kind in units.KINDS else ""
-        for kind, caption in zip(table["kind"].to_pylist(), table["caption"].to_pylist(), strict=True)
-    )
-    for pair in zip(table["key"].to_pylist(), table["negative"].to_pylist(), units_only, strict=True):
-        kept.append(pair not in known)
-        known.add(pair)
+    for key, kind, caption, negative in zip(*columns, strict=True):
+        row = (key, negative, caption if kind in units.KINDS else "")
+        kept.append(row not in known and (key, negative.casefold()) not in true)
+        known.add(row)
     return table.filter(pa.array(kept, pa.bool_()))
 
 

@@ -2,7 +2,8 @@
 
 When and why vision-language models behave like bags-of-words (Yuksekgonul et al. 2023, arXiv:2210.01936) swaps noun
 phrases, nouns, adjectives, adverbs and verb phrases. What exchanging two things of a list would give ("a cat and a
-dog") means the same as before and is left out; so are pairs that differ in number or tense, which grammar would tell.
+dog"), or two that are next to each other ("a cat beside a dog"), means the same as before and is left out; so are pairs
+that differ in number or tense, which grammar would tell.
 
 Parts of speech are those of TextBlob's PatternTagger: a lexicon in the package, so nothing is downloaded.
 """
@@ -40,6 +41,25 @@ _PHRASES = {
 _JOINS = "and", "or", "&", ",", "/", "nor"
 # What may stand between two members of a list, besides ``_JOINS``.
 _LISTED = {"noun_phrase": "dcjgvnN", "noun": "dnN", "adjective": "j", "adverb": "r"}
+
+SYMMETRIC = {"beside", "near", "with", "by", "alongside", "against", "next to", "close to", "far from", "touching"}
+"""Relations that hold in both directions: exchanging the two says the same."""
+# What may stand before these and still says as much of the one as of the other.
+_STILL = {
+    "is",
+    "are",
+    "was",
+    "were",
+    "stand",
+    "stands",
+    "standing",
+    "sit",
+    "sits",
+    "sitting",
+    "seated",
+    "right",
+    "very",
+}
 
 
 class Token(NamedTuple):
@@ -85,6 +105,8 @@ class Tagged:
     def _exchange(self, kind: str, first: range, second: range) -> str | None:
         if not self._are_alike(kind, first, second) or self._are_listed(kind, first, second):
             return None
+        if kind in ("noun", "noun_phrase") and self._are_mutual(first, second):
+            return None
         (a, a_start), (b, b_start) = self._text(first), self._text(second)
         if a.casefold() == b.casefold():
             return None
@@ -109,6 +131,21 @@ class Tagged:
         return (any(joins) or kind in ("adjective", "adverb")) and all(
             join or token.letter in _LISTED.get(kind, "") for join, token in zip(joins, between, strict=True)
         )
+
+    def _are_mutual(self, first: range, second: range) -> bool:
+        """Whether all that is said of the two is that they are beside each other."""
+        modifiers, starts = [], []
+        for span in (first, second):
+            start = span.start
+            while start and self._letters[span.start] != "d" and self._letters[start - 1] in "cjgv":
+                start -= 1
+            modifiers.append([token.text.casefold() for token in self.tokens[start : span.start]])
+            starts.append(start - (start > 0 and self._letters[start - 1] == "d"))
+        between = [token.text.casefold() for token in self.tokens[first.stop : starts[1]]]
+        before = self.tokens[starts[0] - 1] if starts[0] else None
+        is_object = before is not None and before.letter in "bpzDgv" and before.text.casefold() not in _STILL
+        relation = " ".join(word for word in between if word not in _STILL)
+        return relation in SYMMETRIC and modifiers[0] == modifiers[1] and not is_object
 
     def _text(self, span: range) -> tuple[str, int]:
         start, last = self.tokens[span.start].start, self.tokens[span.stop - 1]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from mmjax.core.config import ConfigError
+from mmjax.core.config import ConfigError, choose
 from mmjax.data import lookup
 from mmjax.data.negatives.config import NegativesTable, PositivesTable, TextTable
 from mmjax.data.sample import Example
@@ -29,16 +29,19 @@ class JoinedSource(SourceView, abc.ABC):
       table: of the texts.
       noun: what they are called.
       entry: what is kept of a row.
-      detail: of the error where there are none.
+      check: raises ConfigError if the rows, which are all read then, are not what was asked for.
     """
 
-    def __init__(self, source: Source, table: TextTable, *, noun: str, entry: Entry, detail: str = ""):
+    def __init__(
+        self, source: Source, table: TextTable, *, noun: str, entry: Entry, check: Callable[[], None] = lambda: None
+    ):
         super().__init__(source)
         self._path, self._noun, self._option = table.path, noun, f"{noun}.path"
         names: list[lookup.By] = []  # by which rows name examples; rows are read only once
         self._texts = lookup.Texts(self._read(entry, names))
+        check()
         if not len(self._texts):
-            raise ConfigError(f"{self._option}={table.path!r}: holds no {noun}{detail}; check the file")
+            raise ConfigError(f"{self._option}={table.path!r}: holds no {noun}; check the file")
         self._by = names[0]
         self._missing = self._find_missing()
         if self._missing is not None and len(self._missing) == len(source):
@@ -69,7 +72,12 @@ class JoinedSource(SourceView, abc.ABC):
         try:
             names = self._source.column(self._by)
         except ConfigError:
-            return None
+            if self._by == "id" or "key" in self._source.first_readable():
+                return None
+            try:
+                names = self._source.column("id")  # the keys of a source that has no others
+            except ConfigError:
+                return None
         known = self._texts.has([int(name) if self._by == "id" else _key(name) for name in names.tolist()])
         return names[~known].tolist()
 
@@ -89,14 +97,20 @@ class WithNegatives(JoinedSource):
     """``source`` with the ``negatives`` of a table, in place of its own; examples that it does not name have none."""
 
     def __init__(self, source: Source, table: NegativesTable):
+        kinds: set[str] = set()
+
         def entry(row: lookup.Row, where: str) -> Iterator[str]:
             kind, true = (lookup.text_of(row.get(key) or "", where=where) for key in ("kind", "caption"))
+            kinds.add(kind := kind or "given")
             for false in _texts_of(row, "negative", where):
                 if false != true and (table.kinds is None or kind in table.kinds):
-                    yield _SEPARATOR.join((kind or "given", true, false))
+                    yield _SEPARATOR.join((kind, true, false))
 
-        kinds = "" if table.kinds is None else f" of kinds={tuple(table.kinds)}"
-        super().__init__(source, table, noun="negatives", entry=entry, detail=kinds)
+        def check() -> None:
+            for kind in (table.kinds or ()) if kinds else ():
+                choose(kind, kinds, path="negatives.kinds")
+
+        super().__init__(source, table, noun="negatives", entry=entry, check=check)
 
     def add(self, example: Example, texts: list[str]) -> Example:
         """The example with (kind, true caption, false caption) as its negatives."""
@@ -114,8 +128,16 @@ class WithPositives(JoinedSource):
         super().__init__(source, table, noun="positives", entry=lambda row, where: _texts_of(row, "positive", where))
 
     def add(self, example: Example, texts: list[str]) -> Example:
-        """The example with more captions; none comes twice."""
-        return {**example, "captions": list(dict.fromkeys([*example["captions"], *texts]))}
+        """The example with more captions; none comes twice, and each weighs as much as its own do on average."""
+        captions, weights = example["captions"], example.get("caption_weights")
+        if weights is None:
+            return {**example, "captions": list(dict.fromkeys([*captions, *texts]))}
+        weight_of: dict[str, float] = {}
+        for caption, weight in zip(captions, weights, strict=True):
+            weight_of[caption] = weight_of.get(caption, 0.0) + weight
+        weight_of = dict.fromkeys(texts, sum(weights) / len(weights)) | weight_of
+        joined = list(dict.fromkeys([*captions, *texts]))
+        return {**example, "captions": joined, "caption_weights": [weight_of[text] for text in joined]}
 
 
 def _texts_of(row: lookup.Row, column: str, where: str) -> Iterator[str]:

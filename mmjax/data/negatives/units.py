@@ -15,7 +15,7 @@ import numpy as np
 
 from mmjax.data.negatives.edits import fits
 from mmjax.data.negatives.rules import replace_words
-from mmjax.data.negatives.swaps import Tagged
+from mmjax.data.negatives.swaps import SYMMETRIC, Tagged
 
 KINDS = ("entity", "relation")
 
@@ -24,8 +24,6 @@ _LONGEST_RELATION = 5  # words
 _LISTS = ("color", "material", "size", "state")
 _PLACES = {"left", "right", "top", "bottom", "front", "back", "side", "middle", "center", "edge", "end", "corner"}
 _BREAKS = {"and", "or", "but", "while", "as", "that", "which", "who"}
-# What holds in both directions: exchanging the two says the same.
-_SYMMETRIC = {"beside", "near", "with", "by", "alongside", "against", "next to", "close to", "far from", "touching"}
 
 Span = tuple[int, int]
 
@@ -85,4 +83,4 @@ def find_units(
 
 
 def _is_symmetric(relation: str) -> bool:
-    return any(re.search(rf"(?<!\w){word}$", relation) for word in _SYMMETRIC)
+    return any(re.search(rf"(?<!\w){word}$", relation) for word in SYMMETRIC)

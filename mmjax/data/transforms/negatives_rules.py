@@ -15,7 +15,8 @@ from mmjax.data.transforms.common.base import Stage
 class Transform:
     """Adds false versions of a sample's captions, in which one word is exchanged for another of its list (SVLC).
 
-    Each sampled caption gets one false version of each kind that it has a word of, another one each time it is seen.
+    Each sampled caption gets one false version of each kind that it has a word of, another one each time it is seen;
+    none is a caption of the example.
     ``data.negatives_per_image`` of them are sampled, together with negatives that the data has itself. Captions are
     taken as they are at this place of the chain, so this comes after transforms that change words.
 
@@ -34,12 +35,13 @@ class Transform:
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
         """The sample with more ``negatives``."""
         negatives = list(sample.fields.get("negatives", ()))
-        known = {false for _, _, false in negatives}
+        captions = (*sample.captions, *sample.fields.get("captions", ()))
+        known = {text.casefold() for text in (*captions, *(false for _, _, false in negatives))}
         for caption in sample.captions:
             for kind in self._kinds:
                 false = replace_words(caption, kind, random)
-                if false is not None and false not in known:
-                    known.add(false)
+                if false is not None and false.casefold() not in known:
+                    known.add(false.casefold())
                     negatives.append((f"replace_{kind}", caption, false))
         sample.fields["negatives"] = negatives
         return sample

@@ -61,6 +61,15 @@ class TestExchange:
         assert exchanged("Cat", "the mat") == {"exchange_noun": {("Mat", "the cat")}}
 
 
+@pytest.mark.usefixtures("tagger")
+@pytest.mark.parametrize("find", ["tagged", "lists"])
+def test_captions_that_would_only_change_places_are_left_out(find):
+    """Side by side, "a red cat. a blue cat." with its colors exchanged is the true caption in the other order."""
+    assert exchanged("A red cat.", "a blue cat", find) == {}
+    kind = "exchange_adjective" if find == "tagged" else "exchange_color"
+    assert exchanged("a red cat", "two blue cats", find)[kind] == {("a blue cat", "two red cats")}
+
+
 def test_lists_need_no_tagger_and_know_meanings():
     assert exchanged("a red cat", "a blue mat", "lists") == {"exchange_color": {("a blue cat", "a red mat")}}
     assert exchanged("a big cat", "a large mat", "lists") == {}

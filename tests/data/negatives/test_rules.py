@@ -119,6 +119,42 @@ def test_the_transform_keeps_those_of_the_data_and_repeats_none():
     assert len({false for _, _, false in made}) == len(made)
 
 
+class Captioned(Plain):
+    """An example whose captions contradict each other, with a negative that is one of them."""
+
+    def __getitem__(self, index):
+        false = [("own", "a red cube", text) for text in ("A Blue cube", "a green cube")]
+        return super().__getitem__(index) | {"captions": ["a red cube", "a blue cube"], "negatives": false}
+
+
+@pytest.mark.parametrize("transforms", [[], [("negatives_rules", {"kinds": ("color",)})]])
+def test_another_caption_of_the_image_is_no_negative(transforms):
+    chain = TransformChain(transforms, image_size=4, modalities=("image",))
+    reader = Reader(Captioned(), chain, seed=0, negative_rows=9)
+    reader.first()
+    made = [reader.sample(n, 0, [0.0] * 10, component=range(2))[0].fields["negatives"] for n in range(60)]
+    texts = {false.casefold() for one in made for _, _, false in one}
+    assert "a green cube" in texts and not {"a red cube", "a blue cube"} & texts
+    assert len(texts) == 1 if not transforms else len(texts) > 8
+
+
+class Mirrored(Plain):
+    """Captions and negatives that a mirror image exchanges."""
+
+    def __getitem__(self, index):
+        false = [("own", "a cat left of a dog", text) for text in ("a cat right of a dog", "A cat left of a dog")]
+        return super().__getitem__(index) | {"captions": ["a cat left of a dog", "a cat"], "negatives": false}
+
+
+def test_the_false_caption_of_a_mirror_image_is_the_true_one_of_the_picture():
+    transforms = [("flip", {"horizontal": 1.0}), ("negatives_rules", {"kinds": ("color",)})]
+    chain = TransformChain(transforms, image_size=4, modalities=("image",))
+    reader = Reader(Mirrored(), chain, seed=0, captions="first", negative_rows=2)
+    sample, _ = reader.sample(0, 0, [0.0] * 3, component=range(2))
+    assert sample.captions == ["a cat right of a dog"]
+    assert sample.fields["negatives"] == [("own", "a cat right of a dog", "a cat left of a dog")]
+
+
 @pytest.mark.parametrize("kinds", [(), ("color", "color"), ("shape",)])
 def test_kinds_are_checked(kinds):
     with pytest.raises(ValueError, match=r"^kinds"):

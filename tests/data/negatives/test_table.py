@@ -10,6 +10,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data import source
 from mmjax.data.negatives.config import NegativesTable, PositivesTable
 from mmjax.data.negatives.table import WithNegatives, WithPositives
+from mmjax.data.reader import sample_without_replacement
 from mmjax.experiment import Experiment
 from mmjax.train.data import open_split
 from support.archives import write_tar
@@ -76,8 +77,9 @@ def test_kinds_are_chosen_and_lists_and_ids_are_taken(tmp_path):
     path = write(tmp_path / "n.jsonl")
     view = WithNegatives(Source(), NegativesTable(path=path, kinds=("replace_color",)))
     assert [len(example["negatives"]) for example in view] == [0, 1, 0]
-    with pytest.raises(ConfigError, match=r"^negatives.path=.*holds no negatives of kinds=\('x',\)"):
-        WithNegatives(Source(), NegativesTable(path=path, kinds=("x",)))
+    assert len(WithNegatives(Source(), NegativesTable(path=path, kinds=("given",)))[1]["negatives"]) == 1
+    with pytest.raises(ConfigError, match=r"^negatives.kinds='replace_colour': no such name; .*'replace_color'"):
+        WithNegatives(Source(), NegativesTable(path=path, kinds=("swap_noun", "replace_colour")))
     path = write(tmp_path / "m.parquet", [{"id": 2, "negative": ["a bush", None, "a pole"]}])
     view = WithNegatives(Source(), NegativesTable(path=path))
     assert view[2]["negatives"] == [("given", "a tree", "a bush"), ("given", "a tree", "a pole")]
@@ -157,7 +159,11 @@ def test_every_source_takes_a_table(tmp_path):
         assert joined[1]["negatives"] == [("given", bare[1]["captions"][0], "a false one")]
         assert joined[0]["negatives"] == []
         assert joined[1].keys() == bare[1].keys() | {"negatives"} and len(joined) == len(bare)
-        assert ("does not list" in joined.describe()) == (name == "scenes")
+        assert joined.describe().endswith(f"for 1 of {len(bare)} examples; {len(bare) - 1} have none, such as "
+                                          f"{bare[0].get('key', bare[0]['id'])}")  # fmt: skip
+        other = write(tmp_path / f"{name}_other.jsonl", [{"key": "of other data", "negative": "a false one"}])
+        with pytest.raises(ConfigError, match=r"^data\.negatives\.path=.*names none of the"):
+            open_split(experiment({"source": section, "negatives": {"path": other}}), "train")
     with pytest.raises(ConfigError, match=r"^data\.negatives\.path='none\.csv': cannot be read"):
         open_split(experiment({"source": sections["scenes"], "negatives": {"path": "none.csv"}}), "train")
 
@@ -185,6 +191,22 @@ def test_positives_stand_behind_the_captions_and_none_comes_twice(tmp_path):
     assert view[1]["negatives"] == [("own", "x", "y")] and "positives" in view.describe()
     with pytest.raises(ConfigError, match=r"^positives.path=.*holds no positives; check"):
         WithPositives(Source(), PositivesTable(path=write(tmp_path / "q.jsonl", rows[2:])))
+
+
+def test_positives_weigh_as_much_as_an_example_s_own_captions_on_average(tmp_path):
+    class Weighted(Source):
+        def __getitem__(self, index):
+            weights = {1: {"caption_weights": [3.0, 1.0]}, 2: {"captions": ["x", "x"], "caption_weights": [1.0, 2.0]}}
+            return super().__getitem__(index) | weights.get(index, {})
+
+    rows = [{"key": "b", "positive": ["a cat that is red", "it"]}]
+    view = WithPositives(Weighted(), PositivesTable(path=write(tmp_path / "p.jsonl", rows)))
+    assert view[1]["captions"] == ["a red cat", "it", "a cat that is red"]
+    assert view[1]["caption_weights"] == [3.0, 1.0, 2.0] and "caption_weights" not in view[0]
+    assert (view[2]["captions"], view[2]["caption_weights"]) == (["x"], [3.0])
+    draws = [sample_without_replacement(view[1]["captions"], [u], view[1]["caption_weights"])[0]
+             for u in np.linspace(0, 0.999, 600)]  # fmt: skip
+    assert [round(draws.count(text) / 100) for text in view[1]["captions"]] == [3, 1, 2]
 
 
 def test_positives_are_of_the_training_split_alone(tmp_path):
