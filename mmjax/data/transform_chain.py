@@ -102,6 +102,11 @@ class TransformChain:
         """The stage of the transform of that name."""
         return plugins.load_class(FOLDER, "Transform", name, path="data.transforms").stage
 
+    @staticmethod
+    def makes_negatives(name: str) -> bool:
+        """Whether the transform of that name makes hard negatives."""
+        return getattr(plugins.load_class(FOLDER, "Transform", name, path="data.transforms"), "adds_negatives", False)
+
     def apply_caption_transforms(self, example: Example, *, number: int) -> Sample:
         """The example as a sample with all captions that it may get; its pictures are not decoded yet."""
         key = str(example.get("key", example["id"]))

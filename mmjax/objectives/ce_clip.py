@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,8 @@ class Objective(contrastive.Objective):
         max_threshold: u of the paper.
         kinds: Of negatives, as the data names them; the paper's are relations, adjectives, nouns and verbs.
     """
+
+    needs_negatives: ClassVar[bool] = True
 
     rank_weight: Annotated[float, Ge(0)] = 0.2
     intra_weight: Annotated[float, Ge(0)] = 0.3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 
@@ -33,6 +33,8 @@ class Objective(Base):
     Args:
         temperature: τ.
     """
+
+    needs_negatives: ClassVar[bool] = True
 
     temperature: Annotated[float, Gt(0)] = 0.05
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,8 @@ class Objective(Base):
         negative_weight: λ_S-Neg of the paper.
         uni_weight: λ_Uni of the paper.
     """
+
+    needs_negatives: ClassVar[bool] = True
 
     captions: Annotated[int, Ge(1)] = 4
     contrast_weight: Annotated[float, Ge(0)] = 0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,8 @@ class Objective(Base):
         unit_weight: λ of the units.
         mask_equal: Whether equal texts of several images are no negatives.
     """
+
+    needs_negatives: ClassVar[bool] = True
 
     captions: Annotated[int, Ge(1)] = 4
     unit_weight: Annotated[float, Ge(0)] = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from mmjax.objectives import contrastive
 
@@ -27,3 +28,5 @@ class Objective(contrastive.Objective):
 
     For the options see ``Base``.
     """
+
+    needs_negatives: ClassVar[bool] = True

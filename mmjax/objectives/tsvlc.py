@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,8 @@ class Objective(contrastive.Objective):
         positive_weight: β of the paper.
         contrast_negatives: Whether negatives are columns of the contrastive term; without, that is CLIP's loss.
     """
+
+    needs_negatives: ClassVar[bool] = True
 
     negative_weight: Annotated[float, Ge(0)] = 1.0
     positive_weight: Annotated[float, Ge(0)] = 1.0

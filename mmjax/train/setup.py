@@ -97,6 +97,8 @@ class Setup:
                 f"data.groups={experiment.data.groups}: objective.name={experiment.objective.get('name')!r} reads no "
                 "groups; use objective.name=fscl, or leave it out"
             )
+        yield from _missing_clusters(experiment)
+        yield from _unused_negatives(experiment, needed=self.program.objective.needs_negatives)
         yield from _unused_modules(experiment, self.program.objective.modules)
         if (labels := self.labels) is not None and (problem := _count_unlabeled(self.source, labels)):
             yield problem
@@ -143,6 +145,37 @@ def setup(
     if workdir is None or not (Path(workdir) / CONFIG).exists():  # a run that goes on has its weights in a checkpoint
         check_init(experiment.init, experiment.model, flatten(program.abstract_state.params))
     return Setup(experiment=experiment, source=source, tokenizer=tokenizer, program=program, clusters=clusters)
+
+
+def _missing_clusters(experiment: Experiment) -> Iterator[str]:
+    """Why batches are random although ``data.clusters`` is set."""
+    clusters, steps, size = experiment.data.clusters, experiment.steps, experiment.batch_size
+    if clusters is None or not clusters.fraction:
+        return
+    if not clusters.clusters_at(steps - 1, batch_size=size):
+        yield (
+            f"data.clusters: not even the last of {steps} batches of {size} has a cluster of size={clusters.size}, as "
+            f"{clusters.fraction_at(steps - 1):.1%} of it are clusters by then; use a smaller size or double_every"
+        )
+    elif clusters.path is None and clusters.last_refresh(steps - 1) is None:
+        yield (
+            f"data.clusters: all {steps} batches are random, as no neighbors are found before the last one; use a "
+            "smaller refresh_every, or first_refresh=0"
+        )
+
+
+def _unused_negatives(experiment: Experiment, *, needed: bool) -> Iterator[str]:
+    """What makes or wants hard negatives although batches have none."""
+    data, way_out = experiment.data, "set data.negatives_per_image=1 or more"
+    if data.negatives_per_image:
+        return
+    names = [name for name, _ in data.transforms]
+    if data.negatives is not None and "caption_units" not in names:  # that takes captions from the table, too
+        yield f"data.negatives.path={data.negatives.path!r}: none of them is trained on; {way_out}, or leave it out"
+    for name in filter(TransformChain.makes_negatives, names):
+        yield f"data.transforms: none of the negatives that {name!r} makes is trained on; {way_out}, or leave it out"
+    if needed:
+        yield f"objective.name={experiment.objective.get('name')!r}: batches have no false captions for it; {way_out}"
 
 
 def _unused_modules(experiment: Experiment, trained: Collection[str]) -> Iterator[str]:

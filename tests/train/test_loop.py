@@ -110,6 +110,34 @@ def test_a_long_warm_up_and_many_epochs_are_pointed_out():
     assert len(long) == 1 and "each of the 48 examples comes 133 times" in long[0] and "steps=300" in long[0]
 
 
+def test_clusters_that_no_batch_has_are_pointed_out():
+    def advice(**clusters):
+        return list(setup(tiny.experiment(data__clusters={"refresh_every": 2, "size": 4, **clusters})).advice())
+
+    # Batches are of steps 0 to 5, and one cluster is a quarter of a batch.
+    assert advice() == advice(first_fraction=1 / 8, double_every=5) == []
+    (few,) = advice(first_fraction=1 / 8, double_every=6)
+    assert "not even the last of 6 batches of 16 has a cluster of size=4, as 12.5% of it" in few
+    assert advice(refresh_every=5) == []
+    (late,) = advice(refresh_every=6)
+    assert "all 6 batches are random" in late
+
+
+def test_negatives_that_no_batch_has_are_pointed_out(tmp_path):
+    table = tmp_path / "n.csv"
+    table.write_text("key,negative\n0,a false caption\n")
+    options = {
+        "objective": {"name": "tsvlc"},
+        "data__negatives": {"path": str(table)},
+        "data__transforms": (("negatives_rules", {}),),
+    }
+    lines = list(setup(tiny.experiment(**options)).advice())
+    assert [line.partition(":")[0] for line in lines] == ["data.negatives.path=" + repr(str(table)), "data.transforms",
+                                                          "objective.name='tsvlc'"]  # fmt: skip
+    assert all("set data.negatives_per_image=1 or more" in line for line in lines) and "negatives_rules" in lines[1]
+    assert list(setup(tiny.experiment(**options, data__negatives_per_image=1)).advice()) == []
+
+
 def test_modules_and_labels_that_nothing_reads_are_pointed_out():
     decoder = {"width": 8, "heads": 2, "layers": 1, "inputs": "ids"}
     lines = list(setup(tiny.experiment(model__decoder=decoder, data__labels="signs")).advice())

@@ -78,6 +78,10 @@ class ClusterConfig:
         doublings = min(step // self.double_every, 64)
         return min(self.first_fraction * 2.0**doublings, self.fraction)
 
+    def clusters_at(self, step: int, *, batch_size: int) -> int:
+        """How many clusters a batch of that step has."""
+        return int(self.fraction_at(step) * batch_size / self.size + 1e-9)
+
     def refreshes_at(self, step: int) -> bool:
         """Whether neighbors are found anew after ``step``."""
         return step == self.last_refresh(step)

@@ -62,7 +62,7 @@ class ClusteredOrder:
             used[new] = True
             rows.extend(new)
 
-        for _ in range(int(config.fraction_at(step) * self._batch_size / config.size + 1e-9)):
+        for _ in range(config.clusters_at(step, batch_size=self._batch_size)):
             pivot = self._draw(self._embedded, used, random)
             if pivot is None:
                 break

@@ -57,6 +57,9 @@ class Base(abc.ABC):
     model_options: ClassVar[Mapping[str, float]] = {}
     """What ``mmjax compare`` sets in the section ``model`` of a recipe with this objective, if that has no bias."""
 
+    needs_negatives: ClassVar[bool] = False
+    """Whether it is made for false captions, and says little more than ``contrastive`` without them."""
+
     uses_unlabeled: ClassVar[bool] = False
     """Whether images of zero weight are images without a caption, and not negatives for all texts."""
 
