@@ -16,7 +16,22 @@ from support.speed_metrics import is_speed_metric
 
 STEPS, DEVICES = 12, 4
 CONFIG = """
+import json, os, signal
+from mmjax.runs import batch_feed
 from support import tiny
+
+read = batch_feed.OpenFeed.next
+
+def record(feed, **options):
+    "The next batch, of which the ids of this process's rows are written; at a certain step the process is killed."
+    arrays = read(feed, **options)
+    if str(feed._step) == os.environ.get("KILLED_AT"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    with open(os.environ["BATCHES"], "a") as file:
+        print(json.dumps([feed._step, arrays["image_ids"].ravel().tolist()]), file=file)
+    return arrays
+
+batch_feed.OpenFeed.next = record
 
 def get_config(arg=""):
     return tiny.sections(
@@ -24,6 +39,23 @@ def get_config(arg=""):
         optimizer__ema_decay=0.9, data__clusters={"refresh_every": 2, "size": 4, "kind": "text", "fraction": 0.75},
     )
 """
+
+
+def batches(workdir):
+    """The examples of each step's batch in their order, from what all processes of each start read of it."""
+    ids = {}
+    for start in workdir.with_name(f"{workdir.name}-batches").iterdir():
+        texts = [path.read_text() for path in sorted(start.iterdir())]
+        read = [
+            map(json.loads, text[: text.rfind("\n") + 1].splitlines()) for text in texts
+        ]  # a kill cuts the last line
+        for parts in zip(*read, strict=False):
+            (step,) = {step for step, _ in parts}
+            whole = [example for _, rows in parts for example in rows]
+            assert len(set(whole)) == len(whole) == 16
+            assert ids.setdefault(step, whole) == whole, f"batch {step} was another one before a kill"
+    assert sorted(ids) == [*range(1, STEPS + 1)]
+    return ids
 
 
 def bits(workdir):
@@ -45,13 +77,21 @@ def start(tmp_path_factory):
     (folder / "config.py").write_text(CONFIG)
     compiled = str(tmp_path_factory.mktemp("compiled"))
 
-    def start(workdir, count):
+    def start(workdir, count, **extra):
         port = processes.free_port()
         flags = f"--xla_force_host_platform_device_count={DEVICES // count} --xla_backend_optimization_level=0"
-        extra = {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": compiled}
+        extra |= {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": compiled}
         if count > 1:
             extra |= {"MMJAX_COORDINATOR": f"127.0.0.1:{port}", "MMJAX_PROCESSES": str(count)}
-        each = [extra | ({"MMJAX_PROCESS": str(index)} if count > 1 else {}) for index in range(count)]
+        starts = workdir.with_name(f"{workdir.name}-batches")
+        read = starts / str(len([*starts.glob("*")]))
+        read.mkdir(parents=True)
+        files = [read / str(index) for index in range(count)]
+        for file in files:
+            file.touch()
+        each = [extra | {"BATCHES": str(file)} for file in files]
+        if count > 1:
+            each = [own | {"MMJAX_PROCESS": str(index)} for index, own in enumerate(each)]
         arguments = "train", f"--config={folder / 'config.py'}", f"--workdir={workdir}"
         return [command.start(*arguments, **environment) for environment in each]
 
@@ -60,14 +100,14 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(start, tmp_path_factory):
-    """``bits`` of that many processes that nobody kills."""
+    """``bits`` and ``batches`` of that many processes that nobody kills."""
 
     @functools.cache
     def run(count):
         workdir = tmp_path_factory.mktemp("runs") / str(count)
         outputs = processes.outputs(start(workdir, count), timeout=600)
         assert (workdir / "report.html").exists(), outputs
-        return bits(workdir)
+        return bits(workdir), batches(workdir)
 
     return run
 
@@ -88,17 +128,33 @@ def test_killed_while_neighbors_are_written_it_ends_with_the_same_bits(start, un
     outputs = processes.outputs(start(workdir, count), timeout=600)
     assert (workdir / "report.html").exists(), outputs
     assert "going on from the checkpoint of step" in outputs[0]
-    assert bits(workdir) == undisturbed(count)
+    assert (bits(workdir), batches(workdir)) == undisturbed(count)
+
+
+def assert_same_but_for_rounding(run, other):
+    """Sums of gradients differ in the last bits between numbers of processes; what is found by the weights does not."""
+    ((_, tables, losses), ids), ((_, other_tables, other_losses), other_ids) = run, other
+    assert tables == other_tables and len(tables) > 1  # with their ids
+    assert ids == other_ids
+    for line, other_line in zip(losses, other_losses, strict=True):
+        assert line["train/loss"] == pytest.approx(other_line["train/loss"], abs=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_the_neighbors_are_the_same_on_any_processes(undisturbed, count):
-    """Their sums of gradients differ in the last bits, and what is found by the weights does not."""
-    (_, tables, losses), (_, other_tables, other_losses) = undisturbed(count), undisturbed(1)
-    assert tables == other_tables and len(tables) > 1
-    for line, other in zip(losses, other_losses, strict=True):
-        assert line["train/loss"] == pytest.approx(other["train/loss"], abs=1e-5)
+def test_neighbors_and_batches_are_the_same_on_any_processes(undisturbed, count):
+    assert_same_but_for_rounding(undisturbed(count), undisturbed(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [(4, 2, 1), (1, 4, 2)])
+def test_a_killed_run_goes_on_with_the_same_batches_on_other_processes(start, undisturbed, tmp_path, counts):
+    workdir = tmp_path / "run"
+    for number, (count, killed_at) in enumerate(zip(counts, ("8", "11", "never"), strict=True)):
+        outputs = processes.outputs(start(workdir, count, KILLED_AT=killed_at), timeout=600)
+        assert (workdir / "report.html").exists() == (killed_at == "never"), outputs
+        assert ("going on from the checkpoint of step" in outputs[0]) == (number > 0), outputs
+    assert_same_but_for_rounding((bits(workdir), batches(workdir)), undisturbed(1))
 
 
 @pytest.mark.slow
