@@ -88,10 +88,10 @@ class VisionTower(nnx.Module):
         self.proj = make_proj(rngs=rngs, dtype=dtype) if config.proj_type == "linear" else None
         self.gates = Gates(config.modalities, width, rngs=rngs, dtype=dtype) if config.fusion == "gated" else None
 
-    def __call__(self, images: Mapping[str, jax.Array]) -> jax.Array:
-        """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalized."""
+    def __call__(self, images: Mapping[str, jax.Array], present: jax.Array | None = None) -> jax.Array:
+        """Images {modality: u8[N,H,W,C]} -> f32[N',E], not normalized; ``present`` as in ``Gates``."""
         pooled = self.pool(self.embed(images), valid=self.valid(images))
-        return self.project(self.fuse(pooled, self._names(images)))
+        return self.project(self.fuse(pooled, self._names(images), present))
 
     def valid(self, images: Mapping[str, jax.Array]) -> jax.Array | None:
         """Which frames of sequences are no padding, bool[N,T]; None: there are no sequences."""
