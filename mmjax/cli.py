@@ -32,9 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_arguments(parser, arguments)
     except ConfigError as error:
-        print(
-            f"mmjax: {printable(' '.join(shorten(word, LONGEST_WORD) for word in str(error).split()))}", file=sys.stderr
-        )
+        message = " ".join(shorten(word, LONGEST_WORD) for word in str(error).split())
+        print(f"mmjax {printable(message)}", file=sys.stderr)
         return 2
     args, unknown = parser.parse_known_args(arguments)
     if "run" not in args:

@@ -121,13 +121,13 @@ MISTAKES = {
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("trian --config=scenes", "mmjax: trian: no such command; did you mean 'train'?"),
-        ("data fecth emoji", "mmjax: data fecth: no such command; did you mean 'fetch'?"),
-        ("fetch emoji", "mmjax: fetch: no such command; did you mean 'data fetch'?"),
-        ("zzz", "mmjax: zzz: no such command; known: bench, bench device, "),
-        ("train --confg=scenes --workdir=x", "mmjax: train: --confg=scenes: no such option; did you mean '--config'?"),
-        ("eval --modle x --path=y", "mmjax: eval: --modle: no such option; did you mean '--model'?"),
-        ("data fetch emoji --config.seed=1", "mmjax: data fetch: --config.seed=1: no such option; known: "),
+        ("trian --config=scenes", "mmjax trian: no such command; did you mean 'train'?"),
+        ("data fecth emoji", "mmjax data fecth: no such command; did you mean 'fetch'?"),
+        ("fetch emoji", "mmjax fetch: no such command; did you mean 'data fetch'?"),
+        ("zzz", "mmjax zzz: no such command; known: bench, bench device, "),
+        ("train --confg=scenes --workdir=x", "mmjax train: --confg=scenes: no such option; did you mean '--config'?"),
+        ("eval --modle x --path=y", "mmjax eval: --modle: no such option; did you mean '--model'?"),
+        ("data fetch emoji --config.seed=1", "mmjax data fetch: --config.seed=1: no such option; known: "),
     ],
 )
 def test_a_mistyped_command_or_option_names_the_nearest_one(words, line, capfd):

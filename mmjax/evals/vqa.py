@@ -89,8 +89,10 @@ class Evaluator(Base):
 
     def answers(self, embedder: BoundEmbedder) -> list[str]:
         """The answers in the order of the model's head."""
+        if self._answers:
+            return list(self._answers)
         own = embedder.answers if set(self.labels) <= set(embedder.answers) else ()
-        return list(self._answers or own or self.split.source.class_names or self.labels)
+        return list(own or self.split.source.class_names or self.labels)
 
     def ask(self, embedder: BoundEmbedder) -> Answered:
         """All questions, of their own pictures and of others."""
