@@ -23,9 +23,11 @@ _GAINS = ("image_to_text_R@1_gain", "text_to_image_R@1_gain", "rsum_gain")
 class Evaluator(retrieval.Evaluator):
     """Recalls after re-ranking, the protocol of ALBEF (Li et al. 2021, arXiv:2107.07651, section 4).
 
-    Each query's ``k`` best of the other side by cosine are ordered by the matching head's logit of "match". What is
-    behind them stays where it was, so a positive that is not among the k keeps its rank; the released code gives all
-    that is behind one score. It re-ranks 256 of COCO and 128 of Flickr30k, and ViLT scores every pair (``k=None``).
+    Each query's ``k`` best of the other side by cosine are ordered by ``match + similarity_weight · cosine``, of which
+    the first is the matching head's logit. ALBEF has no second term; the released code of BLIP (Li et al. 2022,
+    arXiv:2201.12086) has it with the weight 1. What is behind them stays where it was, so a positive that is not among
+    the k keeps its rank; the released codes give all that is behind one score. ALBEF re-ranks 256 of COCO and 128 of
+    Flickr30k, and ViLT scores every pair (``k=None``).
 
     Metrics are those of ``retrieval``, without the geometry of embeddings; ``*_gain`` is what the second step adds.
     Ties among the k count as there. It needs a model with a section ``model.fusion``.
@@ -41,6 +43,7 @@ class Evaluator(retrieval.Evaluator):
         split: str = "val",
         source: dict[str, Any] | None = None,
         k: Annotated[int, Ge(1)] | None = 128,
+        similarity_weight: Annotated[float, Ge(0)] = 0.0,
         ties: Ties = "pessimistic",
         max_captions: MaxCaptions = None,
         caption_norm: Norm = "none",
@@ -53,6 +56,7 @@ class Evaluator(retrieval.Evaluator):
             split: The split to measure on.
             source: Options for ``open_source``.
             k: How many are re-ranked for each query; None: all.
+            similarity_weight: Of the cosine in the score. Choose it on validation data.
             ties: How negatives count that score as high as the positive.
             max_captions: Use only this many captions of each image.
             caption_norm: How captions are cleaned, as in ``retrieval``.
@@ -67,7 +71,7 @@ class Evaluator(retrieval.Evaluator):
             caption_norm=caption_norm,
             merge_repeats=merge_repeats,
         )
-        self.k = k
+        self.k, self.similarity_weight = k, similarity_weight
 
     @classmethod
     def metric_names(cls) -> Collection[str]:
@@ -80,21 +84,23 @@ class Evaluator(retrieval.Evaluator):
         data = self._embed(embedder)
         n, m = len(data.images), len(data.texts)
         before = count_ranks(data.images, data.own, data.texts, np.arange(m), row_sharding=embedder.row_sharding)
-        texts_of, images_of = _nearest(data.images, data.texts, self.k), _nearest(data.texts, data.images, self.k)
+        texts_of, text_cosines = _nearest(data.images, data.texts, self.k)
+        images_of, image_cosines = _nearest(data.texts, data.images, self.k)
         # Each pair once, though it may be wanted in both directions.
         wanted = [
             (np.arange(n)[:, None] * m + texts_of).ravel(),
             (images_of * m + np.arange(m)[:, None]).ravel(),
         ]
         pairs, place = np.unique(np.concatenate(wanted), return_inverse=True)
-        scores = embedder.match(self.split.source, data.indices[pairs // m], data.captions, pairs % m)[place]
-        by_image, by_text = scores[: n * texts_of.shape[1]], scores[n * texts_of.shape[1] :]
+        match = embedder.match(self.split.source, data.indices[pairs // m], data.captions, pairs % m)[place]
+        by_image = match[: texts_of.size].reshape(texts_of.shape) + self.similarity_weight * text_cosines
+        by_text = match[texts_of.size :].reshape(images_of.shape) + self.similarity_weight * image_cosines
         own = [set(line[line >= 0].tolist()) for line in data.own]
         is_own = np.array([[int(j) in own[i] for j in line] for i, line in enumerate(texts_of)])
         is_own_image = np.array([[j in own[int(i)] for i in line] for j, line in enumerate(images_of)])
         after = (
-            _rerank(before[0], by_image.reshape(texts_of.shape), is_own),
-            _rerank(before[1], by_text.reshape(images_of.shape), is_own_image),
+            _rerank(before[0], by_image, is_own),
+            _rerank(before[1], by_text, is_own_image),
         )
         first, result = (retrieval.metrics(*ranks, ties=self.ties) for ranks in (before, after))
         return result | {
@@ -102,11 +108,15 @@ class Evaluator(retrieval.Evaluator):
         }
 
 
-def _nearest(queries: np.ndarray, gallery: np.ndarray, k: int | None) -> np.ndarray:
-    """i64[q, k]: the rows of the gallery with the highest cosines, best first."""
+def _nearest(queries: np.ndarray, gallery: np.ndarray, k: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the gallery with the highest cosines, i64[q, k], best first, and these cosines f32[q, k]."""
     k = len(gallery) if k is None else min(k, len(gallery))
-    blocks = (queries[start : start + _BLOCK] @ gallery.T for start in range(0, len(queries), _BLOCK))
-    return np.concatenate([np.argsort(-block, axis=1, kind="stable")[:, :k] for block in blocks])
+    rows, cosines = [], []
+    for start in range(0, len(queries), _BLOCK):
+        block = queries[start : start + _BLOCK] @ gallery.T
+        rows.append(np.argsort(-block, axis=1, kind="stable")[:, :k])
+        cosines.append(np.take_along_axis(block, rows[-1], axis=1))
+    return np.concatenate(rows), np.concatenate(cosines)
 
 
 def _rerank(before: Ranks, scores: np.ndarray, is_own: np.ndarray) -> Ranks:
