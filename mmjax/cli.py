@@ -76,9 +76,7 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -
                 inner = [f"{group} {name}" for group, each in subcommands.items() for name in _subcommands(each)]
                 raise ConfigError(f"{command}{word}: no such command; {nearest(word, [*subcommands, *inner])}")
             parser, command = subcommands[word], f"{command}{word} "
-        elif (
-            not subcommands and word.startswith("--") and " " not in flag
-        ):  # with a space argparse takes it for a value
+        elif not subcommands and word.startswith("--") and " " not in flag:  # with a space it is a value to argparse
             options = [option for action in parser._actions for option in action.option_strings]
             is_override = flag.startswith("--config.") and "--config" in options
             if not is_override and not any(option.startswith(flag) for option in options):

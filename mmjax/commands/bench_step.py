@@ -38,9 +38,6 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--objective={args.objective}: with --augment it is unclear which rows to time; leave one out"
         )
-    from mmjax.parallel.host_memory import share_one_arena
-
-    share_one_arena()
     from mmjax.commands.common.jax_setup import keep_compiled_programs
 
     keep_compiled_programs()

@@ -33,11 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains to the end, from the last checkpoint of the folder if it has one."""
-    from mmjax.parallel.host_memory import share_one_arena
     from mmjax.runs.timing import ActivityTimer
 
     stop_with_parent()
-    share_one_arena()
     timer = ActivityTimer()  # imports and the wait for other processes belong to the time that a start takes
     profile, workdir = parse_profile(args.profile), options.local_workdir(args)
     from mmjax.commands.common.jax_setup import keep_compiled_programs

@@ -1,12 +1,13 @@
 """How much memory this machine has, and how the C library keeps it between steps where the CPU is the device."""
 
 import ctypes
-import importlib.util
 import os
-from importlib import metadata
+import platform
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 _GROWTH = 64 * 2**20
+_LARGEST_IN_ARENA = 64 * 2**20  # of an arena that is not the main one
+_ARENAS = "MALLOC_ARENA_MAX"
 
 
 def memory_bytes() -> int:
@@ -21,33 +22,24 @@ def keep_freed_memory() -> bool:
     them when they are freed, so the kernel clears every page of them in every step: a quarter of the quickstart's
     processor time. The price is that the process does not shrink again.
     """
-    return _mallopt({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: _GROWTH})
-
-
-def share_one_arena() -> bool:
-    """Lets all threads allocate from the arena whose pages ``keep_freed_memory`` keeps; for a process without JAX yet.
-
-    glibc maps a block of more than 64 MiB whatever it was told, if the thread that asks has an arena of its own, and
-    XLA's CPU client asks from such threads. Arenas that threads have already are not taken away.
-
-    Returns:
-        False where JAX may find an accelerator, whose host threads are better off apart, and without glibc.
-    """
-    platforms = os.environ.get("JAX_PLATFORMS")
-    if platforms != "cpu" and (platforms or _has_accelerator_plugin()):
-        return False
-    return _mallopt({_M_ARENA_MAX: 1})
-
-
-def _has_accelerator_plugin() -> bool:
-    modules = (importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
-    return any(modules) or bool(metadata.entry_points(group="jax_plugins"))
-
-
-def _mallopt(options: dict[int, int]) -> bool:
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    taken = [mallopt(option, value) for option, value in options.items()]
-    return all(taken)
+    return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1), mallopt(_M_TOP_PAD, _GROWTH)])
+
+
+def arena_advice(temporaries: int) -> str:
+    """What to set so that the C library keeps a step's temporaries, of so many bytes; empty where nothing helps.
+
+    glibc maps a block of more than 64 MiB whatever it was told, if the thread that asks has an arena of its own, and
+    XLA's CPU client asks from such threads. Threads that share one arena wait for each other, which makes small steps
+    slower, and arenas cannot be taken away once the step is compiled and its size is known. So this is left to the
+    user, by the variable that glibc reads when a process starts.
+    """
+    if temporaries <= _LARGEST_IN_ARENA or os.environ.get(_ARENAS) or platform.libc_ver()[0] != "glibc":
+        return ""
+    return (
+        f"a step has {temporaries / 2**20:,.0f} MiB of temporaries: {_ARENAS}=1 in the environment keeps them from "
+        "step to step, which may be faster"
+    )

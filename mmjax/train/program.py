@@ -47,8 +47,8 @@ class Program:
     def __init__(self, experiment: Experiment, *, devices: Sequence[jax.Device] | None = None):
         self.experiment = experiment
         self.mesh = make_mesh(experiment.mesh, devices=devices)
-        self._on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        if self._on_cpu:
+        self.on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        if self.on_cpu:
             keep_freed_memory()
         check_batch_size(experiment.batch_size, self.mesh, path="batch_size")
         check_batch_size(experiment.eval.batch_size, self.mesh, path="eval.batch_size")
@@ -131,7 +131,7 @@ class Program:
         """
         lowered = jax.jit(self._initial, out_shardings=self.shardings).lower()
         # Random numbers are most of this program; optimizing it on a CPU takes seconds and it runs once.
-        state = lowered.compile({"xla_backend_optimization_level": "0"} if self._on_cpu else None)()
+        state = lowered.compile({"xla_backend_optimization_level": "0"} if self.on_cpu else None)()
         experiment = self.experiment
         loaded = load_init(experiment.init, experiment.model, flatten(self.abstract_state.params))
         if not loaded:

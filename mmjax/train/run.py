@@ -23,6 +23,7 @@ from mmjax.data.sample import DataError
 from mmjax.data.selection import FilteredSource
 from mmjax.data.source import UnreadableEntry
 from mmjax.parallel import collectives, distributed
+from mmjax.parallel.host_memory import arena_advice
 from mmjax.parallel.preemption import StopRequest, handle_stop_signals
 from mmjax.runs import folder as run_folder
 from mmjax.runs import goodput
@@ -245,6 +246,9 @@ class Run:
         seconds = time.perf_counter() - start
         form = self.program.objective.choose_impl(len(shape.image_source.ids), len(shape.tokens))
         logger.info(f"compiled in {seconds:.1f} s; the loss is {form}")
+        memory: Any = self.compiled.memory_analysis()
+        if self.program.on_cpu and (advice := arena_advice(memory.temp_size_in_bytes if memory else 0)):
+            logger.info(advice)
         self.throughput = Throughput(
             self.timer,
             batch_size=experiment.batch_size,

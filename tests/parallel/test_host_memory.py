@@ -7,13 +7,12 @@ import sys
 
 import pytest
 
-from mmjax.parallel import host_memory
+from mmjax.parallel.host_memory import arena_advice
 
 CODE = """
 import resource, sys, threading
-from mmjax.parallel.host_memory import keep_freed_memory, share_one_arena
+from mmjax.parallel.host_memory import keep_freed_memory
 mode, where = sys.argv[1:]
-assert mode != "shared" or share_one_arena()
 assert mode == "plain" or keep_freed_memory()
 import numpy as np
 
@@ -38,23 +37,32 @@ else:
 
 def faults(mode: str, where: str) -> int:
     words = [sys.executable, "-c", CODE, mode, where]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment = os.environ | ({"MALLOC_ARENA_MAX": "1"} if mode == "shared" else {})
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+glibc_only = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+
+
+@glibc_only
 @pytest.mark.parametrize(("mode", "where"), [("kept", "main"), ("shared", "thread")])
 def test_a_large_block_is_reused(mode, where):
     assert faults(mode, where) < 50 < faults("plain", where)
 
 
-@pytest.mark.parametrize(("platforms", "plugin"), [("cuda", False), ("tpu,cpu", False), (None, True)])
-def test_where_there_may_be_an_accelerator_threads_keep_their_arenas(monkeypatch, platforms, plugin):
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    if platforms:
-        monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    monkeypatch.setattr(host_memory, "_has_accelerator_plugin", lambda: plugin)
-    monkeypatch.setattr(host_memory, "_mallopt", lambda options: pytest.fail(f"set {options}"))
-    assert not host_memory.share_one_arena()
+@glibc_only
+def test_the_advice_is_for_steps_that_no_arena_of_a_thread_holds(monkeypatch):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    assert "317 MiB" in arena_advice(317 * 2**20) and "MALLOC_ARENA_MAX=1" in arena_advice(317 * 2**20)
+    assert faults("kept", "thread") > 50  # of a block of 80 MiB: the advice is needed
+    assert arena_advice(64 * 2**20) == ""
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    assert arena_advice(317 * 2**20) == ""
+
+
+def test_other_c_libraries_get_no_advice(monkeypatch):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert arena_advice(317 * 2**20) == ""

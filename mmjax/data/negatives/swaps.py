@@ -46,20 +46,8 @@ SYMMETRIC = {"beside", "near", "with", "by", "alongside", "against", "next to", 
 """Relations that hold in both directions: exchanging the two says the same."""
 # What may stand before these and still says as much of the one as of the other.
 _STILL = {
-    "is",
-    "are",
-    "was",
-    "were",
-    "stand",
-    "stands",
-    "standing",
-    "sit",
-    "sits",
-    "sitting",
-    "seated",
-    "right",
-    "very",
-}
+    "is", "are", "was", "were", "stand", "stands", "standing", "sit", "sits", "sitting", "seated", "right", "very",
+}  # fmt: skip
 
 
 class Token(NamedTuple):
