@@ -13,6 +13,7 @@ import pytest
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.commands.common.trained_model import open_model
 from mmjax.core.config import ConfigError
+from mmjax.parallel import host_memory
 from mmjax.runs import folder as run_folder
 from mmjax.train import guard, loop
 from mmjax.train.program import Program
@@ -184,3 +185,11 @@ def test_a_run_whose_folder_is_deleted_ends_with_all_that_a_start_needs(tmp_path
     assert names >= {"config.json", "starts.jsonl", "tokenizer", "checkpoints", "report.html", "metrics.jsonl"}
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         assert checkpoints.steps == [2]
+
+
+def test_a_start_says_that_the_c_library_could_keep_large_temporaries(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    monkeypatch.setattr(host_memory, "_LARGEST_IN_ARENA", 0)
+    monkeypatch.setattr(host_memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    loop.train(tiny.experiment(steps=1, eval__tasks=(), eval__final_tasks=()), workdir=tmp_path)
+    assert "MALLOC_ARENA_MAX=1 in the environment keeps them from step to step" in capsys.readouterr().out
