@@ -17,7 +17,7 @@ from mmjax.models.block_config import MatmulPrecision, Remat
 from mmjax.models.block_stack import Block, run_joint_blocks, stack_blocks
 from mmjax.models.config import ClipConfig
 from mmjax.models.joint_config import DecoderConfig
-from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, normal
+from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, joins_rows, normal
 from mmjax.models.text import TextTower, TokenEmbed
 
 
@@ -80,7 +80,7 @@ class Decoder(nnx.Module):
         self.pos_embed = vector(text.context_length) if ids else None
         self.start_embed = vector() if ids else None
         self.mask_embed = vector() if config.mask_token else None
-        spec = block_spec(config, matmul_precision=matmul_precision)
+        spec = block_spec(config, matmul_precision=matmul_precision, join_rows=joins_rows(row_sharding))
         make = functools.partial(DecoderBlock, cross=config.attend == "cross", cross_mlp=config.cross_mlp)
         self.blocks = stack_blocks(spec, layers=config.layers, rngs=rngs, dtype=dtype, make=make)
         self.ln_final = LayerNorm(width, eps=config.ln_eps, dtype=dtype)
@@ -248,7 +248,9 @@ class CrossBlock(Block):
         self.ln_context = LayerNorm(spec.width, eps=spec.ln_eps, dtype=dtype)
 
 
-def block_spec(config: DecoderConfig, *, matmul_precision: MatmulPrecision = "full") -> BlockSpec:
+def block_spec(
+    config: DecoderConfig, *, matmul_precision: MatmulPrecision = "full", join_rows: bool = False
+) -> BlockSpec:
     """The decoder's block, with CLIP's initial values as open_clip has them in its decoder."""
     residual = normal((2 * config.layers * config.width) ** -0.5)
     return BlockSpec.from_config(
@@ -262,4 +264,5 @@ def block_spec(config: DecoderConfig, *, matmul_precision: MatmulPrecision = "fu
         init_fc1=normal((2 * config.width) ** -0.5),
         init_fc2=residual,
         matmul_precision=matmul_precision,
+        join_rows=join_rows,
     )

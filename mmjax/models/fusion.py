@@ -17,7 +17,7 @@ from mmjax.models.block_config import MatmulPrecision, Remat
 from mmjax.models.block_stack import Block, run_blocks, run_joint_blocks, stack_blocks
 from mmjax.models.config import TextConfig
 from mmjax.models.joint_config import FusionConfig
-from mmjax.models.layers import BlockSpec, Dense, LayerNorm, activate, normal
+from mmjax.models.layers import BlockSpec, Dense, LayerNorm, activate, joins_rows, normal
 
 
 class PairBlock(nnx.Module):
@@ -86,6 +86,7 @@ class FusionEncoder(nnx.Module):
             init_fc1=normal((2 * width) ** -0.5),
             init_fc2=residual,
             matmul_precision=matmul_precision,
+            join_rows=joins_rows(row_sharding),
             context_width=None if joint else image_width,
         )
         self.blocks = stack_blocks(spec, layers=config.layers, rngs=rngs, dtype=dtype)

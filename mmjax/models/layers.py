@@ -63,15 +63,16 @@ class Dense(nnx.Module):
         dtype: Any,
         bias: bool = True,
         matmul_precision: MatmulPrecision = "full",
+        join_rows: bool = False,
     ):
         self.inputs, self.outputs, self.dtype, self.matmul_precision = inputs, outputs, dtype, matmul_precision
+        self.join_rows = join_rows
         self.kernel = nnx.Param(init(rngs.params(), (*inputs, *outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
         self.lora: nnx.Module | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., *inputs] -> [..., *outputs]."""
-        # The leading axes stay apart: on a TPU joining them is a copy unless tiles divide the second last.
         lead = x.shape[: x.ndim - len(self.inputs)]
         x = x.reshape(*lead, math.prod(self.inputs)).astype(self.dtype)
         y = self._multiply(x, self.kernel[...].reshape(x.shape[-1], -1))
@@ -82,6 +83,8 @@ class Dense(nnx.Module):
         return y.reshape(*lead, *self.outputs)
 
     def _multiply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if self.matmul_precision == "full" and self.join_rows:
+            return (x.reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], -1)
         if self.matmul_precision == "full":
             return x @ kernel.astype(self.dtype)
         return product(x, kernel, self.matmul_precision)
@@ -141,6 +144,15 @@ class LayerScale(nnx.Module):
         return x * broadcast_parameter(self.gamma[...], x.shape, self.dtype)
 
 
+def joins_rows(row_sharding: NamedSharding | None) -> bool:
+    """Whether linear layers multiply [B,N,D] as [B·N,D].
+
+    On a CPU the sum over B and N, a kernel's gradient, is otherwise computed from transposed copies of both. On a TPU
+    joining the axes is itself a copy, unless tiles divide N.
+    """
+    return platform_of(row_sharding) == "cpu"
+
+
 OF_TOWERS = ("mlp_ratio", "attention")
 """Fields of a tower's section that become others in ``BlockSpec``."""
 
@@ -161,6 +173,7 @@ class BlockSpec:
     init_fc1: Init
     init_fc2: Init
     matmul_precision: MatmulPrecision = "full"
+    join_rows: bool = False
     attention: Kernel = "xla"
     block_norm: BlockNorm = "pre"
     mlp_type: MlpType = "mlp"
@@ -178,6 +191,10 @@ class BlockSpec:
             | sizes
         )
 
+    def make_dense(self, **options: Any) -> Callable[..., Dense]:
+        """A constructor of the block's linear layers."""
+        return functools.partial(Dense, matmul_precision=self.matmul_precision, join_rows=self.join_rows, **options)
+
 
 class Attention(nnx.Module):
     """``attention.attend`` in ``heads`` heads, between linear maps; keys may have another width than queries."""
@@ -187,7 +204,7 @@ class Attention(nnx.Module):
     ):
         self.kernel, self.causal = spec.attention, spec.causal
         split = (spec.heads, spec.width // spec.heads)
-        dense = functools.partial(Dense, rngs=rngs, dtype=dtype, matmul_precision=spec.matmul_precision)
+        dense = spec.make_dense(rngs=rngs, dtype=dtype)
         widths = {"q": spec.width, "k": keys_width or spec.width, "v": keys_width or spec.width}
         self.query, self.key, self.value = (
             dense((width,), split, init=spec.init_qkv, bias=name in spec.qkv_bias) for name, width in widths.items()
@@ -281,7 +298,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs, dtype: Any):
         self.activation = spec.activation
-        dense = functools.partial(Dense, rngs=rngs, dtype=dtype, matmul_precision=spec.matmul_precision)
+        dense = spec.make_dense(rngs=rngs, dtype=dtype)
         self.fc1 = dense((spec.width,), (spec.hidden,), init=spec.init_fc1)
         self.fc2 = dense((spec.hidden,), (spec.width,), init=spec.init_fc2)
         swiglu = spec.mlp_type == "swiglu"

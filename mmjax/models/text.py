@@ -19,7 +19,7 @@ from mmjax.models.attention.choice import Kernel
 from mmjax.models.block_config import MatmulPrecision, Remat
 from mmjax.models.block_stack import TowerOutput, run_blocks, stack_blocks
 from mmjax.models.config import TextConfig
-from mmjax.models.layers import BlockSpec, Dense, LayerNorm, activate, normal
+from mmjax.models.layers import BlockSpec, Dense, LayerNorm, activate, joins_rows, normal
 from mmjax.models.positions import Position, take_position
 
 
@@ -58,7 +58,12 @@ class TextTower(nnx.Module):
         self.type_embed = nnx.Param(normal(config.token_init_sd)(rngs.params(), (kinds, width))) if kinds else None
         norm = functools.partial(LayerNorm, width, eps=config.ln_eps, dtype=dtype)
         self.ln_embed = norm() if config.embed_norm else None
-        spec = dataclasses.replace(block_spec(config), matmul_precision=matmul_precision, attention=attention)
+        spec = dataclasses.replace(
+            block_spec(config),
+            matmul_precision=matmul_precision,
+            join_rows=joins_rows(row_sharding),
+            attention=attention,
+        )
         stack = functools.partial(stack_blocks, spec, layers=config.layers, rngs=rngs, dtype=dtype)
         self.blocks = stack() if config.layers else None
         self.scan, self.remat = scan, remat

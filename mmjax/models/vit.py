@@ -20,7 +20,7 @@ from mmjax.models.attention.choice import Kernel
 from mmjax.models.block_config import BlockConfig, MatmulPrecision, Remat
 from mmjax.models.block_stack import TowerOutput, run_blocks, stack_blocks
 from mmjax.models.config import VisionConfig
-from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, normal, uniform
+from mmjax.models.layers import Attention, BlockSpec, Dense, LayerNorm, joins_rows, normal, uniform
 from mmjax.models.positions import Position, Rotation
 from mmjax.models.vision.frames import clear_padding, frame_mask, mean_of_valid
 from mmjax.models.vision.gates import Gates
@@ -65,7 +65,9 @@ class VisionTower(nnx.Module):
         self.modality_embed = nnx.Param(init(rngs.params(), (num_modalities, width))) if num_modalities > 1 else None
         self.ln_pre = None if config.no_ln_pre else LayerNorm(width, eps=config.ln_eps, dtype=dtype)
         spec = block_spec(config)
-        trunk_spec = dataclasses.replace(spec, matmul_precision=matmul_precision, attention=attention)
+        trunk_spec = dataclasses.replace(
+            spec, matmul_precision=matmul_precision, join_rows=joins_rows(row_sharding), attention=attention
+        )
         stack = functools.partial(stack_blocks, trunk_spec, layers=config.layers, rngs=rngs, dtype=dtype)
         self.blocks = stack() if config.layers else None
         self.scan, self.remat = scan, remat

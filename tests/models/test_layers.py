@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.models.block_stack import run_blocks
 from mmjax.models.clip import Clip
@@ -58,6 +59,24 @@ def test_in_bfloat16_the_backward_pass_keeps_kernels_in_it():
     kept = jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(trunk, params)[1], params))
     kernels = {leaf.dtype for leaf in kept if leaf.size % 64 == 0 and leaf.size}
     assert kernels == {jnp.dtype("bfloat16")}
+
+
+def test_on_a_cpu_the_gradient_of_a_kernel_sums_over_one_axis():
+    """Over two, images and tokens, both factors would first be transposed."""
+    config, graph, params = prepared(ONE)
+    mesh = jax.sharding.Mesh(jax.devices()[:1], "data")
+    on_cpu = nnx.split(Clip(config, rngs=nnx.Rngs(0), row_sharding=NamedSharding(mesh, PartitionSpec("data"))))[0]
+    summed, results = {}, {}
+    for name, structure in (("unknown", graph), ("cpu", on_cpu)):
+        value, _ = scalar(structure, clip_models.images(config))
+        step = jax.value_and_grad(value)
+        products = [e for e in equations(jax.make_jaxpr(step)(params).jaxpr) if e.primitive.name == "dot_general"]
+        axes = [(e.params["dimension_numbers"], e.outvars[0].aval.ndim) for e in products]
+        # Of two axes, by a product that has no batch: a kernel's gradient.
+        summed[name] = sum(len(contracted[0]) == 2 and ndim == 2 for (contracted, _), ndim in axes)
+        results[name] = jax.jit(step)(params)
+    assert summed["unknown"] >= 2 * 6 and summed["cpu"] == 0
+    assert_close(results["cpu"], results["unknown"], tolerance=1e-6)
 
 
 def test_loops_and_what_is_kept_change_nothing():
