@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,8 @@ class Objective(contrastive.Objective):
         teacher_weight: Of the divergence.
         teacher_temperature: 1 / the teacher's own logit scale; that of trained CLIPs is 0.01.
     """
+
+    needs_teacher: ClassVar[bool] = True
 
     contrast_weight: Annotated[float, Ge(0)] = 1.0
     teacher_weight: Annotated[float, Ge(0)] = 1.0

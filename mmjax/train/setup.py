@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from mmjax.core.config import ConfigError
+from mmjax.core.config import ConfigError, nearest
 from mmjax.core.state import flatten
 from mmjax.data import pictures
 from mmjax.data.clusters.table import Clusters, read_clusters
@@ -31,7 +31,7 @@ from mmjax.train.optim import effective_warmup
 from mmjax.train.program import Program
 
 DECODED_CHANNELS = 3
-SAMPLED = 512  # captions in which unknown words are counted, and examples of which labels are missing
+SAMPLED = 512  # captions in which unknown words are counted, and examples of which labels or kinds are missing
 MANY_UNKNOWN = 0.02
 MANY_EPOCHS = 100  # three times as many as the recipes of configs/ have at most
 
@@ -99,6 +99,8 @@ class Setup:
             )
         yield from _missing_clusters(experiment)
         yield from _unused_negatives(experiment, needed=self.program.objective.needs_negatives)
+        yield from _missing_kinds(experiment, self.source)
+        yield from _missing_teacher(experiment, needed=self.program.objective.needs_teacher)
         yield from _unused_modules(experiment, self.program.objective.modules)
         if (labels := self.labels) is not None and (problem := _count_unlabeled(self.source, labels)):
             yield problem
@@ -176,6 +178,30 @@ def _unused_negatives(experiment: Experiment, *, needed: bool) -> Iterator[str]:
         yield f"data.transforms: none of the negatives that {name!r} makes is trained on; {way_out}, or leave it out"
     if needed:
         yield f"objective.name={experiment.objective.get('name')!r}: batches have no false captions for it; {way_out}"
+
+
+def _missing_kinds(experiment: Experiment, source: Source) -> Iterator[str]:
+    """Which kinds of negatives the objective names and the first examples do not have."""
+    data, wanted = experiment.data, tuple(experiment.objective.get("kinds", ()))
+    if not wanted or not data.negatives_per_image or any(TransformChain.makes_negatives(n) for n, _ in data.transforms):
+        return
+    kinds: set[str] = set()
+    examples = range(min(SAMPLED, len(source)))
+    for index in examples:
+        with contextlib.suppress(Unreadable):
+            kinds.update(kind for kind, *_ in source.read(index).get("negatives", ()))
+    for kind in wanted:
+        if kind not in kinds:
+            yield (
+                f"objective.kinds={wanted}: none of the first {len(examples)} examples has negatives of the kind "
+                f"{kind!r}; {nearest(kind, kinds)}"
+            )
+
+
+def _missing_teacher(experiment: Experiment, *, needed: bool) -> Iterator[str]:
+    if needed and experiment.data.teacher is None:
+        name = experiment.objective.get("name")
+        yield f"objective.name={name!r}: there is no teacher, so it is 'contrastive'; set data.teacher.path"
 
 
 def _unused_modules(experiment: Experiment, trained: Collection[str]) -> Iterator[str]:

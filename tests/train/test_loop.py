@@ -139,6 +139,26 @@ def test_negatives_that_no_batch_has_are_pointed_out(tmp_path):
     assert list(setup(tiny.experiment(**options, data__negatives_per_image=1)).advice()) == []
 
 
+def test_kinds_of_negatives_that_no_example_has_are_pointed_out(tmp_path):
+    table = tmp_path / "n.csv"
+    table.write_text("key,negative,kind\n0,a false caption,swap_color\n3,another one,replace_shape\n")
+
+    def advice(*kinds, **options):
+        objective = {"name": "ce_clip", "kinds": kinds}
+        options = {"data__negatives": {"path": str(table)}, "data__negatives_per_image": 1} | options
+        return list(setup(tiny.experiment(objective=objective, **options)).advice())
+
+    assert advice("swap_color", "replace_shape") == []
+    (line,) = advice("replace_shape", "swap_colour")
+    assert "the first 48 examples" in line and "'swap_colour'; did you mean 'swap_color'?" in line
+    assert advice("swap_colour", data__transforms=(("negatives_rules", {}),)) == []  # it adds kinds
+
+
+def test_distillation_without_a_teacher_is_pointed_out(tmp_path):
+    (line,) = setup(tiny.experiment(objective={"name": "distill"})).advice()
+    assert line.startswith("objective.name='distill': there is no teacher") and line.endswith("set data.teacher.path")
+
+
 def test_modules_and_labels_that_nothing_reads_are_pointed_out():
     decoder = {"width": 8, "heads": 2, "layers": 1, "inputs": "ids"}
     lines = list(setup(tiny.experiment(model__decoder=decoder, data__labels="signs")).advice())

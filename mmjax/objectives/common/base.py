@@ -60,6 +60,9 @@ class Base(abc.ABC):
     needs_negatives: ClassVar[bool] = False
     """Whether it is made for false captions, and says little more than ``contrastive`` without them."""
 
+    needs_teacher: ClassVar[bool] = False
+    """Whether it is ``contrastive`` without embeddings of a teacher."""
+
     uses_unlabeled: ClassVar[bool] = False
     """Whether images of zero weight are images without a caption, and not negatives for all texts."""
 
