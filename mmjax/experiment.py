@@ -92,8 +92,8 @@ class OptimizerConfig:
     (``visual/blocks/attn/query/kernel``) and a factor on the learning rate; the first that matches from the start
     counts, and a factor of 0 freezes. ``weight_decay_pattern`` is the expression of the paths that weight decay applies
     to: as in open_clip all matrices and tables of embeddings, those of positions among them; ``.*kernel`` are the
-    matrices alone, as in big_vision. With ``ema_decay`` a moving average of the parameters is kept, and measured in
-    their place.
+    matrices alone, as in big_vision. ``mu_dtype`` is what the first moment is kept in, as in optax: ``bfloat16`` saves
+    two bytes a parameter. With ``ema_decay`` a moving average of the parameters is kept, and measured in their place.
 
     ``layer_decay`` multiplies a tower's learning rates once for each layer between a parameter and the tower's end, as
     in BEiT (Bao et al. 2022, arXiv:2106.08254): the last norm, pooling and projection have factor 1, block k of L has
@@ -107,6 +107,7 @@ class OptimizerConfig:
     b1: Fraction = 0.9
     b2: Fraction = 0.98
     eps: NonNegative = 1e-6
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
     weight_decay: NonNegative = 0.2
     weight_decay_pattern: str = r".*(kernel|embedding|_embed|registers|probe)"
     warmup_steps: Annotated[int, Ge(0)] = 0

@@ -122,7 +122,7 @@ def make_optimizer(config: OptimizerConfig, factors: Params, *, steps: int) -> o
 
     transforms = [
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm is not None else optax.identity(),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.mu_dtype),
         optax.add_decayed_weights(config.weight_decay, mask=lambda tree: _only(decayed, tree)),
         optax.identity()
         if all(np.all((f == 0) | (f == 1)) for f in jax.tree.leaves(factors))

@@ -154,7 +154,7 @@ def test_kinds_of_negatives_that_no_example_has_are_pointed_out(tmp_path):
     assert advice("swap_colour", data__transforms=(("negatives_rules", {}),)) == []  # it adds kinds
 
 
-def test_distillation_without_a_teacher_is_pointed_out(tmp_path):
+def test_distillation_without_a_teacher_is_pointed_out():
     (line,) = setup(tiny.experiment(objective={"name": "distill"})).advice()
     assert line.startswith("objective.name='distill': there is no teacher") and line.endswith("set data.teacher.path")
 

@@ -31,6 +31,7 @@ def arguments(config, workdir):
     return (
         "train", f"--config={config}", f"--workdir={workdir}", f"--config.steps={STEPS}",
         "--config.checkpoint.every_steps=4", "--config.eval.every_steps=8", "--config.optimizer.ema_decay=0.9",
+        "--config.optimizer.mu_dtype=bfloat16",
     )  # fmt: skip
 
 
