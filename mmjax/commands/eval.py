@@ -25,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--tasks", metavar="A,B", help="the evaluators (default: eval.final_tasks; of --path: that fit)")
     data.add_argument("--path", metavar="PATH", help="other data: a file, folder, glob, {0..9} or a::b")
     data.add_argument("--source", metavar="NAME", help="the source that reads it (default: auto, which looks at PATH)")
-    data.add_argument("--suite", metavar="A,B", help="published benchmarks by their evaluators, or all")
+    data.add_argument(
+        "--suite",
+        metavar="A,B",
+        help="published benchmarks by their evaluators, or all; EVALUATOR:DATA_SET is one of them",
+    )
     data.add_argument("--root", metavar="DIR", help="the folder in which the benchmarks lie")
     data.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE",

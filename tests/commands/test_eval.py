@@ -122,6 +122,10 @@ def test_the_suite_of_a_runs_config_is_measured_beside_its_own_data(root, monkey
     assert coco.options["folds"] == 2 and coco.options["split"] == "test" and coco.options["ties"] == "optimistic"
     assert [data_set.name for data_set in data_sets(f"--root={root}")] == ["coco", "flickr8k"]
     assert data_sets("--tasks=retrieval", "--split=val") == [own]
+    one = data_sets("--suite=retrieval:flickr8k", f"--root={root}")
+    assert [(data_set.task, data_set.name) for data_set in one] == [("retrieval", "flickr8k")]
+    with pytest.raises(ConfigError, match=r"^--suite: retrieval='flickr': no such name; did you mean 'flickr8k'"):
+        data_sets("--suite=retrieval:flickr", f"--root={root}")
     with pytest.raises(ConfigError, match=r"--root=.*: has none of the data sets of --suite=winoground"):
         data_sets("--suite=winoground")
     with pytest.raises(

@@ -87,7 +87,7 @@ def find_suite(
     """The data sets of a suite that are there, one at least; raises ConfigError for names and folders that are none.
 
     Args:
-        suite: Evaluators, or ``all`` that the model can run.
+        suite: Evaluators, or ``all`` that the model can run. ``NAME:DATA_SET`` is one data set of an evaluator.
         root: The folder of benchmarks.
         options: As in ``find_data_sets``.
         defaults: As in ``find_data_sets``.
@@ -98,7 +98,9 @@ def find_suite(
     if tuple(suite) == ("all",):
         tasks = [task for task in known if heads is None or find_missing_key(task, heads) is None]
     else:
-        tasks = [choose(task, known, path=suite_key) for task in suite]
+        tasks = list(
+            dict.fromkeys(choose(task, known, path=suite_key) for task in (entry.partition(":")[0] for entry in suite))
+        )
         if heads is not None:
             for task in tasks:
                 check_head(task, heads, path=suite_key)
@@ -110,7 +112,17 @@ def find_suite(
         there = sorted({name for task in tasks for name in load_evaluator(task).find(above)}) if above.is_dir() else []
         way_out = f"{above} has {', '.join(there)}; name that" if there else "docs/benchmarks.md has their layouts"
         raise ConfigError(f"{root_key}={root}: has none of the data sets of {suite_key}={','.join(suite)}; {way_out}")
-    return data_sets
+    return data_sets if tuple(suite) == ("all",) else _select(data_sets, suite, path=suite_key)
+
+
+def _select(data_sets: Sequence[DataSet], suite: Iterable[str], *, path: str) -> list[DataSet]:
+    """The data sets of whole evaluators and those that are named; ConfigError for one that is not there."""
+    meant = set()
+    for entry in suite:
+        task, named, name = entry.partition(":")
+        names = [data_set.name for data_set in data_sets if data_set.task == task]
+        meant.update((task, each) for each in ([choose(name, names, path=f"{path}: {task}")] if named else names))
+    return [data_set for data_set in data_sets if (data_set.task, data_set.name) in meant]
 
 
 def check_same_everywhere(data_sets: Sequence[DataSet], *, path: str) -> None:
