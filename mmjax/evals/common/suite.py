@@ -117,7 +117,7 @@ def find_suite(
 
 def _select(data_sets: Sequence[DataSet], suite: Iterable[str], *, path: str) -> list[DataSet]:
     """The data sets of whole evaluators and those that are named; ConfigError for one that is not there."""
-    meant = set()
+    meant: set[tuple[str, str]] = set()
     for entry in suite:
         task, named, name = entry.partition(":")
         names = [data_set.name for data_set in data_sets if data_set.task == task]
