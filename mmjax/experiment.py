@@ -90,17 +90,16 @@ class OptimizerConfig:
 
     ``learning_rate_multipliers`` are pairs of a regular expression over parameter paths
     (``visual/blocks/attn/query/kernel``) and a factor on the learning rate; the first that matches from the start
-    counts, and a factor of 0 freezes. ``weight_decay_pattern`` is the expression of the paths that weight decay applies
-    to: as in open_clip all matrices and tables of embeddings, those of positions among them; ``.*kernel`` are the
-    matrices alone, as in big_vision. ``mu_dtype`` is what the first moment is kept in, as in optax: ``bfloat16`` saves
-    two bytes a parameter. With ``ema_decay`` a moving average of the parameters is kept, and measured in their place.
+    counts, and 0 freezes. ``weight_decay_pattern`` is the expression of the paths that weight decay applies to: as in
+    open_clip all matrices and tables of embeddings, those of positions among them; ``.*kernel`` are the matrices alone,
+    as in big_vision. ``mu_dtype`` is that of the first moment. With ``ema_decay`` a moving average of the parameters is
+    kept, and measured in their place.
 
     ``layer_decay`` multiplies a tower's learning rates once for each layer between a parameter and the tower's end, as
     in BEiT (Bao et al. 2022, arXiv:2106.08254): the last norm, pooling and projection have factor 1, block k of L has
-    ``layer_decay^(L-k)`` with k from 0, and what lies before the blocks ``layer_decay^(L+1)``. Of a tower with
-    ``unlocked_image_groups`` or ``unlocked_text_groups`` only that many groups train, counted from its end: pooling and
-    projection; the last block with the last norm; each further block; what lies before the blocks. 0 freezes the tower.
-    All factors are multiplied.
+    ``layer_decay^(L-k)`` with k from 0, and what lies before the blocks ``layer_decay^(L+1)``. All factors are
+    multiplied. ``unlocked_image_groups`` and ``unlocked_text_groups`` are how many groups of a tower train, from its
+    end: pooling and projection; the last block and norm; each further block; what lies before. 0 freezes it.
     """
 
     learning_rate: NonNegative = 5e-4

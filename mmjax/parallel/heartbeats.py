@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 from jax._src import distributed  # jax.distributed has no public way to the coordinator's keys and values
 
 from mmjax.core.stuck_processes import describe_stuck
@@ -29,7 +30,7 @@ class Heartbeats:
       process: the index of this process.
       post: hands this process's beat to the main process; waits while that is stopped.
       read: the last beat of each process, by index; called in the main process alone.
-      main: a description of the main process, for the others.
+      main: a description of the main process, for the others; empty before its first beat.
     """
 
     def __init__(
@@ -94,11 +95,20 @@ def exchange_heartbeats() -> Iterator[None]:
     def read() -> dict[int, str]:
         return {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(f"{_KEY}/")}
 
+    def read_main() -> str:
+        # It must not wait: Python ends badly while a thread of it is about to come back from C++.
+        try:
+            return client.key_value_try_get(f"{_KEY}/0")
+        except jax.errors.JaxRuntimeError as error:
+            if "NOT_FOUND" in str(error):
+                return ""
+            raise
+
     beats = Heartbeats(
         state.process_id,
         post=lambda text: client.key_value_set(f"{_KEY}/{state.process_id}", text, allow_overwrite=True),
         read=read,
-        main=lambda: client.blocking_key_value_get(f"{_KEY}/0", 60_000),
+        main=read_main,
     )
     closed = threading.Event()
 

@@ -71,6 +71,21 @@ def test_one_that_has_left_in_order_or_slept_itself_blames_nobody_and_is_not_bla
     assert messages == []
 
 
+def test_a_process_ends_well_if_the_main_one_never_had_time_for_a_beat():
+    running = processes.start(
+        """
+from mmjax.parallel import heartbeats
+heartbeats.BEAT_SECONDS = 0.1 if me else 100.0
+with distributed.join():
+    time.sleep(1.0)
+print("left")
+""",
+        2,
+    )
+    said = processes.outputs(running)
+    assert [process.returncode for process in running] == [0, 0] and all("left" in text for text in said), said
+
+
 PROGRAM = """
 import logging
 from mmjax.parallel import heartbeats
