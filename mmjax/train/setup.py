@@ -99,7 +99,7 @@ class Setup:
             )
         yield from _missing_clusters(experiment)
         yield from _unused_negatives(experiment, needed=self.program.objective.needs_negatives)
-        yield from _missing_kinds(experiment, self.source)
+        yield from _missing_kinds(experiment.data, self.source, getattr(self.program.objective, "kinds", ()))
         yield from _missing_teacher(experiment, needed=self.program.objective.needs_teacher)
         yield from _unused_modules(experiment, self.program.objective.modules)
         if (labels := self.labels) is not None and (problem := _count_unlabeled(self.source, labels)):
@@ -180,9 +180,8 @@ def _unused_negatives(experiment: Experiment, *, needed: bool) -> Iterator[str]:
         yield f"objective.name={experiment.objective.get('name')!r}: batches have no false captions for it; {way_out}"
 
 
-def _missing_kinds(experiment: Experiment, source: Source) -> Iterator[str]:
+def _missing_kinds(data: DataConfig, source: Source, wanted: tuple[str, ...]) -> Iterator[str]:
     """Which kinds of negatives the objective names and the first examples do not have."""
-    data, wanted = experiment.data, tuple(experiment.objective.get("kinds", ()))
     if not wanted or not data.negatives_per_image or any(TransformChain.makes_negatives(n) for n, _ in data.transforms):
         return
     kinds: set[str] = set()

@@ -144,7 +144,7 @@ def test_kinds_of_negatives_that_no_example_has_are_pointed_out(tmp_path):
     table.write_text("key,negative,kind\n0,a false caption,swap_color\n3,another one,replace_shape\n")
 
     def advice(*kinds, **options):
-        objective = {"name": "ce_clip", "kinds": kinds}
+        objective = {"name": "ce_clip", "kinds": ",".join(kinds)}  # as a command line has them
         options = {"data__negatives": {"path": str(table)}, "data__negatives_per_image": 1} | options
         return list(setup(tiny.experiment(objective=objective, **options)).advice())
 
