@@ -83,11 +83,12 @@ class Dense(nnx.Module):
         return y.reshape(*lead, *self.outputs)
 
     def _multiply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        if self.matmul_precision == "full" and self.join_rows:
-            return (x.reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], -1)
-        if self.matmul_precision == "full":
-            return x @ kernel.astype(self.dtype)
-        return product(x, kernel, self.matmul_precision)
+        if self.matmul_precision != "full":
+            return product(x, kernel, self.matmul_precision)
+        kernel = kernel.astype(self.dtype)
+        if self.join_rows:
+            return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+        return x @ kernel
 
     def join(self, others: Sequence[Dense], x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One product of x with the kernels of several layers like this one side by side, and their biases likewise.
