@@ -16,14 +16,13 @@ none of these               —                                                 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmjax.core.config import ConfigError
+from mmjax.parallel.local_devices import count_tpu_chips
 
 COORDINATOR, PROCESSES, PROCESS = "MMJAX_COORDINATOR", "MMJAX_PROCESSES", "MMJAX_PROCESS"
 
@@ -168,12 +167,8 @@ def _check_address(setting: Setting) -> None:
 
 
 def _on_tpu_host(environ: Mapping[str, str]) -> bool:
-    """Whether this machine has TPUs that JAX may use; JAX itself finds out whether they are part of a pod."""
-    platforms = environ.get("JAX_PLATFORMS", "")
-    if (platforms and "tpu" not in platforms) or importlib.util.find_spec("libtpu") is None:
-        return False
-    devices = Path("/dev")
-    return any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
+    """Whether all TPUs of this machine are the process's; JAX itself finds out whether they are part of a pod."""
+    return environ.get("TPU_PROCESS_BOUNDS") != "1,1,1" and count_tpu_chips(environ) > 0
 
 
 def _local_devices(launcher: Launcher, environ: Mapping[str, str]) -> tuple[int, ...] | None:

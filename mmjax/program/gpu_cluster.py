@@ -17,7 +17,8 @@ from mmjax.program.chips import Gpu
 from mmjax.program.topology import Topology
 
 _PLUGINS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
-_MEMORY_FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+MEMORY_FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+"""The environment variables for the fraction of a GPU's memory that JAX allocates; the second is deprecated."""
 DEFAULT_MEMORY_FRACTION = 0.75
 """What JAX takes of a GPU's memory unless ``XLA_CLIENT_MEM_FRACTION`` says otherwise."""
 
@@ -112,11 +113,11 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def memory_fraction() -> float:
+def memory_fraction(default: float = DEFAULT_MEMORY_FRACTION) -> float:
     """Returns the fraction of a GPU's memory that JAX allocates, from the environment as JAX reads it."""
-    key = next((key for key in _MEMORY_FRACTION if os.environ.get(key)), None)
+    key = next((key for key in MEMORY_FRACTION if os.environ.get(key)), None)
     if key is None:
-        return DEFAULT_MEMORY_FRACTION
+        return default
     try:
         return float(os.environ[key])
     except ValueError:

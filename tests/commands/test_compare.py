@@ -125,7 +125,7 @@ from mmjax.commands.common import trainings
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a suite in a shell's background ignores
 trainings.sys.executable = sys.argv[1]  # in place of a training: any program that stops with its parent
 with trainings.exit_on_sigterm():
-    one = trainings.Training([], log=Path(sys.argv[2]), cores=set())
+    one = trainings.Training([], log=Path(sys.argv[2]), cores=set(), environ={})
     try:
         print(one._process.pid, flush=True)
         time.sleep(60)
@@ -157,7 +157,7 @@ def test_a_log_keeps_what_earlier_starts_wrote_and_the_last_line_is_of_this_one(
     log = tmp_path / "log"
     log.write_text("of an orphan\n")
     monkeypatch.setattr(trainings.sys, "executable", "/bin/true")
-    training = trainings.Training([], log=log, cores=set())
+    training = trainings.Training([], log=log, cores=set(), environ={})
     trainings.Training.stop([training])
     assert training.last_line() == "" and log.read_text() == "of an orphan\n"
 
@@ -168,7 +168,7 @@ class Recorded(trainings.Training):
     started: ClassVar[list[str]] = []
     unfinished: ClassVar[set[str]] = set()
 
-    def __init__(self, arguments, *, log, cores):
+    def __init__(self, arguments, *, log, cores, environ):
         workdir = Path(next(a for a in arguments if a.startswith("--workdir=")).removeprefix("--workdir="))
         self.run, self.workdir = self.runs[workdir], workdir.parents[1]
         self.started.append(str(self.run))

@@ -108,12 +108,13 @@ def test_open_mpi():
 
 
 def test_a_tpu_host_is_asked_about_its_pod(monkeypatch):
-    monkeypatch.setattr(cluster, "_on_tpu_host", lambda environ: True)
+    monkeypatch.setattr(cluster, "count_tpu_chips", lambda environ: 4)
     assert detect({}) == Cluster("TPU pod")
     assert detect({"MMJAX_PROCESSES": "1"}) is None
+    assert detect({"TPU_PROCESS_BOUNDS": "1,1,1"}) is None  # a process that has some chips of the machine alone
     assert detect(MINE).name == "flags"
 
 
-def test_libtpu_without_a_tpu_is_no_pod():
-    assert not cluster._on_tpu_host({})
-    assert not cluster._on_tpu_host({"JAX_PLATFORMS": "cpu"})
+def test_libtpu_without_a_tpu_is_no_pod(monkeypatch):
+    monkeypatch.setattr(cluster, "count_tpu_chips", lambda environ: 0)
+    assert detect({}) is None

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,14 @@ logger = logging.getLogger(__name__)
 class Training:
     """One ``mmjax train`` with its output at the end of a log file."""
 
-    def __init__(self, arguments: Sequence[str], *, log: Path, cores: set[int]):
+    def __init__(self, arguments: Sequence[str], *, log: Path, cores: set[int], environ: Mapping[str, str]):
         """Starts it.
 
         Args:
             arguments: What follows ``mmjax train``.
             log: The file that its output is appended to.
             cores: The CPU cores that it may use; if empty, all.
+            environ: Environment variables beside this process's own.
         """
         self.log = log
         self._start = log.stat().st_size if log.exists() else 0
@@ -41,7 +42,7 @@ class Training:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {PARENT: str(os.getpid())},
+                env={**os.environ, **environ, PARENT: str(os.getpid())},
             )
         if cores:
             with contextlib.suppress(ProcessLookupError):  # it has ended already

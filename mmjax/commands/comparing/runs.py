@@ -12,6 +12,7 @@ from typing import Any
 
 from mmjax.checkpoints.location import list_steps
 from mmjax.commands.common.trainings import Training, exit_on_sigterm
+from mmjax.commands.comparing.devices import divide_accelerators
 from mmjax.commands.comparing.recipes import NONE, Recipe, check_plugins
 from mmjax.core.config import ConfigError
 from mmjax.core.locks import find_owner
@@ -98,13 +99,14 @@ def _list_benchmarks(config: EvalConfig) -> list[tuple[str, str]]:
 
 
 def train_all(runs: Sequence[ComparedRun], *, jobs: int, workdir: Path) -> None:
-    """Trains every run, ``jobs`` at a time, each on its own cores.
+    """Trains every run, ``jobs`` at a time, each on its own cores and accelerators.
 
     Finished runs are left alone and stopped ones resumed.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if not 1 <= jobs <= max(len(cores), 1):
         raise ConfigError(f"--jobs={jobs}: must be from 1 to the number of cores, {max(len(cores), 1)}")
+    accelerators = divide_accelerators(jobs)
     total = len(runs)
     for run in runs:
         if owner := find_owner((folder := run.folder(workdir)) / LOCK):
@@ -130,7 +132,8 @@ def train_all(runs: Sequence[ComparedRun], *, jobs: int, workdir: Path) -> None:
                 for slot in range(jobs):
                     if slot not in running and waiting:
                         run = waiting.pop(0)
-                        training = _start(run, cores=set(cores[slot::jobs]), workdir=workdir)
+                        own_cores = set(cores[slot::jobs])
+                        training = _start(run, cores=own_cores, environ=accelerators[slot], workdir=workdir)
                         running[slot] = training, run, time.monotonic()
                 time.sleep(0.2)
                 for slot, (training, run, began) in list(running.items()):
@@ -169,9 +172,9 @@ def is_finished(run: ComparedRun, *, workdir: Path) -> bool:
     return True
 
 
-def _start(run: ComparedRun, *, cores: set[int], workdir: Path) -> Training:
+def _start(run: ComparedRun, *, cores: set[int], environ: dict[str, str], workdir: Path) -> Training:
     folder = run.folder(workdir)
     folder.parent.mkdir(parents=True, exist_ok=True)
     overrides = [f"--config.{key}={value}" for key, value in run.overrides]
     arguments = [f"--config={run.recipe.spec}", f"--workdir={folder}", *overrides]
-    return Training(arguments, log=folder.with_suffix(".log"), cores=cores)
+    return Training(arguments, log=folder.with_suffix(".log"), cores=cores, environ=environ)
