@@ -65,5 +65,5 @@ def test_each_run_has_a_tpu_chip(monkeypatch):
     found = divide_accelerators(3, {"JAX_PLATFORMS": "tpu"})
     assert [one.pop("TPU_VISIBLE_CHIPS") for one in found] == ["0", "1", "2"]
     assert found == [{"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}] * 3
-    with pytest.raises(ConfigError, match="--jobs=5: .* has 4"):
+    with pytest.raises(ConfigError, match=r"--jobs=5: .* has 4"):
         divide_accelerators(5, {"JAX_PLATFORMS": "tpu"})
