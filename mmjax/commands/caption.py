@@ -22,7 +22,7 @@ _DECODING = ("method", "max_length", "min_length", "beams", "length_penalty", "t
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's flags."""
     embedding_flags.add_arguments(parser)
-    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write: .parquet, .csv or .jsonl")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the file to write: .parquet, .csv or .jsonl")
     parser.add_argument(
         "--method",
         default="greedy",
@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Captions what has none yet; status 1: too many examples were left out."""
-    out = Path(args.out)
-    ending = output_file.parse_ending(out, flag="--out")
+    out = Path(args.output)
+    ending = output_file.parse_ending(out)
     from mmjax.commands.common.jax_setup import keep_compiled_programs
 
     keep_compiled_programs()
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             out.with_name(f".{out.name}.shards"), plan_name="plan.json", plan=plan, informative=("model",),
             kinds=("captions",), shards=job.shards,
         )  # fmt: skip
-        summary = output_file.finished(out, record, plan, flag="--out", informative=("model",))
+        summary = output_file.finished(out, record, plan, informative=("model",))
         if summary is None:
 
             def run_images(batch: Any, first: int) -> Any:

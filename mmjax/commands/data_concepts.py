@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes the table."""
     options.check_ranges(args, up=Ge(0), down=Ge(0), senses=Ge(1), max_distance=Ge(0))
     out = Path(args.output)
-    ending = output_file.parse_ending(out, flag="--output")
+    ending = output_file.parse_ending(out)
     has_source = bool(args.config or args.source or args.path)
     if has_source == (args.words is not None):
         raise ConfigError("--words: give a list of words, or a source with captions (--path), one of the two")

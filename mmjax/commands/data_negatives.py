@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes what is not written yet; status 1: too many examples were left out."""
     options.check_ranges(args, max_unreadable=Between(0, 1), seed=Ge(0))
     out = Path(args.output)
-    ending = output_file.parse_ending(out, flag="--output")
+    ending = output_file.parse_ending(out)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> int:
     plan |= identity
     shard = _SHARD if args.method in (*generate.KINDS, "triples") else 4 * _BATCH
     record, listed = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.unreadable.jsonl")
-    summary = output_file.finished(out, record, plan, flag="--output")
+    summary = output_file.finished(out, record, plan)
     # Beside the file, because it may be large, and hidden, because it goes when the file is there.
     folder = ShardFolder(
         out.with_name(f".{out.name}.shards"), plan_name="plan.json", plan=plan, kinds=("negatives",),
-        shards=-(-size // shard), flag="--output",
+        shards=-(-size // shard),
     )  # fmt: skip
     if summary is None:
         with folder.locked():

@@ -23,7 +23,7 @@ KINDS: dict[str, tuple[Literal["images", "texts"], ...]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's flags."""
     embedding_flags.add_arguments(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--kind", default="image", choices=tuple(KINDS), help="what is embedded (default: image)")
     parser.add_argument(
         "--format", default="parquet", choices=("parquet", "npy"),
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from mmjax.inference.shards import Content, ShardFolder
     from mmjax.parallel import collectives, distributed
 
-    out = Path(args.out)
+    out = Path(args.output)
     with distributed.join(**options.processes(args)):
         job = open_job(args, KINDS[args.kind])
         plan = {**job.plan, "kinds": job.kinds, "format": args.format, "dtype": args.dtype}

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", required=True, choices=("hf", "open_clip", "big_vision", "peft", "onnx", "stablehlo"),
         help="the library, or the kind of program",
     )  # fmt: skip
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=None,
         help="the moving average of the parameters (default: if the run keeps one)",
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the folder."""
-    workdir, step, out = options.local_workdir(args), options.checkpoint_step(args), Path(args.out)
+    workdir, step, out = options.local_workdir(args), options.checkpoint_step(args), Path(args.output)
     average = _steps(args.average)
     if average and args.step != "last":
         raise ConfigError(f"--step={args.step}: --average={args.average} names the steps; leave one of the two out")

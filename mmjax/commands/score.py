@@ -22,7 +22,7 @@ from mmjax.core.config import Between, ConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's flags."""
     embedding_flags.add_arguments(parser)
-    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write: .parquet, .csv or .jsonl")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the file to write: .parquet, .csv or .jsonl")
     parser.add_argument(
         "--reduce", default="max", choices=("max", "mean", "each"),
         help="of several captions: the best, the mean, or a column for each, score_0, score_1, … (default: max)",
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Scores what is not scored yet; status 1: too many examples were left out."""
     marks = _marks(args)
-    out = Path(args.out)
-    ending = output_file.parse_ending(out, flag="--out")
+    out = Path(args.output)
+    ending = output_file.parse_ending(out)
     from mmjax.commands.common.jax_setup import keep_compiled_programs
 
     keep_compiled_programs()
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             out.with_name(f".{out.name}.shards"), plan_name="plan.json", plan=plan, informative=("model",),
             kinds=("scores",), shards=job.shards,
         )  # fmt: skip
-        summary = output_file.finished(out, record, plan, flag="--out", informative=("model",))
+        summary = output_file.finished(out, record, plan, informative=("model",))
         if summary is None:
             write_shards(job, folder, lambda shard: {("scores", ".parquet"): score_table(shard)})
         if not collectives.is_main_process():

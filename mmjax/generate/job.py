@@ -33,7 +33,6 @@ from mmjax.generate.recipe import Recipe
 from mmjax.generate.stages import StageRunner, Step
 from mmjax.inference.shards import ShardFolder, shard_name
 
-FLAG = "--output"
 _LOOKED_AT = 16  # examples, before anything is asked
 
 
@@ -243,7 +242,7 @@ class Job:
 
             engine(phase, missing, progress)
         if left := phase.folder.missing():
-            raise ConfigError(f"{FLAG}={self.output}: {len(left)} shards are missing; run the same command again")
+            raise ConfigError(f"--output={self.output}: {len(left)} shards are missing; run the same command again")
 
     def _names(self, stages: list[int]) -> str:
         return ", ".join(self.recipe.blocks[number][0] for number in stages) or "copy"
@@ -252,9 +251,7 @@ class Job:
         return self._folder(self.output, (".parquet",))
 
     def _folder(self, path: Path, suffixes: tuple[str, ...]) -> ShardFolder:
-        return ShardFolder(
-            path, plan_name=PLAN, plan=self._plan, kinds=(KIND,), suffixes=suffixes, shards=self.shards, flag=FLAG
-        )
+        return ShardFolder(path, plan_name=PLAN, plan=self._plan, kinds=(KIND,), suffixes=suffixes, shards=self.shards)
 
 
 def check_inputs(recipe: Recipe, inputs: Inputs) -> None:

@@ -52,7 +52,6 @@ class ShardFolder:
         kinds: Of files; each shard has a table ``KIND-NUMBER-of-SHARDS.parquet`` of each.
         suffixes: Of the files of each kind.
         shards: How many shards there are.
-        flag: The flag that names the folder, for errors.
     """
 
     def __init__(
@@ -65,28 +64,27 @@ class ShardFolder:
         kinds: Sequence[str],
         suffixes: Sequence[str] = (".parquet",),
         shards: int,
-        flag: str = "--out",
     ):
         self.path, self.shards = path, shards
         self._plan_name, self._plan, self._informative = plan_name, json.loads(json.dumps(plan)), set(informative)
-        self._kinds, self._suffixes, self._flag = tuple(kinds), tuple(suffixes), flag
+        self._kinds, self._suffixes = tuple(kinds), tuple(suffixes)
 
     @contextlib.contextmanager
     def locked(self, process: int = 0) -> Iterator[None]:
         """Begins or continues the folder; refuses a folder of something else, and a second process of that number."""
         with self.write_errors():
             if self.path.exists() and not self.path.is_dir():
-                raise ConfigError(f"{self._flag}={self.path}: is not a folder; name a new one")
+                raise ConfigError(f"--output={self.path}: is not a folder; name a new one")
             begun = self._read_plan()
             if begun is None and self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir()):
                 raise ConfigError(
-                    f"{self._flag}={self.path}: holds other files, and no {self._plan_name}; name a new folder"
+                    f"--output={self.path}: holds other files, and no {self._plan_name}; name a new folder"
                 )
             self.path.mkdir(parents=True, exist_ok=True)
             try:
                 lock = Lock(self.path / f".lock-{process}")
             except BlockingIOError:
-                raise ConfigError(f"{self._flag}={self.path}: another process is writing it; wait for it") from None
+                raise ConfigError(f"--output={self.path}: another process is writing it; wait for it") from None
         with lock:
             with self.write_errors():
                 for temporary in self.path.glob(f".{process}.*.tmp"):
@@ -140,7 +138,7 @@ class ShardFolder:
         except (OSError, RuntimeError, pa.ArrowException) as error:  # RuntimeError is array_record's
             cause = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise ConfigError(
-                f"{self._flag}={self.path}: cannot be written ({cause}); make room there, then the same command "
+                f"--output={self.path}: cannot be written ({cause}); make room there, then the same command "
                 "continues from the complete shards"
             ) from error
 
@@ -168,8 +166,8 @@ class ShardFolder:
         try:
             begun = read_json_object(path)
         except (ValueError, OSError) as error:
-            raise ConfigError(f"{self._flag}={self.path}: {self._plan_name} cannot be read ({error})") from None
-        check_plan(begun, self._plan, informative=self._informative, where=f"{self._flag}={self.path}")
+            raise ConfigError(f"--output={self.path}: {self._plan_name} cannot be read ({error})") from None
+        check_plan(begun, self._plan, informative=self._informative, where=f"--output={self.path}")
         return begun
 
 

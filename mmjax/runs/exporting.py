@@ -60,7 +60,7 @@ def export_run(
     """
     choose(format, FORMATS, path="--format")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"--out={out}: exists and is not an empty folder; name a new one")
+        raise ConfigError(f"--output={out}: exists and is not an empty folder; name a new one")
     experiment = Experiment.from_dict(run_folder.read_config(workdir))
     if ema and not experiment.optimizer.ema_decay:
         raise ConfigError(f"--ema: the run of {workdir} keeps no moving average (optimizer.ema_decay=0); leave it out")
@@ -104,7 +104,7 @@ def export_run(
         unfinished.chmod(0o755)
         os.replace(unfinished, out)
     except OSError as error:
-        raise ConfigError(f"--out={out}: cannot be written ({error.strerror or error})") from error
+        raise ConfigError(f"--output={out}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

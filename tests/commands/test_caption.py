@@ -59,7 +59,7 @@ def photographs(tmp_path_factory):
 
 
 def run(model, photographs, out, *more):
-    flags = [f"--model={model}", f"--path={photographs}", f"--out={out}", "--batch-size=8", "--shard-rows=4"]
+    flags = [f"--model={model}", f"--path={photographs}", f"--output={out}", "--batch-size=8", "--shard-rows=4"]
     return cli.main(["caption", *flags, "--max-unreadable=0.2", *more])
 
 

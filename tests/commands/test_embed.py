@@ -39,7 +39,7 @@ def content(folder):
 
 
 def flags(model, folder, out, *more):
-    return ["embed", f"--model={model}", f"--path={folder}", f"--out={out}", "--batch-size=8", *more]
+    return ["embed", f"--model={model}", f"--path={folder}", f"--output={out}", "--batch-size=8", *more]
 
 
 def test_a_folder_of_pictures(tmp_path, model, folder, capsys, monkeypatch):
@@ -76,7 +76,7 @@ def test_a_folder_of_pictures(tmp_path, model, folder, capsys, monkeypatch):
         (["--kind=text"], "neither captions beside them"),
         (["--path=/nowhere"], "nowhere"),
         (["--model=/nowhere"], "nowhere"),
-        (["--out=/dev/null"], "is not a folder"),
+        (["--output=/dev/null"], "is not a folder"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, model, folder, capsys, more, message):
@@ -86,7 +86,7 @@ def test_mistakes_are_one_line(tmp_path, model, folder, capsys, more, message):
 
 
 def test_without_data_the_model_must_be_a_run(tmp_path, model, capsys):
-    assert cli.main(["embed", f"--model={model}", f"--out={tmp_path / 'out'}"]) == 2
+    assert cli.main(["embed", f"--model={model}", f"--output={tmp_path / 'out'}"]) == 2
     assert "--path: is missing, and" in capsys.readouterr().err
 
 

@@ -59,7 +59,7 @@ def saved(run, step):
 
 
 def export(run, out, *flags):
-    return cli.main(["export", f"--workdir={run}", f"--out={out}", *flags])
+    return cli.main(["export", f"--workdir={run}", f"--output={out}", *flags])
 
 
 @pytest.mark.parametrize("format", ["hf", "open_clip"])

@@ -57,7 +57,7 @@ def flags(model, table, out, *more):
         "score",
         f"--model={model}",
         f"--path={table}",
-        f"--out={out}",
+        f"--output={out}",
         "--batch-size=8",
         "--max-unreadable=1",
         *more,

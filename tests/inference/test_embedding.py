@@ -143,7 +143,7 @@ def test_another_model_other_data_or_another_option_is_refused_by_name(tmp_path,
         ({"kinds": ("images",)}, "kinds="),
         ({"examples": 22}, "examples=21, now it is examples=22"),
     ]:
-        with pytest.raises(ConfigError, match=f"^--out=.*{message}"):
+        with pytest.raises(ConfigError, match=f"^--output=.*{message}"):
             write(folder, make_plan(model, section, **changes), model, source)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()

@@ -55,6 +55,6 @@ def load(folder: Path, **options: Any) -> Model:
 
 def embed(spec: Path, pictures: Path, out: Path) -> Path:
     """Writes the embeddings of a folder of pictures."""
-    flags = [f"--model={spec}", f"--path={pictures}", f"--out={out}", "--batch-size=16", "--shard-rows=4"]
+    flags = [f"--model={spec}", f"--path={pictures}", f"--output={out}", "--batch-size=16", "--shard-rows=4"]
     assert cli.main(["embed", *flags]) == 0
     return out

@@ -299,7 +299,9 @@ def test_small_trains_end_to_end(small, tmp_path, capsys):
     model = mmjax.load(tmp_path / "run")
     assert model.similarity([photograph(36, 40, seed=1)], ["picture number 1"]).shape == (1, 1)
     assert cli.main(["inspect", f"--workdir={tmp_path / 'run'}"]) == 0
-    assert cli.main(["export", f"--workdir={tmp_path / 'run'}", "--format=open_clip", f"--out={tmp_path / 'out'}"]) == 2
+    assert (
+        cli.main(["export", f"--workdir={tmp_path / 'run'}", "--format=open_clip", f"--output={tmp_path / 'out'}"]) == 2
+    )
     assert "open_clip cannot express" in capsys.readouterr().err
 
 

@@ -117,8 +117,8 @@ def write_shards(
         collectives.barrier("mmjax shards written")
     if main and (left := folder.missing()):
         raise ConfigError(
-            f"--out={folder.path}: {len(left)} shards are missing though all processes are done; all must write to one "
-            "folder that they share"
+            f"--output={folder.path}: {len(left)} shards are missing though all processes are done; all must write to "
+            "one folder that they share"
         )
 
 
