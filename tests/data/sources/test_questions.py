@@ -68,6 +68,13 @@ def test_snli_ve_and_albefs_lists(folder):
         (["It is not."], "neutral"),
     ]
     assert [reason for _, reason, _ in source.unreadable] == ["bad row", "bad row"]
+    older = [{"Flikr30kID": "36979.jpg", **lines[0]}, {"Flikr30kID": "111.jpg", **lines[1]}, {"sentence2": "It is."}]
+    for line in older:
+        line.pop("Flickr30K_ID", None)
+    (folder / "snli_ve_dev.jsonl").write_text("\n".join(map(json.dumps, older)))
+    published = Source("val", path=str(folder / "snli_ve_dev.jsonl"))
+    assert [example["image"] for example in published] == [example["image"] for example in source]
+    assert "no Flickr30K_ID" in published.unreadable[0][2]
     entries = [
         {
             "image": "36979.jpg",
