@@ -9,6 +9,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data.open_source import open_source
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.questions import Source
+from mmjax.evals.common.host_batches import Embedded
 from mmjax.evals.vqa import Evaluator
 from support import tables
 
@@ -108,7 +109,7 @@ def test_its_examples_are_what_the_evaluator_reads(folder):
 
     class Embedder:
         def read(self, source, *, key):
-            return None, list(source), np.arange(len(source)), []
+            return Embedded(None, list(source), np.arange(len(source)), [])
 
         def match(self, source, images, texts, numbers, *, head):
             return np.eye(3)[[0, 1, 2]] if images[0] == 0 else np.eye(3)[[1, 1, 1]]
