@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from mmjax.core.config import Between
+from mmjax.core.config import Between, ConfigError
 from mmjax.evals.common.base import Base, OpenSource, open_split
 from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.evals.common.folders import annotated_files, first_of
@@ -107,7 +107,10 @@ class Evaluator(Base):
             _, items, indices, _ = embedder.read(self.split.source, key=self.split.key)
             for row, item in enumerate(items):
                 if "box" not in item:
-                    raise ValueError(f"example {row} has no box; refcoco needs the field 'box'")
+                    raise ConfigError(
+                        f"example {row} ({item.get('key', item['id'])}) has no box; refcoco needs the field 'box': "
+                        "name a source that has it, such as refcoco, in eval.options.refcoco.source"
+                    )
             texts = [item["captions"][0] for item in items]
             maps = embedder.match(self.split.source, indices, texts, np.arange(len(items)), head="grad_cam")
             self._seen = embedder, items, indices, maps

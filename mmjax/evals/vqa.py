@@ -78,6 +78,7 @@ class Evaluator(Base):
         """
         self.split = open_split(open_source, split, source)
         self._answers = classes.names(answers, key="answers") if answers else ()
+        self._answers_file = answers if isinstance(answers, str) else ""
 
     @classmethod
     def find(cls, root: Path) -> dict[str, dict[str, Any]]:
@@ -106,16 +107,17 @@ class Evaluator(Base):
         """All questions, of their own pictures and of others."""
         _, items, indices, _ = embedder.read(self.split.source, key=self.split.key)
         questions = [item["captions"][0] for item in items]
-        own = [_answers_of(item, row) for row, item in enumerate(items)]
+        own = [self._answers_of(item, row) for row, item in enumerate(items)]
         names, answers = self.answers(embedder), []
         for images in (indices, indices[_next_other([item["id"] for item in items])]):
             logits = embedder.match(
                 self.split.source, images, questions, np.arange(len(items)), head=self.needs_head or "answer"
             )
             if logits.shape[1] != len(names):
+                file = f" ({self._answers_file})" if self._answers_file else ""
                 raise ConfigError(
-                    f"answers: lists {len(names)}, and the model has {logits.shape[1]}; set "
-                    f"eval.options.{type(self).__module__.rpartition('.')[2]}.answers to objective.answers of its training"
+                    f"answers: lists {len(names)}{file}, and the model has {logits.shape[1]}; set "
+                    f"eval.options.{self._name}.answers to objective.answers of its training"
                 )
             answers.append([names[i] for i in logits.argmax(axis=1)])
         scores = (np.array([_score(c, o) for c, o in zip(chosen, own, strict=True)]) for chosen in answers)
@@ -128,6 +130,20 @@ class Evaluator(Base):
         known = set(self.answers(embedder))
         unlisted = float(np.mean([known.isdisjoint(own) for own in asked.own]))
         return result | {"unlisted": unlisted} | asked.counts()
+
+    @property
+    def _name(self) -> str:
+        """The evaluator's, under which its options stand."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def _answers_of(self, item: dict[str, Any], row: int) -> list[str]:
+        own = item.get("answers") or ([item["answer"]] if "answer" in item else [])
+        if not own:
+            raise ConfigError(
+                f"example {row} ({item.get('key', item['id'])}) has no answer; {self._name} needs the field 'answer' "
+                "or 'answers': of VQA's questions name the file of the same split in the source's option annotations"
+            )
+        return [str(answer) for answer in own]
 
 
 def accuracies(asked: Answered) -> dict[str, float]:
@@ -144,13 +160,6 @@ def _next_other(ids: list[int]) -> np.ndarray:
     return np.array(
         [next((j % count for j in range(i + 1, i + count) if ids[j % count] != ids[i]), i) for i in range(count)]
     )
-
-
-def _answers_of(item: dict[str, Any], row: int) -> list[str]:
-    own = item.get("answers") or ([item["answer"]] if "answer" in item else [])
-    if not own:
-        raise ValueError(f"example {row} has no answer; vqa needs the field 'answer' or 'answers'")
-    return [str(answer) for answer in own]
 
 
 def _score(chosen: str, answers: list[str]) -> float:

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmjax.core.config import ConfigError
 from mmjax.evals import refcoco
 from mmjax.evals.common.pair_scores import Matcher
 from mmjax.experiment import EvalConfig
@@ -43,7 +44,7 @@ def test_maps_are_measured_against_boxes():
     flat = evaluate([{"box": BOX}], heat=np.ones((4, 4), np.float32))
     assert flat["mass_gain"] == pytest.approx(0, abs=1e-6)
     assert got["num_examples"] == 2 and got["num_unreadable"] == 0
-    with pytest.raises(ValueError, match="example 0 has no box"):
+    with pytest.raises(ConfigError, match=r"example 0 \(0\) has no box.*eval\.options\.refcoco\.source"):
         evaluate([{}])
 
 

@@ -180,8 +180,15 @@ def test_answers_of_another_task_are_not_those_of_entailment():
 def test_another_list_of_answers_is_refused():
     with pytest.raises(ConfigError, match=r"answers: lists 2, and the model has 3"):
         evaluate(Source([question(0, 0, answer="dark")]), answers=("dark", "light"))
-    with pytest.raises(ValueError, match="example 0 has no answer"):
+    with pytest.raises(ConfigError, match=r"example 0 \(7\) has no answer; vqa needs .*annotations"):
         evaluate(Source([{"id": 7, "image": image(np.random.default_rng(0)), "captions": ["?"]}]))
+
+
+def test_the_file_of_a_wrong_list_is_named(tmp_path):
+    """A suite takes it from the folder of benchmarks, so nobody may have named it."""
+    (tmp_path / "answers.json").write_text('["dark", "light"]')
+    with pytest.raises(ConfigError, match=r"answers: lists 2 \(.*/answers\.json\), and the model has 3"):
+        evaluate(Source([question(0, 0, answer="dark")]), answers=str(tmp_path / "answers.json"))
 
 
 def test_questions_without_their_picture_are_counted():
