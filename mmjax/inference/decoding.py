@@ -25,10 +25,11 @@ Step = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
 class DecodingConfig:
     """How texts are chosen.
 
-    ``greedy`` takes the most probable token each time. ``beam`` keeps the ``beams`` (None: 4) most probable beginnings,
-    and returns the text of the largest ``log p / n^length_penalty``, n being its number of tokens with the end. ``sample``
-    draws from the ``top_k`` most probable tokens (None: all), and of these from the fewest that together have the
-    probability ``top_p`` (Holtzman et al. 2020, arXiv:1904.09751), after logits are divided by ``temperature``.
+    ``greedy`` takes the most probable token each time. ``beam`` keeps the ``beams`` most probable beginnings (None: 4),
+    and returns the text of the largest ``log p / n^length_penalty``, n being its number of tokens with the end.
+    ``sample`` draws from the ``top_k`` most probable tokens (None: all), and of these from the fewest that together
+    have the probability ``top_p`` (Holtzman et al. 2020, arXiv:1904.09751), after logits are divided by
+    ``temperature``.
 
     Texts have ``min_length`` to ``max_length`` tokens beside start, prompt and end; None: as many as the context holds.
     Those that the limit cuts off have no end.
