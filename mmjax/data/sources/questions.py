@@ -27,7 +27,7 @@ Rows = Iterator[Row | BadRow]
 _FIELDS = ("answer", "answers", "kind")
 _SEPARATOR = "\n"  # between the answers of several people, which are one line each
 
-_FLICKR_IDS = ("Flickr30K_ID", "Flikr30kID")
+FLICKR_IDS = ("Flickr30K_ID", "Flikr30kID")
 """SNLI-VE's key of the picture, in its present files and in those that UNITER, MMF and IGLUE read."""
 
 
@@ -136,9 +136,9 @@ def _questions(path: str, content: dict[str, Any], answers: dict[Any, tuple[Any,
 
 def _statements(path: str, data: bytes, image_name: str) -> Rows:
     def row(entry: Any) -> tuple[Any, Any, tuple[Any, ...]]:
-        number = next((entry[key] for key in _FLICKR_IDS if key in entry), None)
+        number = next((entry[key] for key in FLICKR_IDS if key in entry), None)
         if number is None:
-            raise ValueError(f"no {_FLICKR_IDS[0]}")
+            raise ValueError(f"no {FLICKR_IDS[0]}")
         name = image_name.format(image=str(number).removesuffix(".jpg"))
         return name, entry["sentence2"], (entry["gold_label"], None, None)
 
