@@ -11,6 +11,7 @@ from mmjax.data.scenes import graph
 from mmjax.evals.captions.metrics import score_captions
 from mmjax.evals.common.base import Base, OpenSource, open_split
 from mmjax.evals.common.embedder import BoundEmbedder
+from mmjax.evals.common.pairs import count_unreadable
 
 _OF_REFERENCES = ("cider", "bleu_4", "rouge_l", "unique_captions", "vocabulary")
 _NAMED = (*graph.ATTRIBUTES, "relation")
@@ -33,7 +34,11 @@ class Evaluator(Base):
     """
 
     needs_head: ClassVar[str | None] = "caption"
-    headline = ("cider", "bleu_4", "attribute_accuracy", "attributes_named", "attribute_accuracy_other_image")
+    headline = (
+        *("cider", "bleu_4", "attribute_accuracy", "attributes_named", "attribute_accuracy_other_image"),
+        "num_unreadable",
+    )
+    over_all = _OF_REFERENCES
 
     def __init__(
         self,
@@ -66,7 +71,8 @@ class Evaluator(Base):
         metrics = {name: float(summary[name]) for name in _OF_REFERENCES}
         if all("scene" in item for item in items):
             metrics |= judge(captions, [item["scene"] for item in items])
-        return metrics
+        num_unreadable = count_unreadable(embedder, self.split)
+        return metrics | {"num_examples": float(len(items)), "num_unreadable": float(num_unreadable)}
 
 
 def judge(captions: Sequence[str], scenes: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -29,7 +29,7 @@ class Evaluator(vqa.Evaluator):
 
     needs_head: ClassVar[str | None] = "answer_pair"
     labels: ClassVar[tuple[str, ...]] = LABELS
-    headline: ClassVar[Collection[str]] = ("accuracy", "consistency", "accuracy_other_image")
+    headline: ClassVar[Collection[str]] = ("accuracy", "consistency", "accuracy_other_image", "num_unreadable")
 
     @classmethod
     def find(cls, root: Path) -> dict[str, dict[str, Any]]:
@@ -47,4 +47,5 @@ class Evaluator(vqa.Evaluator):
         asked = self.ask(embedder)
         right = asked.by("statement").values()
         consistency = {"consistency": float(np.mean([one == 1 for one in right]))} if right else {}
-        return accuracies(asked) | consistency | {f"accuracy_{kind}": v for kind, v in asked.by("kind").items()}
+        by_kind = {f"accuracy_{kind}": value for kind, value in asked.by("kind").items()}
+        return accuracies(asked) | consistency | by_kind | asked.counts()

@@ -9,10 +9,11 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from mmjax.core.config import Between
+from mmjax.core.config import Between, ConfigError
 from mmjax.evals.common.base import Base, OpenSource, open_split
 from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.evals.common.folders import annotated_files, first_of
+from mmjax.evals.common.pairs import count_unreadable
 
 _RASTER = 8
 """Points along a patch at which maps are read."""
@@ -37,7 +38,11 @@ class Evaluator(Base):
     """
 
     needs_head: ClassVar[str | None] = "grad_cam"
-    headline: ClassVar[Collection[str]] = ("accuracy", "accuracy_testA", "accuracy_testB", "pointing", "mass_gain")
+    headline: ClassVar[Collection[str]] = (
+        *("accuracy", "accuracy_testA", "accuracy_testB", "pointing", "mass_gain"),
+        "num_unreadable",
+    )
+    over_all: ClassVar[Collection[str]] = ("pointing", "mass_in_box", "area_of_box", "mass_gain")
 
     def __init__(
         self,
@@ -79,7 +84,8 @@ class Evaluator(Base):
             own = [row["accuracy"] for row, item in zip(rows, items, strict=True)
                    if str(item.get("kind")) == kind and "accuracy" in row]  # fmt: skip
             result |= {f"accuracy_{kind}": float(np.mean(own))} if own else {}
-        return result
+        num_unreadable = count_unreadable(embedder, self.split)
+        return result | {"num_examples": float(len(items)), "num_unreadable": float(num_unreadable)}
 
     def panel(self, embedder: BoundEmbedder, *, rows: Sequence[int]) -> list[dict[str, Any]]:
         """What a report shows of ``rows`` of the split.
@@ -101,7 +107,10 @@ class Evaluator(Base):
             _, items, indices, _ = embedder.read(self.split.source, key=self.split.key)
             for row, item in enumerate(items):
                 if "box" not in item:
-                    raise ValueError(f"example {row} has no box; refcoco needs the field 'box'")
+                    raise ConfigError(
+                        f"example {row} ({item.get('key', item['id'])}) has no box; refcoco needs the field 'box': "
+                        "name a source that has it, such as refcoco, in eval.options.refcoco.source"
+                    )
             texts = [item["captions"][0] for item in items]
             maps = embedder.match(self.split.source, indices, texts, np.arange(len(items)), head="grad_cam")
             self._seen = embedder, items, indices, maps

@@ -11,6 +11,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data.sequences.labels import split_labels
 from mmjax.evals.common.base import Base, OpenSource, open_split
 from mmjax.evals.common.embedder import BoundEmbedder
+from mmjax.evals.common.pairs import count_unreadable
 from mmjax.evals.labels.edit_distance import Edits, count_edits
 
 
@@ -28,7 +29,11 @@ class Evaluator(Base):
     """
 
     needs_head: ClassVar[str | None] = "labels"
-    headline: ClassVar[Collection[str]] = ("label_error_rate", "sequence_accuracy", "label_error_rate_other_example")
+    headline: ClassVar[Collection[str]] = (
+        *("label_error_rate", "sequence_accuracy", "label_error_rate_other_example"),
+        "num_unreadable",
+    )
+    over_all: ClassVar[Collection[str]] = (*headline, *Edits._fields)
 
     def __init__(
         self,
@@ -67,6 +72,8 @@ class Evaluator(Base):
         return metrics | {
             "label_error_rate_other_example": other["label_error_rate"],
             "unlabeled": 1 - len(labeled) / len(pairs),
+            "num_examples": float(len(labeled)),
+            "num_unreadable": float(count_unreadable(embedder, self.split)),
         }
 
 

@@ -26,6 +26,7 @@ class Evaluator(vqa.Evaluator):
         "accuracy",
         *(f"accuracy_{label}" for label in reversed(LABELS)),
         "accuracy_other_image",
+        "num_unreadable",
     )
 
     @classmethod
@@ -40,4 +41,5 @@ class Evaluator(vqa.Evaluator):
         """The metrics of one set of parameters."""
         asked = self.ask(embedder)
         by_kind = {f"accuracy_{kind}": value for kind, value in asked.by("kind").items()}
-        return accuracies(asked) | by_kind | {f"accuracy_{label}": v for label, v in asked.by("answer").items()}
+        by_label = {f"accuracy_{label}": value for label, value in asked.by("answer").items()}
+        return accuracies(asked) | by_kind | by_label | asked.counts()

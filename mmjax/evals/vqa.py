@@ -14,6 +14,7 @@ from mmjax.evals.answers.normalization import vqa_accuracy
 from mmjax.evals.common.base import Base, OpenSource, open_split
 from mmjax.evals.common.embedder import BoundEmbedder
 from mmjax.evals.common.folders import annotated_files, first_of
+from mmjax.evals.common.pairs import count_unreadable
 
 
 class Answered(NamedTuple):
@@ -24,11 +25,16 @@ class Answered(NamedTuple):
     own: list[list[str]]  # what people answered
     scores: np.ndarray  # f64[n], from 0 to 1
     other_scores: np.ndarray  # f64[n], where each question is asked of another picture
+    num_unreadable: int  # examples that are left out
 
     def by(self, field: str) -> dict[str, float]:
         """The mean score for each value of a field that examples have."""
         values = np.array([str(item.get(field, "")) for item in self.items])
         return {value: float(self.scores[values == value].mean()) for value in sorted(set(values) - {""})}
+
+    def counts(self) -> dict[str, float]:
+        """How many examples the scores are of, and how many are left out."""
+        return {"num_examples": float(len(self.items)), "num_unreadable": float(self.num_unreadable)}
 
 
 class Evaluator(Base):
@@ -41,6 +47,7 @@ class Evaluator(Base):
     ``accuracy`` is the mean, ``accuracy_KIND`` that of a ``kind`` of questions, if examples name it.
     ``accuracy_other_image`` asks each question of the picture of the next example that has another: what the question
     alone is good for to this model. ``unlisted`` is the fraction of the questions of which no answer is in the list.
+    Questions whose pictures cannot be read are left out, and ``num_unreadable`` counts them.
 
     It needs a model with ``model.fusion.answers``.
     """
@@ -49,7 +56,8 @@ class Evaluator(Base):
     labels: ClassVar[tuple[str, ...]] = ()
     """The answers if neither an option nor the source says which there are."""
 
-    headline: ClassVar[Collection[str]] = ("accuracy", "accuracy_other_image")
+    headline: ClassVar[Collection[str]] = ("accuracy", "accuracy_other_image", "num_unreadable")
+    over_all: ClassVar[Collection[str]] = ("accuracy", "accuracy_other_image", "unlisted")
 
     def __init__(
         self,
@@ -70,6 +78,7 @@ class Evaluator(Base):
         """
         self.split = open_split(open_source, split, source)
         self._answers = classes.names(answers, key="answers") if answers else ()
+        self._answers_file = answers if isinstance(answers, str) else ""
 
     @classmethod
     def find(cls, root: Path) -> dict[str, dict[str, Any]]:
@@ -98,28 +107,43 @@ class Evaluator(Base):
         """All questions, of their own pictures and of others."""
         _, items, indices, _ = embedder.read(self.split.source, key=self.split.key)
         questions = [item["captions"][0] for item in items]
-        own = [_answers_of(item, row) for row, item in enumerate(items)]
+        own = [self._answers_of(item, row) for row, item in enumerate(items)]
         names, answers = self.answers(embedder), []
         for images in (indices, indices[_next_other([item["id"] for item in items])]):
             logits = embedder.match(
                 self.split.source, images, questions, np.arange(len(items)), head=self.needs_head or "answer"
             )
             if logits.shape[1] != len(names):
+                file = f" ({self._answers_file})" if self._answers_file else ""
                 raise ConfigError(
-                    f"answers: lists {len(names)}, and the model has {logits.shape[1]}; set "
-                    f"eval.options.{type(self).__module__.rpartition('.')[2]}.answers to objective.answers of its "
-                    "training"
+                    f"answers: lists {len(names)}{file}, and the model has {logits.shape[1]}; set "
+                    f"eval.options.{self._name}.answers to objective.answers of its training"
                 )
             answers.append([names[i] for i in logits.argmax(axis=1)])
         scores = (np.array([_score(c, o) for c, o in zip(chosen, own, strict=True)]) for chosen in answers)
-        return Answered(items, answers[0], own, *scores)
+        return Answered(items, answers[0], own, *scores, count_unreadable(embedder, self.split))
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
         asked = self.ask(embedder)
         result = accuracies(asked) | {f"accuracy_{kind}": value for kind, value in asked.by("kind").items()}
         known = set(self.answers(embedder))
-        return result | {"unlisted": float(np.mean([known.isdisjoint(own) for own in asked.own]))}
+        unlisted = float(np.mean([known.isdisjoint(own) for own in asked.own]))
+        return result | {"unlisted": unlisted} | asked.counts()
+
+    @property
+    def _name(self) -> str:
+        """The evaluator's, under which its options stand."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def _answers_of(self, item: dict[str, Any], row: int) -> list[str]:
+        own = item.get("answers") or ([item["answer"]] if "answer" in item else [])
+        if not own:
+            raise ConfigError(
+                f"example {row} ({item.get('key', item['id'])}) has no answer; {self._name} needs the field 'answer' "
+                "or 'answers': of VQA's questions name the file of the same split in the source's option annotations"
+            )
+        return [str(answer) for answer in own]
 
 
 def accuracies(asked: Answered) -> dict[str, float]:
@@ -136,13 +160,6 @@ def _next_other(ids: list[int]) -> np.ndarray:
     return np.array(
         [next((j % count for j in range(i + 1, i + count) if ids[j % count] != ids[i]), i) for i in range(count)]
     )
-
-
-def _answers_of(item: dict[str, Any], row: int) -> list[str]:
-    own = item.get("answers") or ([item["answer"]] if "answer" in item else [])
-    if not own:
-        raise ValueError(f"example {row} has no answer; vqa needs the field 'answer' or 'answers'")
-    return [str(answer) for answer in own]
 
 
 def _score(chosen: str, answers: list[str]) -> float:

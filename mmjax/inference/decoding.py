@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from mmjax.core.config import Between, ConfigError, Ge, Gt, Le
 from mmjax.core.numerics import EXCLUDED
 
+_BEAMS = 4
+
 Step = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """``step(cache, previous, position)``: logits f32[N, V] of the token at ``position`` i32[], given the one before it
 ``previous`` i32[N], and the cache for the next one. Arrays of the cache have rows on their second axis.
@@ -23,10 +25,11 @@ Step = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
 class DecodingConfig:
     """How texts are chosen.
 
-    ``greedy`` takes the most probable token each time. ``beam`` keeps the ``beams`` most probable beginnings, and
-    returns the text of the largest ``log p / n^length_penalty``, n being its number of tokens with the end. ``sample``
-    draws from the ``top_k`` most probable tokens (None: all), and of these from the fewest that together have the
-    probability ``top_p`` (Holtzman et al. 2020, arXiv:1904.09751), after logits are divided by ``temperature``.
+    ``greedy`` takes the most probable token each time. ``beam`` keeps the ``beams`` most probable beginnings (None: 4),
+    and returns the text of the largest ``log p / n^length_penalty``, n being its number of tokens with the end.
+    ``sample`` draws from the ``top_k`` most probable tokens (None: all), and of these from the fewest that together
+    have the probability ``top_p`` (Holtzman et al. 2020, arXiv:1904.09751), after logits are divided by
+    ``temperature``.
 
     Texts have ``min_length`` to ``max_length`` tokens beside start, prompt and end; None: as many as the context holds.
     Those that the limit cuts off have no end.
@@ -35,17 +38,28 @@ class DecodingConfig:
     method: Literal["greedy", "beam", "sample"] = "greedy"
     max_length: Annotated[int, Ge(1)] | None = None
     min_length: Annotated[int, Ge(0)] = 0
-    beams: Annotated[int, Between(1, 256)] = 4
+    beams: Annotated[int, Between(1, 256)] | None = None
     length_penalty: Annotated[float, Ge(0)] = 1.0
     temperature: Annotated[float, Gt(0)] = 1.0
     top_k: Annotated[int, Ge(1)] | None = None
     top_p: Annotated[float, Gt(0), Le(1)] | None = None
 
     def __post_init__(self) -> None:
-        drawn = {"temperature": self.temperature != 1, "top_k": self.top_k is not None, "top_p": self.top_p is not None}
-        for name, changed in drawn.items():
-            if changed and self.method != "sample":
-                raise ConfigError(f"{name}={getattr(self, name)}: is for method='sample', not {self.method!r}")
+        methods = {
+            "sample": {
+                "temperature": self.temperature != 1,
+                "top_k": self.top_k is not None,
+                "top_p": self.top_p is not None,
+            },
+            "beam": {"beams": self.beams is not None, "length_penalty": self.length_penalty != 1},
+        }
+        for method, options in methods.items():
+            for name, changed in options.items():
+                if changed and self.method != method:
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)}: is for method={method!r}, not {self.method!r}; set the method, "
+                        "or leave it out"
+                    )
         if self.max_length is not None and self.min_length > self.max_length:
             raise ConfigError(f"min_length={self.min_length}: is more than max_length={self.max_length}; lower it")
 
@@ -138,7 +152,7 @@ class Loop:
         return tokens, total
 
     def _beams(self, step: Step, cache: Any, rows: int) -> tuple[jax.Array, jax.Array]:
-        beams = self.config.beams
+        beams = self.config.beams or _BEAMS
 
         def score(log_p: jax.Array, position: jax.Array) -> jax.Array:
             """Of texts whose last token is at this position."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,6 +21,9 @@ from mmjax.core.locks import Lock
 
 UNREADABLE = b"unreadable"
 """The key in a table's metadata of the examples that are not in it: a JSON list of [key, reason, detail]."""
+
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+"""Errors that no room on the disk would help."""
 
 Content: TypeAlias = pa.Table | np.ndarray | Sequence[bytes]
 _SUFFIXES = (".npy", ".array_record", ".parquet")
@@ -132,15 +136,15 @@ class ShardFolder:
 
     @contextlib.contextmanager
     def write_errors(self) -> Iterator[None]:
-        """Turns the error of a full disk into one line; the shards that are complete stay."""
+        """Turns the error of a full disk or of a place that is closed into one line; complete shards stay."""
         try:
             yield
         except (OSError, RuntimeError, pa.ArrowException) as error:  # RuntimeError is array_record's
             cause = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise ConfigError(
-                f"--output={self.path}: cannot be written ({cause}); make room there, then the same command "
-                "continues from the complete shards"
-            ) from error
+            way_out = "make room there, then the same command continues from the complete shards"
+            if getattr(error, "errno", None) in _CLOSED:
+                way_out = "name a place that you may write to"
+            raise ConfigError(f"--output={self.path}: cannot be written ({cause}); {way_out}") from error
 
     def _write(self, path: Path, content: Content, process: int) -> None:
         temporary = self.path / f".{process}.{path.name}.tmp"

@@ -139,9 +139,16 @@ class Progress(logging.Handler):
             self._draw(now)
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The results of an evaluation, as a line above the live one; all of them are in ``metrics.jsonl``."""
-        shown = {key: value for key, value in metrics.items() if key.rsplit("/", 1)[-1] in HEADLINES}
-        values = "  ".join(f"{key} {value:.4g}" for key, value in (shown or metrics).items())
+        """The results of an evaluation, as a line above the live one; all of them are in ``metrics.jsonl``.
+
+        Of each evaluator those of ``HEADLINES`` are shown, of one without them its first; all if there are none at all.
+        """
+        by_evaluator: dict[str, list[str]] = {}
+        for key in metrics:
+            by_evaluator.setdefault(key.rpartition("/")[0], []).append(key)
+        headlines = {name: [key for key in keys if _is_headline(key)] for name, keys in by_evaluator.items()}
+        shown = [key for name, keys in by_evaluator.items() for key in headlines[name] or keys[:1]]
+        values = "  ".join(f"{key} {metrics[key]:.4g}" for key in (shown if any(headlines.values()) else metrics))
         logger.info(f"step {step:,}  {values}")
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -193,6 +200,10 @@ class Progress(logging.Handler):
 
     def _unicode(self) -> bool:
         return (getattr(self._stream, "encoding", None) or "").lower().replace("-", "") == "utf8"
+
+
+def _is_headline(key: str) -> bool:
+    return key.rpartition("/")[2] in HEADLINES
 
 
 def duration(seconds: float) -> str:

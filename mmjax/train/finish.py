@@ -55,11 +55,13 @@ def measure_and_report(run: Run, state: TrainState) -> dict[str, float]:
                 )
     summary = summarize(run, state)
     with run.timer.measure("evaluation", "the final evaluation"):
-        metrics = run.evaluation.run_final(params) | {
+        metrics = run.evaluation.run_final(params)
+        if metrics:
+            run.progress.metrics(weights_of_step, metrics)
+        metrics |= {
             "final/weights_of_step": float(weights_of_step),
             **{f"final/{name.replace(' ', '_')}": float(count) for name, count in summary.items()},
         }
-        run.progress.metrics(weights_of_step, metrics)
         panel, caption_panel = run.evaluation.panels(params, count=PANEL_IMAGES)
         grounding_panel = run.evaluation.grounding_panel(params, count=GROUNDING_IMAGES)
     run.time_log.write()

@@ -14,7 +14,7 @@ from mmjax.commands.common.trained_model import open_model
 from mmjax.commands.comparing.recipes import make_recipes
 from mmjax.commands.comparing.runs import check, list_runs
 from mmjax.core.config import ConfigError
-from mmjax.evals.common.suite import DataSet
+from mmjax.evals.common.suite import DataSet, find_suite
 from mmjax.experiment import EvalConfig
 from mmjax.train.evaluation import Evaluation
 from support import models_in_use, pictures
@@ -161,6 +161,14 @@ def test_a_run_measures_its_suite_at_its_end(model, root, caplog):
     ):
         with pytest.raises(ConfigError, match=message):
             final(**sections)
+
+
+def test_an_evaluator_without_published_data_is_named(root, caplog):
+    with pytest.raises(ConfigError, match=r"^--suite=captioning: knows no published data; .* --tasks=captioning"):
+        find_suite(("captioning",), str(root), {})
+    with caplog.at_level("INFO"):
+        assert {data_set.task for data_set in find_suite(("captioning", "retrieval"), str(root), {})} == {"retrieval"}
+    assert "captioning: skipped, because it knows no published data" in caplog.text
 
 
 def test_what_a_model_lacks_is_named_on_any_data(model, root, capsys):

@@ -118,6 +118,7 @@ def test_each_picture_gets_its_own_caption_with_the_options_that_are_set():
     got = captioning.Evaluator(lambda split: source, beams=3, max_length=9)(bound)
     assert asked == [{"method": "beam", "beams": 3, "max_length": 9}]
     assert got["rouge_l"] == 1 == got["unique_captions"] and got["vocabulary"] == 11
+    assert got["num_examples"] == 10 and got["num_unreadable"] == 1
     assert "attribute_accuracy" not in got
     wrong = Holey(item | {"captions": ["caption 1"]} for item in list.__iter__(source))
     assert captioning.Evaluator(lambda split: wrong)(bound)["rouge_l"] == pytest.approx(0.5)

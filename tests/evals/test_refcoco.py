@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmjax.core.config import ConfigError
 from mmjax.evals import refcoco
 from mmjax.evals.common.pair_scores import Matcher
 from mmjax.experiment import EvalConfig
@@ -42,7 +43,8 @@ def test_maps_are_measured_against_boxes():
     assert got["mass_in_box"] > 0.25  # 3/4 and 1/4 before the map is smoothed
     flat = evaluate([{"box": BOX}], heat=np.ones((4, 4), np.float32))
     assert flat["mass_gain"] == pytest.approx(0, abs=1e-6)
-    with pytest.raises(ValueError, match="example 0 has no box"):
+    assert got["num_examples"] == 2 and got["num_unreadable"] == 0
+    with pytest.raises(ConfigError, match=r"example 0 \(0\) has no box.*eval\.options\.refcoco\.source"):
         evaluate([{}])
 
 

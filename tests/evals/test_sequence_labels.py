@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mmjax.core.config import ConfigError
 from mmjax.data import source
+from mmjax.data.sample import Unreadable
 from mmjax.evals.labels.edit_distance import count_edits
 from mmjax.evals.labels.reader import LabelReader
 from mmjax.evals.sequence_labels import Evaluator, score_labels
@@ -84,6 +85,8 @@ class Recognized:
     def __init__(self, items, field="gloss"):
         self.items, self.label_reader = items, LabelReader(lambda params, images: images, (), field)
 
+    unreadable = (Unreadable("missing file", "on purpose"),)
+
     def read(self, examples, *, key):
         return self
 
@@ -109,7 +112,7 @@ def test_the_evaluator_leaves_out_unlabeled_examples_and_compares_with_the_next_
     assert metrics["label_error_rate"] == 0.25
     assert metrics["sequence_accuracy"] == 0.5
     assert metrics["label_error_rate_other_example"] == 0.75  # red ring for blue star, and blue ring for red ring
-    assert metrics["unlabeled"] == 0.5
+    assert metrics["unlabeled"] == 0.5 and metrics["num_examples"] == 2 and metrics["num_unreadable"] == 1
     with pytest.raises(ConfigError, match=r"labels='gloss': no example has labels there"):
         evaluator(Recognized([{"read": "blue"}]))
 

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import ConfigError
+from mmjax.data.sample import Unreadable
 from mmjax.evals import nlvr2, snli_ve, vqa
 from mmjax.evals.answers.normalization import normalize, vqa_accuracy
 from mmjax.evals.common.pair_scores import Matcher
+from mmjax.evals.common.results import make_results
+from mmjax.evals.common.suite import DataSet
 from support.towers import Source, Towers, image
 
 ANSWERS = ("dark", "light", "neither")
@@ -120,7 +123,8 @@ def test_statements_are_judged_by_both_pictures_of_their_example():
         towers.embedder(matcher=matcher, modalities=("left",)).bind(towers.params)
     )
     # Other pairs: 9 > 0, 9 > 0, 5 > 0, 0 < 200, 0 < 9: false, false, false, true, true.
-    assert got == pytest.approx({"accuracy": 0.8, "consistency": 2 / 3, "accuracy_other_image": 0.6})
+    counts = {"num_examples": 5, "num_unreadable": 0}
+    assert got == pytest.approx({"accuracy": 0.8, "consistency": 2 / 3, "accuracy_other_image": 0.6, **counts})
 
 
 def test_entailment_is_reported_by_label():
@@ -176,5 +180,28 @@ def test_answers_of_another_task_are_not_those_of_entailment():
 def test_another_list_of_answers_is_refused():
     with pytest.raises(ConfigError, match=r"answers: lists 2, and the model has 3"):
         evaluate(Source([question(0, 0, answer="dark")]), answers=("dark", "light"))
-    with pytest.raises(ValueError, match="example 0 has no answer"):
-        evaluate(Source([{"id": 0, "image": image(np.random.default_rng(0)), "captions": ["?"]}]))
+    with pytest.raises(ConfigError, match=r"example 0 \(7\) has no answer; vqa needs .*annotations"):
+        evaluate(Source([{"id": 7, "image": image(np.random.default_rng(0)), "captions": ["?"]}]))
+
+
+def test_the_file_of_a_wrong_list_is_named(tmp_path):
+    """A suite takes it from the folder of benchmarks, so nobody may have named it."""
+    (tmp_path / "answers.json").write_text('["dark", "light"]')
+    with pytest.raises(ConfigError, match=r"answers: lists 2 \(.*/answers\.json\), and the model has 3"):
+        evaluate(Source([question(0, 0, answer="dark")]), answers=str(tmp_path / "answers.json"))
+
+
+def test_questions_without_their_picture_are_counted():
+    """A folder with half of the pictures has an accuracy too, of other questions."""
+
+    class Holey(Source):
+        def __getitem__(self, index):
+            if index == 2:
+                raise Unreadable("missing file", "on purpose", key="2")
+            return super().__getitem__(index)
+
+    got = evaluate(Holey(question(i, 0, answer=ANSWERS[i == 2]) for i in range(5)))
+    assert got["accuracy"] == 1 and got["num_examples"] == 4 and got["num_unreadable"] == 1
+    data_set = DataSet("vqa", "vqa", {})
+    counts = {result.metric: result.count for result in make_results(data_set, got, model="", weights="")}
+    assert counts["accuracy"] == 4 and counts["num_examples"] is None

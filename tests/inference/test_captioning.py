@@ -138,6 +138,9 @@ def test_evaluators_see_the_same_captions():
         ({"count": 2}, r"count=2: several texts for a picture need method='sample'"),
         ({"min_length": 9}, r"min_length=9: the model's context holds 5 tokens"),
         ({"beams": 0, "method": "beam"}, r"caption\.beams=0"),
+        ({"beams": 4}, r"beams=4: is for method='beam', not 'greedy'; set the method"),
+        ({"length_penalty": 0.5}, r"length_penalty=0\.5: is for method='beam'"),
+        ({"top_k": 3, "method": "beam"}, r"top_k=3: is for method='sample', not 'beam'"),
     ],
 )
 def test_options_that_make_no_sense_are_named(options, message):

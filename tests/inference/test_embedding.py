@@ -72,6 +72,13 @@ def write(folder, plan, model, source):
     return shards
 
 
+def test_no_room_is_asked_for_where_nobody_may_write(tmp_path):
+    (tmp_path / "file").touch()
+    shards = ShardFolder(tmp_path / "file" / "out", plan_name=PLAN, plan={}, kinds=("images",), shards=1)
+    with pytest.raises(ConfigError, match=r"cannot be written \(Not a directory\); name a place"), shards.locked():
+        pass
+
+
 def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

@@ -126,6 +126,23 @@ def test_messages_stand_above_the_live_line_and_the_end_is_clean(monkeypatch):
     assert stream.getvalue() == before
 
 
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [
+        (
+            {"test/rsum": 90.0, "test/num_images": 40.0, "test/captioning/cider": 0.6, "test/captioning/bleu_4": 0.2},
+            "test/rsum 90  test/captioning/cider 0.6",
+        ),
+        ({"val/vqa/accuracy": 0.5, "val/vqa/unlisted": 0.0}, "val/vqa/accuracy 0.5  val/vqa/unlisted 0"),
+    ],
+)
+def test_every_evaluator_has_a_metric_on_the_terminal(monkeypatch, metrics, shown):
+    stream = Terminal()
+    with run(stream, monkeypatch=monkeypatch) as progress:
+        progress.metrics(5, metrics)
+        assert screen(stream.getvalue())[0] == f"step 5  {shown}"
+
+
 def test_news_before_the_first_step_and_an_end_without_one(monkeypatch):
     stream = Terminal()
     with Progress(3, stream=stream):

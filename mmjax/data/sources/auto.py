@@ -13,6 +13,7 @@ from mmjax.core import plugins
 from mmjax.core.config import ConfigError, bind, call
 from mmjax.data import source
 from mmjax.data.open_source import add_columns
+from mmjax.data.sources.questions import FLICKR_IDS
 from mmjax.data.storage import filesystem, path_patterns
 
 _HEAD = 1 << 16
@@ -22,6 +23,8 @@ _PICTURES = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?)$", re.IGNORECASE)
 _NAMES_PICTURES = re.compile(rb"\.(jpe?g|png|webp|bmp|gif|tiff?)\b", re.IGNORECASE)
 _COMPRESSED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz)$", re.IGNORECASE)
 _VERSION = re.compile(r"\d+\.\d+\.\d+$")
+_QUESTIONS = re.compile(r'"questions"\s*:\s*\[')
+_PAIR = re.compile(r"[a-z]+\d?-\d+-\d+-\d+$")
 _TOKEN = re.compile(r"[^\t#]+#\d+\t")
 _NAMED = re.compile(r".+?\.(jpe?g|png|webp|bmp|gif)\s*,", re.IGNORECASE)
 
@@ -34,6 +37,8 @@ class Source(source.SourceView):
     webdataset     a tar archive; a folder of ``*.tar``, or with a folder of them for a split
     huggingface    a folder with ``dataset_dict.json`` or ``state.json``, or with parquet files (also in ``data/``)
     arrayrecord    an ArrayRecord or TFRecord file; a folder of them
+    questions      JSON with ``questions``, as VQA's; an object a line with ``sentence2`` and a picture of Flickr30k
+    nlvr2          an object a line with a ``sentence`` and an ``identifier`` such as ``dev-850-0-1``
     captions       JSON that is a list, or an object over several lines or with ``images``; ``image.jpg#0<tab>caption``;
                    ``image_name| comment_number| comment``; ``image.jpg,caption`` with unquoted commas in captions
     tables         parquet; an object a line; text whose first line names columns between tabs, commas, ; or |
@@ -171,6 +176,19 @@ def _arrayrecord(content: PathContent) -> bool:
     return _RECORDS.search(content.path) is not None and not _is_text(content.head)
 
 
+def _questions(content: PathContent) -> bool:
+    text = _start(content)
+    if text[:1] == "{" and _QUESTIONS.search(text) and '"question_id"' in text:
+        return True
+    row = _first_row(text)
+    return "sentence2" in row and not row.keys().isdisjoint(FLICKR_IDS)
+
+
+def _nlvr2(content: PathContent) -> bool:
+    row = _first_row(_start(content))
+    return "sentence" in row and _PAIR.match(str(row.get("identifier"))) is not None
+
+
 def _captions(content: PathContent) -> bool:
     text = _start(content)
     if text[:1] == "[":
@@ -227,12 +245,17 @@ def _is_text(head: bytes) -> bool:
 
 def _is_object_a_line(text: str) -> bool:
     """Whether the first line is a JSON object that is a row, not a whole caption file."""
-    line = text.partition("\n")[0]
+    row = _first_row(text)
+    return bool(row) and not isinstance(row.get("images"), list)
+
+
+def _first_row(text: str) -> dict[str, Any]:
+    """The JSON object on the first line; empty if none is, as of an object over many lines."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return False  # one object over many lines, or a line too long for a row
-    return isinstance(value, dict) and not isinstance(value.get("images"), list)
+        value = json.loads(text.partition("\n")[0])
+    except (ValueError, RecursionError):  # also of a line too long for a row
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 SNIFFERS: tuple[tuple[str, Callable[[PathContent], bool]], ...] = (
@@ -240,6 +263,8 @@ SNIFFERS: tuple[tuple[str, Callable[[PathContent], bool]], ...] = (
     ("webdataset", _webdataset),  # before parquet files, which img2dataset writes beside its shards
     ("huggingface", _huggingface),
     ("arrayrecord", _arrayrecord),
+    ("questions", _questions),
+    ("nlvr2", _nlvr2),
     ("captions", _captions),
     ("tables", _tables),
     ("folders", _folders),

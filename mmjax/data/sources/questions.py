@@ -27,6 +27,9 @@ Rows = Iterator[Row | BadRow]
 _FIELDS = ("answer", "answers", "kind")
 _SEPARATOR = "\n"  # between the answers of several people, which are one line each
 
+FLICKR_IDS = ("Flickr30K_ID", "Flikr30kID")
+"""SNLI-VE's key of the picture, in its present files and in those that UNITER, MMF and IGLUE read."""
+
 
 class Source(source.Source):
     """An example for each question: it is the caption, ``answer`` the one that most people gave.
@@ -133,7 +136,11 @@ def _questions(path: str, content: dict[str, Any], answers: dict[Any, tuple[Any,
 
 def _statements(path: str, data: bytes, image_name: str) -> Rows:
     def row(entry: Any) -> tuple[Any, Any, tuple[Any, ...]]:
-        return image_name.format(image=entry["Flickr30K_ID"]), entry["sentence2"], (entry["gold_label"], None, None)
+        number = next((entry[key] for key in FLICKR_IDS if key in entry), None)
+        if number is None:
+            raise ValueError(f"no {FLICKR_IDS[0]}")
+        name = image_name.format(image=str(number).removesuffix(".jpg"))
+        return name, entry["sentence2"], (entry["gold_label"], None, None)
 
     return _each(path, parse_json_lines(data.split(b"\n")), row)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,8 +74,7 @@ class Source(source.Source):
             raise ConfigError(
                 f"instances={instances!r}: no annotations of COCO; expected {{images, annotations}}"
             ) from None
-        detected = {} if proposals is None else _json(proposals, "proposals")
-        self._proposals: dict[str, list[list[float]]] | None = None if proposals is None else detected
+        self._proposals = None if proposals is None else _proposals(proposals, pictures)
         self._examples: list[_Expression] = []
         self.unreadable: list[UnreadableEntry] = []
         splits = ("testA", "testB") if split == "test" else (split,)
@@ -135,6 +135,17 @@ def _json(path: str, key: str) -> Any:
         return json.loads(filesystem.read(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{key}={path!r}: cannot be read ({error}); name a JSON file") from None
+
+
+def _proposals(path: str, pictures: Collection[int]) -> dict[str, list[list[float]]]:
+    """The boxes of each picture's number; those of other data sets, or in another form, would be no error later."""
+    content = _json(path, "proposals")
+    if not isinstance(content, dict) or content.keys().isdisjoint(map(str, pictures)):
+        raise ConfigError(
+            f"proposals={path!r}: has boxes of none of the pictures; expected {{picture's number: [[left, top, width, "
+            "height], …]}, as in ALBEF's dets.json, or leave it out"
+        )
+    return content
 
 
 def _fractions(box: list[float], picture: dict[str, Any]) -> Box:

@@ -81,6 +81,11 @@ class Base(abc.ABC):
         return {}
 
     @classmethod
+    def has_published(cls) -> bool:
+        """Whether it knows data sets that may lie under a folder of benchmarks."""
+        return cls.find.__func__ is not Base.find.__func__  # type: ignore[attr-defined]
+
+    @classmethod
     def summarize(cls, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         """Metrics over all data sets of the family that were measured, such as averages; none by default.
 

@@ -17,7 +17,8 @@ from mmjax.core.files import check_regular
 from mmjax.evals.common.metric_names import load_evaluator
 from mmjax.evals.common.suite import DataSet, prefixes
 
-_COUNTS = ("num_pairs", "num_cues", "num_images")  # what a metric is a mean over, the first that there is
+_COUNTS = ("num_pairs", "num_cues", "num_images", "num_examples")
+"""What a metric is a mean over, the first that there is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -66,9 +66,12 @@ def find_data_sets(
     """
     data_sets = []
     for task in tasks:
-        there = load_evaluator(task).find(root)
-        if not there:
+        evaluator = load_evaluator(task)
+        there = evaluator.find(root)
+        if not there and evaluator.has_published():
             logger.info("%s: skipped, because none of its data sets lies below %s", task, root)
+        elif not there:
+            logger.info("%s: skipped, because it knows no published data", task)
         first, last = defaults.get(task, {}), options.get(task, {})
         data_sets += [DataSet(name, task, {**first, **own, **last}) for name, own in there.items()]
     order: dict[str, int] = {}
@@ -108,6 +111,12 @@ def find_suite(
         raise ConfigError(f"{root_key}={root}: no such folder; name the one in which the benchmarks lie")
     data_sets = find_data_sets(tasks, Path(root).absolute(), options, defaults=defaults)
     if not data_sets:
+        if not any(load_evaluator(task).has_published() for task in tasks):
+            names = ",".join(tasks)
+            raise ConfigError(
+                f"{suite_key}={names}: knows no published data; measure your own by --path and --tasks={names}, or "
+                "that of a run by eval.final_tasks"
+            )
         above = Path(root).absolute().parent  # of somebody who named the folder of one data set
         there = sorted({name for task in tasks for name in load_evaluator(task).find(above)}) if above.is_dir() else []
         way_out = f"{above} has {', '.join(there)}; name that" if there else "docs/benchmarks.md has their layouts"

@@ -51,7 +51,21 @@ TABLES = {
 }
 
 
+QUESTIONS = {
+    "vqa": ("questions", {"info": {}, "questions": [{"image_id": 1, "question": "Why?", "question_id": 10}]}),
+    "snli_ve": ("questions", {"Flickr30K_ID": "1", "sentence2": "It is.", "gold_label": "neutral"}),
+    "nlvr2": ("nlvr2", {"sentence": "Both.", "identifier": "test1-0-0-0", "label": "True"}),
+    "a table with names like theirs": ("tables", {"image": "1.jpg", "sentence": "a", "identifier": "a-1"}),
+}
+
+
 class TestFiles:
+    @pytest.mark.parametrize("kind", QUESTIONS)
+    def test_questions_and_statements_by_content(self, tmp_path, kind):
+        source, content = QUESTIONS[kind]
+        (tmp_path / "x.json").write_text(json.dumps(content) + "\n")
+        assert name(tmp_path / "x.json") == source
+
     @pytest.mark.parametrize("kind", CAPTION_FILES)
     @pytest.mark.parametrize("ending", ["json", "csv", "txt"])
     def test_caption_files_by_content(self, tmp_path, kind, ending):

@@ -9,6 +9,7 @@ from mmjax.core.config import ConfigError
 from mmjax.data.open_source import open_source
 from mmjax.data.sample import Unreadable
 from mmjax.data.sources.questions import Source
+from mmjax.evals.common.host_batches import Embedded
 from mmjax.evals.vqa import Evaluator
 from support import tables
 
@@ -68,6 +69,13 @@ def test_snli_ve_and_albefs_lists(folder):
         (["It is not."], "neutral"),
     ]
     assert [reason for _, reason, _ in source.unreadable] == ["bad row", "bad row"]
+    older = [{"Flikr30kID": "36979.jpg", **lines[0]}, {"Flikr30kID": "111.jpg", **lines[1]}, {"sentence2": "It is."}]
+    for line in older:
+        line.pop("Flickr30K_ID", None)
+    (folder / "snli_ve_dev.jsonl").write_text("\n".join(map(json.dumps, older)))
+    published = Source("val", path=str(folder / "snli_ve_dev.jsonl"))
+    assert [example["image"] for example in published] == [example["image"] for example in source]
+    assert "no Flickr30K_ID" in published.unreadable[0][2]
     entries = [
         {
             "image": "36979.jpg",
@@ -101,7 +109,7 @@ def test_its_examples_are_what_the_evaluator_reads(folder):
 
     class Embedder:
         def read(self, source, *, key):
-            return None, list(source), np.arange(len(source)), []
+            return Embedded(None, list(source), np.arange(len(source)), [])
 
         def match(self, source, images, texts, numbers, *, head):
             return np.eye(3)[[0, 1, 2]] if images[0] == 0 else np.eye(3)[[1, 1, 1]]

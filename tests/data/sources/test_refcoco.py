@@ -58,6 +58,13 @@ def test_each_expression_has_its_box_in_fractions(folder):
         opened(folder, "dev")
 
 
+@pytest.mark.parametrize("content", [{"images": []}, {"7": [[0, 0, 1, 1]]}, [{"image_id": 1, "box": [0, 0, 1, 1]}]])
+def test_proposals_of_other_pictures_are_refused(folder, content):
+    (folder / "dets.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"proposals='.*dets.json': has boxes of none of the pictures; expected"):
+        opened(folder, "val", proposals=str(folder / "dets.json"))
+
+
 class Harmful:
     def __reduce__(self):
         return print, ("this must not run",)
