@@ -51,7 +51,7 @@ class DecodingConfig:
                 "top_k": self.top_k is not None,
                 "top_p": self.top_p is not None,
             },
-            "beam": {"beams": self.beams is not None, "length_penalty": self.length_penalty != 1},
+            "beam": {"beams": self.beams not in (None, 1), "length_penalty": self.length_penalty != 1},
         }
         for method, options in methods.items():
             for name, changed in options.items():

@@ -69,6 +69,10 @@ def test_beams_find_the_best_text(penalty, shortest):
         np.testing.assert_allclose(totals[row], log_p(row, best), rtol=1e-5)
 
 
+def test_greedy_decoding_may_be_asked_for_as_one_beam():
+    np.testing.assert_array_equal(decoded(DecodingConfig(beams=1))[0], decoded(DecodingConfig())[0])
+
+
 def test_few_beams_are_those_of_plain_python():
     tokens, totals = decoded(DecodingConfig(method="beam", beams=2, length_penalty=0.7))
     for row in range(3):
