@@ -120,8 +120,8 @@ class Evaluator(Base):
                     f"eval.options.{self._name}.answers to objective.answers of its training"
                 )
             answers.append([names[i] for i in logits.argmax(axis=1)])
-        scores = (np.array([_score(c, o) for c, o in zip(chosen, own, strict=True)]) for chosen in answers)
-        return Answered(items, answers[0], own, *scores, count_unreadable(embedder, self.split))
+        scores, other = (np.array([_score(c, o) for c, o in zip(chosen, own, strict=True)]) for chosen in answers)
+        return Answered(items, answers[0], own, scores, other, count_unreadable(embedder, self.split))
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
