@@ -172,9 +172,8 @@ class Objective(contrastive.Objective):
         by_pair, by_image, by_word = jax.random.split(tokens.key, 3)
         if self.matching_weight:
             columns = (text, image) if momentum is None else (momentum.text, momentum.image)
-            factor = scale if self.negatives == "similar" else jnp.zeros_like(scale)
-            logits = (factor * similarity(image, columns[0]), factor * similarity(text, columns[1]))
-            value, accuracy = self._match(by_pair, logits, sources, tokens)
+            logits = [self._partner_logits(*side, scale=scale) for side in zip((image, text), columns, strict=True)]
+            value, accuracy = self._match(by_pair, (logits[0], logits[1]), sources, tokens)
             loss = loss + self.matching_weight * value
             metrics |= {"matching_loss": value, "matching_accuracy": accuracy}
         if self.words_weight and not tokens.blended:
@@ -212,6 +211,12 @@ class Objective(contrastive.Objective):
             "distillation": jnp.asarray(soft_weight, jnp.float32),
         }
         return 0.5 * (to_text + to_image), metrics
+
+    def _partner_logits(self, rows: jax.Array, columns: jax.Array, *, scale: jax.Array) -> jax.Array:
+        """L f32[N, M], by which the false partners of rows are drawn among columns."""
+        if self.negatives == "random":
+            return jnp.zeros((len(rows), len(columns)), jnp.float32)
+        return scale * similarity(rows, columns)
 
     def columns(self, state: State, sources: Sources, momentum: MomentumFeatures) -> list[tuple[jax.Array, Provenance]]:
         """Images and texts to compare with: the moving average's embeddings, of this batch and then of the queue."""

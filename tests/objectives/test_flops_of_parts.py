@@ -75,7 +75,7 @@ def vilt(config, texts):
     whole, first = tower(joint, width, 12), tower(joint, width, 11) + block(joint, width, positions=1)
     return {
         "towers": 2 * 2 * patches * 3 * 32 * 32 * width + 3 * 2 * 2 * width * embed,
-        "contrast": 4 * 2 * texts * embed,  # of weight 0, as in CoCa; negatives are drawn without similarities
+        "contrast": 3 * 2 * texts * embed,  # of weight 0; false partners are drawn without similarities
         "matching": 3 * 3 * (first + 2 * width * (width + 2)),
         "words": 3 * (whole + 2 * length * width * (width + vocab)),
     }
