@@ -162,16 +162,30 @@ def test_a_log_keeps_what_earlier_starts_wrote_and_the_last_line_is_of_this_one(
     assert training.last_line() == "" and log.read_text() == "of an orphan\n"
 
 
+def test_a_training_sees_its_own_environment_beside_the_commands(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $MINE"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(trainings.sys, "executable", str(program))
+    monkeypatch.setenv("MINE", "stays")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    training = trainings.Training([], log=tmp_path / "log", cores=set(), environ={"CUDA_VISIBLE_DEVICES": "1"})
+    training._process.wait(timeout=20)
+    assert training.last_line() == "1 stays"
+
+
 class Recorded(trainings.Training):
     """In place of a training: writes a finished run, or nothing for those in ``unfinished``."""
 
     started: ClassVar[list[str]] = []
+    environs: ClassVar[list[dict[str, str]]] = []
     unfinished: ClassVar[set[str]] = set()
 
     def __init__(self, arguments, *, log, cores, environ):
         workdir = Path(next(a for a in arguments if a.startswith("--workdir=")).removeprefix("--workdir="))
         self.run, self.workdir = self.runs[workdir], workdir.parents[1]
         self.started.append(str(self.run))
+        self.environs.append(environ)
 
     def poll(self):
         if str(self.run) in self.unfinished:
@@ -207,6 +221,17 @@ def test_what_is_finished_when_a_comparison_is_stopped_never_trains_again(tmp_pa
     Recorded.started = []
     train_all(runs, jobs=1, workdir=tmp_path)
     assert Recorded.started == []
+
+
+def test_runs_at_a_time_have_accelerators_of_their_own(tmp_path, monkeypatch):
+    runs = list_runs([recipe("none", str(command.config_file(tmp_path)))], seeds=range(4))
+    Recorded.runs = {run.folder(tmp_path): run for run in runs}
+    Recorded.environs, Recorded.unfinished = [], set()
+    monkeypatch.setattr(runs_module, "Training", Recorded)
+    monkeypatch.setattr(runs_module.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(runs_module, "divide_accelerators", lambda jobs: [{"SLOT": str(i)} for i in range(jobs)])
+    train_all(runs, jobs=2, workdir=tmp_path)
+    assert Recorded.environs == [{"SLOT": "0"}, {"SLOT": "1"}] * 2
 
 
 def test_ranks_are_those_of_the_first_seeds_and_not_made_again_for_further_ones(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from mmjax.core.config import ConfigError
 from mmjax.parallel.local_devices import count_tpu_chips, find_gpus
@@ -14,7 +13,7 @@ _OWN_CHIP = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1
 """What libtpu reads in a process with one chip (https://gist.github.com/skye/f82ba45d2445bb19d53545538754f9a3)."""
 
 
-def divide_accelerators(jobs: int, environ: Mapping[str, str] | None = None) -> list[dict[str, str]]:
+def divide_accelerators(jobs: int) -> list[dict[str, str]]:
     """Returns environment variables for each of several runs, by which it sees accelerators of its own.
 
     Without them each would take all: JAX reserves three quarters of every GPU that it sees, and a TPU serves one
@@ -24,10 +23,9 @@ def divide_accelerators(jobs: int, environ: Mapping[str, str] | None = None) -> 
     Raises:
         ConfigError: if there are TPUs, but fewer than runs.
     """
-    environ = os.environ if environ is None else environ
     if jobs == 1:
         return [{}]
-    if gpus := find_gpus(environ):
+    if gpus := find_gpus(os.environ):
         if each := len(gpus) // jobs:
             return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * each : (i + 1) * each])} for i in range(jobs)]
         most = -(-jobs // len(gpus))
@@ -35,7 +33,7 @@ def divide_accelerators(jobs: int, environ: Mapping[str, str] | None = None) -> 
         name, deprecated = MEMORY_FRACTION
         memory = {name: f"{fraction:.3f}", deprecated: ""}  # JAX accepts one of the two
         return [memory | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(jobs)]
-    if chips := count_tpu_chips(environ):
+    if chips := count_tpu_chips(os.environ):
         if chips < jobs:
             raise ConfigError(f"--jobs={jobs}: each run needs a TPU chip, and this machine has {chips}")
         return [_OWN_CHIP | {"TPU_VISIBLE_CHIPS": str(i)} for i in range(jobs)]

@@ -12,8 +12,13 @@ def clean_environment(monkeypatch):
     monkeypatch.setattr(devices, "count_tpu_chips", lambda environ: 0)
 
 
-def on_gpus(names, jobs):
-    return divide_accelerators(jobs, {"CUDA_VISIBLE_DEVICES": names})
+@pytest.fixture
+def on_gpus(monkeypatch):
+    def divide(names, jobs):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+        return divide_accelerators(jobs)
+
+    return divide
 
 
 @pytest.mark.parametrize(
@@ -25,7 +30,7 @@ def on_gpus(names, jobs):
         ("GPU-8932f937,GPU-1c2d", 2, ["GPU-8932f937", "GPU-1c2d"]),
     ],
 )
-def test_runs_have_equally_many_gpus_of_their_own(names, jobs, visible):
+def test_runs_have_equally_many_gpus_of_their_own(names, jobs, visible, on_gpus):
     assert on_gpus(names, jobs) == [{"CUDA_VISIBLE_DEVICES": own} for own in visible]
 
 
@@ -37,7 +42,7 @@ def test_runs_have_equally_many_gpus_of_their_own(names, jobs, visible):
         ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.6"}, "0.300"),
     ],
 )
-def test_runs_that_are_more_than_gpus_divide_the_memory(fractions, expected, monkeypatch):
+def test_runs_that_are_more_than_gpus_divide_the_memory(fractions, expected, on_gpus, monkeypatch):
     for name, value in fractions.items():
         monkeypatch.setenv(name, value)
     found = on_gpus("2,3", 4)
@@ -47,23 +52,26 @@ def test_runs_that_are_more_than_gpus_divide_the_memory(fractions, expected, mon
     assert {one["XLA_PYTHON_CLIENT_MEM_FRACTION"] for one in found} == {""}
 
 
-def test_three_runs_on_two_gpus_fit_where_two_share_one():
+def test_three_runs_on_two_gpus_fit_where_two_share_one(on_gpus):
     assert {one["XLA_CLIENT_MEM_FRACTION"] for one in on_gpus("0,1", 3)} == {"0.450"}
 
 
 @pytest.mark.parametrize("environ", [{"CUDA_VISIBLE_DEVICES": ""}, {"JAX_PLATFORMS": "cpu"}])
-def test_runs_on_cpus_see_what_the_command_sees(environ):
-    assert divide_accelerators(3, environ) == [{}, {}, {}]
+def test_runs_on_cpus_see_what_the_command_sees(environ, monkeypatch):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert divide_accelerators(3) == [{}, {}, {}]
 
 
-def test_a_single_run_has_all():
+def test_a_single_run_has_all(on_gpus):
     assert on_gpus("0,1", 1) == [{}]
 
 
 def test_each_run_has_a_tpu_chip(monkeypatch):
     monkeypatch.setattr(devices, "count_tpu_chips", lambda environ: 4)
-    found = divide_accelerators(3, {"JAX_PLATFORMS": "tpu"})
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    found = divide_accelerators(3)
     assert [one.pop("TPU_VISIBLE_CHIPS") for one in found] == ["0", "1", "2"]
     assert found == [{"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}] * 3
     with pytest.raises(ConfigError, match=r"--jobs=5: .* has 4"):
-        divide_accelerators(5, {"JAX_PLATFORMS": "tpu"})
+        divide_accelerators(5)
