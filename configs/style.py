@@ -28,7 +28,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config = emoji.get_config(f"{common},path={args.path}")
         config.eval.final_splits = ("style", "style_val", "test")
         config.eval.final_tasks = ("retrieval", "zeroshot", "linear_probe")
-        config.eval.options = {"linear_probe": {"train_split": "train", "shots": ()}}
+        # The probe learns from the split train, which has no labels of its own.
+        classes = {key: config.data.evaluation[key] for key in ("label_column", "class_names")}
+        config.eval.options = {"linear_probe": {"train_split": "train", "shots": (), "source": classes}}
         return config
     config = scenes.get_config(f"{common},size={args.size}")
     config.eval.final_splits = ("test", "test_hue", "test_cast")

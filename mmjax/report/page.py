@@ -124,8 +124,9 @@ def _results(records: list[Record]) -> list[tuple[str, str]]:
     results = [("last step", f"{max(int(record['step']) for record in records):,}")]
     for prefix, steps in tables.by_prefix(records, "rsum").items():
         results.append((f"{prefix} rsum", f"{steps[-1][1]['rsum']:.1f}"))
-    for prefix, steps in tables.by_prefix(records, "acc@1").items():
-        results.append((f"{prefix} acc@1", tables.percent(steps[-1][1]["acc@1"])))
+    for metric in ("acc@1", "accuracy", "attribute_accuracy", "mass_in_box", "label_error_rate"):
+        for prefix, steps in tables.by_prefix(records, metric).items():
+            results.append((f"{prefix} {metric.replace('_', ' ')}", tables.percent(steps[-1][1][metric])))
     speeds = [y for _, y in _curve(records, "train/examples_per_second")]
     if speeds:
         results.append(("examples/s", number(statistics.median_high(speeds))))

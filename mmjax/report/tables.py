@@ -34,26 +34,27 @@ class RetrievalTable(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A fraction beside what random scores and, for pairs, a model that does not see the image would get."""
+    """A fraction beside what random scores and a control, such as a model that does not see the image, would get."""
 
     name: str
     value: float
     chance: float | None = None
-    blind: float | None = None
+    control: float | None = None
 
 
 class Task(NamedTuple):
-    """The scores of one evaluator at its last step."""
+    """The scores of one evaluator at its last step; ``control`` is the short name of theirs, empty without any."""
 
     title: str
     step: int
     scores: list[Score]
     remark: str
+    control: str = ""
 
     @property
-    def has_blind(self) -> bool:
-        """Whether any score has a blind baseline."""
-        return any(score.blind is not None for score in self.scores)
+    def has_chance(self) -> bool:
+        """Whether any score has one."""
+        return any(score.chance is not None for score in self.scores)
 
 
 class GoodputTable(NamedTuple):
@@ -110,22 +111,27 @@ def retrieval(records: list[Record]) -> RetrievalTable:
 
 
 def tasks(records: list[Record]) -> list[Task]:
-    """Zero-shot, pairwise and Winoground scores, each with chance and, for pairs, what a blind model gets."""
+    """The scores of all evaluators but retrieval, each with chance and what a control gets, where these are known."""
     result = []
-    for title, metric, read in (
-        ("Zero-shot classification", "acc@1", _zeroshot),
-        ("True or false caption", "macro_blind", _pairwise),
-        ("Winoground", "group_score", _winoground),
+    for title, metric, control, read in (
+        ("Zero-shot classification", "acc@1", "", _zeroshot),
+        ("True or false caption", "macro_blind", "blind", _pairwise),
+        ("Winoground", "group_score", "", _winoground),
+        ("Answers", "accuracy_other_image", "other image", _answers),
+        ("Captions", "cider", "other image", _captions),
+        ("Grounding", "mass_gain", "", _grounding),
+        ("Labels of sequences", "label_error_rate", "other example", _labels),
     ):
         for prefix, steps in by_prefix(records, metric).items():
             step, metrics = steps[-1]
             # Keys are "split/task/metric", or "task/metric" where the task has a split of its own.
             split, _, task = prefix.rpartition("/")
             scores, remark = read(metrics)
-            known = ("", "zeroshot", "pairwise", "winoground", "linear_probe")
+            known = ("", "zeroshot", "pairwise", "winoground", "linear_probe", "captioning", "sequence_labels")
             details = [name for name in (split, task) if name not in known]
             kind = "Linear probe" if "num_train" in metrics else title
-            result.append(Task(", ".join([kind, *details]), step, scores, remark))
+            shown = control if any(score.control is not None for score in scores) else ""
+            result.append(Task(", ".join([kind, *details]), step, scores, remark, shown))
     return result
 
 
@@ -179,6 +185,57 @@ def _winoground(metrics: Record) -> tuple[list[Score], str]:
         kind = f", {match[2].replace('_', ' ')}" if match[2] else ""
         scores.append(Score(f"{match[1]} score{kind}", metrics[match[0]], chances[match[1]]))
     return scores, f"{metrics['num_pairs']:,.0f} pairs" if "num_pairs" in metrics else ""
+
+
+def _answers(metrics: Record) -> tuple[list[Score], str]:
+    scores = [Score("accuracy", metrics.get("accuracy", math.nan), None, metrics["accuracy_other_image"])]
+    scores += [Score("consistency", metrics["consistency"])] if "consistency" in metrics else []
+    scores += _by_kind(metrics)
+    remark = _examples(metrics, "questions")
+    if unlisted := metrics.get("unlisted"):
+        remark += f"{percent(unlisted)} % have answers that the model does not know. "
+    return scores, remark + "Other image: the same questions, asked of the next example's picture."
+
+
+def _captions(metrics: Record) -> tuple[list[Score], str]:
+    scores = []
+    if "attribute_accuracy" in metrics:
+        other = metrics.get("attribute_accuracy_other_image")
+        scores.append(Score("claims that are true", metrics["attribute_accuracy"], None, other))
+        scores += _by_kind(metrics)
+        scores += [Score("captions without a mistake", metrics["all_true"])] if "all_true" in metrics else []
+    titles = {"cider": "CIDEr-D", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L"}
+    scores += [Score(title, metrics[name]) for name, title in titles.items() if name in metrics]
+    remark = _examples(metrics, "pictures")
+    if "attribute_accuracy_other_image" in metrics:
+        remark += "Other image: the same captions, judged by the next example's picture."
+    return scores, remark
+
+
+def _grounding(metrics: Record) -> tuple[list[Score], str]:
+    area = metrics.get("area_of_box")
+    titles = {"mass_in_box": "map inside the box", "pointing": "maximum inside the box"}
+    scores = [Score(title, metrics[name], area) for name, title in titles.items() if name in metrics]
+    scores += [Score("right proposal", metrics["accuracy"])] if "accuracy" in metrics else []
+    remark = "Chance: the share of the picture that the box covers."
+    return [*scores, *_by_kind(metrics)], _examples(metrics, "phrases") + remark
+
+
+def _labels(metrics: Record) -> tuple[list[Score], str]:
+    other = metrics.get("label_error_rate_other_example")
+    scores = [Score("label error rate", metrics["label_error_rate"], None, other)]
+    for name in ("substitutions", "deletions", "insertions", "sequence_accuracy"):
+        scores += [Score(name.replace("_", " "), metrics[name])] if name in metrics else []
+    return scores, _examples(metrics, "sequences") + "The less, the better, but for the accuracy."
+
+
+def _by_kind(metrics: Record) -> list[Score]:
+    start, known = "accuracy_", "accuracy_other_image"
+    return [Score(k.removeprefix(start), v) for k, v in sorted(metrics.items()) if k.startswith(start) and k != known]
+
+
+def _examples(metrics: Record, noun: str) -> str:
+    return f"{metrics['num_examples']:,.0f} {noun}. " if "num_examples" in metrics else ""
 
 
 def _thin(steps: list[tuple[int, Record]], best: int) -> list[tuple[int, Record]]:

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 _PACKAGE = logging.getLogger("mmjax")
 
+ADVICE = "note: "
+"""What begins a line that tells a run's user of something to change; ``mmjax compare`` shows those of its runs."""
+
 HEADLINES = ("rsum", "image_to_text_R@1", "text_to_image_R@1", "acc@1", "macro", "group_score")
 """The metrics of an evaluation that are worth a place on the terminal, by the last part of their keys."""
 

@@ -28,7 +28,7 @@ from mmjax.parallel.preemption import StopRequest, handle_stop_signals
 from mmjax.runs import folder as run_folder
 from mmjax.runs import goodput
 from mmjax.runs.batch_feed import BatchFeed
-from mmjax.runs.console import Progress
+from mmjax.runs.console import ADVICE, Progress
 from mmjax.runs.metrics_file import MetricsWriter, NoMetrics
 from mmjax.runs.neighbors import NeighborSnapshots
 from mmjax.runs.rewinds import Rewinds
@@ -309,7 +309,7 @@ def open_run(
         for line in mixture_summary(setup.source, rows=experiment.steps * experiment.batch_size):
             logger.info(line)
         for line in setup.advice():
-            logger.info(line)
+            logger.info(f"{ADVICE}{line}")
         unreadable = UnreadableExamples(
             folder.workdir,
             limit=experiment.data.max_unreadable,

@@ -162,6 +162,17 @@ def test_a_log_keeps_what_earlier_starts_wrote_and_the_last_line_is_of_this_one(
     assert training.last_line() == "" and log.read_text() == "of an orphan\n"
 
 
+def test_advice_of_a_training_is_that_of_this_start(tmp_path, monkeypatch):
+    program, log = tmp_path / "python", tmp_path / "log"
+    log.write_text("note: of an earlier start\n")
+    program.write_text('#!/bin/sh\necho "mmjax"\necho "note: data.teacher: none"\necho "step 1  note: x"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(trainings.sys, "executable", str(program))
+    training = trainings.Training([], log=log, cores=set(), environ={})
+    training._process.wait(timeout=20)
+    assert training.advice() == ["data.teacher: none"]
+
+
 def test_a_training_sees_its_own_environment_beside_the_commands(tmp_path, monkeypatch):
     program = tmp_path / "python"
     program.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $MINE"\n')
@@ -180,6 +191,7 @@ class Recorded(trainings.Training):
     started: ClassVar[list[str]] = []
     environs: ClassVar[list[dict[str, str]]] = []
     unfinished: ClassVar[set[str]] = set()
+    said: ClassVar[dict[str, list[str]]] = {}
 
     def __init__(self, arguments, *, log, cores, environ):
         workdir = Path(next(a for a in arguments if a.startswith("--workdir=")).removeprefix("--workdir="))
@@ -192,6 +204,9 @@ class Recorded(trainings.Training):
             raise KeyboardInterrupt
         write_run(self.run, self.workdir, curve={}, final={"test/rsum": 1.0})
         return 0
+
+    def advice(self):
+        return self.said.get(self.run.recipe.name, [])
 
     @staticmethod
     def stop(trainings):
@@ -221,6 +236,18 @@ def test_what_is_finished_when_a_comparison_is_stopped_never_trains_again(tmp_pa
     Recorded.started = []
     train_all(runs, jobs=1, workdir=tmp_path)
     assert Recorded.started == []
+
+
+def test_what_runs_tell_their_user_to_change_is_said_once(tmp_path, monkeypatch, caplog):
+    spec = str(command.config_file(tmp_path))
+    runs = list_runs([recipe("none", spec), recipe("other", spec)], seeds=range(2))
+    Recorded.runs, Recorded.unfinished = {run.folder(tmp_path): run for run in runs}, set()
+    monkeypatch.setattr(Recorded, "said", {"none": ["of all"], "other": ["of all", "of it"]})
+    monkeypatch.setattr(runs_module, "Training", Recorded)
+    with caplog.at_level("INFO"):
+        train_all(runs, jobs=1, workdir=tmp_path)
+    said = [line for line in caplog.messages if line.startswith("recipe ")]
+    assert said == ["recipe none: of all", "recipe other: of it"]
 
 
 def test_runs_at_a_time_have_accelerators_of_their_own(tmp_path, monkeypatch):

@@ -76,6 +76,30 @@ def test_a_whole_run(workdir):
     assert page.tags.count("img") == 4
 
 
+def test_questions_captions_boxes_and_labels_stand_beside_their_controls(workdir):
+    final = prefixed("test/vqa", {"accuracy": 0.7, "accuracy_other_image": 0.355, "accuracy_color": 0.68,
+                                  "unlisted": 0.02, "num_examples": 1000.0})  # fmt: skip
+    final |= prefixed("test/captioning", {"cider": 1.2, "bleu_4": 0.31, "attribute_accuracy": 0.63,
+                                          "attribute_accuracy_other_image": 0.36, "all_true": 0.09})  # fmt: skip
+    final |= prefixed("coco/captioning", {"cider": 0.8})
+    final |= prefixed("test/refcoco", {"mass_in_box": 0.35, "mass_gain": 0.185, "area_of_box": 0.165, "pointing": 0.5})
+    final |= prefixed("test/sequence_labels", {"label_error_rate": 0.11, "label_error_rate_other_example": 0.9,
+                                               "deletions": 0.04, "sequence_accuracy": 0.8})  # fmt: skip
+    with MetricsWriter(workdir) as writer:
+        writer.write(65, final)
+    page = page_of(workdir)
+    for words in (
+        "test/vqa accuracy 70.0", "Answers, test, vqa % other image accuracy 70.0 35.5", "color 68.0",
+        "1,000 questions. 2.0 % have answers that the model does not know.",
+        "Captions, test % other image claims that are true 63.0 36.0", "captions without a mistake 9.0",
+        "CIDEr-D 120.0", "BLEU-4 31.0", "Captions, coco % CIDEr-D 80.0 Step",
+        "map inside the box 35.0 16.5", "maximum inside the box 50.0 16.5",
+        "Labels of sequences, test % other example label error rate 11.0 90.0", "deletions 4.0",
+        "sequence accuracy 80.0",
+    ):  # fmt: skip
+        assert words in page.text, words
+
+
 def test_maps_lie_over_their_pictures_beside_the_share_of_the_box(workdir):
     pixels, heat = np.full((8, 8, 3), 40, np.uint8), np.zeros((16, 16))
     heat[4, 12], heat[0, 0] = 2.0, -1.0

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmjax.runs.console import ADVICE
+
 PARENT = "MMJAX_PARENT"
 """The environment variable with the process that a training belongs to."""
 
@@ -54,9 +56,16 @@ class Training:
 
     def last_line(self) -> str:
         """The end of what it has printed."""
+        return " ".join(self._lines()[-1:])
+
+    def advice(self) -> list[str]:
+        """What it has told its user to change."""
+        return [line.removeprefix(ADVICE) for line in self._lines() if line.startswith(ADVICE)]
+
+    def _lines(self) -> list[str]:
         with open(self.log, errors="replace") as file:
             file.seek(self._start)
-            return " ".join(file.read().strip().splitlines()[-1:])
+            return file.read().strip().splitlines()
 
     @staticmethod
     def stop(trainings: Iterable[Training]) -> None:

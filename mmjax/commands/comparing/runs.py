@@ -126,6 +126,7 @@ def train_all(runs: Sequence[ComparedRun], *, jobs: int, workdir: Path) -> None:
         logger.info(f"training {len(waiting)} runs, {jobs} at a time; each has its log beside its folder, as {one}")
     running: dict[int, tuple[Training, ComparedRun, float]] = {}
     seconds: list[float] = []
+    shown: set[str] = set()
     with exit_on_sigterm():
         try:
             while waiting or running:
@@ -143,6 +144,10 @@ def train_all(runs: Sequence[ComparedRun], *, jobs: int, workdir: Path) -> None:
                     if status:
                         raise ConfigError(f"{run} failed; the end of {training.log}: {training.last_line()}")
                     seconds.append(time.monotonic() - began)
+                    for advice in training.advice():
+                        if advice not in shown:  # mostly all runs of a recipe have the same
+                            shown.add(advice)
+                            logger.info(f"recipe {run.recipe.name}: {advice}")
                     left = len(waiting) + len(running)
                     eta = f"  ETA {duration(sum(seconds) / len(seconds) * left / jobs)}" if left else ""
                     logger.info(f"{total - left}/{total}  {run}  {duration(seconds[-1])}{eta}")

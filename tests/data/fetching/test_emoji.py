@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -15,14 +16,19 @@ import pytest
 from PIL import Image
 
 from mmjax import cli
+from mmjax.config_file import load_config
 from mmjax.core.config import ConfigError
 from mmjax.core.locks import Lock
 from mmjax.data.fetching import emoji, emoji_styles
 from mmjax.data.fetching.emoji_names import fraction
 from mmjax.data.open_source import open_source
+from mmjax.experiment import Experiment
+from mmjax.train.evaluation import make_evaluation
+from mmjax.train.setup import setup
 from support import command, emoji_packages
 from support.emoji_packages import CODES, COMPONENT, FAMILY, FLAG, PLAIN, UNDRAWN, build, family, plain
 
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 DRAWN = [plain(code) for code in CODES if code not in (COMPONENT, UNDRAWN)]
 
 
@@ -96,6 +102,18 @@ def test_captions_have_three_forms(built):
     assert set((folder / "data/classes_group.txt").read_text().split("\n")) == {
         "food and drink", "objects", "flags", "",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", ["emoji.py:", "style.py:data=emoji,"])
+def test_the_configurations_find_all_that_they_measure(built, spec):
+    folder, _ = built
+    own = setup(Experiment.from_dict(load_config(f"{CONFIGS / spec}path={folder}/data")))
+    evaluation = make_evaluation(own.experiment, own.program, own.tokenizer)
+    evaluation.open()
+    if "linear_probe" in own.experiment.eval.final_tasks:
+        probe = evaluation.evaluator("linear_probe", "style")
+        assert len(probe.train.source) == len(rows(folder / "data", "train"))
+        assert "label" in probe.train.source.first_readable()
 
 
 def test_pictures_are_squares_on_white(built):
