@@ -124,9 +124,8 @@ def _results(records: list[Record]) -> list[tuple[str, str]]:
     results = [("last step", f"{max(int(record['step']) for record in records):,}")]
     for prefix, steps in tables.by_prefix(records, "rsum").items():
         results.append((f"{prefix} rsum", f"{steps[-1][1]['rsum']:.1f}"))
-    for metric in ("acc@1", "accuracy", "attribute_accuracy", "mass_in_box", "label_error_rate"):
-        for prefix, steps in tables.by_prefix(records, metric).items():
-            results.append((f"{prefix} {metric.replace('_', ' ')}", tables.percent(steps[-1][1][metric])))
+    for name, points in _fractions(records):
+        results.append((name, tables.percent(points[-1][1])))
     speeds = [y for _, y in _curve(records, "train/examples_per_second")]
     if speeds:
         results.append(("examples/s", number(statistics.median_high(speeds))))
@@ -150,12 +149,26 @@ def _charts(records: list[Record]) -> list[Markup]:
             "Uniformity and modality gap, val",
             [Series(name.replace("_", " "), _curve(records, f"val/{name}")) for name in embeddings],
         ),
+        *(
+            line_chart(name, [Series(name, _percent(points))], unit="%")
+            for name, points in _fractions(records)
+            if len(points) > 1
+        ),
         *_view_charts(records),
         line_chart("Learning rate", [Series("learning rate", _curve(records, "train/learning_rate"))]),
         line_chart("Examples a second", [Series("examples/s", _curve(records, "train/examples_per_second"))]),
         _speed_chart(records),
     ]
     return [chart for chart in charts if chart]
+
+
+def _fractions(records: list[Record]) -> list[tuple[str, Points]]:
+    """The first metric of each evaluator but retrieval, over steps."""
+    return [
+        (f"{prefix} {metric.replace('_', ' ')}", [(step, metrics[metric]) for step, metrics in steps])
+        for metric in ("acc@1", "accuracy", "attribute_accuracy", "mass_in_box", "label_error_rate")
+        for prefix, steps in tables.by_prefix(records, metric).items()
+    ]
 
 
 def _speed_chart(records: list[Record]) -> Markup:

@@ -86,10 +86,12 @@ def test_questions_captions_boxes_and_labels_stand_beside_their_controls(workdir
     final |= prefixed("test/sequence_labels", {"label_error_rate": 0.11, "label_error_rate_other_example": 0.9,
                                                "deletions": 0.04, "sequence_accuracy": 0.8})  # fmt: skip
     with MetricsWriter(workdir) as writer:
-        writer.write(65, final)
+        writer.write(65, final | {"val/vqa/accuracy": 0.5})
+        writer.write(66, {"val/vqa/accuracy": 0.6})
     page = page_of(workdir)
+    assert page.tags.count("svg") == 1  # val/vqa; one step is no curve
     for words in (
-        "test/vqa accuracy 70.0", "Answers, test, vqa % other image accuracy 70.0 35.5", "color 68.0",
+        "val/vqa accuracy 60.0", "test/vqa accuracy 70.0", "Answers, test, vqa % other image accuracy 70.0 35.5", "color 68.0",
         "1,000 questions. 2.0 % have answers that the model does not know.",
         "Captions, test % other image claims that are true 63.0 36.0", "captions without a mistake 9.0",
         "CIDEr-D 120.0", "BLEU-4 31.0", "Captions, coco % CIDEr-D 80.0 Step",
