@@ -75,9 +75,9 @@ class Evaluator(retrieval.Evaluator):
 
     @classmethod
     def metric_names(cls) -> Collection[str]:
-        """Those of recalls, and what re-ranking adds."""
+        """Those of recalls, what re-ranking adds, and counts."""
         one = Ranks(np.zeros(1, np.int32), np.zeros(1, np.int32))
-        return [*retrieval.metrics(one, one), *_GAINS]
+        return [*retrieval.metrics(one, one), *_GAINS, *retrieval.COUNTS]
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
@@ -103,9 +103,8 @@ class Evaluator(retrieval.Evaluator):
             _rerank(before[1], by_text, is_own_image),
         )
         first, result = (retrieval.metrics(*ranks, ties=self.ties) for ranks in (before, after))
-        return result | {
-            name: result[name.removesuffix("_gain")] - first[name.removesuffix("_gain")] for name in _GAINS
-        }
+        gains = {name: result[name.removesuffix("_gain")] - first[name.removesuffix("_gain")] for name in _GAINS}
+        return result | gains | self._counts(embedder, data)
 
 
 def _nearest(queries: np.ndarray, gallery: np.ndarray, k: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from mmjax.evals.common.ranks import Ranks, Ties, count_ranks
 
 RECALL_AT = (1, 5, 10)
 _GEOMETRY = ("uniformity_image", "uniformity_text", "modality_gap")
-_COUNTS = (
+COUNTS = (
     "num_images", "num_captions", "num_repeated_images", "num_repeated_captions", "num_truncated", "num_unreadable",
 )  # fmt: skip
 _SOURCE = "open_clip, docs/openclip_retrieval_results.csv"
@@ -141,7 +141,7 @@ class Evaluator(Base):
     def metric_names(cls) -> Collection[str] | None:
         """Those of ``metrics``, of the geometry, and counts."""
         one = Ranks(np.zeros(1, np.int32), np.zeros(1, np.int32))
-        return [*metrics(one, one), *_GEOMETRY, *_COUNTS]
+        return [*metrics(one, one), *_GEOMETRY, *COUNTS]
 
     def __call__(self, embedder: BoundEmbedder) -> dict[str, float]:
         """The metrics of one set of parameters."""
@@ -162,16 +162,7 @@ class Evaluator(Base):
             _on_device(uniformity, evenly_spaced(data.texts, UNIFORMITY_ROWS)),
             _on_device(modality_gap, data.images, data.texts),
         )
-        truncated = embedder.is_truncated(data.captions)
-        counts = (
-            len(data.images),
-            len(data.captions),
-            *data.num_repeated,
-            None if truncated is None else truncated.sum(),
-            data.num_unreadable,
-        )
-        result = mean | dict(zip(_GEOMETRY, geometry, strict=True))
-        return result | {name: float(n) for name, n in zip(_COUNTS, counts, strict=True) if n is not None}
+        return mean | dict(zip(_GEOMETRY, geometry, strict=True)) | self._counts(embedder, data)
 
     def panel(self, embedder: BoundEmbedder, *, rows: Sequence[int], k: int = 5) -> list[dict[str, Any]]:
         """The ``k`` best captions of the whole split for each image of ``rows``.
@@ -215,6 +206,19 @@ class Evaluator(Base):
                 }
             )
         return panel
+
+    @staticmethod
+    def _counts(embedder: BoundEmbedder, data: _Data) -> dict[str, float]:
+        """How much was measured; ``num_truncated`` is left out where the tokenizer cannot tell."""
+        truncated = embedder.is_truncated(data.captions)
+        counts = (
+            len(data.images),
+            len(data.captions),
+            *data.num_repeated,
+            None if truncated is None else truncated.sum(),
+            data.num_unreadable,
+        )
+        return {name: float(n) for name, n in zip(COUNTS, counts, strict=True) if n is not None}
 
     def _embed(self, embedder: BoundEmbedder, modalities: tuple[str, ...] | None = None) -> _Data:
         read = embedder.read(self.split.source, key=self.split.key, modalities=modalities)

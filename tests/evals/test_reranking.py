@@ -56,6 +56,8 @@ def test_the_best_are_put_in_the_order_of_their_scores(k, weight):
     wanted = by_hand(source, towers, 99 if k is None else k, weight)
     for name, value in wanted.items():
         assert got[name] == pytest.approx(value), name
+    assert (got["num_images"], got["num_captions"]) == (N, len({c for e in source for c in e["captions"]}))
+    assert set(got) <= set(Evaluator.metric_names())
     plain = by_hand(source, towers, 1)  # to re-rank one is to leave all as it was
     for side in ("image_to_text", "text_to_image"):
         assert got[f"{side}_R@1_gain"] == pytest.approx(wanted[f"{side}_R@1"] - plain[f"{side}_R@1"])
