@@ -91,6 +91,8 @@ def test_several_are_drawn_and_flags_that_do_nothing_are_refused(model, photogra
     rows = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
     assert len(rows) == 3 * (COUNT - 1) and [row["number"] for row in rows[:4]] == [0, 1, 2, 0]
     assert run(model, photographs, tmp_path / "d.jsonl", "--top-k=3") != 0
-    assert "top_k=3: is for method='sample'" in capsys.readouterr().err
+    assert "--top-k=3: is for method='sample'" in capsys.readouterr().err
+    assert run(model, photographs, tmp_path / "d.jsonl", "--method=beam", "--length-penalty=-1") != 0
+    assert "--length-penalty=-1.0: must be at least 0" in capsys.readouterr().err
     assert run(model, photographs, tmp_path / "c.jsonl", "--method=sample", "--count=2") != 0
     assert "was begun with count=3" in capsys.readouterr().err

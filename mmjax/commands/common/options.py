@@ -89,7 +89,9 @@ def parse_overrides(unknown: Iterable[str], args: argparse.Namespace) -> list[tu
 
 
 def name_flags(message: str, args: argparse.Namespace) -> str:
-    """An error about a source that flags named, by these flags: a config's keys are no use to who gave none."""
+    """An error about a source or a decoding that flags gave, by these flags: keys are no use to who wrote none."""
+    if "top_k" in args:  # of `mmjax caption`
+        message = re.sub(r"^caption\.(\w+)=", lambda key: f"--{key[1].replace('_', '-')}=", message)
     named = getattr(args, "path", None) or getattr(args, "source", None)
     if "input" in args:  # of `mmjax generate`, whose config is a recipe
         path, keys = "--input", "--input"
