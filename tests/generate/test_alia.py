@@ -65,11 +65,16 @@ def test_the_confidence_filter_is_alias_rule(predicted, p, reason):
     assert empty.keep and all(r.keep for r in rest)
 
 
-@pytest.fixture(scope="module")
-def output(tmp_path_factory):
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def output(tmp_path_factory, request):
+    """ALIA's job and records, in each of three worlds with draws of their own."""
     models = MODELS | {"image_generator": {"name": "scenes", "error": 0.6}}
     job = generating.make_job(
-        tmp_path_factory.mktemp("alia") / "out", STAGES, models, source={"size": 60, "image_size": 8}
+        tmp_path_factory.mktemp("alia") / "out",
+        STAGES,
+        models,
+        seed=request.param,
+        source={"size": 60, "image_size": 8, "seed": request.param},
     )
     return job, generating.run(job)
 

@@ -91,7 +91,8 @@ def test_questions_captions_boxes_and_labels_stand_beside_their_controls(workdir
     page = page_of(workdir)
     assert page.tags.count("svg") == 1  # val/vqa; one step is no curve
     for words in (
-        "val/vqa accuracy 60.0", "test/vqa accuracy 70.0", "Answers, test, vqa % other image accuracy 70.0 35.5", "color 68.0",
+        "val/vqa accuracy 60.0", "test/vqa accuracy 70.0", "Answers, test, vqa % other image accuracy 70.0 35.5",
+        "color 68.0",
         "1,000 questions. 2.0 % have answers that the model does not know.",
         "Captions, test % other image claims that are true 63.0 36.0", "captions without a mistake 9.0",
         "CIDEr-D 120.0", "BLEU-4 31.0", "Captions, coco % CIDEr-D 80.0 Step",
