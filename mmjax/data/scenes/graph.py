@@ -108,7 +108,7 @@ def true_kinds(scene: Scene, claimed: Claims) -> collections.Counter[str]:
     )
     best = max((_true(scene, claimed, own) for own in matches), key=collections.Counter.total)
     best["background"] = int(claimed.light is not None and claimed.light == scene.light)
-    best["absence"] = sum(not any(_has(own).items() >= one.items() for own in scene.things) for one in claimed.absent)
+    best["absence"] = sum(not any(is_thing(own, one) for own in scene.things) for one in claimed.absent)
     return best
 
 
@@ -121,6 +121,11 @@ def is_true(scene: Scene, text: str) -> bool:
     """Whether everything that the text claims holds, and it claims something."""
     claimed = claims(text)
     return bool(claimed.count) and true_claims(scene, claimed) == claimed.count
+
+
+def is_thing(own: Thing, claimed: Mapping[str, Any]) -> bool:
+    """Whether all that is claimed of a thing holds of that one."""
+    return _has(own).items() >= claimed.items()
 
 
 def box(thing: Thing) -> tuple[float, float, float, float]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmjax.core.config import Between
 from mmjax.data.scenes import graph
-from mmjax.data.scenes.world import COLORS, FRAME, SHAPES, WORLDS, Scene, World
+from mmjax.data.scenes.world import COLORS, FRAME, SHAPES, WORLDS, Scene, Thing, World
 from mmjax.generate.backend import (
     Box,
     Decoding,
@@ -302,13 +302,23 @@ def _describes(phrase: str, scene: Scene) -> bool:
 
 
 def _inpainted(scene: Scene, prompt: str, mask: np.ndarray) -> Scene:
-    """The scene whose masked things are as the prompt's first one."""
+    """The scene whose first masked thing is as the prompt has it, which may describe the others, too."""
     claimed = graph.claims(prompt).things
     rows, columns = mask.shape
-    things = list(scene.things)
-    for number, thing in enumerate(things):
+    for number, thing in enumerate(scene.things):
         row, column = int(thing.y / FRAME * rows), int(thing.x / FRAME * columns)
         if claimed and mask[min(row, rows - 1), min(column, columns - 1)]:
-            things[number] = oracle.with_claims(thing, claimed[0])
-            break
-    return dataclasses.replace(scene, things=tuple(things))
+            others = scene.things[:number] + scene.things[number + 1 :]
+            painted = oracle.with_claims(thing, _left_over(claimed, others))
+            return dataclasses.replace(scene, things=(*scene.things[:number], painted, *scene.things[number + 1 :]))
+    return scene
+
+
+def _left_over(claimed: Sequence[Mapping[str, Any]], others: Sequence[Thing]) -> Mapping[str, Any]:
+    """The claimed thing without which most of the rest are ``others``."""
+
+    def count(number: int) -> int:
+        rest = [*claimed[:number], *claimed[number + 1 :]]
+        return sum(any(graph.is_thing(other, one) for one in rest) for other in others)
+
+    return claimed[max(range(len(claimed)), key=count)]

@@ -19,8 +19,9 @@ class Block(block.RecordBlock):
     """Makes children of a record by random ones of its edits (BiAug, Wu et al. 2023, arXiv:2310.01330).
 
     The child's picture is its parent's with the wrong caption's content inside the box; outside of the mask each pixel
-    is the parent's. The parent gets the true caption (source ``detail``) and the wrong one as a negative; the child has
-    them the other way round, and each names the other in ``neg_image_ids``. A record without edits stays as it is.
+    is the parent's. The parent gets the true caption (source ``detail``), unless it has it, and the wrong one as a
+    negative; the child has them the other way round, and each names the other in ``neg_image_ids``. A record without
+    edits stays as it is.
 
     Args:
       model: the image generator's name.
@@ -77,10 +78,9 @@ class Block(block.RecordBlock):
             for one, true, wrong in ((record, "caption", "wrong"), (child, "wrong", "caption")):
                 by = one.provenance.index(writer) if writer in one.provenance else len(one.provenance)
                 one.provenance = one.provenance if by < len(one.provenance) else [*one.provenance, writer]
-                caption = {"text": edit[true], "source": "detail", "weight": 1.0, "by": by}
-                if caption not in one.captions:  # the true one of several edits may be the same
-                    one.captions.append(caption)
-                place = one.captions.index(caption)
+                place = _place(one, edit[true])
+                if place == len(one.captions):
+                    one.captions.append({"text": edit[true], "source": "detail", "weight": 1.0, "by": by})
                 one.negatives.append({"text": edit[wrong], "kind": edit["kind"], "of": place, "by": by})
             tools.origin(child, generator, seed=seed, prompt=edit["wrong"], guidance=self._guidance, steps=self._steps)
             record.neg_image_ids.append(child.id)
@@ -91,6 +91,12 @@ class Block(block.RecordBlock):
     def estimate(self, records: int) -> Estimate:
         """A request for each edit."""
         return Estimate({self._model: records * self._most}, records * (1 + self._most))
+
+
+def _place(record: Record, text: str) -> int:
+    """Of a caption with that text, as that of another edit or the record's own may be; behind the last if none is."""
+    own = (k for k, caption in enumerate(record.captions) if caption["text"] == text and caption["weight"] > 0)
+    return next(own, len(record.captions))
 
 
 def box_mask(box: Sequence[float], size: tuple[int, ...], margin: float = 0.0) -> np.ndarray:
