@@ -164,11 +164,12 @@ def _describe(recipe: Recipe, baseline: Recipe) -> dict[str, Any]:
     before, now = (dict(_leaves(r.experiment().to_dict())) for r in (baseline, recipe))
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     changes = [(key, before.get(key), now.get(key)) for key in keys]
-    unequal = [
-        f"{key} is {json.dumps(own)} for {recipe.name} and {json.dumps(base)} for {baseline.name}"
+    own_budget = [
+        f"{key}={json.dumps(own)} in place of {json.dumps(base)}"
         for key, base, own in changes
         if key.startswith(BUDGET)
     ]
+    unequal = [f"{recipe.name} has {', '.join(own_budget)} of {baseline.name}"] if own_budget else []
     return {"name": recipe.name, "overrides": [list(p) for p in recipe.own], "changes": changes, "unequal": unequal}
 
 

@@ -91,7 +91,7 @@ def test_verdicts_say_what_the_figures_allow_and_no_more(results):
     assert "raises test/rsum by 6.25 against none if looked at alone" in maybe and "but not among all" in maybe
     lines = list(report.warnings(results))
     assert "Inside the noise, so no result either way: same." in lines
-    assert "Not an equal budget: steps is 12 for same and 6 for none." in lines
+    assert "Not an equal budget: same has steps=12 in place of 6 of none." in lines
     ranking = results["rankings"][0]
     assert [entry["recipe"] for entry in ranking["order"]] == ["better", "maybe", "none", "same"]
     assert [entry["level_with_first"] for entry in ranking["order"]] == [True, False, False, False]
