@@ -170,7 +170,8 @@ def _describe(recipe: Recipe, baseline: Recipe) -> dict[str, Any]:
         if key.startswith(BUDGET)
     ]
     unequal = [f"{recipe.name} has {', '.join(own_budget)} of {baseline.name}"] if own_budget else []
-    return {"name": recipe.name, "overrides": [list(p) for p in recipe.own], "changes": changes, "unequal": unequal}
+    in_force = [list(pair) for k, pair in enumerate(recipe.own) if pair[0] not in dict(recipe.own[k + 1 :])]
+    return {"name": recipe.name, "overrides": in_force, "changes": changes, "unequal": unequal}
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

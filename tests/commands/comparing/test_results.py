@@ -1,5 +1,6 @@
 """From recorded metrics to verdicts: every figure of the report worked out again with numpy and scipy."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -28,7 +29,10 @@ def recipes(tmp_path_factory):
     spec = str(command.config_file(tmp_path_factory.mktemp("config")))
     rates = {name: {"optimizer__learning_rate": f"{i}e-3"} for i, name in enumerate(CHANGES, 1)}
     rates["same"] |= {"steps": "12"}
-    return [recipe("none", spec), *(recipe(name, spec, **own) for name, own in rates.items())]
+    made = {name: recipe(name, spec, **own) for name, own in rates.items()}
+    made["maybe"] = dataclasses.replace(made["maybe"], own=(("log.every_steps", "5"), *made["maybe"].own,
+                                                            ("log.every_steps", "4")))  # fmt: skip
+    return [recipe("none", spec), *made.values()]
 
 
 def record(recipes, workdir, *, fractions=(None,), seeds=SEEDS, scale=1.0):
@@ -53,6 +57,11 @@ def results(recipes, tmp_path_factory):
     metrics = ["test/rsum", "test/modality_gap"]
     found = collect(runs, workdir=workdir, metrics=metrics, detect=None, examples={})
     return json.loads(json.dumps(found))
+
+
+def test_of_overrides_of_one_key_the_last_is_shown(results):
+    (maybe,) = [one["overrides"] for one in results["recipes"] if one["name"] == "maybe"]
+    assert maybe == [["optimizer.learning_rate", "3e-3"], ["log.every_steps", "4"]]
 
 
 def row_of(results, name, metric="test/rsum"):
