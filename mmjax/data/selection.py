@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Annotated, Any, Literal
 
@@ -180,15 +181,15 @@ class SplitRows(SourceView):
 class SharedIds(SourceView):
     """The examples of ``source``, with one id for all that have the same value in ``id_column``.
 
-    Targets follow from ids, so these examples are positives of each other. One without a value is alone.
+    Targets follow from ids, so these examples are positives of each other. One without a value is alone. Lists, such as
+    ``captions``, are the same if all their elements are: pictures with the name of their class as the only caption are
+    positives of each other.
     """
 
     def __init__(self, source: Source, id_column: str):
         super().__init__(source)
-        cells = [None if _is_blank(value) else value for value in _option_column(source, id_column=id_column).tolist()]
+        cells = [_comparable(value) for value in _option_column(source, id_column=id_column).tolist()]
         values = pa.array(cells, from_pandas=True)  # NaN as null
-        if pa.types.is_nested(values.type):
-            raise ConfigError(f"id_column={id_column!r}: its values are lists; name a column of numbers or texts")
         codes = values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
         # The number of the first example with that value, below the number of examples as ids have to be.
         first = np.unique(codes, return_index=True)[1][np.unique(codes, return_inverse=True)[1]]
@@ -301,8 +302,11 @@ def _texts(value: Any) -> list[str]:
     return [] if value is None or isinstance(value, float) else list(value)
 
 
-def _is_blank(value: Any) -> bool:
-    return isinstance(value, str) and not value.strip()
+def _comparable(value: Any) -> Any:
+    """A number or text; of a list its JSON, and None for blank texts and empty lists."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return json.dumps([str(one) for one in value]) if len(value) else None
+    return None if isinstance(value, str) and not value.strip() else value
 
 
 def _has_text(value: Any) -> bool:

@@ -475,6 +475,18 @@ def test_columns_say_the_split_and_which_examples_are_of_one_thing(name, file, v
     assert batches[0]["image_ids"].ravel().tolist() == batches[0]["text_ids"].ravel().tolist() == [0, 1, 0, 3, 4]
 
 
+def test_examples_with_equal_captions_may_be_positives_of_each_other(tmp_path):
+    captions = ["a dog", "a cat", "a dog", "a dog|a puppy", "", "a cat"]
+    rows = [{"filepath": f"{i}.png", "title": [c for c in text.split("|") if c]} for i, text in enumerate(captions)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for row in rows:
+        (tmp_path / row["filepath"]).write_bytes(encoded(photograph(16, 16), "PNG"))
+    source = open_source({"name": "tables", "path": str(tmp_path / "t.jsonl"), "id_column": "captions"}, split="train")
+    kept = [example["captions"] for example in source]
+    assert kept == [["a dog"], ["a cat"], ["a dog"], ["a dog", "a puppy"], ["a cat"]]  # without any it is left out
+    assert [example["id"] for example in source] == [0, 1, 0, 3, 1]
+
+
 def test_a_missing_caption_column_is_not_taken_for_that_of_ids(tmp_path):
     (tmp_path / "a.csv").write_text("image,deutsch\nx.png,ein Bild\n")
     with pytest.raises(ConfigError, match=r"^data.source.caption_columns=None: .* set it to one of 'image', 'deutsch'"):

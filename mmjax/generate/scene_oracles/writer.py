@@ -59,9 +59,9 @@ def _objects(values: Mapping[str, Any], random: np.random.Generator, wrong: bool
 def _attributes(values: Mapping[str, Any], random: np.random.Generator, wrong: bool) -> str:
     """Captions of the whole picture, if its own names the object so, else of the object."""
     (thing, *_) = claims(values["object"]).things or ({},)
-    phrase, given = _phrase(thing), str(values["caption"])
-    place = given.find(phrase)
-    before, after = ("", "") if place < 0 else (given[:place], given[place + len(phrase) :])
+    phrase, text = _phrase(thing), str(values["caption"])
+    place = text.find(phrase)
+    before, after = ("", "") if place < 0 else (text[:place], text[place + len(phrase) :])
     rows = []
     for name in ("color", "shape", "texture", "size"):
         if name not in thing:
@@ -69,7 +69,7 @@ def _attributes(values: Mapping[str, Any], random: np.random.Generator, wrong: b
         value = _OTHERS[name][thing[name]]
         limit = 2 if name == "size" else 3 if name == "texture" else 4
         other = _OTHERS[name][(thing[name] + 1 + int(random.integers(limit - 1))) % limit]
-        caption, edited = (f"{before}{text}{after}" for text in (phrase, phrase.replace(value, other)))
+        caption, edited = (f"{before}{own}{after}" for own in (phrase, phrase.replace(value, other)))
         row = {"kind": _KINDS[name], "value": value, "other": other, "caption": caption, "wrong": edited}
         if wrong:
             row = {**row, "value": other, "other": value, "caption": edited, "wrong": caption}
