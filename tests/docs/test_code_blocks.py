@@ -20,6 +20,7 @@ from support import documents
 from support.documents import ROOT, Block
 
 SHELL = ("bash", "sh", "shell", "console")
+OF_A_COMPONENT = ("weight", "upsample", "title")  # of a mixture
 OTHER_PROGRAMS = {
     "python3",
     "pip",
@@ -93,6 +94,8 @@ def test_inline_commands_are_right(monkeypatch):
         "mmjax train --config=configs/quickstart.py --workdir=x --config.guard.bad_steps=3",
         "mmjax train --config=configs/scenes.py:augment=lemda --workdir=x --config.augment.lemda.weigth=1",
         "mmjax train --config=configs/quickstart.py --folder=x",
+        """mmjax train --config=configs/scenes.py --workdir=x --config.data.train='{"world":"easy","sise":9}'""",
+        """mmjax train --config=scenes --workdir=x --config.data.train='{"name":"mix","sources":[{"name":"scenes","a":1}]}'""",
         "mmjax compare --config=configs/scenes.py --workdir=x --variant='a:optimizer.rate=1'",
         "pytest tests/nowhere.py",
         "wget file",
@@ -148,10 +151,19 @@ def check_experiment(experiment):
         check_options("mmjax.augment", "Augmentation", name, options)
     for name, options in experiment.data.transforms:
         check_options("mmjax.data.transforms", "Transform", name, options)
-    source = {key: value for key, value in experiment.data.source.items() if key not in OF_ANY_SOURCE}
+    data = experiment.data
+    for further in ({}, data.train, data.evaluation):
+        check_source(further if "name" in further else {**data.source, **further})
     objective = dict(experiment.objective)
-    check_options("mmjax.data.sources", "Source", source.pop("name"), source)
     check_options("mmjax.objectives", "Objective", objective.pop("name"), objective)
+
+
+def check_source(section):
+    """Fails unless a source, and each of a mixture's, takes the options of its section."""
+    options = {key: value for key, value in section.items() if key not in OF_ANY_SOURCE}
+    check_options("mmjax.data.sources", "Source", options.pop("name"), options)
+    for component in options.get("sources", ()):
+        check_source({key: value for key, value in component.items() if key not in OF_A_COMPONENT})
 
 
 def check_options(folder, attribute, name, options):

@@ -57,7 +57,7 @@ def test_nguyen_and_seltda_run_from_their_captioner_to_their_student(tmp_path):
     texts = [f"{example['captions'][0]} {example['answer']}" for example in asked]
     truth = judge(texts, scenes)
     assert truth["attribute_accuracy"] > 0.1
-    mixed = {"name": "mix", "sources": [{"name": "scenes", "world": "easy", "questions": True, "size": 64}, data]}
+    mixed = {"name": "mix", "sources": [{"name": "scenes", "world": "easy", "task": "questions", "size": 64}, data]}
     run(
         "train", "--config=scenes_vqa:world=easy", "--config.steps=2", "--config.batch_size=16",
         f"--config.data.train={mixed}", "--config.data.tokenizer.clean=canonicalize",
