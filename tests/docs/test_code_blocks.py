@@ -20,6 +20,7 @@ from support import documents
 from support.documents import ROOT, Block
 
 SHELL = ("bash", "sh", "shell", "console")
+WRONG_MIXTURE = '{"name":"mix","sources":[{"name":"scenes","a":1}]}'
 OF_A_COMPONENT = ("weight", "upsample", "title")  # of a mixture
 OTHER_PROGRAMS = {
     "python3",
@@ -95,7 +96,7 @@ def test_inline_commands_are_right(monkeypatch):
         "mmjax train --config=configs/scenes.py:augment=lemda --workdir=x --config.augment.lemda.weigth=1",
         "mmjax train --config=configs/quickstart.py --folder=x",
         """mmjax train --config=configs/scenes.py --workdir=x --config.data.train='{"world":"easy","sise":9}'""",
-        """mmjax train --config=scenes --workdir=x --config.data.train='{"name":"mix","sources":[{"name":"scenes","a":1}]}'""",
+        f"mmjax train --config=scenes --workdir=x --config.data.train='{WRONG_MIXTURE}'",
         "mmjax compare --config=configs/scenes.py --workdir=x --variant='a:optimizer.rate=1'",
         "pytest tests/nowhere.py",
         "wget file",
