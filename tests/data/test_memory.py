@@ -15,7 +15,7 @@ PROGRAM = textwrap.dedent(
     """
     import json, sys
     import numpy as np
-    from mmjax.data.transform_chain import Chain
+    from mmjax.data.transform_chain import TransformChain
     from mmjax.data.pipeline import Batches
     from mmjax.data.sources.webdataset import Source
 
@@ -24,7 +24,7 @@ PROGRAM = textwrap.dedent(
 
     if __name__ == "__main__":
         source = Source("train", path=sys.argv[1])
-        chain = Chain((("random_resized_crop", {}), ("flip", {})), image_size=64, modalities=("image",))
+        chain = TransformChain((("random_resized_crop", {}), ("flip", {})), image_size=64, modalities=("image",))
         tokens = lambda texts: np.zeros((len(texts), 8), np.int32)
         stream = Batches(source, tokens, batch_size=100, seed=0, chain=chain).stream(threads=2)
         sizes = []
