@@ -88,7 +88,7 @@ ACROSS = """
 import sys
 sys.path[:0] = [{tests!r}]
 with distributed.join():
-        from mmjax.train.setup import setup
+    from mmjax.train.setup import setup
     from support import tiny
 
     experiment = tiny.experiment(mesh={{"data": 1, "tensor": 2}})
@@ -97,7 +97,7 @@ with distributed.join():
     state, compiled = program.initialize(), program.trace(program.batch_shape(batches[0])).lower().compile()
     for step in range(2):
         state, metrics = compiled(state, program.place(batches[step]))
-        print("share", program.share, "loss", float(metrics["loss"]), flush=True)
+        print("share", (program.row_block.index, program.row_block.count), "loss", float(metrics["loss"]), flush=True)
 """
 
 
@@ -116,5 +116,6 @@ def test_a_tensor_axis_over_two_processes_trains_as_over_one():
         losses.append(float(metrics["loss"]))
     batches.close()
     for text in said:
+        assert text.count("share (0, 1) loss ") == 2, text
         lines = [line for line in text.splitlines() if line.startswith("share (0, 1) loss ")]
         np.testing.assert_allclose([float(line.split()[-1]) for line in lines], losses, rtol=1e-5)
