@@ -65,6 +65,7 @@ def open_source(
     # Twice, so that each key is checked under the path where it stands.
     late = bind(source, further, path=further_path, injected=injected | options)
     bound = bind(source, options, path=path, injected=injected | {key: late[key] for key in further})
+    # All examples have captions, which sources therefore refuse as a further column.
     add_columns(source, bound, tuple(name for name in (id_column, split_column) if name not in (None, "captions")))
     elsewhere = {"split": "split", "modalities": "data.modalities"}
     try:

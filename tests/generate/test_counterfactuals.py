@@ -92,8 +92,11 @@ def family():
 
 def test_children_show_the_wrong_caption_and_nothing_else_changes(family):
     by_id = {one.id: one for one in family}
-    children = [one for one in family if one.parent_id and one.keep]
-    assert len(children) > 20
+    made = [one for one in family if one.parent_id]
+    children = [one for one in made if one.keep]
+    # The scorer's noise is as large as a value's share of a long caption, so a few are doubted.
+    assert len(children) > 20 and len(made) - len(children) <= 2
+    assert all(one.reason.startswith("score_gap: ") for one in made if not one.keep)
     assert sum(" to the " in c.captions[0]["text"] for c in children) > 5  # of two things, with their relation
     for child in children:
         parent = by_id[child.parent_id]

@@ -21,13 +21,17 @@ SEEDS = pytest.mark.parametrize("seed", [1, 2, 3])
 """Criteria of the note hold in each of three worlds, with as many draws of the models' mistakes."""
 
 
-def recipe(output, name, errors=None, *, splits=("train",), source, **options):
-    """The records of a shipped recipe, with options of its models, and its job; its oracles see no pixels."""
+def recipe(output, name, errors=None, *, splits=("train",), source, seed=0, **options):
+    """The records of a shipped recipe, with options of its models, and its job; its oracles see no pixels.
+
+    ``seed`` is of the world and of all draws.
+    """
     sections = load_config(name, folder="generate")
     for role, changes in (errors or {}).items():
         sections["models"][role] |= changes
     keys = {key: value for key, value in sections.items() if key not in ("stages", "models")}
-    options |= {"splits": splits, "source": {"image_size": 8, **source}, "shard": 64, "batch_size": 16}
+    options |= {"splits": splits, "source": {"image_size": 8, "seed": seed, **source}, "seed": seed}
+    options |= {"shard": 64, "batch_size": 16}
     job = generating.make_job(output, sections["stages"], sections["models"], **options, **keys)
     return job, generating.run(job)
 
@@ -147,13 +151,8 @@ def test_every_recipe_that_ships_is_short_and_says_how_to_run_it():
 
 @SEEDS
 def test_seltda_statements_are_truer_than_what_the_teacher_said(tmp_path, seed):
-    _, records = recipe(
-        tmp_path / "out",
-        "seltda",
-        {"captioner": {"error": 0.3, "corrupt": 0.2}},
-        source={"size": 60, "seed": seed},
-        seed=seed,
-    )
+    errors = {"captioner": {"error": 0.3, "corrupt": 0.2}}
+    _, records = recipe(tmp_path / "out", "seltda", errors, source={"size": 60}, seed=seed)
     made = [(one, caption) for one in records for caption in one.captions if caption["source"] == "qa"]
     wrong = np.array([not is_true(one, caption["text"]) for one, caption in made])
     kept = np.array([one.keep and caption["weight"] > 0 for one, caption in made])
@@ -184,13 +183,8 @@ def test_seltda_statements_are_truer_than_what_the_teacher_said(tmp_path, seed):
 
 @SEEDS
 def test_gmda_keeps_marked_names_that_the_tagger_finds(tmp_path, seed):
-    _, records = recipe(
-        tmp_path / "out",
-        "gmda",
-        {"captioner": {"error": 0.3, "corrupt": 0.2}},
-        source={"size": 40, "seed": seed},
-        seed=seed,
-    )
+    errors = {"captioner": {"error": 0.3, "corrupt": 0.2}}
+    _, records = recipe(tmp_path / "out", "gmda", errors, source={"size": 40}, seed=seed)
     made = [(one, caption) for one in records for caption in one.captions if caption["source"] == "caption"]
     kept = [(one, caption) for one, caption in made if caption["weight"] > 0]
     wrong, wrong_kept = (np.mean([not is_true(one, c["text"]) for one, c in several]) for several in (made, kept))
@@ -215,7 +209,7 @@ def test_a_changed_caption_is_no_caption_of_the_picture_that_it_was_changed_for(
 @SEEDS
 def test_promptmix_labels_are_truer_than_its_prompts(tmp_path, seed):
     errors = {"image_generator": {"error": 0.4}}
-    _, records = recipe(tmp_path / "out", "promptmix", errors, source={"size": 80, "seed": seed}, seed=seed)
+    _, records = recipe(tmp_path / "out", "promptmix", errors, source={"size": 80}, seed=seed)
     children = [one for one in records if one.parent_id]
     generated = np.mean([not is_true(one, one.texts[0]) for one in children])
     labels = [(one, c) for one in children if one.keep for c in one.captions if c["weight"] > 0]
@@ -297,7 +291,7 @@ def test_questions_of_other_data_come_from_its_fields():
 def test_every_line_that_is_written_parses_and_corrupt_replies_are_not_in_it(tmp_path, name, seed):
     """The note's criterion: all lines parse, all planted corrupt replies are rejected, names are in the scene."""
     errors = {"writer": {"corrupt": 0.3, "error": 0.2}}
-    job, records = recipe(tmp_path / "out", name, errors, source={"size": 30, "seed": seed}, seed=seed)
+    job, records = recipe(tmp_path / "out", name, errors, source={"size": 30}, seed=seed)
     lines = [json.loads(line) for line in (job.output / "conversations.jsonl").read_text().splitlines()]
     by_id = {one.id: one for one in records}
     assert len(lines) > 20 and not all(one.keep for one in records)

@@ -213,3 +213,11 @@ def test_a_start_says_that_the_c_library_could_keep_large_temporaries(tmp_path, 
     monkeypatch.setattr(host_memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
     loop.train(tiny.experiment(steps=1, eval__tasks=(), eval__final_tasks=()), workdir=tmp_path)
     assert "MALLOC_ARENA_MAX=1 in the environment keeps them from step to step" in capsys.readouterr().out
+
+
+def test_advice_stands_on_lines_that_compare_passes_on(tmp_path, capsys):
+    experiment = tiny.experiment(steps=1, optimizer__warmup_steps=40, eval__tasks=(), eval__final_tasks=())
+    loop.train(experiment, workdir=tmp_path)
+    assert any(
+        line.startswith("note: optimizer.warmup_steps=40: longer") for line in capsys.readouterr().out.splitlines()
+    )
