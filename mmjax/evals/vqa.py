@@ -53,9 +53,6 @@ class Evaluator(Base):
     """
 
     needs_head: ClassVar[str | None] = "answer"
-    labels: ClassVar[tuple[str, ...]] = ()
-    """The answers if neither an option nor the source says which there are."""
-
     headline: ClassVar[Collection[str]] = ("accuracy", "accuracy_other_image", "num_unreadable")
     over_all: ClassVar[Collection[str]] = ("accuracy", "accuracy_other_image", "unlisted")
 

@@ -72,8 +72,15 @@ class Evaluation:
                     call(self.evaluator, {"task": task, "split": split}, path="", paths={"split": own})
         check_options(config.options, path="eval.options")  # also of those that only mmjax eval runs
         if config.suite:
-            keys, heads = ("eval.suite", "eval.root"), self.embedder.heads
-            self._suite = find_suite(config.suite, config.root, {}, defaults=config.options, keys=keys, heads=heads)
+            self._suite = find_suite(
+                config.suite,
+                config.root,
+                {},
+                defaults=config.options,
+                keys=("eval.suite", "eval.root"),
+                heads=self.embedder.heads,
+                answers=self.embedder.answers,
+            )
             check_same_everywhere(self._suite, path=f"eval.root={config.root}")
 
     def run_during(self, params: Params) -> dict[str, float]:

@@ -140,8 +140,15 @@ def _data_sets(
     tasks, splits = options.split_csv(args.tasks), options.split_csv(args.split)
     if args.suite is not None:
         defaults = {} if model.experiment is None else model.experiment.eval.options
-        heads = model.evaluation.embedder.heads
-        data_sets = find_suite(args.suite.split(","), args.root, evaluator_options, defaults=defaults, heads=heads)
+        embedder = model.evaluation.embedder
+        data_sets = find_suite(
+            args.suite.split(","),
+            args.root,
+            evaluator_options,
+            defaults=defaults,
+            heads=embedder.heads,
+            answers=embedder.answers,
+        )
         check_same_everywhere(data_sets, path=f"--root={args.root}")
         return [*(model.own_data_sets(None, ()) if args.with_own else ()), *data_sets]
     if args.path is None and args.source is None:

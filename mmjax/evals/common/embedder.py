@@ -86,12 +86,12 @@ class Embedder:
                     f"use {-(-batch_size // shards) * shards}"
                 )
         self.tokenizer = tokenizer
-        self.batch_size = batch_size
-        self.row_sharding = row_sharding
+        self.batch_size, self.row_sharding = batch_size, row_sharding
         self.modalities = tuple(modalities)
         self.num_threads = num_threads
         self.host_batch = HostBatch(batch_size, row_sharding)
         self.pair_scorer = matcher and PairScorer(matcher, batch_size=batch_size, row_sharding=row_sharding)
+        self.answers = matcher.answers if matcher else ()
         self._make_writer, self._writers = make_writer, dict[str, CaptionWriter]()
         self._abilities = {"caption": bool(make_writer), "some_modalities": takes_some, "labels": bool(label_reader)}
         self._shardings: dict[str, Any] = {}
@@ -150,7 +150,7 @@ class BoundEmbedder:
     @property
     def answers(self) -> tuple[str, ...]:
         """The answers that the model's head chooses from, in its order; empty if the model does not say."""
-        return self._embedder.pair_scorer.answers if self._embedder.pair_scorer else ()
+        return self._embedder.answers
 
     def images(self, examples: Source, *, key: Hashable = None) -> np.ndarray:
         """f32[n, E]: one unit row for each example."""

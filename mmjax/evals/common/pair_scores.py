@@ -42,7 +42,7 @@ class PairScorer:
             return lambda params, tokens, places, ids: head(params, tokens[places], ids)
 
         heads = {name: head for name in HEADS if (head := getattr(matcher, name)) is not None}
-        self.modalities, self.answers = matcher.modalities, matcher.answers
+        self.modalities = matcher.modalities
         self._batch_size, self._row_sharding = batch_size, row_sharding
         self._host_batch = HostBatch(batch_size, row_sharding)
         if row_sharding is None:

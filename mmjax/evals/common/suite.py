@@ -86,6 +86,7 @@ def find_suite(
     defaults: Options = types.MappingProxyType({}),
     keys: tuple[str, str] = ("--suite", "--root"),
     heads: Collection[str] | None = None,
+    answers: Collection[str] = (),
 ) -> list[DataSet]:
     """The data sets of a suite that are there, one at least; raises ConfigError for names and folders that are none.
 
@@ -96,10 +97,13 @@ def find_suite(
         defaults: As in ``find_data_sets``.
         keys: What names the suite and the folder, for errors.
         heads: What the model can do (``Embedder.heads``); None: that is not known.
+        answers: What the model's head chooses from; empty: that is not known.
     """
     known, (suite_key, root_key) = plugins.names(FOLDER), keys
     if tuple(suite) == ("all",):
         tasks = [task for task in known if heads is None or find_missing_key(task, heads) is None]
+        own = {task: {**defaults.get(task, {}), **options.get(task, {})} for task in tasks}
+        tasks = [task for task in tasks if _has_answers(task, answers, own[task])]
     else:
         tasks = list(
             dict.fromkeys(choose(task, known, path=suite_key) for task in (entry.partition(":")[0] for entry in suite))
@@ -122,6 +126,15 @@ def find_suite(
         way_out = f"{above} has {', '.join(there)}; name that" if there else "docs/benchmarks.md has their layouts"
         raise ConfigError(f"{root_key}={root}: has none of the data sets of {suite_key}={','.join(suite)}; {way_out}")
     return data_sets if tuple(suite) == ("all",) else _select(data_sets, suite, path=suite_key)
+
+
+def _has_answers(task: str, answers: Collection[str], options: Mapping[str, Any]) -> bool:
+    """Whether a model with these answers has those of an evaluator; if not, a line is logged."""
+    labels = load_evaluator(task).labels
+    if not answers or "answers" in options or set(labels) <= set(answers):
+        return True
+    logger.info("%s: skipped, because the model's answers lack %s", task, ", ".join(sorted(set(labels) - set(answers))))
+    return False
 
 
 def _select(data_sets: Sequence[DataSet], suite: Iterable[str], *, path: str) -> list[DataSet]:

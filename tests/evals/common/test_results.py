@@ -178,6 +178,26 @@ def test_a_suite_asks_nothing_of_a_model_that_it_lacks(tmp_path, monkeypatch):
         find("retrieval", "vqa", heads=("match",))
 
 
+def test_all_leaves_out_questions_with_other_answers_than_the_models(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    for name in ("vqa", "snli_ve"):
+        monkeypatch.setattr(f"mmjax.evals.{name}.Evaluator.find", lambda root, name=name: {name: {}})
+
+    def find(*tasks, answers, options):
+        found = suite.find_suite(tasks, str(tmp_path), options, heads=("answer",), answers=answers)
+        return [one.task for one in found]
+
+    entailment = ("entailment", "neutral", "contradiction")
+    assert find("all", answers=entailment, options={}) == find("all", answers=(), options={}) == ["snli_ve", "vqa"]
+    lines = lambda: [line for line in caplog.messages if line.startswith("snli_ve")]  # noqa: E731
+    assert not lines()
+    assert find("all", answers=("yes", "no"), options={}) == ["vqa"]
+    assert lines() == ["snli_ve: skipped, because the model's answers lack contradiction, entailment, neutral"]
+    asked = {"snli_ve": {"answers": ("no", "maybe", "yes")}}
+    assert find("all", answers=("yes", "no"), options=asked) == ["snli_ve", "vqa"]
+    assert find("snli_ve", answers=("yes", "no"), options={}) == ["snli_ve"]
+
+
 def test_missing_families_are_a_line_and_options_reach_those_that_are_there(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr("mmjax.evals.retrieval.Evaluator.find", lambda root: {"coco": {"folds": 1, "split": "test"}})
