@@ -105,7 +105,7 @@ def test_the_suite_of_a_runs_config_is_measured_beside_its_own_data(root, monkey
     config = EvalConfig(suite=("retrieval",), root=str(root), options={"retrieval": {"folds": 2, "split": "val"}})
     monkeypatch.setattr(evaluating, "_config_of_run", lambda args: config)
     own = DataSet("val", "retrieval", {}, "val")
-    towers = SimpleNamespace(embedder=SimpleNamespace(heads=()))
+    towers = SimpleNamespace(embedder=SimpleNamespace(heads=(), answers=()))
     model = SimpleNamespace(
         experiment=SimpleNamespace(eval=config), own_data_sets=lambda tasks, splits: [own], evaluation=towers
     )

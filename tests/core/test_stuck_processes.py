@@ -8,22 +8,26 @@ import time
 from mmjax.core.stuck_processes import describe_stuck, stuck_workers
 
 
+def stuck_in_the_end(wanted):
+    """What is stuck once it is as wanted, or after ten seconds: workers that start also wait for the disk."""
+    deadline = time.monotonic() + 10
+    while (found := stuck_workers()) != wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
 def test_a_stopped_worker_is_named_and_a_waiting_one_is_not():
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=time.sleep, args=(60,), daemon=True) for _ in range(2)]
     for worker in workers:
         worker.start()
     try:
-        os.kill(workers[1].pid, signal.SIGSTOP)
-        deadline = time.monotonic() + 10
-        while not stuck_workers() and time.monotonic() < deadline:
-            time.sleep(0.01)
         pid = workers[1].pid
-        assert stuck_workers() == [f"worker process {pid} is stopped by a signal; `kill -CONT {pid}` lets it go on"]
+        os.kill(pid, signal.SIGSTOP)
+        stopped = [f"worker process {pid} is stopped by a signal; `kill -CONT {pid}` lets it go on"]
+        assert stuck_in_the_end(stopped) == stopped
         os.kill(pid, signal.SIGCONT)
-        while stuck_workers() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert stuck_workers() == []
+        assert stuck_in_the_end([]) == []
     finally:
         for worker in workers:
             worker.kill()
