@@ -28,7 +28,7 @@ class Evaluator(vqa.Evaluator):
     """
 
     needs_head: ClassVar[str | None] = "answer_pair"
-    labels: ClassVar[tuple[str, ...]] = LABELS
+    needs_answers: ClassVar[tuple[str, ...]] = LABELS
     headline: ClassVar[Collection[str]] = ("accuracy", "consistency", "accuracy_other_image", "num_unreadable")
 
     @classmethod

@@ -21,7 +21,7 @@ class Evaluator(vqa.Evaluator):
     statement: what its words alone are good for, which on SNLI-VE is much. It needs ``model.fusion.answers=3``.
     """
 
-    labels: ClassVar[tuple[str, ...]] = LABELS
+    needs_answers: ClassVar[tuple[str, ...]] = LABELS
     headline: ClassVar[Collection[str]] = (
         "accuracy",
         *(f"accuracy_{label}" for label in reversed(LABELS)),

@@ -97,8 +97,8 @@ class Evaluator(Base):
         """The answers in the order of the model's head."""
         if self._answers:
             return list(self._answers)
-        own = embedder.answers if set(self.labels) <= set(embedder.answers) else ()
-        return list(own or self.split.source.class_names or self.labels)
+        own = embedder.answers if set(self.needs_answers) <= set(embedder.answers) else ()
+        return list(own or self.split.source.class_names or self.needs_answers)
 
     def ask(self, embedder: BoundEmbedder) -> Answered:
         """All questions, of their own pictures and of others."""

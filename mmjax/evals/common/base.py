@@ -54,8 +54,8 @@ class Base(abc.ABC):
     needs_head: ClassVar[str | None] = None
     """What it needs of the model: one of ``Embedder.heads``, such as ``match``, ``caption`` or ``labels``."""
 
-    labels: ClassVar[tuple[str, ...]] = ()
-    """The answers that its questions have, if they are always the same, such as those of entailment."""
+    needs_answers: ClassVar[tuple[str, ...]] = ()
+    """The answers that its questions have, if they are always the same, as those of entailment are."""
 
     headline: ClassVar[Collection[str]] = ()
     """The metrics that tables show if not asked for all; empty: all of them."""

@@ -130,10 +130,10 @@ def find_suite(
 
 def _has_answers(task: str, answers: Collection[str], options: Mapping[str, Any]) -> bool:
     """Whether a model with these answers has those of an evaluator; if not, a line is logged."""
-    labels = load_evaluator(task).labels
-    if not answers or "answers" in options or set(labels) <= set(answers):
+    needed = set(load_evaluator(task).needs_answers)
+    if not answers or "answers" in options or needed <= set(answers):
         return True
-    logger.info("%s: skipped, because the model's answers lack %s", task, ", ".join(sorted(set(labels) - set(answers))))
+    logger.info("%s: skipped, because the model's answers lack %s", task, ", ".join(sorted(needed - set(answers))))
     return False
 
 

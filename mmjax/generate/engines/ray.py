@@ -31,6 +31,7 @@ def run(phase: Phase, numbers: list[int], progress: Callable[[int], None]) -> No
     try:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
+        per_actor: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
         actors = max(1, min(gpus or int(resources.get("CPU", 1)), len(numbers)))
         ray.data.DataContext.get_current().enable_progress_bars = False
         shards = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
@@ -39,7 +40,7 @@ def run(phase: Phase, numbers: list[int], progress: Callable[[int], None]) -> No
             fn_constructor_args=(phase,),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=actors),
-            **({"num_gpus": 1} if gpus else {"num_cpus": 1}),
+            **per_actor,
         )
         for row in made.iter_rows():
             if row["error"]:
