@@ -134,6 +134,26 @@ def test_the_suite_of_a_runs_config_is_measured_beside_its_own_data(root, monkey
         data_sets("--suite=retrieval", f"--root={root}/coco")
 
 
+@pytest.mark.parametrize("answers, asked", [(("yes", "no"), False), (("neutral", "entailment", "contradiction"), True)])
+def test_all_asks_of_a_model_what_it_can_answer(model, root, monkeypatch, answers, asked):
+    """By the command and by a run's config."""
+    monkeypatch.setattr("mmjax.evals.snli_ve.Evaluator.find", lambda root: {"snli_ve": {}})
+    trained = open_model(str(model), options={}, batch_size=8)
+    embedder = trained.evaluation.embedder
+    monkeypatch.setattr(type(embedder), "heads", {"answer"})
+    monkeypatch.setattr(embedder, "answers", answers)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    args = parser.parse_args([f"--model={model}", "--suite=all", f"--root={root}"])
+    evaluating.check_flags(args)
+    of_command = {data_set.task for data_set in evaluating._data_sets(args, trained, {})}
+    config = EvalConfig(tasks=(), final_tasks=(), suite=("all",), root=str(root))
+    evaluation = Evaluation(config, embedder, lambda split, own: None)
+    evaluation.open()
+    assert of_command == {data_set.task for data_set in evaluation._suite}
+    assert "retrieval" in of_command and ("snli_ve" in of_command) is asked
+
+
 def test_a_run_measures_its_suite_at_its_end(model, root, caplog):
     """The evaluation that training ends with, over a model that is there already."""
     caplog.set_level("INFO")

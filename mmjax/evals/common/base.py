@@ -55,7 +55,7 @@ class Base(abc.ABC):
     """What it needs of the model: one of ``Embedder.heads``, such as ``match``, ``caption`` or ``labels``."""
 
     needs_answers: ClassVar[tuple[str, ...]] = ()
-    """The answers that its questions have, if they are always the same, as those of entailment are."""
+    """The answers that its questions always have, as in entailment, in the order of a head that names none."""
 
     headline: ClassVar[Collection[str]] = ()
     """The metrics that tables show if not asked for all; empty: all of them."""
