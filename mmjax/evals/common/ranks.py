@@ -83,7 +83,8 @@ def count_ranks(
 
 
 def _blocks(z: np.ndarray, ids: np.ndarray, *, chunk: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
-    size = min(-(-chunk // tile), -(-len(z) // tile)) * tile
+    # A small input takes a power of two of tiles: folds and splits of about one size then share a compiled program.
+    size = min(-(-chunk // tile), 1 << (-(-len(z) // tile) - 1).bit_length()) * tile
     blocks = -(-len(z) // size)
     padded = np.zeros((blocks * size, z.shape[1]), np.float32)
     padded[: len(z)] = z

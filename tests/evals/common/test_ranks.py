@@ -57,6 +57,19 @@ def test_many_blocks_and_devices(monkeypatch, sharded):
         np.testing.assert_array_equal(ranks.equal, equal)
 
 
+def test_splits_of_about_one_size_share_a_program():
+    compiled = module._compiled(None)
+
+    def programs_after(n, m):
+        rng = np.random.default_rng(n + m)
+        count_ranks(integers(rng, n, 7), np.arange(n), integers(rng, m, 7), np.arange(m) % n)
+        return compiled._cache_size()
+
+    first = programs_after(250, 1090)
+    assert programs_after(200, 1400) == programs_after(256, 2048) == first
+    assert programs_after(250, 2100) == first + 1
+
+
 def test_sharded_counting_is_content_with_the_transfer_guard():
     rng = np.random.default_rng(0)
     z, ids, sharding = integers(rng, 20), np.arange(20), data_sharding()
