@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from mmjax.core.config import ConfigError
 from mmjax.data.clusters.table import Clusters, read_clusters
 from mmjax.data.source import Source
 from mmjax.parallel import collectives
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "neighbors"
 
@@ -62,12 +65,21 @@ class NeighborSnapshots:
         last = self.config.last_refresh(step)
         if last is None:
             self._step, self.current = None, self._initial
-        elif last != self._step:
-            if last == step and (step == 0 or not collectives.broadcast(self._path(step).exists())):
-                self.refresh(step, params, saved=())
-                return True
-            self._read(last)
-        return False
+            return False
+        if last == self._step:
+            return False
+        # A start does not trust what it finds, and a run that ended at a refresh and now goes on has not done it yet.
+        if step > 0 and (last < step or collectives.broadcast(self._path(step).exists())):
+            problem = self._read(last)
+            if problem is None:
+                return False
+            if last < step:
+                raise ConfigError(
+                    f"{problem}; the run goes on from these neighbors alone: restore the file, or start in another folder"
+                )
+            logger.warning("%s; the neighbors are found again, because the weights of that step are here", problem)
+        self.refresh(step, params, saved=())
+        return True
 
     def refresh(self, step: int, params: Any, *, saved: Sequence[int]) -> None:
         """Finds the neighbors by ``params``; those that no checkpoint of the steps ``saved`` needs are deleted."""
@@ -77,7 +89,9 @@ class NeighborSnapshots:
             pq.write_table(table, sink, compression="none", use_dictionary=False)
             self._write(step, sink.getvalue().to_pybytes())
             self._delete_unneeded(saved)
-        self._read(step)
+        problem = self._read(step)
+        if problem is not None:
+            raise ConfigError(problem)
 
     def restore(self) -> None:
         """Writes the table in force again if it was deleted."""
@@ -97,26 +111,27 @@ class NeighborSnapshots:
                 "again"
             ) from error
 
-    def _read(self, step: int) -> None:
-        """Takes the table of ``step`` from process 0."""
-        clusters = self._initial
+    def _read(self, step: int) -> str | None:
+        """Takes the table of ``step`` from process 0, or says in every process what is wrong with it."""
+        clusters, problem = self._initial, None
         if collectives.is_main_process():
             config = dataclasses.replace(self.config, path=str(self._path(step)), id=None)
             try:
                 clusters = read_clusters(config, self._source)
                 self._content = self._path(step).read_bytes()
             except ConfigError as error:
-                raise ConfigError(
-                    f"{error}; the run goes on from these neighbors alone: restore the file, or start in another folder"
-                ) from None
+                problem = str(error)
         neighbors = clusters.neighbors
-        id, width = collectives.all_gather([clusters.config.id, neighbors.shape[1]])[0]
+        id, width, problem = collectives.all_gather([clusters.config.id, neighbors.shape[1], problem])[0]
+        if problem is not None:
+            return problem
         if jax.process_count() > 1:
             if not collectives.is_main_process():
                 neighbors = np.zeros((len(self._source), width), np.int32)
             neighbors = np.asarray(multihost_utils.broadcast_one_to_all(neighbors))
         self._step = step
         self.current = Clusters(config=dataclasses.replace(self.config, id=id), neighbors=neighbors)
+        return None
 
     def _delete_unneeded(self, saved: Sequence[int]) -> None:
         """Deletes the tables that no saved checkpoint goes on from; one in progress is of a later step."""

@@ -105,7 +105,7 @@ def test_tables_that_no_checkpoint_needs_are_deleted(tmp_path):
         assert files(tmp_path) == left
 
 
-def test_a_lost_or_damaged_table_is_an_error_unless_it_can_be_made_again(tmp_path):
+def test_a_lost_or_damaged_table_is_an_error_unless_it_can_be_made_again(tmp_path, messages):
     run = opened(tmp_path)
     run.refresh(4, 1, saved=())
     path = tmp_path / "neighbors" / "4.parquet"
@@ -118,6 +118,8 @@ def test_a_lost_or_damaged_table_is_an_error_unless_it_can_be_made_again(tmp_pat
         path.write_bytes(broken)
         with pytest.raises(ConfigError, match=r"4\.parquet.*restore the file, or start in another folder"):
             opened(tmp_path).resume(5, None)
+        assert opened(tmp_path).resume(4, 1) and path.read_bytes() == whole
+        assert "4.parquet" in messages[-1] and messages[-1].endswith("because the weights of that step are here")
     path.unlink()
     with pytest.raises(ConfigError, match=r"4\.parquet"):
         opened(tmp_path).resume(5, None)
