@@ -55,8 +55,8 @@ class Evaluator(Base):
     maps everything to one point scores 0. ``*_R@1_optimistic`` and ``*_mean_rank_optimistic`` count it as below, and
     ``*_tie_gap`` is the difference that this makes to R@1.
 
-    How the unit embeddings x lie on the sphere, over the whole split and not by folds (uniformity by at most 2,048 rows,
-    evenly spaced)::
+    How the unit embeddings x lie on the sphere, over the whole split and not by folds (uniformity: of at most 2,048
+    rows, evenly spaced)::
 
         uniformity_image, uniformity_text = log mean_{i≠j} exp(-2 ‖x_i - x_j‖²)    (0: one point; lower: more even)
         modality_gap = ‖mean of the images - mean of the captions‖                 (at most 2)

@@ -75,7 +75,8 @@ class NeighborSnapshots:
                 return False
             if last < step:
                 raise ConfigError(
-                    f"{problem}; the run goes on from these neighbors alone: restore the file, or start in another folder"
+                    f"{problem}; the run goes on from these neighbors alone: restore the file, or start in another "
+                    "folder"
                 )
             logger.warning("%s; the neighbors are found again, because the weights of that step are here", problem)
         self.refresh(step, params, saved=())
