@@ -97,6 +97,11 @@ class TransformChain:
         transforms = (*self._stages["sample"], *self._stages["batch"])
         return any(getattr(transform, "adds_negatives", False) for _, transform in transforms)
 
+    @property
+    def joins_captions(self) -> list[str]:
+        """The transforms that make captions of two whole ones."""
+        return [name for name, transform in self._stages["batch"] if getattr(transform, "joins_captions", False)]
+
     @staticmethod
     def stage_of(name: str) -> Stage:
         """The stage of the transform of that name."""

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from mmjax.core.config import ConfigError, nearest
 from mmjax.core.state import flatten
@@ -19,6 +20,7 @@ from mmjax.data.pipeline import Batches
 from mmjax.data.sample import Unreadable
 from mmjax.data.sequences.labels import LabelSequences
 from mmjax.data.source import Source
+from mmjax.data.token_format import strip_special_tokens
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.transform_chain import TransformChain
 from mmjax.experiment import DataConfig, Experiment
@@ -33,6 +35,7 @@ from mmjax.train.program import Program
 DECODED_CHANNELS = 3
 SAMPLED = 512  # captions in which unknown words are counted, and examples of which labels or kinds are missing
 MANY_UNKNOWN = 0.02
+MANY_CUT = 0.05
 MANY_EPOCHS = 100  # three times as many as the recipes of configs/ have at most
 
 
@@ -104,6 +107,7 @@ class Setup:
         yield from _unused_modules(experiment, self.program.objective.modules)
         if (labels := self.labels) is not None and (problem := _count_unlabeled(self.source, labels)):
             yield problem
+        yield from self._cut_captions()
         if not self.tokenizer.has_unknown_words or not experiment.eval.tasks:
             return  # without tasks there need be no such split
         split = experiment.eval.split
@@ -113,6 +117,31 @@ class Setup:
             yield (
                 f"data.tokenizer: {unknown:.0%} of the words of {split!r} are unknown to it; captions that differ in "
                 "them alone look the same to the model; data.tokenizer.name=bpe has no unknown words"
+            )
+
+    def _cut_captions(self) -> Iterator[str]:
+        """Which captions the text tower is too short for, those that transforms make of two among them."""
+        experiment, config = self.experiment, self.experiment.model.text_cfg
+        captions = list(itertools.islice(train_data.first_captions(self.source), SAMPLED))
+        if not captions:
+            return
+        key = f"model.text_cfg.context_length={config.context_length}"
+        if (cut := float(np.mean(self.tokenizer.is_truncated(captions)))) > MANY_CUT:
+            yield f"{key}: {cut:.0%} of the captions of 'train' are longer, and lose their end; use a longer one"
+        token_format = self.tokenizer.format
+        length = strip_special_tokens(self.tokenizer(captions), token_format).length
+        special = 1 + (token_format.bos_id is not None)
+        joined = length + length[::-1] + special  # of two examples
+        if (cut := float(np.mean(joined > config.context_length))) <= MANY_CUT:
+            return
+        size = experiment.model.vision_cfg.image_size
+        chain = train_data.make_train_transforms(
+            experiment.data, self.source, self.tokenizer, image_size=size, seed=experiment.seed
+        )
+        for name in chain.joins_captions:
+            yield (
+                f"{key}: {cut:.0%} of the captions that {name!r} makes of two are longer, and lose the end of the "
+                f"second one; use {joined.max()} or more"
             )
 
 

@@ -154,6 +154,20 @@ def test_kinds_of_negatives_that_no_example_has_are_pointed_out(tmp_path):
     assert advice("swap_colour", data__transforms=(("negatives_rules", {}),)) == []  # it adds kinds
 
 
+def test_captions_that_lose_their_end_are_pointed_out():
+    def advice(length, *transforms):
+        options = {"data__transforms": tuple((name, kwargs) for name, kwargs in transforms)}
+        return list(setup(tiny.experiment(model__text_cfg__context_length=length, **options)).advice())
+
+    (cut,) = advice(8)
+    assert cut.startswith("model.text_cfg.context_length=8: ") and "of the captions of 'train' are longer" in cut
+    assert advice(22, ("mixgen", {"variant": "d"})) == advice(22, ("flip", {})) == []
+    for name, options in (("mixgen", {}), ("mixgen", {"variant": "c"}), ("side_by_side", {"exchange": "lists"})):
+        (joined,) = (line for line in advice(22, (name, options)) if "context_length" in line)
+        assert f"of the captions that {name!r} makes of two are longer" in joined
+        assert not any("context_length" in line for line in advice(int(joined.split()[-3]), (name, options)))
+
+
 def test_distillation_without_a_teacher_is_pointed_out():
     (line,) = setup(tiny.experiment(objective={"name": "distill"})).advice()
     assert line.startswith("objective.name='distill': there is no teacher") and line.endswith("set data.teacher.path")

@@ -82,6 +82,7 @@ class Transform:
     ):
         self._token_format = token_format
         self._variant, self._scope = variant, scope
+        self.joins_captions = variant in ("default", "a", "c")
         if num is not None and fraction is not None:
             raise ConfigError(f"num={num}: fraction={fraction} sets the same number; leave one of them out")
         if mix is not None and variant in (*_RANDOM_RATIO, "c"):

@@ -44,6 +44,7 @@ class Transform:
 
     stage: ClassVar[Stage] = "batch"
     adds_negatives: ClassVar[bool] = True
+    joins_captions: ClassVar[bool] = True
 
     def __init__(self, *, exchange: Finder = "tagged", every: Annotated[int, Ge(1)] = 2):
         self._exchange, self._every = exchange, every

@@ -97,7 +97,8 @@ class BatchTransform(Protocol):
     """Changes rows of a batch, each alone or together with a partner row.
 
     It may also have ``combine_texts(sample, partner, step, random) -> Sample``, which is called for every row before
-    its captions and negatives become tokens; a row without a partner gets None.
+    its captions and negatives become tokens; a row without a partner gets None. ``joins_captions = True`` says that
+    captions become as long as two, so that a start can say if the text tower is too short for them.
     """
 
     stage: ClassVar[Stage]
