@@ -112,6 +112,11 @@ class TransformChain:
         """Whether the transform of that name makes hard negatives."""
         return getattr(plugins.load_class(FOLDER, "Transform", name, path="data.transforms"), "adds_negatives", False)
 
+    @staticmethod
+    def published_targets(name: str) -> str | None:
+        """The ``objective.targets`` that the paper of the transform of that name has, if not those by provenance."""
+        return getattr(plugins.load_class(FOLDER, "Transform", name, path="data.transforms"), "published_targets", None)
+
     def apply_caption_transforms(self, example: Example, *, number: int) -> Sample:
         """The example as a sample with all captions that it may get; its pictures are not decoded yet."""
         key = str(example.get("key", example["id"]))

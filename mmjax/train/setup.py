@@ -107,6 +107,7 @@ class Setup:
         yield from _unused_modules(experiment, self.program.objective.modules)
         if (labels := self.labels) is not None and (problem := _count_unlabeled(self.source, labels)):
             yield problem
+        yield from _unpublished_targets(experiment)
         yield from self._cut_captions()
         if not self.tokenizer.has_unknown_words or not experiment.eval.tasks:
             return  # without tasks there need be no such split
@@ -207,6 +208,18 @@ def _unused_negatives(experiment: Experiment, *, needed: bool) -> Iterator[str]:
         yield f"data.transforms: none of the negatives that {name!r} makes is trained on; {way_out}, or leave it out"
     if needed:
         yield f"objective.name={experiment.objective.get('name')!r}: batches have no false captions for it; {way_out}"
+
+
+def _unpublished_targets(experiment: Experiment) -> Iterator[str]:
+    """Which transforms have other targets than in their paper, unless the configuration chooses."""
+    if "targets" in experiment.objective:
+        return
+    for name, _ in experiment.data.transforms:
+        if (targets := TransformChain.published_targets(name)) is not None:
+            yield (
+                f"objective.targets='provenance', the default, gives {name!r} other targets than its paper, which has "
+                f"{targets!r}; set one of them"
+            )
 
 
 def _missing_kinds(data: DataConfig, source: Source, wanted: tuple[str, ...]) -> Iterator[str]:

@@ -156,7 +156,7 @@ def test_kinds_of_negatives_that_no_example_has_are_pointed_out(tmp_path):
 
 def test_captions_that_lose_their_end_are_pointed_out():
     def advice(length, *transforms):
-        options = {"data__transforms": tuple((name, kwargs) for name, kwargs in transforms)}
+        options = {"data__transforms": transforms, "objective": {"name": "contrastive", "targets": "identity"}}
         return list(setup(tiny.experiment(model__text_cfg__context_length=length, **options)).advice())
 
     (cut,) = advice(8)
@@ -166,6 +166,17 @@ def test_captions_that_lose_their_end_are_pointed_out():
         (joined,) = (line for line in advice(22, (name, options)) if "context_length" in line)
         assert f"of the captions that {name!r} makes of two are longer" in joined
         assert not any("context_length" in line for line in advice(int(joined.split()[-3]), (name, options)))
+
+
+def test_targets_that_are_not_those_of_a_paper_are_pointed_out():
+    def advice(**objective):
+        options = {"data__transforms": (("mixgen", {"variant": "d"}),)}
+        options["objective"] = {"name": "contrastive", **objective}
+        return list(setup(tiny.experiment(**options)).advice())
+
+    (line,) = advice()
+    assert line.startswith("objective.targets='provenance', the default, gives 'mixgen' other targets than its paper")
+    assert advice(targets="identity") == advice(targets="provenance") == []
 
 
 def test_distillation_without_a_teacher_is_pointed_out():

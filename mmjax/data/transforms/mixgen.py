@@ -68,6 +68,7 @@ class Transform:
     """
 
     stage: ClassVar[Stage] = "batch"
+    published_targets: ClassVar[str] = "identity"
 
     def __init__(
         self,

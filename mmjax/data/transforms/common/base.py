@@ -98,7 +98,8 @@ class BatchTransform(Protocol):
 
     It may also have ``combine_texts(sample, partner, step, random) -> Sample``, which is called for every row before
     its captions and negatives become tokens; a row without a partner gets None. ``joins_captions = True`` says that
-    captions become as long as two, so that a start can say if the text tower is too short for them.
+    captions become as long as two, so that a start can say if the text tower is too short for them, and
+    ``published_targets = "identity"`` that its paper has other targets than those by provenance.
     """
 
     stage: ClassVar[Stage]
