@@ -351,13 +351,17 @@ def test_every_recipe_of_hard_negatives_is_an_experiment():
         assert made.objective["name"] == ("contrastive" if plain else recipe.name)
 
 
-def test_the_recipes_of_mixgen_are_its_variants_and_all_rows():
+def test_the_recipes_of_mixgen_are_its_variants_all_rows_and_other_labels():
     recipes = make_recipes(str(FILES[0].parent / "scenes.py"), (), file=str(FILES[0].parent / "mixgen.toml"))
     for recipe in recipes:
         check_plugins(recipe.experiment())
     options = [dict(recipe.experiment().data.transforms).get("mixgen") for recipe in recipes]
     variants = [{"variant": variant} for variant in "abcde"]
-    assert options == [None, {}, *variants, {"fraction": 1.0}]
+    assert options == [None, {}, *variants, {"fraction": 1.0}, {}, {}]
+    labels = [dict(recipe.experiment().objective) for recipe in recipes]
+    papers = {"targets": "identity"}
+    for own, wanted in zip(labels, [{}, *[papers] * 7, papers | {"mask_partners": True}, {}], strict=True):
+        assert {key: value for key, value in own.items() if key != "name"} == wanted
 
 
 def test_styles_are_measured_where_the_configuration_says():
