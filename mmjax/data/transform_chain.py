@@ -105,17 +105,17 @@ class TransformChain:
     @staticmethod
     def stage_of(name: str) -> Stage:
         """The stage of the transform of that name."""
-        return plugins.load_class(FOLDER, "Transform", name, path="data.transforms").stage
+        return _load(name).stage
 
     @staticmethod
     def makes_negatives(name: str) -> bool:
         """Whether the transform of that name makes hard negatives."""
-        return getattr(plugins.load_class(FOLDER, "Transform", name, path="data.transforms"), "adds_negatives", False)
+        return getattr(_load(name), "adds_negatives", False)
 
     @staticmethod
     def published_targets(name: str) -> str | None:
         """The ``objective.targets`` that the paper of the transform of that name has, if not those by provenance."""
-        return getattr(plugins.load_class(FOLDER, "Transform", name, path="data.transforms"), "published_targets", None)
+        return getattr(_load(name), "published_targets", None)
 
     def apply_caption_transforms(self, example: Example, *, number: int) -> Sample:
         """The example as a sample with all captions that it may get; its pictures are not decoded yet."""
@@ -222,8 +222,12 @@ class TransformChain:
         return images, crop
 
 
+def _load(name: str, *, path: str = "data.transforms") -> Any:
+    return plugins.load_class(FOLDER, "Transform", name, path=path)
+
+
 def _make_transform(name: str, options: Section, *, injected: Mapping[str, Any], path: str) -> Any:
-    transform = plugins.load_class(FOLDER, "Transform", name, path=path)
+    transform = _load(name, path=path)
     parameters = inspect.signature(transform.__init__).parameters
     wanted = {key: value for key, value in injected.items() if key in parameters}
     if "token_format" in wanted and wanted["token_format"] is None:
