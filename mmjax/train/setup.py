@@ -133,7 +133,7 @@ class Setup:
         token_format = self.tokenizer.format
         length = strip_special_tokens(self.tokenizer(captions), token_format).length
         special = 1 + (token_format.bos_id is not None)
-        joined = length + length[::-1] + special  # of two examples
+        joined = np.add.outer(length, length) + special  # of all pairs
         if (cut := float(np.mean(joined > config.context_length))) <= MANY_CUT:
             return
         size = experiment.model.vision_cfg.image_size
@@ -143,7 +143,7 @@ class Setup:
         for name in chain.joins_captions:
             yield (
                 f"{key}: {cut:.0%} of the captions that {name!r} makes of two are longer, and lose the end of the "
-                f"second one; use {2 * length.max() + special} or more"
+                f"second one; use {joined.max()} or more"
             )
 
 
