@@ -129,7 +129,7 @@ class Setup:
             return
         key = f"model.text_cfg.context_length={config.context_length}"
         if (cut := float(np.mean(self.tokenizer.is_truncated(captions)))) > MANY_CUT:
-            yield f"{key}: {cut:.0%} of the captions of 'train' are longer, and lose their end; use a longer one"
+            yield f"{key}: {cut:.0%} of the first captions of 'train' are longer, and lose their end; use a longer one"
         token_format = self.tokenizer.format
         length = strip_special_tokens(self.tokenizer(captions), token_format).length
         special = 1 + (token_format.bos_id is not None)
@@ -142,8 +142,8 @@ class Setup:
         )
         for name in chain.joins_captions:
             yield (
-                f"{key}: {cut:.0%} of the captions that {name!r} makes of two are longer, and lose the end of the "
-                f"second one; use {joined.max()} or more"
+                f"{key}: {cut:.0%} of the captions that {name!r} makes of two of the first ones are longer, and lose "
+                f"the end of the second one; use {joined.max()} or more"
             )
 
 

@@ -160,11 +160,11 @@ def test_captions_that_lose_their_end_are_pointed_out():
         return list(setup(tiny.experiment(model__text_cfg__context_length=length, **options)).advice())
 
     (cut,) = advice(8)
-    assert cut.startswith("model.text_cfg.context_length=8: ") and "of the captions of 'train' are longer" in cut
+    assert cut.startswith("model.text_cfg.context_length=8: ") and "of the first captions of 'train' are longer" in cut
     assert advice(22, ("mixgen", {"variant": "d"})) == advice(22, ("flip", {})) == []
     for name, options in (("mixgen", {}), ("mixgen", {"variant": "c"}), ("side_by_side", {"exchange": "lists"})):
         (joined,) = (line for line in advice(22, (name, options)) if "context_length" in line)
-        assert f"of the captions that {name!r} makes of two are longer" in joined
+        assert f"of the captions that {name!r} makes of two of the first ones are longer" in joined
         assert not any("context_length" in line for line in advice(int(joined.split()[-3]), (name, options)))
 
 
