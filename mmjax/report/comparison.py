@@ -17,15 +17,15 @@ from mmjax.report.page import load_template
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]
 
-METHOD = (
-    "Every recipe runs with the same seeds, order of the data and number of steps, so runs are compared in pairs. "
-    "Mean ± standard deviation is over seeds. Brackets are 95 % intervals of the mean paired difference by Student's "
-    "t, each for itself; p is that of the paired t test, and beside it corrected by Holm's method for all {tests} "
-    "comparisons of this report, so that the probability of any chance finding below 0.05 is at most 5 %. Detectable "
-    "is the smallest difference that so many seeds find with power 0.8. Choose a recipe on validation data: the best "
-    "of many on the test set looks better than it is."
+_EQUAL = "Every recipe runs with the same seeds, order of the data and number of steps, so runs are compared in pairs."
+_UNEQUAL = "Every recipe runs with the same seeds, so runs are compared in pairs; budgets differ as said at the top."
+_METHOD = (
+    "{budget} Mean ± standard deviation is over seeds. Brackets are 95 % intervals of the mean paired difference by "
+    "Student's t, each for itself; p is that of the paired t test, and beside it corrected by Holm's method for all "
+    "{tests} comparisons of this report, so that the probability of any chance finding below 0.05 is at most 5 %. "
+    "Detectable is the smallest difference that so many seeds find with power 0.8. Choose a recipe on validation "
+    "data: the best of many on the test set looks better than it is."
 )
-"""How the figures came about, for a reader who sees only the report."""
 
 
 class IntervalBar(NamedTuple):
@@ -55,7 +55,7 @@ def write(workdir: Path, results: Results) -> Path:
         sizes=_size_table(results),
         size_chart=_size_chart(results),
         charts=_curves(results),
-        method=METHOD.format(tests=results["tests"]),
+        method=method(results),
         with_interval=with_interval,
         spread=spread,
         style=_style,
@@ -94,8 +94,14 @@ def format_markdown(results: Results) -> str:
         lines.append(f"* {recipe['name']}: {overrides}")
     common = "".join(f" `--config.{key}={value}`" for key, value in results["overrides"])
     lines.append(f"* all: `--config={results['config']}`{common}, seeds {', '.join(map(str, results['seeds']))}")
-    lines += ["", METHOD.format(tests=results["tests"])]
+    lines += ["", method(results)]
     return "\n".join(lines)
+
+
+def method(results: Results) -> str:
+    """How the figures came about, for a reader who sees only the report."""
+    unequal = any(recipe["unequal"] for recipe in results["recipes"])
+    return _METHOD.format(budget=_UNEQUAL if unequal else _EQUAL, tests=results["tests"])
 
 
 def ranked_seeds(results: Results) -> str:

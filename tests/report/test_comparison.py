@@ -113,6 +113,17 @@ def test_warnings_name_what_is_not_to_be_trusted():
     assert not any("a & b" in line for line in lines)  # which is clear
 
 
+def test_a_report_says_that_budgets_are_equal_where_they_are(tmp_path):
+    found = results()
+    for equal in (False, True):
+        if equal:
+            found["recipes"] = [recipe | {"unequal": []} for recipe in found["recipes"]]
+        page = Page(comparison.write(tmp_path, found).read_text()).text
+        for text in (page, (tmp_path / "report.md").read_text()):
+            assert ("number of steps" in text) == equal
+            assert ("budgets differ" in text) == ("Not an equal budget" in text) == (not equal)
+
+
 def test_intervals_of_a_table_share_a_scale_with_zero():
     rows = [row("none"), row("a", change=5.0), row("b", change=-1.0)]
     none, a, b = comparison._bars(rows)
