@@ -27,6 +27,9 @@ _METHOD = (
     "data: the best of many on the test set looks better than it is."
 )
 
+LONGER = 1.1
+"""The ratio of two times from which a report speaks of it."""
+
 
 class IntervalBar(NamedTuple):
     """Where an interval, its middle and zero lie within a cell, in percent of its width."""
@@ -123,12 +126,42 @@ def warnings(results: Results) -> Iterator[str]:
     for recipe in results["recipes"]:
         for line in recipe["unequal"]:
             yield f"Not an equal budget: {line}."
+    yield from _equal_time(results)
     for size in results["sizes"]:
         rows = [row for row in results["rows"] if _is_headline(row, results) and row["fraction"] == size["fraction"]]
         names = [row["recipe"] for row in rows if row.get("difference", {}).get("verdict") == "noise"]
         if names:
             place = f" {size['label']}" if len(results["sizes"]) > 1 else ""
             yield f"Inside the noise{place}, so no result either way: {', '.join(names)}."
+
+
+def _equal_time(results: Results) -> Iterator[str]:
+    """How long the baseline could train in the time of a better recipe that takes longer."""
+    times = {row["recipe"]: row for row in results.get("step_times") or ()}
+    better = {row["recipe"] for row in results["rows"] if _is_better(row, results)}
+    baseline, *others = results["recipes"]
+    for recipe in others:
+        time = times.get(recipe["name"])
+        # A recipe of fewer steps has that time already.
+        fewer = min(1, recipe["steps"] / baseline["steps"])
+        if recipe["name"] not in better or time is None or time["low"] * fewer < LONGER:
+            continue
+        steps = round(time["ratio"] * recipe["steps"])
+        longer = [r for r in others if [key for key, *_ in r["changes"]] == ["steps"] and r["steps"] * LONGER >= steps]
+        hint = ""
+        if longer:
+            hint = f", as {longer[0]['name']} does"
+        elif not baseline["overrides"]:
+            hint = f"; to see what that gives, add --variant='same time:steps={steps}'"
+        yield (
+            f"Equal steps are not equal time: a step of {recipe['name']} takes {time['ratio']:.3g} times that of "
+            f"{baseline['name']}, which trains {steps:,} steps in the time of its {recipe['steps']:,}{hint}."
+        )
+
+
+def _is_better(row: Row, results: Results) -> bool:
+    d = row.get("difference")
+    return bool(d and _is_headline(row, results) and d["improves"] and d["verdict"] in ("clear", "uncorrected"))
 
 
 def with_interval(d: Row) -> str:

@@ -45,9 +45,9 @@ def results(*, names=("a & b", "c"), fractions=(None,), n=3, steps=True):
         "metrics": ["test/rsum", "zeroshot/acc@1"], "tests": 2 * len(names) * len(fractions), "detect": None,
         "sizes": [{"fraction": f, "examples": examples[f], "label": f"with {examples[f]} examples"} for f in fractions],
         "recipes": [
-            {"name": "none", "overrides": [], "changes": [], "unequal": []},
+            {"name": "none", "overrides": [], "changes": [], "unequal": [], "steps": 9},
             *({"name": name, "overrides": [["augment", "(('x', {}),)"]], "changes": [["augment", [], [["x", {}]]]],
-               "unequal": ["steps is 9"]} for name in names),
+               "unequal": ["steps is 9"], "steps": 9} for name in names),
         ],
         "rows": rows, "curves": curves,
         "rankings": [{"fraction": f, "order": order, "sentence": f"{names[0]} comes first"} for f in fractions],
@@ -110,7 +110,7 @@ def test_warnings_name_what_is_not_to_be_trusted():
     lines = list(comparison.warnings(results()))
     assert "Not an equal budget: steps is 9." in lines
     assert "Inside the noise, so no result either way: c." in lines
-    assert not any("a & b" in line for line in lines)  # which is clear
+    assert not any("noise" in line and "a & b" in line for line in lines)  # which is clear
 
 
 def test_a_report_says_that_budgets_are_equal_where_they_are(tmp_path):
@@ -122,6 +122,46 @@ def test_a_report_says_that_budgets_are_equal_where_they_are(tmp_path):
         for text in (page, (tmp_path / "report.md").read_text()):
             assert ("number of steps" in text) == equal
             assert ("budgets differ" in text) == ("Not an equal budget" in text) == (not equal)
+
+
+def equal_time(found):
+    return [line for line in comparison.warnings(found) if "equal time" in line]
+
+
+def test_a_better_recipe_that_takes_longer_is_to_be_compared_with_longer_plain_training():
+    found = results()  # of its recipes the first is better, and all take 1.25 times as long
+    (line,) = equal_time(found)
+    assert "a step of a & b takes 1.25 times that of none, which trains 11 steps in the time of its 9" in line
+    assert "--variant='same time:steps=11'" in line
+
+    found["recipes"][0]["overrides"] = [["augment", "(('x', {}),)"]]  # a variant would have to repeat these
+    (line,) = equal_time(found)
+    assert "--variant" not in line
+
+    found["recipes"][2] |= {"name": "long", "steps": 11, "changes": [["steps", 9, 11]]}
+    (line,) = equal_time(found)
+    assert line.endswith("in the time of its 9, as long does.")
+    found["recipes"][2]["steps"] = 9
+    assert "as long" not in equal_time(found)[0]
+
+    found["recipes"][1]["steps"] = 7  # in which time it does no more than none in 9
+    assert not equal_time(found)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found.pop("step_times"),
+        lambda found: [time.update(low=1.05) for time in found["step_times"]],
+        lambda found: [r["difference"].update(verdict="noise") for r in found["rows"] if "difference" in r],
+        lambda found: [r["difference"].update(improves=False) for r in found["rows"] if "difference" in r],
+    ],
+    ids=["not timed", "no longer", "inside the noise", "worse"],
+)
+def test_others_need_no_such_comparison(change):
+    found = results()
+    change(found)
+    assert not equal_time(found)
 
 
 def test_intervals_of_a_table_share_a_scale_with_zero():

@@ -171,7 +171,13 @@ def _describe(recipe: Recipe, baseline: Recipe) -> dict[str, Any]:
     ]
     unequal = [f"{recipe.name} has {', '.join(own_budget)} of {baseline.name}"] if own_budget else []
     in_force = [list(pair) for k, pair in enumerate(recipe.own) if pair[0] not in dict(recipe.own[k + 1 :])]
-    return {"name": recipe.name, "overrides": in_force, "changes": changes, "unequal": unequal}
+    return {
+        "name": recipe.name,
+        "overrides": in_force,
+        "changes": changes,
+        "unequal": unequal,
+        "steps": now["steps"],
+    }
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
