@@ -107,16 +107,26 @@ def split_section(data: DataConfig, split: str) -> dict[str, Any]:
     return overrides if "name" in overrides else {**data.source, **overrides}
 
 
+def open_eval_source(experiment: Experiment, split: str, options: Mapping[str, Any] | None = None) -> Source:
+    """The source of one split with what evaluation reads of an image, as it is; ``options`` as in ``open_split``."""
+    return open_split(_with_eval_modalities(experiment), split, options)
+
+
 def open_eval_split(experiment: Experiment, split: str, options: Mapping[str, Any] | None = None) -> Source:
     """The source of one split with its pictures as evaluation sees them; ``options`` as in ``open_split``."""
-    data = dataclasses.replace(experiment.data, modalities=eval_modalities(experiment))
-    vision = experiment.model.vision_cfg
-    source = open_split(dataclasses.replace(experiment, data=data), split, options)
+    source = open_eval_source(experiment, split, options)
+    data, vision = _with_eval_modalities(experiment).data, experiment.model.vision_cfg
     if vision.stem == "frames":
         return source
     final_size = vision.image_size if data.preprocess is None else None
     chain = make_eval_transforms(data, vision, aligned=source.aligned)
     return view_for_evaluation(source, chain, final_size=final_size)
+
+
+def _with_eval_modalities(experiment: Experiment) -> Experiment:
+    return dataclasses.replace(
+        experiment, data=dataclasses.replace(experiment.data, modalities=eval_modalities(experiment))
+    )
 
 
 def eval_modalities(experiment: Experiment) -> tuple[str, ...]:

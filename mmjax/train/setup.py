@@ -113,7 +113,7 @@ class Setup:
         if not self.tokenizer.has_unknown_words or not experiment.eval.tasks:
             return  # without tasks there need be no such split
         split = experiment.eval.split
-        captions = itertools.islice(train_data.first_captions(train_data.open_split(experiment, split)), SAMPLED)
+        captions = itertools.islice(train_data.first_captions(train_data.open_eval_source(experiment, split)), SAMPLED)
         unknown = self.tokenizer.unknown_fraction(list(captions))
         if unknown > MANY_UNKNOWN:
             yield (

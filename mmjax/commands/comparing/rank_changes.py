@@ -54,7 +54,7 @@ def find_changes(recipes: Mapping[str, Sequence[ComparedRun]], *, workdir: Path,
     if not count or "retrieval" not in experiment.eval.final_tasks:
         return nothing
     try:
-        examples = _read_examples(train_data.open_split(experiment, split), experiment)
+        examples = _read_examples(train_data.open_eval_source(experiment, split), experiment)
         own = find_own(examples)
         ranked = {
             name: [_rank_run(run, examples, own, workdir=workdir) for run in runs] for name, runs in recipes.items()

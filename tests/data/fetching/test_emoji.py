@@ -116,6 +116,15 @@ def test_the_configurations_find_all_that_they_measure(built, spec):
         assert "label" in probe.train.source.first_readable()
 
 
+def test_the_styles_of_an_emoji_are_modalities_of_training_alone(tmp_path):
+    build(tmp_path / "data", tmp_path / "packages", held_out="fluent_3d")
+    own = setup(
+        Experiment.from_dict(load_config(f"{CONFIGS / 'emoji.py'}:modalities=image+twitter,path={tmp_path}/data"))
+    )
+    assert {"image", "twitter"} <= own.source.first_readable().keys()
+    assert any("of the words of 'val'" in line for line in own.advice())  # whose table has one picture a row
+
+
 def test_pictures_are_squares_on_white(built):
     folder, _ = built
     for style in PLAIN:
