@@ -1,8 +1,12 @@
 """Which captions a report shows: ranks against a plain sort, and the choice of the largest changes."""
 
+import types
+
 import numpy as np
 
+from mmjax.commands.comparing import rank_changes
 from mmjax.commands.comparing.rank_changes import choose_changes, find_own, rank_captions
+from support import tiny
 
 
 def test_ranks_are_those_of_a_sort_and_ties_count_as_lost():
@@ -44,3 +48,19 @@ def test_the_largest_changes_of_the_log_rank_half_of_them_better():
     assert choose_changes(ranks, count=4) == [("a", 0), ("a", 1), ("a", 3), ("b", 4)]
     assert choose_changes(ranks, count=9) == [("a", 0), ("a", 1), ("b", 5), ("b", 2), ("a", 3), ("b", 4)]
     assert choose_changes({"none": ranks["none"], "a": ranks["none"]}, count=4) == []
+
+
+def test_examples_are_read_with_what_evaluation_reads(monkeypatch, tmp_path):
+    # A table of the split may have no pictures of modalities that are views of training alone.
+    experiment = tiny.experiment(data__modalities=("image", "depth"), eval__final_splits=("test",))
+    keys = []
+
+    def rank(run, examples, own, *, workdir):
+        keys.extend(example.keys() for example in examples)
+        return rank_changes.RankedRun(np.ones(len(examples), int), np.zeros((len(examples), 1), int))
+
+    monkeypatch.setattr(rank_changes, "_rank_run", rank)
+    run = types.SimpleNamespace(seed=0, experiment=lambda: experiment)
+    found = rank_changes.find_changes({"none": [run]}, workdir=tmp_path, count=1)
+    assert found["images"] == len(keys) > 0
+    assert all("image" in own and "depth" not in own for own in keys)
